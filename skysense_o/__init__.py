@@ -1,0 +1,15 @@
+"""SkySense-O: free words in, a mask for every word out, for pictures of the earth from above."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "SkySenseO", "Vocabulary"]
+
+_HOME = {"Predictor": "inference.predictor", "SkySenseO": "meta_arch", "Vocabulary": "vocabulary"}
+
+
+def __getattr__(name: str):
+    """Import the public names on first use: `import skysense_o` alone costs nothing."""
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")

@@ -1,0 +1,76 @@
+"""Every key that SkySense-O adds to Detectron2's config, once, with its default and the reason for it."""
+
+from detectron2.config import CfgNode, get_cfg
+
+
+def add_skysense_o_config(cfg: CfgNode) -> None:
+    """Add our keys to a Detectron2 config; an unknown key in a YAML stays an error."""
+    cfg.MODEL.META_ARCHITECTURE = "SkySenseO"
+    cfg.MODEL.DEVICE = "auto"  # cuda where there is one, else cpu
+
+    # The image-text tower.
+    cfg.MODEL.TOWER = CfgNode()
+    cfg.MODEL.TOWER.NAME = "MiniTower"
+    cfg.MODEL.TOWER.PRETRAINED = True  # start the picture half from ImageNet; False where a checkpoint follows
+    cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; 96 keeps a picture of 512 x 512 under half a second on 2 cores
+
+    # The mask decoder: sizes of Segment Anything, so that its weights fit.
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NAME = "SAMMaskHead"
+    head.WIDTH = 256
+    head.DEPTH = 2
+    head.HEADS = 8
+    head.MLP = 2048
+    head.SHARED_TOKENS = 5
+    head.PHRASE_CHUNK = 256  # phrases decoded at a time; changes memory, no result
+
+    # Words. A phrase is rendered in each template, and the unit vectors are averaged.
+    cfg.MODEL.TEMPLATES = ["{}"]
+    cfg.MODEL.TEXT_NOISE = 0.0  # length of the Gaussian noise added to text vectors in training: words, not points
+
+    # What forward gives: "labels" (one byte's worth a pixel) or "probabilities" (names times pixels).
+    cfg.MODEL.REDUCE = "labels"
+
+    # Weights of the losses; a term of weight 0 is not computed.
+    cfg.MODEL.LOSS = CfgNode()
+    cfg.MODEL.LOSS.BCE = 1.0
+    cfg.MODEL.LOSS.CROSS_ENTROPY = 0.0
+    cfg.MODEL.LOSS.DICE = 0.0
+    cfg.MODEL.LOSS.REGION = 0.0
+    cfg.MODEL.LOSS.REGION_TEMPERATURE = 0.07  # CLIP's starting value
+    cfg.MODEL.LOSS.PRESENCE = 0.1
+
+    # Training pictures.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
+    cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
+    cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do
+    cfg.INPUT.TURN = True  # quarter turns: the earth has no up
+    cfg.INPUT.COLOR_JITTER = 1.0  # strength; 1 is SSD's: brightness 32, contrast and saturation 0.5..1.5, hue 18
+
+    # Training words.
+    cfg.INPUT.SYNONYMS = True  # call a class by any of its synonyms
+    cfg.INPUT.DISTRACTORS = 4  # unrelated names added to each sample, from INPUT.DISTRACTOR_FILE
+    cfg.INPUT.DISTRACTOR_FILE = "distractors.txt"  # one name a line, below datasets/classes
+
+    # Optimiser: ordered [pattern, learning-rate factor, weight decay]; the first pattern found in a name wins.
+    cfg.SOLVER.GROUPS = [[".", 1.0, 1e-4]]
+    cfg.SOLVER.PRECISION = "no"  # no, bf16 or fp16: Accelerate's mixed precision (AMP.ENABLED is for CUDA only)
+    cfg.SOLVER.ACCUMULATION = 1  # micro-batches a step; IMS_PER_BATCH is the total of a step
+    cfg.SOLVER.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved as the final model; 0: off
+
+    # How the evaluation calls the classes: "names", "synonyms" (best of them), or "heldout" words with their file.
+    cfg.TEST.WORDS = "names"
+    cfg.TEST.HELDOUT_FILE = ""
+    cfg.TEST.PICTURES = 4  # side-by-side pictures written of each data set
+
+    cfg.DATALOADER.NUM_WORKERS = 2
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    cfg.TEST.EVAL_PERIOD = 0
+
+
+def default_config() -> CfgNode:
+    """Detectron2's defaults with ours added."""
+    cfg = get_cfg()
+    add_skysense_o_config(cfg)
+    return cfg

@@ -1,0 +1,1 @@
+"""Segmentation metrics, their protocol and their report."""

@@ -1,0 +1,130 @@
+"""From pictures to the model's input and back. Alphabet: B images, T phrases, C names, H W pixels, h w grid.
+
+Each step has its inverse here, undone in reverse: normalise and pad (and, for a tower of fixed input, squeeze) in
+`prepare`; unsqueeze, cut the padding and resize in `Frame.restore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skysense_o.sample import Reduce
+
+if TYPE_CHECKING:
+    from skysense_o.modeling.tower import Tower
+
+RESTORE_BYTES = 256 * 2**20
+"""Memory that one chunk of full-size masks may take while masks are restored."""
+
+
+def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """The next (height, width) that `divisor` divides."""
+    return tuple(-(-side // divisor) * divisor for side in size)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How one image was prepared, and the way back.
+
+    size: (H,W) of the image; padded: its (H,W) after padding right and below; prepared: the (h0,w0) the tower sees,
+    equal to `padded` unless the tower squeezes to a fixed square.
+    """
+
+    size: tuple[int, int]
+    padded: tuple[int, int]
+    prepared: tuple[int, int]
+
+    def points(self, xy: Tensor) -> Tensor:
+        """Original pixels (...,2) x,y -> prepared pixels. Pixel i covers [i, i+1): its centre is i + 0.5."""
+        scale = [p / q for p, q in zip(self.prepared[::-1], self.padded[::-1])]
+        return (xy + 0.5) * xy.new_tensor(scale) - 0.5
+
+    def restore(
+        self, logits: Tensor, owner: Tensor, names: int, size: tuple[int, int] | None = None, reduce: Reduce = "labels"
+    ) -> dict[str, Tensor]:
+        """Bring the logits of phrases back to the picture as the probabilities of names.
+
+        Sigmoid, maximum over the phrases of a name, resize over the padding, cut it, resize to `size`; names go
+        through in chunks, so that memory does not grow with names times pixels unless all probabilities are asked for.
+
+        Args:
+            logits: (T,h',w') of the valid phrases, on any grid that covers the prepared image.
+            owner: (T,) int64, the name each phrase belongs to.
+            names: C, how many names there are.
+            size: (height, width) wanted; the image's own where None.
+            reduce: "labels" -> {"labels": int64 (H,W), "score": (H,W)}; "probabilities" -> {"sem_seg": (C,H,W)}.
+        """
+        height, width = size or self.size
+        chunk = max(1, RESTORE_BYTES // (4 * max(self.padded[0] * self.padded[1], height * width)))
+        maps, best, labels = [], None, None
+        for first in range(0, names, chunk):
+            count = min(chunk, names - first)
+            mine = (owner >= first) & (owner < first + count)
+            grid = _best_of_phrases(logits[mine].float().sigmoid(), owner[mine] - first, count)
+            full = self._to_picture(grid, (height, width))
+            if reduce == "probabilities":
+                maps.append(full)
+                continue
+            score, index = full.max(dim=0)
+            if best is None:
+                best, labels = score, index
+            else:
+                better = score > best
+                best = torch.where(better, score, best)
+                labels = torch.where(better, index + first, labels)
+        return {"sem_seg": torch.cat(maps)} if reduce == "probabilities" else {"labels": labels, "score": best}
+
+    def _to_picture(self, grid: Tensor, size: tuple[int, int]) -> Tensor:
+        """(C,h',w') over the padded image -> (C,height,width) over the image."""
+        full = F.interpolate(grid[None], size=self.padded, mode="bilinear", align_corners=False)
+        full = full[..., : self.size[0], : self.size[1]]
+        if size != self.size:
+            full = F.interpolate(full, size=size, mode="bilinear", align_corners=False)
+        return full[0]
+
+
+def _best_of_phrases(probabilities: Tensor, owner: Tensor, names: int) -> Tensor:
+    """(T,h,w) of phrases -> (C,h,w) of names, the maximum over each name's phrases."""
+    if torch.equal(owner, torch.arange(names, device=owner.device)):  # one phrase a name: nothing to reduce
+        return probabilities
+    out = probabilities.new_zeros((names, *probabilities.shape[1:]))
+    return out.scatter_reduce(0, owner[:, None, None].expand_as(probabilities), probabilities, "amax")
+
+
+def frame_of(size: tuple[int, int], tower: Tower) -> Frame:
+    """The frame in which `tower` sees an image of `size` (H,W) when it comes alone."""
+    padded = padded_size(size, tower.divisor)
+    return Frame(size, padded, padded if tower.input_size is None else (tower.input_size, tower.input_size))
+
+
+def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[Frame]]:
+    """Normalise, pad right and below with the mean colour, squeeze where the tower asks for it, and stack.
+
+    Args:
+        images: uint8 (3,H,W) each, RGB, any sizes.
+        tower: gives `pixel_mean`, `pixel_std`, `divisor`, `input_size`.
+
+    Returns:
+        x (B,3,h0,w0) float, normalised; one `Frame` an image. Without a fixed input size all images share the padded
+        size of the largest.
+    """
+    normalised = [(image.to(tower.pixel_mean.device).float() - tower.pixel_mean) / tower.pixel_std for image in images]
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    if tower.input_size is None:
+        shared = padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)), tower.divisor)
+        frames = [Frame(size, shared, shared) for size in sizes]
+    else:
+        frames = [frame_of(size, tower) for size in sizes]
+    batch = []
+    for image, frame in zip(normalised, frames):
+        x = F.pad(image, (0, frame.padded[1] - frame.size[1], 0, frame.padded[0] - frame.size[0]))[None]
+        if frame.prepared != frame.padded:
+            x = F.interpolate(x, size=frame.prepared, mode="bilinear", align_corners=False)
+        batch.append(x)
+    return torch.cat(batch), frames

@@ -1,0 +1,1 @@
+"""From a user's picture to files a user can open."""

@@ -1,0 +1,167 @@
+"""One call from a picture and words to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from PIL import Image
+from torch import nn
+
+from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o.checkpoint import WeightsError, find_weights, load_weights, read_weights, weights_hash
+from skysense_o.config import default_config
+from skysense_o.device import choose_device
+from skysense_o.inference.pictures import as_rgb, read_picture
+from skysense_o.vocabulary import Vocabulary
+
+NONE = "none"
+
+
+@dataclass
+class Segmentation:
+    """What was found in one picture.
+
+    names: as the ids of `labels` count them; the first is "none" where there are background words or a threshold.
+    labels: (H,W) int64 ids. score: (H,W) float32, probability of the best name of all. probabilities: (C,H,W) float32
+    of the asked names, background included, or None. presence: name -> probability that it is in the picture at all.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    score: np.ndarray
+    vocabulary: Vocabulary
+    probabilities: np.ndarray | None = None
+    presence: dict[str, float] | None = None
+
+    def areas(self) -> list[dict]:
+        """One row a name: id, name, pixels, share of the picture."""
+        pixels = np.bincount(self.labels.ravel(), minlength=len(self.names)).tolist()
+        return [
+            {"id": i, "name": name, "pixels": n, "share": n / self.labels.size}
+            for i, (name, n) in enumerate(zip(self.names, pixels))
+        ]
+
+
+class Predictor:
+    """Holds a model; call it with a picture and words.
+
+    >>> predictor = Predictor.from_pretrained("mini")            # doctest: +SKIP
+    >>> predictor("town.jpg", ["building|house", "road"]).areas()  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, source: str = "", sha256: str = "", precision: str = "fp32") -> None:
+        """model: a SkySenseO on its device. source, sha256: of its weights, for the record. precision: fp32 or bf16."""
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
+        self.model, self.source, self.sha256, self.precision = model.eval(), source, sha256, precision
+
+    @classmethod
+    def from_pretrained(
+        cls, weights: str | Path = "mini", device: str = "auto", config_file: str | Path | None = None,
+        precision: str = "fp32",
+    ) -> Predictor:
+        """Build a model and load weights: shipped ones by name, or a file.
+
+        Args:
+            weights: "mini", or a .safetensors, .pth or .pt file.
+            device: auto, cpu, cuda, cuda:1, ... or mps.
+            config_file: YAML of the model; needed where the file does not hold it (ours in safetensors do).
+            precision: fp32, or bf16 for speed.
+
+        Raises:
+            FileNotFoundError, WeightsError (no such weights, or they do not fit), ValueError (device).
+        """
+        path = find_weights(weights)
+        where = choose_device(device)
+        cfg = _config_of(path, config_file)
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+        load_weights(model, path)
+        model = model.to(where, memory_format=torch.channels_last)
+        return cls(model, str(weights), weights_hash(path), precision)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: str | Path | np.ndarray | Image.Image,
+        names: Vocabulary | Sequence[str] | str,
+        *,
+        background: Sequence[str] = (),
+        threshold: float | None = None,
+        probabilities: bool = False,
+    ) -> Segmentation:
+        """Segment one picture.
+
+        Args:
+            image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and 16 bits are understood.
+            names: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
+            background: words for the rest; pixels that fit them best get id 0, "none".
+            threshold: 0..1; pixels whose best name has less get id 0, "none".
+            probabilities: keep the (C,H,W) of all names too.
+
+        Raises:
+            ValueError: names (see Vocabulary), threshold out of range. PictureError, FileNotFoundError: the picture.
+        """
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
+        vocabulary = _vocabulary(names, background)
+        rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
+        sample = {"image": torch.from_numpy(rgb).permute(2, 0, 1), "vocabulary": vocabulary}
+        device = self.model.device
+        half = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with half:
+            out = self.model.predict([sample], "probabilities" if probabilities else "labels")[0]
+        kept = out.get("sem_seg")
+        score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
+        presence = out.get("presence")
+        names, labels = _fold_background(vocabulary, labels.cpu().numpy(), score.cpu().numpy(), threshold)
+        return Segmentation(
+            names,
+            labels,
+            score.float().cpu().numpy(),
+            vocabulary,
+            None if kept is None else kept.float().cpu().numpy(),
+            None if presence is None else dict(zip(vocabulary.names, presence.tolist())),
+        )
+
+
+def _config_of(path: Path, config_file: str | Path | None) -> CfgNode:
+    cfg = default_config()
+    if config_file:
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(f"no config at {str(config_file)!r}")
+        cfg.merge_from_file(str(config_file))
+    else:
+        _, stored = read_weights(path)
+        if stored is None:
+            raise WeightsError(f"{path} does not hold its config: name it, with --config-file or config_file=")
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
+    cfg.MODEL.TOWER.PRETRAINED = False  # the checkpoint brings what it has learned
+    return cfg
+
+
+def _vocabulary(names: Vocabulary | Sequence[str] | str, background: Sequence[str]) -> Vocabulary:
+    if isinstance(names, Vocabulary):
+        return names
+    return Vocabulary.parse(names, ",".join(background)) if isinstance(names, str) else Vocabulary.of(names, background)
+
+
+def _fold_background(
+    vocabulary: Vocabulary, labels: np.ndarray, score: np.ndarray, threshold: float | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Ids 0.. of the names; with background words or a threshold 0 is "none" and the names start at 1."""
+    if threshold is None and not any(vocabulary.background):
+        return vocabulary.names, labels
+    asked = [i for i, flag in enumerate(vocabulary.background) if not flag]
+    ids = np.zeros(len(vocabulary), np.int64)
+    ids[asked] = np.arange(1, len(asked) + 1)
+    folded = ids[labels]
+    if threshold is not None:
+        folded[score < threshold] = 0
+    return (NONE, *(vocabulary.names[i] for i in asked)), folded

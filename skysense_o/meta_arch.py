@@ -1,0 +1,142 @@
+"""SkySenseO, the one meta-architecture. Alphabet: B images, T phrases, C names, P templates, D embedding, H W pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from skysense_o import geometry, losses
+from skysense_o.modeling import TOWER_REGISTRY, MaskDecoder, Queries, Tower
+from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
+from skysense_o.vocabulary import TextBank
+
+
+@META_ARCH_REGISTRY.register()
+class SkySenseO(nn.Module):
+    """A tower that sees and reads, and a decoder that draws one mask per phrase."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        tower: Tower,
+        sem_seg_head: MaskDecoder,
+        templates: Sequence[str] = ("{}",),
+        loss_weights: dict[str, float] | None = None,
+        region_temperature: float = 0.07,
+        text_noise: float = 0.0,
+        phrase_chunk: int = 256,
+        reduce: Reduce = "labels",
+    ) -> None:
+        """
+        Args:
+            tower, sem_seg_head: the two parts.
+            templates: P sentences with one "{}" each; a phrase's embedding is their mean.
+            loss_weights: bce, cross_entropy, dice, region, presence; absent or 0: not computed.
+            region_temperature: of the region contrast.
+            text_noise: expected length of the noise added to unit text vectors in training.
+            phrase_chunk: phrases decoded at a time in inference.
+            reduce: what forward gives by default, "labels" or "probabilities".
+        """
+        super().__init__()
+        self.tower, self.sem_seg_head = tower, sem_seg_head
+        self.templates, self.text_bank = tuple(templates), TextBank()
+        self.loss_weights = {name: weight for name, weight in (loss_weights or {}).items() if weight}
+        self.region_temperature, self.text_noise = region_temperature, text_noise
+        self.phrase_chunk, self.reduce = phrase_chunk, reduce
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
+        loss = cfg.MODEL.LOSS
+        return {
+            "tower": tower,
+            "sem_seg_head": SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, tower),
+            "templates": cfg.MODEL.TEMPLATES,
+            "loss_weights": {
+                "bce": loss.BCE,
+                "cross_entropy": loss.CROSS_ENTROPY,
+                "dice": loss.DICE,
+                "region": loss.REGION,
+                "presence": loss.PRESENCE,
+            },
+            "region_temperature": loss.REGION_TEMPERATURE,
+            "text_noise": cfg.MODEL.TEXT_NOISE,
+            "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
+            "reduce": cfg.MODEL.REDUCE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.tower.pixel_mean.device
+
+    def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor] | list[Prediction]:
+        """Training: samples with labels -> {name of a loss: scalar}. Inference: samples -> one `Prediction` each."""
+        if self.training:
+            return self.losses(samples)
+        return self.predict(samples, self.reduce)
+
+    @torch.no_grad()
+    def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
+        """Any sizes, any vocabularies. Samples that share a padded size run together; no result depends on it."""
+        frames = [geometry.frame_of(tuple(sample["image"].shape[-2:]), self.tower) for sample in samples]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, frame in enumerate(frames):
+            groups.setdefault(frame.padded, []).append(index)
+        predictions: dict[int, Prediction] = {}
+        for indices in groups.values():
+            predictions.update(zip(indices, self._predict_group([samples[i] for i in indices], reduce)))
+        return [predictions[i] for i in range(len(samples))]
+
+    def _predict_group(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
+        x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
+        features = self.tower.encode_image(x)
+        text, valid, owner = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
+        logits, presence, _ = self.sem_seg_head(features, Queries(text, valid), self.phrase_chunk)
+        predictions = []
+        for b, (sample, frame) in enumerate(zip(samples, frames)):
+            names, mine = len(sample["vocabulary"]), owner[b, valid[b]]
+            size = sample.get("height", frame.size[0]), sample.get("width", frame.size[1])
+            prediction = frame.restore(logits[b, valid[b]], mine, names, size, reduce)
+            if presence is not None:
+                found = presence[b, valid[b]].float().sigmoid()
+                prediction["presence"] = found.new_zeros(names).scatter_reduce(0, mine, found, "amax")
+            predictions.append(prediction)
+        return predictions
+
+    def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
+        x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
+        features = self.tower.encode_image(x)
+        text, valid, _ = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
+        text = self._blur(text)
+        logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
+        sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
+        full = F.interpolate(logits.float(), size=sem_seg.shape[-2:], mode="bilinear", align_corners=False)
+        unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
+        terms = {
+            "bce": lambda: losses.pixel_bce(full, sem_seg, valid),
+            "cross_entropy": lambda: losses.pixel_cross_entropy(full, sem_seg, valid),
+            "dice": lambda: losses.dice(full, sem_seg, valid),
+            "region": lambda: losses.region_contrast(features.dense, unit, sem_seg, valid, self.region_temperature),
+            "presence": lambda: losses.presence_bce(presence, sem_seg, valid),
+        }
+        return {f"loss_{name}": weight * terms[name]() for name, weight in self.loss_weights.items()}
+
+    def _blur(self, text: Tensor) -> Tensor:
+        """Unit vectors with Gaussian noise of expected length `text_noise`, normalised again."""
+        if not self.text_noise:
+            return text
+        noise = torch.randn_like(text) * (self.text_noise / text.shape[-1] ** 0.5)
+        return F.normalize(text + noise, dim=-1)
+
+
+def _padded_labels(sem_seg: Tensor, frame: geometry.Frame) -> Tensor:
+    """(H,W) labels -> the padded (H,W), where the padding is ignored."""
+    bottom, right = frame.padded[0] - frame.size[0], frame.padded[1] - frame.size[1]
+    return F.pad(sem_seg, (0, right, 0, bottom), value=IGNORE)

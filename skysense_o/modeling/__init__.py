@@ -1,0 +1,7 @@
+"""Towers and decoders: tensors in, tensors out. Importing this fills the registries."""
+
+from skysense_o.modeling import mini_tower, sam_head  # noqa: F401
+from skysense_o.modeling.decoder import MaskDecoder, Queries
+from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
+
+__all__ = ["TOWER_REGISTRY", "Features", "MaskDecoder", "Queries", "Tower"]

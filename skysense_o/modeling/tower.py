@@ -1,0 +1,52 @@
+"""The image-text tower: pictures and words into one space. Alphabet: B images, N strings, D embedding, h w grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+TOWER_REGISTRY = Registry("TOWER")
+TOWER_REGISTRY.__doc__ = "Towers by the name that MODEL.TOWER.NAME gives; each is built by its from_config(cfg)."
+
+
+@dataclass
+class Features:
+    """What an image tower gives; nothing in it is normalised."""
+
+    dense: Tensor  # (B,D,h,w), in the text space
+    pyramid: tuple[Tensor, ...]  # (B,Ci,ceil(h0/si),ceil(w0/si)), coarse to fine
+    pooled: Tensor  # (B,D), in the text space
+
+
+class Tower(nn.Module):
+    """Interface of all towers. A subclass sets the attributes and gives the two `encode_` methods."""
+
+    dim: int  # D
+    stride: int  # of the dense map
+    pyramid_strides: tuple[int, ...]
+    pyramid_channels: tuple[int, ...]
+    input_size: int | None = None  # squeezed to this square; None: native size, padded to `divisor`
+    divisor: int
+    installed: tuple[str, ...] = ()  # prefixes of frozen weights that an installed package brings, so no file need
+
+    def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        """Mean and standard deviation of RGB in 0..255; only `geometry.prepare` uses them."""
+        super().__init__()
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    def encode_image(self, x: Tensor) -> Features:
+        """x (B,3,h0,w0) normalised -> Features."""
+        raise NotImplementedError
+
+    def encode_text(self, strings: Sequence[str]) -> Tensor:
+        """N strings -> (N,D) unit vectors; uncached, keeps gradients."""
+        raise NotImplementedError
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """The parameters that `encode_text` depends on."""
+        raise NotImplementedError

@@ -1,0 +1,36 @@
+"""The contract between all parts: what goes into the model and what comes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from torch import Tensor
+from typing_extensions import NotRequired
+
+if TYPE_CHECKING:
+    from skysense_o.vocabulary import Vocabulary
+
+IGNORE = 255
+"""Value of a label pixel that belongs to no name: neither trained on nor scored."""
+
+Reduce = Literal["labels", "probabilities"]
+
+
+class Sample(TypedDict):
+    """One picture with the words asked of it. Made by the data mapper, the demo, the evaluation."""
+
+    image: Tensor  # uint8 (3,H,W), RGB
+    vocabulary: Vocabulary
+    height: NotRequired[int]  # size wanted for the output; that of the image where absent
+    width: NotRequired[int]
+    sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.names, or IGNORE; needed in training
+    file_name: NotRequired[str]
+
+
+class Prediction(TypedDict):
+    """What the model says of one sample; C names, H W the size asked for."""
+
+    sem_seg: NotRequired[Tensor]  # float (C,H,W), probabilities in 0..1, each name by itself; reduce="probabilities"
+    labels: NotRequired[Tensor]  # int64 (H,W), index of the best name; reduce="labels"
+    score: NotRequired[Tensor]  # float (H,W), the probability of that name; reduce="labels"
+    presence: NotRequired[Tensor]  # float (C,), probability that the name is in the picture at all

@@ -1,0 +1,1 @@
+"""Optimiser, trainer and the hooks of a run."""

@@ -1,0 +1,151 @@
+"""A run from its config: build everything, train or evaluate."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import hooks
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from torch import nn
+
+from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o.checkpoint import find_weights, load_weights
+from skysense_o.data.catalog import records_of
+from skysense_o.data.classes import ClassTable, load_classes
+from skysense_o.data.loader import training_loader
+from skysense_o.data.mapper import TrainingMapper, evaluation_sample
+from skysense_o.device import choose_device
+from skysense_o.evaluation.segmentation import evaluate
+from skysense_o.training.checkpointer import RunCheckpointer
+from skysense_o.training.ema import MovingAverage
+from skysense_o.training.optimizer import build_optimizer
+from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
+from skysense_o.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+LOG_PERIOD = 20
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any."""
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    if cfg.MODEL.WEIGHTS:
+        path = find_weights(cfg.MODEL.WEIGHTS)
+        logger.info("%s: %s", path, load_weights(model, path))
+    return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
+
+
+def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Vocabulary]:
+    """The vocabularies that TEST.WORDS asks for: title -> one name for each class, in the order of the ids."""
+    if cfg.TEST.WORDS == "names":
+        return {"names": Vocabulary.of(table.names)}
+    if cfg.TEST.WORDS == "synonyms":
+        return {"synonyms": Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)])}
+    if cfg.TEST.WORDS == "heldout":
+        if not Path(cfg.TEST.HELDOUT_FILE).is_file():
+            raise FileNotFoundError(
+                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
+                " -> class -> words, such as tests/heldout_words.json"
+            )
+        words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text())[name]
+        count = min(len(words[n]) for n in table.names)
+        return {f"heldout {k + 1}": Vocabulary.of([words[n][k] for n in table.names]) for k in range(count)}
+    raise ValueError(f"TEST.WORDS {cfg.TEST.WORDS!r} is not known: names, synonyms or heldout")
+
+
+def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """Every data set of DATASETS.TEST; `<data set>/mIoU` and the like, the mean where classes are called several ways."""
+    numbers: dict[str, float] = {}
+    for name in cfg.DATASETS.TEST:
+        records = records_of(name)
+        table_name = MetadataCatalog.get(name).class_table
+        table = load_classes(table_name)
+        results = evaluate(
+            model,
+            name,
+            [partial(evaluation_sample, record) for record in records],
+            ways_of_calling(cfg, table, table_name),
+            list(table.colors),
+            Path(cfg.OUTPUT_DIR) / "inference",
+            cfg.TEST.PICTURES,
+        )
+        for key in ("mIoU", "mIoU_predicted", "fwIoU", "pACC"):
+            numbers[f"{name}/{key}"] = sum(r[key] for r in results.values()) / len(results)
+        if len(results) > 1:
+            each = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
+            logger.info("%s: mean mIoU %.4f over %s", name, numbers[f"{name}/mIoU"], each)
+    return numbers
+
+
+def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
+    """Train as the config says; the numbers of the last evaluation."""
+    accelerator = build_accelerator(cfg)
+    model = build_model(cfg)
+    optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+    saved = {"optimizer": optimizer, "scheduler": scheduler}
+    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, cfg.dump(), ema, **saved)
+    start = checkpointer.resume() if resume else 0
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    loader = training_loader(
+        [record for name in cfg.DATASETS.TRAIN for record in records_of(name)],
+        TrainingMapper(cfg),
+        batch=micro_batch(cfg),
+        start=start * cfg.SOLVER.IMS_PER_BATCH,
+        seed=max(cfg.SEED, 0),
+        workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    trainer = Trainer(wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None)
+    numbers: dict[str, float] = {}
+    trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
+    wrapped.train()
+    trainer.train(start, cfg.SOLVER.MAX_ITER)
+    comm.synchronize()
+    return numbers
+
+
+def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numbers: dict[str, float]) -> list:
+    def validation() -> dict[str, float]:
+        numbers.update(evaluate_all(cfg, model))
+        return numbers
+
+    metric = f"{cfg.DATASETS.TEST[0]}/mIoU" if cfg.DATASETS.TEST else ""
+    every = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(optimizer.optimizer, scheduler),
+        FollowWeights(model, checkpointer.ema),
+        Validate(cfg.TEST.EVAL_PERIOD, validation, metric, checkpointer),
+        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),
+    ]
+    if comm.is_main_process():
+        folder = cfg.OUTPUT_DIR
+        writers: list[Callable] = [
+            CommonMetricPrinter(cfg.SOLVER.MAX_ITER, window_size=LOG_PERIOD),
+            JSONWriter(f"{folder}/metrics.json", window_size=LOG_PERIOD),
+            TensorboardXWriter(folder, window_size=LOG_PERIOD),
+        ]
+        every.append(hooks.PeriodicWriter(writers, period=LOG_PERIOD))
+    return every
+
+
+def micro_batch(cfg: CfgNode) -> int:
+    """Pictures a process takes at a time; IMS_PER_BATCH is the total of a step."""
+    parts = comm.get_world_size() * cfg.SOLVER.ACCUMULATION
+    if cfg.SOLVER.IMS_PER_BATCH % parts:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by {comm.get_world_size()} processes"
+            f" x SOLVER.ACCUMULATION {cfg.SOLVER.ACCUMULATION}"
+        )
+    return cfg.SOLVER.IMS_PER_BATCH // parts

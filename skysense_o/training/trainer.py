@@ -1,0 +1,139 @@
+"""The training loop: Detectron2's trainer, hooks and events; devices, precision and processes from Accelerate."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from skysense_o.training.checkpointer import RunCheckpointer
+from skysense_o.training.ema import MovingAverage
+
+logger = logging.getLogger(__name__)
+
+
+def build_accelerator(cfg) -> Accelerator:
+    """For the device and precision of the config, in the processes that are already running.
+
+    Detectron2's launch() tells Accelerate nothing of its processes, so they are written to the environment first.
+
+    Raises:
+        RuntimeError: Accelerate and Detectron2 disagree on how many processes there are.
+    """
+    if comm.get_world_size() > 1:
+        os.environ.update(
+            RANK=str(comm.get_rank()),
+            WORLD_SIZE=str(comm.get_world_size()),
+            LOCAL_RANK=str(comm.get_local_rank()),
+            LOCAL_WORLD_SIZE=str(comm.get_local_size()),
+        )
+    accelerator = Accelerator(
+        cpu=cfg.MODEL.DEVICE == "cpu",
+        mixed_precision=cfg.SOLVER.PRECISION,
+        gradient_accumulation_steps=cfg.SOLVER.ACCUMULATION,
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.num_processes != comm.get_world_size():
+        raise RuntimeError(
+            f"Accelerate sees {accelerator.num_processes} processes, Detectron2 {comm.get_world_size()}: start with"
+            " 'python tools/train_net.py --num-gpus N'"
+        )
+    return accelerator
+
+
+class Trainer(SimpleTrainer):
+    """One `run_step` is one update, of as many micro-batches as SOLVER.ACCUMULATION says."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        clip_norm: float | None,
+    ) -> None:
+        """model, optimizer: prepared by the accelerator; loader: not (its sampler shards by itself)."""
+        super().__init__(model, loader, optimizer)
+        self.accelerator, self.clip_norm = accelerator, clip_norm
+
+    def run_step(self) -> None:
+        accelerator, total, data_time = self.accelerator, {}, 0.0
+        for _ in range(accelerator.gradient_accumulation_steps):
+            start = time.perf_counter()
+            samples = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            with accelerator.accumulate(self.model):
+                with accelerator.autocast():
+                    losses = self.model(samples)
+                accelerator.backward(sum(losses.values()))
+                if accelerator.sync_gradients and self.clip_norm:
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+                    get_event_storage().put_scalar("gradient_norm", float(norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + loss.detach() / accelerator.gradient_accumulation_steps
+        self._write_metrics(total, data_time)
+
+
+class FollowWeights(HookBase):
+    """After each step: the moving average follows, and a text tower that trains drops its cached vectors."""
+
+    def __init__(self, model: nn.Module, ema: MovingAverage | None) -> None:
+        self.model, self.ema = model, ema
+        self.text_trains = any(p.requires_grad for p in model.tower.text_parameters())
+
+    def after_step(self) -> None:
+        if self.ema:
+            self.ema.update()
+        if self.text_trains:
+            self.model.text_bank.weights_changed()
+
+
+class Validate(HookBase):
+    """Every `period` steps and at the end: evaluate (with the moving average), log, keep the best as model_best."""
+
+    def __init__(
+        self, period: int, evaluate: Callable[[], dict[str, float]], metric: str, checkpointer: RunCheckpointer
+    ) -> None:
+        """evaluate: gives numbers by name; metric: the name of the one to be largest."""
+        self.period, self.evaluate, self.metric, self.checkpointer = period, evaluate, metric, checkpointer
+        self.best = float("-inf")
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period and done % self.period == 0):
+            ema = self.checkpointer.ema
+            if ema:
+                with ema.applied():
+                    numbers = self.evaluate()
+            else:
+                numbers = self.evaluate()
+            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+            if numbers.get(self.metric, float("-inf")) > self.best:
+                self.best = numbers[self.metric]
+                self.checkpointer.save("model_best", tag=False, iteration=self.trainer.iter, best=self.best)
+                logger.info("Best %s so far: %.4f after %d steps", self.metric, self.best, done)
+
+
+class SaveCheckpoints(HookBase):
+    """Every `period` steps `model_<iteration>.pth`, at the end `model_final.pth` and `model_final.safetensors`."""
+
+    def __init__(self, period: int, checkpointer: RunCheckpointer) -> None:
+        self.period, self.checkpointer = period, checkpointer
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.checkpointer.save("model_final", iteration=self.trainer.iter)
+            self.checkpointer.export("model_final")
+        elif self.period and done % self.period == 0:
+            self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)

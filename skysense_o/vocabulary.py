@@ -1,0 +1,151 @@
+"""Words: class names, synonyms, background words, templates, and the one cache of text embeddings.
+
+Alphabet: B images, T phrases (a name with three synonyms is three phrases), C names, P templates, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from skysense_o.modeling.tower import Tower
+
+HOW_TO_WRITE_WORDS = 'write them as "building,road" or, with synonyms, "building|house|roof,road"'
+ENCODE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is asked of one picture: C names, the phrases of each, and which names only stand for the rest."""
+
+    names: tuple[str, ...]
+    phrases: tuple[tuple[str, ...], ...]
+    background: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, names: Iterable[str | Sequence[str]], background: Iterable[str] = ()) -> Vocabulary:
+        """Check and build. Each entry is a name "road", synonyms "road|street", or a sequence of synonyms.
+
+        The first synonym is the name. `background` names are added at the end.
+
+        Raises:
+            ValueError: no names, a blank one, or the same one twice (upper and lower case are not told apart).
+        """
+        phrases, flags = [], []
+        for entries, flag in ((names, False), (background, True)):
+            for entry in entries:
+                words = entry.split("|") if isinstance(entry, str) else list(entry)
+                words = tuple(dict.fromkeys(" ".join(word.split()) for word in words))
+                if not words or not all(words):
+                    raise ValueError(f"a class name is blank in {entry!r}: {HOW_TO_WRITE_WORDS}")
+                phrases.append(words)
+                flags.append(flag)
+        if not any(not flag for flag in flags):
+            raise ValueError(f"no class names were given: {HOW_TO_WRITE_WORDS}")
+        seen: dict[str, str] = {}
+        for words in phrases:
+            for word in words:
+                if word.lower() in seen:
+                    raise ValueError(
+                        f"{word!r} stands for two classes ({seen[word.lower()]!r} and {words[0]!r}): give each class"
+                        " its own words"
+                    )
+            seen.update((word.lower(), words[0]) for word in words)
+        return cls(tuple(words[0] for words in phrases), tuple(phrases), tuple(flags))
+
+    @classmethod
+    def parse(cls, text: str, background: str = "") -> Vocabulary:
+        """From one line, as people type it: names with commas between, synonyms with bars.
+
+        >>> Vocabulary.parse("building|house, road").names
+        ('building', 'road')
+        """
+        if not text.strip():
+            raise ValueError(f"the class names {text!r} are empty: {HOW_TO_WRITE_WORDS}")
+        return cls.of(text.split(","), background.split(",") if background.strip() else ())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class TextBank:
+    """Unit vectors of rendered strings, each computed once per weights of the text tower. The only cache.
+
+    It holds only what was computed without gradient; a text tower that trains is run on each call. Whoever loads,
+    steps or swaps weights calls `weights_changed()`.
+    """
+
+    def __init__(self) -> None:
+        self._vectors: dict[tuple[str, str], Tensor] = {}
+        self._fingerprint: str | None = None
+
+    def weights_changed(self) -> None:
+        """The text tower may hold other weights now: look again before the next use."""
+        self._fingerprint = None
+
+    def __call__(
+        self, tower: Tower, vocabularies: Sequence[Vocabulary], templates: Sequence[str]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the vocabularies of a batch.
+
+        Returns:
+            text (B,T,P,D) unit vectors, zero where invalid; valid (B,T) bool; owner (B,T) int64, the name a phrase
+            belongs to. T is the most phrases that a vocabulary of the batch has.
+        """
+        flat = [[(c, p) for c, words in enumerate(v.phrases) for p in words] for v in vocabularies]
+        most = max(len(phrases) for phrases in flat)
+        rendered = [[template.format(p) for _, p in phrases for template in templates] for phrases in flat]
+        table = self._table(tower, list(dict.fromkeys(s for strings in rendered for s in strings)))
+        some = next(iter(table.values()))
+        text = some.new_zeros((len(flat), most, len(templates), tower.dim))
+        valid = torch.zeros((len(flat), most), dtype=torch.bool, device=some.device)
+        owner = torch.zeros((len(flat), most), dtype=torch.int64, device=some.device)
+        for b, (phrases, strings) in enumerate(zip(flat, rendered)):
+            t = len(phrases)
+            text[b, :t] = torch.stack([table[s] for s in strings]).view(t, len(templates), -1)
+            valid[b, :t] = True
+            owner[b, :t] = torch.tensor([c for c, _ in phrases])
+        return text, valid, owner
+
+    def _table(self, tower: Tower, strings: list[str]) -> dict[str, Tensor]:
+        if torch.is_grad_enabled() and any(p.requires_grad for p in tower.text_parameters()):
+            return dict(zip(strings, tower.encode_text(strings)))
+        key = self._weights_of(tower)
+        device = tower.pixel_mean.device
+        missing = [s for s in strings if (key, s) not in self._vectors]
+        with torch.no_grad():
+            for first in range(0, len(missing), ENCODE_BATCH):
+                batch = missing[first : first + ENCODE_BATCH]
+                for string, vector in zip(batch, tower.encode_text(batch)):
+                    self._vectors[key, string] = vector
+        return {s: self._vectors[key, s].to(device) for s in strings}
+
+    def _weights_of(self, tower: Tower) -> str:
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for parameter in tower.text_parameters():
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def export(self, path: str | Path) -> None:
+        """Write all vectors held to a safetensors file, for machines without the text tower's weights."""
+        keys = list(self._vectors)
+        vectors = torch.stack([self._vectors[key] for key in keys]) if keys else torch.zeros(0, 0)
+        save_file({"vectors": vectors.cpu().contiguous()}, str(path), metadata={"keys": json.dumps(keys)})
+
+    def load(self, path: str | Path) -> None:
+        """Add the vectors of a file that `export` wrote. They serve only a tower with the same weights."""
+        with safe_open(str(path), "pt") as file:
+            keys, vectors = json.loads(file.metadata()["keys"]), file.get_tensor("vectors")
+        self._vectors.update((tuple(key), vector) for key, vector in zip(keys, vectors))

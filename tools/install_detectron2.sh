@@ -1,0 +1,23 @@
+#!/bin/sh
+# Install Detectron2 into the given Python's environment, unless one is there that imports.
+#
+#   sh tools/install_detectron2.sh [PYTHON]
+#
+# Detectron2 is not on PyPI under its own name. The wheel named in require-detectron2.txt holds its main branch of
+# 2024-04-17; its Python part runs on 3.10 to 3.12, and its compiled part, made for another torch, is not needed here.
+# For the compiled operators, build the official source instead (see README) and this script keeps what you built.
+set -eu
+cd "$(dirname "$0")/.."
+python=${1:-python3}
+
+if "$python" -c "import detectron2.modeling" 2>/dev/null; then
+    exit 0
+fi
+site=$("$python" -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
+had_tools=no
+[ -e "$site/tools" ] && had_tools=yes
+"$python" -m pip install --quiet --no-deps --only-binary=:all: --implementation cp --python-version 3.10 \
+    --target "$site" --require-hashes -r require-detectron2.txt
+# The wheel also holds a stray top-level package "tools", which would shadow ours.
+[ "$had_tools" = yes ] || rm -rf "$site/tools"
+"$python" -c "import detectron2.modeling"
