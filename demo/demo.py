@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Segment pictures by free words.
 
-  python demo/demo.py --input town.jpg --classes "building|house,road,tree" --output out
-  python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json
-  python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,ground" --threshold 0.4 --output out
+python demo/demo.py --input town.jpg --classes "building|house,road,tree" --output out
+python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json
+python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,ground" --threshold 0.4 --output out
 """
 
 import argparse
@@ -128,9 +128,7 @@ def run() -> int:
     for path, stem in progress:
         try:
             image = read_picture(path)
-            found = predictor(
-                image, vocabulary, threshold=args.threshold, probabilities="probabilities" in formats
-            )
+            found = predictor(image, vocabulary, threshold=args.threshold, probabilities="probabilities" in formats)
             record = {**settings, "input": path.name}
             written = save(found, image, Path(args.output), stem, formats, record, colors)
         except USER_ERRORS as error:

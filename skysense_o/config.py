@@ -12,7 +12,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER = CfgNode()
     cfg.MODEL.TOWER.NAME = "MiniTower"
     cfg.MODEL.TOWER.PRETRAINED = True  # start the picture half from ImageNet; False where a checkpoint follows
-    cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; 96 keeps a picture of 512 x 512 under half a second on 2 cores
+    cfg.MODEL.TOWER.WIDTH = (
+        96  # channels of the pyramid; 96 keeps a picture of 512 x 512 under half a second on 2 cores
+    )
 
     # The mask decoder: sizes of Segment Anything, so that its weights fit.
     head = cfg.MODEL.SEM_SEG_HEAD

@@ -6,6 +6,7 @@ Each step has its inverse here, undone in reverse: normalise and pad (and, for a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,7 +47,12 @@ class Frame:
         return (xy + 0.5) * xy.new_tensor(scale) - 0.5
 
     def restore(
-        self, logits: Tensor, owner: Tensor, names: int, size: tuple[int, int] | None = None, reduce: Reduce = "labels"
+        self,
+        logits: Tensor,
+        owner: Sequence[int],
+        names: int,
+        size: tuple[int, int] | None = None,
+        reduce: Reduce = "labels",
     ) -> dict[str, Tensor]:
         """Bring the logits of phrases back to the picture as the probabilities of names.
 
@@ -55,7 +61,7 @@ class Frame:
 
         Args:
             logits: (T,h',w') of the valid phrases, on any grid that covers the prepared image.
-            owner: (T,) int64, the name each phrase belongs to.
+            owner: T numbers, ascending: the name each phrase belongs to.
             names: C, how many names there are.
             size: (height, width) wanted; the image's own where None.
             reduce: "labels" -> {"labels": int64 (H,W), "score": (H,W)}; "probabilities" -> {"sem_seg": (C,H,W)}.
@@ -65,8 +71,8 @@ class Frame:
         maps, best, labels = [], None, None
         for first in range(0, names, chunk):
             count = min(chunk, names - first)
-            mine = (owner >= first) & (owner < first + count)
-            grid = _best_of_phrases(logits[mine].float().sigmoid(), owner[mine] - first, count)
+            start, stop = bisect_left(owner, first), bisect_left(owner, first + count)
+            grid = best_of_phrases(logits[start:stop].float().sigmoid(), [c - first for c in owner[start:stop]], count)
             full = self._to_picture(grid, (height, width))
             if reduce == "probabilities":
                 maps.append(full)
@@ -89,12 +95,12 @@ class Frame:
         return full[0]
 
 
-def _best_of_phrases(probabilities: Tensor, owner: Tensor, names: int) -> Tensor:
-    """(T,h,w) of phrases -> (C,h,w) of names, the maximum over each name's phrases."""
-    if torch.equal(owner, torch.arange(names, device=owner.device)):  # one phrase a name: nothing to reduce
-        return probabilities
-    out = probabilities.new_zeros((names, *probabilities.shape[1:]))
-    return out.scatter_reduce(0, owner[:, None, None].expand_as(probabilities), probabilities, "amax")
+def best_of_phrases(values: Tensor, owner: Sequence[int], names: int) -> Tensor:
+    """(T,...) of phrases -> (C,...) of names: the maximum over each name's phrases; values are 0 or more."""
+    if len(owner) == names:  # one phrase a name: nothing to reduce
+        return values
+    index = torch.tensor(owner, device=values.device).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    return values.new_zeros((names, *values.shape[1:])).scatter_reduce(0, index, values, "amax")
 
 
 def frame_of(size: tuple[int, int], tower: Tower) -> Frame:

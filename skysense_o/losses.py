@@ -39,7 +39,7 @@ def pixel_cross_entropy(logits: Tensor, sem_seg: Tensor, valid: Tensor) -> Tenso
 
 
 def dice(logits: Tensor, sem_seg: Tensor, valid: Tensor) -> Tensor:
-    """1 - 2|A.B| / (|A| + |B|) for each name that is in the picture (Milletari et al. 2016). Arguments as `pixel_bce`."""
+    """1 - 2|A.B| / (|A| + |B|) for each name in the picture (Milletari et al. 2016). Arguments as `pixel_bce`."""
     known = (sem_seg != IGNORE)[:, None].float()
     target = one_hot(sem_seg, logits.shape[1]).float()
     probability = logits.float().sigmoid() * known

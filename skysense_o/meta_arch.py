@@ -1,4 +1,7 @@
-"""SkySenseO, the one meta-architecture. Alphabet: B images, T phrases, C names, P templates, D embedding, H W pixels."""
+"""SkySenseO, the one meta-architecture.
+
+Alphabet: B images, T phrases, C names, P templates, D embedding, H W pixels.
+"""
 
 from __future__ import annotations
 
@@ -96,16 +99,16 @@ class SkySenseO(nn.Module):
     def _predict_group(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
         x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
         features = self.tower.encode_image(x)
-        text, valid, owner = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
+        text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
         logits, presence, _ = self.sem_seg_head(features, Queries(text, valid), self.phrase_chunk)
         predictions = []
         for b, (sample, frame) in enumerate(zip(samples, frames)):
-            names, mine = len(sample["vocabulary"]), owner[b, valid[b]]
+            owner, names = sample["vocabulary"].owner, len(sample["vocabulary"])
             size = sample.get("height", frame.size[0]), sample.get("width", frame.size[1])
-            prediction = frame.restore(logits[b, valid[b]], mine, names, size, reduce)
+            prediction = frame.restore(logits[b, : len(owner)], owner, names, size, reduce)
             if presence is not None:
-                found = presence[b, valid[b]].float().sigmoid()
-                prediction["presence"] = found.new_zeros(names).scatter_reduce(0, mine, found, "amax")
+                found = presence[b, : len(owner)].float().sigmoid()
+                prediction["presence"] = geometry.best_of_phrases(found, owner, names)
             predictions.append(prediction)
         return predictions
 
@@ -113,7 +116,7 @@ class SkySenseO(nn.Module):
         """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
         x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
         features = self.tower.encode_image(x)
-        text, valid, _ = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
+        text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
         text = self._blur(text)
         logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])

@@ -77,6 +77,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def owner(self) -> list[int]:
+        """T numbers, ascending: the name that each phrase belongs to, all phrases in a row."""
+        return [c for c, words in enumerate(self.phrases) for _ in words]
+
 
 class TextBank:
     """Unit vectors of rendered strings, each computed once per weights of the text tower. The only cache.
@@ -95,27 +100,25 @@ class TextBank:
 
     def __call__(
         self, tower: Tower, vocabularies: Sequence[Vocabulary], templates: Sequence[str]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Encode the vocabularies of a batch.
 
         Returns:
-            text (B,T,P,D) unit vectors, zero where invalid; valid (B,T) bool; owner (B,T) int64, the name a phrase
-            belongs to. T is the most phrases that a vocabulary of the batch has.
+            text (B,T,P,D) unit vectors, zero where invalid; valid (B,T) bool, True then False. T is the most phrases
+            that a vocabulary of the batch has; `Vocabulary.owner` says which name each belongs to.
         """
-        flat = [[(c, p) for c, words in enumerate(v.phrases) for p in words] for v in vocabularies]
+        flat = [[p for words in v.phrases for p in words] for v in vocabularies]
         most = max(len(phrases) for phrases in flat)
-        rendered = [[template.format(p) for _, p in phrases for template in templates] for phrases in flat]
+        rendered = [[template.format(p) for p in phrases for template in templates] for phrases in flat]
         table = self._table(tower, list(dict.fromkeys(s for strings in rendered for s in strings)))
         some = next(iter(table.values()))
         text = some.new_zeros((len(flat), most, len(templates), tower.dim))
         valid = torch.zeros((len(flat), most), dtype=torch.bool, device=some.device)
-        owner = torch.zeros((len(flat), most), dtype=torch.int64, device=some.device)
         for b, (phrases, strings) in enumerate(zip(flat, rendered)):
             t = len(phrases)
             text[b, :t] = torch.stack([table[s] for s in strings]).view(t, len(templates), -1)
             valid[b, :t] = True
-            owner[b, :t] = torch.tensor([c for c, _ in phrases])
-        return text, valid, owner
+        return text, valid
 
     def _table(self, tower: Tower, strings: list[str]) -> dict[str, Tensor]:
         if torch.is_grad_enabled() and any(p.requires_grad for p in tower.text_parameters()):

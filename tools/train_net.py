@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train or evaluate SkySense-O.
 
-  python tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR output/mini
-  python tools/train_net.py --config-file configs/mini/finetune.yaml --resume OUTPUT_DIR output/mini
-  python tools/train_net.py --config-file configs/mini/finetune.yaml --eval-only MODEL.WEIGHTS mini
+python tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR output/mini
+python tools/train_net.py --config-file configs/mini/finetune.yaml --resume OUTPUT_DIR output/mini
+python tools/train_net.py --config-file configs/mini/finetune.yaml --eval-only MODEL.WEIGHTS mini
 """
 
 import argparse
@@ -47,7 +47,9 @@ def set_up(args: argparse.Namespace):
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
     except (KeyError, AssertionError) as error:
-        raise ValueError(f"config: {error.args[0] if error.args else error}; keys are listed in skysense_o/config.py")
+        raise ValueError(
+            f"config: {error.args[0] if error.args else error}; keys are listed in skysense_o/config.py"
+        ) from error
     if Path(cfg.OUTPUT_DIR).is_file():
         raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} is a file: give a folder")
     cfg.freeze()

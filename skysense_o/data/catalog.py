@@ -60,9 +60,7 @@ def load_split(row: Row, split: str) -> list[dict]:
         FileNotFoundError: folder, pictures or a label missing; says where it looked and what to do.
     """
     folder = data_root() / row.name
-    cure = (
-        f"put {row.name} ({row.homepage}) there, or set DETECTRON2_DATASETS to the folder that holds {row.name!r}"
-    )
+    cure = f"put {row.name} ({row.homepage}) there, or set DETECTRON2_DATASETS to the folder that holds {row.name!r}"
     images = sorted((folder / row.images).glob(row.splits[split] + row.image_suffix))
     if not images:
         pattern = folder / row.images / (row.splits[split] + row.image_suffix)

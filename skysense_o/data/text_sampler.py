@@ -12,7 +12,7 @@ from skysense_o.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TextSampler:
-    """Samples a vocabulary whose first C names stand for the C classes, in their order, so that labels stay as they are.
+    """Samples a vocabulary whose first C names stand for the C classes, in their order: labels stay as they are.
 
     synonyms: call a class by any of its words with equal chance, else by its name. distractors: pool of unrelated
     names, `count` of which are added.

@@ -16,7 +16,9 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: i
     """
     known = truth != ignore
     if known.any() and truth[known].max() >= classes:
-        raise ValueError(f"a label has id {truth[known].max()}: permitted are 0 to {classes - 1} and {ignore} (ignored)")
+        raise ValueError(
+            f"a label has id {truth[known].max()}: permitted are 0 to {classes - 1} and {ignore} (ignored)"
+        )
     cell = truth[known].astype(np.int64) * (classes + 1) + prediction[known]
     return np.bincount(cell, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 

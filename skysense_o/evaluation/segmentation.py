@@ -76,9 +76,7 @@ def evaluate(
 def as_table(metrics: dict, names: tuple[str, ...]) -> str:
     """One row a class, and a line of the means."""
     columns = ("IoU", "precision", "recall", "F1")
-    rows = [
-        [name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(names)
-    ]
+    rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(names)]
     table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")
     means = "   ".join(f"{key} {metrics[key]:.4f}" for key in ("mIoU", "mIoU_predicted", "fwIoU", "mACC", "pACC"))
     return f"{table}\n{means}\n(mIoU: absent classes dropped; mIoU_predicted: absent but predicted classes count as 0)"

@@ -55,7 +55,9 @@ def overlay(image: np.ndarray, labels: np.ndarray, colors: Sequence[Color], opac
     return mixed
 
 
-def with_legend(image: np.ndarray, names: Sequence[str], colors: Sequence[Color], shares: Sequence[float]) -> Image.Image:
+def with_legend(
+    image: np.ndarray, names: Sequence[str], colors: Sequence[Color], shares: Sequence[float]
+) -> Image.Image:
     """The picture with a strip below it: swatch, name and share of each class. Text never covers the picture."""
     height, width = image.shape[:2]
     canvas_width = max(width, 320)

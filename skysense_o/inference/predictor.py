@@ -64,7 +64,10 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, weights: str | Path = "mini", device: str = "auto", config_file: str | Path | None = None,
+        cls,
+        weights: str | Path = "mini",
+        device: str = "auto",
+        config_file: str | Path | None = None,
         precision: str = "fp32",
     ) -> Predictor:
         """Build a model and load weights: shipped ones by name, or a file.

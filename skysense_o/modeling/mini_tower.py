@@ -61,7 +61,7 @@ class MiniTower(Tower):
         return {
             "image": image,
             "text": _minilm(folder),
-            "tokenizer": Tokenizer.from_file(str(folder / "tokenizer.json")),
+            "tokenizer": _tokenizer(folder / "tokenizer.json"),
             "width": cfg.MODEL.TOWER.WIDTH,
         }
 
@@ -77,7 +77,7 @@ class MiniTower(Tower):
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
         """Mean over the last layer's tokens, normalised, as sentence-transformers defines all-MiniLM-L6-v2."""
-        encoded = [self.tokenizer.encode(string).ids[:MAX_TOKENS] for string in strings]
+        encoded = [self.tokenizer.encode(string).ids for string in strings]
         ids = torch.zeros((len(encoded), max(map(len, encoded))), dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(encoded):
@@ -124,6 +124,14 @@ def _lite0_state() -> dict[str, Tensor]:
     if wrong:
         raise ValueError(f"{path.name} does not hold timm's tf_efficientnet_lite0: {wrong[:3]}; reinstall its package")
     return {a: y for (a, _), (_, y) in pairs}
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    """As the file has it, but for its padding to 128 tokens: the mask here is made from the true lengths."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return tokenizer
 
 
 def _minilm(folder: Path) -> BertModel:

@@ -67,9 +67,7 @@ class SAMMaskHead(MaskDecoder):
             "shared": head.SHARED_TOKENS,
         }
 
-    def forward(
-        self, features: Features, queries: Queries, chunk: int | None = None
-    ) -> tuple[Tensor, Tensor, None]:
+    def forward(self, features: Features, queries: Queries, chunk: int | None = None) -> tuple[Tensor, Tensor, None]:
         """See MaskDecoder. Logits come at a quarter of the dense map's stride: stride 4 for one of 16."""
         self.check(queries)
         stages, position = self._refine(features.dense)
@@ -120,10 +118,15 @@ class SAMMaskHead(MaskDecoder):
 
 
 def _read_layer(
-    layer: TwoWayAttentionBlock, tokens: Tensor, origin: Tensor, keys: Tensor, shared: Tensor, shared_origin: Tensor,
+    layer: TwoWayAttentionBlock,
+    tokens: Tensor,
+    origin: Tensor,
+    keys: Tensor,
+    shared: Tensor,
+    shared_origin: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """The token half of a SAM block for T tokens (B,T,width) that see the shared tokens and themselves, not each other."""
+    """The token half of a SAM block: T tokens (B,T,width) see the shared tokens and themselves, not each other."""
     b, t, c = tokens.shape
     own = tokens.reshape(b * t, 1, c)
     both = torch.cat([shared.repeat_interleave(t, dim=0), own], dim=1)

@@ -20,7 +20,9 @@ class RunCheckpointer(Checkpointer):
     scheduler and iteration. Only tensors and plain values, so that torch.load(weights_only=True) reads it.
     """
 
-    def __init__(self, model: nn.Module, folder: str, config: str, ema: MovingAverage | None, **checkpointables) -> None:
+    def __init__(
+        self, model: nn.Module, folder: str, config: str, ema: MovingAverage | None, **checkpointables
+    ) -> None:
         """config: the run's YAML, stored with exported weights. checkpointables: optimizer, scheduler, ..."""
         super().__init__(model, folder, save_to_disk=comm.is_main_process(), **checkpointables)
         self.config, self.ema = config, ema

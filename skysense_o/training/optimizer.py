@@ -13,9 +13,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-def build_optimizer(
-    model: nn.Module, groups: Sequence[Sequence], learning_rate: float
-) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, groups: Sequence[Sequence], learning_rate: float) -> torch.optim.Optimizer:
     """AdamW over groups of parameters; freezes what a group of learning-rate factor 0 names.
 
     Args:

@@ -64,7 +64,7 @@ def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Voc
 
 
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """Every data set of DATASETS.TEST; `<data set>/mIoU` and the like, the mean where classes are called several ways."""
+    """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways."""
     numbers: dict[str, float] = {}
     for name in cfg.DATASETS.TEST:
         records = records_of(name)

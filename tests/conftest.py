@@ -1,0 +1,117 @@
+"""Shared by all tests: tiny data in the true shape, a small model of the real classes, the shipped one."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from skysense_o.checkpoint import SHIPPED
+from skysense_o.config import default_config
+from skysense_o.data.classes import load_classes
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT
+
+
+def small_config():
+    """The real parts at a fraction of their width; MiniLM is the real one, since it is what is installed."""
+    cfg = default_config()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.TOWER.PRETRAINED = False
+    cfg.MODEL.TOWER.WIDTH = 16
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.WIDTH, head.DEPTH, head.HEADS, head.MLP, head.SHARED_TOKENS = 32, 2, 4, 64, 3
+    return cfg
+
+
+@pytest.fixture
+def cfg():
+    return small_config()
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A small untrained model in eval mode; tests that change it make their own."""
+    from skysense_o.meta_arch import SkySenseO
+
+    torch.manual_seed(0)
+    return SkySenseO(small_config()).eval()
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """The shipped model."""
+    from skysense_o import Predictor
+
+    assert (SHIPPED / "mini.safetensors").is_file(), "the shipped weights are part of the repository"
+    return Predictor.from_pretrained("mini", device="cpu")
+
+
+def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of coloured fields and its labels: learnable at a glance, one colour a class of Dubai."""
+    labels = np.ones((height, width), np.uint8)
+    labels[: height // 3] = 0
+    labels[height // 2 : height // 2 + height // 8] = 2
+    x, y = rng.integers(0, width // 2), height * 2 // 3
+    labels[y : y + height // 4, x : x + width // 3] = 3
+    labels[y:, width * 3 // 4 :] = 4
+    labels[:2, :2] = 255
+    colors = np.array(load_classes("dubai").colors, np.int16)
+    image = colors[np.minimum(labels, 4)] + rng.integers(-12, 13, (height, width, 3))
+    return np.clip(image, 0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture
+def dubai(tmp_path, monkeypatch) -> Path:
+    """A tiny Dubai with its true tree and file names, at DETECTRON2_DATASETS. The folder `dubai` itself."""
+    folder = tmp_path / "data" / "dubai"
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for stem in ("tile1_001", "tile1_002", "tile2_001", "tile8_003", "tile5_001", "tile6_001"):
+        image, labels = draw_scene(rng, 97, 131)
+        Image.fromarray(image).save(folder / "images" / f"{stem}.jpg", quality=95)
+        Image.fromarray(labels).save(folder / "labels" / f"{stem}.png")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    return folder
+
+
+def load_script(path: str):
+    """A command line of tools/ or demo/ as a module, without starting it."""
+    name = "script_" + Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command line in this process: call("demo/demo.py", "--input", ...) -> (exit code, stdout, stderr)."""
+
+    def run(script: str, *words: str) -> tuple[int, str, str]:
+        module = load_script(script)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        capsys.readouterr()
+        try:
+            code = module.exit_code(module.run)
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            logging.getLogger().handlers.clear()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -1,0 +1,92 @@
+"""What goes in comes back in the same place."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from skysense_o import geometry
+from skysense_o.geometry import frame_of, prepare
+
+
+def tower(input_size=None, divisor=32):
+    return SimpleNamespace(
+        pixel_mean=torch.full((3, 1, 1), 100.0),
+        pixel_std=torch.full((3, 1, 1), 50.0),
+        input_size=input_size,
+        divisor=divisor,
+    )
+
+
+def peak(image: torch.Tensor) -> tuple[int, int]:
+    y, x = divmod(int(image.argmax()), image.shape[-1])
+    return y, x
+
+
+SIZES = [(37, 53), (101, 67), (64, 96), (1, 200), (133, 31)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_marked_pixel_comes_back_in_place(size):
+    """The published code never undid its padding: a mark at the end of a 100 x 140 picture moved by up to 31 pixels."""
+    for mark in {(0, 0), (size[0] // 2, size[1] // 3), (size[0] - 1, size[1] - 1)}:
+        image = torch.zeros(3, *size, dtype=torch.uint8)
+        image[:, mark[0], mark[1]] = 255
+        x, (frame,) = prepare([image], tower())
+        back = frame.restore(x[0, :1], [0], 1, reduce="probabilities")["sem_seg"][0]
+        assert back.shape == size
+        assert peak(back) == mark
+
+
+@pytest.mark.parametrize("size", SIZES[:3])
+@pytest.mark.parametrize("input_size", [None, 192])
+def test_a_blob_keeps_its_centre_through_a_coarse_grid(size, input_size):
+    ys, xs = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    cy, cx = size[0] * 0.6, size[1] * 0.7
+    blob = torch.exp(-((ys + 0.5 - cy) ** 2 + (xs + 0.5 - cx) ** 2) / 60)
+    x, (frame,) = prepare([(255 * blob).byte().expand(3, -1, -1)], tower(input_size))
+    grid = F.avg_pool2d((x[0, :1] * 50 + 100) / 255, 4)
+    back = frame.restore(torch.logit(grid, 1e-6), [0], 1, reduce="probabilities")["sem_seg"][0]
+    weight = torch.where(back > 0.2, back, 0)
+    centre = ((ys + 0.5) * weight).sum() / weight.sum(), ((xs + 0.5) * weight).sum() / weight.sum()
+    assert centre[0] == pytest.approx(cy, abs=0.7)
+    assert centre[1] == pytest.approx(cx, abs=0.7)
+
+
+def test_points_follow_the_picture_into_a_squeezed_one():
+    frame = frame_of((100, 140), tower(input_size=384))
+    corner = frame.points(torch.tensor([[-0.5, -0.5], [159.5, 127.5]]))
+    assert torch.allclose(corner, torch.tensor([[-0.5, -0.5], [383.5, 383.5]]))
+
+
+def test_padding_is_the_mean_colour():
+    x, (frame,) = prepare([torch.full((3, 5, 7), 200, dtype=torch.uint8)], tower())
+    assert x.shape == (1, 3, 32, 32)
+    assert (x[..., :5, :7] == 2).all()
+    assert x[..., 5:, :].abs().max() == 0
+    assert frame.size == (5, 7)
+
+
+def test_labels_in_chunks_equal_labels_at_once(monkeypatch):
+    torch.manual_seed(0)
+    frame = frame_of((45, 61), tower())
+    logits, owner = torch.randn(9, 16, 16), [0, 0, 1, 2, 2, 2, 3, 4, 5]
+    whole = frame.restore(logits, owner, 6, reduce="probabilities")["sem_seg"]
+    monkeypatch.setattr(geometry, "RESTORE_BYTES", 1)  # one name at a time
+    parts = frame.restore(logits, owner, 6, reduce="labels")
+    score, labels = whole.max(0)
+    assert torch.equal(parts["labels"], labels)
+    assert torch.equal(parts["score"], score)
+
+
+def test_synonyms_count_by_their_best():
+    frame = frame_of((32, 32), tower())
+    logits = torch.full((3, 8, 8), -2.0)
+    logits[1] = 2.0
+    out = frame.restore(logits, [0, 0, 1], 2, size=(10, 12), reduce="probabilities")["sem_seg"]
+    assert out.shape == (2, 10, 12)
+    assert torch.allclose(out[0], torch.tensor(2.0).sigmoid())
+    assert torch.allclose(out[1], torch.tensor(-2.0).sigmoid())

@@ -1,0 +1,101 @@
+"""The decoder: each phrase by itself, whatever else is asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skysense_o.modeling import Features, Queries
+from skysense_o.modeling.sam_head import SAMMaskHead
+from skysense_o.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def head():
+    torch.manual_seed(0)
+    return SAMMaskHead(dim=24, pyramid_channels=(8, 8), width=32, depth=2, heads=4, mlp=64, shared=3).eval()
+
+
+@pytest.fixture(scope="module")
+def features():
+    g = torch.Generator().manual_seed(1)
+    pyramid = (torch.randn(2, 8, 10, 14, generator=g), torch.randn(2, 8, 20, 28, generator=g))
+    dense = torch.randn(2, 24, 5, 7, generator=g)
+    return Features(dense, pyramid, dense.mean((2, 3)))
+
+
+def queries(phrases: int, templates: int = 1) -> Queries:
+    text = torch.randn(2, phrases, templates, 24, generator=torch.Generator().manual_seed(2))
+    return Queries(torch.nn.functional.normalize(text, dim=-1), torch.ones(2, phrases, dtype=torch.bool))
+
+
+def test_shapes(head, features):
+    logits, presence, quality = head(features, queries(6, templates=3))
+    assert logits.shape == (2, 6, 20, 28)
+    assert presence.shape == (2, 6)
+    assert quality is None
+
+
+def test_permuted_phrases_permute_masks(head, features):
+    q, order = queries(6), torch.tensor([3, 1, 5, 0, 2, 4])
+    logits, presence, _ = head(features, q)
+    again, presence_again, _ = head(features, Queries(q.text[:, order], q.valid))
+    torch.testing.assert_close(again, logits[:, order], atol=1e-6, rtol=0)
+    torch.testing.assert_close(presence_again, presence[:, order], atol=1e-6, rtol=0)
+
+
+def test_added_phrases_change_no_mask(head, features):
+    q = queries(40)
+    few = head(features, Queries(q.text[:, :3], q.valid[:, :3]))[0]
+    many = head(features, q)[0]
+    torch.testing.assert_close(many[:, :3], few, atol=1e-6, rtol=0)
+
+
+def test_different_phrases_give_different_masks(head, features):
+    logits = head(features, queries(2))[0]
+    assert (logits[:, 0] - logits[:, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_chunks_are_exact(head, features, chunk):
+    whole, chunked = head(features, queries(40))[0], head(features, queries(40), chunk)[0]
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=0)
+
+
+def test_prompts_are_refused_with_the_cure(head, features):
+    q = queries(2)
+    q.boxes = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match=r"3 points or boxes were given.*takes words only"):
+        head(features, q)
+
+
+def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_batch_of_two_equals_two_of_one(small_model):
+    """Different sizes and different words in one call."""
+    samples = [
+        {"image": picture(70, 90), "vocabulary": Vocabulary.parse("road,water|lake,tree")},
+        {"image": picture(65, 81, 1), "vocabulary": Vocabulary.parse("building")},
+        {"image": picture(40, 30, 2), "vocabulary": Vocabulary.parse("grass,sand"), "height": 55, "width": 21},
+    ]
+    together = small_model.predict(samples, "probabilities")
+    for sample, one in zip(samples, together):
+        (alone,) = small_model.predict([sample], "probabilities")
+        torch.testing.assert_close(one["sem_seg"], alone["sem_seg"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(one["presence"], alone["presence"], atol=1e-5, rtol=0)
+    assert [tuple(p["sem_seg"].shape) for p in together] == [(3, 70, 90), (1, 65, 81), (2, 55, 21)]
+
+
+def test_a_thousand_names(small_model):
+    names = Vocabulary.of([f"thing {i}" for i in range(1000)])
+    (out,) = small_model.predict([{"image": picture(64, 64), "vocabulary": names}], "labels")
+    assert out["labels"].max() < 1000
+    assert out["presence"].shape == (1000,)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (33, 31)])
+def test_odd_sizes(small_model, size):
+    (out,) = small_model.predict([{"image": picture(*size), "vocabulary": Vocabulary.parse("road")}], "labels")
+    assert out["labels"].shape == size

@@ -1,0 +1,113 @@
+"""Words and the promise of their cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skysense_o.vocabulary import TextBank, Vocabulary
+
+
+def test_a_line_becomes_names_and_synonyms():
+    v = Vocabulary.parse("building|house| roof , road", background="sky,sea")
+    assert v.names == ("building", "road", "sky", "sea")
+    assert v.phrases[0] == ("building", "house", "roof")
+    assert v.background == (False, False, True, True)
+
+
+@pytest.mark.parametrize("text", ["", "  ", ",", "road,", "road,,tree", "road| "])
+def test_empty_and_blank_names_are_refused(text):
+    with pytest.raises(ValueError, match=r'blank|empty.*"building,road"'):
+        Vocabulary.parse(text)
+
+
+@pytest.mark.parametrize("text", ["road,road", "road,Road", "road|street,street"])
+def test_the_same_word_twice_is_refused(text):
+    with pytest.raises(ValueError, match="stands for two classes"):
+        Vocabulary.parse(text)
+
+
+def test_background_alone_is_not_enough():
+    with pytest.raises(ValueError, match="no class names"):
+        Vocabulary.of([], ["sky"])
+
+
+class Counting:
+    """A text tower that counts its work."""
+
+    dim = 4
+
+    def __init__(self) -> None:
+        self.weight = torch.nn.Parameter(torch.randn(4, 4), requires_grad=False)
+        self.pixel_mean, self.seen = torch.zeros(3, 1, 1), []
+
+    def text_parameters(self):
+        return [self.weight]
+
+    def encode_text(self, strings):
+        self.seen += strings
+        raw = torch.stack([torch.tensor([float(ord(c)) for c in (s + "    ")[:4]]) for s in strings])
+        return torch.nn.functional.normalize(raw @ self.weight, dim=-1)
+
+
+ONE, TWO = Vocabulary.parse("road,tree|oak"), Vocabulary.parse("tree,car,oak")
+
+
+def test_each_string_is_encoded_once():
+    tower, bank = Counting(), TextBank()
+    first = bank(tower, [ONE], ["{}", "a {}"])[0]
+    assert len(tower.seen) == 6
+    assert torch.equal(bank(tower, [ONE], ["{}", "a {}"])[0], first)
+    assert len(tower.seen) == 6
+    bank(tower, [ONE, TWO], ["{}", "a {}"])
+    assert tower.seen[6:] == ["car", "a car"]
+
+
+def test_cached_equals_uncached_and_padding_is_marked():
+    tower = Counting()
+    text, valid = TextBank()(tower, [Vocabulary.parse("road"), TWO], ["{}"])
+    assert text.shape == (2, 3, 1, 4)
+    assert valid.tolist() == [[True, False, False], [True, True, True]]
+    assert ONE.owner == [0, 1, 1]
+    assert torch.equal(text[1, :, 0], tower.encode_text(["tree", "car", "oak"]))
+
+
+def test_other_weights_give_other_vectors_once_told():
+    tower, bank = Counting(), TextBank()
+    before = bank(tower, [ONE], ["{}"])[0]
+    tower.weight.data.neg_()
+    bank.weights_changed()
+    assert torch.equal(bank(tower, [ONE], ["{}"])[0], -before)
+
+
+def test_a_text_tower_that_trains_is_run_and_keeps_its_gradient():
+    tower, bank = Counting(), TextBank()
+    bank(tower, [ONE], ["{}"])
+    tower.weight.requires_grad_(True)
+    for _ in range(2):
+        bank(tower, [ONE], ["{}"])[0].sum().backward()
+    assert tower.weight.grad is not None
+    assert len(tower.seen) == 9
+
+
+def test_exported_vectors_serve_without_the_tower(tmp_path):
+    tower, bank = Counting(), TextBank()
+    want = bank(tower, [ONE], ["{}"])[0]
+    bank.export(tmp_path / "text.safetensors")
+    other = TextBank()
+    other.load(tmp_path / "text.safetensors")
+    tower.seen.clear()
+    assert torch.equal(other(tower, [ONE], ["{}"])[0], want)
+    assert tower.seen == []
+
+
+def test_the_cache_is_not_in_the_state_dict(small_model):
+    before = set(small_model.state_dict())
+    small_model.text_bank(small_model.tower, [ONE], ["{}"])
+    assert set(small_model.state_dict()) == before
+
+
+def test_same_meaning_lies_near_in_minilm(small_model):
+    street, road, lake = small_model.tower.encode_text(["street", "road", "lake"])
+    assert street @ road > street @ lake + 0.1
+    assert street.norm() == pytest.approx(1, abs=1e-5)
