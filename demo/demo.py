@@ -7,7 +7,6 @@ python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,
 """
 
 import argparse
-import glob
 import logging
 import sys
 from pathlib import Path
@@ -37,24 +36,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster where supported")
     return p
-
-
-def find_pictures(patterns: list[str]) -> list[Path]:
-    """Files, all pictures of folders, and what globs match, without repeats; a plain name is kept to be reported."""
-    from skysense_o.inference.pictures import SUFFIXES
-
-    found: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif glob.has_magic(pattern) and not path.exists():
-            found += [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-        else:
-            found.append(path)
-    if not found:
-        raise FileNotFoundError(f"--input {' '.join(patterns)!r} matches no picture ({', '.join(SUFFIXES)})")
-    return list(dict.fromkeys(found))
 
 
 def stems_of(paths: list[Path]) -> list[str]:
@@ -105,12 +86,11 @@ def run() -> int:
     args = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     vocabulary, colors = words_of(args)
-    formats, pictures = check(args), find_pictures(args.input)
-
     from skysense_o.inference.export import save
-    from skysense_o.inference.pictures import read_picture
+    from skysense_o.inference.pictures import find_pictures, read_picture
     from skysense_o.inference.predictor import Predictor
 
+    formats, pictures = check(args), find_pictures(args.input)
     if len(pictures) == 1:  # its error is the error of the whole call, and is known before the model is loaded
         read_picture(pictures[0])
     predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision)

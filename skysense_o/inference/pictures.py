@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from pathlib import Path
 
@@ -16,6 +17,22 @@ STRETCH_PERCENTILES = (2.0, 98.0)
 
 class PictureError(ValueError):
     """A file that is no picture, or a picture that cannot be used."""
+
+
+def find_pictures(patterns: list[str]) -> list[Path]:
+    """Files, all pictures of folders, and what globs match, without repeats; a plain name is kept to be reported."""
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif glob.has_magic(pattern) and not path.exists():
+            found += [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        else:
+            found.append(path)
+    if not found:
+        raise FileNotFoundError(f"--input {' '.join(patterns)!r} matches no picture ({', '.join(SUFFIXES)})")
+    return list(dict.fromkeys(found))
 
 
 def read_picture(path: str | Path) -> np.ndarray:

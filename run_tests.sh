@@ -1,0 +1,19 @@
+#!/bin/sh
+# Run the tests:   bash run_tests.sh [--all] [options of pytest]
+# --all adds what is slow, and ruff. The first run installs what is needed.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here"
+python=$(sh tools/setup.sh)
+"$python" -c "import pytest, pytest_cov" 2>/dev/null && command -v "$(dirname "$python")/ruff" >/dev/null || {
+    echo "Installing the test tools ..." >&2
+    "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test]" >&2
+}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+if [ "${1:-}" = --all ]; then
+    shift
+    "$python" -m ruff check .
+    "$python" -m ruff format --check .
+    exec "$python" -m pytest --cov --cov-report=term:skip-covered "$@"
+fi
+exec "$python" -m pytest -m "not slow" --cov --cov-report=term:skip-covered "$@"

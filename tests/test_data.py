@@ -1,0 +1,173 @@
+"""Records, words and samples; and what is said when the data is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from skysense_o.data.catalog import ROWS, records_of
+from skysense_o.data.classes import load_classes, load_distractors
+from skysense_o.data.loader import training_loader
+from skysense_o.data.mapper import TrainingMapper, evaluation_sample, read_labels
+from skysense_o.vocabulary import Vocabulary
+
+
+def test_scenes_are_never_split(dubai):
+    train, val = records_of("dubai_train"), records_of("dubai_val")
+    assert [r["file_name"].rsplit("/", 1)[1][:5] for r in train] == ["tile1", "tile1", "tile2", "tile8"]
+    assert [r["file_name"].rsplit("/", 1)[1][:5] for r in val] == ["tile5", "tile6"]
+    without = {r["file_name"] for r in records_of("dubai_without_scene1")}
+    scene = {r["file_name"] for r in records_of("dubai_scene1")}
+    assert not without & scene
+    assert len(without | scene) == 6
+
+
+def test_missing_data_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/dubai/images.*DETECTRON2_DATASETS"):
+        records_of("dubai_val")
+
+
+def test_a_missing_label_names_the_file(dubai):
+    (dubai / "labels" / "tile5_001.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tile5_001.jpg has no label picture .*tile5_001.png"):
+        records_of("dubai_val")
+
+
+def test_an_unknown_data_set_lists_the_known():
+    with pytest.raises(KeyError, match="unknown data set 'dubia_val'; known: dubai_train"):
+        records_of("dubia_val")
+
+
+def test_an_unknown_class_table_lists_the_known():
+    with pytest.raises(FileNotFoundError, match="no class table 'mars'.*dubai"):
+        load_classes("mars")
+
+
+def test_a_missing_distractor_file_is_named():
+    with pytest.raises(FileNotFoundError, match="'nothing.txt' is not in datasets/classes"):
+        load_distractors("nothing.txt")
+
+
+def test_colour_labels_are_refused(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "label.png")
+    with pytest.raises(ValueError, match="is a RGB picture: labels must be one channel"):
+        read_labels(str(tmp_path / "label.png"), (4, 4))
+
+
+def test_labels_of_another_size_are_refused(tmp_path):
+    Image.new("L", (4, 5)).save(tmp_path / "label.png")
+    with pytest.raises(ValueError, match=r"is \(5, 4\), its image \(9, 9\)"):
+        read_labels(str(tmp_path / "label.png"), (9, 9))
+
+
+def test_ids_out_of_range_name_file_and_ids(dubai, cfg):
+    path = dubai / "labels" / "tile1_001.png"
+    Image.fromarray(np.full((97, 131), 9, np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"tile1_001.png holds ids \[9\]: permitted are 0 to 4 and 255"):
+        TrainingMapper(cfg)(records_of("dubai_train")[0])
+
+
+def test_a_sample_is_what_the_model_is_promised(dubai, cfg):
+    cfg.INPUT.CROP_SIZE = 64
+    np.random.seed(0)
+    sample = TrainingMapper(cfg)(records_of("dubai_train")[0])
+    assert sample["image"].dtype == torch.uint8
+    assert sample["image"].shape == (3, 64, 64)
+    assert sample["sem_seg"].dtype == torch.int64
+    assert set(sample["sem_seg"].unique().tolist()) <= {0, 1, 2, 3, 4, 255}
+    assert len(sample["vocabulary"]) == 5 + cfg.INPUT.DISTRACTORS
+
+
+def test_picture_and_labels_move_together(dubai, cfg):
+    """After scale, crop, flip and turn the colour of a pixel still says its class."""
+    cfg.INPUT.CROP_SIZE, cfg.INPUT.COLOR_JITTER = 48, 0.0
+    mapper, colors = TrainingMapper(cfg), torch.tensor(load_classes("dubai").colors)
+    np.random.seed(1)
+    for record in records_of("dubai_train") * 3:
+        sample = mapper(record)
+        distance = (sample["image"].permute(1, 2, 0)[:, :, None].float() - colors).norm(dim=-1)
+        known = sample["sem_seg"] != 255
+        agree = (distance.argmin(-1) == sample["sem_seg"])[known].float().mean()
+        assert agree > 0.85, record  # but for blurred borders
+
+
+def same(one, two) -> bool:
+    return (
+        torch.equal(one["image"], two["image"])
+        and torch.equal(one["sem_seg"], two["sem_seg"])
+        and one["vocabulary"] == two["vocabulary"]
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_is_a_function_of_seed_and_number(dubai, cfg, workers):
+    """Whatever worker loads it, and also when the run starts in the middle."""
+    cfg.INPUT.CROP_SIZE = 32
+    records, mapper = records_of("dubai_train"), TrainingMapper(cfg)
+    whole = training_loader(records, mapper, batch=2, start=0, seed=7, workers=0)
+    first = [s for batch in itertools.islice(whole, 6) for s in batch]
+    later = training_loader(records, mapper, batch=2, start=6, seed=7, workers=workers)
+    again = [s for batch in itertools.islice(later, 3) for s in batch]
+    assert all(same(a, b) for a, b in zip(first[6:], again))
+    other = training_loader(records, mapper, batch=2, start=6, seed=8, workers=0)
+    assert not all(same(a, b) for a, b in zip(again, next(iter(other))))
+
+
+def test_every_picture_comes_once_an_epoch(dubai, cfg):
+    cfg.INPUT.CROP_SIZE = 32
+    records = records_of("dubai_train")
+    loader = training_loader(records, TrainingMapper(cfg), batch=2, start=0, seed=0, workers=0)
+    seen = [s["file_name"] for batch in itertools.islice(loader, 4) for s in batch]
+    assert sorted(seen[:4]) == sorted(seen[4:]) == [r["file_name"] for r in records]
+
+
+def test_evaluation_keeps_the_whole_picture(dubai):
+    sample = evaluation_sample(records_of("dubai_val")[0], Vocabulary.of(load_classes("dubai").names))
+    assert sample["image"].shape[1:] == sample["sem_seg"].shape == (97, 131)
+
+
+def stem(word: str) -> str:
+    for ending in ("ing", "es", "ed", "s", "y", "al"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
+def test_heldout_words_share_no_stem_with_training(root):
+    heldout = json.loads((root / "tests/heldout_words.json").read_text())
+    from skysense_o.config import default_config
+
+    cfg = default_config()
+    cfg.merge_from_file(str(root / "configs/mini/finetune.yaml"))
+    for name, classes in heldout.items():
+        table = load_classes(name)
+        trained = [*table.names, *itertools.chain(*table.synonyms), *load_distractors(cfg.INPUT.DISTRACTOR_FILE)]
+        stems = {
+            stem(w) for phrase in (*trained, *cfg.MODEL.TEMPLATES) for w in phrase.lower().replace("-", " ").split()
+        }
+        assert list(classes) == list(table.names)
+        for words in classes.values():
+            assert len(set(words)) == 3
+            for word in words:
+                near = {s for s in stems if s == stem(word) or (len(s) > 4 and (s in word or word in s))}
+                assert not near, f"{word!r} is near {near}"
+
+
+def test_class_tables_are_sound(root):
+    for path in (root / "datasets/classes").glob("*.json"):
+        table = load_classes(path.stem)
+        Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)])  # no word stands for two classes
+        assert len(set(table.colors)) == len(table)
+        assert {row.name for row in ROWS} >= {path.stem}
+
+
+def test_distractors_are_no_synonyms():
+    table = load_classes("dubai")
+    known = {w.lower() for n, s in zip(table.names, table.synonyms) for w in (n, *s)}
+    assert not known & {w.lower() for w in load_distractors("distractors.txt")}

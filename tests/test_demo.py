@@ -1,0 +1,146 @@
+"""The demo as its user calls it, with the shipped model; and each mistake with its cure."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+DEMO = "demo/demo.py"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "town.png"
+    Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_words_in_masks_out(call, picture, tmp_path):
+    out = tmp_path / "out"
+    formats = "overlay,labels,probabilities,json"
+    code, text, _ = call(
+        DEMO, "--input", picture, "--classes", "building|house,road,tree", "--output", out, "--save", formats
+    )
+    assert code == 0
+    labels = np.asarray(Image.open(out / "town_labels.png"))
+    assert labels.dtype == np.uint8
+    assert labels.shape == (70, 90)
+    arrays = np.load(out / "town_probabilities.npz")
+    assert arrays["probabilities"].shape == (3, 70, 90)
+    assert arrays["class_names"].tolist() == ["building", "road", "tree"]
+    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # half precision: but for ties
+    body = json.loads((out / "town.json").read_text())
+    assert [(c["id"], c["name"]) for c in body["classes"]] == [(0, "building"), (1, "road"), (2, "tree")]
+    assert [c["pixels"] for c in body["classes"]] == np.bincount(labels.ravel(), minlength=3).tolist()
+    assert sum(c["share"] for c in body["classes"]) == pytest.approx(1)
+    assert len(body["settings"]["weights_sha256"]) == 64
+    assert Image.open(out / "town_overlay.png").size[1] > 70
+    for file in ("town_overlay.png", "town_labels.png", "town_probabilities.npz", "town.json"):
+        assert str(out / file) in text
+    assert "building" in text
+    assert "%" in text
+
+
+def test_one_class_is_enough(call, picture, tmp_path):
+    assert call(DEMO, "--input", picture, "--classes", "building", "--output", tmp_path / "out")[0] == 0
+
+
+def test_background_and_threshold_make_id_0_none(call, picture, tmp_path):
+    words = ("--classes", "building,road", "--background", "sky,sea", "--threshold", "0.3")
+    assert call(DEMO, "--input", picture, *words, "--output", tmp_path / "out")[0] == 0
+    body = json.loads((tmp_path / "out/town.json").read_text())
+    assert [c["name"] for c in body["classes"]] == ["none", "building", "road"]
+    assert call(DEMO, "--input", picture, "--classes", "road", "--threshold", "1", "--output", tmp_path / "one")[0] == 0
+    assert not np.asarray(Image.open(tmp_path / "one/town_labels.png")).any()
+
+
+def test_more_than_254_names_need_16_bits(call, picture, tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join(f"thing {i}" for i in range(300)))
+    code, *_ = call(DEMO, "--input", picture, "--classes-file", tmp_path / "words.txt", "--output", tmp_path / "out")
+    assert code == 0
+    assert np.asarray(Image.open(tmp_path / "out/town_labels.png")).dtype == np.uint16
+
+
+def test_a_data_set_gives_names_and_colours(call, picture, tmp_path):
+    assert call(DEMO, "--input", picture, "--dataset", "dubai", "--output", tmp_path / "out")[0] == 0
+    body = json.loads((tmp_path / "out/town.json").read_text())
+    assert body["classes"][0]["name"] == "water"
+    assert body["classes"][0]["color"] == [38, 120, 226]
+
+
+def test_one_bad_picture_in_a_batch_is_told_and_the_rest_done(call, picture, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    Image.open(picture).save(tmp_path / "town.tif")
+    code, _, err = call(DEMO, "--input", tmp_path / "*.[pt][ni][gf]", "--classes", "road", "--output", tmp_path / "out")
+    assert code == 1
+    assert "bad.png is not a picture" in err
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"town_labels.png", "town_png_labels.png"} == {n for n in written if n.endswith("labels.png")} or {
+        "town_labels.png",
+        "town_tif_labels.png",
+    } == {n for n in written if n.endswith("labels.png")}
+    assert not [n for n in written if n.startswith("bad")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--input": "nowhere.jpg"}, "no picture at 'nowhere.jpg'"),
+        ({"--input": "*.nothing"}, "matches no picture"),
+        ({"--classes": ""}, "are empty"),
+        ({"--classes": "road,,tree"}, "a class name is blank"),
+        ({"--classes": "road,road"}, "stands for two classes"),
+        ({"--weights": "nowhere"}, "no weights at 'nowhere'"),
+        ({"--config-file": "nowhere.yaml"}, "no config at 'nowhere.yaml'"),
+        ({"--save": "overlay,movie"}, "['movie'] is not among overlay"),
+        ({"--threshold": "1.5"}, "--threshold 1.5 is out of range: 0 to 1"),
+        ({"--device": "tpu"}, "device 'tpu' is not known"),
+    ],
+)
+def test_mistakes_get_one_line_code_2_and_no_output(call, picture, tmp_path, changes, says):
+    out = tmp_path / "out"
+    options = {"--input": picture, "--classes": "road", "--output": out, **changes}
+    code, _, err = call(DEMO, *(word for pair in options.items() for word in pair))
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+def test_an_unknown_data_set(call, picture, tmp_path):
+    code, _, err = call(DEMO, "--input", picture, "--dataset", "mars", "--output", tmp_path / "out")
+    assert code == 2
+    assert "no class table 'mars' in datasets/classes; there are: dubai" in err
+
+
+def test_an_output_that_is_a_file(call, picture, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, err = call(DEMO, "--input", picture, "--classes", "road", "--output", tmp_path / "file")
+    assert code == 2
+    assert "is a file: give a folder" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_where_there_is_none(call, picture, tmp_path):
+    code, _, err = call(DEMO, "--input", picture, "--classes", "road", "--device", "cuda", "--output", tmp_path / "out")
+    assert code == 2
+    assert "device 'cuda' was asked for, but torch sees 0 GPUs: use cpu" in err
+
+
+def test_the_python_call_of_the_readme(mini, picture):
+    found = mini(picture, ["building", "road"])
+    assert found.names == ("building", "road")
+    assert set(found.presence) == {"building", "road"}
+    again = mini(np.asarray(Image.open(picture)), "building,road")
+    assert np.array_equal(found.labels, again.labels)
+
+
+def test_a_threshold_out_of_range_is_refused(mini, picture):
+    with pytest.raises(ValueError, match="threshold 2 is out of range: 0 to 1"):
+        mini(picture, "road", threshold=2)

@@ -1,0 +1,78 @@
+"""The numbers, against Detectron2's own evaluator and against the older rule written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from PIL import Image
+
+from skysense_o.evaluation.metrics import confusion, segmentation_metrics
+
+
+@pytest.fixture
+def random_labels():
+    """Class 3 is absent from the truth and predicted; class 4 is in neither."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (40, 50))
+    prediction = np.where(rng.random((40, 50)) < 0.6, truth, rng.integers(0, 4, (40, 50)))
+    truth[:5] = 255
+    return truth, prediction
+
+
+def test_against_detectron2(random_labels, tmp_path):
+    truth, prediction = random_labels
+    Image.fromarray(truth.astype(np.uint8)).save(tmp_path / "truth.png")
+    record = {"file_name": "x.jpg", "sem_seg_file_name": str(tmp_path / "truth.png")}
+    DatasetCatalog.register("rule", lambda: [record])
+    MetadataCatalog.get("rule").set(stuff_classes=list("abcde"), ignore_label=255)
+    try:
+        evaluator = SemSegEvaluator(
+            "rule",
+            distributed=False,
+            sem_seg_loading_fn=lambda filename, dtype: np.asarray(Image.open(filename), dtype=dtype),
+        )
+        evaluator.reset()
+        one_hot = torch.nn.functional.one_hot(torch.from_numpy(prediction), 5).permute(2, 0, 1).float()
+        evaluator.process([record], [{"sem_seg": one_hot}])
+        theirs = evaluator.evaluate()["sem_seg"]
+    finally:
+        DatasetCatalog.remove("rule")
+    ours = segmentation_metrics(confusion(truth, prediction, 5, 255))
+    for key in ("mIoU", "fwIoU", "mACC", "pACC"):
+        assert 100 * ours[key] == pytest.approx(theirs[key]), key
+
+
+def test_the_older_rule_counts_a_predicted_absent_class_as_zero(random_labels):
+    truth, prediction = random_labels
+    metrics = segmentation_metrics(confusion(truth, prediction, 5, 255))
+    known = truth != 255
+    iou = [
+        ((truth == c) & (prediction == c) & known).sum() / (((truth == c) | (prediction == c)) & known).sum()
+        for c in range(3)
+    ]
+    assert metrics["mIoU"] == pytest.approx(np.mean(iou))
+    assert metrics["mIoU_predicted"] == pytest.approx(sum(iou) / 4)
+    assert np.isnan(metrics["IoU"][4])
+
+
+def test_none_is_wrong_but_no_class():
+    truth, prediction = np.array([[0, 0, 1, 1]]), np.array([[0, 2, 1, 1]])  # 2 of 2 classes: "none"
+    metrics = segmentation_metrics(confusion(truth, prediction, 2, 255))
+    assert metrics["IoU"] == [0.5, 1.0]
+    assert metrics["recall"] == [0.5, 1.0]
+    assert metrics["precision"] == [1.0, 1.0]
+    assert metrics["mIoU_predicted"] == 0.75
+
+
+def test_an_id_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="id 7: permitted are 0 to 4 and 255"):
+        confusion(np.array([[7]]), np.array([[0]]), 5, 255)
+
+
+def test_nothing_labelled_gives_no_number():
+    metrics = segmentation_metrics(confusion(np.array([[255]]), np.array([[0]]), 2, 255))
+    assert np.isnan(metrics["mIoU"])
+    assert np.isnan(metrics["pACC"])

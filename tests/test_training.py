@@ -1,0 +1,129 @@
+"""Optimiser groups, the moving average, and a real bit of learning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_scene
+from detectron2.utils.analysis import find_unused_parameters
+
+from skysense_o.config import default_config
+from skysense_o.data.classes import load_classes
+from skysense_o.evaluation.metrics import confusion, segmentation_metrics
+from skysense_o.meta_arch import SkySenseO
+from skysense_o.training.ema import MovingAverage
+from skysense_o.training.optimizer import build_optimizer
+from skysense_o.training.run import micro_batch
+from skysense_o.vocabulary import Vocabulary
+
+
+def layers() -> torch.nn.Module:
+    return torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+
+
+def test_the_first_pattern_wins_and_factor_0_freezes():
+    model = layers()
+    optimizer = build_optimizer(model, [["^a.bias", 0, 0.0], ["^a", 0.1, 0.5], [".", 1.0, 0.2]], 1e-2)
+    assert not model["a"].bias.requires_grad
+    assert [(g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups] == [
+        (pytest.approx(1e-3), 0.5, 1),
+        (1e-2, 0.2, 2),
+    ]
+
+
+def test_a_pattern_that_wins_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"'\^c' of SOLVER.GROUPS wins no parameter"):
+        build_optimizer(layers(), [["^c", 1.0, 0.0], [".", 1.0, 0.0]], 1e-2)
+
+
+def test_a_parameter_without_a_pattern_is_an_error():
+    with pytest.raises(ValueError, match="no pattern of SOLVER.GROUPS fits 'b.weight'"):
+        build_optimizer(layers(), [["^a", 1.0, 0.0]], 1e-2)
+
+
+def test_the_total_batch_must_divide(cfg):
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION = 8, 3
+    with pytest.raises(ValueError, match="IMS_PER_BATCH 8 does not divide by 1 processes x SOLVER.ACCUMULATION 3"):
+        micro_batch(cfg)
+
+
+def test_the_moving_average_is_what_it_says_and_gives_back_what_it_took():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    ema = MovingAverage(model, 0.5)
+    want = 0.0
+    for step in range(5):
+        model.weight.data.fill_(float(step + 1))
+        ema.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        want = decay * want + (1 - decay) * (step + 1)
+    with ema.applied():
+        assert model.weight.item() == pytest.approx(want)
+        saved = {"model": {k: v.clone() for k, v in model.state_dict().items()}, "ema": ema.state_dict()}
+        saved["ema"] = {"updates": 5, "trained": {k: v.clone() for k, v in saved["ema"]["trained"].items()}}
+    assert model.weight.item() == 5.0
+
+    fresh = torch.nn.Linear(1, 1, bias=False)
+    other = MovingAverage(fresh, 0.5)
+    fresh.load_state_dict(saved["model"])
+    other.load_state_dict(saved["ema"])
+    assert fresh.weight.item() == 5.0
+    assert other.other["weight"].item() == pytest.approx(want)
+
+
+def four_scenes() -> list[dict]:
+    rng = np.random.default_rng(3)
+    names = Vocabulary.of(load_classes("dubai").names)
+    samples = []
+    for _ in range(4):
+        image, labels = draw_scene(rng, 64, 96)
+        samples.append(
+            {
+                "image": torch.from_numpy(image).permute(2, 0, 1),
+                "sem_seg": torch.from_numpy(labels.astype(np.int64)),
+                "vocabulary": names,
+            }
+        )
+    return samples
+
+
+def test_it_learns_four_pictures_by_heart():
+    torch.manual_seed(0)
+    cfg = default_config()
+    cfg.MODEL.TOWER.WIDTH = 32
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.WIDTH, head.HEADS, head.MLP = 64, 4, 128
+    cfg.MODEL.LOSS.CROSS_ENTROPY = 1.0
+    model, samples = SkySenseO(cfg).train(), four_scenes()
+    optimizer = build_optimizer(model, [["^tower.image", 0.3, 0.0], [".", 1.0, 0.0]], 3e-3)
+    for _ in range(60):
+        loss = sum(model(samples).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    matrix = 0
+    for sample, prediction in zip(samples, model.eval()(samples)):
+        matrix = matrix + confusion(sample["sem_seg"].numpy(), prediction["labels"].numpy(), 5, 255)
+    assert segmentation_metrics(matrix)["mIoU"] > 0.9
+
+
+def test_each_training_config_uses_all_its_parameters(root):
+    configs = [p for p in sorted((root / "configs").rglob("*.yaml")) if p.name != "base.yaml"]
+    assert configs
+    for path in configs:
+        cfg = default_config()
+        cfg.merge_from_file(str(path))
+        cfg.MODEL.TOWER.PRETRAINED = False
+        model = SkySenseO(cfg).train()
+        build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
+        assert find_unused_parameters(model, four_scenes()[:2]) == [], path
+
+
+def test_batch_norm_is_frozen_in_training(small_model, cfg):
+    model = SkySenseO(cfg)
+    model.train()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(m.training for m in norms)

