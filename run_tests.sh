@@ -7,7 +7,7 @@ cd "$here"
 python=$(sh tools/setup.sh)
 "$python" -c "import pytest, pytest_cov" 2>/dev/null && command -v "$(dirname "$python")/ruff" >/dev/null || {
     echo "Installing the test tools ..." >&2
-    "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test]" >&2
+    "$python" -m pip install --quiet --disable-pip-version-check -e ".[test]" >&2
 }
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 if [ "${1:-}" = --all ]; then

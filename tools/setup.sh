@@ -36,7 +36,7 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
     "$python" -m pip install --quiet --disable-pip-version-check -r require.txt >&2
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r require-nodeps.txt >&2
     sh tools/install_detectron2.sh "$python" >&2
-    "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e . >&2
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps -e . >&2
     printf '%s\n' "$want" >"$stamp"
 fi
 echo "$python"

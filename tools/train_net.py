@@ -13,8 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
 from skysense_o.config import default_config
@@ -53,8 +56,14 @@ def set_up(args: argparse.Namespace):
     if Path(cfg.OUTPUT_DIR).is_file():
         raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} is a file: give a folder")
     cfg.freeze()
-    default_setup(cfg, args)
-    logging.getLogger("skysense_o").setLevel(logging.INFO)
+    folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("fvcore", "detectron2", "skysense_o"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    if comm.is_main_process():
+        (folder / "config.yaml").write_text(cfg.dump())
+        logging.getLogger("skysense_o").info("%s\nConfig: %s\n%s", args, folder / "config.yaml", collect_env_info())
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     return cfg
 
 

@@ -16,6 +16,8 @@ _KNOWN: dict[str, Color] = {
     "land": (226, 196, 128), "bare land": (226, 196, 128), "sand": (240, 214, 150), "soil": (176, 128, 80),
     "road": (232, 60, 200), "street": (232, 60, 200), "building": (214, 48, 40), "house": (230, 84, 70),
     "vegetation": (46, 152, 62), "tree": (22, 110, 40), "forest": (16, 90, 34), "grass": (130, 196, 70),
+    "ground": (204, 160, 96), "field": (190, 204, 90), "bush": (84, 140, 50), "roof": (230, 84, 70),
+    "car": (250, 170, 20), "town": (190, 70, 90), "ocean": (20, 84, 190), "snow": (236, 240, 248),
 }  # fmt: skip
 
 
@@ -25,7 +27,7 @@ def colors_for(names: Sequence[str], given: Sequence[Color] | None = None) -> li
         return list(given)
     taken, colors = set(), []
     for index, name in enumerate(names):
-        color = _KNOWN.get(name.lower())
+        color = _KNOWN.get(name.lower()) or _KNOWN.get(name.lower().removesuffix("s"))
         step = index
         while color is None or color in taken:
             hue = (step * 0.618034) % 1.0  # golden ratio: neighbours in the list are far apart on the wheel

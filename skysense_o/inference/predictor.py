@@ -115,7 +115,7 @@ class Predictor:
             raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
         vocabulary = _vocabulary(names, background)
         rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
-        sample = {"image": torch.from_numpy(rgb).permute(2, 0, 1), "vocabulary": vocabulary}
+        sample = {"image": torch.tensor(rgb).permute(2, 0, 1), "vocabulary": vocabulary}
         device = self.model.device
         half = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with half:
