@@ -43,7 +43,6 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.LOSS.PRESENCE = 0.1
 
     # Training pictures.
-    cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do

@@ -133,7 +133,7 @@ def test_evaluation_keeps_the_whole_picture(dubai):
 
 
 def stem(word: str) -> str:
-    for ending in ("ing", "es", "ed", "s", "y", "al"):
+    for ending in ("ing", "es", "ed", "s", "y"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]
     return word

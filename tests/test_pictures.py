@@ -25,7 +25,7 @@ RED = (200, 30, 10)
     ],
 )
 def test_every_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
-    Image.new("RGB", (6, 4), RED).convert(mode).save(tmp_path / name)
+    Image.new("RGB", (6, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / name)
     image = read_picture(tmp_path / name)
     assert image.shape == (4, 6, 3)
     assert image.dtype == np.uint8

@@ -35,7 +35,8 @@ def evaluate(
     """Score a model on one data set, once for each way of calling its classes.
 
     Args:
-        model: samples -> predictions with `labels`; put into eval mode here, and back.
+        model: a SkySenseO; put into eval mode here, and back. Its `predict` is called and not its forward, which a
+            trainer may have wrapped in half precision: the numbers are those of full precision, always.
         name: registered data set, for its ignore value and the report.
         samples: sequence of functions, vocabulary -> Sample with `sem_seg`; called one at a time.
         vocabularies: title -> C names in the order of the class ids.
@@ -54,7 +55,7 @@ def evaluate(
         mine = range(comm.get_rank(), len(samples), comm.get_world_size())
         for index in tqdm(mine, desc=f"{name}, {title}", unit="picture", disable=not comm.is_main_process()):
             sample = samples[index](vocabulary)
-            prediction = model([sample])[0]["labels"].cpu().numpy()
+            prediction = model.predict([sample], "labels")[0]["labels"].cpu().numpy()
             truth = sample["sem_seg"].numpy()
             matrix += torch.from_numpy(confusion(truth, prediction, len(vocabulary), ignore))
             if index < pictures and title == next(iter(vocabularies)):

@@ -48,6 +48,9 @@ def read_picture(path: str | Path) -> np.ndarray:
         raise PictureError(f"{path} is empty (0 bytes)")
     try:
         with Image.open(path) as image:
+            # Pillow would cut colours of 16 bits down to their upper 8 without a word.
+            if image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile):
+                return as_rgb(_read_deep(path), str(path))
             image.load()
             return as_rgb(ImageOps.exif_transpose(image), str(path))
     except UnidentifiedImageError as error:
@@ -92,7 +95,7 @@ def _stretch(array: np.ndarray, source: str) -> np.ndarray:
 
 
 def _read_deep(path: Path) -> np.ndarray | None:
-    """16-bit colour TIFFs, which Pillow does not read, by OpenCV; None where that fails too."""
+    """What Pillow does not read, or not in full, by OpenCV; None where that fails too."""
     import cv2
 
     array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

@@ -89,6 +89,7 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
+    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name)]  # first: what is most often wrong
     accelerator = build_accelerator(cfg)
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
@@ -96,18 +97,18 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {"optimizer": optimizer, "scheduler": scheduler}
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, cfg.dump(), ema, **saved)
-    start = checkpointer.resume() if resume else 0
+    start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     loader = training_loader(
-        [record for name in cfg.DATASETS.TRAIN for record in records_of(name)],
+        records,
         TrainingMapper(cfg),
         batch=micro_batch(cfg),
         start=start * cfg.SOLVER.IMS_PER_BATCH,
-        seed=max(cfg.SEED, 0),
+        seed=seed,
         workers=cfg.DATALOADER.NUM_WORKERS,
     )
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    trainer = Trainer(wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None)
+    trainer = Trainer(wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None, seed)
     numbers: dict[str, float] = {}
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
     wrapped.train()

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from detectron2.engine import HookBase, SimpleTrainer
@@ -59,10 +60,16 @@ class Trainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         clip_norm: float | None,
+        seed: int,
     ) -> None:
         """model, optimizer: prepared by the accelerator; loader: not (its sampler shards by itself)."""
         super().__init__(model, loader, optimizer)
-        self.accelerator, self.clip_norm = accelerator, clip_norm
+        self.accelerator, self.clip_norm, self.seed = accelerator, clip_norm, seed
+
+    def before_step(self) -> None:
+        """The model's randomness is a function of seed, step and process, so a resumed run draws what it would have."""
+        super().before_step()
+        torch.manual_seed(int(np.random.SeedSequence((self.seed, self.iter, comm.get_rank())).generate_state(1)[0]))
 
     def run_step(self) -> None:
         accelerator, total, data_time = self.accelerator, {}, 0.0
