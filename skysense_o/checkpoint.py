@@ -12,8 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, published_names
+
 SHIPPED = Path(__file__).resolve().parent / "weights"
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 class WeightsError(ValueError):
@@ -28,14 +30,15 @@ class Report:
     missing: list[str] = field(default_factory=list)  # the model has it, the file has not
     unexpected: list[str] = field(default_factory=list)  # the file has it, the model has not
     misshaped: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)  # published tensors that no inference needs
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors fit"]
-        for title in ("missing", "unexpected", "misshaped"):
+        for title in ("missing", "unexpected", "misshaped", "passed_over"):
             names = getattr(self, title)
             if names:
                 shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
-                lines.append(f"{len(names)} {title}: {shown}")
+                lines.append(f"{len(names)} {title.replace('_', ' ')}: {shown}")
         return "; ".join(lines)
 
 
@@ -68,10 +71,21 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} is not a readable checkpoint ({first_line}): is it complete?") from error
+    if isinstance(blob, dict) and isinstance(blob.get("clip"), dict):
+        return _skysense_clip(blob), None
     state = blob.get("model", blob) if isinstance(blob, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds no table of tensors, neither at its top nor under 'model'")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}, None
+
+
+def _skysense_clip(blob: dict) -> dict[str, Tensor]:
+    """`skysense_clip.ckpt`: "clip" holds the towers, `backbone_gep.X` of "model" replaces `visual.X`."""
+    state = dict(blob["clip"])
+    for name, tensor in blob.get("model", {}).items():
+        if name.startswith("backbone_gep."):
+            state["visual." + name.removeprefix("backbone_gep.")] = tensor
+    return {CLIP_PREFIX + name: tensor for name, tensor in state.items()}
 
 
 def load_weights(model: nn.Module, path: Path) -> Report:
@@ -86,6 +100,10 @@ def load_weights(model: nn.Module, path: Path) -> Report:
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> Report:
     """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error."""
     ours, report = model.state_dict(), Report()
+    if any(name.startswith(CLIP_PREFIX) for name in state):  # a published checkpoint
+        table = published_names(ours)
+        report.passed_over = [name for name in state if NOT_NEEDED.search(name)]
+        state = {table.get(name, name): tensor for name, tensor in state.items() if not NOT_NEEDED.search(name)}
     for name, tensor in state.items():
         if name not in ours:
             report.unexpected.append(name)

@@ -16,7 +16,23 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
         96  # channels of the pyramid; 96 keeps a picture of 512 x 512 under half a second on 2 cores
     )
 
-    # The mask decoder: sizes of Segment Anything, so that its weights fit.
+    # SkySenseCLIP, with the sizes of the published weights.
+    cfg.MODEL.TOWER.INPUT_SIZE = 384  # pictures are squeezed to this square; 0: native size
+    cfg.MODEL.TOWER.SWIN = CfgNode()
+    cfg.MODEL.TOWER.SWIN.DIM = 352
+    cfg.MODEL.TOWER.SWIN.DEPTHS = [2, 2, 18, 2]
+    cfg.MODEL.TOWER.SWIN.HEADS = [8, 16, 32, 64]
+    cfg.MODEL.TOWER.SWIN.WINDOWS = [8, 8, 8, 16]
+    cfg.MODEL.TOWER.SWIN.PRETRAINED_WINDOWS = [0, 0, 0, 8]
+    cfg.MODEL.TOWER.SWIN.EXTRA_NORM_EVERY = 6
+    cfg.MODEL.TOWER.SWIN.DROP_PATH = 0.2
+    cfg.MODEL.TOWER.CLIP_TEXT = CfgNode()
+    cfg.MODEL.TOWER.CLIP_TEXT.WIDTH = 1024
+    cfg.MODEL.TOWER.CLIP_TEXT.HEADS = 16
+    cfg.MODEL.TOWER.CLIP_TEXT.LAYERS = 24
+    cfg.MODEL.TOWER.CLIP_TEXT.OUTPUT_DIM = 1024
+
+    # The mask decoder. SAMMaskHead: sizes of Segment Anything, so that its weights fit.
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "SAMMaskHead"
     head.WIDTH = 256
@@ -25,6 +41,15 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.MLP = 2048
     head.SHARED_TOKENS = 5
     head.PHRASE_CHUNK = 256  # phrases decoded at a time; changes memory, no result
+
+    # CostAggregationHead: sizes of the published weights.
+    head.HIDDEN = 128
+    head.WINDOW = 12
+    head.PAD_LEN = 256  # class attention sees at least so many rows; changing it changes every mask
+    head.MAX_CLASSES = 256  # above so many phrases only the best are decoded (published); 0: all
+
+    # Do as the published code where it errs, to compare with published numbers: padding is not undone.
+    cfg.MODEL.PUBLISHED_QUIRKS = False
 
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]

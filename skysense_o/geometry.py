@@ -53,6 +53,7 @@ class Frame:
         names: int,
         size: tuple[int, int] | None = None,
         reduce: Reduce = "labels",
+        published_quirks: bool = False,
     ) -> dict[str, Tensor]:
         """Bring the logits of phrases back to the picture as the probabilities of names.
 
@@ -64,6 +65,7 @@ class Frame:
             owner: T numbers, ascending: the name each phrase belongs to.
             names: C, how many names there are.
             size: (height, width) wanted; the image's own where None.
+            published_quirks: leave the padding in, stretched over the picture, as the published code does.
             reduce: "labels" -> {"labels": int64 (H,W), "score": (H,W)}; "probabilities" -> {"sem_seg": (C,H,W)}.
         """
         height, width = size or self.size
@@ -73,7 +75,7 @@ class Frame:
             count = min(chunk, names - first)
             start, stop = bisect_left(owner, first), bisect_left(owner, first + count)
             grid = best_of_phrases(logits[start:stop].float().sigmoid(), [c - first for c in owner[start:stop]], count)
-            full = self._to_picture(grid, (height, width))
+            full = self._to_picture(grid, (height, width), published_quirks)
             if reduce == "probabilities":
                 maps.append(full)
                 continue
@@ -86,13 +88,22 @@ class Frame:
                 labels = torch.where(better, index + first, labels)
         return {"sem_seg": torch.cat(maps)} if reduce == "probabilities" else {"labels": labels, "score": best}
 
-    def _to_picture(self, grid: Tensor, size: tuple[int, int]) -> Tensor:
+    def _to_picture(self, grid: Tensor, size: tuple[int, int], published_quirks: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""
-        full = F.interpolate(grid[None], size=self.padded, mode="bilinear", align_corners=False)
-        full = full[..., : self.size[0], : self.size[1]]
-        if size != self.size:
-            full = F.interpolate(full, size=size, mode="bilinear", align_corners=False)
-        return full[0]
+        if published_quirks:
+            cut = grid[None, :, : self.size[0], : self.size[1]]  # of the grid, where pixels were meant
+            return F.interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]
+        scaled = [p * out / side for p, out, side in zip(self.padded, size, self.size)]
+        if all(side.is_integer() for side in scaled):
+            full = F.interpolate(grid[None], size=[int(side) for side in scaled], mode="bilinear", align_corners=False)
+            return full[0, :, : size[0], : size[1]]
+        # The padding ends inside an output pixel: the same sampling at the same places, only slower.
+        y, x = (
+            (torch.arange(out, device=grid.device, dtype=grid.dtype) + 0.5) * (2 / end) - 1
+            for out, end in zip(size, scaled)
+        )
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+        return F.grid_sample(grid[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
 def best_of_phrases(values: Tensor, owner: Sequence[int], names: int) -> Tensor:

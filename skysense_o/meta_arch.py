@@ -35,6 +35,7 @@ class SkySenseO(nn.Module):
         text_noise: float = 0.0,
         phrase_chunk: int = 256,
         reduce: Reduce = "labels",
+        published_quirks: bool = False,
     ) -> None:
         """
         Args:
@@ -45,13 +46,14 @@ class SkySenseO(nn.Module):
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
             reduce: what forward gives by default, "labels" or "probabilities".
+            published_quirks: see `Frame.restore`.
         """
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
         self.templates, self.text_bank = tuple(templates), TextBank()
         self.loss_weights = {name: weight for name, weight in (loss_weights or {}).items() if weight}
         self.region_temperature, self.text_noise = region_temperature, text_noise
-        self.phrase_chunk, self.reduce = phrase_chunk, reduce
+        self.phrase_chunk, self.reduce, self.published_quirks = phrase_chunk, reduce, published_quirks
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -72,6 +74,7 @@ class SkySenseO(nn.Module):
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
             "reduce": cfg.MODEL.REDUCE,
+            "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS,
         }
 
     @property
@@ -105,7 +108,7 @@ class SkySenseO(nn.Module):
         for b, (sample, frame) in enumerate(zip(samples, frames)):
             owner, names = sample["vocabulary"].owner, len(sample["vocabulary"])
             size = sample.get("height", frame.size[0]), sample.get("width", frame.size[1])
-            prediction = frame.restore(logits[b, : len(owner)], owner, names, size, reduce)
+            prediction = frame.restore(logits[b, : len(owner)], owner, names, size, reduce, self.published_quirks)
             if presence is not None:
                 found = presence[b, : len(owner)].float().sigmoid()
                 prediction["presence"] = geometry.best_of_phrases(found, owner, names)

@@ -74,6 +74,25 @@ class Vocabulary:
             raise ValueError(f"the class names {text!r} are empty: {HOW_TO_WRITE_WORDS}")
         return cls.of(text.split(","), background.split(",") if background.strip() else ())
 
+    def with_words(self, words: dict[str, Sequence[str]]) -> Vocabulary:
+        """More phrases for the names, the best of which counts (the paper's retrieval augmentation).
+
+        Matched by name, whatever its case, spaces, hyphens or underscores, and never by position. A word may serve
+        several names here, as it does in the published lists.
+
+        Raises:
+            ValueError: words for a name that is not in the vocabulary.
+        """
+        plain = {_plain(name): name for name in self.names}
+        unknown = [name for name in words if _plain(name) not in plain]
+        if unknown:
+            raise ValueError(f"words were given for {unknown}, which are not among the names {list(self.names)}")
+        more = {plain[_plain(name)]: tuple(extra) for name, extra in words.items()}
+        phrases = tuple(
+            tuple(dict.fromkeys((*own, *more.get(name, ())))) for name, own in zip(self.names, self.phrases)
+        )
+        return Vocabulary(self.names, phrases, self.background)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -81,6 +100,18 @@ class Vocabulary:
     def owner(self) -> list[int]:
         """T numbers, ascending: the name that each phrase belongs to, all phrases in a row."""
         return [c for c, words in enumerate(self.phrases) for _ in words]
+
+
+def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:
+    """The published form of retrieval words (`o1.json`): name -> words, "except" aside."""
+    table = json.loads(Path(path).read_text())
+    if not isinstance(table, dict) or not all(isinstance(words, list) for words in table.values()):
+        raise ValueError(f"{path} is no table of retrieval words: expected an object of name -> list of words")
+    return {name: words for name, words in table.items() if name != "except"}
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 class TextBank:

@@ -44,7 +44,7 @@ def segmentation_metrics(matrix: np.ndarray) -> dict:
     total = truth.sum()
     return {
         "mIoU": _mean(iou[in_truth]),
-        "mIoU_predicted": iou[in_truth].sum() / in_either.sum() if in_either.any() else float("nan"),
+        "mIoU_predicted": float(iou[in_truth].sum() / in_either.sum()) if in_either.any() else float("nan"),
         "fwIoU": float((iou[in_truth] * truth[in_truth]).sum() / total) if total else float("nan"),
         "mACC": _mean(recall[in_truth]),
         "pACC": float(right.sum() / total) if total else float("nan"),

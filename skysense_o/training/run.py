@@ -66,6 +66,7 @@ def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Voc
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways."""
     numbers: dict[str, float] = {}
+    model.text_bank.weights_changed()  # the moving average may have been swapped in
     for name in cfg.DATASETS.TEST:
         records = records_of(name)
         table_name = MetadataCatalog.get(name).class_table

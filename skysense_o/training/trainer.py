@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -114,6 +115,12 @@ class Validate(HookBase):
         """evaluate: gives numbers by name; metric: the name of the one to be largest."""
         self.period, self.evaluate, self.metric, self.checkpointer = period, evaluate, metric, checkpointer
         self.best = float("-inf")
+
+    def before_train(self) -> None:
+        """A resumed run must not take a worse model for its best."""
+        path = Path(self.checkpointer.save_dir) / "model_best.pth"
+        if self.trainer.start_iter and path.is_file():
+            self.best = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["best"]
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

@@ -1,0 +1,70 @@
+"""SkySense-CLIP, the published tower: Swin V2 sees, the text tower of CLIP ViT-H reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+from skysense_o.modeling.swin_v2 import SwinV2
+from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
+
+
+@TOWER_REGISTRY.register()
+class SkySenseCLIP(Tower):
+    """Dense features are the last map, projected into the text space; the pooled vector is their mean."""
+
+    stride, divisor = 16, 32
+    pyramid_strides = (8, 4)
+
+    @configurable
+    def __init__(self, *, visual: SwinV2, text: TextTransformer, input_size: int | None) -> None:
+        """input_size: pictures are squeezed to this square (published: 384); None: native size."""
+        super().__init__(pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375))
+        self.visual, self.text, self.input_size = visual, text, input_size
+        self.dim = text.output_dim
+        self.pyramid_channels = (visual.channels[1], visual.channels[0])
+        self.vision_projection = nn.Parameter(torch.randn(visual.channels[-1], self.dim) * visual.channels[-1] ** -0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of image-text contrast, not of masks
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        vision, text = cfg.MODEL.TOWER.SWIN, cfg.MODEL.TOWER.CLIP_TEXT
+        return {
+            "visual": SwinV2(
+                dim=vision.DIM,
+                depths=vision.DEPTHS,
+                heads=vision.HEADS,
+                windows=vision.WINDOWS,
+                pretrained_windows=vision.PRETRAINED_WINDOWS,
+                extra_norm_every=vision.EXTRA_NORM_EVERY,
+                drop_path=vision.DROP_PATH,
+            ),
+            "text": TextTransformer(width=text.WIDTH, heads=text.HEADS, layers=text.LAYERS, output_dim=text.OUTPUT_DIM),
+            "input_size": cfg.MODEL.TOWER.INPUT_SIZE or None,
+        }
+
+    def encode_image(self, x: Tensor) -> Features:
+        """x (B,3,h0,w0) -> dense (B,D,h0/16,w0/16), the maps at strides 8 and 4, pooled (B,D)."""
+        fine, middle, _, last = self.visual(x)
+        dense = torch.einsum("bchw,cd->bdhw", last, self.vision_projection)
+        return Features(dense, (middle, fine), dense.mean(dim=(2, 3)))
+
+    def encode_text(self, strings: Sequence[str]) -> Tensor:
+        """Tokens after the end-of-text token change nothing (the mask is causal), so they are cut off."""
+        tokens = open_clip.tokenizer.tokenize(list(strings))
+        ends = tokens.argmax(dim=1)
+        length, text = int(ends.max()) + 1, self.text
+        x = text.token_embedding(tokens[:, :length].to(self.pixel_mean.device)) + text.positional_embedding[:length]
+        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        pooled = text.ln_final(x)[torch.arange(len(x)), ends]
+        return F.normalize(pooled @ text.text_projection, dim=-1)
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        return self.text.parameters()

@@ -1,0 +1,222 @@
+"""The Swin V2 image encoder of SkySense (Liu et al. 2022, with the particulars of the published weights).
+
+Alphabet: B images, H W tokens of a map, C channels, h heads, M windows, N tokens of a window. Maps are (B,H,W,C).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from skysense_o.modeling.windows import from_windows, region_mask, shift_regions, to_windows
+
+MAX_LOG_SCALE = math.log(100)
+
+
+class SwinV2(nn.Module):
+    """Four stages at strides 4, 8, 16, 16; the last merges no tokens, it only widens."""
+
+    def __init__(
+        self,
+        *,
+        dim: int = 352,
+        depths: Sequence[int] = (2, 2, 18, 2),
+        heads: Sequence[int] = (8, 16, 32, 64),
+        windows: Sequence[int] = (8, 8, 8, 16),
+        pretrained_windows: Sequence[int] = (0, 0, 0, 8),
+        extra_norm_every: int = 6,
+        drop_path: float = 0.2,
+    ) -> None:
+        """
+        Args:
+            dim: channels of the first stage; each stage doubles them.
+            depths, heads, windows: blocks, attention heads and window side of each stage.
+            pretrained_windows: window side for which the position bias was trained; 0: the stage's own.
+            extra_norm_every: a third norm follows each block of this number within a stage.
+            drop_path: stochastic depth of the last block; the blocks before it rise to it linearly from 0.
+        """
+        super().__init__()
+        self.patch_embed = PatchEmbed(dim)
+        blocks = sum(depths)
+        self.channels = tuple(dim * 2**s for s in range(len(depths)))
+        self.stages = nn.ModuleList(
+            Stage(
+                channels,
+                depths[s],
+                heads[s],
+                windows[s],
+                pretrained_windows[s],
+                extra_norm_every,
+                [drop_path * i / (blocks - 1) for i in range(sum(depths[:s]), sum(depths[: s + 1]))],
+                merge=None if s == 0 else TokenMerge(channels // 2, keep_size=s == len(depths) - 1),
+            )
+            for s, channels in enumerate(self.channels)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in self.channels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B,3,H,W) normalised -> the normed map of each stage, (B,C_s,H_s,W_s); any size."""
+        x, maps = self.patch_embed(x), []
+        for stage, norm in zip(self.stages, self.norms):
+            x = stage(x)
+            maps.append(norm(x).permute(0, 3, 1, 2))
+        return maps
+
+
+class PatchEmbed(nn.Module):
+    """Patches of 4 x 4 pixels to tokens; zeros fill up the last row and column of patches."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.projection, self.norm = nn.Conv2d(3, dim, 4, stride=4), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4))
+        return self.norm(self.projection(x).permute(0, 2, 3, 1))
+
+
+class TokenMerge(nn.Module):
+    """C -> 2C channels, norm last. Merges 2 x 2 tokens (columns of the weight run channel by channel, not token by
+    token as in Swin), or, to keep the size, takes each token four times, which is one linear map with the weight's
+    columns summed by fours.
+    """
+
+    def __init__(self, dim: int, keep_size: bool) -> None:
+        super().__init__()
+        self.keep_size = keep_size
+        self.reduction, self.norm = nn.Linear(4 * dim, 2 * dim, bias=False), nn.LayerNorm(2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keep_size:
+            return self.norm(F.linear(x, self.reduction.weight.unflatten(1, (-1, 4)).sum(-1)))
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2)).permute(0, 3, 1, 2)
+        return self.norm(self.reduction(F.pixel_unshuffle(x, 2).permute(0, 2, 3, 1)))
+
+
+class Stage(nn.Module):
+    """An optional merge, then blocks, every second one with shifted windows."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        window: int,
+        pretrained_window: int,
+        extra_norm_every: int,
+        drop_path: Sequence[float],
+        merge: TokenMerge | None,
+    ) -> None:
+        super().__init__()
+        self.merge = merge
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                WindowAttention(dim, heads, window, pretrained_window),
+                shifted=i % 2 == 1,
+                extra_norm=(i + 1) % extra_norm_every == 0,
+                drop_path=drop_path[i],
+            )
+            for i in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.merge is None else self.merge(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Block(nn.Module):
+    """x + norm(attention(x)), then x + norm(mlp(x)); the norms come after the branches (res-post-norm).
+
+    Stochastic depth lies before the norms, as in the published code: a dropped branch leaves the norm's bias.
+    """
+
+    def __init__(self, dim: int, attn: WindowAttention, shifted: bool, extra_norm: bool, drop_path: float) -> None:
+        super().__init__()
+        self.attn, self.shifted, self.drop_path = attn, shifted, DropPath(drop_path)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.norm3 = nn.LayerNorm(dim) if extra_norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm1(self.drop_path(self._attend(x)))
+        x = x + self.norm2(self.drop_path(self.mlp(x)))
+        return x if self.norm3 is None else self.norm3(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Pad, shift, cut into windows, attend, and all of it back. Padded tokens take part as keys."""
+        (height, width), window = x.shape[1:3], self.attn.window
+        shift = window // 2 if self.shifted and min(height, width) > window else 0
+        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        mask = None
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
+            mask = region_mask(shift_regions(x.shape[1], x.shape[2], window, shift, x.device), window)
+        windows = to_windows(x, window)
+        x = from_windows(self.attn(windows, mask), window, x.shape[1], x.shape[2])
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
+        return x[:, :height, :width]
+
+
+class WindowAttention(nn.Module):
+    """Cosine attention with a learned scale and a continuous position bias (Swin V2, equations 2 and 3)."""
+
+    def __init__(self, dim: int, heads: int, window: int, pretrained_window: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.pretrained_window = heads, window, pretrained_window or window
+        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
+        self.position_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+        self._bias: tuple[tuple, Tensor] | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B*M,N,C), windows of an image in a row; mask (M,N,N), added to the logits -> (B*M,N,C)."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=MAX_LOG_SCALE).exp().to(q.dtype)
+        k, added = F.normalize(k, dim=-1), self.position_bias().to(q.dtype)
+        if mask is not None:
+            added = (added + mask[:, None].to(q.dtype)).repeat(len(x) // len(mask), 1, 1, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=1.0)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def position_bias(self) -> Tensor:
+        """(h,N,N) = 16 sigmoid(MLP(offset)). It depends on no input, so without gradient it is kept until the weights
+        change.
+        """
+        if torch.is_grad_enabled():
+            return self._position_bias()
+        parameters = tuple(self.position_mlp.parameters())
+        key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in parameters)
+        if self._bias is None or self._bias[0] != key:
+            self._bias = key, self._position_bias()
+        return self._bias[1]
+
+    def _position_bias(self) -> Tensor:
+        first = self.position_mlp[0].weight
+        table = 16 * self.position_mlp(offsets(self.window, self.pretrained_window).to(first)).sigmoid()
+        return table[offset_index(self.window).to(first.device)].permute(2, 0, 1)
+
+
+def offsets(window: int, pretrained_window: int) -> Tensor:
+    """((2W-1)^2,2) log-spaced offsets of rows and columns: sign(u) log2(|u| + 1) / 3 with u = 8 d / (P - 1)."""
+    d = torch.arange(1 - window, window, dtype=torch.float32) * 8 / (pretrained_window - 1)
+    d = d.sign() * (d.abs() + 1).log2() / 3
+    return torch.stack(torch.meshgrid(d, d, indexing="ij"), -1).flatten(0, 1)
+
+
+def offset_index(window: int) -> Tensor:
+    """(N,N) int64: which of the (2W-1)^2 offsets lies between two tokens of a window, row by row."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)

@@ -1,0 +1,67 @@
+"""The names that the published checkpoints give to our parameters: one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+CLIP_PREFIX = "sem_seg_head.clip_model."
+
+# Ours -> published, applied in order; the first group is the image tower, then the text tower, then the decoder.
+_RENAMES = [
+    (r"^tower\.visual\.norms\.(\d)\.", r"tower.visual.norm\1."),
+    (r"^(tower\.visual\..*)\.attn\.position_mlp\.", r"\1.attn.cpb_mlp."),
+    (r"^(tower\.visual\..*)\.attn\.", r"\1.attn.w_msa."),
+    (r"^(tower\.visual\..*)\.mlp\.0\.", r"\1.ffn.layers.0.0."),
+    (r"^(tower\.visual\..*)\.mlp\.2\.", r"\1.ffn.layers.1."),
+    (r"^(tower\.visual\..*)\.merge\.", r"\1.downsample."),
+    (r"^tower\.text\.", CLIP_PREFIX),
+    (r"^tower\.", CLIP_PREFIX),
+    (r"^sem_seg_head\.pyramid_guidance\.0\.", "visual_guidance_conv1."),
+    (r"^sem_seg_head\.pyramid_guidance\.1\.", "visual_guidance_conv2."),
+    (r"^sem_seg_head\.(?!clip_model)", "sem_seg_head.transformer."),
+    (r"\.transformer\.embed\.", ".transformer.conv1."),
+    (r"\.transformer\.predict\.", ".transformer.head."),
+    (r"\.transformer\.image_guidance\.", ".transformer.guidance_projection.0."),
+    (r"\.transformer\.text_guidance\.", ".transformer.text_guidance_projection.0."),
+    (r"\.transformer\.decoder_guidance\.(\d)\.", r".transformer.decoder_guidance_projection.\1.0."),
+    (r"\.spatial\.(\d)\.guide_norm\.", r".layers.\1.swin_block.guidance_norm."),
+    (r"\.spatial\.(\d)\.blocks\.0\.", r".layers.\1.swin_block.block_1."),
+    (r"\.spatial\.(\d)\.blocks\.1\.", r".layers.\1.swin_block.block_2."),
+    (r"(\.block_\d)\.(q|k|v|proj)\.", r"\1.attn.\2."),
+    (r"(\.block_\d)\.mlp\.0\.", r"\1.mlp.fc1."),
+    (r"(\.block_\d)\.mlp\.2\.", r"\1.mlp.fc2."),
+    (r"\.over_names\.(\d)\.(q|k|v)\.", r".layers.\1.attention.attention.\2."),
+    (r"\.over_names\.(\d)\.mlp\.", r".layers.\1.attention.MLP."),
+    (r"\.over_names\.(\d)\.padding_token$", r".layers.\1.attention.padding_tokens"),
+    (r"\.over_names\.(\d)\.padding_guide$", r".layers.\1.attention.padding_guidance"),
+    (r"\.over_names\.(\d)\.", r".layers.\1.attention."),
+    (r"\.transformer\.up\.0\.up\.", ".transformer.decoder1.up."),
+    (r"\.transformer\.up\.1\.up\.", ".transformer.decoder2.up."),
+    (r"\.transformer\.up\.0\.conv1\.", ".transformer.decoder1.conv.double_conv.0."),
+    (r"\.transformer\.up\.0\.norm1\.", ".transformer.decoder1.conv.double_conv.1."),
+    (r"\.transformer\.up\.0\.conv2\.", ".transformer.decoder1.conv.double_conv.3."),
+    (r"\.transformer\.up\.0\.norm2\.", ".transformer.decoder1.conv.double_conv.4."),
+    (r"\.transformer\.up\.1\.conv1\.", ".transformer.decoder2.conv.double_conv.0."),
+    (r"\.transformer\.up\.1\.norm1\.", ".transformer.decoder2.conv.double_conv.1."),
+    (r"\.transformer\.up\.1\.conv2\.", ".transformer.decoder2.conv.double_conv.3."),
+    (r"\.transformer\.up\.1\.norm2\.", ".transformer.decoder2.conv.double_conv.4."),
+]
+
+# What a published file holds beside our parameters: recomputed buffers, the sentence encoder of a training loss, and
+# the 269.7 M parameters that only training's region loss used.
+NOT_NEEDED = re.compile(
+    r"^tokennizer_model\.|^pixel_shuffle_|\.relative_(coords_table|position_index)$|\.swin_block\.block_2\.attn_mask$"
+)
+
+
+def published_name(ours: str) -> str:
+    """One of our parameter names -> its name in a published checkpoint of the whole model."""
+    for pattern, replacement in _RENAMES:
+        ours = re.sub(pattern, replacement, ours)
+    return ours
+
+
+def published_names(ours: Iterable[str]) -> dict[str, str]:
+    """Published name -> our name, for all our names."""
+    return {published_name(name): name for name in ours}
