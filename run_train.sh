@@ -1,8 +1,8 @@
 #!/bin/sh
-# Train:   bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [KEY VALUE ...]
+# Train:   bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [--resume] [KEY VALUE ...]
 set -eu
 if [ $# -lt 3 ]; then
-    echo "usage: bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [KEY VALUE ...]" >&2
+    echo "usage: bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [--resume] [KEY VALUE ...]" >&2
     echo "   as: bash run_train.sh configs/mini/finetune.yaml 1 output/mini SOLVER.MAX_ITER 100" >&2
     exit 2
 fi
@@ -10,4 +10,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=$(sh "$here/tools/setup.sh")
 config=$1 gpus=$2 output=$3
 shift 3
-exec "$python" "$here/tools/train_net.py" --config-file "$config" --num-gpus "$gpus" OUTPUT_DIR "$output" "$@"
+resume=
+[ "${1:-}" = --resume ] && resume=--resume && shift
+exec "$python" "$here/tools/train_net.py" --config-file "$config" --num-gpus "$gpus" $resume OUTPUT_DIR "$output" "$@"

@@ -61,22 +61,33 @@ def find_weights(name: str | Path) -> Path:
     return path
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a file by name, mapped and not copied, and the YAML of the config stored with them, if any."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, mapped and not copied."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("config")
+                return {name: file.get_tensor(name) for name in file.keys()}
         blob = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} is not a readable checkpoint ({first_line}): is it complete?") from error
     if isinstance(blob, dict) and isinstance(blob.get("clip"), dict):
-        return _skysense_clip(blob), None
+        return _skysense_clip(blob)
     state = blob.get("model", blob) if isinstance(blob, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds no table of tensors, neither at its top nor under 'model'")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, None
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def read_config(path: Path) -> str | None:
+    """The YAML of the model that a safetensors file holds beside its weights, if it does."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("config")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable checkpoint ({error}): is it complete?") from error
 
 
 def _skysense_clip(blob: dict) -> dict[str, Tensor]:
@@ -94,7 +105,7 @@ def load_weights(model: nn.Module, path: Path) -> Report:
     What an installed package brings (`tower.installed`) may be missing; anything else that is missing, unexpected or
     of another shape is an error.
     """
-    return load_state(model, read_weights(path)[0], path)
+    return load_state(model, read_weights(path), path)
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> Report:

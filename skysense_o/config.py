@@ -1,6 +1,11 @@
 """Every key that SkySense-O adds to Detectron2's config, once, with its default and the reason for it."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 from detectron2.config import CfgNode, get_cfg
+from yaml import YAMLError
 
 
 def add_skysense_o_config(cfg: CfgNode) -> None:
@@ -40,7 +45,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.HEADS = 8
     head.MLP = 2048
     head.SHARED_TOKENS = 5
-    head.PHRASE_CHUNK = 256  # phrases decoded at a time; changes memory, no result
+    head.PRESENCE = True  # a score for whether the phrase is in the picture at all; trained by MODEL.LOSS.PRESENCE
+    head.PHRASE_CHUNK = 256  # phrases decoded at a time, in either decoder; changes memory, no result
 
     # CostAggregationHead: sizes of the published weights.
     head.HIDDEN = 128
@@ -54,9 +60,6 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]
     cfg.MODEL.TEXT_NOISE = 0.0  # length of the Gaussian noise added to text vectors in training: words, not points
-
-    # What forward gives: "labels" (one byte's worth a pixel) or "probabilities" (names times pixels).
-    cfg.MODEL.REDUCE = "labels"
 
     # Weights of the losses; a term of weight 0 is not computed.
     cfg.MODEL.LOSS = CfgNode()
@@ -81,7 +84,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # Optimiser: ordered [pattern, learning-rate factor, weight decay]; the first pattern found in a name wins.
     cfg.SOLVER.GROUPS = [[".", 1.0, 1e-4]]
-    cfg.SOLVER.PRECISION = "no"  # no, bf16 or fp16: Accelerate's mixed precision (AMP.ENABLED is for CUDA only)
+    cfg.SOLVER.PRECISION = "auto"  # no, bf16, fp16 (Accelerate's mixed precision), or bf16 where the processor has it
     cfg.SOLVER.ACCUMULATION = 1  # micro-batches a step; IMS_PER_BATCH is the total of a step
     cfg.SOLVER.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved as the final model; 0: off
 
@@ -93,6 +96,37 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.NUM_WORKERS = 2
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     cfg.TEST.EVAL_PERIOD = 0
+
+
+# What a model is built from, and so what a weights file must say; the rest of a config is about a run.
+MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS")
+HEAD_KEYS = (
+    "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE",
+    "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES",
+)  # fmt: skip
+
+
+def model_config(cfg: CfgNode) -> CfgNode:
+    """The part of a config that describes the model, for the metadata of its weights."""
+    part = CfgNode({"MODEL": {key: cfg.MODEL[key] for key in MODEL_KEYS}})
+    part.MODEL.SEM_SEG_HEAD = CfgNode({key: cfg.MODEL.SEM_SEG_HEAD[key] for key in HEAD_KEYS})
+    return part
+
+
+def merge_file(cfg: CfgNode, path: str | Path) -> None:
+    """Merge a YAML into a config.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: no YAML, or a key that does not exist.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no config at {str(path)!r}: see configs/")
+    try:
+        cfg.merge_from_file(str(path))
+    except (KeyError, AssertionError, YAMLError) as error:
+        raise ValueError(
+            f"config {path}: {error.args[0] if error.args else error}; see skysense_o/config.py"
+        ) from error
 
 
 def default_config() -> CfgNode:

@@ -66,15 +66,15 @@ def region_contrast(dense: Tensor, text: Tensor, sem_seg: Tensor, valid: Tensor,
     return _mean_of_means(each, present.float())
 
 
-def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor) -> Tensor:
+def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Tensor) -> Tensor:
     """Is the name in the picture? A name is known present where a pixel has it, known absent where every pixel is
     labelled and none has it; else nothing is known, and nothing is asked.
 
     Args:
-        presence: (B,T) logits. Others as `pixel_bce`.
+        presence: (B,T) logits. complete: (B,) bool, every pixel of the picture (padding is none) is labelled.
+            Others as `pixel_bce`.
     """
     present = one_hot(sem_seg, presence.shape[1]).flatten(2).any(-1)
-    complete = (sem_seg != IGNORE).flatten(1).all(-1)
     known = valid & (present | complete[:, None])
     each = F.binary_cross_entropy_with_logits(presence.float(), present.float(), reduction="none")
     return _mean_of_means(each, known.float())

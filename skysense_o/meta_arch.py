@@ -6,6 +6,7 @@ Alphabet: B images, T phrases, C names, P templates, D embedding, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,6 @@ class SkySenseO(nn.Module):
         region_temperature: float = 0.07,
         text_noise: float = 0.0,
         phrase_chunk: int = 256,
-        reduce: Reduce = "labels",
         published_quirks: bool = False,
     ) -> None:
         """
@@ -45,7 +45,6 @@ class SkySenseO(nn.Module):
             region_temperature: of the region contrast.
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
-            reduce: what forward gives by default, "labels" or "probabilities".
             published_quirks: see `Frame.restore`.
         """
         super().__init__()
@@ -53,7 +52,7 @@ class SkySenseO(nn.Module):
         self.templates, self.text_bank = tuple(templates), TextBank()
         self.loss_weights = {name: weight for name, weight in (loss_weights or {}).items() if weight}
         self.region_temperature, self.text_noise = region_temperature, text_noise
-        self.phrase_chunk, self.reduce, self.published_quirks = phrase_chunk, reduce, published_quirks
+        self.phrase_chunk, self.published_quirks = phrase_chunk, published_quirks
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -73,7 +72,6 @@ class SkySenseO(nn.Module):
             "region_temperature": loss.REGION_TEMPERATURE,
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
-            "reduce": cfg.MODEL.REDUCE,
             "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS,
         }
 
@@ -82,10 +80,10 @@ class SkySenseO(nn.Module):
         return self.tower.pixel_mean.device
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor] | list[Prediction]:
-        """Training: samples with labels -> {name of a loss: scalar}. Inference: samples -> one `Prediction` each."""
+        """Training: samples with labels -> {name of a loss: scalar}. Inference: samples -> labels and scores."""
         if self.training:
             return self.losses(samples)
-        return self.predict(samples, self.reduce)
+        return self.predict(samples, "labels")
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
@@ -122,7 +120,10 @@ class SkySenseO(nn.Module):
         text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
         text = self._blur(text)
         logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
+        if presence is None and "presence" in self.loss_weights:
+            raise ValueError(f"{type(self.sem_seg_head).__name__} gives no presence scores: set MODEL.LOSS.PRESENCE 0")
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
+        complete = torch.tensor([bool((s["sem_seg"] != IGNORE).all()) for s in samples], device=self.device)
         full = F.interpolate(logits.float(), size=sem_seg.shape[-2:], mode="bilinear", align_corners=False)
         unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
         terms = {
@@ -130,9 +131,10 @@ class SkySenseO(nn.Module):
             "cross_entropy": lambda: losses.pixel_cross_entropy(full, sem_seg, valid),
             "dice": lambda: losses.dice(full, sem_seg, valid),
             "region": lambda: losses.region_contrast(features.dense, unit, sem_seg, valid, self.region_temperature),
-            "presence": lambda: losses.presence_bce(presence, sem_seg, valid),
+            "presence": lambda: losses.presence_bce(presence, sem_seg, valid, complete),
         }
-        return {f"loss_{name}": weight * terms[name]() for name, weight in self.loss_weights.items()}
+        with _full_precision(self.device):
+            return {f"loss_{name}": weight * terms[name]() for name, weight in self.loss_weights.items()}
 
     def _blur(self, text: Tensor) -> Tensor:
         """Unit vectors with Gaussian noise of expected length `text_noise`, normalised again."""
@@ -140,6 +142,12 @@ class SkySenseO(nn.Module):
             return text
         noise = torch.randn_like(text) * (self.text_noise / text.shape[-1] ** 0.5)
         return F.normalize(text + noise, dim=-1)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """No autocast, which would run the products inside a loss in half precision."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _padded_labels(sem_seg: Tensor, frame: geometry.Frame) -> Tensor:

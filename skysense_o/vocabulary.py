@@ -41,6 +41,8 @@ class Vocabulary:
         Raises:
             ValueError: no names, a blank one, or the same one twice (upper and lower case are not told apart).
         """
+        if isinstance(names, str) or isinstance(background, str):
+            raise ValueError("names and background are lists of words; one line of words is for Vocabulary.parse")
         phrases, flags = [], []
         for entries, flag in ((names, False), (background, True)):
             for entry in entries:
@@ -118,7 +120,7 @@ class TextBank:
     """Unit vectors of rendered strings, each computed once per weights of the text tower. The only cache.
 
     It holds only what was computed without gradient; a text tower that trains is run on each call. Whoever loads,
-    steps or swaps weights calls `weights_changed()`.
+    steps or swaps weights calls `weights_changed()`; vectors of other weights are dropped then.
     """
 
     def __init__(self) -> None:
@@ -170,10 +172,11 @@ class TextBank:
             for parameter in tower.text_parameters():
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()
+            self._vectors = {key: vector for key, vector in self._vectors.items() if key[0] == self._fingerprint}
         return self._fingerprint
 
     def export(self, path: str | Path) -> None:
-        """Write all vectors held to a safetensors file, for machines without the text tower's weights."""
+        """Write all vectors held to a safetensors file, so that another process need not encode them again."""
         keys = list(self._vectors)
         vectors = torch.stack([self._vectors[key] for key in keys]) if keys else torch.zeros(0, 0)
         save_file({"vectors": vectors.cpu().contiguous()}, str(path), metadata={"keys": json.dumps(keys)})

@@ -76,6 +76,13 @@ def test_losses_of_samples_from_the_cpu(model_on, fake, device):
             sum(terms.values()).backward()
 
 
+def test_a_stray_cpu_tensor_is_caught(model_on, fake):
+    """The control: what these tests are for does fail."""
+    model = model_on("cuda")
+    with fake, pytest.raises(RuntimeError, match="device"):
+        model.tower.encode_image(torch.empty(1, 3, 64, 64, device="cpu"))
+
+
 def test_prediction(model_on, fake):
     model = model_on("cuda")
     sample = {"image": torch.empty(3, 70, 90, dtype=torch.uint8), "vocabulary": Vocabulary.parse("road,water|lake")}

@@ -47,7 +47,11 @@ def test_words_in_masks_out(call, picture, tmp_path):
 
 
 def test_one_class_is_enough(call, picture, tmp_path):
+    """And does not fill the picture: alone it is held against a threshold of 0.5."""
     assert call(DEMO, "--input", picture, "--classes", "building", "--output", tmp_path / "out")[0] == 0
+    body = json.loads((tmp_path / "out/town.json").read_text())
+    assert [c["name"] for c in body["classes"]] == ["none", "building"]
+    assert body["classes"][1]["share"] < 1
 
 
 def test_background_and_threshold_make_id_0_none(call, picture, tmp_path):
@@ -112,6 +116,32 @@ def test_mistakes_get_one_line_code_2_and_no_output(call, picture, tmp_path, cha
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("content", "says"), [(b"", "0 bytes"), (b"text", "is not a picture"), (None, "damaged")])
+def test_bad_pictures_get_code_2_and_no_output(call, picture, tmp_path, content, says):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(picture.read_bytes()[:2000] if content is None else content)
+    code, _, err = call(DEMO, "--input", bad, "--classes", "road", "--output", tmp_path / "out")
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_do_not_fit_and_configs_that_are_none(call, picture, small_model, tmp_path):
+    torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
+    config = tmp_path / "c.yaml"
+    words = ("--input", picture, "--classes", "road", "--output", tmp_path / "out", "--weights", tmp_path / "w.pth")
+    for text, says in (
+        ("VERSION: 2\n", "misshaped: tower.lateral.0.weight (16, 320, 1, 1) for (96, 320, 1, 1)"),
+        ("MODEL: {TOWERS: 1}\n", "Non-existent config key: MODEL.TOWERS"),
+        ("MODEL: [\n", "c.yaml"),
+    ):
+        config.write_text(text)
+        code, _, err = call(DEMO, *words, "--config-file", config)
+        assert code == 2
+        assert says in err
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_data_set(call, picture, tmp_path):
     code, _, err = call(DEMO, "--input", picture, "--dataset", "mars", "--output", tmp_path / "out")
     assert code == 2
@@ -139,6 +169,21 @@ def test_the_python_call_of_the_readme(mini, picture):
     assert set(found.presence) == {"building", "road"}
     again = mini(np.asarray(Image.open(picture)), "building,road")
     assert np.array_equal(found.labels, again.labels)
+
+
+def test_background_in_python_is_words_and_not_letters(mini, picture):
+    found = mini(picture, ["road"], background="sky,sea")
+    assert found.vocabulary.names == ("road", "sky", "sea")
+    with pytest.raises(ValueError, match="holds its own background words"):
+        mini(picture, found.vocabulary, background=["sky"])
+    with pytest.raises(ValueError, match="are lists of words"):
+        type(found.vocabulary).of("road")
+
+
+def test_added_names_change_no_mask_of_the_shipped_model(mini, picture):
+    few = mini(picture, ["road", "water"], probabilities=True).probabilities
+    many = mini(picture, ["road", "water", *(f"thing {i}" for i in range(30))], probabilities=True).probabilities
+    assert np.abs(many[:2] - few).max() < 1e-6
 
 
 def test_a_threshold_out_of_range_is_refused(mini, picture):

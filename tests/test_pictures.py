@@ -32,18 +32,19 @@ def test_every_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
     assert np.abs(image[1, 1].astype(int) - want).max() <= 3
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
 def test_16_bits_are_stretched_over_the_whole_picture(tmp_path, caplog, channels, suffix):
     ramp = np.linspace(3000, 9000, 40 * 50).reshape(40, 50).astype(np.uint16)
-    deep = ramp if channels == 1 else np.stack([ramp, ramp // 2, ramp // 4], -1)
+    alpha = np.full_like(ramp, 65535)
+    deep = ramp if channels == 1 else np.stack([ramp, ramp // 2, ramp // 4, alpha][:channels], -1)
     cv2.imwrite(str(tmp_path / f"deep{suffix}"), deep)  # OpenCV writes blue first
     image = read_picture(tmp_path / f"deep{suffix}")
     assert image.dtype == np.uint8
     assert image.min() == 0
     assert image.max() == 255
     assert "stretched" in caplog.text
-    if channels == 3:
+    if channels > 1:
         assert image[-1, -1, 0] < image[-1, -1, 2], "red is the darkest channel here and must stay so"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from skysense_o.modeling import Features, Queries
 from skysense_o.modeling.sam_head import SAMMaskHead
@@ -67,6 +68,39 @@ def test_prompts_are_refused_with_the_cure(head, features):
     q.boxes = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match=r"3 points or boxes were given.*takes words only"):
         head(features, q)
+
+
+def test_ten_names_cost_little_more_than_one():
+    """Counted in floating-point operations, at the real size: the image is refined once, phrases only read it."""
+    head = SAMMaskHead(dim=384, pyramid_channels=(96, 96), width=256, depth=2, heads=8, mlp=2048, shared=5)
+    pyramid = (torch.randn(1, 96, 64, 64), torch.randn(1, 96, 128, 128))
+    features = Features(torch.randn(1, 384, 32, 32), pyramid, torch.randn(1, 384))
+    cost = {}
+    for names in (1, 10):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            head(features, Queries(torch.randn(1, names, 1, 384), torch.ones(1, names, dtype=torch.bool)))
+        cost[names] = counter.get_total_flops()
+    assert cost[10] < 1.1 * cost[1]
+
+
+def test_sams_decoder_weights_fit():
+    """Part by part, at the default sizes: its transformer, upscaling and hypernetwork have our shapes."""
+    from segment_anything.modeling import MaskDecoder as SAMDecoder
+    from segment_anything.modeling import TwoWayTransformer
+
+    sam = SAMDecoder(
+        transformer_dim=256, transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    )
+    ours = SAMMaskHead(dim=384, pyramid_channels=(96, 96), width=256, depth=2, heads=8, mlp=2048, shared=5)
+    for theirs, part in (
+        (sam.transformer, ours.transformer),
+        (sam.output_upscaling[0], ours.up1),
+        (sam.output_upscaling[1], ours.norm),
+        (sam.output_upscaling[3], ours.up2),
+        (sam.output_hypernetworks_mlps[0], ours.hypernetwork),
+    ):
+        part.load_state_dict(theirs.state_dict())
+    assert sam.iou_token.weight.shape[0] + sam.mask_tokens.weight.shape[0] == ours.shared_tokens.weight.shape[0]
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:

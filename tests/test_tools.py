@@ -80,3 +80,25 @@ def test_an_interrupted_run_goes_on_and_a_bad_picture_is_told(call, survey, tmp_
     assert "c.png is not a picture" in err
     assert text.startswith("1 pictures, "), "a.png was not done twice"
     assert len((work / "skysa_dataset.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_same_name_in_two_folders_is_two_pictures(call, survey, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (40, 30), (200, 30, 10)).save(tmp_path / "other/a.png")
+    work = tmp_path / "work"
+    assert (
+        call(ENGINE, "--input", survey / "a.png", tmp_path / "other/a.png", "--classes", "water,land", "--work", work)[
+            0
+        ]
+        == 0
+    )
+    records = [json.loads(line) for line in (work / "skysa_dataset.jsonl").read_text().splitlines()]
+    assert len({record["flickr_url"] for record in records}) == 2
+
+
+def test_a_confidence_out_of_range_writes_nothing(call, survey, tmp_path):
+    words = ("--classes", "water", "--work", tmp_path / "work", "--confidence", "3")
+    code, _, err = call(ENGINE, "--input", survey, *words)
+    assert code == 2
+    assert "confidence 3.0 is out of range: 0 to 1" in err
+    assert not (tmp_path / "work").exists()

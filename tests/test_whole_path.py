@@ -90,6 +90,9 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(dubai, tmp_path):
     assert done.returncode == 0, done.stderr
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    done = train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path, resume=True)  # there is nothing left to do
+    assert done.returncode == 0, done.stderr
+    assert "copypaste: mIoU" in done.stdout
 
 
 @pytest.mark.slow
@@ -124,6 +127,10 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ),
         ((*CONFIG, "--eval-only", "TEST.WORDS", "heldout"), "TEST.HELDOUT_FILE '' is no file"),
         ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' was asked for"),
+        ((*CONFIG, "DATASETS.TEST", "('mars_val',)"), "unknown data set 'mars_val'"),
+        ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),
+        ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
+        ((*CONFIG, "MODEL.LOSS.PRESENCE", "0"), "leaves the presence head untrained"),
     ],
 )
 def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):
@@ -132,6 +139,7 @@ def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):
     code, _, err = call(TRAIN, *words)
     assert code == 2
     assert says in err
+    assert not (tmp_path / "run").exists(), "nothing is written before all is known to be right"
 
 
 def test_an_output_that_is_a_file(call, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -20,9 +21,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
-from skysense_o.config import default_config
+from skysense_o.config import default_config, merge_file
 from skysense_o.errors import exit_code
-from skysense_o.training.run import build_model, evaluate_all, train
+from skysense_o.training.run import build_model, check, evaluate_all, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,15 +40,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def set_up(args: argparse.Namespace):
-    """The config with its changes, checked, and logging started."""
+    """The config with its changes, checked; nothing is written."""
     if any(word.startswith("--") for word in args.opts):
         flag = next(word for word in args.opts if word.startswith("--"))
         raise ValueError(f"{flag!r} stands among the KEY VALUE pairs: put flags before them")
-    if not Path(args.config_file).is_file():
-        raise FileNotFoundError(f"no config at {args.config_file!r}: see configs/")
     cfg = default_config()
+    merge_file(cfg, args.config_file)
     try:
-        cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
     except (KeyError, AssertionError) as error:
         raise ValueError(
@@ -55,20 +54,28 @@ def set_up(args: argparse.Namespace):
         ) from error
     if Path(cfg.OUTPUT_DIR).is_file():
         raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} is a file: give a folder")
+    if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu" and args.num_gpus > torch.cuda.device_count():
+        raise ValueError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPUs")
+    check(cfg, args.eval_only, args.resume)
     cfg.freeze()
+    return cfg
+
+
+def start_logging(cfg, args: argparse.Namespace) -> None:
+    """Output folder, logs, the config beside them (an evaluation leaves a run's own config alone), the seed."""
     folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("fvcore", "detectron2", "skysense_o"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     if comm.is_main_process():
-        (folder / "config.yaml").write_text(cfg.dump())
-        logging.getLogger("skysense_o").info("%s\nConfig: %s\n%s", args, folder / "config.yaml", collect_env_info())
+        written = folder / ("config_eval.yaml" if args.eval_only else "config.yaml")
+        written.write_text(cfg.dump())
+        logging.getLogger("skysense_o").info("%s\nConfig: %s\n%s", args, written, collect_env_info())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
-    return cfg
 
 
-def main(args: argparse.Namespace) -> None:
-    cfg = set_up(args)
+def main(args: argparse.Namespace, cfg) -> None:
+    start_logging(cfg, args)
     numbers = evaluate_all(cfg, build_model(cfg)) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
         for name in cfg.DATASETS.TEST:
@@ -79,7 +86,8 @@ def main(args: argparse.Namespace) -> None:
 
 def run() -> None:
     args = parser().parse_args()
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    cfg = set_up(args)
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, cfg))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from skysense_o.data.classes import load_classes
-
 
 @dataclass(frozen=True)
 class Row:
@@ -60,7 +58,10 @@ def load_split(row: Row, split: str) -> list[dict]:
         FileNotFoundError: folder, pictures or a label missing; says where it looked and what to do.
     """
     folder = data_root() / row.name
-    cure = f"put {row.name} ({row.homepage}) there, or set DETECTRON2_DATASETS to the folder that holds {row.name!r}"
+    cure = (
+        f"put {row.name} ({row.homepage}; {row.licence}) there, or set DETECTRON2_DATASETS to the folder that holds"
+        f" {row.name!r}"
+    )
     images = sorted((folder / row.images).glob(row.splits[split] + row.image_suffix))
     if not images:
         pattern = folder / row.images / (row.splits[split] + row.image_suffix)
@@ -90,6 +91,3 @@ def records_of(name: str) -> list[dict]:
     if name not in DatasetCatalog.list():
         raise KeyError(f"unknown data set {name!r}; known: {', '.join(ours)}")
     return DatasetCatalog.get(name)
-
-
-__all__ = ["ROWS", "Row", "data_root", "load_classes", "load_split", "records_of", "register_all"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from detectron2.config import configurable
@@ -17,14 +15,23 @@ from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
 
 CROP_TRIES = 10
+KEPT_BYTES = 512 * 2**20
+"""Decoded pictures that each loader process keeps: decoding a large JPEG costs more than all that follows."""
+
+_kept: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
 
-@lru_cache(maxsize=128)
 def _read(image_path: str, label_path: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (H,W,3) RGB and (H,W); decoding a large JPEG costs more than all that follows, so some are kept."""
-    with Image.open(image_path) as image:
-        rgb = np.asarray(image.convert("RGB"))
-    return rgb, read_labels(label_path, rgb.shape[:2])
+    """uint8 (H,W,3) RGB and (H,W); kept while there is room."""
+    key = image_path, label_path
+    if key not in _kept:
+        with Image.open(image_path) as image:
+            rgb = np.asarray(image.convert("RGB"))
+        pair = rgb, read_labels(label_path, rgb.shape[:2])
+        if sum(a.nbytes + b.nbytes for a, b in (*_kept.values(), pair)) > KEPT_BYTES:
+            return pair
+        _kept[key] = pair
+    return _kept[key]
 
 
 def read_labels(path: str, size: tuple[int, int]) -> np.ndarray:

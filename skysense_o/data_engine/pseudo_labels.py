@@ -7,8 +7,8 @@ that picture's `ann_list`, 255 is ignored.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,36 +41,38 @@ def label_pictures(
         min_share: 0..1; names with a smaller share of a picture are ignored in it.
 
     Yields:
-        One record a picture as written: {"flickr_url", "segmentation", "ann_list"}; or {"flickr_url", "error"} for a
-        picture that cannot be read, which is not written.
+        One record a picture as written: {"flickr_url", "segmentation", "ann_list", "source"}; or {"source", "error"}
+        for a picture that cannot be read, which is not written.
     """
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"confidence {confidence} is out of range: 0 to 1")
     images, labels, index = folder / "img_dir", folder / "ann_dir", folder / "skysa_dataset.jsonl"
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(exist_ok=True)
-    done = {json.loads(line)["flickr_url"] for line in index.read_text().splitlines()} if index.exists() else set()
+    lines = index.read_text().splitlines() if index.exists() else []
+    done = {record["source"] for record in map(json.loads, lines)}
     for picture in pictures:
-        target = images / picture.name
-        name = str(target.relative_to(folder))
-        if name in done:
+        source = str(picture.resolve())
+        if source in done:
             continue
-        done.add(name)
+        stem = f"{picture.stem}_{hashlib.sha1(source.encode()).hexdigest()[:8]}"  # two folders may hold the same name
         try:
             image = read_picture(picture)
         except (PictureError, FileNotFoundError) as error:
-            yield {"flickr_url": name, "error": str(error)}
+            yield {"source": source, "error": str(error)}
             continue
         found = predictor(image, vocabulary, threshold=confidence)
         kept = [row for row in found.areas()[1:] if row["share"] >= max(min_share, 1 / found.labels.size)]
         remap = np.full(len(found.names), IGNORE, np.uint8)
         for k, row in enumerate(kept[:IGNORE]):
             remap[row["id"]] = k
-        mask = labels / f"{target.name.replace('.', '_')}.png"
-        Image.fromarray(remap[found.labels], mode="L").save(mask)
-        shutil.copyfile(picture, target)
+        Image.fromarray(remap[found.labels]).save(labels / f"{stem}.png")
+        Image.fromarray(image).save(images / f"{stem}.png")  # what was labelled: upright, 8 bits
         record = {
-            "flickr_url": name,
-            "segmentation": str(mask.relative_to(folder)),
+            "flickr_url": f"img_dir/{stem}.png",
+            "segmentation": f"ann_dir/{stem}.png",
             "ann_list": [{"category_name": row["name"]} for row in kept[:IGNORE]],
+            "source": source,
         }
         with open(index, "a") as file:
             file.write(json.dumps(record) + "\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from skysense_o.inference.drawing import Color, paint, with_legend
+from skysense_o.inference.drawing import NONE_COLOR, Color, paint, with_legend
 from skysense_o.sample import Sample
 
 MAX_SIDE = 700
@@ -23,7 +23,7 @@ def side_by_side(
     painted_truth[truth == ignore] = 0
     step = max(1, -(-max(truth.shape) // MAX_SIDE))
     gap = np.full((-(-truth.shape[0] // step), 6, 3), 255, np.uint8)
-    parts = [image, painted_truth, paint(prediction, [*colors, (96, 96, 96)])]
+    parts = [image, painted_truth, paint(prediction, [*colors, NONE_COLOR])]
     row = np.concatenate([parts[0][::step, ::step], gap, parts[1][::step, ::step], gap, parts[2][::step, ::step]], 1)
     shares = [(prediction == i).mean() for i in range(len(names))]
     return with_legend(row, names, colors, shares)

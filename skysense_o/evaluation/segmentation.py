@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def evaluate(
         samples: sequence of functions, vocabulary -> Sample with `sem_seg`; called one at a time.
         vocabularies: title -> C names in the order of the class ids.
         colors: C RGB colours, for the pictures.
-        folder: where `<name>.json`, `<name>_<title>_confusion.csv` and pictures go (main process only).
+        folder: where `<name>.json`, `<name>_<title>_confusion.csv` and pictures go.
         pictures: for how many of the first samples to write input | truth | prediction.
 
     Returns:
@@ -69,7 +70,8 @@ def evaluate(
             logger.info("%s, classes called by %s\n%s", name, title, as_table(results[title], vocabulary.names))
     if comm.is_main_process():
         words = {title: list(v.phrases) for title, v in vocabularies.items()}
-        (folder / f"{name}.json").write_text(json.dumps({"results": results, "words": words}, indent=1))
+        body = json.dumps(_without_nan({"results": results, "words": words}), indent=1)
+        (folder / f"{name}.json").write_text(body)
     model.train(was_training)
     return results
 
@@ -81,6 +83,15 @@ def as_table(metrics: dict, names: tuple[str, ...]) -> str:
     table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")
     means = "   ".join(f"{key} {metrics[key]:.4f}" for key in ("mIoU", "mIoU_predicted", "fwIoU", "mACC", "pACC"))
     return f"{table}\n{means}\n(mIoU: absent classes dropped; mIoU_predicted: absent but predicted classes count as 0)"
+
+
+def _without_nan(value):
+    """JSON knows no NaN: what is undefined becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _sum_over_processes(matrix: torch.Tensor) -> torch.Tensor:

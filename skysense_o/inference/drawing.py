@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 NONE_COLOR: Color = (96, 96, 96)
+MOST_IN_LEGEND = 30
 
 _KNOWN: dict[str, Color] = {
     "water": (38, 120, 226), "river": (38, 120, 226), "lake": (30, 144, 255), "sea": (20, 84, 190),
@@ -60,7 +61,16 @@ def overlay(image: np.ndarray, labels: np.ndarray, colors: Sequence[Color], opac
 def with_legend(
     image: np.ndarray, names: Sequence[str], colors: Sequence[Color], shares: Sequence[float]
 ) -> Image.Image:
-    """The picture with a strip below it: swatch, name and share of each class. Text never covers the picture."""
+    """The picture with a strip below it: swatch, name and share of each class. Text never covers the picture.
+
+    Of more than MOST_IN_LEGEND names only the largest are listed, and how many more there are.
+    """
+    if len(names) > MOST_IN_LEGEND:
+        order = sorted(range(len(names)), key=lambda i: -shares[i])[: MOST_IN_LEGEND - 1]
+        rest = 1 - sum(shares[i] for i in order)
+        title = f"{len(names) - len(order)} more"
+        names, colors = [*(names[i] for i in order), title], [*(colors[i] for i in order), (255, 255, 255)]
+        shares = [*(shares[i] for i in order), rest]
     height, width = image.shape[:2]
     canvas_width = max(width, 320)
     size = int(np.clip(canvas_width / 45, 13, 40))

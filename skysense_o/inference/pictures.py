@@ -49,8 +49,11 @@ def read_picture(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             # Pillow would cut colours of 16 bits down to their upper 8 without a word.
-            if image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile):
-                return as_rgb(_read_deep(path), str(path))
+            if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile):
+                deep = _read_deep(path)
+                if deep is None:
+                    raise PictureError(f"{path} is cut short or damaged")
+                return as_rgb(deep, str(path))
             image.load()
             return as_rgb(ImageOps.exif_transpose(image), str(path))
     except UnidentifiedImageError as error:

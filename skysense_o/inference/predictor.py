@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from skysense_o import meta_arch  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import WeightsError, find_weights, load_weights, read_weights, weights_hash
-from skysense_o.config import default_config
+from skysense_o.checkpoint import WeightsError, find_weights, load_weights, read_config, weights_hash
+from skysense_o.config import default_config, merge_file
 from skysense_o.device import choose_device
 from skysense_o.inference.pictures import as_rgb, read_picture
 from skysense_o.vocabulary import Vocabulary
@@ -95,7 +95,7 @@ class Predictor:
         image: str | Path | np.ndarray | Image.Image,
         names: Vocabulary | Sequence[str] | str,
         *,
-        background: Sequence[str] = (),
+        background: Sequence[str] | str = (),
         threshold: float | None = None,
         probabilities: bool = False,
     ) -> Segmentation:
@@ -105,7 +105,8 @@ class Predictor:
             image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and 16 bits are understood.
             names: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
             background: words for the rest; pixels that fit them best get id 0, "none".
-            threshold: 0..1; pixels whose best name has less get id 0, "none".
+            threshold: 0..1; pixels whose best name has less get id 0, "none". A single name without background words
+                has nothing to compete with: its threshold is 0.5 where none is given.
             probabilities: keep the (C,H,W) of all names too.
 
         Raises:
@@ -114,6 +115,8 @@ class Predictor:
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
         vocabulary = _vocabulary(names, background)
+        if threshold is None and len(vocabulary) == 1:
+            threshold = 0.5
         rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
         sample = {"image": torch.tensor(rgb).permute(2, 0, 1), "vocabulary": vocabulary}
         device = self.model.device
@@ -139,9 +142,9 @@ def _config_of(path: Path, config_file: str | Path | None) -> CfgNode:
     if config_file:
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"no config at {str(config_file)!r}")
-        cfg.merge_from_file(str(config_file))
+        merge_file(cfg, config_file)
     else:
-        _, stored = read_weights(path)
+        stored = read_config(path)
         if stored is None:
             raise WeightsError(f"{path} does not hold its config: name it, with --config-file or config_file=")
         cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
@@ -149,10 +152,13 @@ def _config_of(path: Path, config_file: str | Path | None) -> CfgNode:
     return cfg
 
 
-def _vocabulary(names: Vocabulary | Sequence[str] | str, background: Sequence[str]) -> Vocabulary:
+def _vocabulary(names: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
+    extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
     if isinstance(names, Vocabulary):
+        if extra:
+            raise ValueError("the Vocabulary that was given holds its own background words: pass none beside it")
         return names
-    return Vocabulary.parse(names, ",".join(background)) if isinstance(names, str) else Vocabulary.of(names, background)
+    return Vocabulary.of(names.split(",") if isinstance(names, str) else names, extra)
 
 
 def _fold_background(

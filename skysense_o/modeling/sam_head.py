@@ -29,13 +29,23 @@ class SAMMaskHead(MaskDecoder):
 
     @configurable
     def __init__(
-        self, *, dim: int, pyramid_channels: tuple[int, int], width: int, depth: int, heads: int, mlp: int, shared: int
+        self,
+        *,
+        dim: int,
+        pyramid_channels: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+        shared: int,
+        presence: bool = True,
     ) -> None:
         """
         Args:
             dim: D of the tower. pyramid_channels: of its two finer maps, coarse to fine.
             width, depth, heads, mlp: of the two-way transformer (SAM: 256, 2, 8, 2048).
             shared: how many learned tokens refine the image (SAM: 5, one for quality and four for masks).
+            presence: give each phrase a score for being in the picture at all.
         """
         super().__init__()
         # Normalised, since beside shared tokens and positions of unit variance a unit vector of 384 numbers drowns.
@@ -52,7 +62,7 @@ class SAMMaskHead(MaskDecoder):
         self.hypernetwork = MLP(width, width, width // 8, 3)
         self.shortcut = nn.Linear(width, width // 8)
         self.bias = MLP(width, width, 1, 2)
-        self.presence = MLP(width, width, 1, 2)
+        self.presence = MLP(width, width, 1, 2) if presence else None
 
     @classmethod
     def from_config(cls, cfg, tower) -> dict:
@@ -65,9 +75,12 @@ class SAMMaskHead(MaskDecoder):
             "heads": head.HEADS,
             "mlp": head.MLP,
             "shared": head.SHARED_TOKENS,
+            "presence": head.PRESENCE,
         }
 
-    def forward(self, features: Features, queries: Queries, chunk: int | None = None) -> tuple[Tensor, Tensor, None]:
+    def forward(
+        self, features: Features, queries: Queries, chunk: int | None = None
+    ) -> tuple[Tensor, Tensor | None, None]:
         """See MaskDecoder. Logits come at a quarter of the dense map's stride: stride 4 for one of 16."""
         self.check(queries)
         stages, position = self._refine(features.dense)
@@ -80,8 +93,9 @@ class SAMMaskHead(MaskDecoder):
             weights = self.hypernetwork(tokens) + self.shortcut(words)
             masks = torch.einsum("btc,bchw->bthw", weights, canvas)
             logits.append(masks + self.bias(tokens)[..., None])
-            presence.append(self.presence(tokens)[..., 0])
-        return torch.cat(logits, dim=1), torch.cat(presence, dim=1), None
+            if self.presence:
+                presence.append(self.presence(tokens)[..., 0])
+        return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, None
 
     def _refine(self, dense: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """The image and the shared tokens as each layer of the transformer meets them, last what the final one leaves.

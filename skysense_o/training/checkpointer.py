@@ -23,7 +23,7 @@ class RunCheckpointer(Checkpointer):
     def __init__(
         self, model: nn.Module, folder: str, config: str, ema: MovingAverage | None, **checkpointables
     ) -> None:
-        """config: the run's YAML, stored with exported weights. checkpointables: optimizer, scheduler, ..."""
+        """config: the model's YAML, stored with exported weights. checkpointables: optimizer, scheduler, ..."""
         super().__init__(model, folder, save_to_disk=comm.is_main_process(), **checkpointables)
         self.config, self.ema = config, ema
         if ema is not None:
@@ -49,15 +49,7 @@ class RunCheckpointer(Checkpointer):
                 _write(path, lambda temporary: save_weights(self.model, temporary, self.config, torch.float16))
 
     def resume(self) -> int:
-        """Load the last checkpoint, all of it; the iteration to go on with.
-
-        Raises:
-            FileNotFoundError: there is none in the output folder.
-        """
-        if not self.has_checkpoint():
-            raise FileNotFoundError(
-                f"nothing to resume in OUTPUT_DIR {self.save_dir!r}: it has no last_checkpoint; start without --resume"
-            )
+        """Load the last checkpoint, all of it; the iteration to go on with."""
         return self.load(self.get_checkpoint_file())["iteration"] + 1
 
     def _load_model(self, checkpoint: dict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from skysense_o import meta_arch  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import find_weights, load_weights
+from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.loader import training_loader
@@ -34,6 +36,34 @@ from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
+
+
+def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
+    """Everything that can be known to be wrong before anything is built or written, so that no hour of training is lost
+    to a typo in the name of the test set.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: with the value, what is permitted, and the cure.
+    """
+    clip, head = cfg.SOLVER.CLIP_GRADIENTS, cfg.MODEL.SEM_SEG_HEAD
+    if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: only full_model, NORM_TYPE 2.0, is here")
+    if cfg.SOLVER.AMP.ENABLED:
+        raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
+    if head.NAME == "SAMMaskHead" and head.PRESENCE and not cfg.MODEL.LOSS.PRESENCE and not eval_only:
+        raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
+    if cfg.MODEL.WEIGHTS:
+        find_weights(cfg.MODEL.WEIGHTS)
+    choose_device(cfg.MODEL.DEVICE)
+    for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        records_of(name)
+    for name in cfg.DATASETS.TEST:
+        table = MetadataCatalog.get(name).class_table
+        ways_of_calling(cfg, load_classes(table), table)
+    if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+        raise FileNotFoundError(
+            f"nothing to resume in OUTPUT_DIR {cfg.OUTPUT_DIR!r}: it has no last_checkpoint; start without --resume"
+        )
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -90,15 +120,19 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name)]  # first: what is most often wrong
+    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name)]
     accelerator = build_accelerator(cfg)
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {"optimizer": optimizer, "scheduler": scheduler}
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, cfg.dump(), ema, **saved)
+    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, **saved)
     start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
+    if start >= cfg.SOLVER.MAX_ITER:
+        logger.info("All %d steps are done: nothing to train, only to evaluate", cfg.SOLVER.MAX_ITER)
+        with ema.applied() if ema else nullcontext():
+            return evaluate_all(cfg, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     loader = training_loader(
         records,
@@ -127,9 +161,9 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
     every = [
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer.optimizer, scheduler),
-        FollowWeights(model, checkpointer.ema),
+        FollowWeights(checkpointer.ema),
+        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # first: what follows may fail
         Validate(cfg.TEST.EVAL_PERIOD, validation, metric, checkpointer),
-        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),
     ]
     if comm.is_main_process():
         folder = cfg.OUTPUT_DIR

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from skysense_o.device import choose_device
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 
@@ -37,9 +39,12 @@ def build_accelerator(cfg) -> Accelerator:
             LOCAL_RANK=str(comm.get_local_rank()),
             LOCAL_WORLD_SIZE=str(comm.get_local_size()),
         )
+    device = choose_device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # else Accelerate would move the model to the first GPU
     accelerator = Accelerator(
-        cpu=cfg.MODEL.DEVICE == "cpu",
-        mixed_precision=cfg.SOLVER.PRECISION,
+        cpu=device.type == "cpu",
+        mixed_precision=_precision(cfg.SOLVER.PRECISION, device),
         gradient_accumulation_steps=cfg.SOLVER.ACCUMULATION,
         step_scheduler_with_optimizer=False,
     )
@@ -49,6 +54,14 @@ def build_accelerator(cfg) -> Accelerator:
             " 'python tools/train_net.py --num-gpus N'"
         )
     return accelerator
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    """ "auto" is bf16 where the processor multiplies it natively (elsewhere it is slower than float32), else no."""
+    if wanted != "auto":
+        return wanted
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native and device.type in ("cuda", "cpu") else "no"
 
 
 class Trainer(SimpleTrainer):
@@ -93,17 +106,14 @@ class Trainer(SimpleTrainer):
 
 
 class FollowWeights(HookBase):
-    """After each step: the moving average follows, and a text tower that trains drops its cached vectors."""
+    """After each step the moving average follows, where there is one."""
 
-    def __init__(self, model: nn.Module, ema: MovingAverage | None) -> None:
-        self.model, self.ema = model, ema
-        self.text_trains = any(p.requires_grad for p in model.tower.text_parameters())
+    def __init__(self, ema: MovingAverage | None) -> None:
+        self.ema = ema
 
     def after_step(self) -> None:
         if self.ema:
             self.ema.update()
-        if self.text_trains:
-            self.model.text_bank.weights_changed()
 
 
 class Validate(HookBase):
@@ -126,10 +136,7 @@ class Validate(HookBase):
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self.period and done % self.period == 0):
             ema = self.checkpointer.ema
-            if ema:
-                with ema.applied():
-                    numbers = self.evaluate()
-            else:
+            with ema.applied() if ema else nullcontext():
                 numbers = self.evaluate()
             self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
             if numbers.get(self.metric, float("-inf")) > self.best:
