@@ -4,8 +4,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 python=$(sh "$here/tools/setup.sh")
-picture=${1:-$here/demo/yellowstone_neon_rgb.jpg}
-words=${2:-tree,grass,road}
+picture=${1:-$here/demo/yellowstone_0.4m.jpg}
+words=${2:-road,vegetation}
 [ $# -gt 0 ] && shift
 [ $# -gt 0 ] && shift
 export HF_HUB_OFFLINE=1

@@ -123,7 +123,7 @@ class SkySenseO(nn.Module):
         if presence is None and "presence" in self.loss_weights:
             raise ValueError(f"{type(self.sem_seg_head).__name__} gives no presence scores: set MODEL.LOSS.PRESENCE 0")
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
-        complete = torch.tensor([bool((s["sem_seg"] != IGNORE).all()) for s in samples], device=self.device)
+        complete = torch.stack([(s["sem_seg"] != IGNORE).all() for s in samples]).to(self.device)
         full = F.interpolate(logits.float(), size=sem_seg.shape[-2:], mode="bilinear", align_corners=False)
         unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
         terms = {

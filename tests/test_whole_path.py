@@ -130,7 +130,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ((*CONFIG, "DATASETS.TEST", "('mars_val',)"), "unknown data set 'mars_val'"),
         ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
-        ((*CONFIG, "MODEL.LOSS.PRESENCE", "0"), "leaves the presence head untrained"),
+        ((*CONFIG, "MODEL.LOSS.PRESENCE", "0.0"), "leaves the presence head untrained"),
     ],
 )
 def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):
