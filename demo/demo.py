@@ -99,7 +99,6 @@ def run() -> int:
         "weights_sha256": predictor.sha256,
         "words": [list(phrases) for phrases in vocabulary.phrases],
         "background": list(vocabulary.background),
-        "threshold": args.threshold,
         "precision": args.precision,
         "device": str(predictor.model.device),
     }
@@ -109,7 +108,7 @@ def run() -> int:
         try:
             image = read_picture(path)
             found = predictor(image, vocabulary, threshold=args.threshold, probabilities="probabilities" in formats)
-            record = {**settings, "input": path.name}
+            record = {**settings, "threshold": found.threshold, "input": path.name}
             written = save(found, image, Path(args.output), stem, formats, record, colors)
         except USER_ERRORS as error:
             failed.append(f"error: {message(error)}")

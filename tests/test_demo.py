@@ -52,6 +52,7 @@ def test_one_class_is_enough(call, picture, tmp_path):
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert [c["name"] for c in body["classes"]] == ["none", "building"]
     assert body["classes"][1]["share"] < 1
+    assert body["settings"]["threshold"] == 0.5
 
 
 def test_background_and_threshold_make_id_0_none(call, picture, tmp_path):

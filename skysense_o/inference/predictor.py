@@ -31,6 +31,7 @@ class Segmentation:
     names: as the ids of `labels` count them; the first is "none" where there are background words or a threshold.
     labels: (H,W) int64 ids. score: (H,W) float32, probability of the best name of all. probabilities: (C,H,W) float32
     of the asked names, background included, or None. presence: name -> probability that it is in the picture at all.
+    threshold: the one that was applied, or None.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class Segmentation:
     vocabulary: Vocabulary
     probabilities: np.ndarray | None = None
     presence: dict[str, float] | None = None
+    threshold: float | None = None
 
     def areas(self) -> list[dict]:
         """One row a name: id, name, pixels, share of the picture."""
@@ -134,14 +136,13 @@ class Predictor:
             vocabulary,
             None if kept is None else kept.float().cpu().numpy(),
             None if presence is None else dict(zip(vocabulary.names, presence.tolist())),
+            threshold,
         )
 
 
 def _config_of(path: Path, config_file: str | Path | None) -> CfgNode:
     cfg = default_config()
     if config_file:
-        if not Path(config_file).is_file():
-            raise FileNotFoundError(f"no config at {str(config_file)!r}")
         merge_file(cfg, config_file)
     else:
         stored = read_config(path)

@@ -87,7 +87,10 @@ def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Voc
                 f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
                 " -> class -> words, such as tests/heldout_words.json"
             )
-        words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text())[name]
+        words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text()).get(name, {})
+        lacking = [n for n in table.names if not words.get(n)]
+        if lacking:
+            raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {lacking} of {name}: give each class some")
         count = min(len(words[n]) for n in table.names)
         return {f"heldout {k + 1}": Vocabulary.of([words[n][k] for n in table.names]) for k in range(count)}
     raise ValueError(f"TEST.WORDS {cfg.TEST.WORDS!r} is not known: names, synonyms or heldout")
