@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, published_names
+from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, to_ours
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -111,10 +111,9 @@ def load_weights(model: nn.Module, path: Path) -> Report:
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> Report:
     """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error."""
     ours, report = model.state_dict(), Report()
-    if any(name.startswith(CLIP_PREFIX) for name in state):  # a published checkpoint
-        table = published_names(ours)
+    if any(NOT_NEEDED.search(name) or name.startswith(CLIP_PREFIX) for name in state):  # a published checkpoint
         report.passed_over = [name for name in state if NOT_NEEDED.search(name)]
-        state = {table.get(name, name): tensor for name, tensor in state.items() if not NOT_NEEDED.search(name)}
+        state = to_ours({name: t for name, t in state.items() if not NOT_NEEDED.search(name)}, ours)
     for name, tensor in state.items():
         if name not in ours:
             report.unexpected.append(name)

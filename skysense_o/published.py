@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from torch import Tensor
+
 CLIP_PREFIX = "sem_seg_head.clip_model."
 
 # Ours -> published, applied in order; the first group is the image tower, then the text tower, then the decoder.
@@ -65,3 +67,19 @@ def published_name(ours: str) -> str:
 def published_names(ours: Iterable[str]) -> dict[str, str]:
     """Published name -> our name, for all our names."""
     return {published_name(name): name for name in ours}
+
+
+def to_ours(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
+    """A published state by our names; what is not among our parameters keeps its name."""
+    table = published_names(ours)
+    return {table.get(name, name): tensor for name, tensor in state.items()}
+
+
+def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: our names become published ones; names that `to_ours` kept stay as they are."""
+
+    def name_of(name: str) -> str:
+        kept = name.startswith((CLIP_PREFIX, "sem_seg_head.transformer.")) or NOT_NEEDED.search(name)
+        return name if kept else published_name(name)
+
+    return {name_of(name): tensor for name, tensor in state.items()}

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transformer import TextTransformer
+from PIL import Image
+from safetensors.torch import load_file
 
 from skysense_o.checkpoint import WeightsError, load_state, load_weights
 from skysense_o.config import default_config
@@ -294,6 +296,81 @@ def test_a_published_checkpoint_loads_from_its_file(model, tmp_path):
     report = load_weights(fresh, tmp_path / "model_final.pth")
     assert "tokennizer_model.0.auto_model.x" in report.passed_over
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values()))
+
+
+SMALL_CONFIG = """
+VERSION: 2
+MODEL:
+  TOWER:
+    NAME: SkySenseCLIP
+    PRETRAINED: False
+    INPUT_SIZE: 192
+    SWIN: {DIM: 16, DEPTHS: [2, 2, 4, 2], HEADS: [2, 4, 8, 16], WINDOWS: [4, 4, 4, 8], PRETRAINED_WINDOWS: [0, 0, 0, 4],
+           EXTRA_NORM_EVERY: 3}
+    CLIP_TEXT: {WIDTH: 64, HEADS: 4, LAYERS: 2, OUTPUT_DIM: 32}
+  SEM_SEG_HEAD: {NAME: CostAggregationHead, HIDDEN: 64, WINDOW: 6}
+  TEMPLATES: ["A remote sensing image of a {}."]
+"""
+
+
+@pytest.fixture
+def published_file(tmp_path, root):
+    """A whole checkpoint in the published form, small, with all that the authors' files hold besides."""
+    (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
+    cfg = default_config()
+    cfg.merge_from_file(str(tmp_path / "small.yaml"))
+    state = {published_name(name): t.clone() for name, t in SkySenseO(cfg).state_dict().items()}
+    state["pixel_shuffle_conv0.weight"] = torch.randn(8, 4, 1, 1)
+    state["tokennizer_model.0.auto_model.x"] = torch.randn(3)
+    state["sem_seg_head.clip_model.visual.stages.0.blocks.0.attn.w_msa.relative_position_index"] = torch.arange(9)
+    state["sem_seg_head.transformer.layers.0.swin_block.block_2.attn_mask"] = torch.randn(4, 9, 9)
+    torch.save({"model": state, "iteration": 3}, tmp_path / "model_final.pth")
+    return tmp_path, state
+
+
+CONVERT = "tools/convert_checkpoint.py"
+
+
+def test_to_safetensors_and_back_bit_for_bit(call, published_file):
+    folder, state = published_file
+    config = ("--config-file", folder / "small.yaml")
+    assert call(CONVERT, folder / "model_final.pth", folder / "ours.safetensors", *config)[0] == 0
+    assert call(CONVERT, folder / "ours.safetensors", folder / "back.pth", *config)[0] == 0
+    back = torch.load(folder / "back.pth", weights_only=True)["model"]
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], state[name]) and back[name].dtype == state[name].dtype for name in state)
+
+
+def test_converted_weights_segment_without_a_config(call, published_file):
+    folder, _ = published_file
+    picture = folder / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(picture)
+    words = ("--input", picture, "--classes", "ship,harbor", "--save", "labels", "--device", "cpu")
+    config = ("--config-file", folder / "small.yaml")
+    assert call(CONVERT, folder / "model_final.pth", folder / "ours.safetensors", *config)[0] == 0
+    for weights, more in (("model_final.pth", config), ("ours.safetensors", ())):
+        options = ("--weights", folder / weights, "--output", folder / weights.split(".")[1], *more)
+        assert call("demo/demo.py", *words, *options)[0] == 0
+    theirs, ours = (np.asarray(Image.open(folder / kind / "a_labels.png")) for kind in ("pth", "safetensors"))
+    assert np.array_equal(theirs, ours)
+
+
+@pytest.mark.parametrize("part", ["image", "text", "decoder"])
+def test_one_part_for_inference_in_half_precision(call, published_file, part):
+    folder, _ = published_file
+    options = ("--config-file", folder / "small.yaml", "--part", part, "--inference", "--dtype", "bf16")
+    assert call(CONVERT, folder / "model_final.pth", folder / "part.safetensors", *options)[0] == 0
+    state = load_file(folder / "part.safetensors")
+    prefix = {"image": "tower.vi", "text": ("tower.text.", "tower.logit_scale"), "decoder": "sem_seg_head."}[part]
+    assert state
+    assert all(name.startswith(prefix) and t.dtype == torch.bfloat16 for name, t in state.items())
+
+
+def test_an_unknown_target_is_refused(call, published_file):
+    folder, _ = published_file
+    code, _, err = call(CONVERT, folder / "model_final.pth", folder / "x.onnx")
+    assert code == 2
+    assert "ends in '.onnx': write .safetensors or .pth" in err
 
 
 def test_the_clip_file_overrides_its_image_tower_and_lacks_a_decoder(tmp_path):

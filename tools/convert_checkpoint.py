@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Published checkpoints to safetensors with our names, whole or one tower, and back.
+
+  python tools/convert_checkpoint.py model_final.pth skysense_o.safetensors
+  python tools/convert_checkpoint.py model_final.pth small.safetensors --inference --dtype bf16
+  python tools/convert_checkpoint.py skysense_clip.ckpt image.safetensors --part image
+  python tools/convert_checkpoint.py skysense_o.safetensors model_final.pth
+
+What the model has no parameter for is carried along under its own name, so that the way back gives the same bits,
+unless --inference leaves it out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from safetensors.torch import save_file
+
+from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o.checkpoint import find_weights, read_weights
+from skysense_o.config import default_config, merge_file, model_config
+from skysense_o.errors import exit_code
+from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, to_ours, to_published
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs/skysense_o/skysense_o.yaml"
+DTYPES = {"as is": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PARTS = {
+    "whole": ("",),
+    "image": ("tower.visual.", "tower.vision_projection"),
+    "text": ("tower.text.", "tower.logit_scale"),
+    "decoder": ("sem_seg_head.",),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("source", help=".pth, .ckpt or .safetensors")
+    p.add_argument("target", help=".safetensors (our names) or .pth (published names, under 'model')")
+    p.add_argument("--config-file", default=str(CONFIG), metavar="FILE", help="of the model (default: the published)")
+    p.add_argument("--part", choices=PARTS, default="whole")
+    p.add_argument("--dtype", choices=DTYPES, default="as is", help="of floating-point tensors")
+    p.add_argument("--inference", action="store_true", help="leave out what only training used")
+    return p
+
+
+def run() -> None:
+    args = parser().parse_args()
+    target = Path(args.target)
+    if target.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{target} ends in {target.suffix!r}: write .safetensors or .pth")
+    cfg = default_config()
+    merge_file(cfg, args.config_file)
+    state = read_weights(find_weights(args.source))
+    if any(name.startswith(CLIP_PREFIX) for name in state):
+        with torch.device("meta"):
+            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+        state = to_ours(state, model.state_dict())
+    if args.inference:
+        state = {name: tensor for name, tensor in state.items() if not NOT_NEEDED.search(name)}
+    state = {name: tensor for name, tensor in state.items() if name.startswith(PARTS[args.part])}
+    dtype = DTYPES[args.dtype]
+    if dtype is not None:
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    if target.suffix == ".pth":
+        torch.save({"model": to_published(state)}, target)
+    else:
+        metadata = {"format": "pt", "config": model_config(cfg).dump()}
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, target, metadata=metadata)
+    print(f"{len(state)} tensors, {target.stat().st_size / 1e6:.1f} MB -> {target}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))
