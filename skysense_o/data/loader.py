@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -51,4 +52,5 @@ def training_loader(
         num_workers=workers,
         collate_fn=list,
         persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # its own: starting it must draw nothing from the model's noise
     )
