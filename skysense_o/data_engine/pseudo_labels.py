@@ -50,16 +50,16 @@ def label_pictures(
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(exist_ok=True)
     lines = index.read_text().splitlines() if index.exists() else []
-    done = {record["source"] for record in map(json.loads, lines)}
+    done = {record["flickr_url"] for record in map(json.loads, lines)}
     for picture in pictures:
-        source = str(picture.resolve())
-        if source in done:
+        # Two folders may hold the same name; their paths, of this machine, are not for a set that is shared.
+        stem = f"{picture.stem}_{hashlib.sha1(str(picture.resolve()).encode()).hexdigest()[:8]}"
+        if f"img_dir/{stem}.png" in done:
             continue
-        stem = f"{picture.stem}_{hashlib.sha1(source.encode()).hexdigest()[:8]}"  # two folders may hold the same name
         try:
             image = read_picture(picture)
         except (PictureError, FileNotFoundError) as error:
-            yield {"source": source, "error": str(error)}
+            yield {"source": picture.name, "error": str(error)}
             continue
         found = predictor(image, vocabulary, threshold=confidence)
         kept = [row for row in found.areas()[1:] if row["share"] >= max(min_share, 1 / found.labels.size)]
@@ -72,7 +72,7 @@ def label_pictures(
             "flickr_url": f"img_dir/{stem}.png",
             "segmentation": f"ann_dir/{stem}.png",
             "ann_list": [{"category_name": row["name"]} for row in kept[:IGNORE]],
-            "source": source,
+            "source": picture.name,
         }
         with open(index, "a") as file:
             file.write(json.dumps(record) + "\n")
