@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
 HOW_TO_WRITE_WORDS = 'write them as "building,road" or, with synonyms, "building|house|roof,road"'
-ENCODE_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,9 @@ class TextBank:
     """
 
     def __init__(self) -> None:
+        # Strings encoded at a time. With 1 no vector depends on its neighbours, not even in its last bit: a resumed
+        # training, which meets the strings in another order, then goes on bit for bit.
+        self.batch = 256
         self._vectors: dict[tuple[str, str], Tensor] = {}
         self._fingerprint: str | None = None
 
@@ -160,8 +162,8 @@ class TextBank:
         device = tower.pixel_mean.device
         missing = [s for s in strings if (key, s) not in self._vectors]
         with torch.no_grad():
-            for first in range(0, len(missing), ENCODE_BATCH):
-                batch = missing[first : first + ENCODE_BATCH]
+            for first in range(0, len(missing), self.batch):
+                batch = missing[first : first + self.batch]
                 for string, vector in zip(batch, tower.encode_text(batch)):
                     self._vectors[key, string] = vector
         return {s: self._vectors[key, s].to(device) for s in strings}

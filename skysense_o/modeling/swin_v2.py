@@ -118,7 +118,7 @@ class Stage(nn.Module):
             Block(
                 dim,
                 WindowAttention(dim, heads, window, pretrained_window),
-                shifted=i % 2 == 1,
+                shift=window // 2 if i % 2 else 0,
                 extra_norm=(i + 1) % extra_norm_every == 0,
                 drop_path=drop_path[i],
             )
@@ -138,32 +138,17 @@ class Block(nn.Module):
     Stochastic depth lies before the norms, as in the published code: a dropped branch leaves the norm's bias.
     """
 
-    def __init__(self, dim: int, attn: WindowAttention, shifted: bool, extra_norm: bool, drop_path: float) -> None:
+    def __init__(self, dim: int, attn: WindowAttention, shift: int, extra_norm: bool, drop_path: float) -> None:
         super().__init__()
-        self.attn, self.shifted, self.drop_path = attn, shifted, DropPath(drop_path)
+        self.attn, self.shift, self.drop_path = attn, shift, DropPath(drop_path)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.norm3 = nn.LayerNorm(dim) if extra_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.norm1(self.drop_path(self._attend(x)))
+        x = x + self.norm1(self.drop_path(self.attn(x, self.shift)))
         x = x + self.norm2(self.drop_path(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Pad, shift, cut into windows, attend, and all of it back. Padded tokens take part as keys."""
-        (height, width), window = x.shape[1:3], self.attn.window
-        shift = window // 2 if self.shifted and min(height, width) > window else 0
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        mask = None
-        if shift:
-            x = x.roll((-shift, -shift), (1, 2))
-            mask = region_mask(shift_regions(x.shape[1], x.shape[2], window, shift, x.device), window)
-        windows = to_windows(x, window)
-        x = from_windows(self.attn(windows, mask), window, x.shape[1], x.shape[2])
-        if shift:
-            x = x.roll((shift, shift), (1, 2))
-        return x[:, :height, :width]
 
 
 class WindowAttention(nn.Module):
@@ -179,16 +164,35 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self._bias: tuple[tuple, Tensor] | None = None
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B*M,N,C), windows of an image in a row; mask (M,N,N), added to the logits -> (B*M,N,C)."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, shift: int) -> Tensor:
+        """(B,H,W,C) -> the same shape: pad, shift, cut into windows, attend, and all of it back.
+
+        Padded tokens take part as keys, with no mask on them (published): they are zeros that get the biases. So the
+        map is padded after the large products, which then run on real tokens only.
+        """
+        (height, width), window = x.shape[1:3], self.window
+        x = F.pad(self.qkv(x), (0, 0, 0, -width % window, 0, -height % window))
+        x = x + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        padded = x.shape[1:3]
+        shift = shift if min(height, width) > window else 0
+        mask = None
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
+            mask = region_mask(shift_regions(*padded, window, shift, x.device), window)
+        x = from_windows(self._in_windows(to_windows(x, window), mask), window, *padded)
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
+        return self.proj(x[:, :height, :width])
+
+    def _in_windows(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """(B*M,N,3C), windows of an image in a row; mask (M,N,N), added to the logits -> (B*M,N,C)."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=MAX_LOG_SCALE).exp().to(q.dtype)
         k, added = F.normalize(k, dim=-1), self.position_bias().to(q.dtype)
         if mask is not None:
-            added = (added + mask[:, None].to(q.dtype)).repeat(len(x) // len(mask), 1, 1, 1)
+            added = (added + mask[:, None].to(q.dtype)).repeat(len(qkv) // len(mask), 1, 1, 1)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=1.0)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return x.transpose(1, 2).flatten(2)
 
     def position_bias(self) -> Tensor:
         """(h,N,N) = 16 sigmoid(MLP(offset)). It depends on no input, so without gradient it is kept until the weights

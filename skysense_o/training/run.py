@@ -126,6 +126,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name)]
     accelerator = build_accelerator(cfg)
     model = build_model(cfg)
+    model.text_bank.batch = 1  # exact resume needs vectors that depend on no order
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
