@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--classes-file", metavar="FILE", help="one class a line, synonyms with bars")
     words.add_argument("--dataset", metavar="NAME", help="names and colours of datasets/classes/NAME.json")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
-    p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a .safetensors/.pth file (default: mini)")
+    p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
+    p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
     p.add_argument("--save", default="overlay,labels,json", metavar="LIST", help="of overlay,labels,probabilities,json")
     p.add_argument("--threshold", type=float, metavar="T", help="0..1; below it a pixel is 'none' (id 0)")
@@ -93,7 +94,9 @@ def run() -> int:
     formats, pictures = check(args), find_pictures(args.input)
     if len(pictures) == 1:  # its error is the error of the whole call, and is known before the model is loaded
         read_picture(pictures[0])
-    predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision)
+    predictor = Predictor.from_pretrained(
+        args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint
+    )
     settings = {
         "weights": predictor.source,
         "weights_sha256": predictor.sha256,

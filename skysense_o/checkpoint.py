@@ -1,21 +1,33 @@
-"""Weights from files and to files. A checkpoint fits, or the error says why; none of its code is ever executed."""
+"""Weights from files and to files. A checkpoint fits, or the error says why; none of its code is executed, unless its
+reader says that it trusts it.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, to_ours
 
+logger = logging.getLogger(__name__)
+
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)/(?P<file>[^#]+)")
+LARGE = 2**17
+"""Tensors of more numbers are held in half precision where that is asked for; norms, biases and scales are not."""
 
 
 class WeightsError(ValueError):
@@ -43,40 +55,81 @@ class Report:
 
 
 def find_weights(name: str | Path) -> Path:
-    """A path, or the name of shipped weights such as "mini".
+    """A path, the name of shipped weights such as "mini", or `hf://org/repo/file` on the Hugging Face hub.
+
+    The hub's file is fetched once and then comes from its cache; HF_HOME and HF_HUB_OFFLINE are respected. With
+    `#sha256=...` behind a path or an address, a file of another hash is refused.
 
     Raises:
-        FileNotFoundError: neither a file nor a shipped name; lists the shipped ones.
-        WeightsError: a file type that is not read.
+        FileNotFoundError: neither a file nor a shipped name; lists the shipped ones. Or not to be had from the hub.
+        WeightsError: a file type that is not read, or another hash.
     """
-    path = Path(name).expanduser()
+    name, _, wanted = str(name).partition("#sha256=")
+    path = _from_hub(name) if name.startswith("hf://") else Path(name).expanduser()
     shipped = SHIPPED / f"{name}.safetensors"
     if not path.is_file() and shipped.is_file():
-        return shipped
+        path = shipped
     if not path.is_file():
         there = ", ".join(repr(p.stem) for p in sorted(SHIPPED.glob("*.safetensors"))) or "none"
-        raise FileNotFoundError(f"no weights at {str(name)!r}: give a file ({', '.join(SUFFIXES)}) or one of: {there}")
-    if path.suffix not in SUFFIXES:
+        raise FileNotFoundError(
+            f"no weights at {name!r}: give a file ({', '.join(SUFFIXES)}), hf://org/repo/file, or one of: {there}"
+        )
+    if path.suffix not in (*SUFFIXES, ".pkl"):
         raise WeightsError(f"{path} ends in {path.suffix!r}: weights are read from {', '.join(SUFFIXES)}")
+    if wanted and weights_hash(path) != wanted.lower():
+        raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {wanted}: it is another file than was meant")
     return path
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, mapped and not copied."""
+def _from_hub(address: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    match = HUB.fullmatch(address)
+    if match is None:
+        raise WeightsError(f"{address!r} is no address of a file: write hf://org/repo/file, as in hf://a/b/model.pth")
+    try:
+        return Path(hf_hub_download(match["repo"], match["file"]))
+    except (OSError, ValueError) as error:  # every error of the hub library is one of these
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"{address} is not in the local cache and could not be fetched ({why}): mind HF_HUB_OFFLINE, HF_TOKEN"
+            " and the network, or give a local file"
+        ) from error
+
+
+def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file by name, mapped and not copied.
+
+    trust: also read old pickles that hold more than tensors, which runs whatever code they contain.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
-        blob = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        blob = _unpickle(path) if trust else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path} is not a readable checkpoint ({first_line}): is it complete?") from error
+        cure = "is it complete? If it is an old pickle from a source that you trust: --trust-checkpoint"
+        raise WeightsError(f"{path} is not a readable checkpoint ({first_line}): {cure}") from error
     if isinstance(blob, dict) and isinstance(blob.get("clip"), dict):
         return _skysense_clip(blob)
     state = blob.get("model", blob) if isinstance(blob, dict) else None
+    if isinstance(state, dict):
+        state = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in state.items()}
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds no table of tensors, neither at its top nor under 'model'")
+    if state.keys() != blob.keys():
+        logger.info("%s also holds %s: passed over", path, ", ".join(sorted(map(str, blob.keys() - {"model"}))))
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _unpickle(path: Path):
+    """Detectron2's .pkl, and .pth with more than tensors in them."""
+    logger.warning("%s is read as a pickle because you trust it: any code that it contains runs now", path)
+    if path.suffix == ".pkl":
+        with open(path, "rb") as file:
+            return pickle.load(file, encoding="latin1")
+    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def read_config(path: Path) -> str | None:
@@ -99,6 +152,32 @@ def _skysense_clip(blob: dict) -> dict[str, Tensor]:
     return {CLIP_PREFIX + name: tensor for name, tensor in state.items()}
 
 
+def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool = False) -> tuple[nn.Module, Report]:
+    """The config's model around the weights of a file: nothing is initialised only to be overwritten, and tensors that
+    need no other type stay mapped in the file.
+
+    half: hold the large tensors in bfloat16. trust: see `read_weights`.
+    """
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    report = load_state(model, _typed(read_weights(path, trust), half), path)
+    empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
+    empty += [name for name, tensor in model.named_buffers() if tensor.is_meta]
+    assert not empty, f"parts of a tower or a decoder that no checkpoint fills must be made on the CPU: {empty}"
+    return model.eval(), report
+
+
+def _typed(state: dict[str, Tensor], half: bool) -> dict[str, Tensor]:
+    """Floating tensors as float32, or the large ones as bfloat16; what is so already is not copied."""
+
+    def typed(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.bfloat16 if half and tensor.numel() > LARGE else torch.float32)
+
+    return {name: tensor if NOT_NEEDED.search(name) else typed(tensor) for name, tensor in state.items()}
+
+
 def load_weights(model: nn.Module, path: Path) -> Report:
     """Copy a file's tensors into a model.
 
@@ -109,7 +188,9 @@ def load_weights(model: nn.Module, path: Path) -> Report:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> Report:
-    """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error."""
+    """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error. A model on the meta
+    device takes the tensors themselves.
+    """
     ours, report = model.state_dict(), Report()
     if any(NOT_NEEDED.search(name) or name.startswith(CLIP_PREFIX) for name in state):  # a published checkpoint
         report.passed_over = [name for name in state if NOT_NEEDED.search(name)]
@@ -125,7 +206,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -
     report.missing = [name for name in ours if name not in state and not name.startswith(brought)]
     if report.missing or report.unexpected or report.misshaped:
         raise WeightsError(f"{source} does not fit this config's model: {report}; use the config it was trained with")
-    model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
+    taken = {name: state[name] for name in report.loaded}
+    model.load_state_dict(taken, strict=False, assign=any(p.is_meta for p in model.parameters()))
     model.text_bank.weights_changed()
     return report
 

@@ -20,3 +20,10 @@ def choose_device(wanted: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' was asked for, but torch sees none: use cpu")
     return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself; a CPU that does not takes up to a hundred times as long."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -5,7 +5,6 @@ Alphabet: B images, T phrases (a name with three synonyms is three phrases), C n
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -160,7 +160,7 @@ class TextBank:
             return dict(zip(strings, tower.encode_text(strings)))
         key = self._weights_of(tower)
         device = tower.pixel_mean.device
-        missing = [s for s in strings if (key, s) not in self._vectors]
+        missing = sorted((s for s in strings if (key, s) not in self._vectors), key=len)  # less padding in a batch
         with torch.no_grad():
             for first in range(0, len(missing), self.batch):
                 batch = missing[first : first + self.batch]
@@ -170,7 +170,7 @@ class TextBank:
 
     def _weights_of(self, tower: Tower) -> str:
         if self._fingerprint is None:
-            digest = hashlib.sha256()
+            digest = xxhash.xxh3_128()  # gigabytes of weights: SHA-256 would take seconds
             for parameter in tower.text_parameters():
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()

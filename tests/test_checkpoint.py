@@ -5,12 +5,22 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from skysense_o import Predictor
-from skysense_o.checkpoint import WeightsError, find_weights, load_weights, read_weights, save_weights
+from skysense_o.checkpoint import (
+    LARGE,
+    WeightsError,
+    build_with_weights,
+    find_weights,
+    load_weights,
+    read_weights,
+    save_weights,
+    weights_hash,
+)
 
 
 def test_round_trip_in_half_precision(small_model, cfg, tmp_path):
@@ -59,9 +69,72 @@ def test_missing_weights_name_what_there_is():
 
 
 def test_an_unknown_type_is_refused(tmp_path):
-    (tmp_path / "w.pkl").write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"ends in '.pkl': weights are read from .safetensors"):
-        find_weights(tmp_path / "w.pkl")
+    (tmp_path / "w.onnx").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"ends in '.onnx': weights are read from .safetensors"):
+        find_weights(tmp_path / "w.onnx")
+
+
+def test_an_old_pickle_is_read_only_when_trusted(tmp_path, caplog):
+    """Detectron2's zoo has .pkl files of NumPy arrays."""
+    (tmp_path / "old.pkl").write_bytes(pickle.dumps({"model": {"a": np.arange(3.0)}, "matching_heuristics": True}))
+    with pytest.raises(WeightsError, match="from a source that you trust: --trust-checkpoint"):
+        read_weights(find_weights(tmp_path / "old.pkl"))
+    assert read_weights(find_weights(tmp_path / "old.pkl"), trust=True)["a"].tolist() == [0, 1, 2]
+    assert "any code that it contains runs now" in caplog.text
+
+
+def test_what_else_a_checkpoint_holds_is_named(tmp_path, caplog):
+    torch.save({"model": {"a": torch.zeros(1)}, "optimizer": {}, "iteration": 3}, tmp_path / "w.pth")
+    with caplog.at_level("INFO"):
+        assert list(read_weights(tmp_path / "w.pth")) == ["a"]
+    assert "also holds iteration, optimizer: passed over" in caplog.text
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache as the hub library keeps it, with one file of one repository in it, and no network."""
+    from huggingface_hub import constants
+
+    repo = tmp_path / "hub/models--someone--weights"
+    snapshot = repo / "snapshots/0123abc"
+    (snapshot / "sub").mkdir(parents=True)
+    save_file({"a": torch.ones(2)}, snapshot / "sub/w.safetensors")
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("0123abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return snapshot / "sub/w.safetensors"
+
+
+def test_weights_from_the_hubs_cache(hub):
+    address = "hf://someone/weights/sub/w.safetensors"
+    assert read_weights(find_weights(address))["a"].tolist() == [1, 1]
+    assert find_weights(f"{address}#sha256={weights_hash(hub)}").samefile(hub)
+
+
+def test_another_hash_is_refused(hub):
+    with pytest.raises(WeightsError, match=r"has sha256 \w{64}, not 00ff: it is another file"):
+        find_weights("hf://someone/weights/sub/w.safetensors#sha256=00ff")
+
+
+def test_a_file_that_the_hub_has_not_names_the_cure(hub):
+    with pytest.raises(FileNotFoundError, match="hf://someone/weights/b.pth is not in the local cache.*HF_HUB_OFFLINE"):
+        find_weights("hf://someone/weights/b.pth")
+    with pytest.raises(WeightsError, match="'hf://someone' is no address of a file: write hf://org/repo/file"):
+        find_weights("hf://someone")
+
+
+def test_a_model_is_built_around_its_weights(small_model, cfg, tmp_path):
+    """Nothing is initialised first; float32 tensors stay mapped in the file, half precision holds the large ones."""
+    torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
+    whole, report = build_with_weights(cfg, tmp_path / "w.pth")
+    assert not report.missing
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), small_model.state_dict().values()))
+    assert not any(t.is_meta for t in (*whole.parameters(), *whole.buffers()))
+    half, _ = build_with_weights(cfg, tmp_path / "w.pth", half=True)
+    kinds = {t.dtype for t in half.parameters() if t.numel() > LARGE}
+    assert kinds == {torch.bfloat16}
+    assert all(t.dtype == torch.float32 for t in half.parameters() if t.dim() < 2)
 
 
 class Evil:

@@ -38,12 +38,13 @@ PARTS = {
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("source", help=".pth, .ckpt or .safetensors")
+    p.add_argument("source", help=".pth, .ckpt or .safetensors, or hf://org/repo/file")
     p.add_argument("target", help=".safetensors (our names) or .pth (published names, under 'model')")
     p.add_argument("--config-file", default=str(CONFIG), metavar="FILE", help="of the model (default: the published)")
     p.add_argument("--part", choices=PARTS, default="whole")
     p.add_argument("--dtype", choices=DTYPES, default="as is", help="of floating-point tensors")
     p.add_argument("--inference", action="store_true", help="leave out what only training used")
+    p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
     return p
 
 
@@ -54,7 +55,7 @@ def run() -> None:
         raise ValueError(f"{target} ends in {target.suffix!r}: write .safetensors or .pth")
     cfg = default_config()
     merge_file(cfg, args.config_file)
-    state = read_weights(find_weights(args.source))
+    state = read_weights(find_weights(args.source), args.trust_checkpoint)
     if any(name.startswith(CLIP_PREFIX) for name in state):
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
 from torch import nn
 
 from skysense_o import meta_arch  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import WeightsError, find_weights, load_weights, read_config, weights_hash
+from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
 from skysense_o.config import default_config, merge_file
-from skysense_o.device import choose_device
+from skysense_o.device import choose_device, has_bf16
 from skysense_o.inference.pictures import as_rgb, read_picture
 from skysense_o.vocabulary import Vocabulary
 
+logger = logging.getLogger(__name__)
+
 NONE = "none"
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass
@@ -58,11 +63,20 @@ class Predictor:
     >>> predictor("town.jpg", ["building|house", "road"]).areas()  # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, source: str = "", sha256: str = "", precision: str = "fp32") -> None:
-        """model: a SkySenseO on its device. source, sha256: of its weights, for the record. precision: fp32 or bf16."""
+    def __init__(
+        self, model: nn.Module, source: str = "", path: Path | None = None, precision: Precision = "fp32"
+    ) -> None:
+        """model: a SkySenseO on its device. source, path: of its weights, for the record."""
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
-        self.model, self.source, self.sha256, self.precision = model.eval(), source, sha256, precision
+        self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
+        if precision == "bf16" and not has_bf16(model.device):
+            logger.warning("%s multiplies no bfloat16 itself: fp32 is many times faster here", model.device)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights' file; "" where the model came from none. Only when asked for: 5 GB take seconds."""
+        return weights_hash(self.path) if self.path else ""
 
     @classmethod
     def from_pretrained(
@@ -70,15 +84,17 @@ class Predictor:
         weights: str | Path = "mini",
         device: str = "auto",
         config_file: str | Path | None = None,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
+        trust_checkpoint: bool = False,
     ) -> Predictor:
         """Build a model and load weights: shipped ones by name, or a file.
 
         Args:
-            weights: "mini", or a .safetensors, .pth or .pt file.
+            weights: "mini", a .safetensors, .pth, .pt or .ckpt file, or hf://org/repo/file.
             device: auto, cpu, cuda, cuda:1, ... or mps.
             config_file: YAML of the model; needed where the file does not hold it (ours in safetensors do).
-            precision: fp32, or bf16 for speed.
+            precision: fp32, or bf16 for speed and half the memory where the processor has it.
+            trust_checkpoint: read old pickles too, which runs whatever code they contain.
 
         Raises:
             FileNotFoundError, WeightsError (no such weights, or they do not fit), ValueError (device).
@@ -86,10 +102,9 @@ class Predictor:
         path = find_weights(weights)
         where = choose_device(device)
         cfg = _config_of(path, config_file)
-        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-        load_weights(model, path)
-        model = model.to(where, memory_format=torch.channels_last)
-        return cls(model, str(weights), weights_hash(path), precision)
+        model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
+        logger.info("%s: %s", path, report)
+        return cls(model.to(where, memory_format=torch.channels_last), str(weights), path, precision)
 
     @torch.inference_mode()
     def __call__(

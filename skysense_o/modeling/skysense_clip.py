@@ -12,6 +12,7 @@ from detectron2.config import configurable
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from skysense_o.modeling.clip_text import encode_tokens
 from skysense_o.modeling.swin_v2 import SwinV2
 from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 
@@ -46,7 +47,13 @@ class SkySenseCLIP(Tower):
                 extra_norm_every=vision.EXTRA_NORM_EVERY,
                 drop_path=vision.DROP_PATH,
             ),
-            "text": TextTransformer(width=text.WIDTH, heads=text.HEADS, layers=text.LAYERS, output_dim=text.OUTPUT_DIM),
+            "text": TextTransformer(
+                width=text.WIDTH,
+                heads=text.HEADS,
+                layers=text.LAYERS,
+                output_dim=text.OUTPUT_DIM,
+                no_causal_mask=True,  # causal all the same: `encode_tokens` has its own mask
+            ),
             "input_size": cfg.MODEL.TOWER.INPUT_SIZE or None,
         }
 
@@ -57,14 +64,8 @@ class SkySenseCLIP(Tower):
         return Features(dense, (middle, fine), dense.mean(dim=(2, 3)))
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
-        """Tokens after the end-of-text token change nothing (the mask is causal), so they are cut off."""
-        tokens = open_clip.tokenizer.tokenize(list(strings))
-        ends = tokens.argmax(dim=1)
-        length, text = int(ends.max()) + 1, self.text
-        x = text.token_embedding(tokens[:, :length].to(self.pixel_mean.device)) + text.positional_embedding[:length]
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
-        pooled = text.ln_final(x)[torch.arange(len(x)), ends]
-        return F.normalize(pooled @ text.text_projection, dim=-1)
+        tokens = open_clip.tokenizer.tokenize(list(strings)).to(self.pixel_mean.device)
+        return F.normalize(encode_tokens(self.text, tokens), dim=-1)
 
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return self.text.parameters()

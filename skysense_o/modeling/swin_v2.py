@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from skysense_o.modeling.derived import Derived
 from skysense_o.modeling.windows import from_windows, region_mask, shift_regions, to_windows
 
 MAX_LOG_SCALE = math.log(100)
@@ -90,10 +91,12 @@ class TokenMerge(nn.Module):
         super().__init__()
         self.keep_size = keep_size
         self.reduction, self.norm = nn.Linear(4 * dim, 2 * dim, bias=False), nn.LayerNorm(2 * dim)
+        self._summed = Derived()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.keep_size:
-            return self.norm(F.linear(x, self.reduction.weight.unflatten(1, (-1, 4)).sum(-1)))
+            weight = self.reduction.weight
+            return self.norm(F.linear(x, self._summed(lambda: weight.unflatten(1, (-1, 4)).sum(-1), [weight])))
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2)).permute(0, 3, 1, 2)
         return self.norm(self.reduction(F.pixel_unshuffle(x, 2).permute(0, 2, 3, 1)))
 
@@ -162,7 +165,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
-        self._bias: tuple[tuple, Tensor] | None = None
+        self._bias = Derived()
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
         """(B,H,W,C) -> the same shape: pad, shift, cut into windows, attend, and all of it back.
@@ -195,16 +198,8 @@ class WindowAttention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def position_bias(self) -> Tensor:
-        """(h,N,N) = 16 sigmoid(MLP(offset)). It depends on no input, so without gradient it is kept until the weights
-        change.
-        """
-        if torch.is_grad_enabled():
-            return self._position_bias()
-        parameters = tuple(self.position_mlp.parameters())
-        key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in parameters)
-        if self._bias is None or self._bias[0] != key:
-            self._bias = key, self._position_bias()
-        return self._bias[1]
+        """(h,N,N) = 16 sigmoid(MLP(offset))."""
+        return self._bias(self._position_bias, self.position_mlp.parameters())
 
     def _position_bias(self) -> Tensor:
         first = self.position_mlp[0].weight

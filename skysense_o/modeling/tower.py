@@ -36,8 +36,9 @@ class Tower(nn.Module):
     def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         """Mean and standard deviation of RGB in 0..255; only `geometry.prepare` uses them."""
         super().__init__()
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        # No checkpoint holds these, so they are real even where a model is built on the meta device to be filled.
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
 
     def encode_image(self, x: Tensor) -> Features:
         """x (B,3,h0,w0) normalised -> Features."""

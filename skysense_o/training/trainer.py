@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from skysense_o.device import choose_device
+from skysense_o.device import choose_device, has_bf16
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 
@@ -60,8 +60,7 @@ def _precision(wanted: str, device: torch.device) -> str:
     """ "auto" is bf16 where the processor multiplies it natively (elsewhere it is slower than float32), else no."""
     if wanted != "auto":
         return wanted
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native and device.type in ("cuda", "cpu") else "no"
+    return "bf16" if has_bf16(device) else "no"
 
 
 class Trainer(SimpleTrainer):
