@@ -35,6 +35,11 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.CLIP_TEXT.LAYERS = 24
     cfg.MODEL.TOWER.CLIP_TEXT.OUTPUT_DIM = 1024
 
+    # OpenCLIPTower.
+    cfg.MODEL.TOWER.OPEN_CLIP = CfgNode()
+    cfg.MODEL.TOWER.OPEN_CLIP.NAME = "ViT-B-32"  # as open_clip lists them, or hf-hub:org/repo, or local-dir:folder
+    cfg.MODEL.TOWER.OPEN_CLIP.WEIGHTS = ""  # a file (RemoteCLIP, GeoRSCLIP) or a tag of open_clip (laion2b_s34b_b79k)
+
     # The mask decoder. SAMMaskHead: sizes of Segment Anything, so that its weights fit.
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "SAMMaskHead"

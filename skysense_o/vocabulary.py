@@ -172,7 +172,7 @@ class TextBank:
         if self._fingerprint is None:
             digest = xxhash.xxh3_128()  # gigabytes of weights: SHA-256 would take seconds
             for parameter in tower.text_parameters():
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+                digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()
             self._vectors = {key: vector for key, vector in self._vectors.items() if key[0] == self._fingerprint}
         return self._fingerprint

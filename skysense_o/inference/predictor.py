@@ -101,7 +101,7 @@ class Predictor:
         """
         path = find_weights(weights)
         where = choose_device(device)
-        cfg = _config_of(path, config_file)
+        cfg = config_of(path, config_file)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
         logger.info("%s: %s", path, report)
         return cls(model.to(where, memory_format=torch.channels_last), str(weights), path, precision)
@@ -155,7 +155,8 @@ class Predictor:
         )
 
 
-def _config_of(path: Path, config_file: str | Path | None) -> CfgNode:
+def config_of(path: Path | None, config_file: str | Path | None) -> CfgNode:
+    """The config of a model for inference: that of the YAML where one is named, else what the weights' file holds."""
     cfg = default_config()
     if config_file:
         merge_file(cfg, config_file)

@@ -1,6 +1,6 @@
 """Towers and decoders: tensors in, tensors out. Importing this fills the registries."""
 
-from skysense_o.modeling import cost_aggregation, mini_tower, sam_head, skysense_clip  # noqa: F401
+from skysense_o.modeling import cost_aggregation, mini_tower, open_clip_tower, sam_head, skysense_clip  # noqa: F401
 from skysense_o.modeling.decoder import MaskDecoder, Queries
 from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 

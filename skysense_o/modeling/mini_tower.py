@@ -30,7 +30,6 @@ class MiniTower(Tower):
     """
 
     stride, divisor = 16, 32
-    pyramid_strides = (8, 4)
     installed = ("text.",)
 
     @configurable

@@ -22,7 +22,6 @@ class SkySenseCLIP(Tower):
     """Dense features are the last map, projected into the text space; the pooled vector is their mean."""
 
     stride, divisor = 16, 32
-    pyramid_strides = (8, 4)
 
     @configurable
     def __init__(self, *, visual: SwinV2, text: TextTransformer, input_size: int | None) -> None:

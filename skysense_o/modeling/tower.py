@@ -18,7 +18,7 @@ class Features:
     """What an image tower gives; nothing in it is normalised."""
 
     dense: Tensor  # (B,D,h,w), in the text space
-    pyramid: tuple[Tensor, ...]  # (B,Ci,ceil(h0/si),ceil(w0/si)), coarse to fine
+    pyramid: tuple[Tensor, ...]  # (B,C1,2h,2w), then (B,C2,4h,4w)
     pooled: Tensor  # (B,D), in the text space
 
 
@@ -27,7 +27,6 @@ class Tower(nn.Module):
 
     dim: int  # D
     stride: int  # of the dense map
-    pyramid_strides: tuple[int, ...]
     pyramid_channels: tuple[int, ...]
     input_size: int | None = None  # squeezed to this square; None: native size, padded to `divisor`
     divisor: int

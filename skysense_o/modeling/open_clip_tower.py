@@ -1,0 +1,167 @@
+"""Any model of open_clip as a tower: RemoteCLIP, GeoRSCLIP, LAION's and others. B images, N strings, D embedding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from timm.models.convnext import ConvNeXt
+from torch import Tensor, nn
+
+from skysense_o.modeling.clip_text import encode_tokens, is_plain
+from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
+
+
+@TOWER_REGISTRY.register()
+class OpenCLIPTower(Tower):
+    """ViT and ConvNeXt towers, at any input size. What an image tower pools by attention has no map in the text space,
+    and is refused.
+    """
+
+    @configurable
+    def __init__(self, *, clip: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str) -> None:
+        """clip: an open_clip model. tokenizer: strings -> (N,L) ids. name: of the model, for errors."""
+        look = clip.visual.preprocess_cfg
+        super().__init__([255 * m for m in look["mean"]], [255 * s for s in look["std"]])
+        self.clip, self.tokenizer = clip, tokenizer
+        self.reader = reader_of(clip.visual, name)
+        self.stride = self.divisor = self.reader.stride
+        self.pyramid_channels = self.reader.pyramid_channels
+        with torch.no_grad():
+            self.dim = self.encode_text(["a"]).shape[-1]
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        part = cfg.MODEL.TOWER.OPEN_CLIP
+        known = open_clip.list_models()
+        if part.NAME not in known and ":" not in part.NAME:  # hf-hub:org/repo and local-dir:folder are names too
+            raise ValueError(f"MODEL.TOWER.OPEN_CLIP.NAME {part.NAME!r} is no model of open_clip: {', '.join(known)}")
+        weights = part.WEIGHTS if cfg.MODEL.TOWER.PRETRAINED else ""
+        logging.disable(logging.NOTSET if weights else logging.WARNING)  # its weights follow: no word of random ones
+        try:
+            with torch.device("cpu"):  # open_clip makes buffers that no checkpoint holds
+                clip = open_clip.create_model(part.NAME, pretrained=weights or None)
+                tokenizer = open_clip.get_tokenizer(part.NAME)
+        except RuntimeError as error:
+            raise ValueError(
+                f"MODEL.TOWER.OPEN_CLIP: {part.NAME!r} cannot be built with the weights {weights!r}:"
+                f" {str(error).strip().splitlines()[0]}; give a file of this model, or a tag that open_clip lists"
+            ) from error
+        finally:
+            logging.disable(logging.NOTSET)
+        return {"clip": clip, "tokenizer": tokenizer, "name": part.NAME}
+
+    def encode_image(self, x: Tensor) -> Features:
+        """x (B,3,h0,w0), sides multiples of `divisor` -> dense at `stride`, two finer maps, pooled."""
+        return self.reader(self.clip.visual, x)
+
+    def encode_text(self, strings: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(strings)).to(self.pixel_mean.device)
+        text = getattr(self.clip, "text", self.clip)
+        out = encode_tokens(text, tokens) if is_plain(text) else self.clip.encode_text(tokens)
+        return F.normalize(out, dim=-1)
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        return (p for name, p in self.clip.named_parameters() if not name.startswith(("visual.", "logit_")))
+
+
+def reader_of(visual: nn.Module, name: str) -> ViTReader | ConvNeXtReader:
+    """What reads dense features from an image tower of open_clip.
+
+    Raises:
+        ValueError: attention pooling, or neither a ViT nor a ConvNeXt.
+    """
+    plain_blocks = isinstance(visual, VisionTransformer) and all(
+        type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks
+    )
+    if plain_blocks and visual.attn_pool is None and visual.pool_type in ("tok", "avg"):
+        return ViTReader(visual)
+    convnext = isinstance(visual, TimmModel) and isinstance(visual.trunk, ConvNeXt)
+    if convnext and not hasattr(visual.head, "pool"):
+        return ConvNeXtReader(visual)
+    raise ValueError(
+        f"the image tower of {name!r} pools by attention, or is neither a plain ViT nor a ConvNeXt: its map is not in"
+        " the text space; take another, such as ViT-B-32, ViT-L-14, ViT-H-14 or convnext_base_w"
+    )
+
+
+class ViTReader:
+    """Dense: the value path of the last block, projected (Zhou et al. 2022, MaskCLIP); for towers that pool by the mean
+    of their tokens, the tokens themselves. Finer maps: blocks at one and two thirds of the depth, upsampled.
+    """
+
+    def __init__(self, visual: VisionTransformer) -> None:
+        depth = len(visual.transformer.resblocks)
+        self.stride = visual.patch_size[0]
+        self.levels = (max(0, 2 * depth // 3 - 1), max(0, depth // 3 - 1))  # the earlier block has the finer detail
+        self.pyramid_channels = (visual.transformer.width,) * 2
+
+    def __call__(self, visual: VisionTransformer, x: Tensor) -> Features:
+        x = visual.conv1(x)
+        size = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + _positions(visual, size)
+        x, kept = visual.ln_pre(x), {}
+        *blocks, last = visual.transformer.resblocks
+        for i, block in enumerate(blocks):
+            x = block(x)
+            if i in self.levels:
+                kept[i] = x
+        tokens = last(x)
+        values = tokens if visual.pool_type == "avg" else _value_path(last, x)
+        dense = _to_map(visual.ln_post(values) @ visual.proj, size)
+        pyramid = tuple(
+            F.interpolate(_to_map(kept[level], size), scale_factor=2 ** (k + 1), mode="bilinear", align_corners=False)
+            for k, level in enumerate(self.levels)
+        )
+        return Features(dense, pyramid, visual._pool(tokens)[0] @ visual.proj)
+
+
+def _positions(visual: VisionTransformer, size: tuple[int, int]) -> Tensor:
+    """(1+hw,C): the learned positions, interpolated to a grid of another size."""
+    table, grid = visual.positional_embedding, visual.grid_size
+    if tuple(size) == tuple(grid):
+        return table
+    square = table[1:].T.unflatten(1, grid)[None]
+    resized = F.interpolate(square, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([table[:1], resized[0].flatten(1).T])
+
+
+def _value_path(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """What a token gives to whoever attends to it, as the block would write it into the stream."""
+    attn = block.attn
+    channels = attn.embed_dim
+    values = F.linear(block.ln_1(x), attn.in_proj_weight[2 * channels :], attn.in_proj_bias[2 * channels :])
+    return block.ls_1(attn.out_proj(values))
+
+
+def _to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B,1+hw,C) -> (B,C,h,w), without the class token."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, size)
+
+
+class ConvNeXtReader:
+    """Dense: the last map at stride 32, normed and projected cell by cell. Finer maps: the two stages before it."""
+
+    stride = 32
+
+    def __init__(self, visual: TimmModel) -> None:
+        channels = [info["num_chs"] for info in visual.trunk.feature_info]
+        self.pyramid_channels = (channels[2], channels[1])
+
+    def __call__(self, visual: TimmModel, x: Tensor) -> Features:
+        trunk, maps = visual.trunk, []
+        x = trunk.stem(x)
+        for stage in trunk.stages:
+            x = stage(x)
+            maps.append(x)
+        x = trunk.norm_pre(x)
+        cells = trunk.head.norm(x).permute(0, 2, 3, 1)  # a LayerNorm over channels: the same before or after pooling
+        dense = visual.head(trunk.head.pre_logits(cells)).permute(0, 3, 1, 2)
+        return Features(dense, (maps[2], maps[1]), visual.head(trunk.forward_head(x)))

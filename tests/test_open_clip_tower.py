@@ -1,0 +1,158 @@
+"""Towers from open_clip: their dense features lie in the text space, at any size."""
+
+from __future__ import annotations
+
+import json
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from skysense_o.config import default_config
+from skysense_o.meta_arch import SkySenseO
+from skysense_o.modeling.clip_text import encode_tokens, is_plain
+from skysense_o.modeling.open_clip_tower import OpenCLIPTower
+from skysense_o.vocabulary import Vocabulary
+
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VIT = {"image_size": 32, "layers": 3, "width": 64, "head_width": 16, "patch_size": 8}
+TIMM = {"timm_pool": "", "timm_proj": "linear"}
+MODELS = {
+    "tiny-vit": {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": TEXT},
+    "tiny-vit-mean": {
+        "embed_dim": 32,
+        "vision_cfg": {**VIT, "pool_type": "avg", "final_ln_after_pool": True},
+        "text_cfg": TEXT,
+    },
+    "tiny-convnext": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "timm_model_name": "convnext_atto", **TIMM},
+        "text_cfg": TEXT,
+    },
+    "tiny-map": {"embed_dim": 32, "vision_cfg": {**VIT, "attentional_pool": True}, "text_cfg": TEXT},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("open_clip")
+    for name, config in MODELS.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+
+
+def config(name: str, head: str = "SAMMaskHead"):
+    cfg = default_config()
+    cfg.MODEL.TOWER.NAME, cfg.MODEL.TOWER.OPEN_CLIP.NAME, cfg.MODEL.SEM_SEG_HEAD.NAME = "OpenCLIPTower", name, head
+    cfg.MODEL.SEM_SEG_HEAD.WIDTH, cfg.MODEL.SEM_SEG_HEAD.HEADS, cfg.MODEL.SEM_SEG_HEAD.MLP = 32, 4, 64
+    cfg.MODEL.LOSS.PRESENCE = 0.0
+    return cfg
+
+
+COLORS = {"red": (1.0, -1, -1), "green": (-1, 1.0, -1), "blue": (-1, -1, 1.0), "white": (1.0, 1.0, 1.0)}
+
+
+def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of one colour with noise, and which colour."""
+    kinds = torch.randint(0, len(COLORS), (count,), generator=generator)
+    flat = torch.tensor(list(COLORS.values()))[kinds][:, :, None, None]
+    return flat + torch.randn(count, 3, size, size, generator=generator) * 0.7, kinds
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-convnext", 64)])
+def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size):
+    """On a tower that was trained for a moment to tell colours apart; also on a picture of another size and shape."""
+    torch.manual_seed(0)
+    tower, generator = OpenCLIPTower(config(name)), torch.Generator().manual_seed(1)
+    if name == "tiny-convnext":  # random features do, and its convolutions are slow to train
+        tower.clip.visual.trunk.eval().requires_grad_(False)
+    for parameter in tower.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter.numel() < 10**6)  # not the table of tokens
+    optimizer = torch.optim.AdamW([p for p in tower.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(30):
+        x, kinds = colored(8, size, generator)
+        pooled, text = F.normalize(tower.encode_image(x).pooled, dim=-1), tower.encode_text(list(COLORS))
+        F.cross_entropy(10 * pooled @ text.T, kinds).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    tower.eval()
+    with torch.no_grad():
+        text = tower.encode_text(list(COLORS))
+        for height, width in ((size, size), (2 * size, 3 * size)):
+            x, kinds = colored(12, height, generator)
+            features = tower.encode_image(x[..., :1].expand(-1, -1, -1, width) if width != height else x)
+            by_pool = (F.normalize(features.pooled, dim=-1) @ text.T).argmax(1)
+            by_map = (F.normalize(features.dense.mean((2, 3)), dim=-1) @ text.T).argmax(1)
+            assert (by_pool == kinds).float().mean() > 0.9
+            assert (by_pool == by_map).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-vit-mean", "tiny-convnext"])
+@torch.no_grad()
+def test_pooled_features_and_text_are_open_clips_own(name):
+    tower = OpenCLIPTower(config(name)).eval()
+    size = MODELS[name]["vision_cfg"]["image_size"]
+    x = torch.randn(2, 3, size, size)
+    torch.testing.assert_close(tower.encode_image(x).pooled, tower.clip.encode_image(x), atol=1e-5, rtol=1e-4)
+    strings = ["a photo of a road", "a photo of a very long dry river bed", "a photo of trees", ""]
+    want = tower.clip.encode_text(tower.tokenizer(strings), normalize=True)
+    torch.testing.assert_close(tower.encode_text(strings), want, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_what_strings_share_runs_once():
+    """Equal results, whatever the strings have in common, for a fraction of the operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    text = open_clip.create_model("tiny-vit").eval()
+    assert is_plain(text)
+    strings = [f"A remote sensing image of a {word}." for word in ("road", "storage tank", "tree", "ship", "harbor")]
+    for some in (strings, strings[:1], ["road", "tree"], ["road", "road"]):
+        tokens = open_clip.tokenizer.tokenize(some, context_length=16)
+        torch.testing.assert_close(encode_tokens(text, tokens), text.encode_text(tokens), atol=1e-5, rtol=0)
+    flops = []
+    for encode in (lambda t: encode_tokens(text, t), text.encode_text):
+        with FlopCounterMode(display=False) as counter:
+            encode(open_clip.tokenizer.tokenize(strings, context_length=16))
+        flops.append(counter.get_total_flops())
+    assert flops[0] < 0.5 * flops[1]
+
+
+def test_a_tower_that_pools_by_attention_is_refused():
+    with pytest.raises(ValueError, match="'tiny-map' pools by attention.*take another, such as ViT-B-32"):
+        OpenCLIPTower(config("tiny-map"))
+
+
+def test_unknown_names_and_weights_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="'ViT-Z' is no model of open_clip: .*ViT-B-32"):
+        OpenCLIPTower(config("ViT-Z"))
+    cfg = config("tiny-vit")
+    torch.save({"visual.proj": torch.zeros(3)}, tmp_path / "other.pt")
+    cfg.MODEL.TOWER.OPEN_CLIP.WEIGHTS = str(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"'tiny-vit' cannot be built with the weights '.*other.pt'.*give a file"):
+        OpenCLIPTower(cfg)
+
+
+def test_a_local_checkpoint(tmp_path):
+    """As RemoteCLIP and GeoRSCLIP are published: a state dict of open_clip."""
+    theirs = open_clip.create_model("tiny-vit")
+    torch.save(theirs.state_dict(), tmp_path / "RemoteCLIP-tiny.pt")
+    cfg = config("tiny-vit")
+    cfg.MODEL.TOWER.OPEN_CLIP.WEIGHTS = str(tmp_path / "RemoteCLIP-tiny.pt")
+    ours = OpenCLIPTower(cfg).clip.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["SAMMaskHead", "CostAggregationHead"])
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-convnext"])
+def test_each_decoder_trains_a_step_and_predicts(name, head):
+    model = SkySenseO(config(name, head)).train()
+    image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
+    sample = {"image": image, "vocabulary": Vocabulary.parse("road,tree"), "sem_seg": torch.randint(0, 2, (70, 90))}
+    loss = sum(model([sample, sample]).values())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert model.tower.clip.visual.state_dict()
+    (out,) = model.eval()([sample])
+    assert out["labels"].shape == (70, 90)

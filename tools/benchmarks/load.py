@@ -1,0 +1,77 @@
+"""Seconds and memory from a weights file to a model whose every weight was read."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from tabulate import tabulate
+
+from skysense_o.checkpoint import find_weights
+from skysense_o.device import choose_device
+from skysense_o.inference.predictor import Predictor, config_of
+from skysense_o.published import published_name
+from tools.benchmarks.machine import describe, memory, reset_peak
+from tools.benchmarks.model import random_state
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--weights", default="", metavar="W", help="a file (default: one of random numbers is made)")
+    p.add_argument("--config-file", default="", metavar="FILE", help="of the model, where its weights do not hold it")
+    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+
+
+def measure(args: argparse.Namespace) -> dict:
+    if args.weights or not args.config_file:
+        return _load(args, find_weights(args.weights or "mini"))
+    with tempfile.TemporaryDirectory() as folder:
+        return _load(args, fabricate(args.config_file, Path(folder) / "model_final.pth"))
+
+
+def fabricate(config_file: str, path: Path) -> Path:
+    """A checkpoint of random numbers in the published form, of the size that the config says."""
+    cfg = config_of(None, config_file)
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    torch.save({"model": {published_name(name): t for name, t in random_state(model).items()}}, path)
+    return path
+
+
+def _load(args: argparse.Namespace, path: Path) -> dict:
+    """The file was just written or is read once, so that it lies in the disk cache: its reading is not our doing."""
+    with open(path, "rb") as file:
+        while file.read(2**26):
+            pass
+    device = choose_device("cpu")
+    before = memory(device)
+    reset_peak(device)
+    start = time.perf_counter()
+    predictor = Predictor.from_pretrained(path, "cpu", args.config_file or None, args.precision)
+    loaded = time.perf_counter() - start
+    for parameter in predictor.model.parameters():
+        parameter.detach().sum()
+    touched = time.perf_counter() - start
+    size = sum(p.numel() * p.element_size() for p in predictor.model.parameters()) / 2**30
+    after = memory(device)
+    rows = [
+        ["seconds to load", f"{loaded:.2f}"],
+        ["seconds until every weight was read", f"{touched:.2f}"],
+        ["weights, GiB", f"{size:.2f}"],
+        ["peak memory (VmHWM), GiB", f"{after['peak']:.2f} = {after['peak'] / size:.2f} x the weights"],
+        ["own memory (RssAnon), GiB", f"{after['anonymous']:.2f} = {after['anonymous'] / size:.2f} x the weights"],
+        ["of which before loading (Python and packages), GiB", f"{before['anonymous']:.2f}"],
+    ]
+    print(describe(device))
+    print(tabulate(rows, [f"{path.name}, {args.precision}", ""], tablefmt="github"))
+    return {
+        "machine": describe(device),
+        "load": loaded,
+        "read": touched,
+        "weights": size,
+        "before": before,
+        "after": after,
+    }

@@ -1,0 +1,73 @@
+"""The machine under a measurement: what it is, how fast it multiplies, how much memory was taken."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the peak: large enough that it is
+STATUS = Path("/proc/self/status")
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable, device: torch.device, repeats: int) -> float:
+    """Median of some calls."""
+    times = []
+    for _ in range(repeats):
+        wait(device)
+        start = time.perf_counter()
+        function()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the best of several square matrix products."""
+    side = SIDE.get(device.type, 1024)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(seconds(lambda: a @ b, device, 1) for _ in range(6))
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """GiB: peak since `reset_peak`, and on a CPU what is held now, of its own (anonymous) and of mapped files."""
+    if device.type == "cuda":
+        return {"peak": torch.cuda.max_memory_allocated(device) / 2**30}
+    if not STATUS.exists():  # no Linux
+        return {"peak": float("nan")}
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    keys = {"peak": "VmHWM", "anonymous": "RssAnon", "files": "RssFile"}
+    return {name: int(lines[key].split()[0]) / 2**20 for name, key in keys.items()}
+
+
+def describe(device: torch.device) -> dict:
+    """For the record."""
+    cpu = next((line for line in _cpuinfo() if line.startswith("model name")), "").partition(":")[2].strip()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu or platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

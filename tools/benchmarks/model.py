@@ -1,0 +1,155 @@
+"""Seconds, operations and memory of a model by number of names, batch and precision."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from tabulate import tabulate
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from skysense_o import geometry
+from skysense_o.checkpoint import build_with_weights, find_weights, load_state
+from skysense_o.device import choose_device, has_bf16
+from skysense_o.inference.predictor import config_of
+from skysense_o.modeling import Queries
+from skysense_o.vocabulary import Vocabulary
+from tools.benchmarks.machine import describe, matrix_peak, memory, reset_peak, seconds
+
+PARTS = ("text", "image", "decoder", "resize")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--weights", default="", metavar="W", help="default: mini, or random ones where a config is named")
+    p.add_argument("--config-file", default="", metavar="FILE", help="of the model, where its weights do not hold it")
+    p.add_argument("--names", default="1,16,100,256", metavar="N,N", help="numbers of names")
+    p.add_argument("--batch", default="1", metavar="N,N", help="numbers of pictures a call")
+    p.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default: 512)")
+    p.add_argument("--precision", default="", metavar="P,P", help="fp32,bf16; default: those that the device has")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    p.add_argument("--repeats", type=int, default=3, help="calls of which the median is taken")
+    p.add_argument("--all-names", action="store_true", help="score all names, however many (MAX_CLASSES 0)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the image tower")
+
+
+def measure(args: argparse.Namespace) -> dict:
+    device = choose_device(args.device)
+    precisions = args.precision.split(",") if args.precision else ["fp32", *["bf16"] * has_bf16(device)]
+    rows, peaks = [], {}
+    for precision in precisions:
+        peaks[precision] = matrix_peak(device, DTYPES[precision])
+        model = _model(args, device, precision == "bf16")
+        cases = [(int(b), int(t)) for b in args.batch.split(",") for t in args.names.split(",")]
+        for batch, names in tqdm(cases, desc=precision, unit="case"):
+            rows.append({"precision": precision, "batch": batch, "names": names})
+            rows[-1] |= _case(model, device, precision, batch, names, args, peaks[precision])
+        del model
+    print(f"{describe(device)}\nmatrix peak: {', '.join(f'{p} {v / 1e9:.0f} GFLOP/s' for p, v in peaks.items())}")
+    print(as_table(rows))
+    return {"machine": describe(device), "matrix_peak": peaks, "size": args.size, "rows": rows}
+
+
+def as_table(rows: list[dict]) -> str:
+    """Seconds a part, with the share of the matrix peak; totals with the words cached and not."""
+    body = []
+    for row in rows:
+        parts = [f"{row[p]['seconds']:.2f} ({100 * row[p]['share']:.0f} %)" for p in PARTS]
+        totals = [f"{row['cached']:.2f}", f"{row['first_call']:.2f}", f"{row['batch'] / row['cached']:.2f}"]
+        body.append([row["precision"], row["batch"], row["names"], *parts, *totals, f"{row['memory']['peak']:.1f}"])
+    headers = ["precision", "batch", "names", *(f"{p} s (of peak)" for p in PARTS)]
+    headers += ["cached s", "first call s", "pictures/s", "peak GiB"]
+    return tabulate(body, headers, tablefmt="github")
+
+
+def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Module:
+    """With its weights, or with random numbers of the same shapes: neither speed nor memory knows the difference."""
+    weights = args.weights or ("" if args.config_file else "mini")
+    if weights:
+        path = find_weights(weights)
+        model, _ = build_with_weights(config_of(path, args.config_file), path, half)
+    else:
+        cfg = config_of(None, args.config_file)
+        with torch.device("meta"):
+            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).eval()
+        load_state(model, random_state(model, half), "random numbers")
+    if args.all_names and hasattr(model.sem_seg_head, "max_classes"):
+        model.sem_seg_head.max_classes = 0
+    model = model.to(device, memory_format=torch.channels_last)
+    if args.compile:
+        model.tower.encode_image = torch.compile(model.tower.encode_image)
+    return model.requires_grad_(False)  # operations of modules that are given parameters are counted only so
+
+
+def random_state(model: nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
+    """Matrices of small noise (a block of it, again and again: a billion draws take minutes), norms that do nothing."""
+    noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_meta:
+            continue
+        count = tensor.numel()
+        if tensor.dim() < 2 and tensor.is_floating_point():
+            made = torch.ones(tensor.shape) if name.endswith("weight") else torch.zeros(tensor.shape)
+        elif tensor.is_floating_point():
+            made = noise.repeat(-(-count // len(noise)))[:count].view(tensor.shape)
+        else:
+            made = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        state[name] = made.to(torch.bfloat16) if half and count > 2**17 else made
+    return state
+
+
+@torch.no_grad()
+def _case(model, device, precision: str, batch: int, names: int, args, peak: float) -> dict:
+    words = Vocabulary.of([f"thing {i}" for i in range(names)])
+    image = torch.randint(0, 256, (3, args.size, args.size), dtype=torch.uint8)
+    samples = [{"image": image, "vocabulary": words}] * batch
+    half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def no_words_known() -> None:
+        model.text_bank = type(model.text_bank)()
+
+    def text() -> tuple:
+        return model.text_bank(model.tower, [words] * batch, model.templates)
+
+    reset_peak(device)
+    with half:
+        model.predict(samples, "labels")  # warm up
+        x, frames = geometry.prepare([image] * batch, model.tower)
+        features = model.tower.encode_image(x)
+        queries = Queries(*text())
+        logits = model.sem_seg_head(features, queries, model.phrase_chunk)[0]
+
+        def resize() -> None:
+            for b, frame in enumerate(frames):
+                frame.restore(logits[b], words.owner, names)
+
+        def new_text() -> None:
+            no_words_known()
+            text()
+
+        steps = {
+            "text": new_text,
+            "image": lambda: model.tower.encode_image(x),
+            "decoder": lambda: model.sem_seg_head(features, queries, model.phrase_chunk),
+            "resize": resize,
+        }
+        result: dict = {}
+        for name, step in steps.items():
+            with FlopCounterMode(display=False) as counter:
+                step()
+            took, flops = seconds(step, device, args.repeats), counter.get_total_flops()
+            result[name] = {"seconds": took, "gflop": flops / 1e9, "share": flops / took / peak}
+        result["cached"] = seconds(lambda: model.predict(samples, "labels"), device, args.repeats)
+
+        def first_call() -> None:
+            no_words_known()
+            model.predict(samples, "labels")
+
+        result["first_call"] = seconds(first_call, device, 1)
+    result["memory"] = memory(device)
+    return result
