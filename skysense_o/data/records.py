@@ -72,29 +72,37 @@ def read_pairs(row: Row, split: str) -> Iterator[dict]:
 def read_scenes(row: Row, split: str) -> Iterator[dict]:
     """One folder a class. Pictures of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
     table, root = load_classes(row.classes), class_folders(row)
-    known = {folder: label for label, folder in enumerate(table.folders)}
-    unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in known)
+    there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
+    unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
     if unknown:
         logger.warning("%s: folders %s are no class of datasets/classes/%s.json", root, unknown, row.classes)
     chosen = _listed(row, split) if row.splits[split].endswith(".jsonl") else None
-    for folder, label in known.items():
-        if not (root / folder).is_dir():
-            yield {"bad": f"{root} has no folder {folder!r}"}
+    for label, name in enumerate(table.folders):
+        folder = there.get(_plain(name))
+        if folder is None:
+            yield {"bad": f"{root} has no folder {name!r}"}
             continue
-        for image in sorted((root / folder).iterdir()):
+        for image in sorted(folder.iterdir()):
             if image.suffix.lower() not in row.image_suffix.split("|"):
                 continue
-            if chosen is None or (folder, image.stem) in chosen:
+            if chosen is None or (folder.name, image.stem) in chosen:
                 yield {"file_name": str(image), "label": label, "dataset": row.key}
 
 
 def class_folders(row: Row) -> Path:
-    """The first of the row's folders (alternatives with bars) that holds a folder of its first class."""
+    """The first of the row's folders (alternatives with bars) that holds a folder of one of its classes."""
     table = load_classes(row.classes)
+    names = {_plain(folder) for folder in table.folders}
     for name in row.images.split("|"):
-        if any((row.place / name / folder).is_dir() for folder in table.folders):
-            return row.place / name
+        root = row.place / name
+        if root.is_dir() and any(p.is_dir() and _plain(p.name) in names for p in root.iterdir()):
+            return root
     raise FileNotFoundError(f"no folder of a class such as {table.folders[0]!r} in {row.place}: {row.cure}")
+
+
+def _plain(name: str) -> str:
+    """Copies of one set write a class DenseResidential, dense_residential or "dense residential"."""
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _listed(row: Row, split: str) -> set[tuple[str, str]]:
