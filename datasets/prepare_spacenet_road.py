@@ -35,6 +35,7 @@ def split(groups: Groups, place: int, count: int) -> str:
 
 def read(data: bytes, name: str) -> np.ndarray:
     """uint8 (H,W,3); and, since the lines need it, the place on earth is remembered for this name."""
+    cv2.setLogLevel(2)  # it warns of each GeoTIFF tag
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3:
         raise BadData(f"{name} is no picture of three bands: get it again")
@@ -67,7 +68,8 @@ def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
         geometry = feature["geometry"] or {"type": "None"}
         lines = {"LineString": lambda g: [g["coordinates"]], "MultiLineString": lambda g: g["coordinates"]}
         for line in lines.get(geometry["type"], lambda g: [])(geometry):
-            corners = [(column + (p[0] - x0) / scale_x, row + (y0 - p[1]) / scale_y) for p in line]
+            # Pillow's 0 is the middle of the first pixel, GeoTIFF's its corner.
+            corners = [(column + (p[0] - x0) / scale_x - 0.5, row + (y0 - p[1]) / scale_y - 0.5) for p in line]
             pencil.line(corners, fill=1, width=width, joint="curve")
     return np.asarray(ids)
 
