@@ -35,7 +35,7 @@ def split(groups: Groups, place: int, count: int) -> str:
 
 def read(data: bytes, name: str) -> np.ndarray:
     """uint8 (H,W,3); and, since the lines need it, the place on earth is remembered for this name."""
-    cv2.setLogLevel(2)  # it warns of each GeoTIFF tag
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of each GeoTIFF tag
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3:
         raise BadData(f"{name} is no picture of three bands: get it again")

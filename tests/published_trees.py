@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from skysense_o.data.classes import load_classes
 from skysense_o.data.catalog import row_of
+from skysense_o.data.classes import load_classes
 
 SIZE = (24, 36)
 Truth = dict[str, np.ndarray]  # "split/stem" -> (H,W) of class names, "" where ignored
@@ -41,7 +41,16 @@ SOTA = {
     "others": 255, "large vehicle": 0, "swimming pool": 1, "helicopter": 2, "bridge": 3, "plane": 4, "ship": 5,
     "soccer ball field": 6, "small vehicle": 9, "harbor": 14, "helipad": 17,
 }  # fmt: skip
-FAST = {"others": 255, "A220": 0, "A321": 1, "baseball field": 5, "boeing737": 7, "C919": 13, "tracker": 31, "warship": 36}
+FAST = {
+    "others": 255,
+    "A220": 0,
+    "A321": 1,
+    "baseball field": 5,
+    "boeing737": 7,
+    "C919": 13,
+    "tracker": 31,
+    "warship": 36,
+}
 SIOR = {"others": 255, "airplane": 0, "airport": 1, "dam": 8, "golf field": 9, "ship": 13, "windmill": 19}
 OEM = {"Others": 0, "Bareland": 1, "Rangeland": 2, "Developed space": 3, "Road": 4, "Tree": 5, "Water": 6,
        "Agriculture land": 7, "Building": 8}  # fmt: skip

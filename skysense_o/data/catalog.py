@@ -94,4 +94,7 @@ def records_of(name: str, skip_bad: bool = False) -> list[dict]:
     if name not in found:  # a path, or a whole row: evaluation looks its classes up by this name
         row = splits[0][0]
         MetadataCatalog.get(name).set(class_table=row.classes, ignore_label=IGNORE, task=row.task)
-    return [record for row, split in splits for record in load_split(row, split, skip_bad)]
+    if len(splits) == 1:
+        return load_split(*splits[0], skip_bad)
+    parts = [record for row, split in splits for record in load_split(row, split, skip_bad)]
+    return list({(r["file_name"], r.get("at"), r.get("question")): r for r in parts}.values())  # splits may overlap

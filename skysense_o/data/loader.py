@@ -99,6 +99,8 @@ def training_loader(
             num_workers=workers,
             collate_fn=list,
             persistent_workers=workers > 0,
-            generator=torch.Generator().manual_seed(seed),  # its own: starting it must draw nothing from the model's noise
+            generator=torch.Generator().manual_seed(
+                seed
+            ),  # its own: starting it must draw nothing from the model's noise
         )
     )

@@ -57,7 +57,7 @@ def own_row(path: str) -> Row:
         name=str(body.get("name", folder.resolve().name)),
         task="segmentation",
         folder=str(folder.resolve()),
-        splits={split: "*" for split in _splits(folder)},
+        splits=dict.fromkeys(_splits(folder), "*"),
         images="img_dir/{split}" if _splits(folder) != ["all"] else "img_dir",
         labels="ann_dir/{split}" if _splits(folder) != ["all"] else "ann_dir",
         image_suffix="|".join(IMAGE_SUFFIXES),

@@ -37,7 +37,9 @@ class RelationGraph:
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.names),) * 2:
-            raise ValueError(f"scores are {self.scores.shape}, names {len(self.names)}: a square of that side is needed")
+            raise ValueError(
+                f"scores are {self.scores.shape}, names {len(self.names)}: a square of that side is needed"
+            )
         if self.scores.max(initial=0) > HIGHEST:
             raise ValueError(f"scores go up to {self.scores.max()}: permitted are {LOWEST} to {HIGHEST}, 0 for none")
 
@@ -55,7 +57,7 @@ class RelationGraph:
 
     def symmetric(self) -> RelationGraph:
         """The higher of the two directions, both ways."""
-        turned = self.scores.T > self.scores
+        turned = self.scores < self.scores.T
         scores = np.where(turned, self.scores.T, self.scores)
         origin = None if self.origin is None else np.where(turned, self.origin.T, self.origin)
         return RelationGraph(self.names, scores, self.sources, origin)
@@ -89,7 +91,7 @@ class RelationGraph:
         return np.flatnonzero(fits)
 
     def save(self, path: str | Path) -> None:
-        """Plain JSON: {"names": [T], "sources": [...], "edges": [[from, to, score, source], ...]}, places as numbers."""
+        """Plain JSON: {"names": [T], "sources": [...], "edges": [[from, to, score, source], ...]}, all by place."""
         rows, columns = np.nonzero(self.scores)
         origin = np.zeros_like(self.scores) if self.origin is None else self.origin
         edges = np.stack([rows, columns, self.scores[rows, columns], origin[rows, columns]], axis=1).tolist()

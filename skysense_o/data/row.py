@@ -1,4 +1,4 @@
-"""A data set is a row: where its files lie, how its labels are encoded, where it comes from, what may be done with it."""
+"""A data set is a row: where its files lie, how labels are encoded, where it comes from, what may be done with it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ class Row:
 
     @property
     def classes(self) -> str:
-        """Name of the class table; "" where each record brings its own names."""
-        return "" if self.class_file == "-" else self.class_file or self.name
+        """Name of the class table; "" where there is none, or each record brings its own names."""
+        if self.class_file == "-" or self.task in ("image-text", "vqa"):
+            return ""
+        return self.class_file or self.name
 
     @property
     def key(self) -> str:

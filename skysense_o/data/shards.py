@@ -67,5 +67,6 @@ def read_member(record: dict) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError) as error:
-        raise BadData(f"{record['file_name']}, bytes {first} on, is no picture ({error}): get the shard again") from error
+        place = f"{record['file_name']}, bytes {first} on"
+        raise BadData(f"{place}, is no picture ({error}): get the shard again") from error
     return image

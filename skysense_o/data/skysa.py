@@ -29,7 +29,9 @@ def read_skysa(row: Row, split: str) -> Iterator[dict]:
     if not index.is_file():
         raise FileNotFoundError(f"{row.name} has no {index}: {row.cure}")
     if graph and not Path(graph["graph"]).is_file():
-        raise FileNotFoundError(f"{row.name}_{split} needs {graph['graph']}: {row.cure}; tools/build_graph.py makes one")
+        raise FileNotFoundError(
+            f"{row.name}_{split} needs {graph['graph']}: tools/build_graph.py makes one; {row.cure}"
+        )
     counts: Counter = Counter()
     for record in read_index(index, counts):
         yield {**record, **graph, "dataset": row.key} if "bad" not in record else record
