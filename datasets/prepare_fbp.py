@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Five-Billion-Pixels: scenes of 6800 x 7200, near infrared, red, green, blue -> windows of 1024 x 1024 in natural colour.
+"""Five-Billion-Pixels: scenes of 6800 x 7200, near infrared, red, green, blue -> windows of 1024 x 1024 in natural
+colour.
 
 python datasets/prepare_fbp.py --source Five-Billion-Pixels
 
     Image__8bit_NirRGB/GF2_PMS1__*.tif                      four bands, near infrared first: it is dropped
     Annotation__index/GF2_PMS1__*_24label.png               0 unlabelled, 1 industrial area ... 24 airport
 
-Layout and ids: the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html). Windows and split are ours: every
-fifth scene is validation, or those of --val-list.
+Layout and ids: the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html). Windows and split are ours:
+every fifth scene is validation, or those of --val-list.
 """
 
 import sys

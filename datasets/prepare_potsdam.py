@@ -6,7 +6,8 @@ python datasets/prepare_potsdam.py --source Potsdam --bands irrg       # the spl
 
     2_Ortho_RGB.zip    top_potsdam_2_10_RGB.tif       or 4_Ortho_RGBIR.zip   top_potsdam_2_10_RGBIR.tif
     3_Ortho_IRRG.zip   top_potsdam_2_10_IRRG.tif
-    5_Labels_all_noBoundary.zip  top_potsdam_2_10_label_noBoundary.tif, else 5_Labels_all.zip  top_potsdam_2_10_label.tif
+    5_Labels_all_noBoundary.zip   top_potsdam_2_10_label_noBoundary.tif
+    or 5_Labels_all.zip           top_potsdam_2_10_label.tif
 
 zipped (also all in one Potsdam.zip) or unpacked. Files and colours: torchgeo's documentation of Potsdam2D; split and
 windows: mmsegmentation's converter, 24 tiles and 3,456 windows for training, 14 and 2,016 for validation.
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from skysense_o.data.encode import by_color
 from skysense_o.data.prepare import Groups, Recipe, main
 
-# ISPRS's colours; 0 is others (clutter), 255 the black borders of the noBoundary labels. Label 4_12 of Potsdam has yellow
+# ISPRS's colours; 0 is others (clutter), 255 the black borders of the noBoundary labels. Label 4_12 has a yellow of
 # (252, 255, 0): a few steps off are taken as meant.
 COLORS = {
     (255, 0, 0): 0,  # clutter

@@ -8,9 +8,9 @@ python datasets/prepare_samrs.py --source SIOR --set sior
     */gray/*.png                                        one channel: 0 to 17, 36 or 19; 255 not annotated
     train.txt, valid.txt                                stems, one a line
 
-Values, lists and folder names are those of the publishers' code (github.com/ViTAE-Transformer/SAMRS: Generate Dataset/
-mapping.py; Pretraining and Finetuning/Encoder_Decoder/main_pretrain.py). We never had the download itself in hand: where
-its folders are named otherwise, the error shows what was looked for.
+Values, lists and folder names are those of the publishers' code (github.com/ViTAE-Transformer/SAMRS: Generate
+Dataset/ mapping.py; Pretraining and Finetuning/Encoder_Decoder/main_pretrain.py). We never had the download itself in
+hand: where its folders are named otherwise, the error shows what was looked for.
 """
 
 import sys

@@ -6,8 +6,9 @@ python datasets/prepare_spacenet_road.py --source SN3_roads        # unpacked: t
     AOI_2_Vegas/PS-RGB/SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif                16 bits, with its place on earth
     AOI_2_Vegas/geojson_roads/SN3_roads_train_AOI_2_Vegas_geojson_roads_img1.geojson    (or geojson_roads_speed)
 
-Layout: torchgeo's documentation of SpaceNet3. 16 bits are stretched picture by picture from the 2nd to the 98th percentile.
-Lines are drawn 4 m wide, 2 m to either side, as the challenge buffered them. Every tenth picture of a city is validation.
+Layout: torchgeo's documentation of SpaceNet3. 16 bits are stretched picture by picture from the 2nd to the 98th
+percentile. Lines are drawn 4 m wide, 2 m to either side, as the challenge buffered them. Every tenth picture of a
+city is validation.
 """
 
 import sys

@@ -7,8 +7,8 @@ python datasets/prepare_wbs_si.py --source WaterBodiesDatasetPreprocessed --val-
     WaterBodiesDatasetPreprocessed/Images/*.jpg
     WaterBodiesDatasetPreprocessed/Masks/*.jpg (or .png)     grey, cut at 128
 
-Layout and threshold: SegEarth-OV's configuration and converter; its list of validation pictures can be given. Without one
-every fifth picture is validation.
+Layout and threshold: SegEarth-OV's configuration and converter; its list of validation pictures can be given. Without
+one every fifth picture is validation.
 """
 
 import sys

@@ -295,7 +295,7 @@ def scenes(root: Path, name: str) -> int:
     folder = root / (row.folder or row.name) / row.images.split("|")[0]
     suffix = row.image_suffix.split("|")[0]
     table = load_classes(name)
-    for place, one in enumerate(table.folders):
+    for one in table.folders:
         for n in (1, 2):
             stem = f"{n:04d}" if name == "siri_whu" else f"{one}_{n}"
             write(folder / one / (stem + suffix), picture(rng, (16, 16)))

@@ -6,8 +6,8 @@ python tools/check_dataset.py dubai
 python tools/check_dataset.py loveda_val --json loveda_val.json
 python tools/check_dataset.py path/to/my/folder
 
-Looks for pictures without labels, cut files, sizes that differ, ids out of range, classes without a pixel, and pictures of
-one split that look like pictures of another. Exit code 1: something is wrong.
+Looks for pictures without labels, cut files, sizes that differ, ids out of range, classes without a pixel, and
+pictures of one split that look like pictures of another. Exit code 1: something is wrong.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Look at every file of a data set: what is wrong, and a manifest to compare with other people's copies. Mends nothing."""
+"""Look at every file of a data set: what is wrong, and a manifest to compare copies by. Mends nothing."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check(name: str, limit: int | None = None, progress: bool = True) -> list[Sp
         except FileNotFoundError as error:  # of several splits some may not have been got
             missing = missing or error
             if len(splits) > 1:
-                reports.append(SplitReport(f"{row.name}_{split}", notes=[str(error)]))
+                reports.append(SplitReport(f"{row.name}_{split}", notes=[str(error).split(": get ")[0]]))
     if missing and not any(report.pictures for report in reports):
         raise missing
     for one, two in combinations([r for r in reports if r.hashes], 2):

@@ -91,6 +91,7 @@ def training_loader(
     skip_bad: bool = False,
 ) -> Batches:
     """Lists of `batch` samples for this process, beginning with sample number `start` of the whole run."""
+    own = torch.Generator().manual_seed(seed)  # starting a loader must draw nothing from the model's noise
     return Batches(
         DataLoader(
             NumberedSamples(records, mapper, seed, skip_bad),
@@ -99,8 +100,6 @@ def training_loader(
             num_workers=workers,
             collate_fn=list,
             persistent_workers=workers > 0,
-            generator=torch.Generator().manual_seed(
-                seed
-            ),  # its own: starting it must draw nothing from the model's noise
+            generator=own,
         )
     )

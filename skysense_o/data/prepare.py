@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import re
 import sys
@@ -129,8 +130,9 @@ def _lists(recipe: Recipe, entries: list[Entry]) -> dict[str, str] | None:
     for split, name in recipe.lists:
         entry = next((e for e in entries if e.name.rpartition("/")[2].lower() == name), None)
         if entry is None:
-            raise FileNotFoundError(f"{recipe.row}: no {name} in --source, which says its {split} split: add it, or give"
-                                    " --val-list")  # fmt: skip
+            raise FileNotFoundError(
+                f"{recipe.row}: no {name} in --source, which says its {split} split: add it, or give --val-list"
+            )
         splits.update((Path(line.strip()).stem, split) for line in entry.read().decode().splitlines() if line.strip())
     return splits
 
@@ -167,21 +169,25 @@ def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
         stem = pair.stem if whole else f"{pair.stem}_{x0}_{y0}_{x1}_{y1}"
         target = images / (stem + row.image_suffix)
         if whole and Path(pair.image.name).suffix.lower() == row.image_suffix:
-            _write(target, lambda file: file.write(data))  # as it is: a JPEG is not decoded and packed again
+            _write(target, data)  # as it is: a JPEG is not decoded and packed again
         else:
-            part = Image.fromarray(np.ascontiguousarray(image[y0:y1, x0:x1]))
-            _write(target, lambda file, p=part: p.save(file, "JPEG" if target.suffix == ".jpg" else "PNG", quality=95))
-        label = Image.fromarray(np.ascontiguousarray(ids[y0:y1, x0:x1], dtype=np.uint8))
-        _write(labels / f"{stem}.png", lambda file, p=label: p.save(file, "PNG", optimize=False))
+            _write(target, _packed(image[y0:y1, x0:x1], "JPEG" if row.image_suffix == ".jpg" else "PNG"))
+        _write(labels / f"{stem}.png", _packed(ids[y0:y1, x0:x1].astype(np.uint8), "PNG"))
         written.append(stem)
     return written
 
 
-def _write(path: Path, write: Callable) -> None:
+def _packed(array: np.ndarray, form: str) -> bytes:
+    """The file of a picture; (H,W) of uint8 gives mode L."""
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(stream, form, quality=95)
+    return stream.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
     """To a temporary name, then renamed: what has its name is whole."""
     part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        write(file)
+    part.write_bytes(data)
     os.replace(part, path)
 
 
