@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -77,21 +78,18 @@ def to_ids(labels: np.ndarray, table: np.ndarray, names: int, path: str) -> np.n
     Raises:
         BadData: stored values that mean nothing in this data set.
     """
-    plain = len(table) and labels.dtype == np.uint8
-    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=1) if plain else _counts(labels))
-    wrong = [int(v) for v in found if table[min(v, 65534)] == WRONG]
-    if wrong:
+    byte = labels.dtype == np.uint8
+    means_nothing = table == WRONG
+    if (
+        cv2.LUT(labels, means_nothing[:256].view(np.uint8)) if byte else means_nothing[np.clip(labels, 0, 65535)]
+    ).any():
+        wrong = [v for v in np.unique(labels).tolist() if v > 65534 or means_nothing[v]]
         known = np.flatnonzero((table != WRONG) & (table != IGNORE))
         raise BadData(
             f"{path} holds ids {wrong}: permitted are {known.min()} to {known.max()} and"
             f" {_listed(np.flatnonzero(table == IGNORE))} (ignored); see tools/check_dataset.py, {SKIP}"
         )
-    small = table[:256].astype(np.uint8)
-    return small[labels] if plain else table[labels].astype(np.uint8)
-
-
-def _counts(labels: np.ndarray) -> np.ndarray:
-    return np.bincount(np.clip(labels, 0, 65535).ravel())
+    return cv2.LUT(labels, table[:256].astype(np.uint8)) if byte else table[labels].astype(np.uint8)
 
 
 def _listed(values: np.ndarray) -> str:

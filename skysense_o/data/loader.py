@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
 import torch
 from detectron2.utils import comm
@@ -80,6 +81,11 @@ class Batches:
             yield batch
 
 
+def one_thread(worker: int) -> None:
+    """Workers are the parallel part: OpenCV's own threads in each of them only get into each other's way."""
+    cv2.setNumThreads(0)
+
+
 def training_loader(
     records: list[dict],
     mapper: Callable[[dict], Sample],
@@ -100,6 +106,7 @@ def training_loader(
             num_workers=workers,
             collate_fn=list,
             persistent_workers=workers > 0,
+            worker_init_fn=one_thread,
             generator=own,
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class TextSampler:
                 " positive; each from 1 to 10, the lower one first"
             )
 
-    def __call__(self, own: ClassTable | Sequence[str], graph: str = "") -> tuple[Vocabulary, list[int] | None]:
+    def __call__(self, own: ClassTable | tuple[str, ...], graph: str = "") -> tuple[Vocabulary, list[int] | None]:
         """Uses NumPy's global generator, which the loader seeds for each sample; nothing depends on hash order.
 
         Args:
@@ -55,29 +56,31 @@ class TextSampler:
             kept = sorted(np.random.choice(len(words), self.batch, replace=False).tolist())
             words = [words[place] for place in kept]
         wanted = self.batch - len(words) if self.batch else self.count
-        taken = {word.lower() for word in (*names, *words)}
-        if table:
-            taken.update(word.lower() for synonyms in table.synonyms for word in synonyms)
         path = graph or self.graph
-        more = self._related(load_graph(path), names, taken, wanted) if path else self._any(self.pool, taken, wanted)
+        pool = self._related(load_graph(path), own, names) if path else free_of(self.pool, own)
+        drawn = np.random.choice(len(pool), min(wanted, len(pool)), replace=False) if pool and wanted > 0 else ()
+        more = [pool[i] for i in drawn]
         return Vocabulary.of([(word,) for word in (*words, *more)]), kept
 
     def _called(self, table: ClassTable, place: int) -> str:
         pool = (table.names[place], *table.synonyms[place]) if self.synonyms else (table.names[place],)
         return pool[np.random.randint(len(pool))]
 
-    def _related(self, graph: RelationGraph, names: Sequence[str], taken: set[str], wanted: int) -> list[str]:
+    def _related(
+        self, graph: RelationGraph, own: ClassTable | tuple[str, ...], names: Sequence[str]
+    ) -> tuple[str, ...]:
         """Negatives by the graph; any of its names but the near ones where it gives none."""
         low, high, near, nearest = self.thresholds
-        pool = [graph.names[i] for i in graph.negatives(names, low, high)]
-        if not any(name.lower() not in taken for name in pool):
-            too_near = set(graph.positives(names, near, nearest).tolist())
-            pool = [name for i, name in enumerate(graph.names) if i not in too_near]
-        return self._any(pool, taken, wanted)
+        pool = free_of(tuple(graph.names[i] for i in graph.negatives(names, low, high)), own)
+        if pool:
+            return pool
+        too_near = set(graph.positives(names, near, nearest).tolist())
+        return free_of(tuple(name for i, name in enumerate(graph.names) if i not in too_near), own)
 
-    @staticmethod
-    def _any(pool: Sequence[str], taken: set[str], wanted: int) -> list[str]:
-        free = [name for name in pool if name.lower() not in taken]
-        if wanted <= 0 or not free:
-            return []
-        return [free[i] for i in np.random.choice(len(free), min(wanted, len(free)), replace=False)]
+
+@lru_cache(1024)
+def free_of(pool: tuple[str, ...], own: ClassTable | tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the pool that no class or synonym of `own` is called, upper and lower case not told apart."""
+    words = (*own.names, *(w for s in own.synonyms for w in s)) if isinstance(own, ClassTable) else own
+    taken = {word.lower() for word in words}
+    return tuple(name for name in pool if name.lower() not in taken)
