@@ -29,13 +29,13 @@ def read_shards(row: Row, split: str) -> Iterator[dict]:
             for member in tar:
                 if not member.isfile():
                     continue
-                key, _, suffix = member.name.rpartition("/")[2].partition(".")
+                suffix = member.name.rpartition("/")[2].partition(".")[2]  # a stem ends at the first dot
                 key = member.name[: -len(suffix) - 1]
                 if key != stem and sample:
                     yield _record(row, shard, stem, sample)
                     sample = {}
                 stem = key
-                _take(sample, tar, member, suffix.lower())
+                _take(sample, tar, member, suffix.rpartition(".")[2].lower())
         if sample:
             yield _record(row, shard, stem, sample)
 
