@@ -77,6 +77,14 @@ def test_published_files_become_the_named_classes(name, data, run, tmp_path, cfg
     assert met == {s for row, s in find(name) if s not in ("val_irrg",)}
 
 
+@pytest.mark.parametrize("script", sorted({script for script, *_ in trees.PREPARED.values()}))
+def test_help_shows_the_publisher_s_tree(script, run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(script, "--help")
+    assert stop.value.code == 0
+    assert f"python datasets/prepare_{script}.py --source" in capsys.readouterr().out
+
+
 def test_potsdam_infrared_is_a_split_of_its_own(data, run, tmp_path):
     truth = trees.potsdam(tmp_path, "IRRG", "val_irrg")
     code, said, _ = run("potsdam", "--source", tmp_path / "Potsdam", "--bands", "irrg")

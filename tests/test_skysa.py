@@ -267,15 +267,13 @@ print([TextSampler(True, (), 0, 5, {graph!r})(("lake", "car"))[0].names for _ in
 
 
 def test_words_do_not_depend_on_hash_order(skysa):
-    code = WORDS.format(root=str(ROOT), graph=str(skysa / "skysa_graph.jsonl"))
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PATH": ""}, capture_output=True, text=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(said) == 1
-    assert "lake" in said.pop()
+    graph = str(skysa / "skysa_graph.jsonl")
+    np.random.seed(3)
+    here = [TextSampler(True, (), 0, 5, graph)(("lake", "car"))[0].names for _ in range(4)]
+    code = WORDS.format(root=str(ROOT), graph=graph)
+    environment = {"PYTHONHASHSEED": "1", "PATH": ""}
+    there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert there.stdout.strip() == str(here)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -304,9 +302,6 @@ def test_a_step_of_training_with_words_from_the_graph(skysa, dubai, tmp_path):
     log = (tmp_path / "run/log.txt").read_text()
     assert "passed over, the 1. so far" in log
     assert "5.jpg is cut short or no picture" in log
-    done = train(tmp_path / "other", *words, "TEST.EVAL_PERIOD", "0", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "5.jpg is cut short or no picture" in done.stderr
 
 
 def test_open_names_are_for_training(skysa, dubai, call, tmp_path):
