@@ -34,7 +34,7 @@ def run(monkeypatch, capsys):
     def call(name: str, *words) -> tuple[int, str, str]:
         module = load_script(f"datasets/prepare_{name}.py")
         recipe = getattr(module, "RECIPES", None) or module.RECIPE
-        option = next((w for w in words if w in ("--set", "--bands")), "")
+        option = {"samrs": "--set", "potsdam": "--bands"}.get(name, "")
         monkeypatch.setattr(sys, "argv", [f"prepare_{name}.py", *map(str, words)])
         capsys.readouterr()
         code = module.main(module.__doc__, recipe, option)
