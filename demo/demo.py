@@ -3,6 +3,7 @@
 
 python demo/demo.py --input town.jpg --classes "building|house,road,tree" --output out
 python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json
+python demo/demo.py --input town.jpg --open-world --output out
 python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,ground" --threshold 0.4 --output out
 """
 
@@ -27,6 +28,9 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--classes", metavar="WORDS", help='"a,b,c"; synonyms with bars: "building|house,road"')
     words.add_argument("--classes-file", metavar="FILE", help="one class a line, synonyms with bars")
     words.add_argument("--dataset", metavar="NAME", help="names and colours of datasets/classes/NAME.json")
+    words.add_argument(
+        "--open-world", action="store_true", help="names of all kinds: Sky-SA's graph if there, else ours"
+    )
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
     p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
@@ -58,12 +62,27 @@ def words_of(args: argparse.Namespace):
 
         table = load_classes(args.dataset)
         return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], background), table.colors
+    if args.open_world:
+        return open_world(background)
     if args.classes_file:
         if not Path(args.classes_file).is_file():
             raise FileNotFoundError(f"no file of class names at {args.classes_file!r}")
         lines = Path(args.classes_file).read_text().splitlines()
         return Vocabulary.of([line for line in lines if line.strip()], background), None
     return Vocabulary.parse(args.classes, args.background), None
+
+
+def open_world(background: list[str]):
+    """(vocabulary, colours or None): the names of Sky-SA's relation graph where it is, else of open_world.json."""
+    from skysense_o.data.catalog import row_of
+    from skysense_o.data.classes import load_classes
+    from skysense_o.data.relation_graph import load_graph
+
+    row = row_of("skysa")
+    if (row.place / row.graph).is_file():
+        return Vocabulary.of(load_graph(row.place / row.graph).names, background), None
+    table = load_classes("open_world")
+    return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], background), table.colors
 
 
 def check(args: argparse.Namespace) -> list[str]:
@@ -116,7 +135,8 @@ def run() -> int:
         except USER_ERRORS as error:
             failed.append(f"error: {message(error)}")
             continue
-        rows = [(row["name"], row["pixels"], f"{100 * row['share']:.1f} %") for row in found.areas()]
+        areas = [row for row in found.areas() if row["pixels"] or not args.open_world]
+        rows = [(row["name"], row["pixels"], f"{100 * row['share']:.1f} %") for row in areas]
         tqdm.write("\n".join(str(p) for p in written))
         tqdm.write(tabulate(rows, ["class", "pixels", "share"], intfmt=",", colalign=("left", "right", "right")))
     if failed:

@@ -84,6 +84,13 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.SYNONYMS = True  # call a class by any of its synonyms
     cfg.INPUT.DISTRACTORS = 4  # unrelated names added to each sample, from INPUT.DISTRACTOR_FILE
     cfg.INPUT.DISTRACTOR_FILE = "distractors.txt"  # one name a line, below datasets/classes
+    cfg.INPUT.TEXT_BATCH = 0  # names a sample has in all, its own first; published: 100; 0: its own and DISTRACTORS
+    cfg.INPUT.GRAPH = ""  # relation graph to draw the others from; splits named graph_* bring their own
+    cfg.INPUT.SAMPLING_HYPER = [1, 3, 9, 10]  # scores of a negative, of a near synonym; what the published code uses
+
+    # Data.
+    cfg.DATASETS.FOLDERS = []  # folders of one's own with a dataset.yaml; each gets names, <name>_<split>
+    cfg.DATALOADER.SKIP_BAD = False  # pass over files that cannot be used, count and list them, instead of stopping
 
     # Optimiser: ordered [pattern, learning-rate factor, weight decay]; the first pattern found in a name wins.
     cfg.SOLVER.GROUPS = [[".", 1.0, 1e-4]]

@@ -25,6 +25,7 @@ class Sample(TypedDict):
     width: NotRequired[int]
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.names, or IGNORE; needed in training
     file_name: NotRequired[str]
+    skipped: NotRequired[list[str]]  # what the loader passed over before it came to this one, and why; it takes it out
 
 
 class Prediction(TypedDict):

@@ -137,7 +137,8 @@ def test_a_missing_argument_gets_a_usage_line(script):
 
 
 @pytest.mark.parametrize(
-    "script", [str(p.relative_to(ROOT)) for p in (*ROOT.glob("tools/*.py"), ROOT / "demo/demo.py")]
+    "script",
+    [str(p.relative_to(ROOT)) for p in (*ROOT.glob("tools/*.py"), ROOT / "demo/demo.py")],
 )
 def test_help_teaches(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])

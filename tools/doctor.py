@@ -97,12 +97,16 @@ def check_weights_and_data(checks: Checks) -> None:
         checks.good(f"weights {path.stem!r}", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}...")
     if not found:
         checks.absent("weights", "none in skysense_o/weights: check the file out of the repository", needed=True)
-    for row in ROWS:
-        for split in ("train", "val"):
+    there = [row for row in ROWS if row.place.is_dir()]
+    for row in there:
+        for split in (s for s in row.splits if s in ("train", "val", "test", "all")):
             try:
-                checks.good(f"data {row.name}_{split}", f"{len(load_split(row, split))} pictures in {data_root()}")
-            except FileNotFoundError as error:
+                checks.good(f"data {row.name}_{split}", f"{len(load_split(row, split))} records in {row.place}")
+            except (FileNotFoundError, ValueError) as error:
                 checks.absent(f"data {row.name}_{split}", str(error), needed=False)
+    if not there:
+        cure = "set DETECTRON2_DATASETS to the folder that holds them; datasets/README.md says how to get them"
+        checks.absent("data", f"none of the {len(ROWS)} data sets is in {data_root()}: {cure}", needed=False)
 
 
 def run() -> int:

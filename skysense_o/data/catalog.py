@@ -1,93 +1,100 @@
-"""The table of data sets, and what Detectron2's catalogues get from it."""
+"""The table of data sets, the names they answer to, and what Detectron2's catalogues get from it."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from skysense_o.data.own import own_row
+from skysense_o.data.records import load_split
+from skysense_o.data.row import Row, data_root
+from skysense_o.data.rows_language import LANGUAGE
+from skysense_o.data.rows_scenes import SCENES
+from skysense_o.data.rows_segmentation import SEGMENTATION
+from skysense_o.sample import IGNORE
 
-@dataclass(frozen=True)
-class Row:
-    """A data set of pictures and label pictures. Split names follow `<name>_<split>`, as `dubai_val`."""
+__all__ = ["ROWS", "Row", "data_root", "find", "load_split", "records_of", "register_all", "register_folders", "row_of"]
 
-    name: str  # folder below DETECTRON2_DATASETS, and class table
-    splits: dict[str, str]  # split -> glob of image stems
-    images: str  # folder of pictures, below the data set's
-    labels: str  # folder of label pictures of the same stem
-    image_suffix: str
-    label_suffix: str
-    ignore: int  # label value that belongs to no class
-    homepage: str
-    licence: str
-
-
-ROWS = (
-    Row(
-        name="dubai",
-        # By scene, never by part: the nine parts of a scene adjoin.
-        splits={
-            "train": "tile[12348]_*",
-            "val": "tile[56]_*",
-            **{f"scene{s}": f"tile{s}_*" for s in (1, 2, 3, 4, 5, 6, 8)},
-            **{f"without_scene{s}": f"tile[!{s}]_*" for s in (1, 2, 3, 4, 5, 6, 8)},
-        },
-        images="images",
-        labels="labels",
-        image_suffix=".jpg",
-        label_suffix=".png",
-        ignore=255,
-        homepage="https://humansintheloop.org/resources/datasets/semantic-segmentation-dataset-2/",
-        licence="CC0, as its publishers (Humans in the Loop, MBRSC) give it",
-    ),
-)
-
-
-def data_root() -> Path:
-    """The folder that holds the data sets: DETECTRON2_DATASETS, else ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-
-
-def load_split(row: Row, split: str) -> list[dict]:
-    """Detectron2 records {file_name, sem_seg_file_name, dataset} of one split, sorted by file name.
-
-    Raises:
-        FileNotFoundError: folder, pictures or a label missing; says where it looked and what to do.
-    """
-    folder = data_root() / row.name
-    cure = (
-        f"put {row.name} ({row.homepage}; {row.licence}) there, or set DETECTRON2_DATASETS to the folder that holds"
-        f" {row.name!r}"
-    )
-    images = sorted((folder / row.images).glob(row.splits[split] + row.image_suffix))
-    if not images:
-        pattern = folder / row.images / (row.splits[split] + row.image_suffix)
-        raise FileNotFoundError(f"no pictures of {row.name}_{split} at {pattern}: {cure}")
-    records = []
-    for image in images:
-        label = folder / row.labels / (image.stem + row.label_suffix)
-        if not label.is_file():
-            raise FileNotFoundError(f"{image} has no label picture {label}: {cure}")
-        records.append({"file_name": str(image), "sem_seg_file_name": str(label), "dataset": row.name})
-    return records
+ROWS: tuple[Row, ...] = (*SEGMENTATION, *SCENES, *LANGUAGE)
+_BY_NAME = {row.name: row for row in ROWS}
 
 
 def register_all() -> None:
     """Give every split of every row to Detectron2's catalogues; nothing is read before it is asked for."""
     for row in ROWS:
-        for split in row.splits:
-            name = f"{row.name}_{split}"
-            if name not in DatasetCatalog.list():
-                DatasetCatalog.register(name, partial(load_split, row, split))
-                MetadataCatalog.get(name).set(class_table=row.name, ignore_label=row.ignore)
+        _register(row)
 
 
-def records_of(name: str) -> list[dict]:
-    """The records of a registered data set, or a KeyError that lists what there is."""
-    ours = [f"{row.name}_{split}" for row in ROWS for split in row.splits]
-    if name not in DatasetCatalog.list():
-        raise KeyError(f"unknown data set {name!r}; known: {', '.join(ours)}")
-    return DatasetCatalog.get(name)
+def register_folders(paths: Iterable[str]) -> None:
+    """Folders of one's own (DATASETS.FOLDERS) get names: `<name>_<split>`, the name from their dataset.yaml."""
+    for path in paths:
+        row = own_row(str(path))
+        if row.name in _BY_NAME:
+            raise ValueError(f"{path}: the name {row.name!r} is that of a row of ours; give it another in dataset.yaml")
+        _register(row)
+
+
+def _register(row: Row, names: dict[str, str] | None = None) -> None:
+    for name, split in (names or row.names()).items():
+        if name not in DatasetCatalog.list():
+            DatasetCatalog.register(name, partial(load_split, row, split))
+            MetadataCatalog.get(name).set(
+                class_table=row.classes, ignore_label=IGNORE, task=row.task, row=row.key, split=split
+            )
+
+
+def row_of(key: str) -> Row:
+    """The row of a record's `dataset`: a name of the table, or the path of a folder of one's own."""
+    return _BY_NAME.get(key) or own_row(key)
+
+
+def find(name: str) -> list[tuple[Row, str]]:
+    """The splits a name means: `dubai_val` or an alias: one; `dubai`: all of them; `my/folder:val`, `my/folder`.
+
+    Raises:
+        KeyError: no such name; offers near ones. FileNotFoundError, ValueError: a folder that is not a data set.
+    """
+    if name in DatasetCatalog.list() and "row" in MetadataCatalog.get(name).as_dict():
+        meta = MetadataCatalog.get(name)
+        return [(row_of(meta.row), meta.split)]
+    if name in _BY_NAME:
+        return [(_BY_NAME[name], split) for split in _BY_NAME[name].splits]
+    path, _, split = name.partition(":")
+    if Path(path).expanduser().is_dir():
+        row = own_row(path)
+        if split and split not in row.splits:
+            raise KeyError(f"{path} has no split {split!r}: there are {', '.join(row.splits)}")
+        return [(row, one) for one in ([split] if split else row.splits)]
+    known = [n for row in ROWS for n in row.names()]
+    near = get_close_matches(name, [*known, *_BY_NAME], 5)
+    hint = f"near it: {', '.join(near)}; " if near else ""
+    raise KeyError(
+        f"unknown data set {name!r}; {hint}known: {', '.join(row.name for row in ROWS)}, each with its splits"
+        " (tools/check_dataset.py --list), or the path of a folder with a dataset.yaml"
+    )
+
+
+def records_of(name: str, skip_bad: bool = False) -> list[dict]:
+    """The records of a data set, by any of its names.
+
+    Args:
+        skip_bad: leave out pictures whose label is missing, with a warning that lists them.
+
+    Raises:
+        KeyError: unknown name; offers near ones. FileNotFoundError: the data is not there; says what to do.
+    """
+    found = DatasetCatalog.list()
+    if name in found and "row" not in MetadataCatalog.get(name).as_dict():
+        return DatasetCatalog.get(name)  # registered by someone else
+    splits = find(name)
+    if name not in found:  # a path, or a whole row: evaluation looks its classes up by this name
+        row = splits[0][0]
+        MetadataCatalog.get(name).set(class_table=row.classes, ignore_label=IGNORE, task=row.task)
+    if len(splits) == 1:
+        return load_split(*splits[0], skip_bad)
+    parts = [record for row, split in splits for record in load_split(row, split, skip_bad)]
+    return list({(r["file_name"], r.get("at"), r.get("question")): r for r in parts}.values())  # splits may overlap

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
 import torch
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from skysense_o.data.labels import BadData
 from skysense_o.sample import Sample
+
+logger = logging.getLogger(__name__)
+SKIPS_IN_A_ROW = 50
 
 
 class NumberedSamples(Dataset):
-    """Sample number n: a record by a fresh shuffle each epoch, augmented with a generator seeded by (seed, n)."""
+    """Sample number n: a record by a fresh shuffle each epoch, augmented with a generator seeded by (seed, n).
 
-    def __init__(self, records: list[dict], mapper: Callable[[dict], Sample], seed: int) -> None:
-        self.records, self.mapper, self.seed = records, mapper, seed
+    With `skip_bad` a record that cannot be used gives way to the next of the shuffle, seeded by its own place, so
+    that the rule above still holds; the sample says so under "skipped".
+    """
+
+    def __init__(
+        self, records: list[dict], mapper: Callable[[dict], Sample], seed: int, skip_bad: bool = False
+    ) -> None:
+        self.records, self.mapper, self.seed, self.skip_bad = records, mapper, seed, skip_bad
 
     def __getitem__(self, number: int) -> Sample:
         epoch, place = divmod(number, len(self.records))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
-        words = np.random.SeedSequence((self.seed, epoch, place)).generate_state(2)
-        random.seed(int(words[0]))
-        np.random.seed(words[1])
-        return self.mapper(self.records[order[place]])
+        skipped: list[str] = []
+        for step in range(SKIPS_IN_A_ROW):
+            now = (place + step) % len(self.records)
+            words = np.random.SeedSequence((self.seed, epoch, now)).generate_state(2)
+            random.seed(int(words[0]))
+            np.random.seed(words[1])
+            try:
+                sample = self.mapper(self.records[order[now]])
+            except BadData as error:
+                if not self.skip_bad:
+                    raise
+                skipped.append(str(error))
+                continue
+            return {**sample, "skipped": skipped} if skipped else sample
+        raise BadData(f"{SKIPS_IN_A_ROW} records in a row cannot be used, the last because: {skipped[-1]}")
 
 
 class Numbers(Sampler[int]):
@@ -41,16 +64,49 @@ class Numbers(Sampler[int]):
             number += self.step
 
 
+class Batches:
+    """A DataLoader's batches; what was passed over is counted here, in the main process, and logged once a file."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+        self.skipped: dict[str, None] = {}  # the messages, in the order they came
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for batch in self.loader:
+            for sample in batch:
+                for message in sample.pop("skipped", ()):
+                    if message not in self.skipped:
+                        self.skipped[message] = None
+                        logger.warning("passed over, the %d. so far: %s", len(self.skipped), message)
+            yield batch
+
+
+def one_thread(worker: int) -> None:
+    """Workers are the parallel part: OpenCV's own threads in each of them only get into each other's way."""
+    cv2.setNumThreads(0)
+
+
 def training_loader(
-    records: list[dict], mapper: Callable[[dict], Sample], *, batch: int, start: int, seed: int, workers: int
-) -> DataLoader:
+    records: list[dict],
+    mapper: Callable[[dict], Sample],
+    *,
+    batch: int,
+    start: int,
+    seed: int,
+    workers: int,
+    skip_bad: bool = False,
+) -> Batches:
     """Lists of `batch` samples for this process, beginning with sample number `start` of the whole run."""
-    return DataLoader(
-        NumberedSamples(records, mapper, seed),
-        batch_size=batch,
-        sampler=Numbers(start),
-        num_workers=workers,
-        collate_fn=list,
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # its own: starting it must draw nothing from the model's noise
+    own = torch.Generator().manual_seed(seed)  # starting a loader must draw nothing from the model's noise
+    return Batches(
+        DataLoader(
+            NumberedSamples(records, mapper, seed, skip_bad),
+            batch_size=batch,
+            sampler=Numbers(start),
+            num_workers=workers,
+            collate_fn=list,
+            persistent_workers=workers > 0,
+            worker_init_fn=one_thread,
+            generator=own,
+        )
     )

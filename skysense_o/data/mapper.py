@@ -1,58 +1,68 @@
-"""From a record to a Sample: read, augment, choose words."""
+"""From a record to a Sample: read, turn stored labels into ids, augment, choose words. One mapper for every row."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 import torch
 from detectron2.config import configurable
-from detectron2.data import transforms as T
-from detectron2.projects.point_rend import ColorAugSSDTransform
-from PIL import Image
 
-from skysense_o.data.classes import load_classes, load_distractors
+from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
+from skysense_o.data.catalog import row_of
+from skysense_o.data.classes import ClassTable, load_classes, load_distractors
+from skysense_o.data.labels import BadData, id_table, read_image, read_labels, to_ids
 from skysense_o.data.text_sampler import TextSampler
 from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
 
-CROP_TRIES = 10
 KEPT_BYTES = 512 * 2**20
 """Decoded pictures that each loader process keeps: decoding a large JPEG costs more than all that follows."""
 
 _kept: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+_kept_bytes = 0
 
 
-def _read(image_path: str, label_path: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (H,W,3) RGB and (H,W); kept while there is room."""
-    key = image_path, label_path
-    if key not in _kept:
-        with Image.open(image_path) as image:
-            rgb = np.asarray(image.convert("RGB"))
-        pair = rgb, read_labels(label_path, rgb.shape[:2])
-        if sum(a.nbytes + b.nbytes for a, b in (*_kept.values(), pair)) > KEPT_BYTES:
-            return pair
-        _kept[key] = pair
-    return _kept[key]
-
-
-def read_labels(path: str, size: tuple[int, int]) -> np.ndarray:
-    """A label picture as it is stored, (H,W).
+def read_pair(record: dict) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (H,W,3) RGB and ids, uint8 (H,W): 0..C-1 or IGNORE; kept while there is room.
 
     Raises:
-        ValueError: a colour picture, or another size than its image.
+        BadData: a file that is missing, cut short, coloured labels, sizes that differ, ids that mean nothing.
     """
-    with Image.open(path) as image:
-        if image.mode not in ("L", "P", "I", "I;16"):
-            raise ValueError(f"{path} is a {image.mode} picture: labels must be one channel of class ids")
-        labels = np.asarray(image)
-    if labels.shape != size:
-        raise ValueError(f"{path} is {labels.shape}, its image {size} (height, width): they must be equal")
-    return labels
+    global _kept_bytes
+    key = record["file_name"], record["sem_seg_file_name"]
+    if key in _kept:
+        return _kept[key]
+    image = read_image(key[0])
+    stored = read_labels(key[1], image.shape[:2])
+    if "names" in record:
+        count = len(record.get("ids", record["names"]))
+        labels = to_ids(stored, id_table(count), count, key[1])
+        if "ids" in record:  # repeated names were merged
+            again = np.full(256, IGNORE, np.uint8)
+            again[:count] = record["ids"]
+            labels = again[labels]
+    else:
+        table = load_classes(row_of(record["dataset"]).classes)
+        labels = to_ids(stored, _table_of(record["dataset"]), len(table), key[1])
+    size = image.nbytes + labels.nbytes
+    if _kept_bytes + size <= KEPT_BYTES:
+        _kept_bytes += size
+        _kept[key] = image, labels
+    return image, labels
+
+
+@lru_cache
+def _table_of(key: str) -> np.ndarray:
+    row = row_of(key)
+    return id_table(len(load_classes(row.classes)), row.ignore, row.offset)
 
 
 class TrainingMapper:
     """Random scale, crop, flip, quarter turn and colour; words from a `TextSampler`.
 
-    All randomness comes from the global generators, which the loader seeds for each sample.
+    All randomness comes from the global generators, which the loader seeds for each sample. A record carries only its
+    row's key (and, in Sky-SA, its own names): no vocabulary is copied.
     """
 
     @configurable
@@ -64,94 +74,53 @@ class TrainingMapper:
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        pool = load_distractors(cfg.INPUT.DISTRACTOR_FILE) if cfg.INPUT.DISTRACTORS else ()
+        i = cfg.INPUT
+        needs_pool = i.DISTRACTORS or i.TEXT_BATCH
         return {
-            "crop": cfg.INPUT.CROP_SIZE,
-            "scale": tuple(cfg.INPUT.SCALE_RANGE),
-            "turn": cfg.INPUT.TURN,
-            "color": cfg.INPUT.COLOR_JITTER,
-            "max_area": cfg.INPUT.SINGLE_CATEGORY_MAX_AREA,
-            "words": TextSampler(cfg.INPUT.SYNONYMS, pool, cfg.INPUT.DISTRACTORS),
+            "crop": i.CROP_SIZE,
+            "scale": tuple(i.SCALE_RANGE),
+            "turn": i.TURN,
+            "color": i.COLOR_JITTER,
+            "max_area": i.SINGLE_CATEGORY_MAX_AREA,
+            "words": TextSampler(
+                i.SYNONYMS,
+                load_distractors(i.DISTRACTOR_FILE) if needs_pool else (),
+                i.DISTRACTORS,
+                i.TEXT_BATCH,
+                i.GRAPH,
+                tuple(i.SAMPLING_HYPER),
+            ),
         }
 
     def __call__(self, record: dict) -> Sample:
-        image, labels = _read(record["file_name"], record["sem_seg_file_name"])
-        table = load_classes(record["dataset"])
-        _check_ids(labels, len(table), record["sem_seg_file_name"])
-        image, labels = self._crop(image, labels)
-        for transform in self._transforms():
+        image, labels = read_pair(record)
+        box = random_square(labels, self.crop, self.scale, self.max_area)
+        image, labels = crop_and_resize(image, labels, box, self.crop)
+        for transform in random_transforms(self.crop, self.turn, self.color):
             image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
+        vocabulary, kept = self.words(own_words(record), record.get("graph", ""))
+        if kept is not None:
+            places = np.full(256, IGNORE, np.uint8)
+            places[kept] = np.arange(len(kept))
+            labels = places[labels]
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "sem_seg": torch.from_numpy(np.ascontiguousarray(labels).astype(np.int64)),
-            "vocabulary": self.words(table),
+            "sem_seg": torch.from_numpy(labels.astype(np.int64)),
+            "vocabulary": vocabulary,
             "file_name": record["file_name"],
         }
 
-    def _crop(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A square at a random scale, tried again while one class fills more than `max_area` of it."""
-        height, width = labels.shape
-        side = self.crop / np.exp(np.random.uniform(*np.log(self.scale)))
-        side = max(8, min(round(side), height, width))
-        for _ in range(CROP_TRIES):
-            y, x = np.random.randint(height - side + 1), np.random.randint(width - side + 1)
-            part = labels[y : y + side, x : x + side]
-            counts = np.bincount(part[part != IGNORE], minlength=1)
-            if counts.max() <= self.max_area * max(1, counts.sum()):
-                break
-        resize = T.ResizeTransform(side, side, self.crop, self.crop, Image.BILINEAR)
-        return resize.apply_image(image[y : y + side, x : x + side]), resize.apply_segmentation(part)
 
-    def _transforms(self) -> list[T.Transform]:
-        transforms: list[T.Transform] = []
-        if np.random.rand() < 0.5:
-            transforms.append(T.HFlipTransform(self.crop))
-        if self.turn:
-            transforms.append(QuarterTurn(np.random.randint(4)))
-        if self.color:
-            transforms.append(_color_jitter(self.color))
-        return transforms
-
-
-class QuarterTurn(T.Transform):
-    """Turn by `times` x 90 degrees, counter-clockwise."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-
-    def apply_image(self, image: np.ndarray) -> np.ndarray:
-        return np.rot90(image, self.times)
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return np.rot90(segmentation, self.times)
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        raise NotImplementedError("QuarterTurn turns pictures and labels, no coordinates")
-
-
-def _color_jitter(strength: float) -> ColorAugSSDTransform:
-    return ColorAugSSDTransform(
-        img_format="RGB",
-        brightness_delta=round(32 * strength),
-        contrast_low=1 - 0.5 * strength,
-        contrast_high=1 + 0.5 * strength,
-        saturation_low=1 - 0.5 * strength,
-        saturation_high=1 + 0.5 * strength,
-        hue_delta=round(18 * strength),
-    )
-
-
-def _check_ids(labels: np.ndarray, names: int, path: str) -> None:
-    wrong = sorted(set(np.unique(labels).tolist()) - set(range(names)) - {IGNORE})
-    if wrong:
-        raise ValueError(f"{path} holds ids {wrong}: permitted are 0 to {names - 1} and {IGNORE} (ignored)")
+def own_words(record: dict) -> ClassTable | tuple[str, ...]:
+    """The names that a record's ids stand for."""
+    return record["names"] if "names" in record else load_classes(row_of(record["dataset"]).classes)
 
 
 def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:
     """The whole picture, as it is, with its labels and the words that the evaluation asks for."""
-    image, labels = _read(record["file_name"], record["sem_seg_file_name"])
-    _check_ids(labels, len(vocabulary), record["sem_seg_file_name"])
+    image, labels = read_pair(record)
+    if int(labels[labels != IGNORE].max(initial=0)) >= len(vocabulary):
+        raise BadData(f"{record['sem_seg_file_name']} holds more classes than the {len(vocabulary)} names asked for")
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "sem_seg": torch.from_numpy(labels.astype(np.int64)),

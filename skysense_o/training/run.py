@@ -22,7 +22,7 @@ from torch import nn
 from skysense_o import meta_arch  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import find_weights, load_weights
 from skysense_o.config import model_config
-from skysense_o.data.catalog import records_of
+from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper, evaluation_sample
@@ -55,8 +55,12 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if cfg.MODEL.WEIGHTS:
         find_weights(cfg.MODEL.WEIGHTS)
     choose_device(cfg.MODEL.DEVICE)
+    register_folders(cfg.DATASETS.FOLDERS)
     for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        records_of(name)
+        segmentation_records(cfg, name)
+    for name in cfg.DATASETS.TEST:
+        if not MetadataCatalog.get(name).class_table:
+            raise ValueError(f"DATASETS.TEST {name!r}: its names differ from picture to picture; it is for training")
     for name in cfg.DATASETS.TEST:
         table = MetadataCatalog.get(name).class_table
         ways_of_calling(cfg, load_classes(table), table)
@@ -64,6 +68,14 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise FileNotFoundError(
             f"nothing to resume in OUTPUT_DIR {cfg.OUTPUT_DIR!r}: it has no last_checkpoint; start without --resume"
         )
+
+
+def segmentation_records(cfg: CfgNode, name: str) -> list[dict]:
+    """The records of a data set of pictures and label pictures; ValueError for another task's."""
+    records = records_of(name, cfg.DATALOADER.SKIP_BAD)
+    if MetadataCatalog.get(name).get("task", "segmentation") != "segmentation":
+        raise ValueError(f"{name!r} is a set for {MetadataCatalog.get(name).task}, which has no label pictures")
+    return records
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -100,8 +112,9 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways."""
     numbers: dict[str, float] = {}
     model.text_bank.weights_changed()  # the moving average may have been swapped in
+    register_folders(cfg.DATASETS.FOLDERS)
     for name in cfg.DATASETS.TEST:
-        records = records_of(name)
+        records = segmentation_records(cfg, name)
         table_name = MetadataCatalog.get(name).class_table
         table = load_classes(table_name)
         results = evaluate(
@@ -123,7 +136,8 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name)]
+    register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
+    records = [record for name in cfg.DATASETS.TRAIN for record in segmentation_records(cfg, name)]
     accelerator = build_accelerator(cfg)
     model = build_model(cfg)
     model.text_bank.batch = 1  # exact resume needs vectors that depend on no order
@@ -145,6 +159,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
         start=start * cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
         workers=cfg.DATALOADER.NUM_WORKERS,
+        skip_bad=cfg.DATALOADER.SKIP_BAD,
     )
     clip = cfg.SOLVER.CLIP_GRADIENTS
     trainer = Trainer(wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None, seed)

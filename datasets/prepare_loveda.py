@@ -1,0 +1,30 @@
+#!/usr/bin/env python
+"""LoveDA: rural and urban pictures in one folder a split; labels as published.
+
+python datasets/prepare_loveda.py --source Train.zip Val.zip
+
+    {Train,Val}/{Rural,Urban}/images_png/0.png
+    {Train,Val}/{Rural,Urban}/masks_png/0.png     0 no data, 1 background, 2 building ... 7 agriculture
+
+Labels keep their values, as mmsegmentation's converter leaves them: the row subtracts one and ignores 0, so folders
+that mmsegmentation made serve too. Layout and values: torchgeo's documentation of LoveDA. Labels of the test part are
+not public.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from skysense_o.data.encode import by_value, same
+from skysense_o.data.prepare import Recipe, main
+
+RECIPE = Recipe(
+    row="loveda",
+    image=r"(?P<split>train|val)/(?:rural|urban)/images_png/(?P<stem>\d+)\.png",
+    label=r"(?P<split>train|val)/(?:rural|urban)/masks_png/(?P<stem>\d+)\.png",
+    decode=by_value(same(8)),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, RECIPE))

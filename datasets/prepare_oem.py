@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""OpenEarthMap (without xBD): pictures and labels as they are, put into the splits of the publishers' lists.
+
+python datasets/prepare_oem.py --source OpenEarthMap_wo_xBD
+
+    OpenEarthMap_wo_xBD/<region>/images/<region>_<n>.tif
+    OpenEarthMap_wo_xBD/<region>/labels/<region>_<n>.tif     0 unlabelled, 1 bareland ... 8 building
+    OpenEarthMap_wo_xBD/train.txt, val.txt                   file names, one a line
+
+Layout: the readme of the download. Pictures in train.txt and val.txt that belong to xBD are not in the download and are
+left out; labels of its test part are not public.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from skysense_o.data.encode import by_value, same
+from skysense_o.data.prepare import Recipe, main
+
+RECIPE = Recipe(
+    row="oem",
+    image=r"images/(?P<stem>[^/]+_\d+)\.tif",
+    label=r"labels/(?P<stem>[^/]+_\d+)\.tif",
+    decode=by_value(same(9)),
+    lists=(("train", "train.txt"), ("val", "val.txt")),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, RECIPE))

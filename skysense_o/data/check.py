@@ -1,0 +1,214 @@
+"""Look at every file of a data set: what is wrong, and a manifest to compare copies by. Mends nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from skysense_o.data.catalog import find, load_split
+from skysense_o.data.classes import load_classes
+from skysense_o.data.labels import BadData, id_table, open_picture, read_labels, to_ids
+from skysense_o.data.row import Row
+from skysense_o.data.shards import read_member
+from skysense_o.sample import IGNORE
+
+ALIKE_BITS = 8
+"""Of 256 bits of a picture's hash: two pictures that differ in no more are taken for one."""
+HASH_SIDE = 16
+
+
+@dataclass
+class SplitReport:
+    """What one split holds. `counts`: class (or answer) -> [pixels or pictures, pictures that show it]."""
+
+    name: str
+    pictures: int = 0
+    smallest: tuple[int, int] = (0, 0)
+    largest: tuple[int, int] = (0, 0)
+    ignored: int = 0
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    sha256: str = ""
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    hashes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def manifest(self) -> dict:
+        """What two copies of the same data agree in."""
+        total = sum(count for count, _ in self.counts.values()) or 1
+        return {
+            "name": self.name,
+            "pictures": self.pictures,
+            "smallest": list(self.smallest),
+            "largest": list(self.largest),
+            "ignored": self.ignored,
+            "classes": {
+                name: {"count": n, "share": round(n / total, 6), "pictures": p} for name, (n, p) in self.counts.items()
+            },
+            "sha256": self.sha256,
+        }
+
+
+def check(name: str, limit: int | None = None, progress: bool = True) -> list[SplitReport]:
+    """Reports of the splits that a name means; of a whole row those that do not overlap by intention.
+
+    Args:
+        limit: look at so many records of each split only, evenly spread.
+
+    Raises:
+        KeyError, FileNotFoundError: as `records_of`.
+    """
+    splits = find(name)
+    plain = [(row, s) for row, s in splits if s.partition("_")[0] in ("train", "val", "test", "tier3", "hold", "all")]
+    if len(splits) > 1 and plain:
+        parted = {s for _, s in plain} - {"all"}
+        splits = [(row, s) for row, s in plain if s != "all" or not parted]
+    reports, missing = [], None
+    for row, split in splits:
+        try:
+            reports.append(check_split(row, split, limit, progress))
+        except FileNotFoundError as error:  # of several splits some may not have been got
+            missing = missing or error
+            if len(splits) > 1:
+                reports.append(SplitReport(f"{row.name}_{split}", notes=[str(error).split(": get ")[0]]))
+    if missing and not any(report.pictures for report in reports):
+        raise missing
+    for one, two in combinations([r for r in reports if r.hashes], 2):
+        _compare(one, two)
+    return reports
+
+
+def check_split(row: Row, split: str, limit: int | None = None, progress: bool = True) -> SplitReport:
+    """Read every picture and label of one split."""
+    report = SplitReport(f"{row.name}_{split}")
+    records = load_split(row, split, skip_bad=True)
+    if limit and limit < len(records):
+        records = [records[i] for i in np.linspace(0, len(records) - 1, limit).astype(int)]
+        report.notes.append(f"only {limit} records were looked at")
+    expected = row.counts.get(split)
+    if expected and expected != len(records) and not limit:
+        report.notes.append(f"{expected} pictures are expected, {len(records)} are there")
+    if row.classes:
+        report.counts = {name: [0, 0] for name in load_classes(row.classes).names}
+    digest, seen = hashlib.sha256(), {}
+    for record in tqdm(records, desc=report.name, unit="record", disable=not progress):
+        try:
+            _look(row, record, report, digest, seen)
+        except (BadData, ValueError) as error:
+            report.problems.append(str(error))
+    report.pictures, report.sha256 = len(seen), digest.hexdigest()
+    empty = [name for name, (count, _) in report.counts.items() if not count]
+    if empty and row.task in ("segmentation", "classification"):
+        report.notes.append(f"{len(empty)} classes without any: {', '.join(empty)}")
+    return report
+
+
+def _look(row: Row, record: dict, report: SplitReport, digest, seen: dict) -> None:
+    key = record["file_name"] if "at" not in record else f"{record['file_name']}@{record['at'][0]}"
+    if key not in seen:
+        image = read_member(record) if "at" in record else open_picture(record["file_name"])
+        size = image.height, image.width
+        seen[key] = size
+        report.smallest = size if len(seen) == 1 else min(report.smallest, size, key=np.prod)
+        report.largest = max(report.largest, size, key=np.prod)
+        report.hashes[key] = picture_hash(image)
+        digest.update(Path(record["file_name"]).stem.encode())
+        digest.update(np.asarray(image.convert("RGB")).tobytes() if image.format != "JPEG" else _bytes(record))
+    if row.task == "segmentation":
+        _look_at_labels(row, record, report, digest, seen[key])
+    elif row.task == "classification":
+        _add(report, load_classes(row.classes).names[record["label"]], 1)
+    elif row.task == "vqa":
+        digest.update(f"{record['question']}\0{record['answer']}".encode())
+        _add(report, record.get("kind", "question"), 1)
+        if not record["question"].strip() or not record["answer"].strip():
+            raise BadData(f"{key}: a question or its answer is blank")
+    else:
+        digest.update("\0".join(record["captions"]).encode())
+        _add(report, "captions", len(record["captions"]))
+        if not any(caption.strip() for caption in record["captions"]):
+            raise BadData(f"{key} has no caption")
+
+
+def _look_at_labels(row: Row, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
+    if "names" in record:
+        names = [record["names"][i] if i != IGNORE else "" for i in record.get("ids", range(len(record["names"])))]
+        table = id_table(len(names))
+    else:
+        names = list(load_classes(row.classes).names)
+        table = id_table(len(names), row.ignore, row.offset)
+    path = record["sem_seg_file_name"]
+    ids = to_ids(read_labels(path, size), table, len(names), path)
+    digest.update(ids.tobytes())
+    counts = np.bincount(ids.ravel(), minlength=256)
+    report.ignored += int(counts[IGNORE]) if len(names) <= IGNORE else 0
+    for name, count in zip(names, counts):
+        if count and name:
+            _add(report, name, int(count))
+    if counts[: len(names)].sum() == 0:
+        report.notes.append(f"{path}: every pixel is ignored")
+
+
+def _add(report: SplitReport, name: str, count: int) -> None:
+    entry = report.counts.setdefault(name, [0, 0])
+    entry[0] += count
+    entry[1] += 1
+
+
+def _bytes(record: dict) -> bytes:
+    """A JPEG's own bytes: decoders differ in the last bit."""
+    with open(record["file_name"], "rb") as file:
+        file.seek(record["at"][0] if "at" in record else 0)
+        return file.read(record["at"][1] if "at" in record else -1)
+
+
+def picture_hash(image: Image.Image) -> np.ndarray:
+    """uint8 (32,): is each cell of a 16 x 16 grid brighter than its right neighbour? (the "difference hash").
+
+    Survives resizing and compression. Of an even surface it is noise, so even surfaces seldom look alike by it.
+    """
+    grey = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
+    return np.packbits(grey[:, 1:] > grey[:, :-1])
+
+
+def alike(one: Iterable[np.ndarray], two: Iterable[np.ndarray], bits: int = ALIKE_BITS) -> list[tuple[int, int]]:
+    """Pairs of places whose hashes differ in no more than `bits` bits."""
+    first, second = np.stack(list(one)), np.stack(list(two))
+    pairs = []
+    chunk = max(1, 2**24 // (len(second) * first.shape[1]))
+    for start in range(0, len(first), chunk):
+        difference = first[start : start + chunk, None] ^ second[None]
+        near = np.bitwise_count(difference).sum(-1, dtype=np.int32) <= bits
+        pairs += [(int(i) + start, int(j)) for i, j in np.argwhere(near)]
+    return pairs
+
+
+def _compare(one: SplitReport, two: SplitReport) -> None:
+    names, others = list(one.hashes), list(two.hashes)
+    pairs = alike(one.hashes.values(), two.hashes.values())
+    if pairs:
+        some = "; ".join(f"{Path(names[i]).name} = {Path(others[j]).name}" for i, j in pairs[:10])
+        two.problems.append(f"{len(pairs)} pictures look like pictures of {one.name}: {some}")
+
+
+def histogram(reports: list[SplitReport]) -> list[tuple]:
+    """(class, then of each split: share in %, pictures) for a table; the most frequent first where names are open."""
+    total = Counter()
+    for report in reports:
+        total.update({name: count for name, (count, _) in report.counts.items()})
+    rows = []
+    for name in list(total) if len(total) <= 60 else [n for n, _ in total.most_common(60)]:
+        row = [name]
+        for report in reports:
+            count, pictures = report.counts.get(name, (0, 0))
+            share = 100 * count / max(1, sum(c for c, _ in report.counts.values()))
+            row += [round(share, 2), pictures]
+        rows.append(tuple(row))
+    return rows

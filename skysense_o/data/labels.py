@@ -1,0 +1,96 @@
+"""Label pictures: reading them, and what is said when they are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from skysense_o.sample import IGNORE
+
+SKIP = "or set DATALOADER.SKIP_BAD True to pass it over"
+
+
+class BadData(ValueError):
+    """A file of a data set that cannot be used; the message names the file and the cure."""
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """A decoded picture of any mode.
+
+    Raises:
+        BadData: no such file, not a picture, or cut short.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise BadData(f"{path} is missing: put it back, {SKIP}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+        raise BadData(f"{path} is cut short or no picture ({error}): get it again, {SKIP}") from error
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """uint8 (H,W,3), RGB. Raises BadData as `open_picture` does."""
+    return np.asarray(open_picture(path).convert("RGB"))
+
+
+def read_labels(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A label picture as it is stored, (H,W), of unsigned integers.
+
+    Raises:
+        BadData: no picture, a colour picture, or another size than its image.
+    """
+    image = open_picture(path)
+    if image.mode not in ("L", "P", "I", "I;16"):
+        raise BadData(
+            f"{path} is a {image.mode} picture: labels must be one channel of class ids; the data set's"
+            f" datasets/prepare_*.py turns colours into ids, {SKIP}"
+        )
+    labels = np.asarray(image)
+    if size is not None and labels.shape != size:
+        raise BadData(f"{path} is {labels.shape}, its image {size} (height, width): they must be equal, {SKIP}")
+    return labels
+
+
+def id_table(names: int, ignore: tuple[int, ...] = (IGNORE,), offset: int = 0) -> np.ndarray:
+    """uint16 (65536,): stored label value -> class id 0..names-1, IGNORE, or WRONG.
+
+    `ignore` are stored values; IGNORE itself always belongs to no class, unless it is that of a class.
+    """
+    table = np.full(65536, WRONG, np.uint16)
+    table[IGNORE] = IGNORE
+    table[offset : offset + names] = np.arange(names)
+    table[list(ignore)] = IGNORE
+    return table
+
+
+WRONG = 65535
+"""In an `id_table`: a stored value that means nothing."""
+
+
+def to_ids(labels: np.ndarray, table: np.ndarray, names: int, path: str) -> np.ndarray:
+    """Stored labels (H,W) -> ids, uint8 (H,W): 0..names-1 or IGNORE.
+
+    Raises:
+        BadData: stored values that mean nothing in this data set.
+    """
+    byte = labels.dtype == np.uint8
+    means_nothing = table == WRONG
+    if (
+        cv2.LUT(labels, means_nothing[:256].view(np.uint8)) if byte else means_nothing[np.clip(labels, 0, 65535)]
+    ).any():
+        wrong = [v for v in np.unique(labels).tolist() if v > 65534 or means_nothing[v]]
+        known = np.flatnonzero((table != WRONG) & (table != IGNORE))
+        raise BadData(
+            f"{path} holds ids {wrong}: permitted are {known.min()} to {known.max()} and"
+            f" {_listed(np.flatnonzero(table == IGNORE))} (ignored); see tools/check_dataset.py, {SKIP}"
+        )
+    return cv2.LUT(labels, table[:256].astype(np.uint8)) if byte else table[labels].astype(np.uint8)
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(str(v) for v in values)

@@ -1,0 +1,129 @@
+"""Readers of captions and questions, in the file forms that their publishers use."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from skysense_o.data.row import Row
+
+logger = logging.getLogger(__name__)
+PICTURE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")
+TEXT_COLUMNS = ("title_multi_objects", "title", "title_raw", "caption", "captions", "text")
+
+
+def index_file(row: Row, split: str) -> Path:
+    """The first of the row's index files (alternatives with bars) that is there."""
+    names = [name.format(split=row.splits[split]) for name in row.index.split("|")]
+    for name in names:
+        found = sorted(row.place.glob(name))
+        if found:
+            return found[0]
+    raise FileNotFoundError(f"none of {', '.join(names)} in {row.place}: {row.cure}")
+
+
+def picture_folder(row: Row) -> Path:
+    """The first of the row's picture folders (alternatives with bars) that is there."""
+    for name in row.images.split("|"):
+        if (row.place / name).is_dir():
+            return row.place / name
+    raise FileNotFoundError(f"none of the folders {row.images.replace('|', ', ')} in {row.place}: {row.cure}")
+
+
+def read_captions(row: Row, split: str) -> Iterator[dict]:
+    """Karpathy's JSON, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as RSICD, RSITMD and UCM-captions
+    come; or JSON lines {"image", "split", "captions"}, the image's path from the data set's folder."""
+    path = index_file(row, split)
+    if path.suffix == ".jsonl":
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if split in (entry["split"], "all"):
+                yield _with_picture(row, row.place / entry["image"], captions=entry["captions"])
+        return
+    folder = picture_folder(row)
+    for entry in json.loads(path.read_text())["images"]:
+        if split in (entry["split"], "all"):
+            sentences = [sentence["raw"].strip() for sentence in entry["sentences"]]
+            picture = folder / entry.get("filepath", "") / entry["filename"]
+            yield _with_picture(row, picture, captions=[s for s in sentences if s])
+
+
+def read_table(row: Row, split: str) -> Iterator[dict]:
+    """A CSV with a column of paths and one or more of texts (SkyScript, RS5M)."""
+    path, pictures = index_file(row, split), picture_folder(row)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        where = next((c for c in PICTURE_COLUMNS if c in (rows.fieldnames or ())), None)
+        texts = [c for c in TEXT_COLUMNS if c in (rows.fieldnames or ())]
+        if where is None or not texts:
+            raise ValueError(
+                f"{path} has the columns {rows.fieldnames}: one of {', '.join(PICTURE_COLUMNS)} and one of"
+                f" {', '.join(TEXT_COLUMNS)} are needed"
+            )
+        for line in rows:
+            captions = list(dict.fromkeys(line[c].strip() for c in texts if (line[c] or "").strip()))
+            yield _with_picture(row, pictures / line[where], captions=captions)
+
+
+def read_rsvqa(row: Row, split: str) -> Iterator[dict]:
+    """RSVQA's three files: `*_questions.json` and `*_answers.json` share ids; a picture is `<img_id>.tif`.
+
+    Entries that are not "active" only keep the numbering and are left out.
+    """
+    path, pictures = index_file(row, split), picture_folder(row)
+    answers_path = path.with_name(path.name.replace("_questions", "_answers"))
+    if not answers_path.is_file():
+        raise FileNotFoundError(f"{path} has no {answers_path.name} beside it: {row.cure}")
+    answers = {a["id"]: a["answer"] for a in json.loads(answers_path.read_text())["answers"] if a.get("active")}
+    for entry in json.loads(path.read_text())["questions"]:
+        if not entry.get("active"):
+            continue
+        answer = next((answers[i] for i in entry["answers_ids"] if i in answers), None)
+        if answer is None:
+            yield {"bad": f"{path}: question {entry['id']} has no answer"}
+            continue
+        said = {"question": entry["question"], "answer": str(answer), "kind": entry["type"]}
+        yield _with_picture(row, pictures / f"{entry['img_id']}.tif", **said)
+
+
+def read_text_questions(row: Row, split: str) -> Iterator[dict]:
+    """RSIVQA's lines `picture:question?answer`; or JSON lines {"image", "split", "question", "answer", "kind"}."""
+    path = index_file(row, split)
+    if path.suffix == ".jsonl":
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if split in (entry["split"], "all"):
+                said = {key: entry[key] for key in ("question", "answer", "kind") if key in entry}
+                yield _with_picture(row, row.place / entry["image"], **said)
+        return
+    pictures = {p.name: p for p in picture_folder(row).rglob("*") if p.is_file()}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        picture, colon, rest = line.strip().partition(":")
+        question, mark, answer = rest.rpartition("?")
+        if not line.strip():
+            continue
+        if not (colon and mark and answer.strip()):
+            yield {"bad": f"{path}, line {number}: {line[:80]!r} is not picture:question?answer"}
+            continue
+        name = Path(picture.strip().replace("\\", "/")).name
+        said = {"question": question.strip() + "?", "answer": answer.strip()}
+        yield _with_picture(row, pictures.get(name, picture_folder(row) / name), **said)
+
+
+def read_conversations(row: Row, split: str) -> Iterator[dict]:
+    """VHM's evaluation files: a list of {"image", "image_path", "conversations": [{"from", "value"}, ...]}."""
+    path = index_file(row, split)
+    for entry in json.loads(path.read_text()):
+        turns = {turn["from"]: turn["value"] for turn in entry["conversations"]}
+        question = turns.get("human", "").replace("<image>", "").strip()
+        picture = path.parent / entry.get("image_path", "") / entry["image"]
+        yield _with_picture(row, picture, question=question, answer=turns.get("gpt", "").strip())
+
+
+def _with_picture(row: Row, picture: Path, **rest) -> dict:
+    if not picture.is_file():
+        return {"bad": f"{picture} is missing"}
+    return {"file_name": str(picture), "dataset": row.key, **rest}

@@ -1,0 +1,127 @@
+"""From a row and a split to records, one reader for each form that files come in.
+
+A record is small: {"file_name", "dataset"} and, by task, "sem_seg_file_name", "label", "captions", or "question" and
+"answer". `dataset` is the key of the row; vocabularies are looked up by it and never copied.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from skysense_o.data.classes import load_classes
+from skysense_o.data.language import read_captions, read_conversations, read_rsvqa, read_table, read_text_questions
+from skysense_o.data.row import Row
+from skysense_o.data.shards import read_shards
+from skysense_o.data.skysa import read_skysa
+
+logger = logging.getLogger(__name__)
+
+
+def load_split(row: Row, split: str, skip_bad: bool = False) -> list[dict]:
+    """Records of one split, in an order that is the same on every machine.
+
+    Args:
+        skip_bad: leave out pictures whose label is missing, and say which, instead of stopping.
+
+    Raises:
+        FileNotFoundError: the data is not there, or a label is missing; says where it looked and what to do.
+    """
+    if not row.place.is_dir():
+        raise FileNotFoundError(f"no data of {row.name}_{split} at {looked_at(row, split)}: {row.cure}")
+    records, bad = [], []
+    for record in READERS[row.form](row, split):
+        (bad if "bad" in record else records).append(record)
+    if bad and not skip_bad:
+        raise FileNotFoundError(f"{bad[0]['bad']}: {row.cure}; DATALOADER.SKIP_BAD True passes such files over")
+    if bad:
+        listed = "; ".join(record["bad"] for record in bad[:20])
+        logger.warning("%s_%s: %d files passed over: %s", row.name, split, len(bad), listed)
+    if not records:
+        raise FileNotFoundError(f"no pictures of {row.name}_{split} at {looked_at(row, split)}: {row.cure}")
+    return records
+
+
+def looked_at(row: Row, split: str) -> str:
+    """The pattern that was searched for, for messages."""
+    if row.form == "pairs":
+        return str(row.place / row.images.format(split=split) / (row.splits[split] + row.image_suffix))
+    return str(row.place / (row.index.format(split=split) or row.images.format(split=split)))
+
+
+def read_pairs(row: Row, split: str) -> Iterator[dict]:
+    """Pictures and label pictures of the same stem in two folders."""
+    images = row.place / row.images.format(split=split)
+    labels = row.place / row.labels.format(split=split)
+    there = {path.name for path in labels.iterdir()} if labels.is_dir() else set()
+    suffixes, label_suffixes = tuple(row.image_suffix.split("|")), row.label_suffix.split("|")
+    for image in sorted(images.iterdir()) if images.is_dir() else ():
+        if image.suffix.lower() not in suffixes or not fnmatch(image.stem, row.splits[split]):
+            continue
+        names = [image.stem + suffix for suffix in label_suffixes]
+        name = next((name for name in names if name in there), None)
+        if name is None:
+            yield {"bad": f"{image} has no label picture {labels / names[0]}"}
+            continue
+        yield {"file_name": str(image), "sem_seg_file_name": str(labels / name), "dataset": row.key}
+
+
+def read_scenes(row: Row, split: str) -> Iterator[dict]:
+    """One folder a class. Pictures of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
+    table, root = load_classes(row.classes), class_folders(row)
+    there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
+    unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
+    if unknown:
+        logger.warning("%s: folders %s are no class of datasets/classes/%s.json", root, unknown, row.classes)
+    chosen = _listed(row, split) if row.splits[split].endswith(".jsonl") else None
+    for label, name in enumerate(table.folders):
+        folder = there.get(_plain(name))
+        if folder is None:
+            yield {"bad": f"{root} has no folder {name!r}"}
+            continue
+        for image in sorted(folder.iterdir()):
+            if image.suffix.lower() not in row.image_suffix.split("|"):
+                continue
+            if chosen is None or (folder.name, image.stem) in chosen:
+                yield {"file_name": str(image), "label": label, "dataset": row.key}
+
+
+def class_folders(row: Row) -> Path:
+    """The first of the row's folders (alternatives with bars) that holds a folder of one of its classes."""
+    table = load_classes(row.classes)
+    names = {_plain(folder) for folder in table.folders}
+    for name in row.images.split("|"):
+        root = row.place / name
+        if root.is_dir() and any(p.is_dir() and _plain(p.name) in names for p in root.iterdir()):
+            return root
+    raise FileNotFoundError(f"no folder of a class such as {table.folders[0]!r} in {row.place}: {row.cure}")
+
+
+def _plain(name: str) -> str:
+    """Copies of one set write a class DenseResidential, dense_residential or "dense residential"."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _listed(row: Row, split: str) -> set[tuple[str, str]]:
+    """(folder, stem) of the pictures that a file of {"image", "split"} lines gives to this split."""
+    path = row.place / row.splits[split]
+    if not path.is_file():
+        raise FileNotFoundError(f"{row.name}_{split} is what {path} lists, which is missing: {row.cure}")
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return {(Path(r["image"]).parent.name, Path(r["image"]).stem) for r in lines if r["split"] == split}
+
+
+READERS: dict[str, Callable[[Row, str], Iterator[dict]]] = {
+    "pairs": read_pairs,
+    "scenes": read_scenes,
+    "skysa": read_skysa,
+    "captions": read_captions,
+    "table": read_table,
+    "shards": read_shards,
+    "rsvqa": read_rsvqa,
+    "text questions": read_text_questions,
+    "conversations": read_conversations,
+}

@@ -1,0 +1,72 @@
+"""Webdataset shards: tar files in which the members of a sample share a stem. Read without unpacking."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from skysense_o.data.labels import BadData
+from skysense_o.data.row import Row
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # the last one is RS5M's
+TEXTS = ("txt", "caption")
+
+
+def read_shards(row: Row, split: str) -> Iterator[dict]:
+    """Records of all shards that the split's glob matches: {"file_name", "at": (first byte, bytes), "captions"}.
+
+    `file_name` is the shard; `read_member` reads the picture. A shard is gone through once, and only captions are kept.
+    """
+    for shard in sorted(row.place.glob(row.splits[split])):
+        sample: dict = {}
+        stem = None
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                suffix = member.name.rpartition("/")[2].partition(".")[2]  # a stem ends at the first dot
+                key = member.name[: -len(suffix) - 1]
+                if key != stem and sample:
+                    yield _record(row, shard, stem, sample)
+                    sample = {}
+                stem = key
+                _take(sample, tar, member, suffix.rpartition(".")[2].lower())
+        if sample:
+            yield _record(row, shard, stem, sample)
+
+
+def _take(sample: dict, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> None:
+    if suffix in IMAGES:
+        sample["at"] = (member.offset_data, member.size)
+    elif suffix in TEXTS:
+        sample.setdefault("captions", []).append(tar.extractfile(member).read().decode("utf-8", "replace").strip())
+    elif suffix == "json" and "captions" not in sample:
+        body = json.loads(tar.extractfile(member).read())
+        found = next((body[k] for k in ("captions", "caption", "text") if body.get(k)), [])
+        sample["captions"] = [found] if isinstance(found, str) else list(found)
+
+
+def _record(row: Row, shard: Path, stem: str, sample: dict) -> dict:
+    if "at" not in sample or not any(sample.get("captions", ())):
+        return {"bad": f"{shard}: sample {stem!r} has no {'caption' if 'at' in sample else 'picture'}"}
+    return {"file_name": str(shard), "dataset": row.key, **sample}
+
+
+def read_member(record: dict) -> Image.Image:
+    """The picture of a record of `read_shards`."""
+    first, count = record["at"]
+    with open(record["file_name"], "rb") as file:
+        file.seek(first)
+        data = file.read(count)
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        place = f"{record['file_name']}, bytes {first} on"
+        raise BadData(f"{place}, is no picture ({error}): get the shard again") from error
+    return image

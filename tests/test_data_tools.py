@@ -1,0 +1,111 @@
+"""Looking at data, making graphs, measuring: the tools as their users call them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import published_trees as trees
+import pytest
+from conftest import ROOT, load_script
+from PIL import Image
+
+from skysense_o.data.classes import load_classes
+from skysense_o.data.relation_graph import load_graph
+
+GRAPH = "tools/build_graph.py"
+
+
+def test_the_contact_sheet_shows_what_the_mapper_gives(dubai, call, tmp_path):
+    sheet = tmp_path / "out/sheet.png"
+    code, said, err = call(
+        "tools/visualize_data.py", "dubai_train", "--output", sheet, "--count", "3", "--opts", "INPUT.CROP_SIZE", "160"
+    )
+    assert code == 0, err
+    assert str(sheet) in said
+    image = np.asarray(Image.open(sheet))
+    assert image.shape[1] == 2 * (320 + 8)
+    assert image.std() > 20
+    code, _, err = call("tools/visualize_data.py", "dubai_train", "--opts", "INPUT.CROPSIZE", "1")
+    assert code == 2
+    assert "Non-existent key" in err
+    trees.scenes(dubai.parent, "eurosat")
+    assert "has no label pictures" in call("tools/visualize_data.py", "eurosat_all")[2]
+
+
+def test_a_graph_from_names_says_where_it_comes_from(call, tmp_path):
+    path = tmp_path / "g.json"
+    code, said, err = call(GRAPH, "--by", "text", "--classes", "lake,pond,car,truck,forest", "--output", path)
+    assert code == 0, err
+    graph = load_graph(path)
+    assert graph.scores[graph.index["lake"], graph.index["pond"]] == 10
+    assert graph.scores[graph.index["lake"], graph.index["car"]] < 6
+    assert graph.sources == ("cosine of names, weights mini",)
+    assert "5 names, 20 relations" in said
+
+
+def test_a_graph_from_pictures_finds_what_looks_alike(call, dubai, tmp_path):
+    path = tmp_path / "g.json"
+    code, said, err = call(GRAPH, "--by", "images", "--dataset", "dubai_train", "--output", path)
+    assert code == 0, err
+    graph = load_graph(path)
+    assert graph.names == load_classes("dubai").names
+    assert (graph.scores == graph.scores.T).all()
+    assert sorted(set(graph.scores.ravel().tolist()))[0] == 0
+    assert "5 names, 20 relations" in said
+
+
+def test_a_graph_from_a_file_of_scores(call, tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("# people\nlake,pond,9\nlake,road,2\n")
+    assert call(GRAPH, "--by", "scores", "--scores", table, "--output", tmp_path / "g.json")[0] == 0
+    assert load_graph(tmp_path / "g.json").scores.tolist() == [[0, 9, 2], [0, 0, 0], [0, 0, 0]]
+    table.write_text("lake,pond,high\n")
+    code, _, err = call(GRAPH, "--by", "scores", "--scores", table, "--output", tmp_path / "h.json")
+    assert code == 2
+    assert "line 1: 'lake,pond,high' is not from,to,score" in err
+    assert "no file of scores at" in call(GRAPH, "--by", "scores", "--output", tmp_path / "h.json")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--by", "text"), "give --dataset, or --classes"),
+        (("--by", "text", "--dataset", "skysa"), "has no class table"),
+        (("--by", "images", "--dataset", "mars"), "unknown data set 'mars'"),
+    ],
+)
+def test_graph_mistakes_end_in_one_line(call, tmp_path, words, says):
+    code, _, err = call(GRAPH, *words, "--output", tmp_path / "g.json")
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "g.json").exists()
+
+
+def test_the_benchmark_measures_made_up_pictures(call, tmp_path):
+    path = tmp_path / "n.json"
+    words = ("--seconds", "0.2", "--workers", "0", "--crop", "64", "--json", path)
+    code, said, err = call("tools/benchmark_data.py", *words)
+    assert code == 0, err
+    numbers = json.loads(path.read_text())
+    assert 0 < numbers["decode_ms"] < numbers["sample_ms"]
+    assert numbers["samples_a_second"]["0"] > 1
+    assert "mapping costs" in said
+
+
+def test_open_world_words(dubai, monkeypatch):
+    demo = load_script("demo/demo.py")
+    vocabulary, colors = demo.words_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
+    assert len(vocabulary) == len(colors) == len(load_classes("open_world"))
+    trees.skysa(dubai.parent)
+    vocabulary, colors = demo.words_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
+    assert set(vocabulary.names) == {"lake", "pond", "forest", "road", "car", "roof"}
+    assert colors is None
+
+
+@pytest.mark.slow
+def test_open_world_on_the_shipped_picture(call, tmp_path):
+    words = ("--open-world", "--output", tmp_path, "--save", "json")
+    code, said, err = call("demo/demo.py", "--input", ROOT / "demo/yellowstone_0.4m.jpg", *words)
+    assert code == 0, err
+    assert len(said.splitlines()) < 300, "only what was found is listed"

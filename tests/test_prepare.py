@@ -1,0 +1,245 @@
+"""Every row from its publisher's tree to samples: prepare, load, check, map."""
+
+from __future__ import annotations
+
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import published_trees as trees
+import pytest
+from conftest import ROOT, load_script
+from PIL import Image
+
+from skysense_o.data.catalog import ROWS, find, records_of, row_of
+from skysense_o.data.classes import load_classes
+from skysense_o.data.encode import by_color, by_threshold, by_value
+from skysense_o.data.labels import BadData
+from skysense_o.data.mapper import TrainingMapper, read_pair
+from skysense_o.data.prepare import windows
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("floodnet", "--source", ...) -> (exit code, stdout, stderr)."""
+
+    def call(name: str, *words) -> tuple[int, str, str]:
+        module = load_script(f"datasets/prepare_{name}.py")
+        recipe = getattr(module, "RECIPES", None) or module.RECIPE
+        option = {"samrs": "--set", "potsdam": "--bands"}.get(name, "")
+        monkeypatch.setattr(sys, "argv", [f"prepare_{name}.py", *map(str, words)])
+        capsys.readouterr()
+        code = module.main(module.__doc__, recipe, option)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_each_row_that_needs_one_has_a_script_and_a_tree():
+    needing = {row.name for row in ROWS if row.prepare}
+    assert needing == set(trees.PREPARED)
+    for name in needing:
+        script = row_of(name).prepare.split()[1]
+        assert (ROOT / script).is_file(), f"{name}: {script}"
+
+
+@pytest.mark.parametrize("name", sorted(trees.PREPARED))
+def test_published_files_become_the_named_classes(name, data, run, tmp_path, cfg):
+    script, folder, options, generate = trees.PREPARED[name]
+    truth = generate(tmp_path / "published")
+    code, said, err = run(script, "--source", tmp_path / "published" / folder, *options)
+    assert code == 0, err
+    assert f"tools/check_dataset.py {name}" in said
+    table, met = load_classes(name), set()
+    for key, names in truth.items():
+        split, stem = key.split("/", 1)
+        (record,) = [r for r in records_of(f"{name}_{split}") if Path(r["file_name"]).stem == stem]
+        with Image.open(record["sem_seg_file_name"]) as label:
+            assert label.mode == "L"
+        image, ids = read_pair(record)
+        assert image.shape == (*names.shape, 3)
+        shown = np.array([*table.names, *[""] * 256], dtype=object)[ids]
+        assert (shown == names).mean() == 1.0, f"{key}: {set(shown[shown != names])}"
+        met.add(split)
+        cfg.INPUT.CROP_SIZE = 16
+        sample = TrainingMapper(cfg)(record)
+        assert sample["sem_seg"].shape == (16, 16)
+        assert sample["vocabulary"].names[: len(table)] or table
+    assert met == {s for row, s in find(name) if s not in ("val_irrg",)}
+
+
+@pytest.mark.parametrize("script", sorted({script for script, *_ in trees.PREPARED.values()}))
+def test_help_shows_the_publisher_s_tree(script, run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(script, "--help")
+    assert stop.value.code == 0
+    assert f"python datasets/prepare_{script}.py --source" in capsys.readouterr().out
+
+
+def test_potsdam_infrared_is_a_split_of_its_own(data, run, tmp_path):
+    truth = trees.potsdam(tmp_path, "IRRG", "val_irrg")
+    code, said, _ = run("potsdam", "--source", tmp_path / "Potsdam", "--bands", "irrg")
+    assert code == 0
+    assert [Path(r["file_name"]).stem for r in records_of("isprs_potsdam_sem_seg_test_irrg")] == ["2_13_0_0_36_24"]
+    assert "1 pictures (val_irrg 1)" in said
+    assert len(truth) == 3
+
+
+def test_near_infrared_is_dropped(data, run, tmp_path):
+    trees.fbp(tmp_path)
+    assert run("fbp", "--source", tmp_path / "Five-Billion-Pixels")[0] == 0
+    image, _ = read_pair(records_of("fbp_train")[0])
+    assert image.max() < 251
+
+
+def test_zips_in_zips_are_read_where_they_are(data, run, tmp_path):
+    trees.potsdam(tmp_path)
+    source = tmp_path / "Potsdam"
+    with zipfile.ZipFile(tmp_path / "2_Ortho_RGB.zip", "w") as inner:
+        for path in source.glob("*_RGB.tif"):
+            inner.write(path, f"2_Ortho_RGB/{path.name}")
+    with zipfile.ZipFile(tmp_path / "Potsdam.zip", "w") as outer:
+        outer.write(tmp_path / "2_Ortho_RGB.zip", "Potsdam/2_Ortho_RGB.zip")
+        for path in source.glob("*_label_*"):
+            outer.write(path, f"Potsdam/5_Labels_all_noBoundary/{path.name}")
+    code, said, err = run("potsdam", "--source", tmp_path / "Potsdam.zip", "--bands", "rgb")
+    assert code == 0, err
+    assert "3 pictures (train 2, val 1)" in said
+
+
+def test_an_interrupted_run_goes_on(data, run, tmp_path):
+    trees.loveda(tmp_path)
+    assert run("loveda", "--source", tmp_path / "LoveDA")[0] == 0
+    kept = data / "loveda/ann_dir/train/0.png"
+    lost = data / "loveda/ann_dir/train/1366.png"
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    code, said, _ = run("loveda", "--source", tmp_path / "LoveDA")
+    assert code == 0
+    assert "3 windows" in said
+    assert kept.stat().st_mtime_ns == before
+    assert lost.is_file()
+
+
+def test_loveda_s_labels_stay_as_published_and_train_is_train(data, run, tmp_path):
+    """Two traps: who subtracts one twice, or not at all, trains on nonsense; upstream's "train" points at val."""
+    trees.loveda(tmp_path)
+    run("loveda", "--source", tmp_path / "LoveDA")
+    stored = np.asarray(Image.open(data / "loveda/ann_dir/train/0.png"))
+    assert set(np.unique(stored)) == set(range(8))
+    _, ids = read_pair(records_of("loveda_train")[0])
+    assert (ids[stored == 0] == 255).all()
+    assert (ids[stored > 0] == stored[stored > 0] - 1).all()
+    train, val = ({r["file_name"] for r in records_of(f"loveda_{split}")} for split in ("train", "val"))
+    assert not train & val
+
+
+def test_isaid_s_labels_keep_their_sixteen_ids(data, run, tmp_path):
+    """The widely copied converter writes palette pictures whose ids collapse to 0 and 1 on newer Pillow."""
+    trees.isaid(tmp_path)
+    run("isaid", "--source", tmp_path / "iSAID")
+    stored = Image.open(data / "isaid/ann_dir/train/P0000_0_0_36_24.png")
+    assert stored.mode == "L"
+    assert set(np.unique(stored)) == set(range(16))
+
+
+def test_white_borders_of_massachusetts_are_ignored():
+    module = load_script("datasets/prepare_massachusetts_road.py")
+    image = np.full((90, 90, 3), 100, np.uint8)
+    image[:, :40] = 255
+    image[80:84, 80:84] = 255  # a bright roof
+    ids = module.ignore_white(image, np.ones((90, 90), np.uint8))
+    assert (ids[:, :40] == 255).all()
+    assert (ids[:, 40:] == 1).all()
+
+
+def test_windows_cover_everything_and_end_at_the_border():
+    seen = np.zeros((1000, 1900), int)
+    boxes = list(windows(1000, 1900, (896, 896, 384)))
+    for x0, y0, x1, y1 in boxes:
+        assert (y1 - y0, x1 - x0) == (896, 896)
+        seen[y0:y1, x0:x1] += 1
+    assert seen.min() > 0
+    assert boxes[-1] == (1900 - 896, 1000 - 896, 1900, 1000)
+    assert list(windows(5, 7, (0, 0, 0))) == [(0, 0, 7, 5)]
+    assert len(list(windows(6000, 6000, (512, 512, 0)))) == 144, "3,456 windows of Potsdam's 24 tiles"
+    assert len(list(windows(2160, 3840, (1280, 1080, 0)))) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("floodnet", lambda p: Image.new("L", (36, 24), 10).save(p), r"values that stand for nothing: \[10\]"),
+        ("floodnet", lambda p: Image.new("RGB", (36, 24)).save(p), "is a RGB picture where one channel"),
+        ("floodnet", lambda p: Image.new("L", (30, 24)).save(p), r"is \(24, 30\), its image \(24, 36\)"),
+        ("floodnet", lambda p: p.write_bytes(p.read_bytes()[:60]), "cut short or no picture"),
+        ("floodnet", lambda p: p.unlink(), "has no label file"),
+    ],
+)
+def test_a_bad_label_is_named_and_the_rest_goes_on(data, run, tmp_path, name, spoil, says):
+    _, folder, _, generate = trees.PREPARED[name]
+    generate(tmp_path / "published")
+    spoil(tmp_path / "published" / folder / "val/val-label-img/val_1_lab.png")
+    code, said, err = run(name, "--source", tmp_path / "published" / folder)
+    assert code == 1
+    assert re.search(says, err)
+    assert "val_1" in err
+    assert "5 windows" in said
+
+
+def test_unknown_colours_and_values_are_refused(tmp_path):
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(BadData, match=r"a.png holds colours that stand for nothing .*\(\(1, 2, 3\), 16\)"):
+        by_color({(0, 0, 0): 0})(data, "a.png", (4, 4))
+    assert by_color({(0, 0, 0): 7}, tolerance=3)(data, "a.png", (4, 4)).max() == 7
+    with pytest.raises(BadData, match="is a RGB picture where one channel"):
+        by_value({0: 0})(data, "a.png", (4, 4))
+    assert by_threshold(2)(data, "a.png", (4, 4)).min() == 1
+    with pytest.raises(BadData, match="cut short or no picture"):
+        by_threshold()(data[:40], "a.png", (4, 4))
+
+
+def test_a_source_without_the_publisher_s_files_shows_what_was_looked_for(data, run, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/holiday.txt").write_text("")
+    code, _, err = run("uavid", "--source", tmp_path / "other")
+    assert code == 2
+    assert "no picture of uavid in --source" in err
+    assert "other/holiday.txt" in err
+    code, _, err = run("uavid", "--source", tmp_path / "nowhere")
+    assert "is not there" in err
+    (tmp_path / "cut.zip").write_bytes(b"PK")
+    assert "is no zip" in run("uavid", "--source", tmp_path / "cut.zip")[2]
+
+
+def test_nothing_is_written_where_it_was_read(data, run, tmp_path):
+    trees.loveda(tmp_path)
+    code, _, err = run("loveda", "--source", tmp_path / "LoveDA", "--output", tmp_path / "LoveDA/out")
+    assert code == 2
+    assert "what was published stays as it is" in err
+
+
+def test_a_list_of_validation_pictures_can_be_given(data, run, tmp_path):
+    _, folder, _, generate = trees.PREPARED["wbs_si"]
+    generate(tmp_path)
+    (tmp_path / "val.txt").write_text("water_body_2.jpg\n")
+    assert run("wbs_si", "--source", tmp_path / folder, "--val-list", tmp_path / "val.txt")[0] == 0
+    assert [Path(r["file_name"]).stem for r in records_of("wbs_si_val")] == ["water_body_2"]
+
+
+def test_lists_that_publishers_ship_are_needed(data, run, tmp_path):
+    trees.oem(tmp_path)
+    (tmp_path / "OpenEarthMap_wo_xBD/val.txt").unlink()
+    code, _, err = run("oem", "--source", tmp_path / "OpenEarthMap_wo_xBD")
+    assert code == 2
+    assert "no val.txt in --source" in err

@@ -1,0 +1,364 @@
+"""The table of rows, and the readers of what needs no preparation: scenes, captions, questions, shards, one's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import published_trees as trees
+import pytest
+from conftest import ROOT
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from skysense_o.config import default_config
+from skysense_o.data.catalog import ROWS, find, records_of, register_folders, row_of
+from skysense_o.data.classes import load_classes, table_of
+from skysense_o.data.labels import BadData
+from skysense_o.data.mapper import TrainingMapper, read_pair
+from skysense_o.data.own import own_row
+from skysense_o.data.rows_scenes import SCENES
+from skysense_o.data.shards import read_member
+
+CHECK = "tools/check_dataset.py"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def write_json(path: Path, body) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body))
+
+
+def test_names_are_unique_and_rows_are_complete():
+    names = Counter(name for row in ROWS for name in row.names())
+    assert [name for name, count in names.items() if count > 1] == []
+    for row in ROWS:
+        assert row.homepage.startswith("http"), row.name
+        assert row.licence, row.name
+        assert set(row.counts) <= set(row.splits), row.name
+        assert set(row.aliases.values()) <= set(row.splits), row.name
+        if row.classes:
+            assert len(load_classes(row.classes)) > 1
+
+
+def test_published_names_mean_our_splits():
+    for alias, name in {
+        "isaid_test": "isaid_val", "isaid_sem_seg_val": "isaid_val", "potsdam_test": "potsdam_val",
+        "loveda_test": "loveda_val", "oem_test": "oem_val", "samrs_fast_test": "samrs_fast_val",
+        "floodnet_sem_seg_test": "floodnet_test", "uavid_sem_seg_val": "uavid_val",
+    }.items():  # fmt: skip
+        assert find(alias) == find(name)
+        assert MetadataCatalog.get(alias).class_table == find(name)[0][0].classes
+
+
+def test_class_files_are_those_of_the_published_benchmarks():
+    """Names in index order, as far as the list of published names is at hand."""
+    path = ROOT / "../shared/facts/benchmarks.json"
+    if not path.is_file():
+        pytest.skip("no ../shared/facts/benchmarks.json here")
+    for name, body in json.loads(path.read_text()).items():
+        assert list(load_classes(name).names) == [c.replace("_", " ") for c in body["classes"]], name
+
+
+def test_the_open_world_is_a_tree_of_some_hundred_names():
+    table = load_classes("open_world")
+    assert 300 <= len(table) <= 400
+    assert len({w.lower() for n, s in zip(table.names, table.synonyms) for w in (n, *s)}) > 500
+    groups = set(table.parents) - set(table.names) - {""}
+    assert groups == {"coast", "ice and snow", "relief", "people", "sport and leisure", "industry and energy",
+                      "small structures", "sky and artefacts"}  # fmt: skip
+    parent = dict(zip(table.names, table.parents))
+    assert parent["lake"] == "water"
+    assert parent["water"] == ""
+
+
+def test_the_table_of_datasets_readme_is_what_the_rows_say(call):
+    code, table, _ = call(CHECK, "--list", "--markdown")
+    assert code == 0
+    assert table.strip() in (ROOT / "datasets/README.md").read_text(), f"run python {CHECK} --list --markdown"
+    code, lines, _ = call(CHECK, "--list")
+    assert len(lines.strip().splitlines()) == len(ROWS)
+
+
+@pytest.mark.parametrize("name", [row.name for row in ROWS])
+def test_a_missing_set_says_where_it_looked_and_what_to_run(name, data):
+    row, split = find(name)[0]
+    with pytest.raises(FileNotFoundError) as error:
+        records_of(f"{name}_{split}")
+    assert str(data / (row.folder or row.name)) in str(error.value)
+    assert row.homepage in str(error.value)
+    assert row.prepare in str(error.value)
+
+
+@pytest.mark.parametrize("name", [row.name for row in SCENES])
+def test_scenes_are_read_as_published(name, data, call):
+    count = trees.scenes(data, name)
+    records, table = records_of(f"{name}_all"), load_classes(name)
+    assert len(records) == count
+    for record in records:
+        assert Path(record["file_name"]).parent.name == table.folders[record["label"]]
+    assert len({r["file_name"] for r in records}) == count, "SIRI-WHU's files of different classes share their names"
+    code, said, _ = call(CHECK, f"{name}_all")
+    assert code == 0, said
+    assert table.names[-1] in said
+
+
+def test_a_class_folder_may_be_spelled_otherwise_and_a_missing_one_is_told(data, call):
+    trees.scenes(data, "aid")
+    (data / "aid/AID/BareLand").rename(data / "aid/AID/bare_land")
+    assert len(records_of("aid_all")) == 60
+    for path in sorted((data / "aid/AID/Airport").iterdir()):
+        path.unlink()
+    (data / "aid/AID/Airport").rmdir()
+    with pytest.raises(FileNotFoundError, match="has no folder 'Airport'"):
+        records_of("aid_all")
+
+
+def test_uc_merced_s_split_is_that_of_its_captions(data):
+    trees.scenes(data, "ucmerced")
+    lines = [{"image": "images/beach/beach_1.jpg", "split": "test", "captions": ["a beach", "sand"]}]
+    (data / "ucmerced/captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [Path(r["file_name"]).stem for r in records_of("ucmerced_test")] == ["beach_1"]
+
+
+def test_karpathy_s_captions(data):
+    for name, index, folder in (
+        ("rsicd", "dataset_rsicd.json", "RSICD_images"),
+        ("rsitmd", "dataset_RSITMD.json", "images"),
+    ):
+        images = [
+            {"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": " A lake . "}, {"raw": "water ."}]}
+            for split in ("train", "test")
+        ]
+        write_json(data / name / index, {"images": images, "dataset": name})
+        for split in ("train", "test"):
+            trees.write(data / name / folder / f"{split}.jpg", np.zeros((8, 8, 3), np.uint8))
+        (record,) = records_of(f"{name}_test")
+        assert record["captions"] == ["A lake .", "water ."]
+        assert record["file_name"].endswith("test.jpg")
+    (data / "rsicd/RSICD_images/test.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="test.jpg is missing"):
+        records_of("rsicd_test")
+
+
+def test_skyscript_s_and_rs5m_s_tables(data):
+    folder = data / "skyscript"
+    trees.write(folder / "images2/a1_US_15.jpg", np.zeros((8, 8, 3), np.uint8))
+    (folder / "SkyScript_val_5K_filtered_by_CLIP_openai.csv").write_text(
+        'filepath,title,title_multi_objects\nimages2/a1_US_15.jpg,a road,"a road, beside a lake"\n'
+    )
+    assert records_of("skyscript_val")[0]["captions"] == ["a road, beside a lake", "a road"]
+    trees.write(data / "rs5m/images/p.jpg", np.zeros((8, 8, 3), np.uint8))
+    (data / "rs5m/pub11_train.csv").write_text("img_name,caption\np.jpg,a field\n")
+    assert records_of("rs5m_table_train")[0]["captions"] == ["a field"]
+    (data / "rs5m/pub11_train.csv").write_text("url;caption\n")
+    with pytest.raises(ValueError, match=r"has the columns \['url;caption'\]: one of filepath"):
+        records_of("rs5m_table_train")
+
+
+@pytest.mark.parametrize(("image", "text"), [("jpg", "txt"), ("img_content", "caption"), ("jpg", "json")])
+def test_shards_are_read_without_unpacking(data, call, image, text):
+    trees.shard(data / "rs5m/pub11-train-0000.tar", [("a/x.1", "a lake"), ("b", "a road")], image, text)
+    records = records_of("rs5m_train")
+    assert [r["captions"] for r in records] == [["a lake"], ["a road"]]
+    assert read_member(records[1]).size == (9, 7)
+    assert call(CHECK, "rs5m_train")[0] == 0
+
+
+def test_a_shard_s_sample_without_caption_is_told(data):
+    trees.shard(data / "webdataset/00.tar", [("a", "a lake"), ("b", "")])
+    with pytest.raises(FileNotFoundError, match="sample 'b' has no caption"):
+        records_of("webdataset_train")
+    assert len(records_of("webdataset_train", skip_bad=True)) == 1
+
+
+@pytest.mark.parametrize(("name", "stem", "folder"), [("rsvqa_lr", "LR", "Images_LR"), ("rsvqa_hr", "USGS", "Data")])
+def test_rsvqa(data, name, stem, folder, call):
+    base = data / name
+    questions = [
+        {
+            "id": 0,
+            "active": True,
+            "img_id": 5,
+            "type": "presence",
+            "question": "Is a road present?",
+            "answers_ids": [9],
+        },
+        {"id": 1, "active": False},
+    ]
+    write_json(base / f"{stem}_split_test_questions.json", {"questions": questions})
+    answers = [{"id": 8, "active": False}, {"id": 9, "active": True, "answer": "yes"}]
+    write_json(base / f"{stem}_split_test_answers.json", {"answers": answers})
+    trees.write(base / folder / "5.tif", np.zeros((8, 8, 3), np.uint8))
+    (record,) = records_of(f"{name}_test")
+    assert (record["question"], record["answer"], record["kind"]) == ("Is a road present?", "yes", "presence")
+    assert call(CHECK, f"{name}_test")[0] == 0
+    (base / f"{stem}_split_test_answers.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no .*_answers.json beside it"):
+        records_of(f"{name}_test")
+
+
+def test_rsivqa_s_lines(data):
+    trees.scenes(data, "ucmerced")
+    index = data / "ucmerced/ucm_vqa.txt"
+    index.write_text("UCM\\beach_1.tif:what is the theme of this picture?beach\nbeach_1.tif:Is it so? Really?yes\n")
+    records = records_of("rsivqa_all")
+    assert [r["answer"] for r in records] == ["beach", "yes"]
+    assert records[1]["question"] == "Is it so? Really?"
+    assert records[0]["file_name"].endswith("beach/beach_1.tif")
+    index.write_text("beach_1.tif what is it\n")
+    with pytest.raises(FileNotFoundError, match="line 1: .* is not picture:question"):
+        records_of("rsivqa_all")
+
+
+@pytest.mark.parametrize(("name", "file"), [("siri_whu_vqa", "cls_SIRI_WHU.json"), ("aid_vqa", "cls_AID.json")])
+def test_vhm_s_questions(data, name, file):
+    turns = [{"from": "human", "value": "<image>\nWhich one? pond, river."}, {"from": "gpt", "value": "pond"}]
+    write_json(data / "vhm_eval" / file, [{"image": "0001.tif", "image_path": "x/pond", "conversations": turns}])
+    trees.write(data / "vhm_eval/x/pond/0001.tif", np.zeros((8, 8, 3), np.uint8))
+    (record,) = records_of(f"{name}_test")
+    assert (record["question"], record["answer"]) == ("Which one? pond, river.", "pond")
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    folder, rng = tmp_path / "mine", np.random.default_rng(0)
+    for split in ("train", "val"):
+        trees.write(folder / f"img_dir/{split}/{split}_a.jpg", trees.picture(rng, (40, 50)))
+        labels = rng.integers(1, 4, (40, 50), dtype=np.uint8)
+        labels[0], labels[1] = 0, 255
+        trees.write(folder / f"ann_dir/{split}/{split}_a.png", labels)
+    (folder / "dataset.yaml").write_text(
+        "name: my_town\nignore: [0, 255]\noffset: 1\nclasses:\n  - water\n"
+        "  - {name: road, synonyms: [street], color: [1, 2, 3]}\n  - {name: other, background: true}\n"
+    )
+    return folder
+
+
+def test_one_s_own_by_path_and_by_name(mine, cfg, call):
+    assert [r["dataset"] for r in records_of(f"{mine}:val")] == [str(mine)]
+    assert len(records_of(str(mine))) == 2
+    table = load_classes(MetadataCatalog.get(f"{mine}:val").class_table)
+    assert table.names == ("water", "road", "other")
+    assert (table.colors[1], table.background, table.synonyms[1]) == ((1, 2, 3), (False, False, True), ("street",))
+    register_folders([str(mine)])
+    (record,) = records_of("my_town_train")
+    stored = np.asarray(Image.open(record["sem_seg_file_name"]))
+    _, ids = read_pair(record)
+    assert (ids[2:] == stored[2:] - 1).all()
+    assert (ids[:2] == 255).all()
+    cfg.INPUT.CROP_SIZE = 32
+    assert set(TrainingMapper(cfg)(record)["sem_seg"].unique().tolist()) <= {0, 1, 2, 255}
+    assert call(CHECK, mine)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("classes: [water]\nsuffix: .png", r"holds \['suffix'\]: permitted are classes"),
+        ("classes: []", "'classes' must list names"),
+        ("classes: [{id: 4, name: a}]", r"ids must run 0, 1, 2, ... in order, found \[4\]"),
+        ("classes: [a, a]", r"\['a'\] stand for two classes"),
+        ("classes: [", "is no YAML"),
+    ],
+)
+def test_a_wrong_dataset_yaml_names_the_key(mine, tmp_path, text, says):
+    (mine / "dataset.yaml").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        own_row.__wrapped__(str(mine))
+
+
+def test_a_folder_that_is_no_data_set(mine, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no dataset.yaml: it says the classes"):
+        find(str(tmp_path))
+    with pytest.raises(KeyError, match="has no split 'test': there are train, val"):
+        find(f"{mine}:test")
+    (mine / "dataset.yaml").write_text("name: dubai\nclasses: [a]")
+    own_row.cache_clear()
+    with pytest.raises(ValueError, match="the name 'dubai' is that of a row of ours"):
+        register_folders([str(mine)])
+
+
+def test_class_tables_check_themselves():
+    with pytest.raises(ValueError, match="'classes' must list names"):
+        table_of([{"color": [1, 2, 3]}], "x.json")
+    assert len(set(table_of([f"c{i}" for i in range(300)], "x").colors)) > 250
+
+
+def test_pictures_in_train_and_test_alike_are_found(dubai, call):
+    picture = dubai / "images/tile5_001.jpg"
+    aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")  # made-up pictures are mostly even: noise to a hash
+    aerial.resize((131, 97)).save(dubai / "images/tile1_001.jpg")
+    aerial.resize((120, 90)).resize((131, 97)).save(picture, quality=60)
+    code, said, _ = call(CHECK, "dubai")
+    assert code == 1
+    assert "1 pictures look like pictures of dubai_train: tile1_001.jpg = tile5_001.jpg" in said
+
+
+def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tmp_path):
+    def manifest() -> list[dict]:
+        assert call(CHECK, "dubai_val", "--json", tmp_path / "m.json")[0] == 0
+        return json.loads((tmp_path / "m.json").read_text())
+
+    first = manifest()
+    label = dubai / "labels/tile5_001.png"
+    array = np.array(Image.open(label))
+    Image.fromarray(array).save(label, compress_level=1)  # the same pixels in another file
+    assert manifest() == first
+    assert first[0]["classes"]["water"]["pictures"] == 2
+    array[50, 50] = (array[50, 50] + 1) % 5
+    Image.fromarray(array).save(label)
+    assert manifest()[0]["sha256"] != first[0]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda p: Image.new("RGB", (131, 97)).save(p), "is a RGB picture: labels must be one channel"),
+        (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: permitted are 0 to 4"),
+        (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or no picture"),
+        (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
+    ],
+)
+def test_check_names_each_bad_file_and_goes_on(dubai, call, spoil, says):
+    spoil(dubai / "labels/tile5_001.png")
+    code, said, _ = call(CHECK, "dubai_val")
+    assert code == 1
+    assert "tile5_001.png" in said
+    assert re.search(says, said)
+    assert "1 wrong" in said
+
+
+def test_check_of_an_unknown_name_offers_near_ones(call):
+    code, _, err = call(CHECK, "loveda_vl")
+    assert code == 2
+    assert "near it: loveda_val" in err
+    assert "give the name of a data set" in call(CHECK)[2]
+
+
+REAL = ROOT / "../shared/data"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data here")
+@pytest.mark.parametrize(("name", "pictures"), [("dubai", 63), ("ucmerced", 2100), ("rsivqa_test", 210)])
+@pytest.mark.slow
+def test_the_real_ones(name, pictures, monkeypatch, call, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(REAL.resolve()))
+    code, said, _ = call(CHECK, name, "--json", tmp_path / "m.json")
+    assert code == 0, said
+    assert sum(part["pictures"] for part in json.loads((tmp_path / "m.json").read_text())) == pictures
+
+
+def test_bad_data_is_one_kind_of_error():
+    assert issubclass(BadData, ValueError)
+    assert default_config().DATALOADER.SKIP_BAD is False
+    assert row_of("loveda").offset == 1

@@ -1,0 +1,123 @@
+#!/usr/bin/env python
+"""How fast samples are made: decoding alone, one sample from file to tensor, and samples a second of each worker.
+
+python tools/benchmark_data.py
+python tools/benchmark_data.py --dataset dubai_train --crop 256 --workers 0,1,2
+
+Without --dataset, 16 pictures of 512 x 512 (JPEG, with PNG labels) are made up in a temporary folder. Nothing decoded
+is kept between samples here, as in a set that is larger than memory; training keeps what fits.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+from PIL import Image
+from tabulate import tabulate
+
+from skysense_o.errors import exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--dataset", metavar="NAME", help="a registered set of label pictures; default: made-up pictures")
+    p.add_argument("--crop", type=int, default=512, metavar="N", help="INPUT.CROP_SIZE (default: 512)")
+    p.add_argument("--workers", default="0,1,2", metavar="LIST", help="numbers of workers to try (default: 0,1,2)")
+    p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each measurement (default: 4)")
+    p.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    return p
+
+
+def make_up(folder: Path, count: int = 16, side: int = 512) -> str:
+    """Pictures with edges and texture, as photographs have, and a dataset.yaml; the path."""
+    rng = np.random.default_rng(0)
+    for kind in ("img_dir", "ann_dir"):
+        (folder / kind).mkdir(parents=True)
+    for n in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((side, side))
+        noisy = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (side, side, 3))
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / f"img_dir/{n}.jpg", quality=90)
+        labels = Image.fromarray(rng.integers(0, 6, (20, 20), dtype=np.uint8)).resize((side, side), Image.NEAREST)
+        labels.save(folder / f"ann_dir/{n}.png")
+    (folder / "dataset.yaml").write_text("classes: [water, land, road, building, vegetation, car]\n")
+    return str(folder)
+
+
+def each(call, items: list, seconds: float) -> float:
+    """Median milliseconds of processor time of a call, gone round and round the items: others on the machine do not
+    count."""
+    call(items[0])
+    times, end, n = [], time.perf_counter() + seconds, 0
+    while time.perf_counter() < end:
+        start = time.process_time()
+        call(items[n % len(items)])
+        times.append(time.process_time() - start)
+        n += 1
+    return 1000 * float(np.median(times))
+
+
+def rate(records: list[dict], mapper, workers: int, seconds: float) -> float:
+    """Samples a second, started up."""
+    from skysense_o.data.loader import training_loader
+
+    batches = iter(training_loader(records, mapper, batch=4, start=0, seed=0, workers=workers))
+    for _ in range(2 * max(1, workers)):
+        next(batches)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        count += len(next(batches))
+    return count / (time.perf_counter() - start)
+
+
+def measure(name: str, crop: int, workers: list[int], seconds: float) -> dict:
+    """The numbers of one data set."""
+    from skysense_o.config import default_config
+    from skysense_o.data import mapper as room
+    from skysense_o.data.catalog import records_of
+    from skysense_o.data.labels import read_image, read_labels
+
+    room.KEPT_BYTES = 0
+    cv2.setNumThreads(0)  # as in a worker
+    records = records_of(name)
+    cfg = default_config()
+    cfg.INPUT.CROP_SIZE = crop
+    mapper = room.TrainingMapper(cfg)
+    decode = each(lambda r: (read_image(r["file_name"]), read_labels(r["sem_seg_file_name"])), records, seconds)
+    sample = each(mapper, records, seconds)
+    rates = {str(w): rate(records, mapper, w, seconds) for w in workers}
+    return {
+        "decode_ms": decode,
+        "sample_ms": sample,
+        "mapping_over_decoding": sample / decode - 1,
+        "samples_a_second": rates,
+    }
+
+
+def run() -> int:
+    args = parser().parse_args()
+    import skysense_o.data  # noqa: F401  (registers the rows)
+
+    workers = [int(word) for word in args.workers.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        name = args.dataset or make_up(Path(folder) / "made_up")
+        numbers = measure(name, args.crop, workers, args.seconds)
+    print(f"{args.dataset or 'made-up pictures of 512 x 512'}, crops of {args.crop}")
+    print(f"decoding picture and labels   {numbers['decode_ms']:7.2f} ms")
+    print(f"file to sample, all in all    {numbers['sample_ms']:7.2f} ms")
+    print(f"mapping costs {numbers['mapping_over_decoding']:.2f} of a decoding")
+    rows = [(w, r, r / max(1, int(w))) for w, r in numbers["samples_a_second"].items()]
+    print(tabulate(rows, ["workers", "samples/s", "a worker"], floatfmt=".1f"))
+    if args.json:
+        Path(args.json).write_text(json.dumps(numbers, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))

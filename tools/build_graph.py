@@ -1,0 +1,167 @@
+#!/usr/bin/env python
+"""Make a relation graph for any vocabulary, without a paid service: how alike are the names, or what they look like?
+
+python tools/build_graph.py --dataset dubai --by text --output output/dubai_graph.json
+python tools/build_graph.py --dataset dubai_train --by images --weights mini --output output/dubai_graph.json
+python tools/build_graph.py --dataset eurosat --by images --limit 500 --output output/eurosat_graph.json
+python tools/build_graph.py --by scores --scores pairs.csv --output output/graph.json
+
+text: cosine between the names in the text tower. images: cosine between class prototypes, the mean of the image tower's
+dense features over the pixels of each class (of whole pictures, for scenes). scores: lines `from,to,score` with scores
+from 1 to 10. Cosines become scores by their rank among all pairs: 1 is the least alike tenth, 10 the most alike.
+The file says where each score comes from. Use it with INPUT.GRAPH FILE.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tabulate import tabulate
+from tqdm import tqdm
+
+from skysense_o.errors import exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--by", required=True, choices=("text", "images", "scores"), help="where the scores come from")
+    p.add_argument("--dataset", metavar="NAME", help="whose classes; for images also whose pictures")
+    p.add_argument("--classes", metavar="WORDS", help='for text: "a,b,c" instead of a data set')
+    p.add_argument("--scores", metavar="FILE", help="for scores: CSV of from,to,score")
+    p.add_argument("--output", required=True, metavar="FILE", help="the graph, as JSON")
+    p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
+    p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    p.add_argument(
+        "--limit", type=int, default=200, metavar="N", help="pictures looked at, evenly spread (default: 200)"
+    )
+    return p
+
+
+def names_of(args: argparse.Namespace) -> list[str]:
+    """The vocabulary that is asked for."""
+    from skysense_o.data.catalog import find
+    from skysense_o.data.classes import load_classes
+    from skysense_o.vocabulary import Vocabulary
+
+    if args.classes:
+        return list(Vocabulary.parse(args.classes).names)
+    if not args.dataset:
+        raise ValueError("give --dataset, or --classes for --by text")
+    row = find(args.dataset)[0][0]
+    if not row.classes:
+        raise ValueError(f"{args.dataset!r} has no class table: its names differ from picture to picture")
+    return list(load_classes(row.classes).names)
+
+
+def by_text(model, names: list[str], templates: list[str]) -> np.ndarray:
+    """(T,T) cosines between names, each the mean over the templates."""
+    import torch
+
+    with torch.no_grad():
+        strings = [template.format(name) for name in names for template in templates]
+        vectors = model.tower.encode_text(strings).float().view(len(names), len(templates), -1).mean(1)
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    return (vectors @ vectors.T).cpu().numpy()
+
+
+def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each record the (D,N) features of its cells and their classes (N,); IGNORE where a cell is of none."""
+    import torch
+
+    from skysense_o.data.labels import read_image
+    from skysense_o.data.mapper import read_pair
+    from skysense_o.geometry import prepare
+    from skysense_o.sample import IGNORE
+
+    for record in tqdm(records, unit="picture"):
+        scene = "label" in record
+        image, labels = (read_image(record["file_name"]), None) if scene else read_pair(record)
+        x, frames = prepare(
+            [torch.from_numpy(np.array(image.transpose(2, 0, 1))).to(model.tower.pixel_mean.device)], model.tower
+        )
+        with torch.no_grad():
+            dense = model.tower.encode_image(x).dense[0].float()
+        height, width = dense.shape[1:]
+        cells = np.full((height, width), IGNORE)
+        # A cell is of the class at its middle, in the picture that the frame padded on the right and below.
+        y = ((np.arange(height) + 0.5) * frames[0].padded[0] / height).astype(int)
+        z = ((np.arange(width) + 0.5) * frames[0].padded[1] / width).astype(int)
+        inside = np.ix_(y < image.shape[0], z < image.shape[1])
+        cells[inside] = record["label"] if scene else labels[np.ix_(y[y < image.shape[0]], z[z < image.shape[1]])]
+        yield dense.flatten(1).cpu().numpy(), cells.ravel()
+
+
+def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
+    """(T,T) cosines between class prototypes; NaN for classes that no picture shows."""
+    sums, counts = None, np.zeros(len(names))
+    for dense, cells in features(model, records, len(names)):
+        sums = np.zeros((len(names), len(dense))) if sums is None else sums
+        for c in np.unique(cells[cells < len(names)]):
+            sums[c] += dense[:, cells == c].sum(1)
+            counts[c] += (cells == c).sum()
+    mean = sums.sum(0) / max(1, counts.sum())  # what all classes share says nothing about which are alike
+    with np.errstate(invalid="ignore", divide="ignore"):
+        prototypes = sums / counts[:, None] - mean
+        prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
+    return prototypes @ prototypes.T
+
+
+def by_scores(path: str):
+    """The graph of a CSV."""
+    from skysense_o.data.relation_graph import HIGHEST, LOWEST, RelationGraph
+
+    if not path or not Path(path).is_file():
+        raise FileNotFoundError(f"no file of scores at {path!r}: --scores takes a CSV of from,to,score")
+    names: dict[str, int] = {}
+    edges = []
+    with open(path, newline="") as file:
+        for number, line in enumerate(csv.reader(file), 1):
+            if not line or line[0].startswith("#"):
+                continue
+            if len(line) != 3 or not line[2].strip().isdigit() or not LOWEST <= int(line[2]) <= HIGHEST:
+                raise ValueError(f"{path}, line {number}: {','.join(line)!r} is not from,to,score with a score 1 to 10")
+            edges.append((*(names.setdefault(name.strip(), len(names)) for name in line[:2]), int(line[2]), 0))
+    return RelationGraph.of_edges(list(names), np.array(edges), [f"file of scores {Path(path).name}"])
+
+
+def run() -> int:
+    args = parser().parse_args()
+    import skysense_o.data  # noqa: F401  (registers the rows)
+    from skysense_o.data.catalog import records_of
+    from skysense_o.data.relation_graph import RelationGraph
+
+    if args.by == "scores":
+        graph = by_scores(args.scores)
+    else:
+        names = names_of(args)
+        records = records_of(args.dataset) if args.by == "images" else []
+        if args.by == "images" and not {"label", "sem_seg_file_name"} & set(records[0]):
+            raise ValueError(f"{args.dataset!r} has neither classes nor label pictures")
+        from skysense_o.inference.predictor import Predictor
+
+        predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
+        if args.by == "text":
+            values = by_text(predictor.model, names, list(predictor.model.templates))
+        else:
+            chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, args.limit).astype(int))]
+            values = by_images(predictor.model, chosen, names)
+        source = {"text": "cosine of names", "images": f"cosine of class prototypes in {args.dataset}"}[args.by]
+        graph = RelationGraph.from_similarity(names, values, f"{source}, weights {Path(str(args.weights)).name}")
+    graph.save(args.output)
+    order = np.dstack(
+        np.unravel_index(np.argsort(-graph.scores.astype(int), axis=None, kind="stable"), graph.scores.shape)
+    )[0]
+    rows = [(graph.names[i], graph.names[j], graph.scores[i, j]) for i, j in order[:10] if graph.scores[i, j]]
+    print(tabulate(rows, ["most alike", "", "score"]))
+    print(f"{len(graph)} names, {int((graph.scores > 0).sum())} relations -> {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))

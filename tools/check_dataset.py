@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+"""Check a data set, and print a manifest to compare with other people's copies. Changes nothing.
+
+python tools/check_dataset.py --list
+python tools/check_dataset.py dubai
+python tools/check_dataset.py loveda_val --json loveda_val.json
+python tools/check_dataset.py path/to/my/folder
+
+Looks for pictures without labels, cut files, sizes that differ, ids out of range, classes without a pixel, and
+pictures of one split that look like pictures of another. Exit code 1: something is wrong.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tabulate import tabulate
+
+from skysense_o.errors import exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("name", nargs="?", help="a data set, one of its splits, or the path of a folder with dataset.yaml")
+    p.add_argument("--list", action="store_true", help="all rows, one a line")
+    p.add_argument("--markdown", action="store_true", help="with --list: the table of datasets/README.md")
+    p.add_argument("--json", metavar="FILE", help="write the manifest there as well")
+    p.add_argument("--limit", type=int, metavar="N", help="look at N records of each split only")
+    return p
+
+
+def list_rows(markdown: bool) -> str:
+    """One line a row."""
+    from skysense_o.data.catalog import ROWS
+
+    if not markdown:
+        return tabulate([(r.name, r.task, ", ".join(r.splits), r.licence) for r in ROWS], tablefmt="plain")
+    lines = ["| name | task | splits (pictures) | m a pixel | licence | size | command |", "|" + "---|" * 7]
+    for row in ROWS:
+        main = {s: n for s in row.splits if not s.startswith(("scene", "without")) for n in [row.counts.get(s)]}
+        splits = ", ".join(f"{s} ({n:,})" if n else s for s, n in main.items())
+        command = f"`{row.prepare}`" if row.prepare else "as published"
+        name = f"[{row.name}]({row.homepage})"
+        lines.append(f"| {name} | {row.task} | {splits} | {row.gsd} | {row.licence} | {row.size} | {command} |")
+    return "\n".join(lines)
+
+
+def run() -> int:
+    args = parser().parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if args.list:
+        print(list_rows(args.markdown))
+        return 0
+    if not args.name:
+        raise ValueError("give the name of a data set, or --list")
+    import skysense_o.data  # noqa: F401  (registers the rows)
+    from skysense_o.data.check import check, histogram
+
+    reports = check(args.name, args.limit)
+    rows = [
+        (r.name, r.pictures, "x".join(map(str, r.smallest)), "x".join(map(str, r.largest)), r.sha256[:16])
+        for r in reports
+    ]
+    print(tabulate(rows, ["split", "pictures", "smallest", "largest (h x w)", "sha256"]))
+    headers = ["class", *(h for r in reports for h in (f"{r.name} %", "in"))]
+    print("\n" + tabulate(histogram(reports), headers, floatfmt=".2f"))
+    for report in reports:
+        for note in report.notes:
+            print(f"note: {report.name}: {note}")
+        for problem in report.problems:
+            print(f"wrong: {report.name}: {problem}")
+    if args.json:
+        Path(args.json).write_text(json.dumps([r.manifest() for r in reports], indent=1) + "\n")
+    wrong = sum(len(report.problems) for report in reports)
+    print(f"\n{wrong or 'nothing'} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))

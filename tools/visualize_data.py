@@ -1,0 +1,124 @@
+#!/usr/bin/env python
+"""What the mapper really gives the model: cropped and coloured pictures, their labels, and the names drawn for them.
+
+python tools/visualize_data.py dubai_train --output output/dubai.png
+python tools/visualize_data.py skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
+python tools/visualize_data.py path/to/my/folder --output output/mine.png --opts INPUT.CROP_SIZE 512
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from skysense_o.errors import exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("name", help="a data set for training, or the path of a folder with dataset.yaml")
+    p.add_argument("--output", default="output/data.png", metavar="FILE", help="default: output/data.png")
+    p.add_argument("--config-file", metavar="FILE", help="a YAML whose INPUT counts; default: the defaults")
+    p.add_argument("--count", type=int, default=8, metavar="N", help="samples (default: 8)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--opts", default=[], nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    return p
+
+
+def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
+    """Picture beside its labels; below, the names: those in the labels with their swatch, then the others in grey."""
+    from skysense_o.inference.drawing import overlay
+    from skysense_o.sample import IGNORE
+
+    image = sample["image"].permute(1, 2, 0).numpy()
+    labels = sample["sem_seg"].numpy()
+    painted = overlay(image, np.where(labels == IGNORE, len(colors), labels), [*colors, (0, 0, 0)], 0.6)
+    side, font, line = image.shape[0], ImageFont.load_default(13), 17
+    there = [c for c in np.unique(labels) if c != IGNORE]
+    names = sample["vocabulary"].names
+    others = ", ".join(name for c, name in enumerate(names) if c not in there)
+    lines = _wrapped(f"also: {others}", font, 2 * side - 8)[:4] if others else []
+    ignored = float((labels == IGNORE).mean())
+    rows = len(there) + len(lines) + (ignored > 0)
+    sheet = Image.new("RGB", (2 * side, side + line * rows + 8), "white")
+    sheet.paste(Image.fromarray(image), (0, 0))
+    sheet.paste(Image.fromarray(painted), (side, 0))
+    draw, y = ImageDraw.Draw(sheet), side + 4
+    for c in there:
+        draw.rectangle((4, y, 16, y + 12), fill=colors[c], outline=(60, 60, 60))
+        draw.text((22, y - 1), f"{names[c]}  {100 * float((labels == c).mean()):.1f} %", fill=(20, 20, 20), font=font)
+        y += line
+    if ignored:
+        draw.rectangle((4, y, 16, y + 12), fill=(0, 0, 0))
+        draw.text((22, y - 1), f"ignored  {100 * ignored:.1f} %", fill=(20, 20, 20), font=font)
+        y += line
+    for text in lines:
+        draw.text((4, y - 1), text, fill=(120, 120, 120), font=font)
+        y += line
+    return sheet
+
+
+def _wrapped(text: str, font, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def contact_sheet(panels: list[Image.Image], columns: int = 2) -> Image.Image:
+    """Panels in rows, each row as high as its highest."""
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    width = columns * (max(p.width for p in panels) + 8)
+    sheet = Image.new("RGB", (width, sum(max(p.height for p in row) + 8 for row in rows)), (225, 225, 225))
+    y = 4
+    for row in rows:
+        for place, one in enumerate(row):
+            sheet.paste(one, (place * width // columns + 4, y))
+        y += max(p.height for p in row) + 8
+    return sheet
+
+
+def run() -> int:
+    args = parser().parse_args()
+    import skysense_o.data  # noqa: F401  (registers the rows)
+    from skysense_o.config import default_config, merge_file
+    from skysense_o.data.catalog import records_of
+    from skysense_o.data.classes import ClassTable
+    from skysense_o.data.loader import NumberedSamples
+    from skysense_o.data.mapper import TrainingMapper, own_words
+    from skysense_o.inference.drawing import colors_for
+
+    cfg = default_config()
+    if args.config_file:
+        merge_file(cfg, args.config_file)
+    try:
+        cfg.merge_from_list(args.opts)
+    except (KeyError, AssertionError) as error:
+        raise ValueError(f"config: {error}; keys are listed in skysense_o/config.py") from error
+    records = records_of(args.name)
+    if "sem_seg_file_name" not in records[0]:
+        raise ValueError(f"{args.name!r} has no label pictures: this shows sets for segmentation")
+    samples = NumberedSamples(records, TrainingMapper(cfg), args.seed)
+    by_file, panels = {r["file_name"]: r for r in records}, []
+    for number in range(min(args.count, len(records))):
+        sample = samples[number]
+        own = own_words(by_file[sample["file_name"]])
+        given = own.colors if isinstance(own, ClassTable) else ()
+        colors = [*given, *colors_for(sample["vocabulary"].names)[len(given) :]]
+        panels.append(panel(sample, colors))
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(panels).save(args.output)
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))
