@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.inference.blending import Band, reflected, resolve, run
+from skysense_o.inference.blending import Band, Row, reflected, resolve, run
 from skysense_o.inference.sliding import plan_windows, segment_array
 from skysense_o.inference.windows import Axis, Plan
 from skysense_o.vocabulary import Vocabulary
@@ -79,8 +79,6 @@ def test_rows_may_be_begun_anywhere_and_give_the_same_bits():
     pad = F.pad(image.float(), (0, 32, 0, 32), mode="reflect").to(torch.uint8)
 
     def load(k):
-        from skysense_o.inference.blending import Row
-
         top = plan.rows.starts[k]
         return Row(pad[:, top : top + 64], (True,) * len(plan.cols.starts))
 
@@ -153,7 +151,7 @@ def test_reflection_of_tiny_pictures():
     [
         ({"window": 100}, "a window of 100 pixels does not fit the model: give a multiple of 32"),
         ({"window": 64, "overlap": 64}, "an overlap of 64 pixels is out of range: 0 to 32"),
-        ({"window": 512, "memory": 2**20}, "0 MiB are too few to blend 300 names in windows of 512: at least 20 MiB"),
+        ({"window": 512, "memory": 2**20}, "1 MiB are too few to blend 300 names in windows of 512: at least 77 MiB"),
     ],
 )
 def test_windows_that_do_not_fit(options, says):

@@ -5,14 +5,16 @@ model sees (other than H W where it is resampled to another ground sampling dist
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import geopandas
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import geometry_mask
 from rasterio.transform import Affine
 from rasterio.windows import Window
@@ -52,6 +54,7 @@ class Raster:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"no picture at {str(path)!r}")
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures without a place are welcome
         try:
             self.file = rasterio.open(self.path)
         except RasterioError as error:
@@ -66,6 +69,12 @@ class Raster:
         )
         self.all_valid = not float_or_masked and self.shapes is None
         self.stretch: tuple[float, float] | None = self._measure()
+
+    def again(self) -> Raster:
+        """The same raster opened once more, for another thread."""
+        other = copy(self)
+        other.file = rasterio.open(self.path)
+        return other
 
     def close(self) -> None:
         self.file.close()
@@ -161,7 +170,7 @@ class Raster:
                 table[value] = color[:3]
             return list(bands), table
         if len(bands) == 1:
-            logger.warning("%s: band %d is shown to the model as red, green and blue alike", self.path.name, bands[0])
+            logger.info("%s: band %d is shown to the model as red, green and blue alike", self.path.name, bands[0])
         return list(bands), None
 
     def _resampled(self, gsd: float | None) -> tuple[int, int]:
@@ -213,7 +222,7 @@ class Raster:
         if self.palette is not None or raw.dtype == np.uint8:
             return None
         low, high = (float(v) for v in np.percentile(values.astype(np.float64), STRETCH_PERCENTILES))
-        logger.warning("%s is %s: values %g to %g are stretched to 0..255", self.path.name, raw.dtype, low, high)
+        logger.info("%s is %s: values %g to %g are stretched to 0..255", self.path.name, raw.dtype, low, high)
         return low, high
 
     def _any_valid_values(self) -> np.ndarray:

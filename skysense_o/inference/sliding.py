@@ -14,8 +14,6 @@ from skysense_o.meta_arch import SkySenseO
 from skysense_o.vocabulary import Vocabulary
 
 MEMORY = 2 * 2**30
-BLENDING_SHARE = 0.5
-"""Of the memory that may be used; the rest is for the model's own maps and what is read ahead."""
 BATCH = {"cpu": 1}
 OTHER_BATCH = 8
 """Windows at a time: one keeps a CPU busy, a GPU wants more."""
@@ -51,7 +49,7 @@ def plan_windows(
         divisor=divisor,
         stride=model.stride,
         names=names,
-        memory=int(memory * BLENDING_SHARE),
+        memory=memory,
         fixed=bool(square),
         target=target,
     )

@@ -7,7 +7,6 @@ The result has its own pixels: fewer or more than the model sees where a picture
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +17,8 @@ from skysense_o.geometry import padded_size
 
 WINDOW = 512
 OVERLAP = 0.25
+BLENDING_SHARE = 0.5
+"""Of the memory that may be used; the rest is for the model's own maps and what is read ahead."""
 BLOCK = 512
 """Strips begin at multiples of so many pixels, since GeoTIFFs are tiled so."""
 
@@ -138,7 +139,7 @@ class Plan:
         Args:
             size: (H,W) that the model sees. target: of the result; the same where None.
             window, overlap: pixels. divisor, stride: of the model's input and of its head's grid.
-            names: C. memory: bytes that blending may take; the strips are as wide as it allows.
+            names: C. memory: bytes that may be used; the strips are as wide as the share for blending allows.
             fixed: the model takes windows of this size only, however small the picture.
 
         Raises:
@@ -153,9 +154,10 @@ class Plan:
             raise ValueError(f"an overlap of {overlap} pixels is out of range: 0 to {window - step} for this window")
         rows, cols = (Axis.plan(n, t, window, overlap, step, stride, fixed) for n, t in zip(size, target))
         column = strip_bytes(rows, names) * size[1] / target[1] / stride  # bytes a column of the result
-        width = int(memory // column) // BLOCK * BLOCK
-        if width == 0 and target[1] * column > memory:
-            least = math.ceil(min(BLOCK, target[1]) * column / 2**20)
+        share = memory * BLENDING_SHARE
+        width = int(share // column) // BLOCK * BLOCK
+        if width == 0 and target[1] * column > share:
+            least = math.ceil(min(BLOCK, target[1]) * column / BLENDING_SHARE / 2**20)
             raise ValueError(
                 f"{memory / 2**20:.0f} MiB are too few to blend {names} names in windows of {window}: at least {least}"
                 " MiB are needed; give more memory, fewer names or a smaller window"
