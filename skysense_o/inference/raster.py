@@ -190,9 +190,8 @@ class Raster:
         try:
             table = geopandas.read_file(path)
         except Exception as error:  # pyogrio and GDAL have many
-            raise ValueError(
-                f"{path} is not a vector file that can be read ({error}): give GeoJSON or GeoPackage"
-            ) from error
+            reason = str(error).split(";")[0]
+            raise ValueError(f"{path} is no vector file that can be read ({reason}): give GeoJSON or GPKG") from error
         if "geometry" not in table or table.geometry.is_empty.all() or not table.geometry.notna().any():
             raise ValueError(f"the area of interest {path} is empty: draw at least one polygon")
         if table.crs is None:

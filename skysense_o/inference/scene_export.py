@@ -187,7 +187,7 @@ def run_scene(
     restart: bool = False,
     processes: PartialState | None = None,
 ) -> tuple[list[Path], list[dict]]:
-    """From a raster to files: `segment_scene`, then `save_scene`, whose result it returns; empty but on the first process.
+    """From a raster to files: `segment_scene`, then `save_scene`, whose result comes back (on the first process).
 
     An interrupted run leaves `<stem>.work` in `folder` and goes on from there when called again; `restart` throws that
     away. processes: of Accelerate, where several share the scene.
