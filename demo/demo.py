@@ -57,28 +57,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def bytes_of(text: str) -> int:
-    """ "2GiB", "500MB", "800MiB" or plain bytes -> bytes."""
-    units = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    number = text.rstrip("BbIiKkMmGg ")
-    try:
-        size = int(float(number) * units[text[len(number) :].strip().upper()])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ValueError(f"--memory {text!r} is not a size: write it as 2GiB or 800MB")
-    return size
-
-
 def scene_options(args: argparse.Namespace):
     """The options of scenes as the package takes them; needs the extra "geo"."""
-    from skysense_o.inference.scene import SceneOptions
+    from skysense_o.inference.scene import SceneOptions, parse_bytes
 
     try:
         bands = tuple(int(word) for word in args.bands.split(",")) if args.bands else None
     except ValueError as error:
         raise ValueError(f"--bands {args.bands!r} are not numbers: write them as 4,3,2") from error
-    return SceneOptions(bands, args.gsd, args.aoi, args.window, args.overlap, bytes_of(args.memory), args.threshold)
+    return SceneOptions(bands, args.gsd, args.aoi, args.window, args.overlap, parse_bytes(args.memory), args.threshold)
 
 
 def stems_of(paths: list[Path]) -> list[str]:
@@ -116,7 +103,6 @@ def check(args: argparse.Namespace) -> list[str]:
         raise ValueError(f"--save {args.save!r}: {unknown or 'nothing'} is not among {', '.join(ALL_FORMATS)}")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is out of range: 0 to 1")
-    bytes_of(args.memory)
     if min(args.min_area, args.simplify) < 0:
         raise ValueError("--min-area and --simplify are 0 or more")
     ancestors = [Path(args.output), *Path(args.output).parents]

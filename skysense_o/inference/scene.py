@@ -58,6 +58,23 @@ class Scene:
     settings: dict = field(default_factory=dict)
 
 
+def parse_bytes(text: str) -> int:
+    """ "2GiB", "800MB" or plain bytes -> bytes.
+
+    Raises:
+        ValueError: anything else, or not above 0.
+    """
+    units = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.strip().lower().rstrip("bikmg ")
+    try:
+        size = int(float(number) * units[text.strip().lower()[len(number) :].strip()])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"memory {text!r} is not a size: write it as 2GiB or 800MB")
+    return size
+
+
 @contextmanager
 def gdal():
     """GDAL with a bounded cache, and no files of its own beside the input."""

@@ -48,7 +48,8 @@ def polygons(
                 if number:
                     shape[int(number) - 1] = shapely.geometry.shape(geometry)
     if simplify and len(regions):
-        shape = shapely.coverage_simplify(shape, simplify)
+        # GDAL leaves out corners on straight sides where two neighbours meet; GEOS needs them to see what is shared.
+        shape = shapely.coverage_simplify(shapely.segmentize(shape, 1.0), simplify)
     shape = shapely.transform(shape, lambda xy: np.stack(transform @ (xy[:, 0], xy[:, 1]), axis=1))
     columns = {
         "class_id": regions.label.astype(np.int32),
