@@ -373,17 +373,113 @@ def test_without_the_extra_plain_pictures_work_and_scenes_name_the_cure(tmp_path
         "import sys\n"
         "for name in ('rasterio', 'pyproj', 'shapely', 'geopandas', 'pyogrio', 'scipy'): sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(ROOT / 'demo')!r}); import demo\n"
-        "code = demo.exit_code(demo.run); print('code', code)"
+        "def call(*words):\n"
+        f"    sys.argv = ['demo.py', '--classes', 'road,tree', '--output', {str(tmp_path / 'out')!r}, *words]\n"
+        "    print('code', demo.exit_code(demo.run))\n"
+        f"call('--input', {str(tmp_path / 'p.png')!r}, {str(tmp_path / 's.tif')!r})\n"
+        f"call('--input', {str(tmp_path / 's.tif')!r}, '--save', 'geotiff')\n"
     )
-
-    def demo(*words):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", code, *map(str, words), "--classes", "road,tree", "--output", tmp_path / "out"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-    done = demo("--input", tmp_path / "p.png", tmp_path / "s.tif")
-    assert "code 0" in done.stdout, done.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert [line for line in done.stdout.split("\n") if "code" in line] == ["code 0", "code 2"], done.stderr
     assert "s.tif is read as a plain picture, its place is lost" in done.stderr
-    done = demo("--input", tmp_path / "s.tif", "--save", "geotiff")
-    assert "code 2" in done.stdout
     assert 'which is not installed: pip install -e ".[geo]"' in done.stderr
+
+
+DEMO = "demo/demo.py"
+
+
+def test_the_demo_takes_a_scene_with_its_options(call, tmp_path):
+    path = write_scene(tmp_path / "s.tif", np.concatenate([fields(80, 100), fields(80, 100)[:1]]))
+    options = (
+        "--bands",
+        "4,3,2",
+        "--gsd",
+        "4",
+        "--memory",
+        "500MB",
+        "--window",
+        "64",
+        "--min-area",
+        "100",
+        "--simplify",
+        "1",
+    )
+    save = "geotiff,confidence,gpkg,geojson,coco,boxes,areas,overlay,json"
+    code, text, err = call(
+        DEMO, "--input", path, "--classes", "water,land", "--background", "sky", "--output", tmp_path / "out",
+        "--save", save, *options,
+    )  # fmt: skip
+    assert code == 0, err
+    ends = ("_labels.tif", "_confidence.tif", ".gpkg", ".geojson", "_coco.json", "_boxes.json", "_areas.csv",
+            "_overlay.png", ".json")  # fmt: skip
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"s{end}" for end in ends}
+    assert "m2" in text
+    body = json.loads((tmp_path / "out/s.json").read_text())
+    assert [row["name"] for row in body["classes"]] == ["none", "water", "land"]
+    assert body["settings"]["bands"] == [4, 3, 2]
+    assert sum(row["area_m2"] for row in body["classes"]) == 80 * 100 * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--bands": "5,1,2"}, "it has bands 1 to 3"),
+        ({"--bands": "red"}, "--bands 'red' are not numbers"),
+        ({"--memory": "much"}, "memory 'much' is not a size: write it as 2GiB"),
+        ({"--gsd": "-1"}, "--gsd -1.0 is out of range"),
+        ({"--aoi": "nowhere.geojson"}, "no area of interest at 'nowhere.geojson'"),
+        ({"--window": "100"}, "a window of 100 pixels does not fit the model"),
+        ({"--min-area": "-1"}, "--min-area and --simplify are 0 or more"),
+        ({"--save": "geotiff,probabilities"}, "--save probabilities is not for georeferenced scenes"),
+    ],
+)
+def test_mistakes_get_one_line_and_no_output(call, tmp_path, changes, says):
+    path = write_scene(tmp_path / "s.tif", fields(80, 100))
+    options = {"--input": path, "--classes": "road,tree", "--output": tmp_path / "out", **changes}
+    code, _, err = call(DEMO, *(word for pair in options.items() for word in pair))
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plain_picture_can_be_seen_in_windows(mini):
+    image = fields(100, 150).transpose(1, 2, 0)
+    found = mini(image, "water,land,road", window=64)
+    assert found.labels.dtype == np.uint8
+    assert found.labels.shape == (100, 150)
+    assert found.presence is None
+    with pytest.raises(ValueError, match="not kept in windows"):
+        mini(image, "water,land", window=64, probabilities=True)
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_do_an_archive(call, tmp_path):
+    pytest.importorskip("ray", reason='pip install -e ".[archive]"')
+    for name in ("a", "b", "c"):
+        write_scene(tmp_path / f"{name}.tif", fields(60, 80))
+    (tmp_path / "d.tif").write_text("no raster")
+    words = ("--classes", "water,land", "--output", tmp_path / "out", "--workers", "2", "--cpus", "0.5")
+    code, text, _ = call("tools/segment_archive.py", "--input", tmp_path / "*.tif", *words)
+    assert code == 1
+    assert "error: " in text
+    assert "d.tif is not a raster that can be read" in text
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written == {f"{name}{end}" for name in "abc" for end in ("_labels.tif", "_areas.csv")}
+    assert call("demo/demo.py", "--input", tmp_path / "a.tif", "--classes", "water,land", "--output", tmp_path / "one",
+                "--save", "geotiff")[0] == 0  # fmt: skip
+    assert (tmp_path / "one/a_labels.tif").read_bytes() == (tmp_path / "out/a_labels.tif").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_share_a_scene(tmp_path):
+    path = write_scene(tmp_path / "s.tif", fields(280, 300))
+    words = ["--input", path, "--classes", "water,land,road", "--save", "geotiff", "--window", "64", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for folder, start in (("two", launch), ("one", [])):
+        command = [sys.executable, *start, ROOT / DEMO, *words, "--output", tmp_path / folder]
+        done = subprocess.run([str(w) for w in command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert [p.name for p in (tmp_path / folder).iterdir()] == ["s_labels.tif"]
+    assert np.array_equal(labels_of(tmp_path / "two/s_labels.tif"), labels_of(tmp_path / "one/s_labels.tif"))

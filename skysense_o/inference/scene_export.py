@@ -32,15 +32,16 @@ FORMATS = ("geotiff", "labels", "confidence", "gpkg", "geojson", "coco", "boxes"
 OVERLAY_SIDE = 2048
 
 
-def check_formats(formats: Sequence[str], raster: Raster) -> None:
-    """Raise before any work what would only fail at its end.
-
-    Raises:
-        ValueError: GeoJSON of a scene without a CRS, or a format that scenes do not have.
-    """
+def check_names(formats: Sequence[str]) -> None:
+    """Raise a ValueError for a format that scenes do not have."""
     wrong = [name for name in formats if name not in FORMATS]
     if wrong:
         raise ValueError(f"--save {','.join(wrong)} is not for georeferenced scenes: use {', '.join(FORMATS)}")
+
+
+def check_formats(formats: Sequence[str], raster: Raster) -> None:
+    """Raise a ValueError, before any work, for what would only fail at its end: GeoJSON of a scene without a CRS."""
+    check_names(formats)
     if "geojson" in formats and raster.file.crs is None:
         raise ValueError(f"{raster.path} has no CRS, and GeoJSON needs longitudes: save gpkg or coco instead")
 
@@ -186,11 +187,12 @@ def run_scene(
     simplify: float = 0.0,
     restart: bool = False,
     processes: PartialState | None = None,
+    progress: bool = True,
 ) -> tuple[list[Path], list[dict]]:
     """From a raster to files: `segment_scene`, then `save_scene`, whose result comes back (on the first process).
 
     An interrupted run leaves `<stem>.work` in `folder` and goes on from there when called again; `restart` throws that
-    away. processes: of Accelerate, where several share the scene.
+    away. processes: of Accelerate, where several share the scene. progress: a bar on stderr.
     """
     work = folder / f"{stem}.work"
     share = (processes.process_index, processes.num_processes) if processes else (0, 1)
@@ -200,7 +202,9 @@ def run_scene(
         processes.wait_for_everyone()
     with gdal(), Raster(path, options.bands, options.gsd, options.aoi) as raster:
         check_formats(formats, raster)
-        scene = segment_scene(predictor, raster, vocabulary, work, options, process=share[0], processes=share[1])
+        scene = segment_scene(
+            predictor, raster, vocabulary, work, options, process=share[0], processes=share[1], progress=progress
+        )
         if processes:
             processes.wait_for_everyone()
         if share[0]:
