@@ -114,6 +114,11 @@ def segment_scene(
     _check_room(folder.parent, raster.size, len(names))
     work = WorkFolder(folder, raster.size, len(names), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
+
+    def ask(windows: Tensor) -> Tensor:
+        bar.update(len(windows))
+        return predictor.windows(windows, vocabulary)
+
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, disable=not progress)
     with closing(bar), torch.inference_mode(), raster.again() as mine:
         for number, strip in enumerate(plan.strips):
@@ -123,7 +128,7 @@ def segment_scene(
             if rows:
                 load = _loader(plan, strip, raster, predictor.fill, bar)
                 write = _writer(work, number, mine, vocabulary, threshold)
-                run(plan, strip, rows, load, lambda x: predictor.windows(x, vocabulary), write, batch)
+                run(plan, strip, rows, load, ask, write, batch)
     return Scene(raster, work, names, threshold, settings)
 
 
@@ -134,12 +139,12 @@ def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar
 
     def load(k: int) -> Row:
         top = plan.rows.starts[k]
-        bar.update(len(columns))
         y, x = reflected(raster.seen[0], top, top + plan.rows.window), reflected(raster.seen[1], begin, end)
         across = [plan.cols.pixels_of(c) for c in columns]
         down = plan.rows.pixels_of(k)
         valid = raster.valid(down, range(across[0].start, across[-1].stop)).any(axis=0)
         wanted = tuple(bool(valid[p.start - across[0].start : p.stop - across[0].start].any()) for p in across)
+        bar.update(wanted.count(False))
         if not any(wanted):
             return Row(torch.empty(3, 0, 0, dtype=torch.uint8), wanted)
         y0, x0 = int(y.min()), int(x.min())
