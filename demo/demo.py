@@ -18,7 +18,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from accelerate import PartialState
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -147,7 +146,11 @@ def run() -> int:
     if len(pictures) == 1 and scenes:
         scene_tools().check_scene(pictures[0], formats, scene_options(args))
     predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision)
-    processes = PartialState(cpu=predictor.model.device.type == "cpu") if "WORLD_SIZE" in os.environ else None
+    processes = None
+    if "WORLD_SIZE" in os.environ:  # started by torchrun or Accelerate
+        from accelerate import PartialState
+
+        processes = PartialState(cpu=predictor.model.device.type == "cpu")
     settings = {
         "weights": predictor.source,
         "weights_sha256": predictor.sha256,

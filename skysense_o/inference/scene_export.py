@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from accelerate import PartialState
 from PIL import Image
 
 from skysense_o.inference.coco import coco_boxes, coco_dataset
@@ -26,6 +26,9 @@ from skysense_o.inference.scene import Scene, SceneOptions, gdal, record, segmen
 from skysense_o.inference.vectors import polygons, write_geojson, write_geopackage
 from skysense_o.inference.work import NO_SCORE
 from skysense_o.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 FORMATS = ("geotiff", "labels", "confidence", "gpkg", "geojson", "coco", "boxes", "areas", "overlay", "json")
 """`labels` is another word for `geotiff`."""
