@@ -134,6 +134,7 @@ def run() -> int:
     args = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL remarks on harmless oddities of TIFFs
     vocabulary, colors = words_of(args)
     from skysense_o.inference.export import save
     from skysense_o.inference.pictures import find_pictures, read_picture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -82,12 +81,12 @@ def test_not_finite_values_are_not_valid(tmp_path):
         assert raster.stretch[1] < 255 * 7 + 1
 
 
-def test_one_band_is_repeated_and_the_log_says_so(tmp_path, caplog):
+def test_one_band_is_repeated_and_that_is_told(tmp_path):
     path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1])
-    with caplog.at_level(logging.INFO), Raster(path) as raster:
+    with Raster(path) as raster:
         seen = read_all(raster)
     assert np.array_equal(seen[0], seen[2])
-    assert "band 1 is shown to the model as red, green and blue alike" in caplog.text
+    assert raster.notes == ["band 1 is shown to the model as red, green and blue alike"]
 
 
 def test_palettes_become_their_colours(tmp_path):

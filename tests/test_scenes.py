@@ -176,11 +176,19 @@ def test_the_model_sees_the_gsd_asked_for_and_the_grid_stays(tmp_path):
     assert (labels == pixels.argmax(0)).mean() > 0.9
 
 
+def test_what_is_done_to_the_colours_is_told_once(tmp_path, caplog):
+    path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1].astype("uint16") * 9)
+    with caplog.at_level("INFO"):
+        make(path, tmp_path / "out")
+    assert caplog.text.count("s.tif: band 1 is shown to the model as red, green and blue alike") == 1
+    assert caplog.text.count("s.tif: values of uint16 from") == 1
+
+
 def test_the_scale_is_told_and_a_warning_given_when_it_is_far_from_training(tmp_path, caplog):
     path, predictor = write_scene(tmp_path / "s.tif", fields(40, 60)), colour_predictor()
     with caplog.at_level("INFO"):
         make(path, tmp_path / "out", predictor=predictor)
-        assert "2 m a pixel" in caplog.text
+        assert "s.tif: 2 m a pixel" in caplog.text
         assert "trained at" not in caplog.text, "nothing is said where the weights do not say"
         predictor.model.gsd = 0.5
         make(path, tmp_path / "out", predictor=predictor)

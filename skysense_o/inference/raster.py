@@ -4,7 +4,6 @@ model sees (other than H W where it is resampled to another ground sampling dist
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 from copy import copy
@@ -21,8 +20,6 @@ from rasterio.windows import Window
 
 from skysense_o.inference.ground import PixelAreas
 from skysense_o.inference.pictures import STRETCH_PERCENTILES, PictureError
-
-logger = logging.getLogger(__name__)
 
 OVERVIEW = 1024
 """Longest side of the reduced raster that the stretch is measured on."""
@@ -60,6 +57,7 @@ class Raster:
         except RasterioError as error:
             raise PictureError(f"{self.path} is not a raster that can be read ({error})") from error
         self.size: tuple[int, int] = self.file.shape
+        self.notes: list[str] = []  # what a user should know of how the raster is shown to the model
         self.bands, self.palette = self._choose(bands)
         self.areas = PixelAreas(self.file.crs, self.file.transform, self.size)
         self.seen = self._resampled(gsd)
@@ -170,7 +168,7 @@ class Raster:
                 table[value] = color[:3]
             return list(bands), table
         if len(bands) == 1:
-            logger.info("%s: band %d is shown to the model as red, green and blue alike", self.path.name, bands[0])
+            self.notes.append(f"band {bands[0]} is shown to the model as red, green and blue alike")
         return list(bands), None
 
     def _resampled(self, gsd: float | None) -> tuple[int, int]:
@@ -221,7 +219,7 @@ class Raster:
         if self.palette is not None or raw.dtype == np.uint8:
             return None
         low, high = (float(v) for v in np.percentile(values.astype(np.float64), STRETCH_PERCENTILES))
-        logger.info("%s is %s: values %g to %g are stretched to 0..255", self.path.name, raw.dtype, low, high)
+        self.notes.append(f"values of {raw.dtype} from {low:g} to {high:g} are stretched to 0..255")
         return low, high
 
     def _any_valid_values(self) -> np.ndarray:

@@ -77,8 +77,8 @@ def parse_bytes(text: str) -> int:
 
 @contextmanager
 def gdal():
-    """GDAL with a bounded cache, and no files of its own beside the input."""
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE, GDAL_DISABLE_READDIR_ON_OPEN="FALSE"):
+    """GDAL with a bounded cache; its own is 5 % of the machine's memory."""
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         yield
 
 
@@ -108,7 +108,7 @@ def segment_scene(
         predictor.model, raster.seen, len(vocabulary), options.window, options.overlap, options.memory, raster.size
     )
     names, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
-    _say_scale(raster, predictor.model.gsd, options.gsd)
+    _tell(raster, predictor.model.gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
     batch = options.batch or batch_size(predictor.model.device)
     _check_room(folder.parent, raster.size, len(names))
@@ -222,8 +222,10 @@ def _settings(
     }
 
 
-def _say_scale(raster: Raster, trained: float, gsd: float | None) -> None:
-    """The ground sampling distance in the log; a warning where it is far from that of the training pictures."""
+def _tell(raster: Raster, trained: float, gsd: float | None) -> None:
+    """How the raster is shown, and its scale, in the log; a warning where that is far from the training pictures'."""
+    for note in raster.notes:
+        logger.info("%s: %s", raster.path.name, note)
     own, seen = raster.areas.gsd, gsd or raster.areas.gsd
     if own is None:
         logger.info("%s has no CRS and transform: its metres a pixel are not known", raster.path.name)
