@@ -66,21 +66,22 @@ def stand_in(predictor):
     import torch.nn.functional as F
 
     def predict_windows(windows, vocabulary):
-        mixing = torch.linspace(-1, 1, 3 * len(vocabulary), device=windows.device).sin().mul(3).view(-1, 3)
-        grid = F.avg_pool2d(windows.float().div_(255), predictor.model.stride)
-        return torch.einsum("cd,bdhw->bchw", mixing, grid).sigmoid_()
+        angles = torch.arange(3 * len(vocabulary), device=windows.device).mul(2.4)  # the winner changes with the colour
+        grid = F.avg_pool2d(windows.float().div_(127.5).sub_(1), predictor.model.stride)
+        return torch.einsum("cd,bdhw->bchw", angles.sin().view(-1, 3), grid).mul_(4).sigmoid_()
 
     predictor.model.predict_windows = predict_windows
 
 
 class Watch:
-    """Peak resident memory of this process above that at the start, sampled; and seconds inside the model."""
+    """Peak resident memory of this process, sampled; and seconds inside the model."""
 
-    def __init__(self, predictor) -> None:
+    def __init__(self, predictor, start: int) -> None:
+        """start: bytes in use once the model was loaded, before anything was made or run."""
         import psutil
 
         self.process, self.model_seconds, self.windows = psutil.Process(), 0.0, 0
-        self.start = self.peak = self.process.memory_info().rss
+        self.start = self.peak = start
         ask = predictor.windows
 
         def timed(x, vocabulary):
@@ -149,14 +150,18 @@ def run() -> int:
 
 def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> dict:
     """All figures of one scene; works in `folder`."""
+    import psutil
+
     from skysense_o.inference.georeference import scene_tools
-    from skysense_o.inference.scene import SceneOptions, parse_bytes
+    from skysense_o.inference.scene import SceneOptions, gdal, parse_bytes
 
     tools, scene, words = scene_tools(), folder / "scene.tif", folder / "words.txt"
     words.write_text("\n".join(vocabulary.names))
-    make_scene(scene, args.height, args.width)
+    loaded = psutil.Process().memory_info().rss
+    with gdal():
+        make_scene(scene, args.height, args.width)
     bare = bare_speed(predictor, scene, vocabulary)
-    watch, options = Watch(predictor), SceneOptions(memory=parse_bytes(args.memory))
+    watch, options = Watch(predictor, loaded), SceneOptions(memory=parse_bytes(args.memory))
     begin = time.perf_counter()
     marks: dict[str, float] = {}
     real = tools.save_scene
