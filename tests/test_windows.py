@@ -176,3 +176,18 @@ def test_the_model_whole_and_in_windows_agree_inside(small_model):
     expected = small_model.predict([{"image": image, "vocabulary": vocabulary}], "labels")[0]
     assert np.abs(score - expected["score"].numpy()).max() < 1e-5
     assert (labels == expected["labels"].numpy()).mean() > 0.999
+
+
+def test_the_published_model_has_windows_of_its_own_square():
+    """One window of a picture of that square says what the model says of the whole."""
+    from test_published import build
+
+    model = build().eval()
+    side = model.tower.input_size
+    image, vocabulary = picture(side, side), words(5)
+    labels, score = segment_array(image, vocabulary, model)
+    expected = model.predict([{"image": image, "vocabulary": vocabulary}], "labels")[0]
+    assert np.abs(score - expected["score"].numpy()).max() < 1e-5
+    assert (labels == expected["labels"].numpy()).mean() > 0.999
+    labels, _ = segment_array(picture(side + 40, 2 * side), vocabulary, model)
+    assert labels.shape == (side + 40, 2 * side)
