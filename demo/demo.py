@@ -5,10 +5,15 @@ python demo/demo.py --input town.jpg --classes "building|house,road,tree" --outp
 python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json
 python demo/demo.py --input town.jpg --open-world --output out
 python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,ground" --threshold 0.4 --output out
+python demo/demo.py --input scene.tif --classes "water,forest" --output out --save geotiff,gpkg,geojson,overlay
+
+A GeoTIFF, or a picture with a world file, is a scene: of any size, kept in its place (docs/large_scenes.md). An
+interrupted scene goes on where it stopped when the same command is given again.
 """
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +23,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from skysense_o.errors import USER_ERRORS, exit_code, message
+from skysense_o.inference.georeference import SCENE_FORMATS, is_georeferenced, scene_tools
 from skysense_o.vocabulary import Vocabulary
+
+ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,12 +43,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
     p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
-    p.add_argument("--save", default="overlay,labels,json", metavar="LIST", help="of overlay,labels,probabilities,json")
+    p.add_argument("--save", default="overlay,labels,json", metavar="LIST", help=f"of {','.join(ALL_FORMATS)}")
     p.add_argument("--threshold", type=float, metavar="T", help="0..1; below it a pixel is 'none' (id 0)")
     p.add_argument("--background", default="", metavar="WORDS", help="words for the rest, which becomes 'none' (id 0)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster where supported")
+    p.add_argument("--window", type=int, metavar="PX", help="see pictures in windows of PX pixels; scenes always are")
+    p.add_argument("--overlap", type=int, metavar="PX", help="of the windows (default: a quarter)")
+    scene = p.add_argument_group("scenes")
+    scene.add_argument("--bands", metavar="R,G,B", help="band numbers from 1 (default: the first three)")
+    scene.add_argument("--gsd", type=float, metavar="M", help="metres a pixel shown to the model (default: as it is)")
+    scene.add_argument("--aoi", metavar="FILE", help="polygons (GeoJSON, GeoPackage); only what is inside is done")
+    scene.add_argument("--memory", default="2GiB", metavar="SIZE", help="beside the weights (default: 2GiB)")
+    scene.add_argument("--min-area", type=float, default=0.0, metavar="M2", help="leave smaller regions out of vectors")
+    scene.add_argument("--simplify", type=float, default=0.0, metavar="PX", help="simplify polygons, in pixels")
+    scene.add_argument("--restart", action="store_true", help="forget what an interrupted run has done")
     return p
+
+
+def scene_options(args: argparse.Namespace):
+    """The options of scenes as the package takes them; needs the extra "geo"."""
+    from skysense_o.inference.scene import SceneOptions, parse_bytes
+
+    try:
+        bands = tuple(int(word) for word in args.bands.split(",")) if args.bands else None
+    except ValueError as error:
+        raise ValueError(f"--bands {args.bands!r} are not numbers: write them as 4,3,2") from error
+    return SceneOptions(bands, args.gsd, args.aoi, args.window, args.overlap, parse_bytes(args.memory), args.threshold)
 
 
 def stems_of(paths: list[Path]) -> list[str]:
@@ -87,14 +116,14 @@ def open_world(background: list[str]):
 
 def check(args: argparse.Namespace) -> list[str]:
     """The formats to save; errors that need no model come first, so that nothing is loaded or written in vain."""
-    from skysense_o.inference.export import FORMATS
-
     formats = [word.strip() for word in args.save.split(",") if word.strip()]
-    unknown = [word for word in formats if word not in FORMATS]
+    unknown = [word for word in formats if word not in ALL_FORMATS]
     if unknown or not formats:
-        raise ValueError(f"--save {args.save!r}: {unknown or 'nothing'} is not among {', '.join(FORMATS)}")
+        raise ValueError(f"--save {args.save!r}: {unknown or 'nothing'} is not among {', '.join(ALL_FORMATS)}")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is out of range: 0 to 1")
+    if min(args.min_area, args.simplify) < 0:
+        raise ValueError("--min-area and --simplify are 0 or more")
     ancestors = [Path(args.output), *Path(args.output).parents]
     blocked = next((p for p in ancestors if p.exists() and not p.is_dir()), None)
     if blocked:
@@ -102,20 +131,49 @@ def check(args: argparse.Namespace) -> list[str]:
     return formats
 
 
+def goes_as_scene(path: Path, formats: list[str], args: argparse.Namespace) -> bool:
+    """Whether a file is read piece by piece, with its place on the ground.
+
+    Raises:
+        ModuleNotFoundError: it must be, and the extra "geo" is not installed.
+    """
+    asked = set(formats) & set(SCENE_FORMATS) or args.bands or args.gsd is not None or args.aoi
+    if not path.is_file() or not (asked or (is_georeferenced(path) and "probabilities" not in formats)):
+        return False
+    try:
+        scene_tools()
+    except ModuleNotFoundError as error:
+        if asked:
+            raise
+        logging.warning("%s; %s is read as a plain picture, its place is lost", error, path.name)
+        return False
+    return True
+
+
 def run() -> int:
     args = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("skysense_o").setLevel(logging.INFO)
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL remarks on harmless oddities of TIFFs
     vocabulary, colors = words_of(args)
     from skysense_o.inference.export import save
     from skysense_o.inference.pictures import find_pictures, read_picture
     from skysense_o.inference.predictor import Predictor
 
     formats, pictures = check(args), find_pictures(args.input)
-    if len(pictures) == 1:  # its error is the error of the whole call, and is known before the model is loaded
+    scenes = {path for path in pictures if goes_as_scene(path, formats, args)}
+    if len(pictures) == 1 and not scenes:  # its error is the error of the whole call, known before the model is loaded
         read_picture(pictures[0])
+    if len(pictures) == 1 and scenes:
+        scene_tools().check_scene(pictures[0], formats, scene_options(args))
     predictor = Predictor.from_pretrained(
         args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint
     )
+    processes = None
+    if "WORLD_SIZE" in os.environ:  # started by torchrun or Accelerate
+        from accelerate import PartialState
+
+        processes = PartialState(cpu=predictor.model.device.type == "cpu")
     settings = {
         "weights": predictor.source,
         "weights_sha256": predictor.sha256,
@@ -124,24 +182,47 @@ def run() -> int:
         "precision": args.precision,
         "device": str(predictor.model.device),
     }
+
+    def picture(path: Path, stem: str) -> tuple[list[Path], list[dict]]:
+        image, wanted = read_picture(path), "probabilities" in formats
+        windows = {"window": args.window, "overlap": args.overlap}
+        found = predictor(image, vocabulary, threshold=args.threshold, probabilities=wanted, **windows)
+        record = {**settings, "threshold": found.threshold, "input": path.name}
+        return save(found, image, Path(args.output), stem, formats, record, colors), found.areas()
+
+    def scene(path: Path, stem: str) -> tuple[list[Path], list[dict]]:
+        options = {"min_area": args.min_area, "simplify": args.simplify, "restart": args.restart}
+        return scene_tools().run_scene(
+            predictor, path, vocabulary, Path(args.output), stem, formats, scene_options(args),
+            colors=colors, processes=processes, **options,
+        )  # fmt: skip
+
     failed: list[str] = []
     progress = tqdm(list(zip(pictures, stems_of(pictures))), unit="picture", disable=len(pictures) == 1)
     for path, stem in progress:
         try:
-            image = read_picture(path)
-            found = predictor(image, vocabulary, threshold=args.threshold, probabilities="probabilities" in formats)
-            record = {**settings, "threshold": found.threshold, "input": path.name}
-            written = save(found, image, Path(args.output), stem, formats, record, colors)
+            written, rows = scene(path, stem) if path in scenes else picture(path, stem)
         except USER_ERRORS as error:
             failed.append(f"error: {message(error)}")
             continue
-        areas = [row for row in found.areas() if row["pixels"] or not args.open_world]
-        rows = [(row["name"], row["pixels"], f"{100 * row['share']:.1f} %") for row in areas]
         tqdm.write("\n".join(str(p) for p in written))
-        tqdm.write(tabulate(rows, ["class", "pixels", "share"], intfmt=",", colalign=("left", "right", "right")))
+        rows = [row for row in rows if row["pixels"] or not args.open_world]
+        if rows:
+            tqdm.write(table_of(rows))
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return 0 if not failed else 2 if len(pictures) == 1 else 1
+
+
+def table_of(rows: list[dict]) -> str:
+    """Class, pixels, share, and square metres where they are known."""
+    heads, known = ["class", "pixels", "share"], rows[0].get("area_m2") is not None
+    lines = [
+        [row["name"], row["pixels"], f"{100 * row['share']:.1f} %", *([f"{row['area_m2']:,.0f}"] if known else [])]
+        for row in rows
+    ]
+    heads += ["m2"] if known else []
+    return tabulate(lines, heads, intfmt=",", colalign=("left", *["right"] * (len(heads) - 1)))
 
 
 if __name__ == "__main__":

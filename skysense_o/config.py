@@ -13,6 +13,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "SkySenseO"
     cfg.MODEL.DEVICE = "auto"  # cuda where there is one, else cpu
 
+    cfg.MODEL.GSD = 0.0  # metres a pixel that the weights were trained at, to warn of scenes far from it; 0: not known
+
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
     cfg.MODEL.TOWER.NAME = "MiniTower"
@@ -109,7 +111,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
 
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
-MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS")
+MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS", "GSD")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from skysense_o import geometry, losses
 from skysense_o.modeling import TOWER_REGISTRY, MaskDecoder, Queries, Tower
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
-from skysense_o.vocabulary import TextBank
+from skysense_o.vocabulary import TextBank, Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
@@ -36,6 +36,7 @@ class SkySenseO(nn.Module):
         text_noise: float = 0.0,
         phrase_chunk: int = 256,
         published_quirks: bool = False,
+        gsd: float = 0.0,
     ) -> None:
         """
         Args:
@@ -46,13 +47,14 @@ class SkySenseO(nn.Module):
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
             published_quirks: see `Frame.restore`.
+            gsd: metres a pixel that the weights were trained at; 0: not known. For the record, it changes nothing.
         """
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
         self.templates, self.text_bank = tuple(templates), TextBank()
         self.loss_weights = {name: weight for name, weight in (loss_weights or {}).items() if weight}
         self.region_temperature, self.text_noise = region_temperature, text_noise
-        self.phrase_chunk, self.published_quirks = phrase_chunk, published_quirks
+        self.phrase_chunk, self.published_quirks, self.gsd = phrase_chunk, published_quirks, gsd
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -73,6 +75,7 @@ class SkySenseO(nn.Module):
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
             "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS,
+            "gsd": cfg.MODEL.GSD,
         }
 
     @property
@@ -84,6 +87,25 @@ class SkySenseO(nn.Module):
         if self.training:
             return self.losses(samples)
         return self.predict(samples, "labels")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the prepared picture a cell of the masks."""
+        return self.tower.stride // self.sem_seg_head.upscale
+
+    @torch.no_grad()
+    def predict_windows(self, windows: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Windows of one size, uint8 (B,3,H,W), sides multiples of the divisor or the tower's fixed square.
+
+        Returns:
+            (B,C,h,w) probabilities of the names at the masks' own grid, H / `stride` cells high: to be blended there.
+        """
+        x, _ = geometry.prepare(list(windows), self.tower)
+        text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
+        queries = Queries(text.expand(len(x), -1, -1, -1), valid.expand(len(x), -1))
+        logits, _, _ = self.sem_seg_head(self.tower.encode_image(x), queries, self.phrase_chunk)
+        owner, names = vocabulary.owner, len(vocabulary)
+        return torch.stack([geometry.best_of_phrases(masks.float().sigmoid_(), owner, names) for masks in logits])
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:

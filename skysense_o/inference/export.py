@@ -16,11 +16,11 @@ FORMATS = ("overlay", "labels", "probabilities", "json")
 MOST_8_BIT = 254
 
 
-def colors_of(found: Segmentation, given: Sequence[Color] | None = None) -> list[Color]:
+def palette_of(names: Sequence[str], given: Sequence[Color] | None = None) -> list[Color]:
     """A colour for each id; "none" is grey. given: for the asked names, in their order."""
-    if found.names[0] == NONE:
-        return [NONE_COLOR, *colors_for(found.names[1:], given)]
-    return colors_for(found.names, given)
+    if names[0] == NONE:
+        return [NONE_COLOR, *colors_for(names[1:], given)]
+    return colors_for(names, given)
 
 
 def save(
@@ -34,7 +34,7 @@ def save(
 ) -> list[Path]:
     """Write the formats asked for into `folder` as `<stem>_...`; the paths, in order. settings go into the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    palette, written = colors_of(found, colors), []
+    palette, written = palette_of(found.names, colors), []
     if "overlay" in formats:
         laid = overlay(image, found.labels, palette)
         shares = [row["share"] for row in found.areas()]

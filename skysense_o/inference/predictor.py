@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights
 from skysense_o.config import default_config, merge_file
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.inference.pictures import as_rgb, read_picture
+from skysense_o.inference.sliding import segment_array
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ class Segmentation:
     """What was found in one picture.
 
     names: as the ids of `labels` count them; the first is "none" where there are background words or a threshold.
-    labels: (H,W) int64 ids. score: (H,W) float32, probability of the best name of all. probabilities: (C,H,W) float32
-    of the asked names, background included, or None. presence: name -> probability that it is in the picture at all.
+    labels: (H,W) ids, int64 (unsigned of 8 or 16 bits where the picture was seen in windows). score: (H,W) float32,
+    probability of the best name of all. probabilities: (C,H,W) float32 of the asked names, background included, or
+    None. presence: name -> probability that it is in the picture at all, or None.
     threshold: the one that was applied, or None.
     """
 
@@ -106,6 +108,30 @@ class Predictor:
         logger.info("%s: %s", path, report)
         return cls(model.to(where, memory_format=torch.channels_last), str(weights), path, precision)
 
+    @property
+    def fill(self) -> list[float]:
+        """The colour, RGB in 0..255, that says nothing to the model: for pixels without data."""
+        return self.model.tower.pixel_mean.flatten().tolist()
+
+    def threshold_for(self, vocabulary: Vocabulary, threshold: float | None) -> float | None:
+        """The threshold that will be applied: a single name has nothing to compete with and gets 0.5 by itself.
+
+        Raises:
+            ValueError: outside 0..1.
+        """
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
+        return 0.5 if threshold is None and len(vocabulary) == 1 else threshold
+
+    def windows(self, windows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """Probabilities of windows at the masks' grid, in this predictor's precision; see `predict_windows`."""
+        with self._precision():
+            return self.model.predict_windows(windows, vocabulary).float()
+
+    def _precision(self) -> AbstractContextManager:
+        half = self.precision == "bf16"
+        return torch.autocast(self.model.device.type, torch.bfloat16) if half else nullcontext()
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -115,6 +141,8 @@ class Predictor:
         background: Sequence[str] | str = (),
         threshold: float | None = None,
         probabilities: bool = False,
+        window: int | None = None,
+        overlap: int | None = None,
     ) -> Segmentation:
         """Segment one picture.
 
@@ -125,25 +153,32 @@ class Predictor:
             threshold: 0..1; pixels whose best name has less get id 0, "none". A single name without background words
                 has nothing to compete with: its threshold is 0.5 where none is given.
             probabilities: keep the (C,H,W) of all names too.
+            window, overlap: go through the picture in windows of so many pixels (see `sliding.segment_array`), for
+                pictures that are too large to be seen at once; labels are then of 8 or 16 bits and there is no
+                presence.
 
         Raises:
-            ValueError: names (see Vocabulary), threshold out of range. PictureError, FileNotFoundError: the picture.
+            ValueError: names (see Vocabulary), threshold out of range, a window that does not fit. PictureError,
+                FileNotFoundError: the picture.
         """
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
         vocabulary = _vocabulary(names, background)
-        if threshold is None and len(vocabulary) == 1:
-            threshold = 0.5
+        threshold = self.threshold_for(vocabulary, threshold)
+        if window is not None and probabilities:
+            raise ValueError("probabilities of all names are not kept in windows: leave out one of the two")
         rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
-        sample = {"image": torch.tensor(rgb).permute(2, 0, 1), "vocabulary": vocabulary}
-        device = self.model.device
-        half = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with half:
+        pixels = torch.tensor(rgb).permute(2, 0, 1)
+        if window is not None:
+            ask = partial(self.windows, vocabulary=vocabulary)
+            labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
+            names, labels = fold_background(vocabulary, labels, score, threshold)
+            return Segmentation(names, labels, score, vocabulary, threshold=threshold)
+        sample = {"image": pixels, "vocabulary": vocabulary}
+        with self._precision():
             out = self.model.predict([sample], "probabilities" if probabilities else "labels")[0]
         kept = out.get("sem_seg")
         score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
         presence = out.get("presence")
-        names, labels = _fold_background(vocabulary, labels.cpu().numpy(), score.cpu().numpy(), threshold)
+        names, labels = fold_background(vocabulary, labels.cpu().numpy(), score.cpu().numpy(), threshold)
         return Segmentation(
             names,
             labels,
@@ -178,14 +213,14 @@ def _vocabulary(names: Vocabulary | Sequence[str] | str, background: Sequence[st
     return Vocabulary.of(names.split(",") if isinstance(names, str) else names, extra)
 
 
-def _fold_background(
+def fold_background(
     vocabulary: Vocabulary, labels: np.ndarray, score: np.ndarray, threshold: float | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Ids 0.. of the names; with background words or a threshold 0 is "none" and the names start at 1."""
     if threshold is None and not any(vocabulary.background):
         return vocabulary.names, labels
     asked = [i for i, flag in enumerate(vocabulary.background) if not flag]
-    ids = np.zeros(len(vocabulary), np.int64)
+    ids = np.zeros(len(vocabulary), np.promote_types(labels.dtype, np.min_scalar_type(len(asked))))
     ids[asked] = np.arange(1, len(asked) + 1)
     folded = ids[labels]
     if threshold is not None:

@@ -33,6 +33,7 @@ class MaskDecoder(nn.Module):
     """Interface of all decoders."""
 
     takes_prompts: bool  # False: K > 0 is an error
+    upscale: int = 4  # how many times finer than the dense map the logits are, each way
 
     def forward(
         self, features: Features, queries: Queries, chunk: int | None = None

@@ -1,0 +1,186 @@
+"""From windows to a label map: probabilities blended at the head's stride, labels at full size.
+
+Alphabet: B windows, C names, H W pixels, h w cells. Nothing here has the size of the picture times the names: a strip
+of columns is swept from top to bottom, and what is final leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skysense_o.inference.windows import Axis, Plan
+
+PIXELS_AT_ONCE = 2**20
+ROWS_AT_ONCE = 2**16
+"""Pixels between cells of different winners that are resolved at a time."""
+
+Model = Callable[[Tensor], Tensor]
+"""uint8 (B,3,window,window) -> probabilities (B,C,h,w)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of windows over a strip, read."""
+
+    pixels: Tensor  # uint8 (3,window,W'), the columns that the strip's windows cover together
+    wanted: tuple[bool, ...]  # of each window of the strip; the others hold no valid pixel and are left out
+
+
+@dataclass(frozen=True)
+class Band:
+    """Finished rows of a strip, as cells still."""
+
+    rows: range  # of the result
+    grid: Tensor  # (h,w,C) blended probabilities
+    top: int  # row of cells that grid begins with
+
+
+def sweep(
+    plan: Plan, strip: range, rows: range, load: Callable[[int], Row], model: Model, batch: int = 1
+) -> Iterator[Band]:
+    """Run the windows of a strip from top to bottom and hand on what is final.
+
+    Args:
+        strip: columns of the result, one of `plan.strips`. rows: of the result that are wanted.
+        load: number of a row of windows -> its pixels over `plan.cols.touching(...)`; called in another thread, one
+            row ahead.
+        batch: windows that the model sees at a time. Which windows share a batch depends on the plan alone.
+    """
+    cells = plan.cols.span(strip)
+    columns = plan.cols.touching(cells)
+    n = plan.rows.window // plan.rows.stride
+    top, done, buffer = plan.rows.cell(rows.start), rows.start, None
+    numbers = range(plan.rows.first_window(rows.start), len(plan.rows.starts))
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(load, numbers[0])
+        for k in numbers:
+            row: Row = ahead.result()
+            if k + 1 in numbers and done < rows.stop:
+                ahead = reader.submit(load, k + 1)
+            if buffer is None:
+                buffer = torch.zeros(n + 3, len(cells), plan.names)
+            buffer = _add_row(plan, buffer, top, cells, k, columns, row, model, batch)
+            end = min(plan.rows.ready(k), rows.stop)
+            if end > done:
+                height = plan.rows.span(range(done, end)).stop - top
+                yield Band(range(done, end), buffer[:height].clone(), top)
+                moved = plan.rows.cell(min(end, plan.rows.target - 1)) - top
+                kept = len(buffer) - moved
+                buffer[:kept] = buffer[moved:].clone()
+                buffer[kept:] = 0
+                top, done = top + moved, end
+            if done >= rows.stop:
+                return
+
+
+def _add_row(
+    plan: Plan,
+    buffer: Tensor,
+    top: int,
+    cells: range,
+    k: int,
+    columns: list[int],
+    row: Row,
+    model: Model,
+    batch: int,
+) -> Tensor:
+    """Add the wanted windows of row k to the buffer; the buffer, on the model's device from the first window on."""
+    rows, cols = plan.rows, plan.cols
+    skip = max(0, top - rows.starts[k] // rows.stride)  # cells above what is kept
+    at = max(0, rows.starts[k] // rows.stride - top)
+    wanted = [c for c, flag in zip(columns, row.wanted) if flag]
+    left = cols.starts[columns[0]]
+    for first in range(0, len(wanted), batch):
+        some = wanted[first : first + batch]
+        x = torch.stack([row.pixels[:, :, cols.starts[c] - left :][..., : cols.window] for c in some])
+        for c, p in zip(some, model(x)):
+            buffer = buffer.to(p.device)
+            begin = cols.starts[c] // cols.stride
+            a, b = max(begin, cells.start), min(begin + p.shape[-1], cells.stop)
+            weight = rows.weights[k][skip:, None] * cols.weights[c][None, a - begin : b - begin]
+            part = p[:, skip:, a - begin : b - begin].permute(1, 2, 0)
+            target = buffer[at : at + len(part), a - cells.start : b - cells.start]
+            target.addcmul_(part.float(), weight.to(p.device)[..., None])
+    return buffer
+
+
+def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
+    """Labels (H,W) int64 and scores (H,W) float of a band's pixels: bilinear between the cells, then the best name.
+
+    The bilinear weights of a pixel are not negative and sum to 1. So a name that is best in all four cells round a
+    pixel is best there too, and only pixels between cells of different winners need the numbers of all names.
+    """
+    grid, top = F.pad(band.grid, (0, 0, 0, 1, 0, 1)), band.top
+    grid[-1], grid[:, -1] = grid[-2], grid[:, -2]  # the last cell is its own neighbour
+    best, winner = grid.max(dim=-1)
+    same = winner[:-1, :-1] == winner[1:, :-1]
+    same &= (winner[:-1, :-1] == winner[:-1, 1:]) & (winner[:-1, :-1] == winner[1:, 1:])
+    y, fy = _places(plan.rows, band.rows, top, grid.device)
+    x, fx = _places(plan.cols, strip, plan.cols.span(strip).start, grid.device)
+    labels = torch.empty(len(y), len(x), dtype=torch.int64)
+    score = torch.empty(len(y), len(x))
+    height = max(1, PIXELS_AT_ONCE // len(x))
+    for r in range(0, len(y), height):
+        part = slice(r, r + height)
+        across = torch.lerp(best[y[part]], best[y[part] + 1], fy[part, None])
+        scores = torch.lerp(across[:, x], across[:, x + 1], fx)
+        found = winner[y[part]][:, x]
+        where = (~same[y[part]][:, x]).nonzero()
+        for some in where.split(ROWS_AT_ONCE):
+            i, j = some.unbind(1)
+            value, index = _between(grid, y[part][i], fy[part][i], x[j], fx[j]).max(dim=1)
+            found[i, j], scores[i, j] = index, value
+        labels[part], score[part] = found.cpu(), scores.cpu()
+    return labels, score
+
+
+def _places(axis: Axis, pixels: range, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    cell, fraction = axis.position(torch.arange(pixels.start, pixels.stop))
+    return (cell - first).to(device), fraction.to(device)
+
+
+def _between(grid: Tensor, y: Tensor, fy: Tensor, x: Tensor, fx: Tensor) -> Tensor:
+    """(N,C): the numbers of all names at N places between cells (h,w,C)."""
+    width = grid.shape[1]
+    corner = y * width + x
+    corners = torch.stack([corner, corner + 1, corner + width, corner + width + 1], dim=1)
+    weights = torch.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx], dim=1)
+    return F.embedding_bag(corners, grid.flatten(0, 1), per_sample_weights=weights, mode="sum")
+
+
+def run(
+    plan: Plan,
+    strip: range,
+    rows: range,
+    load: Callable[[int], Row],
+    model: Model,
+    write: Callable[[range, range, Tensor, Tensor], None],
+    batch: int = 1,
+) -> None:
+    """Sweep a strip; what is final is resolved and handed to `write(rows, strip, labels, score)` in another thread."""
+
+    def finish(band: Band) -> None:
+        with torch.inference_mode():
+            write(band.rows, strip, *resolve(band, plan, strip))
+
+    with ThreadPoolExecutor(1) as writer:
+        pending: Future | None = None
+        for band in sweep(plan, strip, rows, load, model, batch):
+            if pending is not None:
+                pending.result()  # one band waits at most: memory stays bounded, and errors come out
+            pending = writer.submit(finish, band)
+        if pending is not None:
+            pending.result()
+
+
+def reflected(length: int, begin: int, end: int) -> Tensor:
+    """Numbers of the pixels to read for begin..end where those beyond a picture of `length` are its reflection."""
+    period = max(1, 2 * (length - 1))
+    place = torch.arange(begin, end) % period
+    return place.minimum(period - place) if length > 1 else torch.zeros(end - begin, dtype=torch.int64)

@@ -1,0 +1,79 @@
+"""Regions as COCO has them: run-length masks, and boxes with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import rasterio
+from pycocotools import mask
+from rasterio.windows import Window
+
+from skysense_o.inference.regions import Regions
+
+COLUMNS = 256
+IMAGE_ID = 1
+
+
+def coco_dataset(regions: Regions, size: tuple[int, int], names: Sequence[str], first: int, file_name: str) -> dict:
+    """COCO's annotation file with one annotation a region, `score` beside COCO's own keys.
+
+    names: by id; the first `first` of them (0 or 1: "none") have no category.
+
+    Raises:
+        ValueError: a scene of more pixels than COCO's 32-bit runs can count.
+    """
+    if size[0] * size[1] >= 2**32:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are more than COCO's runs can count: save gpkg or geojson")
+    annotations = [
+        {**box, "id": i + 1, "segmentation": rle, "area": int(n), "iscrowd": 0}
+        for i, (box, rle, n) in enumerate(zip(coco_boxes(regions), _rle(regions, size), regions.pixels))
+    ]
+    return {
+        "images": [{"id": IMAGE_ID, "file_name": file_name, "height": size[0], "width": size[1]}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names) if i >= first],
+        "annotations": annotations,
+    }
+
+
+def coco_boxes(regions: Regions) -> list[dict]:
+    """COCO's result list: image_id, category_id, bbox (x, y, width, height in pixels), score; one entry a region."""
+    return [
+        {
+            "image_id": IMAGE_ID,
+            "category_id": int(label),
+            "bbox": [int(x0), int(y0), int(x1 - x0), int(y1 - y0)],
+            "score": round(float(score), 4),
+        }
+        for label, score, (x0, y0, x1, y1) in zip(regions.label, regions.score, regions.boxes)
+    ]
+
+
+def _rle(regions: Regions, size: tuple[int, int]) -> list[dict]:
+    """COCO counts down the columns; its runs are found a few columns at a time, never a mask of the scene's size."""
+    found = []
+    with rasterio.open(regions.path) as file:
+        for x in range(0, size[1], COLUMNS):
+            width = min(COLUMNS, size[1] - x)
+            flat = file.read(1, window=Window(x, 0, width, size[0])).T.ravel()
+            starts = np.flatnonzero(np.diff(flat, prepend=-1))
+            lengths = np.diff(starts, append=len(flat))
+            number = flat[starts]
+            some = number > 0
+            found.append(np.stack([number[some], starts[some] + x * size[0], lengths[some]], axis=1).astype(np.int64))
+    table = np.concatenate([np.empty((0, 3), np.int64), *found])
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    ends = np.searchsorted(table[:, 0], np.arange(1, len(regions) + 2))
+    return [_counts(table[a:b, 1], table[a:b, 2], size) for a, b in pairwise(ends)]
+
+
+def _counts(starts: np.ndarray, lengths: np.ndarray, size: tuple[int, int]) -> dict:
+    """Alternating lengths of outside and inside, packed by pycocotools."""
+    joins = np.append(starts[1:] == starts[:-1] + lengths[:-1], False)  # the run goes on in the next few columns
+    begins = starts[np.append(True, ~joins[:-1])]
+    ends = (starts + lengths)[~joins]
+    edges = np.stack([begins, ends], axis=1).ravel()
+    counts = np.diff(edges, prepend=0, append=size[0] * size[1]).tolist()
+    packed = mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return {"size": list(size), "counts": packed["counts"].decode()}

@@ -1,0 +1,84 @@
+"""Label maps and scores as Cloud Optimized GeoTIFFs, on the grid and in the place of the raster they were made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.enums import ColorInterp
+from rasterio.windows import Window
+
+from skysense_o.inference.drawing import Color
+from skysense_o.inference.work import SCORE_STEPS
+
+TILE = 512
+
+
+def write_geotiff(
+    path: Path,
+    source: rasterio.DatasetReader,
+    dtype: np.dtype,
+    nodata: int,
+    bands: Iterable[range],
+    read: Callable[[range], np.ndarray],
+    describe: Callable[[rasterio.io.DatasetWriter], None],
+) -> None:
+    """Write one band in the place of `source`; under its final name only once it is whole.
+
+    Args:
+        bands: ranges of rows from top to bottom. read: range -> (rows,W). describe: adds colours and tags.
+    """
+    staging, part = path.with_suffix(".staging.tif"), path.with_suffix(".part.tif")
+    options = {"driver": "GTiff", "dtype": dtype, "nodata": nodata, "count": 1, "tiled": True, "BIGTIFF": "IF_SAFER"}
+    place = {"crs": source.crs, "transform": None if source.transform.is_identity else source.transform}
+    try:
+        with rasterio.open(
+            staging, "w", width=source.width, height=source.height, blockxsize=TILE, blockysize=TILE, **options
+        ) as file:
+            for name, value in place.items():
+                if value is not None:
+                    setattr(file, name, value)
+            if source.gcps[0]:
+                file.gcps = source.gcps
+            if source.rpcs is not None:
+                file.rpcs = source.rpcs
+            describe(file)
+            for rows in bands:
+                file.write(read(rows), 1, window=Window(0, rows.start, source.width, len(rows)))
+        rasterio.shutil.copy(
+            staging, part, driver="COG", COMPRESS="DEFLATE", LEVEL=6, BLOCKSIZE=TILE, BIGTIFF="IF_SAFER",
+            OVERVIEW_RESAMPLING="NEAREST", NUM_THREADS="ALL_CPUS",
+        )  # fmt: skip
+        os.replace(part, path)
+    finally:
+        for rest in (staging, part, Path(f"{part}.aux.xml"), Path(f"{staging}.aux.xml")):
+            rest.unlink(missing_ok=True)
+
+
+def describe_labels(names: Sequence[str], colors: Sequence[Color], nodata: int, settings: dict):
+    """Colour table and tags: CLASS_<id> = name, and how the map was made."""
+
+    def describe(file) -> None:
+        table = {i: (*color, 255) for i, color in enumerate(colors)}
+        if nodata == 255:  # the format's colour tables have 256 entries for a byte
+            file.write_colormap(1, {**table, nodata: (0, 0, 0, 0)})
+            file.colorinterp = [ColorInterp.palette]
+        file.update_tags(**{f"CLASS_{i}": name for i, name in enumerate(names)}, **settings)
+        file.set_band_description(1, "class id")
+
+    return describe
+
+
+def describe_score(settings: dict):
+    """Stored bytes times the declared scale are probabilities."""
+
+    def describe(file) -> None:
+        file.scales = (1 / SCORE_STEPS,)
+        file.update_tags(MEANING=f"probability of the class: stored value / {SCORE_STEPS}", **settings)
+        file.set_band_description(1, "probability of the class")
+
+    return describe

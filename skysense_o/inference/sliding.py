@@ -1,0 +1,111 @@
+"""Pictures in memory, of any size, through sliding windows. Alphabet: H W pixels, C names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skysense_o.inference.blending import Row, reflected, run
+from skysense_o.inference.windows import OVERLAP, WINDOW, Plan
+from skysense_o.meta_arch import SkySenseO
+from skysense_o.vocabulary import Vocabulary
+
+MEMORY = 2 * 2**30
+BATCH = {"cpu": 1}
+OTHER_BATCH = 8
+"""Windows at a time: one keeps a CPU busy, a GPU wants more."""
+
+
+def plan_windows(
+    model: SkySenseO,
+    size: tuple[int, int],
+    names: int,
+    window: int | None = None,
+    overlap: int | None = None,
+    memory: int = MEMORY,
+    target: tuple[int, int] | None = None,
+) -> Plan:
+    """The windows in which a model sees a picture of `size`; see `Plan.of`.
+
+    window: pixels; the tower's square where it has one, else 512. overlap: pixels; a quarter of the window. memory:
+    bytes beside the weights.
+
+    Raises:
+        ValueError: another window than the tower's square; and what `Plan.of` says.
+    """
+    square, divisor = model.tower.input_size, model.tower.divisor
+    if square and window not in (None, square):
+        raise ValueError(f"a window of {window} pixels does not fit the model: its own is {square}")
+    window = window or square or WINDOW
+    step = model.stride if square else divisor
+    overlap = int(window * OVERLAP) // step * step if overlap is None else overlap
+    return Plan.of(
+        size,
+        window=window,
+        overlap=overlap,
+        divisor=divisor,
+        stride=model.stride,
+        names=names,
+        memory=memory,
+        fixed=bool(square),
+        target=target,
+    )
+
+
+def batch_size(device: torch.device) -> int:
+    """How many windows to run at a time."""
+    return BATCH.get(device.type, OTHER_BATCH)
+
+
+def segment_array(
+    image: np.ndarray | Tensor,
+    vocabulary: Vocabulary,
+    model: SkySenseO,
+    window: int | None = None,
+    overlap: int | None = None,
+    memory: int = MEMORY,
+    probabilities: Callable[[Tensor], Tensor] | None = None,
+    batch: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segment a picture window by window; memory does not grow with its pixels times the names.
+
+    Args:
+        image: uint8 (3,H,W), RGB. window, overlap, memory: see `plan_windows`.
+        probabilities: uint8 windows (B,3,h,w) -> (B,C,h',w'); `model.predict_windows` where None (a protocol may add
+            flips or scales there).
+
+    Returns:
+        labels (H,W) uint8, or uint16 above 254 names: index of the best name; score (H,W) float32, its probability.
+    """
+    image = torch.as_tensor(image)
+    height, width = image.shape[-2:]
+    plan = plan_windows(model, (height, width), len(vocabulary), window, overlap, memory)
+    labels = np.empty((height, width), np.uint8 if len(vocabulary) <= 254 else np.uint16)
+    score = np.empty((height, width), np.float32)
+
+    def write(rows: range, cols: range, ids: Tensor, best: Tensor) -> None:
+        place = slice(rows.start, rows.stop), slice(cols.start, cols.stop)
+        labels[place], score[place] = ids.numpy(), best.numpy()
+
+    ask = probabilities or (lambda windows: model.predict_windows(windows, vocabulary))
+    with torch.inference_mode():
+        for strip in plan.strips:
+            columns = plan.cols.touching(plan.cols.span(strip))
+            load = _from_array(plan, image, columns)
+            run(plan, strip, range(height), load, ask, write, batch or batch_size(model.device))
+    return labels, score
+
+
+def _from_array(plan: Plan, image: Tensor, columns: list[int]) -> Callable[[int], Row]:
+    begin, end = plan.cols.starts[columns[0]], plan.cols.starts[columns[-1]] + plan.cols.window
+    x = reflected(image.shape[-1], begin, end)
+
+    def load(k: int) -> Row:
+        top = plan.rows.starts[k]
+        y = reflected(image.shape[-2], top, top + plan.rows.window)
+        return Row(image[:, y][:, :, x], (True,) * len(columns))
+
+    return load

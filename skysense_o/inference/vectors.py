@@ -1,0 +1,117 @@
+"""Regions as polygons: GeoPackage with a style for QGIS, GeoJSON. Memory: the polygons of the scene, of which
+`MOST_POLYGONS` bounds the number, at about 16 bytes a vertex and 1 kB a polygon.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+import geopandas
+import numpy as np
+import pandas
+import pyogrio
+import rasterio
+import shapely
+from rasterio.features import shapes
+from rasterio.transform import Affine
+
+from skysense_o.inference.drawing import Color
+from skysense_o.inference.regions import Regions
+
+MOST_POLYGONS = 1_000_000
+LAYER = "regions"
+
+
+def polygons(
+    regions: Regions, names: Sequence[str], transform: Affine, crs, source: str, simplify: float = 0.0
+) -> geopandas.GeoDataFrame:
+    """One row a region: class_id, class_name, score_mean, area_m2, pixels, source and its polygon in the scene's CRS.
+
+    Areas are those of the pixels. simplify: in pixels; borders between regions are simplified as one, so that
+    neighbours neither overlap nor part (Visvalingam and Whyatt, by GEOS).
+
+    Raises:
+        ValueError: more than MOST_POLYGONS regions.
+    """
+    if len(regions) > MOST_POLYGONS:
+        raise ValueError(
+            f"{len(regions):,} regions are more than the {MOST_POLYGONS:,} that are written as polygons: leave out the"
+            " small ones with --min-area"
+        )
+    shape = np.empty(len(regions), object)
+    if len(regions):
+        with rasterio.open(regions.path) as file:
+            for geometry, number in shapes(rasterio.band(file, 1), connectivity=4):
+                if number:
+                    shape[int(number) - 1] = shapely.geometry.shape(geometry)
+    if simplify and len(regions):
+        # GDAL leaves out corners on straight sides where two neighbours meet; GEOS needs them to see what is shared.
+        shape = shapely.coverage_simplify(shapely.segmentize(shape, 1.0), simplify)
+    shape = shapely.transform(shape, lambda xy: np.stack(transform @ (xy[:, 0], xy[:, 1]), axis=1))
+    columns = {
+        "class_id": regions.label.astype(np.int32),
+        "class_name": pandas.Series([names[i] for i in regions.label], dtype="object"),
+        "score_mean": regions.score.astype(np.float64),
+        "area_m2": regions.area.astype(np.float64) if crs else np.full(len(regions), np.nan),
+        "pixels": regions.pixels.astype(np.int64),
+        "source": pandas.Series([source] * len(regions), dtype="object"),
+    }
+    return geopandas.GeoDataFrame(columns, geometry=list(shape), crs=crs.to_wkt() if crs else None)
+
+
+def write_geopackage(table: geopandas.GeoDataFrame, path: Path, names: Sequence[str], colors: Sequence[Color]) -> None:
+    """A GeoPackage in the scene's CRS, which QGIS opens in the colours of the classes."""
+    part = path.with_suffix(".part.gpkg")
+    part.unlink(missing_ok=True)
+    try:
+        pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", geometry_type="Polygon")
+        style = {
+            "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
+            "styleName": "classes", "styleQML": qgis_style(names, colors), "styleSLD": "", "useAsDefault": True,
+            "description": "one colour a class", "owner": "", "ui": "",
+        }  # fmt: skip
+        pyogrio.write_dataframe(pandas.DataFrame([style]), part, layer="layer_styles", driver="GPKG", append=True)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_geojson(table: geopandas.GeoDataFrame, path: Path) -> None:
+    """GeoJSON as RFC 7946 asks: longitude and latitude of WGS 84, right-hand rule, split at the antimeridian.
+
+    Raises:
+        ValueError: a scene without a CRS.
+    """
+    if table.crs is None:
+        raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco")
+    part = path.with_suffix(".part.geojson")
+    part.unlink(missing_ok=True)
+    try:
+        pyogrio.write_dataframe(
+            table.to_crs(4326), part, driver="GeoJSON", geometry_type="Polygon", layer=LAYER, RFC7946="YES"
+        )
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def qgis_style(names: Sequence[str], colors: Sequence[Color]) -> str:
+    """QML of a fill by class id."""
+    categories = "".join(
+        f'<category symbol="{i}" value="{i}" label={quoteattr(name)} render="true"/>' for i, name in enumerate(names)
+    )
+    symbols = "".join(
+        f'<symbol type="fill" name="{i}" alpha="0.6"><layer class="SimpleFill" enabled="1"><Option type="Map">'
+        f'<Option type="QString" name="color" value="{r},{g},{b},255"/>'
+        f'<Option type="QString" name="outline_color" value="{r},{g},{b},255"/>'
+        '<Option type="QString" name="outline_width" value="0.2"/></Option></layer></symbol>'
+        for i, (r, g, b) in enumerate(colors)
+    )
+    return (
+        '<!DOCTYPE qgis PUBLIC "http://mrcc.com/qgis.dtd" "SYSTEM"><qgis version="3.22" styleCategories="Symbology">'
+        f'<renderer-v2 type="categorizedSymbol" attr="class_id"><categories>{categories}</categories>'
+        f"<symbols>{symbols}</symbols></renderer-v2></qgis>"
+    )

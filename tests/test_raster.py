@@ -1,0 +1,191 @@
+"""Reading rasters: which bands, what is valid, one stretch for all, other pixels for the model, an area of interest."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+from rasterio.warp import transform_geom
+from scenes import UTM, fields, write_scene
+
+from skysense_o.inference.pictures import PictureError
+from skysense_o.inference.raster import Raster
+
+FILL = (100, 110, 120)
+
+
+def read_all(raster: Raster) -> np.ndarray:
+    return raster.pixels(range(raster.seen[0]), range(raster.seen[1]), FILL)
+
+
+def test_eight_bits_are_taken_as_they_are_and_bands_can_be_chosen(tmp_path):
+    pixels = np.concatenate([fields(50, 70), fields(50, 70, 1)[:1]])
+    path = write_scene(tmp_path / "s.tif", pixels)
+    with Raster(path) as raster:
+        assert np.array_equal(read_all(raster), pixels[:3])
+        assert raster.valid(range(50), range(70)).all()
+        assert raster.areas.gsd == 2
+    with Raster(path, (4, 3, 2)) as raster:
+        assert np.array_equal(read_all(raster), pixels[[3, 2, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
+def test_deep_values_have_one_stretch_for_the_whole_raster(tmp_path, dtype):
+    """The same value is the same colour wherever it is read, which a stretch of each tile would not give."""
+    values = np.linspace(0, 20000, 3 * 64 * 900).reshape(3, 64, 900).transpose(0, 2, 1).astype(dtype)
+    path = write_scene(tmp_path / "s.tif", values)
+    with Raster(path) as raster:
+        together = read_all(raster)
+        pieces = [raster.pixels(range(r, r + 100), range(64), FILL) for r in range(0, 900, 100)]
+    assert np.array_equal(np.concatenate(pieces, axis=1), together)
+    low, high = np.percentile(values, (2, 98))
+    expected = np.clip((values.astype(float) - low) / (high - low) * 255, 0, 255)
+    assert np.abs(together - expected).max() <= 2
+
+
+def test_nodata_alpha_and_internal_masks_are_not_valid(tmp_path):
+    pixels, hole = fields(40, 60), (slice(None), slice(5, 20), slice(10, 30))
+    valid = np.ones((40, 60), bool)
+    valid[hole[1:]] = False
+    holed = pixels.copy()
+    holed[hole] = 0
+    nodata = write_scene(tmp_path / "nodata.tif", holed, nodata=0)
+    four = np.concatenate([pixels, valid[None] * np.uint8(255)])
+    alpha = write_scene(tmp_path / "alpha.tif", four, photometric="RGB", alpha="YES")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        masked = write_scene(tmp_path / "mask.tif", pixels)
+        with rasterio.open(masked, "r+") as file:
+            file.write_mask(valid)
+    for path in (nodata, alpha, masked):
+        with Raster(path) as raster:
+            assert len(raster.bands) == 3, path
+            assert np.array_equal(raster.valid(range(40), range(60)), valid), path
+            seen = read_all(raster)
+            assert np.array_equal(seen[:, valid], pixels[:, valid]), path
+            assert (seen[:, ~valid] == np.array(FILL)[:, None]).all(), path
+
+
+def test_not_finite_values_are_not_valid(tmp_path):
+    values = fields(40, 60).astype("float32") * 7
+    values[0, 3, 4], values[1, 5, 6], values[2, 7, 8] = np.nan, np.inf, -np.inf
+    with Raster(write_scene(tmp_path / "s.tif", values)) as raster:
+        valid = raster.valid(range(40), range(60))
+        assert sorted(zip(*np.nonzero(~valid))) == [(3, 4), (5, 6), (7, 8)]
+        assert read_all(raster)[:, 5, 6].tolist() == list(FILL)
+        assert raster.stretch[1] < 255 * 7 + 1
+
+
+def test_one_band_is_repeated_and_that_is_told(tmp_path):
+    path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1])
+    with Raster(path) as raster:
+        seen = read_all(raster)
+    assert np.array_equal(seen[0], seen[2])
+    assert raster.notes == ["band 1 is shown to the model as red, green and blue alike"]
+
+
+def test_palettes_become_their_colours(tmp_path):
+    ids = (fields(40, 60)[:1] > 128).astype(np.uint8)
+    path = write_scene(tmp_path / "s.tif", ids, photometric="palette")
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (10, 20, 30, 255), 1: (200, 100, 50, 255)})
+        assert file.colorinterp == (ColorInterp.palette,)
+    with Raster(path) as raster:
+        assert np.array_equal(read_all(raster)[:, ids[0] == 1][:, 0], [200, 100, 50])
+
+
+def test_another_gsd_is_what_the_model_sees_and_pieces_agree(tmp_path):
+    pixels = fields(100, 120)
+    path = write_scene(tmp_path / "s.tif", pixels)
+    with Raster(path, gsd=4) as raster:
+        assert raster.seen == (50, 60)
+        means = pixels.reshape(3, 50, 2, 60, 2).astype(float).mean(axis=(2, 4))
+        together = read_all(raster)
+        assert np.abs(together - means).max() <= 1
+        piece = raster.pixels(range(10, 30), range(7, 50), FILL)
+        assert np.array_equal(piece, together[:, 10:30, 7:50])
+    with Raster(path, gsd=1) as raster:
+        assert raster.seen == (200, 240)
+
+
+def area(tmp_path, *rings, name="area.geojson"):
+    """Rings in pixels of a UTM scene, as GeoJSON in longitude and latitude."""
+    shapes = []
+    for ring in rings:
+        points = [UTM["transform"] @ p for p in ring]
+        shapes.append(transform_geom(UTM["crs"], "EPSG:4326", {"type": "Polygon", "coordinates": [points]}))
+    features = [{"type": "Feature", "properties": {}, "geometry": shape} for shape in shapes]
+    path = tmp_path / name
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def test_only_what_is_inside_the_area_is_valid(tmp_path):
+    path = write_scene(tmp_path / "s.tif", fields(100, 120))
+    square = area(tmp_path, [(20, 10), (60, 10), (60, 50), (20, 50), (20, 10)])
+    with Raster(path, aoi=square) as raster:
+        valid = raster.valid(range(100), range(120))
+        assert valid[11:49, 21:59].all()
+        assert abs(int(valid.sum()) - 1600) < 100
+        part = raster.valid(range(30, 70), range(40, 100))
+        assert np.array_equal(part, valid[30:70, 40:100])
+
+
+def test_degrees_have_geodesic_areas(tmp_path):
+    degree = Affine(0.001, 0, 10, 0, -0.001, 60.05)
+    with Raster(write_scene(tmp_path / "s.tif", fields(100, 120), crs="EPSG:4326", transform=degree)) as raster:
+        # at latitude 60: a degree of latitude is 111.41 km, of longitude 55.80 km
+        assert raster.areas.at(np.array([50]), np.array([60]))[0] == pytest.approx(111.41 * 55.80, rel=1e-3)
+        assert raster.areas.at(np.array([0]), np.array([0]))[0] < raster.areas.at(np.array([99]), np.array([0]))[0]
+
+
+def test_feet_become_metres(tmp_path):
+    with Raster(write_scene(tmp_path / "s.tif", fields(40, 50), crs="EPSG:2263")) as raster:
+        assert raster.areas.gsd == pytest.approx(2 * 0.3048, rel=1e-4)
+
+
+def test_bad_rasters_are_told_apart(tmp_path):
+    good = write_scene(tmp_path / "good.tif", fields(300, 400))
+    (tmp_path / "text.tif").write_text("no raster")
+    (tmp_path / "cut.tif").write_bytes(good.read_bytes()[:200_000])
+    empty = write_scene(tmp_path / "empty.tif", np.zeros((3, 40, 50), np.uint8), nodata=0)
+    nan = write_scene(tmp_path / "nan.tif", np.full((3, 40, 50), np.nan, "float32"))
+    waves = write_scene(tmp_path / "complex.tif", np.zeros((1, 40, 50), "complex64"))
+    nowhere = write_scene(tmp_path / "nowhere.tif", fields(40, 50), crs=None, transform=None)
+    far = area(tmp_path, [(9000, 9000), (9100, 9000), (9100, 9100), (9000, 9000)], name="far.geojson")
+    nothing = area(tmp_path, name="nothing.geojson")
+    (tmp_path / "no.geojson").write_text("{")
+    near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)], name="near.geojson")
+    for path, options, error, says in (
+        (tmp_path / "absent.tif", {}, FileNotFoundError, "no picture at"),
+        (tmp_path / "text.tif", {}, PictureError, "is not a raster that can be read"),
+        (tmp_path / "cut.tif", {}, PictureError, "cut short or damaged"),
+        (empty, {}, PictureError, "has no valid pixel"),
+        (nan, {}, PictureError, "has no valid pixel"),
+        (waves, {}, PictureError, "complex numbers"),
+        (good, {"bands": (4, 3, 2)}, PictureError, "it has bands 1 to 3"),
+        (good, {"bands": (1, 2)}, PictureError, "give three of them, or one"),
+        (good, {"gsd": 0}, ValueError, "--gsd 0 is out of range"),
+        (nowhere, {"gsd": 1}, ValueError, "has no CRS and transform"),
+        (nowhere, {"aoi": near}, ValueError, "has no CRS and transform, so the area"),
+        (good, {"aoi": tmp_path / "absent.geojson"}, FileNotFoundError, "no area of interest at"),
+        (good, {"aoi": nothing}, ValueError, "is empty"),
+        (good, {"aoi": tmp_path / "no.geojson"}, ValueError, "is no vector file that can be read"),
+        (good, {"aoi": far}, ValueError, "does not touch"),
+    ):
+        with pytest.raises(error, match=says):
+            Raster(path, **options)
+
+
+def test_a_valid_corner_that_the_reduced_raster_misses_is_found(tmp_path):
+    pixels = np.zeros((3, 2100, 2100), np.uint8)
+    pixels[:, 2099, 2098] = 9
+    with Raster(
+        write_scene(tmp_path / "s.tif", pixels, nodata=0, tiled=True, blockxsize=512, blockysize=512)
+    ) as raster:
+        assert raster.valid(range(2090, 2100), range(2090, 2100)).sum() == 1

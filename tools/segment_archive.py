@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Segment many georeferenced scenes, several at a time, here or on a Ray cluster.
+
+python tools/segment_archive.py --input "archive/*.tif" --classes "water,forest" --output out --workers 2
+
+One scene is one task; a worker loads the model once. Interrupted, the same command skips no scene, but each goes on
+where it stopped. A scene that cannot be read is told at the end, and the others are done.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from skysense_o.errors import exit_code
+from skysense_o.vocabulary import Vocabulary
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="scenes, folders or globs in quotes")
+    p.add_argument("--classes", required=True, metavar="WORDS", help='"a,b,c"; synonyms with bars')
+    p.add_argument("--background", default="", metavar="WORDS", help="words for the rest, which becomes 'none' (id 0)")
+    p.add_argument("--output", required=True, metavar="DIR", help="folder for the results, the same on all machines")
+    p.add_argument("--save", default="geotiff,areas", metavar="LIST", help="as of demo.py (default: geotiff,areas)")
+    p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    p.add_argument("--memory", default="2GiB", metavar="SIZE", help="of each worker, beside the weights")
+    p.add_argument("--workers", type=int, default=2, help="scenes at a time (default: 2)")
+    p.add_argument("--cpus", type=float, default=1.0, help="processors a worker (default: 1)")
+    p.add_argument("--gpus", type=float, default=0.0, help="GPUs a worker (default: 0)")
+    p.add_argument("--address", metavar="A", help="of a running Ray cluster (default: this machine)")
+    return p
+
+
+def run() -> int:
+    args = parser().parse_args()
+    vocabulary = Vocabulary.parse(args.classes, args.background)
+    from skysense_o.inference.georeference import scene_tools
+    from skysense_o.inference.pictures import find_pictures
+
+    tools, formats = scene_tools(), args.save.split(",")
+    tools.check_names(formats)
+    from skysense_o.inference.archive import segment_archive
+    from skysense_o.inference.scene import SceneOptions, parse_bytes
+
+    paths = [path.resolve() for path in find_pictures(args.input)]
+    alone = [sum(p.stem == path.stem for p in paths) == 1 for path in paths]
+    stems = [path.stem if one else f"{path.parent.name}_{path.stem}" for path, one in zip(paths, alone)]
+    rows = segment_archive(
+        list(zip(paths, stems)), vocabulary, Path(args.output).resolve(), formats,
+        SceneOptions(memory=parse_bytes(args.memory)), weights=args.weights, device=args.device, workers=args.workers,
+        cpus=args.cpus, gpus=args.gpus, address=args.address,
+    )  # fmt: skip
+    for row in rows:
+        print("\n".join(row["written"]) if not row["error"] else f"error: {row['error']}", flush=True)
+    return 1 if any(row["error"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))
