@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, to_ours
+from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, published_names, to_ours
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -112,8 +112,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -
     """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error."""
     ours, report = model.state_dict(), Report()
     if any(NOT_NEEDED.search(name) or name.startswith(CLIP_PREFIX) for name in state):  # a published checkpoint
-        report.passed_over = [name for name in state if NOT_NEEDED.search(name)]
-        state = to_ours({name: t for name, t in state.items() if not NOT_NEEDED.search(name)}, ours)
+        wanted = published_names(ours)
+        report.passed_over = [name for name in state if NOT_NEEDED.search(name) and name not in wanted]
+        state = to_ours({name: t for name, t in state.items() if name not in report.passed_over}, ours)
     for name, tensor in state.items():
         if name not in ours:
             report.unexpected.append(name)

@@ -59,14 +59,21 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TEMPLATES = ["{}"]
     cfg.MODEL.TEXT_NOISE = 0.0  # length of the Gaussian noise added to text vectors in training: words, not points
 
-    # Weights of the losses; a term of weight 0 is not computed.
-    cfg.MODEL.LOSS = CfgNode()
-    cfg.MODEL.LOSS.BCE = 1.0
-    cfg.MODEL.LOSS.CROSS_ENTROPY = 0.0
-    cfg.MODEL.LOSS.DICE = 0.0
-    cfg.MODEL.LOSS.REGION = 0.0
-    cfg.MODEL.LOSS.REGION_TEMPERATURE = 0.07  # CLIP's starting value
-    cfg.MODEL.LOSS.PRESENCE = 0.1
+    # Weights of the losses; a term of weight 0 is not computed. See losses.py.
+    cfg.MODEL.LOSS = loss = CfgNode()
+    loss.BCE = 1.0
+    loss.FOCAL = 0.0
+    loss.CROSS_ENTROPY = 0.0
+    loss.DICE = 0.0
+    loss.PRESENCE = 0.1
+    loss.REGION = 0.0
+    loss.REGION_PUBLISHED = 0.0  # the published code's form: min-max scaled, BCE
+    loss.VISION_CENTRIC = 0.0  # our reading of the paper; it has 0.4, as for the region loss
+    loss.VISION_CENTRIC_PUBLISHED = 0.0  # the published code's form, which is another
+    loss.REGION_TEMPERATURE = 0.07  # CLIP's starting value
+    loss.REGION_UPSCALE = 0  # 16: regions are pooled from the published code's map, of 269.7 M parameters; 0: none
+    loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
+    loss.NAME_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
 
     # Training pictures.
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels

@@ -24,6 +24,7 @@ class Sample(TypedDict):
     height: NotRequired[int]  # size wanted for the output; that of the image where absent
     width: NotRequired[int]
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.names, or IGNORE; needed in training
+    relevance: NotRequired[Tensor]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown
     file_name: NotRequired[str]
 
 
