@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +32,12 @@ class Report:
     missing: list[str] = field(default_factory=list)  # the model has it, the file has not
     unexpected: list[str] = field(default_factory=list)  # the file has it, the model has not
     misshaped: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)  # missing, and allowed to be: they start from scratch
     passed_over: list[str] = field(default_factory=list)  # published tensors that no inference needs
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors fit"]
-        for title in ("missing", "unexpected", "misshaped", "passed_over"):
+        for title in ("missing", "unexpected", "misshaped", "new", "passed_over"):
             names = getattr(self, title)
             if names:
                 shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
@@ -99,16 +102,16 @@ def _skysense_clip(blob: dict) -> dict[str, Tensor]:
     return {CLIP_PREFIX + name: tensor for name, tensor in state.items()}
 
 
-def load_weights(model: nn.Module, path: Path) -> Report:
+def load_weights(model: nn.Module, path: Path, may_lack: Sequence[str] = ()) -> Report:
     """Copy a file's tensors into a model.
 
     What an installed package brings (`tower.installed`) may be missing; anything else that is missing, unexpected or
-    of another shape is an error.
+    of another shape is an error, but for what is missing and fits a pattern of `may_lack`.
     """
-    return load_state(model, read_weights(path), path)
+    return load_state(model, read_weights(path), path, may_lack)
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> Report:
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path, may_lack: Sequence[str] = ()) -> Report:
     """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error."""
     ours, report = model.state_dict(), Report()
     if any(NOT_NEEDED.search(name) or name.startswith(CLIP_PREFIX) for name in state):  # a published checkpoint
@@ -124,6 +127,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -
             report.loaded.append(name)
     brought = _brought_by_packages(model)
     report.missing = [name for name in ours if name not in state and not name.startswith(brought)]
+    report.new = [name for name in report.missing if any(re.search(pattern, name) for pattern in may_lack)]
+    report.missing = [name for name in report.missing if name not in report.new]
     if report.missing or report.unexpected or report.misshaped:
         raise WeightsError(f"{source} does not fit this config's model: {report}; use the config it was trained with")
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)

@@ -44,6 +44,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.MLP = 2048
     head.SHARED_TOKENS = 5
     head.PRESENCE = True  # a score for whether the phrase is in the picture at all; trained by MODEL.LOSS.PRESENCE
+    head.PROMPTS = False  # take clicks and boxes, too; trained by MODEL.LOSS.PROMPT
     head.PHRASE_CHUNK = 256  # phrases decoded at a time, in either decoder; changes memory, no result
 
     # CostAggregationHead: sizes of the published weights.
@@ -54,6 +55,10 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # Do as the published code where it errs, to compare with published numbers: padding is not undone.
     cfg.MODEL.PUBLISHED_QUIRKS = False
+
+    # Patterns of parameters that MODEL.WEIGHTS may lack: they start from scratch. Anything else that is missing is an
+    # error.
+    cfg.MODEL.NEW_PARAMETERS = []
 
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]
@@ -70,6 +75,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.REGION_PUBLISHED = 0.0  # the published code's form: min-max scaled, BCE
     loss.VISION_CENTRIC = 0.0  # our reading of the paper; it has 0.4, as for the region loss
     loss.VISION_CENTRIC_PUBLISHED = 0.0  # the published code's form, which is another
+    loss.PROMPT = 0.0  # clicks and boxes: Dice and BCE on the mask, squared error of the predicted IoU
+    loss.PROMPT_ROUNDS = 2  # how often a prompt is asked in a step, with a corrective click after each
     loss.REGION_TEMPERATURE = 0.07  # CLIP's starting value
     loss.REGION_UPSCALE = 0  # 16: regions are pooled from the published code's map, of 269.7 M parameters; 0: none
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
@@ -81,6 +88,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do
     cfg.INPUT.TURN = True  # quarter turns: the earth has no up
     cfg.INPUT.COLOR_JITTER = 1.0  # strength; 1 is SSD's: brightness 32, contrast and saturation 0.5..1.5, hue 18
+
+    cfg.INPUT.PROMPTS = 0  # clicks and boxes a picture, of connected parts; needed where MODEL.LOSS.PROMPT is above 0
 
     # Training words.
     cfg.INPUT.SYNONYMS = True  # call a class by any of its synonyms
@@ -96,6 +105,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # How the evaluation calls the classes: "names", "synonyms" (best of them), or "heldout" words with their file.
     cfg.TEST.WORDS = "names"
     cfg.TEST.HELDOUT_FILE = ""
+    cfg.TEST.PROMPTS = False  # evaluate clicks and boxes as well
     cfg.TEST.PICTURES = 4  # side-by-side pictures written of each data set
 
     cfg.DATALOADER.NUM_WORKERS = 2
@@ -106,7 +116,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
 MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS")
 HEAD_KEYS = (
-    "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE",
+    "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES",
 )  # fmt: skip
 

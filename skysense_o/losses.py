@@ -69,7 +69,7 @@ def pixel_cross_entropy(logits: Tensor, sem_seg: Tensor, valid: Tensor) -> Tenso
     """Cross-entropy over the names of a sample: they compete, as they do in the arg max. Arguments as `pixel_bce`."""
     masked = _at_labels(logits, sem_seg).masked_fill(~valid[..., None, None], float("-inf"))
     each = F.cross_entropy(masked, sem_seg, ignore_index=IGNORE, reduction="none")
-    return _mean_of_means(each, sem_seg != IGNORE)
+    return mean_of_means(each, sem_seg != IGNORE)
 
 
 def dice(logits: Tensor, sem_seg: Tensor, valid: Tensor, *, chunk: int | None = None) -> Tensor:
@@ -79,7 +79,7 @@ def dice(logits: Tensor, sem_seg: Tensor, valid: Tensor, *, chunk: int | None = 
     def term(full: Tensor, target: Tensor) -> Tensor:
         return mask_dice(full, target, known)
 
-    return _mean_of_means(_each_name(term, logits, sem_seg, chunk), valid & present_names(sem_seg, logits.shape[1]))
+    return mean_of_means(_each_name(term, logits, sem_seg, chunk), valid & present_names(sem_seg, logits.shape[1]))
 
 
 def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def region_contrast(regions: Tensor, present: Tensor, text: Tensor, valid: Tenso
     scores = _cosines(regions, text) / temperature
     scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
     each = -scores.log_softmax(dim=-1).diagonal(dim1=1, dim2=2).masked_fill(~present, 0.0)
-    return _mean_of_means(each, present & valid)
+    return mean_of_means(each, present & valid)
 
 
 def published_region_scores(regions: Tensor, text: Tensor, valid: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def published_region_bce(scores: Tensor, present: Tensor, valid: Tensor) -> Tens
     """
     target = torch.diag_embed((present & valid).to(scores.dtype))
     each = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
-    return _mean_of_means(each, valid[:, :, None] & valid[:, None, :], counts=present.sum(1) > 1)
+    return mean_of_means(each, valid[:, :, None] & valid[:, None, :], counts=present.sum(1) > 1)
 
 
 def vision_centric(
@@ -168,7 +168,7 @@ def vision_centric(
     each = F.binary_cross_entropy_with_logits(scores, own.expand_as(scores), reduction="none")
     factor = (1 - relevance.to(scores.dtype)) * (1 - own) * similarity.to(scores.dtype).clamp(min=0)
     squares = (factor * each).square().masked_fill(~present[:, :, None], 0.0)
-    return _mean_of_means(squares, valid[:, :, None] & valid[:, None, :])
+    return mean_of_means(squares, valid[:, :, None] & valid[:, None, :])
 
 
 def published_vision_centric(
@@ -184,7 +184,7 @@ def published_vision_centric(
     factor = 1.0 if relevance is None else torch.where(relevance > 0, 11 - 10 * relevance.to(scores.dtype), 0.0)
     different = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
     each = (similarity.to(scores.dtype) * scores * factor).abs()
-    return _mean_of_means(each, valid[:, :, None] & valid[:, None, :] & different, counts=present.sum(1) > 1)
+    return mean_of_means(each, valid[:, :, None] & valid[:, None, :] & different, counts=present.sum(1) > 1)
 
 
 def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Ten
     """
     present, presence = present_names(sem_seg, presence.shape[1]), _wide(presence)
     each = F.binary_cross_entropy_with_logits(presence, present.to(presence.dtype), reduction="none")
-    return _mean_of_means(each, valid & (present | complete[:, None]))
+    return mean_of_means(each, valid & (present | complete[:, None]))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -237,10 +237,10 @@ def _pixel_mean(
     """Mean over known pixels and valid names of a pixelwise term."""
     known = torch.ones_like(sem_seg, dtype=torch.bool) if ignored_as_negative else sem_seg != IGNORE
     sums = _each_name(lambda full, t: (term(full, t) * known[:, None]).sum((2, 3)), logits, sem_seg, chunk)
-    return _mean_of_means(sums / known.sum((1, 2)).clamp(min=1)[:, None], valid)
+    return mean_of_means(sums / known.sum((1, 2)).clamp(min=1)[:, None], valid)
 
 
-def _mean_of_means(each: Tensor, weight: Tensor, counts: Tensor | None = None) -> Tensor:
+def mean_of_means(each: Tensor, weight: Tensor, counts: Tensor | None = None) -> Tensor:
     """Mean over what counts in each sample, then over the samples; a sample in which nothing counts gives 0.
 
     counts: (B,) bool, samples that are to give 0 whatever they hold.

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from skysense_o import geometry, losses
 from skysense_o.modeling import TOWER_REGISTRY, MaskDecoder, Queries, RegionProjection, Tower
+from skysense_o.modeling.sam_head import Refined
 from skysense_o.objective import Objective
+from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
 from skysense_o.vocabulary import TextBank
 
@@ -33,6 +35,7 @@ class SkySenseO(nn.Module):
         sem_seg_head: MaskDecoder,
         templates: Sequence[str] = ("{}",),
         objective: Objective | None = None,
+        prompt_objective: PromptObjective | None = None,
         region_projection: RegionProjection | None = None,
         text_noise: float = 0.0,
         phrase_chunk: int = 256,
@@ -42,7 +45,7 @@ class SkySenseO(nn.Module):
         Args:
             tower, sem_seg_head: the two parts.
             templates: P sentences with one "{}" each; a phrase's embedding is their mean.
-            objective: what training minimises.
+            objective, prompt_objective: what training minimises, for words and for clicks and boxes.
             region_projection: the published code's region map; None: regions are pooled from the dense features.
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
@@ -51,18 +54,20 @@ class SkySenseO(nn.Module):
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
         self.templates, self.text_bank = tuple(templates), TextBank()
-        self.objective, self.region_projection, self.text_noise = objective, region_projection, text_noise
+        self.objective, self.prompt_objective = objective, prompt_objective
+        self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.published_quirks = phrase_chunk, published_quirks
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
-        objective, upscale = Objective.from_config(cfg), cfg.MODEL.LOSS.REGION_UPSCALE
+        objective, loss, upscale = Objective.from_config(cfg), cfg.MODEL.LOSS, cfg.MODEL.LOSS.REGION_UPSCALE
         return {
             "tower": tower,
             "sem_seg_head": SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, tower),
             "templates": cfg.MODEL.TEMPLATES,
             "objective": objective,
+            "prompt_objective": PromptObjective(loss.PROMPT, loss.PROMPT_ROUNDS) if loss.PROMPT else None,
             "region_projection": RegionProjection(tower.dim, upscale) if upscale and objective.needs_regions else None,
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
@@ -113,10 +118,22 @@ class SkySenseO(nn.Module):
         features = self.tower.encode_image(x)
         text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
         text = self._blur(text)
-        logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
         regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
-        return self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+        if self.prompt_objective is None:
+            logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
+            return self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+        refined = self.sem_seg_head.refine(features)
+        logits, presence, _ = self.sem_seg_head.decode(refined, Queries(text, valid))
+        terms = self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+        return {**terms, **self.prompt_objective(partial(self.draw, refined), samples, frames, sem_seg)}
+
+    def draw(self, refined: Refined, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Clicks and boxes, see `Queries` -> logits (B,K,h',w') and predicted IoU (B,K); no words."""
+        text = points.new_zeros((len(points), 0, len(self.templates), self.tower.dim))
+        queries = Queries(text, text[..., 0, 0].bool(), points, labels, boxes)
+        logits, _, quality = self.sem_seg_head.decode(refined, queries)
+        return logits, quality
 
     def _regions(self, dense: Tensor, sem_seg: Tensor, names: int) -> Tensor:
         """(B,T,D) features of the names' regions, not normalised."""

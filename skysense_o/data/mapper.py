@@ -10,6 +10,7 @@ from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
 
 from skysense_o.data.classes import load_classes, load_distractors
+from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.text_sampler import TextSampler
 from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
@@ -57,10 +58,18 @@ class TrainingMapper:
 
     @configurable
     def __init__(
-        self, *, crop: int, scale: tuple[float, float], turn: bool, color: float, max_area: float, words: TextSampler
+        self,
+        *,
+        crop: int,
+        scale: tuple[float, float],
+        turn: bool,
+        color: float,
+        max_area: float,
+        words: TextSampler,
+        prompts: PromptSampler | None = None,
     ) -> None:
         self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
-        self.max_area = max_area
+        self.max_area, self.prompts = max_area, prompts
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -72,6 +81,7 @@ class TrainingMapper:
             "color": cfg.INPUT.COLOR_JITTER,
             "max_area": cfg.INPUT.SINGLE_CATEGORY_MAX_AREA,
             "words": TextSampler(cfg.INPUT.SYNONYMS, pool, cfg.INPUT.DISTRACTORS),
+            "prompts": PromptSampler(cfg.INPUT.PROMPTS) if cfg.INPUT.PROMPTS else None,
         }
 
     def __call__(self, record: dict) -> Sample:
@@ -81,12 +91,15 @@ class TrainingMapper:
         image, labels = self._crop(image, labels)
         for transform in self._transforms():
             image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
-        return {
+        sample: Sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "sem_seg": torch.from_numpy(np.ascontiguousarray(labels).astype(np.int64)),
             "vocabulary": self.words(table),
             "file_name": record["file_name"],
         }
+        if self.prompts:
+            sample["prompts"] = self.prompts(labels)
+        return sample
 
     def _crop(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A square at a random scale, tried again while one class fills more than `max_area` of it."""

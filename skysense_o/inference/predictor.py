@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from skysense_o.checkpoint import WeightsError, find_weights, load_weights, read
 from skysense_o.config import default_config, merge_file
 from skysense_o.device import choose_device
 from skysense_o.inference.pictures import as_rgb, read_picture
+from skysense_o.inference.prompting import PromptedImage
 from skysense_o.vocabulary import Vocabulary
 
 NONE = "none"
@@ -63,6 +64,7 @@ class Predictor:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
         self.model, self.source, self.sha256, self.precision = model.eval(), source, sha256, precision
+        self._prompted: PromptedImage | None = None
 
     @classmethod
     def from_pretrained(
@@ -121,9 +123,7 @@ class Predictor:
             threshold = 0.5
         rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
         sample = {"image": torch.tensor(rgb).permute(2, 0, 1), "vocabulary": vocabulary}
-        device = self.model.device
-        half = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with half:
+        with self._half():
             out = self.model.predict([sample], "probabilities" if probabilities else "labels")[0]
         kept = out.get("sem_seg")
         score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
@@ -138,6 +138,33 @@ class Predictor:
             None if presence is None else dict(zip(vocabulary.names, presence.tolist())),
             threshold,
         )
+
+    def set_image(self, image: str | Path | np.ndarray | Image.Image) -> PromptedImage:
+        """Look at a picture once, to be asked by `prompt`. It is returned as well, to keep several at hand.
+
+        Raises:
+            ValueError: weights that take words only. PictureError, FileNotFoundError: the picture.
+        """
+        rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
+        with self._half():
+            self._prompted = PromptedImage(self.model, rgb)
+        return self._prompted
+
+    def prompt(
+        self,
+        points: Sequence[Sequence[float]] = (),
+        labels: Sequence[int] = (),
+        box: Sequence[float] | None = None,
+    ) -> tuple[np.ndarray, float]:
+        """The mask that clicks and a box mean in the picture of `set_image`; see `PromptedImage.prompt`."""
+        if self._prompted is None:
+            raise ValueError("no picture to ask about: call set_image first")
+        with self._half():
+            return self._prompted.prompt(points, labels, box)
+
+    def _half(self) -> AbstractContextManager:
+        half = self.precision == "bf16"
+        return torch.autocast(self.model.device.type, torch.bfloat16) if half else nullcontext()
 
 
 def _config_of(path: Path, config_file: str | Path | None) -> CfgNode:

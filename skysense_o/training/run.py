@@ -27,6 +27,7 @@ from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper, evaluation_sample
 from skysense_o.device import choose_device
+from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.evaluation.segmentation import evaluate
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
@@ -52,6 +53,10 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
     if head.NAME == "SAMMaskHead" and head.PRESENCE and not cfg.MODEL.LOSS.PRESENCE and not eval_only:
         raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
+    if head.PROMPTS and not (cfg.MODEL.LOSS.PROMPT and cfg.INPUT.PROMPTS) and not eval_only:
+        raise ValueError("SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT and INPUT.PROMPTS: set both above 0")
+    if cfg.MODEL.LOSS.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):
+        raise ValueError("MODEL.LOSS.PROMPT needs SEM_SEG_HEAD.NAME SAMMaskHead with SEM_SEG_HEAD.PROMPTS True")
     if cfg.MODEL.WEIGHTS:
         find_weights(cfg.MODEL.WEIGHTS)
     choose_device(cfg.MODEL.DEVICE)
@@ -71,7 +76,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.WEIGHTS:
         path = find_weights(cfg.MODEL.WEIGHTS)
-        logger.info("%s: %s", path, load_weights(model, path))
+        logger.info("%s: %s", path, load_weights(model, path, cfg.MODEL.NEW_PARAMETERS))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
 
@@ -115,6 +120,11 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         )
         for key in ("mIoU", "mIoU_predicted", "fwIoU", "pACC"):
             numbers[f"{name}/{key}"] = sum(r[key] for r in results.values()) / len(results)
+        if cfg.TEST.PROMPTS:
+            words = next(iter(ways_of_calling(cfg, table, table_name).values()))
+            scenes = [partial(evaluation_sample, record, words) for record in records]
+            found = evaluate_prompts(model, scenes, Path(cfg.OUTPUT_DIR) / "inference" / f"{name}_pictures")
+            numbers.update({f"{name}/prompt_{key}": value for key, value in found.items()})
         if len(results) > 1:
             each = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
             logger.info("%s: mean mIoU %.4f over %s", name, numbers[f"{name}/mIoU"], each)
