@@ -142,10 +142,8 @@ def test_points_and_boxes_arrive_in_prepared_pixels():
         "labels": torch.ones(1, 1, dtype=torch.int64),
         "boxes": torch.tensor([[0.0, 0.0, 99.0, 49.0]]),
     }
-    points, labels, boxes = prepared_prompts(
-        [given, {**given, "points": given["points"].repeat(1, 2, 1), "labels": torch.ones(1, 2, dtype=torch.int64)}],
-        frames,
-    )
+    twice = {**given, "points": given["points"].repeat(1, 2, 1), "labels": given["labels"].repeat(1, 2)}
+    points, labels, boxes = prepared_prompts([given, twice], frames)
     assert points[0, 0, 0].tolist() == [49.25, 49.0]
     assert points[1, 0, 1].tolist() == [99.0, 49.0]
     assert labels.tolist() == [[[1, -1]], [[1, 1]]]

@@ -20,7 +20,7 @@ from skysense_o.sample import IGNORE, Sample
 logger = logging.getLogger(__name__)
 CLICKS = 5
 LEAST_SHARE = 0.001  # of the picture, that a part must have to be asked for
-MOST_PARTS = 20  # a picture, the largest
+MOST_PARTS = 8  # a picture, the largest
 
 
 @torch.no_grad()
