@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from skysense_o.modeling.adapters import merged, with_original_names
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, published_names, to_ours
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
@@ -118,6 +119,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path, m
         wanted = published_names(ours)
         report.passed_over = [name for name in state if NOT_NEEDED.search(name) and name not in wanted]
         state = to_ours({name: t for name, t in state.items() if name not in report.passed_over}, ours)
+    state = with_original_names(state, ours)
     for name, tensor in state.items():
         if name not in ours:
             report.unexpected.append(name)
@@ -143,8 +145,9 @@ def state_to_save(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype | None = None) -> None:
-    """Write safetensors; the config's YAML goes along, so that the file is enough. dtype: of floating tensors."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state_to_save(model).items()}
+    """Write safetensors; the config's YAML goes along, so that the file is enough; low-rank updates are
+    merged. dtype: of floating tensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merged(state_to_save(model)).items()}
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     save_file(state, path, metadata={"format": "pt", "config": config})

@@ -19,6 +19,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.PRETRAINED = True  # start the picture half from ImageNet; False where a checkpoint follows
     cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 picture takes 0.14 s on 2 cores
 
+    cfg.MODEL.TOWER.RECOMPUTE = False  # keep no activations inside the tower's layers: less memory, a third more time
+    cfg.MODEL.TOWER.LORA_RANK = 0  # freeze the tower's attention and train updates of this rank instead; 0: none
+
     # SkySenseCLIP, with the sizes of the published weights.
     cfg.MODEL.TOWER.INPUT_SIZE = 384  # pictures are squeezed to this square; 0: native size
     cfg.MODEL.TOWER.SWIN = CfgNode()
@@ -100,6 +103,11 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.SOLVER.GROUPS = [[".", 1.0, 1e-4]]
     cfg.SOLVER.PRECISION = "auto"  # no, bf16, fp16 (Accelerate's mixed precision), or bf16 where the processor has it
     cfg.SOLVER.ACCUMULATION = 1  # micro-batches a step; IMS_PER_BATCH is the total of a step
+    cfg.SOLVER.LR_BATCH = 0  # the total batch that BASE_LR is meant for; another one scales it by LR_RULE. 0: never
+    cfg.SOLVER.LR_RULE = "sqrt"  # sqrt (for Adam: Malladi et al. 2022) or linear (for SGD: Goyal et al. 2017)
+    cfg.SOLVER.LAYER_DECAY = 1.0  # learning rate of each layer of the image tower, as a share of the next one's
+    cfg.SOLVER.CHECKPOINTS_KEPT = 3  # numbered checkpoints that stay, the newest; 0: all
+    cfg.SOLVER.WANDB = ""  # project at Weights & Biases to log to as well (offline without WANDB_API_KEY); "": none
     cfg.SOLVER.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved as the final model; 0: off
 
     # How the evaluation calls the classes: "names", "synonyms" (best of them), or "heldout" words with their file.
@@ -124,6 +132,8 @@ HEAD_KEYS = (
 def model_config(cfg: CfgNode) -> CfgNode:
     """The part of a config that describes the model, for the metadata of its weights."""
     part = CfgNode({"MODEL": {key: cfg.MODEL[key] for key in MODEL_KEYS}})
+    part.MODEL.TOWER = part.MODEL.TOWER.clone()
+    part.MODEL.TOWER.LORA_RANK, part.MODEL.TOWER.RECOMPUTE = 0, False  # the one is merged, the other is of a run
     part.MODEL.SEM_SEG_HEAD = CfgNode({key: cfg.MODEL.SEM_SEG_HEAD[key] for key in HEAD_KEYS})
     return part
 

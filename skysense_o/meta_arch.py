@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry, losses
-from skysense_o.modeling import TOWER_REGISTRY, MaskDecoder, Queries, RegionProjection, Tower
+from skysense_o.modeling import MaskDecoder, Queries, RegionProjection, Tower, build_tower
 from skysense_o.modeling.sam_head import Refined
 from skysense_o.objective import Objective
 from skysense_o.prompt_objective import PromptObjective
@@ -60,7 +60,7 @@ class SkySenseO(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
+        tower = build_tower(cfg)
         objective, loss, upscale = Objective.from_config(cfg), cfg.MODEL.LOSS, cfg.MODEL.LOSS.REGION_UPSCALE
         return {
             "tower": tower,

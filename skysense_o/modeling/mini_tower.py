@@ -74,6 +74,9 @@ class MiniTower(Tower):
         """See `encode_sentences`."""
         return encode_sentences(self.text, self.tokenizer, strings, self.pixel_mean.device)
 
+    def layers(self) -> list[list[nn.Module]]:
+        return [[self.image.conv_stem, self.image.bn1], *([block] for block in self.image.blocks)]
+
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return self.text.parameters()
 

@@ -66,5 +66,21 @@ class SkySenseCLIP(Tower):
         pooled = text.ln_final(x)[torch.arange(len(x)), ends]
         return F.normalize(pooled @ text.text_projection, dim=-1)
 
+    def layers(self) -> list[list[nn.Module]]:
+        merges = [[stage.merge] if stage.merge is not None else [] for stage in self.visual.stages]
+        blocks = [
+            [*(merge if i == 0 else ()), block]
+            for stage, merge in zip(self.visual.stages, merges)
+            for i, block in enumerate(stage.blocks)
+        ]
+        return [[self.visual.patch_embed], *blocks]
+
+    def attentions(self) -> list[nn.Module]:
+        image = [block.attn for stage in self.visual.stages for block in stage.blocks]
+        return image + [block.attn for block in self.text.transformer.resblocks]
+
+    def text_layers(self) -> list[nn.Module]:
+        return list(self.text.transformer.resblocks)
+
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return self.text.parameters()

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
@@ -32,6 +33,8 @@ from skysense_o.evaluation.segmentation import evaluate
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.optimizer import build_optimizer
+from skysense_o.training.record import WandbWriter, plot_metrics, write_run
+from skysense_o.training.stopping import StopOnSignal
 from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
 from skysense_o.vocabulary import Vocabulary
 
@@ -136,12 +139,18 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name)]
     accelerator = build_accelerator(cfg)
     model = build_model(cfg)
-    optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
+    optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
     scheduler = build_lr_scheduler(cfg, optimizer)
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {"optimizer": optimizer, "scheduler": scheduler}
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, **saved)
+    if accelerator.scaler is not None:
+        saved["scaler"] = accelerator.scaler
+    kept = cfg.SOLVER.CHECKPOINTS_KEPT
+    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, kept, **saved)
     start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
+    if comm.is_main_process():
+        data = {name: records_of(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+        write_run(Path(cfg.OUTPUT_DIR), cfg.dump(), seed, data, start)
     if start >= cfg.SOLVER.MAX_ITER:
         logger.info("All %d steps are done: nothing to train, only to evaluate", cfg.SOLVER.MAX_ITER)
         with ema.applied() if ema else nullcontext():
@@ -156,11 +165,18 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
         workers=cfg.DATALOADER.NUM_WORKERS,
     )
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    trainer = Trainer(wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None, seed)
+    trainer = Trainer(
+        wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None, seed, cfg.OUTPUT_DIR
+    )
     numbers: dict[str, float] = {}
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
+    trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: the step's numbers are written
     wrapped.train()
-    trainer.train(start, cfg.SOLVER.MAX_ITER)
+    try:
+        trainer.train(start, cfg.SOLVER.MAX_ITER)
+    finally:
+        if comm.is_main_process():
+            plot_metrics(Path(cfg.OUTPUT_DIR))
     comm.synchronize()
     return numbers
 
@@ -185,8 +201,27 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
             JSONWriter(f"{folder}/metrics.json", window_size=LOG_PERIOD),
             TensorboardXWriter(folder, window_size=LOG_PERIOD),
         ]
+        if cfg.SOLVER.WANDB:
+            writers.append(WandbWriter(cfg.SOLVER.WANDB, folder, yaml.safe_load(cfg.dump())))
         every.append(hooks.PeriodicWriter(writers, period=LOG_PERIOD))
     return every
+
+
+def learning_rate(cfg: CfgNode) -> float:
+    """BASE_LR, times (IMS_PER_BATCH / LR_BATCH) to the power that LR_RULE names, where LR_BATCH is given."""
+    powers = {"linear": 1.0, "sqrt": 0.5}
+    if not cfg.SOLVER.LR_BATCH:
+        return cfg.SOLVER.BASE_LR
+    if cfg.SOLVER.LR_RULE not in powers:
+        raise ValueError(f"SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r} is not known: {', '.join(powers)}")
+    rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.LR_BATCH) ** powers[cfg.SOLVER.LR_RULE]
+    logger.info(
+        "Learning rate %.3g: BASE_LR for %d pictures a step, here %d",
+        rate,
+        cfg.SOLVER.LR_BATCH,
+        cfg.SOLVER.IMS_PER_BATCH,
+    )
+    return rate
 
 
 def micro_batch(cfg: CfgNode) -> int:
