@@ -103,13 +103,19 @@ def _skysense_clip(blob: dict) -> dict[str, Tensor]:
     return {CLIP_PREFIX + name: tensor for name, tensor in state.items()}
 
 
-def load_weights(model: nn.Module, path: Path, may_lack: Sequence[str] = ()) -> Report:
+def load_weights(model: nn.Module, path: Path, may_lack: Sequence[str] = (), unwanted: Sequence[str] = ()) -> Report:
     """Copy a file's tensors into a model.
 
     What an installed package brings (`tower.installed`) may be missing; anything else that is missing, unexpected or
-    of another shape is an error, but for what is missing and fits a pattern of `may_lack`.
+    of another shape is an error, but for what is missing and fits a pattern of `may_lack`. Names that fit one of
+    `unwanted` are passed over.
     """
-    return load_state(model, read_weights(path), path, may_lack)
+    state = read_weights(path)
+    ours = set(model.state_dict())
+    left_out = [n for n in state if n not in ours and any(re.search(p, n) for p in unwanted)]
+    report = load_state(model, {n: t for n, t in state.items() if n not in set(left_out)}, path, may_lack)
+    report.passed_over += left_out
+    return report
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path, may_lack: Sequence[str] = ()) -> Report:

@@ -63,6 +63,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # error.
     cfg.MODEL.NEW_PARAMETERS = []
 
+    # Patterns of tensors of MODEL.WEIGHTS that are not wanted; anything else that the model has not is an error.
+    cfg.MODEL.PASSED_OVER = ["^pretraining\\."]
+
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]
     cfg.MODEL.TEXT_NOISE = 0.0  # length of the Gaussian noise added to text vectors in training: words, not points
@@ -85,7 +88,20 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
     loss.NAME_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
 
+    # Pretraining (MODEL.META_ARCHITECTURE ImageTextPretraining): weights of its terms, 0: not computed.
+    cfg.PRETRAIN = CfgNode()
+    cfg.PRETRAIN.IMAGE_TEXT = 1.0
+    cfg.PRETRAIN.IMAGE_IMAGE = 1.0
+    cfg.PRETRAIN.RECONSTRUCTION = 1.0
+    cfg.PRETRAIN.SIGMOID = False  # pairwise sigmoid loss for image and text: needs no large batch
+    cfg.PRETRAIN.IMAGE_TEMPERATURE = 0.1  # of the image-image contrast (SimCLR's)
+    cfg.PRETRAIN.CHUNK = 0  # pictures whose activations are in memory at a time, for batches of any size; 0: all
+    cfg.PRETRAIN.CROP_SHARE = [0.4, 1.0]  # of a picture's area that a view shows
+    cfg.PRETRAIN.BLOCK = 32  # side of the blocks that reconstruction hides, as in SimMIM
+    cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
+
     # Training pictures.
+    cfg.INPUT.MAPPER = "labels"  # labels: pictures with label pictures; pairs: pictures with captions
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do

@@ -34,6 +34,8 @@ class Sample(TypedDict):
     width: NotRequired[int]
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.names, or IGNORE; needed in training
     relevance: NotRequired[Tensor]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown
+    view: NotRequired[Tensor]  # uint8 (3,H,W), another view of the same place; in pretraining
+    hidden: NotRequired[Tensor]  # bool (H,W), pixels to be reconstructed; in pretraining
     prompts: NotRequired[Prompts]  # in training, for a decoder that takes them
     file_name: NotRequired[str]
 

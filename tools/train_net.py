@@ -88,7 +88,8 @@ def main(args: argparse.Namespace, cfg) -> None:
     numbers = evaluate_all(cfg, build_model(cfg)) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
         for name in cfg.DATASETS.TEST:
-            keys = ("mIoU", "fwIoU", "pACC")
+            known = ("mIoU", "fwIoU", "pACC", "top1", "text_R@1", "image_R@1")
+            keys = [key for key in known if f"{name}/{key}" in numbers]
             values = ",".join(f"{100 * numbers[f'{name}/{key}']:.4f}" for key in keys)
             print(f"{name}: copypaste: {','.join(keys)}\n{name}: copypaste: {values}")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from skysense_o.data.pairs import read_pairs
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,7 +88,13 @@ def register_all() -> None:
 
 
 def records_of(name: str) -> list[dict]:
-    """The records of a registered data set, or a KeyError that lists what there is."""
+    """The records of a registered data set, or of a path to pairs (see `read_pairs`).
+
+    Raises:
+        KeyError: neither; lists what is registered.
+    """
+    if name.partition("@")[0].endswith((".jsonl", ".csv", ".tar", "/")):
+        return read_pairs(name, data_root())
     ours = [f"{row.name}_{split}" for row in ROWS for split in row.splits]
     if name not in DatasetCatalog.list():
         raise KeyError(f"unknown data set {name!r}; known: {', '.join(ours)}")

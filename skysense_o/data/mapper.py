@@ -122,7 +122,7 @@ class TrainingMapper:
         if self.turn:
             transforms.append(QuarterTurn(np.random.randint(4)))
         if self.color:
-            transforms.append(_color_jitter(self.color))
+            transforms.append(color_jitter(self.color))
         return transforms
 
 
@@ -143,7 +143,7 @@ class QuarterTurn(T.Transform):
         raise NotImplementedError("QuarterTurn turns pictures and labels, no coordinates")
 
 
-def _color_jitter(strength: float) -> ColorAugSSDTransform:
+def color_jitter(strength: float) -> ColorAugSSDTransform:
     return ColorAugSSDTransform(
         img_format="RGB",
         brightness_delta=round(32 * strength),

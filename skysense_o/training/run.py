@@ -20,16 +20,19 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
 from skysense_o.checkpoint import find_weights, load_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper, evaluation_sample
+from skysense_o.data.pair_mapper import PairMapper
+from skysense_o.data.pairs import open_picture
 from skysense_o.device import choose_device
 from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.evaluation.segmentation import evaluate
+from skysense_o.evaluation.zero_shot import evaluate_pairs
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.optimizer import build_optimizer
@@ -40,6 +43,7 @@ from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
+MAPPERS = {"labels": TrainingMapper, "pairs": PairMapper}
 
 
 def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
@@ -65,7 +69,11 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     choose_device(cfg.MODEL.DEVICE)
     for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         records_of(name)
+    if cfg.INPUT.MAPPER not in MAPPERS:
+        raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
     for name in cfg.DATASETS.TEST:
+        if "sem_seg_file_name" not in records_of(name)[0]:
+            continue
         table = MetadataCatalog.get(name).class_table
         ways_of_calling(cfg, load_classes(table), table)
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
@@ -79,7 +87,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.WEIGHTS:
         path = find_weights(cfg.MODEL.WEIGHTS)
-        logger.info("%s: %s", path, load_weights(model, path, cfg.MODEL.NEW_PARAMETERS))
+        logger.info("%s: %s", path, load_weights(model, path, cfg.MODEL.NEW_PARAMETERS, cfg.MODEL.PASSED_OVER))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
 
@@ -105,11 +113,17 @@ def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Voc
 
 
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways."""
+    """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways;
+    `<data set>/top1` and recalls where a data set has classes of whole pictures or captions.
+    """
     numbers: dict[str, float] = {}
     model.text_bank.weights_changed()  # the moving average may have been swapped in
     for name in cfg.DATASETS.TEST:
         records = records_of(name)
+        if "sem_seg_file_name" not in records[0]:
+            found = evaluate_pairs(model, records, open_picture, cfg.MODEL.TEMPLATES, cfg.INPUT.CROP_SIZE)
+            numbers.update({f"{name}/{key}": value for key, value in found.items()})
+            continue
         table_name = MetadataCatalog.get(name).class_table
         table = load_classes(table_name)
         results = evaluate(
@@ -158,7 +172,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     wrapped, prepared = accelerator.prepare(model, optimizer)
     loader = training_loader(
         records,
-        TrainingMapper(cfg),
+        MAPPERS[cfg.INPUT.MAPPER](cfg),
         batch=micro_batch(cfg),
         start=start * cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
@@ -186,13 +200,12 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         numbers.update(evaluate_all(cfg, model))
         return numbers
 
-    metric = f"{cfg.DATASETS.TEST[0]}/mIoU" if cfg.DATASETS.TEST else ""
     every = [
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer.optimizer, scheduler),
         FollowWeights(checkpointer.ema),
         SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # first: what follows may fail
-        Validate(cfg.TEST.EVAL_PERIOD, validation, metric, checkpointer),
+        Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():
         folder = cfg.OUTPUT_DIR

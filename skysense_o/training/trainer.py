@@ -166,11 +166,9 @@ class FollowWeights(HookBase):
 class Validate(HookBase):
     """Every `period` steps and at the end: evaluate (with the moving average), log, keep the best as model_best."""
 
-    def __init__(
-        self, period: int, evaluate: Callable[[], dict[str, float]], metric: str, checkpointer: RunCheckpointer
-    ) -> None:
-        """evaluate: gives numbers by name; metric: the name of the one to be largest."""
-        self.period, self.evaluate, self.metric, self.checkpointer = period, evaluate, metric, checkpointer
+    def __init__(self, period: int, evaluate: Callable[[], dict[str, float]], checkpointer: RunCheckpointer) -> None:
+        """evaluate: gives numbers by name; the first is the one to be largest."""
+        self.period, self.evaluate, self.checkpointer = period, evaluate, checkpointer
         self.best = float("-inf")
 
     def before_train(self) -> None:
@@ -186,10 +184,11 @@ class Validate(HookBase):
             with ema.applied() if ema else nullcontext():
                 numbers = self.evaluate()
             self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
-            if numbers.get(self.metric, float("-inf")) > self.best:
-                self.best = numbers[self.metric]
+            metric = next(iter(numbers), None)
+            if metric and numbers[metric] > self.best:
+                self.best = numbers[metric]
                 self.checkpointer.save("model_best", tag=False, iteration=self.trainer.iter, best=self.best)
-                logger.info("Best %s so far: %.4f after %d steps", self.metric, self.best, done)
+                logger.info("Best %s so far: %.4f after %d steps", metric, self.best, done)
 
 
 class SaveCheckpoints(HookBase):
