@@ -125,6 +125,7 @@ class TextBank:
 
     def __init__(self) -> None:
         self._vectors: dict[tuple[str, str], Tensor] = {}
+        self._single: dict[tuple[str, str], Tensor] = {}  # in training, see `_alone`
         self._fingerprint: str | None = None
 
     def weights_changed(self) -> None:
@@ -157,6 +158,8 @@ class TextBank:
         if torch.is_grad_enabled() and any(p.requires_grad for p in tower.text_parameters()):
             return dict(zip(strings, tower.encode_text(strings)))
         key = self._weights_of(tower)
+        if torch.is_grad_enabled():
+            return self._alone(tower, key, strings)
         device = tower.pixel_mean.device
         missing = [s for s in strings if (key, s) not in self._vectors]
         with torch.no_grad():
@@ -166,13 +169,25 @@ class TextBank:
                     self._vectors[key, string] = vector
         return {s: self._vectors[key, s].to(device) for s in strings}
 
+    def _alone(self, tower: Tower, key: str, strings: list[str]) -> dict[str, Tensor]:
+        """For training: each string encoded by itself. In a batch its last bits depend on what else is in it, and then a
+        resumed run, which meets the words in another order, would not end with the same weights.
+        """
+        for string in strings:
+            if (key, string) not in self._single:
+                with torch.no_grad():
+                    self._single[key, string] = tower.encode_text([string])[0]
+        return {s: self._single[key, s].to(tower.pixel_mean.device) for s in strings}
+
     def _weights_of(self, tower: Tower) -> str:
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for parameter in tower.text_parameters():
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()
-            self._vectors = {key: vector for key, vector in self._vectors.items() if key[0] == self._fingerprint}
+            for table in (self._vectors, self._single):
+                for key in [key for key in table if key[0] != self._fingerprint]:
+                    del table[key]
         return self._fingerprint
 
     def export(self, path: str | Path) -> None:

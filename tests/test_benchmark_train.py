@@ -11,21 +11,9 @@ from test_engine import tiny
 def test_rows_of_batch_and_losses(call, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     config = ROOT / "configs/mini/finetune.yaml"
-    options = [
-        "--config-file",
-        config,
-        "--size",
-        64,
-        "--names",
-        3,
-        "--steps",
-        1,
-        "--peak",
-        1,
-        "--output",
-        tmp_path / "rows.json",
-    ]
-    losses = ["--losses", "bce", "bce+vision_centric"]
+    options = ["--config-file", config, "--size", 64, "--names", 3, "--steps", 1, "--peak", 1]
+    options += ["--output", tmp_path / "rows.json"]
+    losses = ["--losses", "bce,bce+vision_centric"]
     code, out, err = call("tools/benchmark_train.py", *options, *losses, *tiny(config))
     assert code == 0, err
     assert "samples/s" in out

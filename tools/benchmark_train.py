@@ -2,9 +2,9 @@
 """How fast a config trains, and in how much memory: one row a batch, precision and set of losses, each in a process of
 its own, so that the peak of one says nothing of another.
 
-python tools/benchmark_train.py --config-file configs/mini/finetune.yaml --batch 1 8 --precision no bf16
-python tools/benchmark_train.py --config-file configs/skysense_o/finetune.yaml --names 16 --precision no bf16 \\
-    --losses bce bce+region+vision_centric MODEL.TOWER.RECOMPUTE True
+python tools/benchmark_train.py --config-file configs/mini/finetune.yaml --batch 1,8 --precision no,bf16
+python tools/benchmark_train.py --config-file configs/skysense_o/finetune.yaml --names 16 --precision no,bf16 \\
+    --losses bce,bce+region+vision_centric MODEL.TOWER.RECOMPUTE True
 """
 
 import argparse
@@ -30,28 +30,24 @@ from skysense_o.vocabulary import Vocabulary
 
 LEFT_TO_CONFIG = "config"
 LOSSES = f"terms, joined by a plus, each at the config's weight or 0.4: {', '.join(TERMS)}"
-COLUMNS = (
-    "batch",
-    "precision",
-    "losses",
-    "samples/s",
-    "s/step",
-    "forward+backward s",
-    "peak GiB",
-    "TFLOP/s",
-    "of peak",
-    "loss",
-)
+RESULTS = ("samples/s", "s/step", "forward+backward s", "peak GiB", "TFLOP/s", "of peak", "loss")
+COLUMNS = ("batch", "precision", "losses", *RESULTS)
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config-file", required=True, metavar="FILE", help="YAML below configs/")
-    p.add_argument("--batch", type=int, nargs="+", default=[1], metavar="B", help="pictures a step")
-    p.add_argument("--precision", nargs="+", default=["no"], choices=["no", "bf16", "fp16"], help="no is float32")
-    p.add_argument(
-        "--losses", nargs="+", default=[LEFT_TO_CONFIG], metavar="A+B", help=f"terms with a plus: {', '.join(TERMS)}"
-    )
+    p.add_argument("--batch", type=_integers, default=[1], metavar="B,B", help="pictures a step, by commas")
+    p.add_argument("--precision", type=_words, default=["no"], metavar="P,P", help="no (float32), bf16, fp16")
+    p.add_argument("--losses", type=_words, default=[LEFT_TO_CONFIG], metavar="A+B,A", help=LOSSES)
     p.add_argument("--names", type=int, default=16, metavar="T", help="names a picture")
     p.add_argument("--size", type=int, metavar="PIXELS", help="side of a picture; INPUT.CROP_SIZE if not given")
     p.add_argument("--steps", type=int, default=3, metavar="N", help="steps that are timed, after one that is not")

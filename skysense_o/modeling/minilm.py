@@ -81,7 +81,7 @@ class SentenceSimilarity:
         missing = [name for name in dict.fromkeys(names) if name not in self._vectors]
         if missing:
             self._encoder = self._encoder or load_minilm()
-            vectors = encode_sentences(*self._encoder, missing, torch.device("cpu"))
-            self._vectors.update(zip(missing, vectors))
+            for name in missing:  # by itself: in a batch its last bits depend on the others, and so would a resumed run
+                self._vectors[name] = encode_sentences(*self._encoder, [name], torch.device("cpu"))[0]
         vectors = torch.stack([self._vectors[name] for name in names])
         return vectors @ vectors.T
