@@ -170,7 +170,7 @@ class TextBank:
         return {s: self._vectors[key, s].to(device) for s in strings}
 
     def _alone(self, tower: Tower, key: str, strings: list[str]) -> dict[str, Tensor]:
-        """For training: each string encoded by itself. In a batch its last bits depend on what else is in it, and then a
+        """For training: each string encoded by itself. In a batch its last bits depend on what else is in it, and a
         resumed run, which meets the words in another order, would not end with the same weights.
         """
         for string in strings:

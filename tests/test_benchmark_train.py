@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import ROOT
 from test_engine import tiny
 
 
+@pytest.mark.slow
 def test_rows_of_batch_and_losses(call, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     config = ROOT / "configs/mini/finetune.yaml"

@@ -8,10 +8,12 @@ python tools/benchmark_train.py --config-file configs/skysense_o/finetune.yaml -
 """
 
 import argparse
+import itertools
 import json
-import multiprocessing
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -131,34 +133,35 @@ def _flops(model, samples) -> int:
     return counter.get_total_flops()
 
 
-def _work(send, args: argparse.Namespace, batch: int, precision: str, losses: str) -> None:
-    try:
-        send.send(measure(config(args, precision, losses), args, batch))
-    except Exception as error:  # it is told by the parent, in one line
-        send.send(error)
+def alone(args: argparse.Namespace, batch: int, precision: str, losses: str) -> dict:
+    """The row of one combination, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        row = Path(folder) / "row.json"
+        words = ["--config-file", args.config_file, "--batch", batch, "--precision", precision, "--losses", losses]
+        words += ["--names", args.names, "--steps", args.steps, "--output", row]
+        words += ["--size", args.size] if args.size else []
+        words += ["--peak", args.peak] if args.peak else []
+        line = [sys.executable, str(Path(__file__).resolve()), *map(str, words), *args.opts]
+        done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["ended from outside: too little memory?"])[-1]
+            raise ValueError(f"batch {batch}, {precision}, {losses}: {said}")
+        return json.loads(row.read_text())[0]
 
 
 def run() -> int:
     args = parser().parse_args()
     for losses in args.losses:
         config(args, args.precision[0], losses)  # a wrong name is found before anything is timed
-    rows, context = [], multiprocessing.get_context("spawn")
-    for batch in args.batch:
-        for precision in args.precision:
-            for losses in args.losses:
-                receive, send = context.Pipe(duplex=False)
-                worker = context.Process(target=_work, args=(send, args, batch, precision, losses))
-                worker.start()
-                send.close()
-                try:
-                    row = receive.recv()
-                except EOFError:
-                    row = ValueError("the process was ended from outside: too little memory?")
-                worker.join()
-                if isinstance(row, Exception):
-                    raise ValueError(f"batch {batch}, {precision}, {losses}: {row}") from row
-                rows.append({**row, "losses": losses})
-                print(f"batch {batch}, {precision}, {losses}: {row['samples/s']:.3f} samples/s", file=sys.stderr)
+    combinations = list(itertools.product(args.batch, args.precision, args.losses))
+    rows = []
+    for batch, precision, losses in combinations:
+        if len(combinations) == 1:
+            row = measure(config(args, precision, losses), args, batch)
+        else:
+            row = alone(args, batch, precision, losses)
+        rows.append({**row, "losses": losses})
+        print(f"batch {batch}, {precision}, {losses}: {row['samples/s']:.3f} samples/s", file=sys.stderr)
     columns = [c for c in COLUMNS if any(row[c] is not None for row in rows)]
     print(tabulate([[row[c] for c in columns] for row in rows], columns, floatfmt=".3f"))
     if args.output:
