@@ -8,6 +8,7 @@ import hashlib
 import logging
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, to_ours
+from skysense_o.modeling.adapters import merged, with_original_names
+from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, published_names, to_ours
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +44,12 @@ class Report:
     missing: list[str] = field(default_factory=list)  # the model has it, the file has not
     unexpected: list[str] = field(default_factory=list)  # the file has it, the model has not
     misshaped: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)  # missing, and allowed to be: they start from scratch
     passed_over: list[str] = field(default_factory=list)  # published tensors that no inference needs
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors fit"]
-        for title in ("missing", "unexpected", "misshaped", "passed_over"):
+        for title in ("missing", "unexpected", "misshaped", "new", "passed_over"):
             names = getattr(self, title)
             if names:
                 shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
@@ -178,23 +181,31 @@ def _typed(state: dict[str, Tensor], half: bool) -> dict[str, Tensor]:
     return {name: tensor if NOT_NEEDED.search(name) else typed(tensor) for name, tensor in state.items()}
 
 
-def load_weights(model: nn.Module, path: Path) -> Report:
+def load_weights(model: nn.Module, path: Path, may_lack: Sequence[str] = (), unwanted: Sequence[str] = ()) -> Report:
     """Copy a file's tensors into a model.
 
     What an installed package brings (`tower.installed`) may be missing; anything else that is missing, unexpected or
-    of another shape is an error.
+    of another shape is an error, but for what is missing and fits a pattern of `may_lack`. Names that fit one of
+    `unwanted` are passed over.
     """
-    return load_state(model, read_weights(path), path)
+    state = read_weights(path)
+    ours = set(model.state_dict())
+    left_out = [n for n in state if n not in ours and any(re.search(p, n) for p in unwanted)]
+    report = load_state(model, {n: t for n, t in state.items() if n not in set(left_out)}, path, may_lack)
+    report.passed_over += left_out
+    return report
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> Report:
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path, may_lack: Sequence[str] = ()) -> Report:
     """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error. A model on the meta
     device takes the tensors themselves.
     """
     ours, report = model.state_dict(), Report()
     if any(NOT_NEEDED.search(name) or name.startswith(CLIP_PREFIX) for name in state):  # a published checkpoint
-        report.passed_over = [name for name in state if NOT_NEEDED.search(name)]
-        state = to_ours({name: t for name, t in state.items() if not NOT_NEEDED.search(name)}, ours)
+        wanted = published_names(ours)
+        report.passed_over = [name for name in state if NOT_NEEDED.search(name) and name not in wanted]
+        state = to_ours({name: t for name, t in state.items() if name not in report.passed_over}, ours)
+    state = with_original_names(state, ours)
     for name, tensor in state.items():
         if name not in ours:
             report.unexpected.append(name)
@@ -204,6 +215,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -
             report.loaded.append(name)
     brought = _brought_by_packages(model)
     report.missing = [name for name in ours if name not in state and not name.startswith(brought)]
+    report.new = [name for name in report.missing if any(re.search(pattern, name) for pattern in may_lack)]
+    report.missing = [name for name in report.missing if name not in report.new]
     if report.missing or report.unexpected or report.misshaped:
         raise WeightsError(f"{source} does not fit this config's model: {report}; use the config it was trained with")
     taken = {name: state[name] for name in report.loaded}
@@ -219,8 +232,9 @@ def state_to_save(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype | None = None) -> None:
-    """Write safetensors; the config's YAML goes along, so that the file is enough. dtype: of floating tensors."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state_to_save(model).items()}
+    """Write safetensors; the config's YAML goes along, so that the file is enough; low-rank updates are
+    merged. dtype: of floating tensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merged(state_to_save(model)).items()}
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     save_file(state, path, metadata={"format": "pt", "config": config})

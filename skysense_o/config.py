@@ -21,6 +21,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.PRETRAINED = True  # start the picture half from ImageNet; False where a checkpoint follows
     cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 picture takes 0.14 s on 2 cores
 
+    cfg.MODEL.TOWER.RECOMPUTE = False  # keep no activations inside the tower's layers: less memory, a third more time
+    cfg.MODEL.TOWER.LORA_RANK = 0  # freeze the tower's attention and train updates of this rank instead; 0: none
+
     # SkySenseCLIP, with the sizes of the published weights.
     cfg.MODEL.TOWER.INPUT_SIZE = 384  # pictures are squeezed to this square; 0: native size
     cfg.MODEL.TOWER.SWIN = CfgNode()
@@ -51,6 +54,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.MLP = 2048
     head.SHARED_TOKENS = 5
     head.PRESENCE = True  # a score for whether the phrase is in the picture at all; trained by MODEL.LOSS.PRESENCE
+    head.PROMPTS = False  # take clicks and boxes, too; trained by MODEL.LOSS.PROMPT
     head.PHRASE_CHUNK = 256  # phrases decoded at a time, in either decoder; changes memory, no result
 
     # CostAggregationHead: sizes of the published weights.
@@ -62,25 +66,56 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # Do as the published code where it errs, to compare with published numbers: padding is not undone.
     cfg.MODEL.PUBLISHED_QUIRKS = False
 
+    # Patterns of parameters that MODEL.WEIGHTS may lack: they start from scratch. Anything else that is missing is an
+    # error.
+    cfg.MODEL.NEW_PARAMETERS = []
+
+    # Patterns of tensors of MODEL.WEIGHTS that are not wanted; anything else that the model has not is an error.
+    cfg.MODEL.PASSED_OVER = ["^pretraining\\."]
+
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]
     cfg.MODEL.TEXT_NOISE = 0.0  # length of the Gaussian noise added to text vectors in training: words, not points
 
-    # Weights of the losses; a term of weight 0 is not computed.
-    cfg.MODEL.LOSS = CfgNode()
-    cfg.MODEL.LOSS.BCE = 1.0
-    cfg.MODEL.LOSS.CROSS_ENTROPY = 0.0
-    cfg.MODEL.LOSS.DICE = 0.0
-    cfg.MODEL.LOSS.REGION = 0.0
-    cfg.MODEL.LOSS.REGION_TEMPERATURE = 0.07  # CLIP's starting value
-    cfg.MODEL.LOSS.PRESENCE = 0.1
+    # Weights of the losses; a term of weight 0 is not computed. See losses.py.
+    cfg.MODEL.LOSS = loss = CfgNode()
+    loss.BCE = 1.0
+    loss.FOCAL = 0.0
+    loss.CROSS_ENTROPY = 0.0
+    loss.DICE = 0.0
+    loss.PRESENCE = 0.1
+    loss.REGION = 0.0
+    loss.REGION_PUBLISHED = 0.0  # the published code's form: min-max scaled, BCE
+    loss.VISION_CENTRIC = 0.0  # our reading of the paper; it has 0.4, as for the region loss
+    loss.VISION_CENTRIC_PUBLISHED = 0.0  # the published code's form, which is another
+    loss.PROMPT = 0.0  # clicks and boxes: Dice and BCE on the mask, squared error of the predicted IoU
+    loss.PROMPT_ROUNDS = 2  # how often a prompt is asked in a step, with a corrective click after each
+    loss.REGION_TEMPERATURE = 0.07  # CLIP's starting value
+    loss.REGION_UPSCALE = 0  # 16: regions are pooled from the published code's map, of 269.7 M parameters; 0: none
+    loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
+    loss.NAME_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
+
+    # Pretraining (MODEL.META_ARCHITECTURE ImageTextPretraining): weights of its terms, 0: not computed.
+    cfg.PRETRAIN = CfgNode()
+    cfg.PRETRAIN.IMAGE_TEXT = 1.0
+    cfg.PRETRAIN.IMAGE_IMAGE = 1.0
+    cfg.PRETRAIN.RECONSTRUCTION = 1.0
+    cfg.PRETRAIN.SIGMOID = False  # pairwise sigmoid loss for image and text: needs no large batch
+    cfg.PRETRAIN.IMAGE_TEMPERATURE = 0.1  # of the image-image contrast (SimCLR's)
+    cfg.PRETRAIN.CHUNK = 0  # pictures whose activations are in memory at a time, for batches of any size; 0: all
+    cfg.PRETRAIN.CROP_SHARE = [0.4, 1.0]  # of a picture's area that a view shows
+    cfg.PRETRAIN.BLOCK = 32  # side of the blocks that reconstruction hides, as in SimMIM
+    cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
 
     # Training pictures.
+    cfg.INPUT.MAPPER = "labels"  # labels: pictures with label pictures; pairs: pictures with captions
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do
     cfg.INPUT.TURN = True  # quarter turns: the earth has no up
     cfg.INPUT.COLOR_JITTER = 1.0  # strength; 1 is SSD's: brightness 32, contrast and saturation 0.5..1.5, hue 18
+
+    cfg.INPUT.PROMPTS = 0  # clicks and boxes a picture, of connected parts; needed where MODEL.LOSS.PROMPT is above 0
 
     # Training words.
     cfg.INPUT.SYNONYMS = True  # call a class by any of its synonyms
@@ -98,11 +133,17 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.SOLVER.GROUPS = [[".", 1.0, 1e-4]]
     cfg.SOLVER.PRECISION = "auto"  # no, bf16, fp16 (Accelerate's mixed precision), or bf16 where the processor has it
     cfg.SOLVER.ACCUMULATION = 1  # micro-batches a step; IMS_PER_BATCH is the total of a step
+    cfg.SOLVER.LR_BATCH = 0  # the total batch that BASE_LR is meant for; another one scales it by LR_RULE. 0: never
+    cfg.SOLVER.LR_RULE = "sqrt"  # sqrt (for Adam: Malladi et al. 2022) or linear (for SGD: Goyal et al. 2017)
+    cfg.SOLVER.LAYER_DECAY = 1.0  # learning rate of each layer of the image tower, as a share of the next one's
+    cfg.SOLVER.CHECKPOINTS_KEPT = 3  # numbered checkpoints that stay, the newest; 0: all
+    cfg.SOLVER.WANDB = ""  # project at Weights & Biases to log to as well (offline without WANDB_API_KEY); "": none
     cfg.SOLVER.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved as the final model; 0: off
 
     # How the evaluation calls the classes: "names", "synonyms" (best of them), or "heldout" words with their file.
     cfg.TEST.WORDS = "names"
     cfg.TEST.HELDOUT_FILE = ""
+    cfg.TEST.PROMPTS = False  # evaluate clicks and boxes as well
     cfg.TEST.PICTURES = 4  # side-by-side pictures written of each data set
 
     cfg.DATALOADER.NUM_WORKERS = 2
@@ -113,7 +154,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
 MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS", "GSD")
 HEAD_KEYS = (
-    "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE",
+    "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES",
 )  # fmt: skip
 
@@ -121,6 +162,8 @@ HEAD_KEYS = (
 def model_config(cfg: CfgNode) -> CfgNode:
     """The part of a config that describes the model, for the metadata of its weights."""
     part = CfgNode({"MODEL": {key: cfg.MODEL[key] for key in MODEL_KEYS}})
+    part.MODEL.TOWER = part.MODEL.TOWER.clone()
+    part.MODEL.TOWER.LORA_RANK, part.MODEL.TOWER.RECOMPUTE = 0, False  # the one is merged, the other is of a run
     part.MODEL.SEM_SEG_HEAD = CfgNode({key: cfg.MODEL.SEM_SEG_HEAD[key] for key in HEAD_KEYS})
     return part
 

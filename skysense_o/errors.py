@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-USER_ERRORS = (ValueError, KeyError, OSError, ModuleNotFoundError)
+USER_ERRORS = (ValueError, KeyError, OSError, ModuleNotFoundError, FloatingPointError)
 
 
 def message(error: BaseException) -> str:

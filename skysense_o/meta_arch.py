@@ -6,7 +6,7 @@ Alphabet: B images, T phrases, C names, P templates, D embedding, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry, losses
-from skysense_o.modeling import TOWER_REGISTRY, MaskDecoder, Queries, Tower
+from skysense_o.modeling import MaskDecoder, Queries, RegionProjection, Tower, build_tower
+from skysense_o.modeling.sam_head import Refined
+from skysense_o.objective import Objective
+from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
 from skysense_o.vocabulary import TextBank, Vocabulary
 
@@ -31,8 +34,9 @@ class SkySenseO(nn.Module):
         tower: Tower,
         sem_seg_head: MaskDecoder,
         templates: Sequence[str] = ("{}",),
-        loss_weights: dict[str, float] | None = None,
-        region_temperature: float = 0.07,
+        objective: Objective | None = None,
+        prompt_objective: PromptObjective | None = None,
+        region_projection: RegionProjection | None = None,
         text_noise: float = 0.0,
         phrase_chunk: int = 256,
         published_quirks: bool = False,
@@ -42,8 +46,8 @@ class SkySenseO(nn.Module):
         Args:
             tower, sem_seg_head: the two parts.
             templates: P sentences with one "{}" each; a phrase's embedding is their mean.
-            loss_weights: bce, cross_entropy, dice, region, presence; absent or 0: not computed.
-            region_temperature: of the region contrast.
+            objective, prompt_objective: what training minimises, for words and for clicks and boxes.
+            region_projection: the published code's region map; None: regions are pooled from the dense features.
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
             published_quirks: see `Frame.restore`.
@@ -52,26 +56,21 @@ class SkySenseO(nn.Module):
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
         self.templates, self.text_bank = tuple(templates), TextBank()
-        self.loss_weights = {name: weight for name, weight in (loss_weights or {}).items() if weight}
-        self.region_temperature, self.text_noise = region_temperature, text_noise
+        self.objective, self.prompt_objective = objective, prompt_objective
+        self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.published_quirks, self.gsd = phrase_chunk, published_quirks, gsd
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
-        loss = cfg.MODEL.LOSS
+        tower = build_tower(cfg)
+        objective, loss, upscale = Objective.from_config(cfg), cfg.MODEL.LOSS, cfg.MODEL.LOSS.REGION_UPSCALE
         return {
             "tower": tower,
             "sem_seg_head": SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, tower),
             "templates": cfg.MODEL.TEMPLATES,
-            "loss_weights": {
-                "bce": loss.BCE,
-                "cross_entropy": loss.CROSS_ENTROPY,
-                "dice": loss.DICE,
-                "region": loss.REGION,
-                "presence": loss.PRESENCE,
-            },
-            "region_temperature": loss.REGION_TEMPERATURE,
+            "objective": objective,
+            "prompt_objective": PromptObjective(loss.PROMPT, loss.PROMPT_ROUNDS) if loss.PROMPT else None,
+            "region_projection": RegionProjection(tower.dim, upscale) if upscale and objective.needs_regions else None,
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
             "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS,
@@ -141,22 +140,28 @@ class SkySenseO(nn.Module):
         features = self.tower.encode_image(x)
         text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
         text = self._blur(text)
-        logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
-        if presence is None and "presence" in self.loss_weights:
-            raise ValueError(f"{type(self.sem_seg_head).__name__} gives no presence scores: set MODEL.LOSS.PRESENCE 0")
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
-        complete = torch.stack([(s["sem_seg"] != IGNORE).all() for s in samples]).to(self.device)
-        full = F.interpolate(logits.float(), size=sem_seg.shape[-2:], mode="bilinear", align_corners=False)
-        unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
-        terms = {
-            "bce": lambda: losses.pixel_bce(full, sem_seg, valid),
-            "cross_entropy": lambda: losses.pixel_cross_entropy(full, sem_seg, valid),
-            "dice": lambda: losses.dice(full, sem_seg, valid),
-            "region": lambda: losses.region_contrast(features.dense, unit, sem_seg, valid, self.region_temperature),
-            "presence": lambda: losses.presence_bce(presence, sem_seg, valid, complete),
-        }
-        with _full_precision(self.device):
-            return {f"loss_{name}": weight * terms[name]() for name, weight in self.loss_weights.items()}
+        regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
+        if self.prompt_objective is None:
+            logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
+            return self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+        refined = self.sem_seg_head.refine(features)
+        logits, presence, _ = self.sem_seg_head.decode(refined, Queries(text, valid))
+        terms = self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+        return {**terms, **self.prompt_objective(partial(self.draw, refined), samples, frames, sem_seg)}
+
+    def draw(self, refined: Refined, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Clicks and boxes, see `Queries` -> logits (B,K,h',w') and predicted IoU (B,K); no words."""
+        text = points.new_zeros((len(points), 0, len(self.templates), self.tower.dim))
+        queries = Queries(text, text[..., 0, 0].bool(), points, labels, boxes)
+        logits, _, quality = self.sem_seg_head.decode(refined, queries)
+        return logits, quality
+
+    def _regions(self, dense: Tensor, sem_seg: Tensor, names: int) -> Tensor:
+        """(B,T,D) features of the names' regions, not normalised."""
+        if self.region_projection is not None:
+            return self.region_projection(dense.to(self.region_projection.mix.weight.dtype), sem_seg, names)
+        return losses.pool_regions(dense, sem_seg, names)
 
     def _blur(self, text: Tensor) -> Tensor:
         """Unit vectors with Gaussian noise of expected length `text_noise`, normalised again."""
@@ -164,12 +169,6 @@ class SkySenseO(nn.Module):
             return text
         noise = torch.randn_like(text) * (self.text_noise / text.shape[-1] ** 0.5)
         return F.normalize(text + noise, dim=-1)
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager:
-    """No autocast, which would run the products inside a loss in half precision."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _padded_labels(sem_seg: Tensor, frame: geometry.Frame) -> Tensor:

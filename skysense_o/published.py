@@ -19,6 +19,8 @@ _RENAMES = [
     (r"^(tower\.visual\..*)\.merge\.", r"\1.downsample."),
     (r"^tower\.text\.", CLIP_PREFIX),
     (r"^tower\.", CLIP_PREFIX),
+    (r"^region_projection\.expand\.", "pixel_shuffle_conv0."),
+    (r"^region_projection\.mix\.", "pixel_shuffle_conv1."),
     (r"^sem_seg_head\.pyramid_guidance\.0\.", "visual_guidance_conv1."),
     (r"^sem_seg_head\.pyramid_guidance\.1\.", "visual_guidance_conv2."),
     (r"^sem_seg_head\.(?!clip_model)", "sem_seg_head.transformer."),
@@ -51,7 +53,7 @@ _RENAMES = [
 ]
 
 # What a published file holds beside our parameters: recomputed buffers, the sentence encoder of a training loss, and
-# the 269.7 M parameters that only training's region loss used.
+# the 269.7 M parameters that only training's region loss used (MODEL.LOSS.REGION_UPSCALE 16 keeps those).
 NOT_NEEDED = re.compile(
     r"^tokennizer_model\.|^pixel_shuffle_|\.relative_(coords_table|position_index)$|\.swin_block\.block_2\.attn_mask$"
 )

@@ -16,6 +16,15 @@ IGNORE = 255
 Reduce = Literal["labels", "probabilities"]
 
 
+class Prompts(TypedDict):
+    """K clicks and boxes in one picture, each with the mask that is meant; pixels of the picture, x before y."""
+
+    masks: Tensor  # bool (K,H,W); an empty one teaches nothing
+    points: Tensor  # float (K,N,2)
+    labels: Tensor  # int64 (K,N): 1 inside, 0 outside, -1 none
+    boxes: Tensor  # float (K,4): x0,y0,x1,y1, the first and the last pixel; NaN: none
+
+
 class Sample(TypedDict):
     """One picture with the words asked of it. Made by the data mapper, the demo, the evaluation."""
 
@@ -24,6 +33,10 @@ class Sample(TypedDict):
     height: NotRequired[int]  # size wanted for the output; that of the image where absent
     width: NotRequired[int]
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.names, or IGNORE; needed in training
+    relevance: NotRequired[Tensor]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown
+    view: NotRequired[Tensor]  # uint8 (3,H,W), another view of the same place; in pretraining
+    hidden: NotRequired[Tensor]  # bool (H,W), pixels to be reconstructed; in pretraining
+    prompts: NotRequired[Prompts]  # in training, for a decoder that takes them
     file_name: NotRequired[str]
     skipped: NotRequired[list[str]]  # what the loader passed over before it came to this one, and why; it takes it out
 

@@ -20,6 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
+ENCODE_BATCH = 256
 HOW_TO_WRITE_WORDS = 'write them as "building,road" or, with synonyms, "building|house|roof,road"'
 
 
@@ -123,10 +124,8 @@ class TextBank:
     """
 
     def __init__(self) -> None:
-        # Strings encoded at a time. With 1 no vector depends on its neighbours, not even in its last bit: a resumed
-        # training, which meets the strings in another order, then goes on bit for bit.
-        self.batch = 256
         self._vectors: dict[tuple[str, str], Tensor] = {}
+        self._single: dict[tuple[str, str], Tensor] = {}  # in training, see `_alone`
         self._fingerprint: str | None = None
 
     def weights_changed(self) -> None:
@@ -159,14 +158,26 @@ class TextBank:
         if torch.is_grad_enabled() and any(p.requires_grad for p in tower.text_parameters()):
             return dict(zip(strings, tower.encode_text(strings)))
         key = self._weights_of(tower)
+        if torch.is_grad_enabled():
+            return self._alone(tower, key, strings)
         device = tower.pixel_mean.device
         missing = sorted((s for s in strings if (key, s) not in self._vectors), key=len)  # less padding in a batch
         with torch.no_grad():
-            for first in range(0, len(missing), self.batch):
-                batch = missing[first : first + self.batch]
+            for first in range(0, len(missing), ENCODE_BATCH):
+                batch = missing[first : first + ENCODE_BATCH]
                 for string, vector in zip(batch, tower.encode_text(batch)):
                     self._vectors[key, string] = vector
         return {s: self._vectors[key, s].to(device) for s in strings}
+
+    def _alone(self, tower: Tower, key: str, strings: list[str]) -> dict[str, Tensor]:
+        """For training: each string encoded by itself. In a batch its last bits depend on what else is in it, and a
+        resumed run, which meets the words in another order, would not end with the same weights.
+        """
+        for string in strings:
+            if (key, string) not in self._single:
+                with torch.no_grad():
+                    self._single[key, string] = tower.encode_text([string])[0]
+        return {s: self._single[key, s].to(tower.pixel_mean.device) for s in strings}
 
     def _weights_of(self, tower: Tower) -> str:
         if self._fingerprint is None:
@@ -174,7 +185,9 @@ class TextBank:
             for parameter in tower.text_parameters():
                 digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()
-            self._vectors = {key: vector for key, vector in self._vectors.items() if key[0] == self._fingerprint}
+            for table in (self._vectors, self._single):
+                for key in [key for key in table if key[0] != self._fingerprint]:
+                    del table[key]
         return self._fingerprint
 
     def export(self, path: str | Path) -> None:

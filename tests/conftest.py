@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import sys
 from pathlib import Path
@@ -85,6 +86,23 @@ def dubai(tmp_path, monkeypatch) -> Path:
         Image.fromarray(image).save(folder / "images" / f"{stem}.jpg", quality=95)
         Image.fromarray(labels).save(folder / "labels" / f"{stem}.png")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    return folder
+
+
+@pytest.fixture
+def pairs(dubai) -> Path:
+    """Eight pictures of two classes, a colour each, with captions, beside Dubai. The folder `pairs` itself."""
+    folder, rng, lines = dubai.parent / "pairs", np.random.default_rng(0), []
+    for split, count in (("train", 4), ("test", 2)):
+        for name, color in (("river", (40, 60, 200)), ("greenForest", (30, 160, 40))):
+            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                picture = np.clip(np.array(color) + rng.integers(-20, 21, (70, 90, 3)), 0, 255).astype(np.uint8)
+                file = f"images/{name}/{split}{i}.png"
+                Image.fromarray(picture).save(folder / file)
+                captions = [f"a {name} .", f"picture {i} of a {name} ."]
+                lines.append(json.dumps({"image": file, "split": split, "captions": captions}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
     return folder
 
 

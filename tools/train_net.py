@@ -4,11 +4,18 @@
 python tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR output/mini
 python tools/train_net.py --config-file configs/mini/finetune.yaml --resume OUTPUT_DIR output/mini
 python tools/train_net.py --config-file configs/mini/finetune.yaml --eval-only MODEL.WEIGHTS mini
+
+Several machines: --num-machines, --machine-rank and --dist-url, or as well
+torchrun --nproc_per_node 8 tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR output/mini
+accelerate launch --multi_gpu --num_processes 8 tools/train_net.py --config-file configs/mini/finetune.yaml
 """
 
 import argparse
 import logging
+import os
+import signal
 import sys
+from multiprocessing import active_children
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,11 +26,13 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
 from skysense_o.config import default_config, merge_file
 from skysense_o.errors import exit_code
 from skysense_o.training.run import build_model, check, evaluate_all, train
+from skysense_o.training.trainer import join_processes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,15 +88,29 @@ def main(args: argparse.Namespace, cfg) -> None:
     numbers = evaluate_all(cfg, build_model(cfg)) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
         for name in cfg.DATASETS.TEST:
-            keys = ("mIoU", "fwIoU", "pACC")
+            known = ("mIoU", "fwIoU", "pACC", "top1", "text_R@1", "image_R@1")
+            keys = [key for key in known if f"{name}/{key}" in numbers]
             values = ",".join(f"{100 * numbers[f'{name}/{key}']:.4f}" for key in keys)
             print(f"{name}: copypaste: {','.join(keys)}\n{name}: copypaste: {values}")
 
 
-def run() -> None:
+def run() -> int:
     args = parser().parse_args()
     cfg = set_up(args)
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, cfg))
+    if join_processes(cfg):  # torchrun or accelerate launch has started them
+        main(args, cfg)
+        torch.distributed.destroy_process_group()
+        return 0
+    if args.num_gpus * args.num_machines > 1:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the processes below finish their step and save
+            signal.signal(number, lambda number, frame: [os.kill(p.pid, number) for p in active_children()])
+    try:
+        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, cfg))
+    except ProcessExitedException as error:
+        if error.exit_code is None or error.exit_code <= 128:
+            raise
+        return error.exit_code  # stopped by a signal, and saved
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from skysense_o.data.own import own_row
+from skysense_o.data.pairs import is_pairs, read_pairs
 from skysense_o.data.records import load_split
 from skysense_o.data.row import Row, data_root
 from skysense_o.data.rows_language import LANGUAGE
@@ -79,7 +80,7 @@ def find(name: str) -> list[tuple[Row, str]]:
 
 
 def records_of(name: str, skip_bad: bool = False) -> list[dict]:
-    """The records of a data set, by any of its names.
+    """The records of a data set, by any of its names, or of a path to pictures with captions (see `read_pairs`).
 
     Args:
         skip_bad: leave out pictures whose label is missing, with a warning that lists them.
@@ -87,6 +88,9 @@ def records_of(name: str, skip_bad: bool = False) -> list[dict]:
     Raises:
         KeyError: unknown name; offers near ones. FileNotFoundError: the data is not there; says what to do.
     """
+    if is_pairs(name):
+        MetadataCatalog.get(name).set(task="image-text")
+        return read_pairs(name, data_root())
     found = DatasetCatalog.list()
     if name in found and "row" not in MetadataCatalog.get(name).as_dict():
         return DatasetCatalog.get(name)  # registered by someone else

@@ -12,6 +12,8 @@ from skysense_o.data.augment import crop_and_resize, random_square, random_trans
 from skysense_o.data.catalog import row_of
 from skysense_o.data.classes import ClassTable, load_classes, load_distractors
 from skysense_o.data.labels import BadData, id_table, read_image, read_labels, to_ids
+from skysense_o.data.prompt_sampler import PromptSampler
+from skysense_o.data.relation_graph import load_graph
 from skysense_o.data.text_sampler import TextSampler
 from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
@@ -67,10 +69,20 @@ class TrainingMapper:
 
     @configurable
     def __init__(
-        self, *, crop: int, scale: tuple[float, float], turn: bool, color: float, max_area: float, words: TextSampler
+        self,
+        *,
+        crop: int,
+        scale: tuple[float, float],
+        turn: bool,
+        color: float,
+        max_area: float,
+        words: TextSampler,
+        prompts: PromptSampler | None = None,
+        relevance: bool = False,
     ) -> None:
+        """relevance: samples carry what the relation graph says of their names, for the vision-centric loss."""
         self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
-        self.max_area = max_area
+        self.max_area, self.prompts, self.relevance = max_area, prompts, relevance
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -90,6 +102,8 @@ class TrainingMapper:
                 i.GRAPH,
                 tuple(i.SAMPLING_HYPER),
             ),
+            "prompts": PromptSampler(i.PROMPTS) if i.PROMPTS else None,
+            "relevance": bool(cfg.MODEL.LOSS.VISION_CENTRIC or cfg.MODEL.LOSS.VISION_CENTRIC_PUBLISHED),
         }
 
     def __call__(self, record: dict) -> Sample:
@@ -98,17 +112,23 @@ class TrainingMapper:
         image, labels = crop_and_resize(image, labels, box, self.crop)
         for transform in random_transforms(self.crop, self.turn, self.color):
             image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
-        vocabulary, kept = self.words(own_words(record), record.get("graph", ""))
+        graph = record.get("graph") or self.words.graph
+        vocabulary, kept = self.words(own_words(record), graph)
         if kept is not None:
             places = np.full(256, IGNORE, np.uint8)
             places[kept] = np.arange(len(kept))
             labels = places[labels]
-        return {
+        sample: Sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "sem_seg": torch.from_numpy(labels.astype(np.int64)),
             "vocabulary": vocabulary,
             "file_name": record["file_name"],
         }
+        if self.relevance and graph:
+            sample["relevance"] = torch.from_numpy(load_graph(graph).between(vocabulary.names))
+        if self.prompts:
+            sample["prompts"] = self.prompts(labels)
+        return sample
 
 
 def own_words(record: dict) -> ClassTable | tuple[str, ...]:

@@ -69,6 +69,14 @@ class RelationGraph:
         np.fill_diagonal(values, 1.0)
         return values
 
+    def between(self, names: Sequence[str]) -> np.ndarray:
+        """float32 (C,C), score / 10 from each name to each other; 0 where the graph says nothing, 1 on the diagonal."""
+        place = np.array([self.index.get(name.lower(), -1) for name in names])
+        values = self.scores[np.ix_(place, place)].astype(np.float32) / HIGHEST
+        values[place < 0] = values[:, place < 0] = 0.0
+        np.fill_diagonal(values, 1.0)
+        return values
+
     def negatives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
         """Places of the names that every one of `names` relates to with low <= score <= high: the intersection, as the
         published code draws it. Names of the picture that have no relations do not count; none that do: no places.

@@ -18,26 +18,32 @@ TEXTS = ("txt", "caption")
 
 
 def read_shards(row: Row, split: str) -> Iterator[dict]:
-    """Records of all shards that the split's glob matches: {"file_name", "at": (first byte, bytes), "captions"}.
+    """Records of all shards that the split's glob matches."""
+    for shard in sorted(row.place.glob(row.splits[split])):
+        for record in read_shard(shard):
+            yield record if "bad" in record else {**record, "dataset": row.key}
+
+
+def read_shard(shard: Path) -> Iterator[dict]:
+    """Records {"file_name", "at": (first byte, bytes), "captions"} of one shard, or {"bad": message}.
 
     `file_name` is the shard; `read_member` reads the picture. A shard is gone through once, and only captions are kept.
     """
-    for shard in sorted(row.place.glob(row.splits[split])):
-        sample: dict = {}
-        stem = None
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                suffix = member.name.rpartition("/")[2].partition(".")[2]  # a stem ends at the first dot
-                key = member.name[: -len(suffix) - 1]
-                if key != stem and sample:
-                    yield _record(row, shard, stem, sample)
-                    sample = {}
-                stem = key
-                _take(sample, tar, member, suffix.rpartition(".")[2].lower())
-        if sample:
-            yield _record(row, shard, stem, sample)
+    sample: dict = {}
+    stem = None
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            if not member.isfile():
+                continue
+            suffix = member.name.rpartition("/")[2].partition(".")[2]  # a stem ends at the first dot
+            key = member.name[: -len(suffix) - 1]
+            if key != stem and sample:
+                yield _record(shard, stem, sample)
+                sample = {}
+            stem = key
+            _take(sample, tar, member, suffix.rpartition(".")[2].lower())
+    if sample:
+        yield _record(shard, stem, sample)
 
 
 def _take(sample: dict, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> None:
@@ -51,10 +57,10 @@ def _take(sample: dict, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: s
         sample["captions"] = [found] if isinstance(found, str) else list(found)
 
 
-def _record(row: Row, shard: Path, stem: str, sample: dict) -> dict:
+def _record(shard: Path, stem: str, sample: dict) -> dict:
     if "at" not in sample or not any(sample.get("captions", ())):
         return {"bad": f"{shard}: sample {stem!r} has no {'caption' if 'at' in sample else 'picture'}"}
-    return {"file_name": str(shard), "dataset": row.key, **sample}
+    return {"file_name": str(shard), **sample}
 
 
 def read_member(record: dict) -> Image.Image:

@@ -21,6 +21,7 @@ from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights
 from skysense_o.config import default_config, merge_file
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.inference.pictures import as_rgb, read_picture
+from skysense_o.inference.prompting import PromptedImage
 from skysense_o.inference.sliding import segment_array
 from skysense_o.vocabulary import Vocabulary
 
@@ -72,6 +73,7 @@ class Predictor:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
+        self._prompted: PromptedImage | None = None
         if precision == "bf16" and not has_bf16(model.device):
             logger.warning("%s multiplies no bfloat16 itself: fp32 is many times faster here", model.device)
 
@@ -188,6 +190,29 @@ class Predictor:
             None if presence is None else dict(zip(vocabulary.names, presence.tolist())),
             threshold,
         )
+
+    def set_image(self, image: str | Path | np.ndarray | Image.Image) -> PromptedImage:
+        """Look at a picture once, to be asked by `prompt`. It is returned as well, to keep several at hand.
+
+        Raises:
+            ValueError: weights that take words only. PictureError, FileNotFoundError: the picture.
+        """
+        rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
+        with self._precision():
+            self._prompted = PromptedImage(self.model, rgb)
+        return self._prompted
+
+    def prompt(
+        self,
+        points: Sequence[Sequence[float]] = (),
+        labels: Sequence[int] = (),
+        box: Sequence[float] | None = None,
+    ) -> tuple[np.ndarray, float]:
+        """The mask that clicks and a box mean in the picture of `set_image`; see `PromptedImage.prompt`."""
+        if self._prompted is None:
+            raise ValueError("no picture to ask about: call set_image first")
+        with self._precision():
+            return self._prompted.prompt(points, labels, box)
 
 
 def config_of(path: Path | None, config_file: str | Path | None) -> CfgNode:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def is_plain(text: nn.Module) -> bool:
@@ -30,8 +33,10 @@ def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
     head, x = x[:1, :shared], x[:, shared:]
     own = x.shape[1]
     mask = torch.ones(own, shared + own, dtype=torch.bool, device=x.device).tril(shared)
+    recompute = text.transformer.grad_checkpointing and torch.is_grad_enabled()
+    layer = partial(checkpoint, _block, use_reentrant=False) if recompute else _block
     for block in text.transformer.resblocks:
-        head, x = _block(block, head, x, mask)
+        head, x = layer(block, head, x, mask)
     pooled = text.ln_final(x)[torch.arange(len(x)), ends - shared]
     project = text.text_projection
     return project(pooled) if isinstance(project, nn.Module) else pooled if project is None else pooled @ project

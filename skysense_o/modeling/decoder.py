@@ -45,7 +45,8 @@ class MaskDecoder(nn.Module):
             chunk: how many phrases to hold in memory at a time; None: all.
 
         Returns:
-            logits (B,T+K,h',w'), presence (B,T+K) logits or None, quality (B,K) or None.
+            logits (B,T+K,h',w'), presence (B,T) logits or None, quality (B,K) or None: the IoU that a
+            prompt's mask is thought to have.
         """
         raise NotImplementedError
 
@@ -54,5 +55,5 @@ class MaskDecoder(nn.Module):
         if queries.prompts and not self.takes_prompts:
             raise ValueError(
                 f"{queries.prompts} points or boxes were given, but {type(self).__name__} takes words only: ask"
-                " by names"
+                " by names, or use weights that were trained with MODEL.SEM_SEG_HEAD.PROMPTS"
             )

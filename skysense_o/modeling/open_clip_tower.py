@@ -67,6 +67,17 @@ class OpenCLIPTower(Tower):
         out = encode_tokens(text, tokens) if is_plain(text) else self.clip.encode_text(tokens)
         return F.normalize(out, dim=-1)
 
+    def layers(self) -> list[list[nn.Module]]:
+        return self.reader.layers(self.clip.visual)
+
+    def attentions(self) -> list[nn.Module]:
+        modules = [*self.clip.visual.modules(), *getattr(self.clip, "text", self.clip).transformer.modules()]
+        return [module for module in dict.fromkeys(modules) if isinstance(module, nn.MultiheadAttention)]
+
+    def recompute(self) -> None:
+        super().recompute()
+        getattr(self.clip, "text", self.clip).transformer.grad_checkpointing = True
+
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return (p for name, p in self.clip.named_parameters() if not name.startswith(("visual.", "logit_")))
 
@@ -101,6 +112,9 @@ class ViTReader:
         self.stride = visual.patch_size[0]
         self.levels = (max(0, 2 * depth // 3 - 1), max(0, depth // 3 - 1))  # the earlier block has the finer detail
         self.pyramid_channels = (visual.transformer.width,) * 2
+
+    def layers(self, visual: VisionTransformer) -> list[list[nn.Module]]:
+        return [[visual.conv1, visual.ln_pre], *([block] for block in visual.transformer.resblocks)]
 
     def __call__(self, visual: VisionTransformer, x: Tensor) -> Features:
         x = visual.conv1(x)
@@ -154,6 +168,9 @@ class ConvNeXtReader:
     def __init__(self, visual: TimmModel) -> None:
         channels = [info["num_chs"] for info in visual.trunk.feature_info]
         self.pyramid_channels = (channels[2], channels[1])
+
+    def layers(self, visual: TimmModel) -> list[list[nn.Module]]:
+        return [[visual.trunk.stem], *([stage] for stage in visual.trunk.stages)]
 
     def __call__(self, visual: TimmModel, x: Tensor) -> Features:
         trunk, maps = visual.trunk, []

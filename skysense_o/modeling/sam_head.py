@@ -1,11 +1,15 @@
-"""A SAM-style mask decoder whose prompts are words. Alphabet: B images, T phrases, S tokens, D embedding, h w grid.
+"""A SAM-style mask decoder whose prompts are words, clicks and boxes.
+
+Alphabet: B images, T phrases, K geometric queries, M tokens a query, S shared tokens, D embedding, h w grid.
 
 Made of the parts of Segment Anything (Kirillov et al. 2023), at its sizes, so that its decoder weights fit. One thing
-differs: the image is refined once, by shared learned tokens, and a phrase's token only reads. So what else is asked
-for changes no mask, and names stream in chunks exactly.
+differs: the image is refined once, by shared learned tokens, and the tokens of a query only read. So what else is
+asked for changes no mask, and names stream in chunks exactly.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +18,29 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
-from segment_anything.modeling.transformer import TwoWayAttentionBlock, TwoWayTransformer
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 
 from skysense_o.modeling.decoder import MaskDecoder, Queries
+from skysense_o.modeling.prompt_encoder import PromptEncoder
 from skysense_o.modeling.tower import Features
+
+
+@dataclass
+class Refined:
+    """An image as all queries read it."""
+
+    stages: list[tuple[Tensor, Tensor]]  # what each layer reads: keys (B,hw,width), shared (B,S,width); last the end's
+    position: Tensor  # (1,hw,width)
+    canvas: Tensor  # (B,width/8,4h,4w)
+    size: tuple[int, int]  # (h0,w0) of the prepared image
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SAMMaskHead(MaskDecoder):
-    """Phrases read an image that a two-way transformer has refined; one mask and one presence score each."""
-
-    takes_prompts = False
+    """Queries read an image that a two-way transformer has refined: one mask each, and a presence score (phrases) or a
+    predicted IoU (clicks and boxes).
+    """
 
     @configurable
     def __init__(
@@ -39,6 +54,8 @@ class SAMMaskHead(MaskDecoder):
         mlp: int,
         shared: int,
         presence: bool = True,
+        prompts: bool = False,
+        stride: int = 16,
     ) -> None:
         """
         Args:
@@ -46,6 +63,7 @@ class SAMMaskHead(MaskDecoder):
             width, depth, heads, mlp: of the two-way transformer (SAM: 256, 2, 8, 2048).
             shared: how many learned tokens refine the image (SAM: 5, one for quality and four for masks).
             presence: give each phrase a score for being in the picture at all.
+            prompts: take clicks and boxes, too. stride: of the tower's dense map, which tells where a click is.
         """
         super().__init__()
         # Normalised, since beside shared tokens and positions of unit variance a unit vector of 384 numbers drowns.
@@ -63,6 +81,9 @@ class SAMMaskHead(MaskDecoder):
         self.shortcut = nn.Linear(width, width // 8)
         self.bias = MLP(width, width, 1, 2)
         self.presence = MLP(width, width, 1, 2) if presence else None
+        self.takes_prompts, self.stride = prompts, stride
+        self.prompts = PromptEncoder(width) if prompts else None
+        self.prompt_quality = MLP(width, width, 1, 2) if prompts else None
 
     @classmethod
     def from_config(cls, cfg, tower) -> dict:
@@ -76,26 +97,48 @@ class SAMMaskHead(MaskDecoder):
             "mlp": head.MLP,
             "shared": head.SHARED_TOKENS,
             "presence": head.PRESENCE,
+            "prompts": head.PROMPTS,
+            "stride": tower.stride,
         }
 
     def forward(
         self, features: Features, queries: Queries, chunk: int | None = None
-    ) -> tuple[Tensor, Tensor | None, None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See MaskDecoder. Logits come at a quarter of the dense map's stride: stride 4 for one of 16."""
-        self.check(queries)
+        return self.decode(self.refine(features), queries, chunk)
+
+    def refine(self, features: Features) -> Refined:
+        """The part that no query changes; keep it to ask the same image again."""
         stages, position = self._refine(features.dense)
+        h, w = features.dense.shape[-2:]
         canvas = self._upscale(stages[-1][0], features)
+        return Refined(stages, position, canvas, (h * self.stride, w * self.stride))
+
+    def decode(
+        self, image: Refined, queries: Queries, chunk: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As `forward`, of an image that is refined already. There may be no phrase at all (T = 0)."""
+        self.check(queries)
         text = F.normalize(queries.text.mean(dim=2), dim=-1, eps=1e-6)
-        logits, presence = [], []
-        for part in text.split(chunk or text.shape[1], dim=1):
+        logits, presence, quality = [], [], None
+        for part in text.split(chunk or max(1, text.shape[1]), dim=1) if text.shape[1] else ():
             words = self.text_projection(part)
-            tokens = self._read(words, stages, position)
+            tokens = self._read(words[:, :, None], image)[:, :, 0]
             weights = self.hypernetwork(tokens) + self.shortcut(words)
-            masks = torch.einsum("btc,bchw->bthw", weights, canvas)
-            logits.append(masks + self.bias(tokens)[..., None])
+            logits.append(self._draw(weights, tokens, image))
             if self.presence:
                 presence.append(self.presence(tokens)[..., 0])
-        return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, None
+        if queries.prompts:
+            tokens, given = self.prompts.tokens(queries, image.size, self.position)
+            token = self._read(tokens, image, given)[:, :, 0]
+            place = self.prompts.maps(token, queries, image.size, image.canvas.shape[-2:], self.position)
+            logits.append(self._draw(self.hypernetwork(token), token, image) + place)
+            quality = self.prompt_quality(token)[..., 0]
+        return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, quality
+
+    def _draw(self, weights: Tensor, tokens: Tensor, image: Refined) -> Tensor:
+        """(B,T,width/8) and (B,T,width) -> (B,T,4h,4w)."""
+        return torch.einsum("btc,bchw->bthw", weights, image.canvas) + self.bias(tokens)[..., None]
 
     def _refine(self, dense: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """The image and the shared tokens as each layer of the transformer meets them, last what the final one leaves.
@@ -114,14 +157,19 @@ class SAMMaskHead(MaskDecoder):
         stages.append((keys, shared))
         return stages, position
 
-    def _read(self, tokens: Tensor, stages: list[tuple[Tensor, Tensor]], position: Tensor) -> Tensor:
-        """(B,T,width) -> (B,T,width): the transformer's own layers without their image update, each token by itself."""
+    def _read(self, tokens: Tensor, image: Refined, given: Tensor | None = None) -> Tensor:
+        """(B,T,M,width) -> the same: the transformer's own layers without their image update, each query by itself.
+
+        given: (B,T,M) bool, tokens that are no padding; None: all.
+        """
         origin = tokens
-        for layer, (keys, shared) in zip(self.transformer.layers, stages):
-            tokens = _read_layer(layer, tokens, origin, keys, shared, self.shared_tokens.weight, position)
-        keys = stages[-1][0]
-        read = self.transformer.final_attn_token_to_image(q=tokens + origin, k=keys + position, v=keys)
-        return self.transformer.norm_final_attn(tokens + read)
+        for layer, (keys, shared) in zip(self.transformer.layers, image.stages):
+            tokens = _read_layer(layer, tokens, origin, given, keys, shared, self.shared_tokens.weight, image.position)
+        keys = image.stages[-1][0]
+        read = self.transformer.final_attn_token_to_image(
+            q=(tokens + origin).flatten(1, 2), k=keys + image.position, v=keys
+        )
+        return self.transformer.norm_final_attn(tokens + read.view_as(tokens))
 
     def _upscale(self, keys: Tensor, features: Features) -> Tensor:
         """(B,hw,width) -> (B,width/8,4h,4w), with the pyramid's detail added on the way."""
@@ -135,22 +183,38 @@ def _read_layer(
     layer: TwoWayAttentionBlock,
     tokens: Tensor,
     origin: Tensor,
+    given: Tensor | None,
     keys: Tensor,
     shared: Tensor,
     shared_origin: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """The token half of a SAM block: T tokens (B,T,width) see the shared tokens and themselves, not each other."""
-    b, t, c = tokens.shape
-    own = tokens.reshape(b * t, 1, c)
+    """The token half of a SAM block: a query's tokens (B,T,M,width) see the shared ones and each other, no query's."""
+    b, t, m, c = tokens.shape
+    own = tokens.reshape(b * t, m, c)
     both = torch.cat([shared.repeat_interleave(t, dim=0), own], dim=1)
+    seen = None
+    if given is not None:
+        seen = torch.cat([given.new_ones((b * t, shared.shape[1])), given.reshape(b * t, m)], dim=1)
     if layer.skip_first_layer_pe:
-        own = layer.self_attn(q=own, k=both, v=both)
+        own = _attend(layer.self_attn, own, both, both, seen)
     else:
-        own_origin = origin.reshape(b * t, 1, c)
+        own_origin = origin.reshape(b * t, m, c)
         both_origin = torch.cat([shared_origin.expand(b * t, -1, -1), own_origin], dim=1)
-        own = own + layer.self_attn(q=own + own_origin, k=both + both_origin, v=both)
-    tokens = layer.norm1(own).reshape(b, t, c)
-    read = layer.cross_attn_token_to_image(q=tokens + origin, k=keys + position, v=keys)
-    tokens = layer.norm2(tokens + read)
+        own = own + _attend(layer.self_attn, own + own_origin, both + both_origin, both, seen)
+    tokens = layer.norm1(own).reshape(b, t, m, c)
+    read = layer.cross_attn_token_to_image(q=(tokens + origin).flatten(1, 2), k=keys + position, v=keys)
+    tokens = layer.norm2(tokens + read.view_as(tokens))
     return layer.norm3(tokens + layer.mlp(tokens))
+
+
+def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """SAM's attention, which knows no mask, with one over its keys: seen (B,keys) bool."""
+    if seen is None:
+        return attention(q=q, k=k, v=v)
+    heads = (
+        attention._separate_heads(project(x), attention.num_heads)
+        for project, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
+    )
+    out = F.scaled_dot_product_attention(*heads, attn_mask=seen[:, None, None, :])
+    return attention.out_proj(attention._recombine_heads(out))

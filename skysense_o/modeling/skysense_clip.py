@@ -66,5 +66,22 @@ class SkySenseCLIP(Tower):
         tokens = open_clip.tokenizer.tokenize(list(strings)).to(self.pixel_mean.device)
         return F.normalize(encode_tokens(self.text, tokens), dim=-1)
 
+    def layers(self) -> list[list[nn.Module]]:
+        merges = [[stage.merge] if stage.merge is not None else [] for stage in self.visual.stages]
+        blocks = [
+            [*(merge if i == 0 else ()), block]
+            for stage, merge in zip(self.visual.stages, merges)
+            for i, block in enumerate(stage.blocks)
+        ]
+        return [[self.visual.patch_embed], *blocks]
+
+    def attentions(self) -> list[nn.Module]:
+        image = [block.attn for stage in self.visual.stages for block in stage.blocks]
+        return image + [block.attn for block in self.text.transformer.resblocks]
+
+    def recompute(self) -> None:
+        super().recompute()
+        self.text.set_grad_checkpointing()
+
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return self.text.parameters()

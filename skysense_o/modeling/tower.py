@@ -9,8 +9,24 @@ import torch
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
+from skysense_o.modeling.adapters import add_lora, recompute_layers
+
 TOWER_REGISTRY = Registry("TOWER")
 TOWER_REGISTRY.__doc__ = "Towers by the name that MODEL.TOWER.NAME gives; each is built by its from_config(cfg)."
+
+
+def build_tower(cfg) -> Tower:
+    """The tower of a config, with recomputed layers and low-rank updates where it asks for them.
+
+    Raises:
+        ValueError: low-rank updates for a tower without attention that trains.
+    """
+    tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
+    if cfg.MODEL.TOWER.LORA_RANK and not add_lora(tower.attentions(), cfg.MODEL.TOWER.LORA_RANK):
+        raise ValueError(f"MODEL.TOWER.LORA_RANK: {cfg.MODEL.TOWER.NAME} has no attention to adapt: set it to 0")
+    if cfg.MODEL.TOWER.RECOMPUTE:
+        tower.recompute()
+    return tower
 
 
 @dataclass
@@ -46,6 +62,18 @@ class Tower(nn.Module):
     def encode_text(self, strings: Sequence[str]) -> Tensor:
         """N strings -> (N,D) unit vectors; uncached, keeps gradients."""
         raise NotImplementedError
+
+    def layers(self) -> list[list[nn.Module]]:
+        """The image half in layers, from the pixels on; each a list of modules. What is in none is above them all."""
+        raise NotImplementedError
+
+    def attentions(self) -> list[nn.Module]:
+        """Attention layers that can be trained by low-rank updates; none where the tower has none."""
+        return []
+
+    def recompute(self) -> None:
+        """In training keep no activations inside the layers of whatever half trains; see `recompute_layers`."""
+        recompute_layers(module for layer in self.layers()[1:] for module in layer)
 
     def text_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that `encode_text` depends on."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import nullcontext
+import pickle
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from torch import nn
 from skysense_o.checkpoint import load_state, save_weights, state_to_save
 from skysense_o.training.ema import MovingAverage
 
+logger = logging.getLogger(__name__)
+
 
 class RunCheckpointer(Checkpointer):
     """`<name>.pth` with the weights to use under `model` (the moving average where there is one), beside optimiser,
@@ -21,16 +25,32 @@ class RunCheckpointer(Checkpointer):
     """
 
     def __init__(
-        self, model: nn.Module, folder: str, config: str, ema: MovingAverage | None, **checkpointables
+        self,
+        model: nn.Module,
+        folder: str,
+        config: str,
+        ema: MovingAverage | None,
+        kept: int = 0,
+        **checkpointables,
     ) -> None:
-        """config: the model's YAML, stored with exported weights. checkpointables: optimizer, scheduler, ..."""
+        """
+        Args:
+            config: the model's YAML, stored with exported weights.
+            kept: how many `model_<iteration>.pth` stay, the newest; 0: all.
+            checkpointables: optimizer, scheduler, scaler, ...
+        """
         super().__init__(model, folder, save_to_disk=comm.is_main_process(), **checkpointables)
-        self.config, self.ema = config, ema
+        self.config, self.ema, self.kept = config, ema, kept
+        self._read: dict[str, dict] = {}
         if ema is not None:
             self.add_checkpointable("ema", ema)
 
     def save(self, name: str, tag: bool = True, **extra) -> None:
-        """Write to a temporary name, sync, rename. tag: `--resume` shall go on from this one."""
+        """Write to a temporary name, sync, rename. tag: `--resume` shall go on from this one.
+
+        Raises:
+            OSError: it could not be written; the checkpoints before it are as they were.
+        """
         if not self.save_to_disk:
             return
         with self.ema.applied() if self.ema else nullcontext():
@@ -40,6 +60,8 @@ class RunCheckpointer(Checkpointer):
             _write(path, lambda temporary: torch.save(data, temporary))
         if tag:
             _write(path.with_name("last_checkpoint"), lambda temporary: temporary.write_text(path.name))
+            for old in self._numbered()[self.kept :] if self.kept else ():
+                old.unlink()
 
     def export(self, name: str) -> None:
         """`<name>.safetensors`: weights and config only, in half precision; for the demo and for sharing."""
@@ -49,16 +71,48 @@ class RunCheckpointer(Checkpointer):
                 _write(path, lambda temporary: save_weights(self.model, temporary, self.config, torch.float16))
 
     def resume(self) -> int:
-        """Load the last checkpoint, all of it; the iteration to go on with."""
-        return self.load(self.get_checkpoint_file())["iteration"] + 1
+        """Load the last checkpoint that can be read, all of it; the iteration to go on with.
+
+        Raises:
+            FileNotFoundError: none can be read.
+        """
+        last = Path(self.get_checkpoint_file())
+        for path in dict.fromkeys([last, *self._numbered()]):
+            try:
+                self._read = {str(path): torch.load(path, map_location="cpu", weights_only=True)}
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                logger.warning("%s cannot be read (%s): going back to the one before", path, reason)
+                continue
+            return self.load(str(path))["iteration"] + 1
+        raise FileNotFoundError(f"no checkpoint in {self.save_dir} can be read: start without --resume")
+
+    def _numbered(self) -> list[Path]:
+        """`model_<iteration>.pth`, the newest first."""
+        return sorted(Path(self.save_dir).glob("model_[0-9]*.pth"), reverse=True)
+
+    def _load_file(self, f: str) -> dict:
+        return self._read.pop(f) if f in self._read else super()._load_file(f)
 
     def _load_model(self, checkpoint: dict) -> None:
-        load_state(self.model, checkpoint.pop("model"), self.get_checkpoint_file())
+        load_state(self.model, checkpoint.pop("model"), self.save_dir)
 
 
 def _write(path: Path, write) -> None:
     temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for what the disk refuses
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"{path} could not be written ({reason}): is the disk full? Older checkpoints are as they were: make room"
+            " and go on with --resume"
+        ) from error
+    folder = os.open(path.parent, os.O_RDONLY)  # the rename, too, must be on the disk before anything builds on it
+    os.fsync(folder)
+    os.close(folder)

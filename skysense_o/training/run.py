@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
@@ -19,23 +20,31 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
 from skysense_o.checkpoint import find_weights, load_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper, evaluation_sample
+from skysense_o.data.pair_mapper import PairMapper
+from skysense_o.data.pairs import read_picture
 from skysense_o.device import choose_device
+from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.evaluation.segmentation import evaluate
+from skysense_o.evaluation.zero_shot import evaluate_pairs
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.optimizer import build_optimizer
+from skysense_o.training.record import WandbWriter, plot_metrics, write_run
+from skysense_o.training.stopping import StopOnSignal
 from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
+MAPPERS = {"labels": TrainingMapper, "pairs": PairMapper}
+NEEDS = {"labels": "sem_seg_file_name", "pairs": "captions"}  # what a record must have for each mapper
 
 
 def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
@@ -52,17 +61,30 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
     if head.NAME == "SAMMaskHead" and head.PRESENCE and not cfg.MODEL.LOSS.PRESENCE and not eval_only:
         raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
+    if head.PROMPTS and not (cfg.MODEL.LOSS.PROMPT and cfg.INPUT.PROMPTS) and not eval_only:
+        raise ValueError("SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT and INPUT.PROMPTS: set both above 0")
+    if cfg.MODEL.LOSS.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):
+        raise ValueError("MODEL.LOSS.PROMPT needs SEM_SEG_HEAD.NAME SAMMaskHead with SEM_SEG_HEAD.PROMPTS True")
     if cfg.MODEL.WEIGHTS:
         find_weights(cfg.MODEL.WEIGHTS)
     choose_device(cfg.MODEL.DEVICE)
     register_folders(cfg.DATASETS.FOLDERS)
+    if cfg.INPUT.MAPPER not in MAPPERS:
+        raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
     for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        segmentation_records(cfg, name)
+        records = records_of(name, cfg.DATALOADER.SKIP_BAD)
+        needs = NEEDS[cfg.INPUT.MAPPER]
+        if name in cfg.DATASETS.TRAIN and not eval_only and needs not in records[0]:
+            raise ValueError(
+                f"DATASETS.TRAIN {name!r} has no {needs!r}, which INPUT.MAPPER {cfg.INPUT.MAPPER!r} trains on; it has"
+                f" {', '.join(records[0])}"
+            )
     for name in cfg.DATASETS.TEST:
-        if not MetadataCatalog.get(name).class_table:
-            raise ValueError(f"DATASETS.TEST {name!r}: its names differ from picture to picture; it is for training")
-    for name in cfg.DATASETS.TEST:
+        if task_of(name) != "segmentation":
+            continue
         table = MetadataCatalog.get(name).class_table
+        if not table:
+            raise ValueError(f"DATASETS.TEST {name!r}: its names differ from picture to picture; it is for training")
         ways_of_calling(cfg, load_classes(table), table)
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
         raise FileNotFoundError(
@@ -70,12 +92,9 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         )
 
 
-def segmentation_records(cfg: CfgNode, name: str) -> list[dict]:
-    """The records of a data set of pictures and label pictures; ValueError for another task's."""
-    records = records_of(name, cfg.DATALOADER.SKIP_BAD)
-    if MetadataCatalog.get(name).get("task", "segmentation") != "segmentation":
-        raise ValueError(f"{name!r} is a set for {MetadataCatalog.get(name).task}, which has no label pictures")
-    return records
+def task_of(name: str) -> str:
+    """segmentation, classification, image-text or vqa; pairs from a path count as image-text."""
+    return MetadataCatalog.get(name).get("task", "segmentation")
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -83,7 +102,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.WEIGHTS:
         path = find_weights(cfg.MODEL.WEIGHTS)
-        logger.info("%s: %s", path, load_weights(model, path))
+        logger.info("%s: %s", path, load_weights(model, path, cfg.MODEL.NEW_PARAMETERS, cfg.MODEL.PASSED_OVER))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
 
@@ -109,12 +128,20 @@ def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Voc
 
 
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways."""
+    """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways;
+    `<data set>/top1` and recalls where a data set has classes of whole pictures or captions.
+    """
     numbers: dict[str, float] = {}
     model.text_bank.weights_changed()  # the moving average may have been swapped in
     register_folders(cfg.DATASETS.FOLDERS)
     for name in cfg.DATASETS.TEST:
-        records = segmentation_records(cfg, name)
+        records = records_of(name, cfg.DATALOADER.SKIP_BAD)
+        if task_of(name) != "segmentation":
+            table = MetadataCatalog.get(name).get("class_table")
+            names = load_classes(table).names if table else records[0].get("names")
+            found = evaluate_pairs(model, records, read_picture, names, cfg.MODEL.TEMPLATES, cfg.INPUT.CROP_SIZE)
+            numbers.update({f"{name}/{key}": value for key, value in found.items()})
+            continue
         table_name = MetadataCatalog.get(name).class_table
         table = load_classes(table_name)
         results = evaluate(
@@ -128,6 +155,11 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         )
         for key in ("mIoU", "mIoU_predicted", "fwIoU", "pACC"):
             numbers[f"{name}/{key}"] = sum(r[key] for r in results.values()) / len(results)
+        if cfg.TEST.PROMPTS:
+            words = next(iter(ways_of_calling(cfg, table, table_name).values()))
+            scenes = [partial(evaluation_sample, record, words) for record in records]
+            found = evaluate_prompts(model, scenes, Path(cfg.OUTPUT_DIR) / "inference" / f"{name}_pictures")
+            numbers.update({f"{name}/prompt_{key}": value for key, value in found.items()})
         if len(results) > 1:
             each = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
             logger.info("%s: mean mIoU %.4f over %s", name, numbers[f"{name}/mIoU"], each)
@@ -137,16 +169,21 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
-    records = [record for name in cfg.DATASETS.TRAIN for record in segmentation_records(cfg, name)]
+    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
     accelerator = build_accelerator(cfg)
     model = build_model(cfg)
-    model.text_bank.batch = 1  # exact resume needs vectors that depend on no order
-    optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
+    optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
     scheduler = build_lr_scheduler(cfg, optimizer)
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {"optimizer": optimizer, "scheduler": scheduler}
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, **saved)
+    if accelerator.scaler is not None:
+        saved["scaler"] = accelerator.scaler
+    kept = cfg.SOLVER.CHECKPOINTS_KEPT
+    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, kept, **saved)
     start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
+    if comm.is_main_process():
+        data = {name: records_of(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+        write_run(Path(cfg.OUTPUT_DIR), cfg.dump(), seed, data, start)
     if start >= cfg.SOLVER.MAX_ITER:
         logger.info("All %d steps are done: nothing to train, only to evaluate", cfg.SOLVER.MAX_ITER)
         with ema.applied() if ema else nullcontext():
@@ -154,7 +191,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     wrapped, prepared = accelerator.prepare(model, optimizer)
     loader = training_loader(
         records,
-        TrainingMapper(cfg),
+        MAPPERS[cfg.INPUT.MAPPER](cfg),
         batch=micro_batch(cfg),
         start=start * cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
@@ -162,11 +199,18 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
         skip_bad=cfg.DATALOADER.SKIP_BAD,
     )
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    trainer = Trainer(wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None, seed)
+    trainer = Trainer(
+        wrapped, loader, prepared, accelerator, clip.CLIP_VALUE if clip.ENABLED else None, seed, cfg.OUTPUT_DIR
+    )
     numbers: dict[str, float] = {}
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
+    trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: the step's numbers are written
     wrapped.train()
-    trainer.train(start, cfg.SOLVER.MAX_ITER)
+    try:
+        trainer.train(start, cfg.SOLVER.MAX_ITER)
+    finally:
+        if comm.is_main_process():
+            plot_metrics(Path(cfg.OUTPUT_DIR))
     comm.synchronize()
     return numbers
 
@@ -176,13 +220,12 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         numbers.update(evaluate_all(cfg, model))
         return numbers
 
-    metric = f"{cfg.DATASETS.TEST[0]}/mIoU" if cfg.DATASETS.TEST else ""
     every = [
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer.optimizer, scheduler),
         FollowWeights(checkpointer.ema),
         SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # first: what follows may fail
-        Validate(cfg.TEST.EVAL_PERIOD, validation, metric, checkpointer),
+        Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():
         folder = cfg.OUTPUT_DIR
@@ -191,8 +234,27 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
             JSONWriter(f"{folder}/metrics.json", window_size=LOG_PERIOD),
             TensorboardXWriter(folder, window_size=LOG_PERIOD),
         ]
+        if cfg.SOLVER.WANDB:
+            writers.append(WandbWriter(cfg.SOLVER.WANDB, folder, yaml.safe_load(cfg.dump())))
         every.append(hooks.PeriodicWriter(writers, period=LOG_PERIOD))
     return every
+
+
+def learning_rate(cfg: CfgNode) -> float:
+    """BASE_LR, times (IMS_PER_BATCH / LR_BATCH) to the power that LR_RULE names, where LR_BATCH is given."""
+    powers = {"linear": 1.0, "sqrt": 0.5}
+    if not cfg.SOLVER.LR_BATCH:
+        return cfg.SOLVER.BASE_LR
+    if cfg.SOLVER.LR_RULE not in powers:
+        raise ValueError(f"SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r} is not known: {', '.join(powers)}")
+    rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.LR_BATCH) ** powers[cfg.SOLVER.LR_RULE]
+    logger.info(
+        "Learning rate %.3g: BASE_LR for %d pictures a step, here %d",
+        rate,
+        cfg.SOLVER.LR_BATCH,
+        cfg.SOLVER.IMS_PER_BATCH,
+    )
+    return rate
 
 
 def micro_batch(cfg: CfgNode) -> int:

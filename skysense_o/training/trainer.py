@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -20,8 +22,30 @@ from torch import nn
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
+from skysense_o.training.stopping import check_losses, dump
 
 logger = logging.getLogger(__name__)
+
+
+def join_processes(cfg) -> bool:
+    """Join the process group that torchrun or `accelerate launch` speaks of in the environment; whether there is one.
+
+    Raises:
+        ValueError: `accelerate launch --cpu`, which starts a single process whatever number it is given.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and "LOCAL_RANK" not in os.environ:
+            raise ValueError(
+                "'accelerate launch --cpu' starts one process only, whatever --num_processes says: use --multi_gpu"
+                " instead (with MODEL.DEVICE cpu), or torchrun"
+            )
+        return False
+    cuda = torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
+    return True
 
 
 def build_accelerator(cfg) -> Accelerator:
@@ -51,7 +75,7 @@ def build_accelerator(cfg) -> Accelerator:
     if accelerator.num_processes != comm.get_world_size():
         raise RuntimeError(
             f"Accelerate sees {accelerator.num_processes} processes, Detectron2 {comm.get_world_size()}: start with"
-            " 'python tools/train_net.py --num-gpus N'"
+            " 'python tools/train_net.py --num-gpus N', torchrun, or accelerate launch --multi_gpu"
         )
     return accelerator
 
@@ -74,10 +98,16 @@ class Trainer(SimpleTrainer):
         accelerator: Accelerator,
         clip_norm: float | None,
         seed: int,
+        folder: str,
     ) -> None:
-        """model, optimizer: prepared by the accelerator; loader: not (its sampler shards by itself)."""
+        """
+        Args:
+            model, optimizer: prepared by the accelerator; loader: not (its sampler shards by itself).
+            clip_norm: largest norm of all gradients together; None: as they are.
+            folder: where the batch goes whose loss is no number.
+        """
         super().__init__(model, loader, optimizer)
-        self.accelerator, self.clip_norm, self.seed = accelerator, clip_norm, seed
+        self.accelerator, self.clip_norm, self.seed, self.folder = accelerator, clip_norm, seed, folder
 
     def before_step(self) -> None:
         """The model's randomness is a function of seed, step and process, so a resumed run draws what it would have."""
@@ -85,7 +115,8 @@ class Trainer(SimpleTrainer):
         torch.manual_seed(int(np.random.SeedSequence((self.seed, self.iter, comm.get_rank())).generate_state(1)[0]))
 
     def run_step(self) -> None:
-        accelerator, total, data_time = self.accelerator, {}, 0.0
+        accelerator, total, data_time, count = self.accelerator, {}, 0.0, 0
+        begun = time.perf_counter()
         for _ in range(accelerator.gradient_accumulation_steps):
             start = time.perf_counter()
             samples = next(self._data_loader_iter)
@@ -93,15 +124,31 @@ class Trainer(SimpleTrainer):
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():
                     losses = self.model(samples)
+                check_losses(losses, samples, self.iter, self.folder)
                 accelerator.backward(sum(losses.values()))
-                if accelerator.sync_gradients and self.clip_norm:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
+                    if not torch.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step
+                        raise dump(
+                            f"gradient norm {norm} in step {self.iter + 1}", losses, samples, self.iter, self.folder
+                        )
                     get_event_storage().put_scalar("gradient_norm", float(norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+            count += len(samples)
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach() / accelerator.gradient_accumulation_steps
         self._write_metrics(total, data_time)
+        speed = count * comm.get_world_size() / (time.perf_counter() - begun)
+        get_event_storage().put_scalars(images_per_second=speed, peak_memory_gib=peak_memory(accelerator.device))
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory held so far, in GiB: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class FollowWeights(HookBase):
@@ -118,11 +165,9 @@ class FollowWeights(HookBase):
 class Validate(HookBase):
     """Every `period` steps and at the end: evaluate (with the moving average), log, keep the best as model_best."""
 
-    def __init__(
-        self, period: int, evaluate: Callable[[], dict[str, float]], metric: str, checkpointer: RunCheckpointer
-    ) -> None:
-        """evaluate: gives numbers by name; metric: the name of the one to be largest."""
-        self.period, self.evaluate, self.metric, self.checkpointer = period, evaluate, metric, checkpointer
+    def __init__(self, period: int, evaluate: Callable[[], dict[str, float]], checkpointer: RunCheckpointer) -> None:
+        """evaluate: gives numbers by name; the first is the one to be largest."""
+        self.period, self.evaluate, self.checkpointer = period, evaluate, checkpointer
         self.best = float("-inf")
 
     def before_train(self) -> None:
@@ -138,10 +183,11 @@ class Validate(HookBase):
             with ema.applied() if ema else nullcontext():
                 numbers = self.evaluate()
             self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
-            if numbers.get(self.metric, float("-inf")) > self.best:
-                self.best = numbers[self.metric]
+            metric = next(iter(numbers), None)
+            if metric and numbers[metric] > self.best:
+                self.best = numbers[metric]
                 self.checkpointer.save("model_best", tag=False, iteration=self.trainer.iter, best=self.best)
-                logger.info("Best %s so far: %.4f after %d steps", self.metric, self.best, done)
+                logger.info("Best %s so far: %.4f after %d steps", metric, self.best, done)
 
 
 class SaveCheckpoints(HookBase):

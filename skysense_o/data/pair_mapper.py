@@ -1,0 +1,79 @@
+"""From a record with captions to two views of its picture, one caption and a mask of hidden blocks."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import transforms as T
+from PIL import Image
+
+from skysense_o.data.augment import QuarterTurn, color_jitter
+from skysense_o.data.pairs import read_picture
+from skysense_o.sample import Sample
+from skysense_o.vocabulary import Vocabulary
+
+DIRECTION = re.compile(r"\b(left|right|top|bottom|upper|lower|north|south|east|west)\b", re.IGNORECASE)
+
+
+class PairMapper:
+    """All randomness comes from the global generators, which the loader seeds for each sample."""
+
+    @configurable
+    def __init__(
+        self, *, crop: int, share: tuple[float, float], turn: bool, color: float, block: int, hidden: float
+    ) -> None:
+        """
+        Args:
+            crop: side of a view. share: of the picture's area that a view shows, least and most.
+            turn: quarter turns, too. color: strength of the colour changes; 0: none.
+            block, hidden: side of the blocks that reconstruction hides, and their share (SimMIM: 32 and 0.6).
+        """
+        self.crop, self.share, self.turn, self.color = crop, share, turn, color
+        self.block, self.hidden = block, hidden
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return {
+            "crop": cfg.INPUT.CROP_SIZE,
+            "share": tuple(cfg.PRETRAIN.CROP_SHARE),
+            "turn": cfg.INPUT.TURN,
+            "color": cfg.INPUT.COLOR_JITTER,
+            "block": cfg.PRETRAIN.BLOCK,
+            "hidden": cfg.PRETRAIN.HIDDEN,
+        }
+
+    def __call__(self, record: dict) -> Sample:
+        image = read_picture(record)
+        caption = record["captions"][np.random.randint(len(record["captions"]))]
+        places = -(-self.crop // self.block)
+        hidden = np.zeros(places * places, bool)
+        hidden[np.random.permutation(places * places)[: round(self.hidden * places * places)]] = True
+        mask = np.kron(hidden.reshape(places, places), np.ones((self.block, self.block), bool))
+        return {
+            # What a caption says of left and right must stay true.
+            "image": self._view(image, turned=not DIRECTION.search(caption)),
+            "view": self._view(image, turned=True),
+            "hidden": torch.from_numpy(np.ascontiguousarray(mask[: self.crop, : self.crop])),
+            "vocabulary": Vocabulary((caption,), ((caption,),), (False,)),
+            "file_name": record["file_name"],
+        }
+
+    def _view(self, image: np.ndarray, turned: bool) -> torch.Tensor:
+        """uint8 (3,crop,crop)."""
+        height, width = image.shape[:2]
+        side = min(height, width, max(8, round((np.random.uniform(*self.share) * height * width) ** 0.5)))
+        y, x = np.random.randint(height - side + 1), np.random.randint(width - side + 1)
+        view = image[y : y + side, x : x + side]
+        transforms: list[T.Transform] = [T.ResizeTransform(side, side, self.crop, self.crop, Image.BILINEAR)]
+        if turned and np.random.rand() < 0.5:
+            transforms.append(T.HFlipTransform(self.crop))
+        if turned and self.turn:
+            transforms.append(QuarterTurn(np.random.randint(4)))
+        if self.color:
+            transforms.append(color_jitter(self.color))
+        for transform in transforms:
+            view = transform.apply_image(view)
+        return torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))

@@ -1,0 +1,107 @@
+"""Clicks and boxes on scenes whose labels are known: mIoU after 1 and 5 clicks and from boxes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from PIL import Image
+from torch import nn
+
+from skysense_o.clicks import box_of, components, corrective, middle
+from skysense_o.inference.drawing import paint
+from skysense_o.inference.prompting import PromptedImage
+from skysense_o.sample import IGNORE, Sample
+
+logger = logging.getLogger(__name__)
+CLICKS = 5
+LEAST_SHARE = 0.001  # of the picture, that a part must have to be asked for
+MOST_PARTS = 8  # a picture, the largest
+
+
+@torch.no_grad()
+def evaluate_prompts(
+    model: nn.Module, samples: Iterable[Callable[[], Sample]], folder: Path | None = None
+) -> dict[str, float]:
+    """Ask for each connected part of each class: a click in its middle, then corrective ones; its box.
+
+    Args:
+        model: a SkySenseO that takes prompts; put into eval mode here, and back.
+        samples: functions that give a Sample with `sem_seg`; every process takes its share.
+        folder: where a picture of the first sample's answers goes.
+
+    Returns:
+        click1, click5, box, box_filled (what the box itself has), quality_error (mean |predicted - true| IoU after one
+        click): means over parts, ignored pixels aside; parts: how many.
+    """
+    was_training = model.training
+    model.eval()
+    rows: list[dict[str, float]] = []
+    for number, get in enumerate(samples):
+        if number % comm.get_world_size() != comm.get_rank():
+            continue
+        sample = get()
+        found, masks = _one_picture(model, sample)
+        rows += found
+        if number == 0 and folder and masks:
+            folder.mkdir(parents=True, exist_ok=True)
+            _picture(sample, masks).save(folder / "prompts.jpg", quality=88)
+    model.train(was_training)
+    rows = [row for part in comm.all_gather(rows) for row in part]
+    if not rows:
+        return {}
+    numbers = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+    logger.info("Clicks and boxes on %d parts, mean IoU: %s", len(rows), shown)
+    return {**numbers, "parts": len(rows)}
+
+
+Masks = list[tuple[np.ndarray, np.ndarray]]  # each part that was meant, and what its box gave
+
+
+def _one_picture(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]], Masks]:
+    labels = sample["sem_seg"].numpy()
+    known = labels != IGNORE
+    parts = sorted(components(labels, max(1, int(LEAST_SHARE * labels.size))), key=np.sum, reverse=True)[:MOST_PARTS]
+    image = PromptedImage(model, sample["image"].permute(1, 2, 0).numpy()) if parts else None
+    rows, masks = [], []
+    for part in parts:
+        points, kinds, row = [middle(part)], [1], {}
+        for count in range(1, CLICKS + 1):
+            mask, quality = image.prompt(points, kinds)
+            if count == 1:
+                row["click1"] = _iou(part, mask, known)
+                row["quality_error"] = abs(quality - row["click1"])
+            x, y, kind = corrective(part, mask, known)
+            points, kinds = [*points, (x, y)], [*kinds, kind]
+        row[f"click{CLICKS}"] = _iou(part, mask, known)
+        box = box_of(part)
+        filled = np.zeros_like(part)
+        filled[box[1] : box[3] + 1, box[0] : box[2] + 1] = True
+        mask, _ = image.prompt(box=box)
+        row["box"], row["box_filled"] = _iou(part, mask, known), _iou(part, filled, known)
+        rows.append(row)
+        masks.append((part, mask))
+    return rows, masks
+
+
+def _iou(a: np.ndarray, b: np.ndarray, known: np.ndarray) -> float:
+    return float((a & b & known).sum() / max(1, ((a | b) & known).sum()))
+
+
+def _picture(sample: Sample, masks: Masks) -> Image.Image:
+    """The picture, the parts that were meant, and what their boxes gave, the four largest in colours."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    panels = [image]
+    for side in (0, 1):
+        ids = np.full(image.shape[:2], 4)
+        for i, pair in enumerate(masks[:4]):
+            ids[pair[side]] = i
+        colors = [(230, 60, 60), (60, 160, 230), (240, 200, 40), (80, 190, 90), (0, 0, 0)]
+        mixed = image // 3 + paint(ids, colors) // 3 * 2
+        panels.append(np.where((ids < 4)[..., None], mixed, image).astype(np.uint8))
+    return Image.fromarray(np.concatenate(panels, axis=1))

@@ -1,0 +1,86 @@
+"""What an image-text tower knows without training for it: classes of whole pictures, captions of pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from skysense_o import geometry
+
+logger = logging.getLogger(__name__)
+BATCH = 64
+
+
+@torch.no_grad()
+def evaluate_pairs(
+    model: nn.Module,
+    records: Sequence[dict],
+    read: Callable[[dict], np.ndarray],
+    names: Sequence[str] | None,
+    templates: Sequence[str],
+    side: int,
+) -> dict[str, float]:
+    """Zero-shot top-1 where records have a "label"; retrieval both ways where they have captions of more than one kind.
+
+    Args:
+        model: has a `tower`; put into eval mode here, and back. read: record -> uint8 (H,W,3) RGB.
+        names: of the labels, in their order.
+        templates: P sentences with one "{}"; a class is the mean of its sentences. side: pictures are resized to it.
+
+    Returns:
+        top1; text_R@k (captions found for pictures) and image_R@k (pictures found for captions) for k of 1, 5, 10,
+        shares in 0..1. A caption that several pictures have is right for each of them.
+    """
+    was_training = model.training
+    model.eval()
+    pictures = _pictures(model.tower, records, read, side)
+    numbers: dict[str, float] = {}
+    if "label" in records[0]:
+        sentences = [template.format(name) for name in names for template in templates]
+        classes = F.normalize(_texts(model.tower, sentences).view(len(names), len(templates), -1).mean(1), dim=-1)
+        truth = torch.tensor([r["label"] for r in records], device=pictures.device)
+        numbers["top1"] = float(((pictures @ classes.T).argmax(1) == truth).float().mean())
+    captions = list(dict.fromkeys(c for r in records for c in r.get("captions", ())))
+    if len(captions) > len({r.get("label") for r in records}):
+        place = {caption: i for i, caption in enumerate(captions)}
+        right = torch.zeros((len(records), len(captions)), dtype=torch.bool, device=pictures.device)
+        for row, record in enumerate(records):
+            right[row, [place[c] for c in record["captions"]]] = True
+        scores = pictures @ _texts(model.tower, captions).T
+        numbers.update({f"text_{key}": value for key, value in recalls(scores, right).items()})
+        numbers.update({f"image_{key}": value for key, value in recalls(scores.T, right.T).items()})
+    model.train(was_training)
+    logger.info("%d pictures: %s", len(records), ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
+    return numbers
+
+
+def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
+    """(N,M) scores and bool of what is right -> the share of rows with something right among the best 1, 5, 10."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    hits = right.gather(1, order)
+    return {f"R@{k}": float(hits[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
+
+
+def _pictures(tower: nn.Module, records: Sequence[dict], read: Callable, side: int) -> Tensor:
+    """(N,D) unit vectors; every process takes its share."""
+    mine = range(comm.get_rank(), len(records), comm.get_world_size())
+    vectors = torch.zeros((len(records), tower.dim), device=tower.pixel_mean.device)
+    for first in range(0, len(mine), BATCH):
+        chosen = list(mine[first : first + BATCH])
+        images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
+        x, _ = geometry.prepare([torch.from_numpy(image).permute(2, 0, 1) for image in images], tower)
+        vectors[chosen] = F.normalize(tower.encode_image(x).pooled.float(), dim=-1)
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(vectors)
+    return vectors
+
+
+def _texts(tower: nn.Module, strings: Sequence[str]) -> Tensor:
+    return torch.cat([tower.encode_text(strings[i : i + BATCH]).float() for i in range(0, len(strings), BATCH)])

@@ -1,0 +1,109 @@
+"""Ending a run before its last step: on a signal, or because a loss is no number."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor
+
+from skysense_o.sample import Sample
+from skysense_o.training.checkpointer import RunCheckpointer
+
+logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(SystemExit):
+    """A signal ended the run after its checkpoint was written; the exit code is 128 + the signal, as shells have it."""
+
+
+class StopOnSignal(HookBase):
+    """Ctrl-C and SIGTERM (schedulers send it before they kill): finish the step, save, say how to go on, exit.
+
+    Any process may get the signal; all of them stop after the same step. A second signal ends at once.
+    """
+
+    def __init__(self, checkpointer: RunCheckpointer, device: torch.device) -> None:
+        self.checkpointer, self.device = checkpointer, device
+        self.received, self._before = 0, {}
+
+    def before_train(self) -> None:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame) -> None:
+        self.received = number
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def after_step(self) -> None:
+        received = torch.tensor(self.received, device=self.device)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        if not received.item():
+            return
+        done = self.trainer.iter + 1
+        if done < self.trainer.max_iter:
+            self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        logger.info(
+            "Signal %d: saved after step %d of %d. Go on with:\n%s", received, done, self.trainer.max_iter, go_on()
+        )
+        comm.synchronize()
+        raise Stopped(128 + int(received))
+
+    def after_train(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def go_on() -> str:
+    """The command line of this run, with --resume."""
+    words = [word for word in sys.argv if word != "--resume"]
+    first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    return " ".join(["python", *words[:first], "--resume", *words[first:]])
+
+
+class LossError(FloatingPointError):
+    """A loss or a gradient that is no number."""
+
+
+def check_losses(losses: dict[str, Tensor], samples: Sequence[Sample], iteration: int, folder: str | Path) -> None:
+    """
+    Raises:
+        LossError: a term is infinite or NaN; names it, the pictures, and a dump of the batch for who looks into it.
+    """
+    values = torch.stack([loss.detach().float() for loss in losses.values()])
+    if torch.isfinite(values).all():
+        return
+    wrong = {name: value for name, value in zip(losses, values.tolist()) if value - value != 0}
+    raise dump(f"{wrong} in step {iteration + 1}", losses, samples, iteration, folder)
+
+
+def dump(
+    what: str, losses: dict[str, Tensor], samples: Sequence[Sample], iteration: int, folder: str | Path
+) -> LossError:
+    """Write the batch to `nan_<iteration>_<process>.pth`, tensors and plain values only; the error to raise."""
+    path = Path(folder) / f"nan_{iteration:07d}_{comm.get_rank()}.pth"
+    plain = [{key: _plain(value) for key, value in sample.items()} for sample in samples]
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    torch.save({"iteration": iteration, "losses": values, "samples": plain}, path)
+    files = ", ".join(dict.fromkeys(str(sample.get("file_name", "?")) for sample in samples))
+    return LossError(
+        f"{what}, of the pictures {files}; the batch is in {path}. Lower SOLVER.BASE_LR, set SOLVER.PRECISION no, or"
+        " leave the pictures out; then go on with --resume"
+    )
+
+
+def _plain(value):
+    if isinstance(value, Tensor | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [list(words) for words in value.phrases] if hasattr(value, "phrases") else str(value)

@@ -1,0 +1,264 @@
+"""Clicks and boxes: as a person gives them, through the decoder, and in training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_scene, small_config
+
+from skysense_o import Predictor
+from skysense_o.clicks import box_of, components, corrective, middle
+from skysense_o.data.prompt_sampler import PromptSampler
+from skysense_o.evaluation.prompts import evaluate_prompts
+from skysense_o.geometry import Frame
+from skysense_o.meta_arch import SkySenseO
+from skysense_o.modeling import Features, Queries
+from skysense_o.modeling.sam_head import SAMMaskHead
+from skysense_o.prompt_objective import prepared_prompts, prompt_terms
+from skysense_o.training.optimizer import build_optimizer
+from skysense_o.vocabulary import Vocabulary
+
+
+def two_squares() -> np.ndarray:
+    labels = np.zeros((20, 30), np.uint8)
+    labels[2:8, 3:9] = 1
+    labels[10:18, 20:28] = 1
+    labels[0] = 255
+    return labels
+
+
+def test_parts_middles_boxes():
+    parts = components(two_squares(), 10)
+    assert len(parts) == 3, "the ground and two squares"
+    assert box_of(parts[1]) == (3, 2, 8, 7)
+    x, y = middle(parts[1])
+    assert 5 <= x <= 6
+    assert 4 <= y <= 5
+    assert components(two_squares(), 40)[1][12, 22], "the smaller square is left out"
+
+
+def test_a_corrective_click_goes_where_the_mask_is_wrong_most():
+    parts, everywhere = components(two_squares(), 10), np.ones((20, 30), bool)
+    small, large = parts[1], parts[2]
+    assert corrective(small | large, small, everywhere) == (*middle(large), 1)
+    assert corrective(small, small | large, everywhere) == (*middle(large), 0)
+    assert corrective(small, small, everywhere) == (*middle(small), 1)
+    assert corrective(small, small | large, ~large)[2] == 1, "what is not known is no error"
+
+
+def test_the_sampler_gives_prompts_that_mean_their_mask():
+    np.random.seed(0)
+    labels, kinds = two_squares(), set()
+    labels[0] = 0
+    for _ in range(20):
+        prompts = PromptSampler(2)(labels)
+        for mask, points, given, box in zip(*prompts.values()):
+            inside = points[given >= 0].long()
+            assert (given <= 1).all()
+            assert mask[inside[:, 1], inside[:, 0]].all()
+            assert box.isnan().all() == bool((given >= 0).any()), "clicks or a box"
+            kinds.add(int((given >= 0).sum()))
+    assert kinds == {0, 1, 2, 3}
+    empty = PromptSampler(2)(np.full((9, 9), 255, np.uint8))
+    assert not empty["masks"].any()
+    assert (empty["labels"] == -1).all()
+    assert empty["boxes"].isnan().all()
+
+
+@pytest.fixture(scope="module")
+def head():
+    torch.manual_seed(0)
+    sizes = {"width": 32, "depth": 2, "heads": 4, "mlp": 64, "shared": 3}
+    return SAMMaskHead(dim=24, pyramid_channels=(8, 8), prompts=True, **sizes).eval()
+
+
+@pytest.fixture(scope="module")
+def features():
+    g = torch.Generator().manual_seed(1)
+    pyramid = (torch.randn(2, 8, 10, 14, generator=g), torch.randn(2, 8, 20, 28, generator=g))
+    dense = torch.randn(2, 24, 5, 7, generator=g)
+    return Features(dense, pyramid, dense.mean((2, 3)))
+
+
+def queries(words: int = 2, prompts: int = 3, padding: int = 0) -> Queries:
+    g = torch.Generator().manual_seed(2)
+    text = torch.nn.functional.normalize(torch.randn(2, words, 1, 24, generator=g), dim=-1)
+    points = torch.rand(2, prompts, 2 + padding, 2, generator=g) * torch.tensor([111.0, 79.0])
+    labels = torch.full((2, prompts, 2 + padding), -1)
+    points[:, :, :2] = torch.tensor([[30.0, 20.0], [70.0, 60.0]])
+    points[:, :, 0, 0] += torch.arange(prompts) * 7
+    labels[:, :, 0], labels[:, :, 1] = 1, 0
+    boxes = torch.full((2, prompts, 4), float("nan"))
+    boxes[:, 1] = torch.tensor([10.0, 10.0, 60.0, 50.0])
+    return Queries(text, torch.ones(2, words, dtype=torch.bool), points, labels, boxes)
+
+
+def test_shapes(head, features):
+    logits, presence, quality = head(features, queries())
+    assert logits.shape == (2, 5, 20, 28)
+    assert presence.shape == (2, 2)
+    assert quality.shape == (2, 3)
+
+
+def test_queries_never_see_each_other(head, features):
+    """Neither words nor other prompts, nor how far the points are padded, change a prompt's mask; and the reverse."""
+    whole = head(features, queries())
+    q = queries()
+    for k in range(3):
+        one = Queries(
+            q.text[:, :0], q.valid[:, :0], q.points[:, k : k + 1], q.labels[:, k : k + 1], q.boxes[:, k : k + 1]
+        )
+        logits, _, quality = head(features, one)
+        torch.testing.assert_close(logits[:, 0], whole[0][:, 2 + k], atol=1e-5, rtol=0)
+        torch.testing.assert_close(quality[:, 0], whole[2][:, k], atol=1e-5, rtol=0)
+    padded = head(features, queries(padding=4))
+    torch.testing.assert_close(padded[0], whole[0], atol=1e-5, rtol=0)
+    words = head(features, Queries(q.text, q.valid))
+    torch.testing.assert_close(words[0], whole[0][:, :2], atol=1e-6, rtol=0)
+    assert words[2] is None
+
+
+@pytest.mark.parametrize("change", ["points", "labels", "boxes"])
+def test_what_is_asked_matters(head, features, change):
+    a, b = queries(), queries()
+    if change == "points":
+        b.points = b.points + 20
+    elif change == "labels":
+        b.labels = 1 - b.labels
+    else:
+        b.boxes = b.boxes + 20
+    logits = [head(features, q)[0] for q in (a, b)]
+    moved = (logits[0] - logits[1]).abs().amax((0, 2, 3)) > 1e-4
+    assert moved.tolist() == [False, False, change != "boxes", True, change != "boxes"]
+
+
+def test_points_and_boxes_arrive_in_prepared_pixels():
+    """A picture of 100 x 50 padded to 128 x 64 and squeezed to 64 x 64; another one that is only padded."""
+    frames = [Frame((50, 100), (64, 128), (64, 64)), Frame((50, 100), (64, 128), (64, 128))]
+    given = {
+        "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
+        "points": torch.tensor([[[99.0, 49.0]]]),
+        "labels": torch.ones(1, 1, dtype=torch.int64),
+        "boxes": torch.tensor([[0.0, 0.0, 99.0, 49.0]]),
+    }
+    twice = {**given, "points": given["points"].repeat(1, 2, 1), "labels": given["labels"].repeat(1, 2)}
+    points, labels, boxes = prepared_prompts([given, twice], frames)
+    assert points[0, 0, 0].tolist() == [49.25, 49.0]
+    assert points[1, 0, 1].tolist() == [99.0, 49.0]
+    assert labels.tolist() == [[[1, -1]], [[1, 1]]]
+    assert boxes[0, 0].tolist() == [-0.25, 0.0, 49.25, 49.0]
+
+
+def test_terms_equal_their_naive_twin():
+    g = torch.Generator().manual_seed(3)
+    logits, quality = torch.randn(2, 3, 6, 8, generator=g), torch.rand(2, 3, generator=g)
+    target = torch.rand(2, 3, 6, 8, generator=g) > 0.6
+    target[1, 2] = False  # nothing is meant there, so nothing is learned
+    known = (torch.rand(2, 1, 6, 8, generator=g) > 0.1).expand(2, 3, 6, 8)
+    masks, errors = [], []
+    for b in range(2):
+        mask, error = [], []
+        for k in range(3):
+            if not target[b, k].any():
+                continue
+            p, t, w = logits[b, k].sigmoid(), target[b, k].float(), known[b, k].float()
+            bce = -(t * p.log() + (1 - t) * (1 - p).log())
+            dice = 1 - (2 * (p * w * t).sum() + 1) / ((p * w).sum() + t.sum() + 1)
+            mask.append((bce * w).sum() / w.sum() + dice)
+            guess = (logits[b, k] > 0) & known[b, k]
+            iou = (guess & target[b, k]).sum() / (guess | target[b, k]).sum()
+            error.append((quality[b, k] - iou) ** 2)
+        masks.append(sum(mask) / len(mask))
+        errors.append(sum(error) / len(error))
+    got = prompt_terms(logits, quality, target, known)
+    torch.testing.assert_close(got[0], sum(masks) / 2, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got[1], sum(errors) / 2, atol=1e-5, rtol=1e-5)
+    nothing = prompt_terms(logits, quality, torch.zeros_like(target), known)
+    assert [x.item() for x in nothing] == [0, 0]
+
+
+def prompt_config():
+    cfg = small_config()
+    cfg.MODEL.SEM_SEG_HEAD.PROMPTS, cfg.MODEL.LOSS.PROMPT = True, 1.0
+    return cfg
+
+
+def scenes(count: int) -> list[dict]:
+    rng, out = np.random.default_rng(3), []
+    for _ in range(count):
+        image, labels = draw_scene(rng, 64, 96)
+        picture, truth = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels.astype(np.int64))
+        words = Vocabulary.of(["water", "land", "road", "building", "vegetation"])
+        out.append({"image": picture, "sem_seg": truth, "vocabulary": words})
+    return out
+
+
+@pytest.mark.slow
+def test_prompts_are_learned():
+    """A bit of real learning on four drawn scenes: clicks and boxes come nearer to what is meant."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    model, sampler, samples = SkySenseO(prompt_config()).train(), PromptSampler(4), scenes(4)
+    optimizer = build_optimizer(model, [[".", 1.0, 0.0]], 3e-3)
+    before = evaluate_prompts(model, [lambda s=s: s for s in samples])
+    for _ in range(50):
+        batch = [{**s, "prompts": sampler(s["sem_seg"].numpy())} for s in samples]
+        losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert {"loss_prompt_mask", "loss_prompt_quality"} <= set(losses)
+    after = evaluate_prompts(model, [lambda s=s: s for s in samples])
+    assert model.training, "it is given back as it came"
+    assert after["parts"] == before["parts"] > 10
+    assert after["box"] > before["box"] + 0.2
+    assert after["click1"] > before["click1"] + 0.05
+
+
+def test_a_sample_without_prompts_says_so():
+    with pytest.raises(ValueError, match="needs samples with prompts: set INPUT.PROMPTS above 0"):
+        SkySenseO(prompt_config()).train()(scenes(1))
+
+
+def test_the_predictor_keeps_the_image(monkeypatch):
+    torch.manual_seed(0)
+    predictor = Predictor(SkySenseO(prompt_config()))
+    with pytest.raises(ValueError, match="call set_image first"):
+        predictor.prompt([(1, 1)], [1])
+    calls, encode = [], predictor.model.tower.encode_image
+    monkeypatch.setattr(predictor.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    kept = predictor.set_image(picture)
+    mask, quality = predictor.prompt([(10, 20), (60, 40)], [1, 0])
+    assert mask.shape == (50, 70)
+    assert mask.dtype == bool
+    assert 0 <= quality <= 1
+    predictor.prompt(box=(5, 5, 40, 40))
+    assert len(calls) == 1
+    predictor.set_image(picture[:30])
+    again, _ = kept.prompt([(10, 20), (60, 40)], [1, 0])
+    assert (again == mask).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({}, "neither a point nor a box"),
+        ({"points": [(1, 1)]}, "1 points with 0 labels"),
+        ({"points": [(1, 1)], "labels": [2]}, r"point labels \[2\]: permitted are 1"),
+        ({"points": [(70, 1)], "labels": [1]}, r"\(70, 1\) lies outside the picture, which is 70 x 50"),
+        ({"box": (9, 9, 3, 20)}, "is inside out"),
+    ],
+)
+def test_mistakes_are_named(asked, says):
+    predictor = Predictor(SkySenseO(prompt_config()))
+    image = predictor.set_image(np.zeros((50, 70, 3), np.uint8))
+    with pytest.raises(ValueError, match=says):
+        image.prompt(**asked)
+
+
+def test_weights_that_take_words_only_say_so(mini):
+    with pytest.raises(ValueError, match="take words only"):
+        mini.set_image(np.zeros((50, 70, 3), np.uint8))

@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""How fast a config trains, and in how much memory: one row a batch, precision and set of losses, each in a process of
+its own, so that the peak of one says nothing of another.
+
+python tools/benchmark_train.py --config-file configs/mini/finetune.yaml --batch 1,8 --precision no,bf16
+python tools/benchmark_train.py --config-file configs/skysense_o/finetune.yaml --names 16 --precision no,bf16 \\
+    --losses bce,bce+region+vision_centric MODEL.TOWER.RECOMPUTE True
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tabulate import tabulate
+
+from skysense_o.config import default_config, merge_file
+from skysense_o.errors import exit_code
+from skysense_o.objective import TERMS
+from skysense_o.training.optimizer import build_optimizer
+from skysense_o.training.run import build_model
+from skysense_o.training.trainer import build_accelerator, peak_memory
+from skysense_o.vocabulary import Vocabulary
+
+LEFT_TO_CONFIG = "config"
+LOSSES = f"terms, joined by a plus, each at the config's weight or 0.4: {', '.join(TERMS)}"
+RESULTS = ("samples/s", "s/step", "forward+backward s", "peak GiB", "TFLOP/s", "of peak", "loss")
+COLUMNS = ("batch", "precision", "losses", *RESULTS)
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config-file", required=True, metavar="FILE", help="YAML below configs/")
+    p.add_argument("--batch", type=_integers, default=[1], metavar="B,B", help="pictures a step, by commas")
+    p.add_argument("--precision", type=_words, default=["no"], metavar="P,P", help="no (float32), bf16, fp16")
+    p.add_argument("--losses", type=_words, default=[LEFT_TO_CONFIG], metavar="A+B,A", help=LOSSES)
+    p.add_argument("--names", type=int, default=16, metavar="T", help="names a picture")
+    p.add_argument("--size", type=int, metavar="PIXELS", help="side of a picture; INPUT.CROP_SIZE if not given")
+    p.add_argument("--steps", type=int, default=3, metavar="N", help="steps that are timed, after one that is not")
+    p.add_argument("--peak", type=float, metavar="TFLOPS", help="the processor's peak, for the share of it")
+    p.add_argument("--output", metavar="FILE", help="write the rows as JSON, too")
+    p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    return p
+
+
+def config(args: argparse.Namespace, precision: str, losses: str):
+    cfg = default_config()
+    merge_file(cfg, args.config_file)
+    cfg.merge_from_list([*args.opts, "SOLVER.PRECISION", precision])
+    if losses != LEFT_TO_CONFIG:
+        wanted = losses.split("+")
+        unknown = sorted(set(wanted) - set(TERMS))
+        if unknown:
+            raise ValueError(f"losses {unknown} are not known: {', '.join(TERMS)}")
+        for term in TERMS:
+            key = term.upper()
+            cfg.MODEL.LOSS[key] = (cfg.MODEL.LOSS[key] or 0.4) if term in wanted else 0.0
+        cfg.MODEL.SEM_SEG_HEAD.PRESENCE = "presence" in wanted
+    return cfg
+
+
+def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
+    """One row; drawn pictures and labels, `names` of them in bands, so that no data set is needed."""
+    torch.manual_seed(0)
+    accelerator = build_accelerator(cfg)
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY)
+    side = args.size or cfg.INPUT.CROP_SIZE
+    bands = (torch.arange(side) * args.names // side).expand(side, side)
+    sample = {
+        "image": torch.randint(0, 256, (3, side, side), dtype=torch.uint8),
+        "sem_seg": bands.clone(),
+        "vocabulary": Vocabulary.of([f"thing {i}" for i in range(args.names)]),
+        "relevance": torch.eye(args.names),
+    }
+    model, optimizer = accelerator.prepare(model, optimizer)
+    whole, half, loss = [], [], 0.0
+    for step in range(args.steps + 1):
+        begun = time.perf_counter()
+        with accelerator.autocast():
+            losses = model([sample] * batch)
+        accelerator.backward(sum(losses.values()))
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        middle = time.perf_counter()
+        optimizer.step()
+        optimizer.zero_grad()
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        if step:
+            half.append(middle - begun)
+            whole.append(time.perf_counter() - begun)
+        else:
+            loss = float(sum(losses.values()))  # of the same weights, whatever the precision
+    seconds, flops = statistics.median(whole), _flops(model, [sample] * batch) if args.peak else None
+    speed = flops / statistics.median(half) / 1e12 if flops else None
+    return {
+        "batch": batch,
+        "precision": cfg.SOLVER.PRECISION,
+        "samples/s": batch / seconds,
+        "s/step": seconds,
+        "forward+backward s": statistics.median(half),
+        "peak GiB": peak_memory(accelerator.device),
+        "TFLOP/s": speed,
+        "of peak": speed / args.peak if speed else None,
+        "loss": loss,
+        "device": str(accelerator.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _flops(model, samples) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        sum(model(samples).values()).backward()
+    return counter.get_total_flops()
+
+
+def alone(args: argparse.Namespace, batch: int, precision: str, losses: str) -> dict:
+    """The row of one combination, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        row = Path(folder) / "row.json"
+        words = ["--config-file", args.config_file, "--batch", batch, "--precision", precision, "--losses", losses]
+        words += ["--names", args.names, "--steps", args.steps, "--output", row]
+        words += ["--size", args.size] if args.size else []
+        words += ["--peak", args.peak] if args.peak else []
+        line = [sys.executable, str(Path(__file__).resolve()), *map(str, words), *args.opts]
+        done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["ended from outside: too little memory?"])[-1]
+            raise ValueError(f"batch {batch}, {precision}, {losses}: {said}")
+        return json.loads(row.read_text())[0]
+
+
+def run() -> int:
+    args = parser().parse_args()
+    for losses in args.losses:
+        config(args, args.precision[0], losses)  # a wrong name is found before anything is timed
+    combinations = list(itertools.product(args.batch, args.precision, args.losses))
+    rows = []
+    for batch, precision, losses in combinations:
+        if len(combinations) == 1:
+            row = measure(config(args, precision, losses), args, batch)
+        else:
+            row = alone(args, batch, precision, losses)
+        rows.append({**row, "losses": losses})
+        print(f"batch {batch}, {precision}, {losses}: {row['samples/s']:.3f} samples/s", file=sys.stderr)
+    columns = [c for c in COLUMNS if any(row[c] is not None for row in rows)]
+    print(tabulate([[row[c] for c in columns] for row in rows], columns, floatfmt=".3f"))
+    if args.output:
+        Path(args.output).write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))

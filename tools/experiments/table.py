@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Mean and spread over the seeds of an experiment's runs, from their metrics.json.
+
+python tools/experiments/table.py output/experiment
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from tabulate import tabulate
+
+SHOWN = ("/mIoU", "/top1", "_R@1", "_R@5", "_R@10")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("folder", help="holds one folder a run, named <what>_<seed>, or <what> alone")
+    return p
+
+
+def run() -> int:
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for path in sorted(Path(parser().parse_args().folder).glob("*/metrics.json")):
+        numbers = [pair for line in path.read_text().splitlines() for pair in json.loads(line).items()]
+        name, _, seed = path.parent.name.rpartition("_")
+        last = {key: 100 * value for key, value in numbers if key.endswith(SHOWN)}  # later ones win
+        groups[name if seed.isdigit() else path.parent.name].append(last)
+    rows = []
+    for name, runs in groups.items():
+        for key in dict.fromkeys(k for r in runs for k in r):
+            values = [r[key] for r in runs if key in r]
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            rows.append([name, key, len(values), statistics.mean(values), spread])
+    print(tabulate(rows, ["run", "measure", "seeds", "mean, %", "standard deviation"], floatfmt=".2f"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
