@@ -90,6 +90,7 @@ def test_a_text_tower_that_trains_is_run_and_keeps_its_gradient():
     assert len(tower.seen) == 9
 
 
+@torch.no_grad()
 def test_exported_vectors_serve_without_the_tower(tmp_path):
     tower, bank = Counting(), TextBank()
     want = bank(tower, [ONE], ["{}"])[0]
