@@ -16,7 +16,7 @@ def test_rows_of_batch_and_losses(call, tmp_path, monkeypatch):
     options = ["--config-file", config, "--size", 64, "--names", 3, "--steps", 1, "--peak", 1]
     options += ["--output", tmp_path / "rows.json"]
     losses = ["--losses", "bce,bce+vision_centric"]
-    code, out, err = call("tools/benchmark_train.py", *options, *losses, *tiny(config))
+    code, out, err = call("tools/benchmark.py", "train", *options, *losses, *tiny(config))
     assert code == 0, err
     assert "samples/s" in out
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -27,7 +27,7 @@ def test_rows_of_batch_and_losses(call, tmp_path, monkeypatch):
 
 def test_an_unknown_loss_is_named(call):
     code, _, err = call(
-        "tools/benchmark_train.py", "--config-file", ROOT / "configs/mini/finetune.yaml", "--losses", "bce+x"
+        "tools/benchmark.py", "train", "--config-file", ROOT / "configs/mini/finetune.yaml", "--losses", "bce+x"
     )
     assert code == 2
     assert "losses ['x'] are not known: bce, focal" in err

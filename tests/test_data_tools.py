@@ -85,7 +85,7 @@ def test_graph_mistakes_end_in_one_line(call, tmp_path, words, says):
 def test_the_benchmark_measures_made_up_pictures(call, tmp_path):
     path = tmp_path / "n.json"
     words = ("--seconds", "0.2", "--workers", "0", "--crop", "64", "--json", path)
-    code, said, err = call("tools/benchmark_data.py", *words)
+    code, said, err = call("tools/benchmark.py", "data", *words)
     assert code == 0, err
     numbers = json.loads(path.read_text())
     assert 0 < numbers["decode_ms"] < numbers["sample_ms"]

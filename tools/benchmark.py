@@ -1,17 +1,16 @@
 #!/usr/bin/env python
-"""Measure speed and memory.
+"""Measure speed and memory. `python tools/benchmark.py TOPIC --help` says what a topic takes.
 
-  python tools/benchmark.py model                                       the shipped model, this machine's device
-  python tools/benchmark.py model --config-file configs/skysense_o/skysense_o.yaml --names 16,100 --size 640
-  python tools/benchmark.py load --config-file configs/skysense_o/skysense_o.yaml --weights model_final.pth
+  python tools/benchmark.py model     seconds, operations and memory of each part of a call, by names and batch
+  python tools/benchmark.py load      from a weights file to a model whose every weight was read
+  python tools/benchmark.py data      how fast training samples are made
+  python tools/benchmark.py train     seconds and memory of a training step, by batch, precision and losses
+  python tools/benchmark.py scene     a large scene: memory, windows a second, killed and resumed
 
-model: seconds of each part of one call, what it computes (10^9 floating-point operations), the share of this machine's
-matrix-product peak that this comes to, and peak memory. load: from a weights file to a model whose every weight was
-read. Compare numbers of one run; machines differ, and shared ones are noisy. Each run also writes JSON.
+Compare numbers of one run only: machines differ, and shared ones are noisy.
 """
 
 import argparse
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -20,27 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.errors import exit_code
 
-TOPICS = ("model", "load")
+TOPICS = ("model", "load", "data", "train", "scene")
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    topics = p.add_subparsers(dest="topic", required=True, metavar="|".join(TOPICS))
-    for topic in TOPICS:
-        module = import_module(f"tools.benchmarks.{topic}")
-        options = topics.add_parser(topic, help=module.__doc__.splitlines()[0])
-        options.add_argument("--output", default="output/benchmark", metavar="DIR", help="where the JSON goes")
-        module.add_options(options)
+    p.add_argument("topic", choices=TOPICS)
     return p
 
 
-def run() -> None:
-    args = parser().parse_args()
-    results = import_module(f"tools.benchmarks.{args.topic}").measure(args)
-    path = Path(args.output) / f"{args.topic}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"command": sys.argv, **results}, indent=1))
-    print(f"-> {path}")
+def run() -> int | None:
+    topic = parser().parse_args(sys.argv[1:2]).topic
+    sys.argv = [f"{sys.argv[0]} {topic}", *sys.argv[2:]]
+    return import_module(f"tools.benchmarks.{topic}").run()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""Seconds and memory from a weights file to a model whose every weight was read."""
+"""Seconds and memory from a weights file to a model whose every weight was read.
+
+python tools/benchmark.py load                                                      the shipped weights
+python tools/benchmark.py load --config-file configs/skysense_o/skysense_o.yaml     a checkpoint of that size
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,17 +24,25 @@ from tools.benchmarks.machine import describe, memory, reset_peak
 from tools.benchmarks.model import random_state
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="", metavar="W", help="a file (default: one of random numbers is made)")
     p.add_argument("--config-file", default="", metavar="FILE", help="of the model, where its weights do not hold it")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    p.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    return p
 
 
-def measure(args: argparse.Namespace) -> dict:
-    if args.weights or not args.config_file:
-        return _load(args, find_weights(args.weights or "mini"))
+def run() -> None:
+    args = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        return _load(args, fabricate(args.config_file, Path(folder) / "model_final.pth"))
+        if args.weights or not args.config_file:
+            path = find_weights(args.weights or "mini")
+        else:
+            path = fabricate(args.config_file, Path(folder) / "model_final.pth")
+        numbers = measure(path, args.config_file or None, args.precision)
+    if args.json:
+        Path(args.json).write_text(json.dumps(numbers, indent=1))
 
 
 def fabricate(config_file: str, path: Path) -> Path:
@@ -41,7 +54,7 @@ def fabricate(config_file: str, path: Path) -> Path:
     return path
 
 
-def _load(args: argparse.Namespace, path: Path) -> dict:
+def measure(path: Path, config_file: str | None, precision: str) -> dict:
     """The file was just written or is read once, so that it lies in the disk cache: its reading is not our doing."""
     with open(path, "rb") as file:
         while file.read(2**26):
@@ -50,7 +63,7 @@ def _load(args: argparse.Namespace, path: Path) -> dict:
     before = memory(device)
     reset_peak(device)
     start = time.perf_counter()
-    predictor = Predictor.from_pretrained(path, "cpu", args.config_file or None, args.precision)
+    predictor = Predictor.from_pretrained(path, "cpu", config_file, precision)
     loaded = time.perf_counter() - start
     for parameter in predictor.model.parameters():
         parameter.detach().sum()
@@ -66,7 +79,7 @@ def _load(args: argparse.Namespace, path: Path) -> dict:
         ["of which before loading (Python and packages), GiB", f"{before['anonymous']:.2f}"],
     ]
     print(describe(device))
-    print(tabulate(rows, [f"{path.name}, {args.precision}", ""], tablefmt="github"))
+    print(tabulate(rows, [f"{path.name}, {precision}", ""], tablefmt="github"))
     return {
         "machine": describe(device),
         "load": loaded,

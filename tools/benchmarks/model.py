@@ -1,9 +1,18 @@
-"""Seconds, operations and memory of a model by number of names, batch and precision."""
+"""Seconds, operations and memory of a model by number of names, batch and precision.
+
+  python tools/benchmark.py model                                       the shipped model, this machine's device
+  python tools/benchmark.py model --config-file configs/skysense_o/skysense_o.yaml --names 16,100 --size 640
+
+For each part of one call: seconds, floating-point operations (10^9) and the share of this machine's matrix-product peak
+that this comes to.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -24,7 +33,8 @@ PARTS = ("text", "image", "decoder", "resize")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="", metavar="W", help="default: mini, or random ones where a config is named")
     p.add_argument("--config-file", default="", metavar="FILE", help="of the model, where its weights do not hold it")
     p.add_argument("--names", default="1,16,100,256", metavar="N,N", help="numbers of names")
@@ -35,9 +45,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--repeats", type=int, default=3, help="calls of which the median is taken")
     p.add_argument("--all-names", action="store_true", help="score all names, however many (MAX_CLASSES 0)")
     p.add_argument("--compile", action="store_true", help="torch.compile the image tower")
+    p.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    return p
 
 
-def measure(args: argparse.Namespace) -> dict:
+def run() -> None:
+    args = parser().parse_args()
     device = choose_device(args.device)
     precisions = args.precision.split(",") if args.precision else ["fp32", *["bf16"] * has_bf16(device)]
     rows, peaks = [], {}
@@ -51,7 +64,9 @@ def measure(args: argparse.Namespace) -> dict:
         del model
     print(f"{describe(device)}\nmatrix peak: {', '.join(f'{p} {v / 1e9:.0f} GFLOP/s' for p, v in peaks.items())}")
     print(as_table(rows))
-    return {"machine": describe(device), "matrix_peak": peaks, "size": args.size, "rows": rows}
+    if args.json:
+        body = {"machine": describe(device), "matrix_peak": peaks, "size": args.size, "rows": rows}
+        Path(args.json).write_text(json.dumps(body, indent=1))
 
 
 def as_table(rows: list[dict]) -> str:

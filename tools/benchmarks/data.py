@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """How fast samples are made: decoding alone, one sample from file to tensor, and samples a second of each worker.
 
-python tools/benchmark_data.py
-python tools/benchmark_data.py --dataset dubai_train --crop 256 --workers 0,1,2
+python tools/benchmark.py data
+python tools/benchmark.py data --dataset dubai_train --crop 256 --workers 0,1,2
 
 Without --dataset, 16 pictures of 512 x 512 (JPEG, with PNG labels) are made up in a temporary folder. Nothing decoded
 is kept between samples here, as in a set that is larger than memory; training keeps what fits.
@@ -10,19 +9,14 @@ is kept between samples here, as in a set that is larger than memory; training k
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
 from PIL import Image
 from tabulate import tabulate
-
-from skysense_o.errors import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -117,7 +111,3 @@ def run() -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(numbers, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(run))

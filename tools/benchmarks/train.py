@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """How fast a config trains, and in how much memory: one row a batch, precision and set of losses, each in a process of
 its own, so that the peak of one says nothing of another.
 
-python tools/benchmark_train.py --config-file configs/mini/finetune.yaml --batch 1,8 --precision no,bf16
-python tools/benchmark_train.py --config-file configs/skysense_o/finetune.yaml --names 16 --precision no,bf16 \\
+python tools/benchmark.py train --config-file configs/mini/finetune.yaml --batch 1,8 --precision no,bf16
+python tools/benchmark.py train --config-file configs/skysense_o/finetune.yaml --names 16 --precision no,bf16 \\
     --losses bce,bce+region+vision_centric MODEL.TOWER.RECOMPUTE True
 """
 
@@ -17,19 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from tabulate import tabulate
 
 from skysense_o.config import default_config, merge_file
-from skysense_o.errors import exit_code
 from skysense_o.objective import TERMS
 from skysense_o.training.optimizer import build_optimizer
 from skysense_o.training.run import build_model
 from skysense_o.training.trainer import build_accelerator, peak_memory
 from skysense_o.vocabulary import Vocabulary
 
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
 LEFT_TO_CONFIG = "config"
 LOSSES = f"terms, joined by a plus, each at the config's weight or 0.4: {', '.join(TERMS)}"
 RESULTS = ("samples/s", "s/step", "forward+backward s", "peak GiB", "TFLOP/s", "of peak", "loss")
@@ -141,7 +138,7 @@ def alone(args: argparse.Namespace, batch: int, precision: str, losses: str) -> 
         words += ["--names", args.names, "--steps", args.steps, "--output", row]
         words += ["--size", args.size] if args.size else []
         words += ["--peak", args.peak] if args.peak else []
-        line = [sys.executable, str(Path(__file__).resolve()), *map(str, words), *args.opts]
+        line = [sys.executable, str(BENCHMARK), "train", *map(str, words), *args.opts]
         done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["ended from outside: too little memory?"])[-1]
@@ -167,7 +164,3 @@ def run() -> int:
     if args.output:
         Path(args.output).write_text(json.dumps(rows, indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(run))

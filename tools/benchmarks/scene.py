@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Measure whole scenes: windows a second against the bare model, memory beside the weights, killing and going on.
 
-python tools/benchmark_scene.py --width 30000 --height 2048 --names 100
-python tools/benchmark_scene.py --width 30000 --height 30000 --names 100 --stand-in --no-kill
+python tools/benchmark.py scene --width 30000 --height 2048 --names 100
+python tools/benchmark.py scene --width 30000 --height 30000 --names 100 --stand-in --no-kill
 
 The stand-in is cheap arithmetic in place of the model's forward: then reading, blending and writing are what is
 measured. Figures are one JSON object on stdout.
@@ -18,11 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from skysense_o.errors import exit_code
-
-DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo.py"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -199,7 +194,3 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
         figures["killed_at"] = round(share, 3)
         figures["same_bytes_after_the_kill"] = again.read_bytes() == written[0].read_bytes()
     return figures
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(run))
