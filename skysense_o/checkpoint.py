@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skysense_o.modeling.adapters import merged, with_original_names
-from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, published_names, to_ours
+from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, published_names, to_ours
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +222,28 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path, m
     taken = {name: state[name] for name in report.loaded}
     model.load_state_dict(taken, strict=False, assign=any(p.is_meta for p in model.parameters()))
     model.text_bank.weights_changed()
+    return report
+
+
+def load_sam_decoder(head: nn.Module, path: Path) -> Report:
+    """Start a `SAMMaskHead` from the decoder of a Segment Anything checkpoint, wherever shapes agree.
+
+    Raises:
+        WeightsError: no checkpoint of Segment Anything, or none of its tensors has the shape that the head has.
+    """
+    theirs, ours, report = from_sam(read_weights(path)), head.state_dict(), Report()
+    for name, tensor in theirs.items():
+        if name in ours and ours[name].shape == tensor.shape:
+            report.loaded.append(name)
+        elif name in ours:
+            report.misshaped.append(f"{name} {tuple(tensor.shape)} for {tuple(ours[name].shape)}")
+    report.new = [name for name in ours if name not in theirs]
+    if not report.loaded:
+        raise WeightsError(
+            f"{path} has no decoder of Segment Anything that fits SEM_SEG_HEAD ({report}): give one of its checkpoints,"
+            " and leave WIDTH, DEPTH, HEADS, MLP and SHARED_TOKENS as they are by default"
+        )
+    head.load_state_dict({name: theirs[name] for name in report.loaded}, strict=False)
     return report
 
 

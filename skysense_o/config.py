@@ -54,6 +54,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.MLP = 2048
     head.SHARED_TOKENS = 5
     head.PRESENCE = True  # a score for whether the phrase is in the picture at all; trained by MODEL.LOSS.PRESENCE
+    head.SAM_WEIGHTS = ""  # start SAMMaskHead from the decoder of a Segment Anything checkpoint, such as sam_vit_b.pth
     head.PROMPTS = False  # take clicks and boxes, too; trained by MODEL.LOSS.PROMPT
     head.PHRASE_CHUNK = 256  # phrases decoded at a time, in either decoder; changes memory, no result
 

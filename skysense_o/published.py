@@ -1,10 +1,11 @@
-"""The names that the published checkpoints give to our parameters: one table."""
+"""The names that published checkpoints give to our parameters: one table for SkySense-O, one for Segment Anything."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 CLIP_PREFIX = "sem_seg_head.clip_model."
@@ -85,3 +86,26 @@ def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return name if kept else published_name(name)
 
     return {name_of(name): tensor for name, tensor in state.items()}
+
+
+# Segment Anything's names -> ours in SAMMaskHead; several sources of one target are stacked in this order.
+_SAM = [
+    (r"^mask_decoder\.transformer\.", "transformer."),
+    (r"^mask_decoder\.output_upscaling\.0\.", "up1."),
+    (r"^mask_decoder\.output_upscaling\.1\.", "norm."),
+    (r"^mask_decoder\.output_upscaling\.3\.", "up2."),
+    (r"^mask_decoder\.output_hypernetworks_mlps\.0\.", "hypernetwork."),
+    (r"^mask_decoder\.(iou_token|mask_tokens)\.", "shared_tokens."),
+    (r"^prompt_encoder\.pe_layer\.", "position."),
+    (r"^prompt_encoder\.point_embeddings\.\d\.", "prompts.kind."),
+]
+
+
+def from_sam(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a Segment Anything checkpoint has for a `SAMMaskHead`, by the head's names; {} for any other checkpoint."""
+    found: dict[str, list[Tensor]] = {}
+    for name in sorted(state):  # iou_token before mask_tokens, points in the order of their kinds
+        for pattern, replacement in _SAM:
+            if re.search(pattern, name):
+                found.setdefault(re.sub(pattern, replacement, name), []).append(state[name])
+    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in found.items()}

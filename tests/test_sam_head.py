@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from skysense_o.checkpoint import WeightsError, load_sam_decoder
 from skysense_o.modeling import Features, Queries
 from skysense_o.modeling.sam_head import SAMMaskHead
 from skysense_o.vocabulary import Vocabulary
@@ -103,6 +104,47 @@ def test_sams_decoder_weights_fit():
     assert sam.iou_token.weight.shape[0] + sam.mask_tokens.weight.shape[0] == ours.shared_tokens.weight.shape[0]
 
 
+def sam(width: int = 256):
+    """Segment Anything, with the smallest image encoder there can be."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    transformer = TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=2048, num_heads=8)
+    return Sam(
+        ImageEncoderViT(img_size=32, embed_dim=8, depth=1, num_heads=1, out_chans=width),
+        PromptEncoder(width, (2, 2), (32, 32), 4),
+        MaskDecoder(transformer_dim=width, transformer=transformer),
+    )
+
+
+def test_a_decoder_starts_from_a_checkpoint_of_segment_anything(tmp_path):
+    theirs = sam().state_dict()
+    torch.save(theirs, tmp_path / "sam_vit.pth")
+    sizes = {"width": 256, "depth": 2, "heads": 8, "mlp": 2048, "shared": 5}
+    ours = SAMMaskHead(dim=24, pyramid_channels=(8, 8), prompts=True, **sizes)
+    report = load_sam_decoder(ours, tmp_path / "sam_vit.pth")
+    assert not report.misshaped
+    state, decoder = ours.state_dict(), "mask_decoder."
+    tokens = [theirs[decoder + "iou_token.weight"], theirs[decoder + "mask_tokens.weight"]]
+    assert torch.equal(state["shared_tokens.weight"], torch.cat(tokens))
+    kinds = [theirs[f"prompt_encoder.point_embeddings.{i}.weight"] for i in range(4)]
+    assert torch.equal(state["prompts.kind.weight"], torch.cat(kinds))
+    own = {"transformer": "transformer", "up1": "output_upscaling.0", "norm": "output_upscaling.1"}
+    for part, name in {**own, "up2": "output_upscaling.3", "hypernetwork": "output_hypernetworks_mlps.0"}.items():
+        for key, tensor in getattr(ours, part).state_dict().items():
+            assert torch.equal(tensor, theirs[f"{decoder}{name}.{key}"])
+    assert "image_projection.0.weight" in report.new
+
+
+def test_a_checkpoint_that_is_not_sams_or_does_not_fit(tmp_path):
+    head = SAMMaskHead(dim=24, pyramid_channels=(8, 8), width=32, depth=1, heads=4, mlp=64, shared=3)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="no decoder of Segment Anything that fits.*0 tensors fit"):
+        load_sam_decoder(head, tmp_path / "other.pth")
+    torch.save(sam().state_dict(), tmp_path / "sam.pth")
+    with pytest.raises(WeightsError, match="misshaped: .*shared_tokens.weight.*leave WIDTH"):
+        load_sam_decoder(head, tmp_path / "sam.pth")
+
+
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
@@ -133,3 +175,17 @@ def test_a_thousand_names(small_model):
 def test_odd_sizes(small_model, size):
     (out,) = small_model.predict([{"image": picture(*size), "vocabulary": Vocabulary.parse("road")}], "labels")
     assert out["labels"].shape == size
+
+
+def test_segment_anything_is_converted_to_our_names(call, tmp_path, root):
+    from safetensors.torch import load_file
+
+    torch.save(sam().state_dict(), tmp_path / "sam.pth")
+    words = (
+        tmp_path / "sam.pth",
+        tmp_path / "decoder.safetensors",
+        "--config-file",
+        root / "configs/mini/prompts.yaml",
+    )
+    assert call("tools/convert_checkpoint.py", *words)[0] == 0
+    assert load_file(tmp_path / "decoder.safetensors")["sem_seg_head.shared_tokens.weight"].shape == (5, 256)

@@ -10,6 +10,7 @@ from detectron2.utils.analysis import find_unused_parameters
 
 from skysense_o.config import default_config
 from skysense_o.data.classes import load_classes
+from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.metrics import confusion, segmentation_metrics
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.training.ema import MovingAverage
@@ -119,7 +120,11 @@ def test_each_training_config_uses_all_its_parameters(root):
         model = SkySenseO(cfg).train()
         build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        assert set(find_unused_parameters(model, four_scenes()[:2])) - frozen == set(), path
+        samples = four_scenes()[:2]
+        if cfg.INPUT.PROMPTS:
+            asked = PromptSampler(cfg.INPUT.PROMPTS)
+            samples = [{**sample, "prompts": asked(sample["sem_seg"].numpy())} for sample in samples]
+        assert set(find_unused_parameters(model, samples)) - frozen == set(), path
 
 
 @pytest.mark.parametrize("tower", ["MiniTower", "SkySenseCLIP"])

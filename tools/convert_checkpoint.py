@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Published checkpoints to safetensors with our names, whole or one tower, and back.
+"""Published checkpoints to safetensors with our names, whole or one tower, and back; of Segment Anything the decoder.
 
   python tools/convert_checkpoint.py model_final.pth skysense_o.safetensors
   python tools/convert_checkpoint.py model_final.pth small.safetensors --inference --dtype bf16
   python tools/convert_checkpoint.py skysense_clip.ckpt image.safetensors --part image
   python tools/convert_checkpoint.py skysense_o.safetensors model_final.pth
+  python tools/convert_checkpoint.py sam_vit_b.pth decoder.safetensors --config-file configs/mini/prompts.yaml
 
 What the model has no parameter for is carried along under its own name, so that the way back gives the same bits,
 unless --inference leaves it out.
@@ -24,7 +25,7 @@ from skysense_o import meta_arch  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import find_weights, read_weights
 from skysense_o.config import default_config, merge_file, model_config
 from skysense_o.errors import exit_code
-from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, to_ours, to_published
+from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, to_ours, to_published
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/skysense_o/skysense_o.yaml"
 DTYPES = {"as is": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,6 +61,7 @@ def run() -> None:
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
         state = to_ours(state, model.state_dict())
+    state = {f"sem_seg_head.{name}": tensor for name, tensor in from_sam(state).items()} or state
     if args.inference:
         state = {name: tensor for name, tensor in state.items() if not NOT_NEEDED.search(name)}
     state = {name: tensor for name, tensor in state.items() if name.startswith(PARTS[args.part])}

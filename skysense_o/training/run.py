@@ -21,7 +21,7 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from torch import nn
 
 from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
-from skysense_o.checkpoint import find_weights, load_weights
+from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.classes import ClassTable, load_classes
@@ -65,8 +65,10 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError("SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT and INPUT.PROMPTS: set both above 0")
     if cfg.MODEL.LOSS.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):
         raise ValueError("MODEL.LOSS.PROMPT needs SEM_SEG_HEAD.NAME SAMMaskHead with SEM_SEG_HEAD.PROMPTS True")
-    if cfg.MODEL.WEIGHTS:
-        find_weights(cfg.MODEL.WEIGHTS)
+    if head.SAM_WEIGHTS and head.NAME != "SAMMaskHead":
+        raise ValueError(f"SEM_SEG_HEAD.SAM_WEIGHTS start a SAMMaskHead, not a {head.NAME}: leave them out")
+    for weights in filter(None, (cfg.MODEL.WEIGHTS, head.SAM_WEIGHTS)):
+        find_weights(weights)
     choose_device(cfg.MODEL.DEVICE)
     register_folders(cfg.DATASETS.FOLDERS)
     if cfg.INPUT.MAPPER not in MAPPERS:
@@ -100,6 +102,9 @@ def task_of(name: str) -> str:
 def build_model(cfg: CfgNode) -> nn.Module:
     """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any."""
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    if cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS:
+        path = find_weights(cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS)
+        logger.info("%s: %s", path, load_sam_decoder(model.sem_seg_head, path))
     if cfg.MODEL.WEIGHTS:
         path = find_weights(cfg.MODEL.WEIGHTS)
         logger.info("%s: %s", path, load_weights(model, path, cfg.MODEL.NEW_PARAMETERS, cfg.MODEL.PASSED_OVER))
