@@ -52,6 +52,7 @@ def tiny(path, **changes) -> list[str]:
         **SMALL_KEYS,
         "TEST.EVAL_PERIOD": 0,
         "SOLVER.MAX_ITER": 2,
+        "SOLVER.PRECISION": "no",  # Accelerate has one for all the runs of a process
         "MODEL.WEIGHTS": "",
         "DATASETS.TEST": "()",
         **changes,

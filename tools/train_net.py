@@ -84,6 +84,8 @@ def start_logging(cfg, args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace, cfg) -> None:
+    if comm.get_local_size() > 1 and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, os.cpu_count() // comm.get_local_size()))  # more than cores would only spin
     start_logging(cfg, args)
     numbers = evaluate_all(cfg, build_model(cfg)) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
