@@ -60,6 +60,15 @@ def mini():
     return Predictor.from_pretrained("mini", device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def logs_reach_the_tests():
+    """Runs in this process set up Detectron2's loggers, which keep what they are told to themselves."""
+    yield
+    for name in ("skysense_o", "detectron2", "fvcore"):
+        logging.getLogger(name).propagate = True
+        logging.getLogger(name).handlers.clear()
+
+
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A picture of coloured fields and its labels: learnable at a glance, one colour a class of Dubai."""
     labels = np.ones((height, width), np.uint8)

@@ -37,7 +37,7 @@ class ColourModel(nn.Module):
 
 
 def colour_predictor() -> Predictor:
-    return Predictor(ColourModel(), "colours", "0" * 64)
+    return Predictor(ColourModel(), "colours")
 
 
 def fields(height: int, width: int, seed: int = 0) -> np.ndarray:
