@@ -89,9 +89,7 @@ def click_grid(size: tuple[int, int], side: int) -> Tensor:
     if side < 1:
         raise ValueError(f"side {side} is out of range: at least one click along the longer side")
     step = max(size) / side
-    y, x = (
-        (torch.arange(n) + 0.5) * (pixels / n) - 0.5 for pixels, n in ((p, max(1, round(p / step))) for p in size)
-    )
+    y, x = ((torch.arange(n) + 0.5) * (pixels / n) - 0.5 for pixels, n in ((p, max(1, round(p / step))) for p in size))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 2)
 
 

@@ -127,10 +127,11 @@ class Predictor:
 
     def windows(self, windows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
         """Probabilities of windows at the masks' grid, in this predictor's precision; see `predict_windows`."""
-        with self._precision():
+        with self.in_precision():
             return self.model.predict_windows(windows, vocabulary).float()
 
-    def _precision(self) -> AbstractContextManager:
+    def in_precision(self) -> AbstractContextManager:
+        """The context in which the model runs in this predictor's precision."""
         half = self.precision == "bf16"
         return torch.autocast(self.model.device.type, torch.bfloat16) if half else nullcontext()
 
@@ -176,7 +177,7 @@ class Predictor:
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
             names, labels = fold_background(vocabulary, labels, score, threshold)
             return Segmentation(names, labels, score, vocabulary, threshold=threshold)
-        seen = image if isinstance(image, PromptedImage) else PromptedImage(self.model, _rgb(image), self._precision)
+        seen = image if isinstance(image, PromptedImage) else PromptedImage(self.model, _rgb(image), self.in_precision)
         out = seen.answer(vocabulary, "probabilities" if probabilities else "labels")
         kept = out.get("sem_seg")
         score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
@@ -204,7 +205,7 @@ class Predictor:
         Raises:
             PictureError, FileNotFoundError: the picture.
         """
-        self._prompted = PromptedImage(self.model, _rgb(image), self._precision)
+        self._prompted = PromptedImage(self.model, _rgb(image), self.in_precision)
         return self._prompted
 
     def prompt(
