@@ -193,12 +193,13 @@ def build(page: Page, answer: Callable | None = None):
                 with gr.Row():
                     examples = [gr.Button(title, size="sm", min_width=90) for title in EXAMPLES]
                 words = gr.Textbox(
+                    "",
                     label="Classes",
                     placeholder="building|house, road, tree",
                     info="Commas between, bars between synonyms, a colour if you like: road #e83cc8",
                 )
                 with gr.Accordion("Background and threshold", open=False):
-                    background = gr.Textbox(label="Background words", info="For the rest, which gets no mask.")
+                    background = gr.Textbox("", label="Background words", info="For the rest, which gets no mask.")
                     threshold = gr.Slider(0, 1, 0, step=0.05, label="Threshold", info="Less sure pixels get no mask.")
                 go = gr.Button("Segment", variant="primary")
                 legend = gr.HTML()

@@ -16,14 +16,14 @@ from skysense_o.interactive.session import Session
 _COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
 
 
-def words_and_colors(text: str) -> tuple[list[str], dict[str, Color]]:
+def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
     """ "road #e83cc8, building|house" -> (["road", "building|house"], {"road": (232, 60, 200)}); blank text -> nothing.
 
     Raises:
         ValueError: a # that no colour of three or six hexadecimal digits follows.
     """
     words, colors = [], {}
-    for entry in text.split(",") if text.strip() else ():
+    for entry in text.split(",") if text and text.strip() else ():
         word = _COLOR.sub("", entry)
         if "#" in word:
             raise ValueError(f"{entry.strip()!r} has no colour after its #: write it as road #e83cc8")
