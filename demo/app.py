@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,7 @@ CSS = """
 .legend {width: 100%; border-collapse: collapse} .legend td, .legend th {padding: 3px 6px; text-align: left}
 .legend .number {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
 .swatch {display: inline-block; width: 1em; height: 1em; margin-right: .5em; border-radius: 3px; vertical-align: -2px}
+#view img {width: 100%; height: auto}
 .region ol {margin: 2px 0 0 1.5em}
 """
 
@@ -55,6 +57,14 @@ class Page:
 
         self.predictor, self.root, self.most_pixels = predictor, root, most_pixels
         self.all_names = functools.cache(lambda: open_world()[0])
+
+    def read_names(self) -> None:
+        """Encode the names that regions are named from, so that the first region need not wait for them."""
+        import torch
+
+        model = self.predictor.model
+        with torch.no_grad():
+            model.text_bank(model.tower, [self.all_names()], model.templates)
 
     def open(self, file, session):
         """-> session, picture, status, words, legend, toggles, region, files."""
@@ -183,13 +193,16 @@ def build(page: Page, answer: Callable | None = None):
     """Lay the page out and wire it. answer: (rgb, question) -> text, where an answerer is loaded."""
     import gradio as gr
 
+    from skysense_o.inference.pictures import SUFFIXES
+
     prompts = page.predictor.model.sem_seg_head.takes_prompts
     with gr.Blocks(title="SkySense-O", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
         session = gr.State(None, time_to_live=3600, delete_callback=lambda s: s.close() if s else None)
         gr.Markdown("# SkySense-O\nA picture from above and free words in, a mask for every word out.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                file = gr.File(label="Picture or GeoTIFF", file_types=[".jpg", ".jpeg", ".png", ".tif", ".tiff"])
+                file = gr.File(label="Picture or GeoTIFF", height=140, file_types=list(SUFFIXES))
+                gr.Markdown("Or take an example:")
                 with gr.Row():
                     examples = [gr.Button(title, size="sm", min_width=90) for title in EXAMPLES]
                 words = gr.Textbox(
@@ -207,7 +220,9 @@ def build(page: Page, answer: Callable | None = None):
                 opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity")
             with gr.Column(scale=3, min_width=320):
                 status = gr.Markdown(NO_PICTURE)
-                view = gr.Image(label="Result", format="jpeg", type="pil", interactive=False, buttons=["fullscreen"])
+                view = gr.Image(
+                    elem_id="view", label="Result", format="jpeg", type="pil", interactive=False, buttons=["fullscreen"]
+                )
                 modes = [INSIDE, OUTSIDE, BOX] if prompts else [BOX]
                 mode = gr.Radio(modes, value=modes[0], label="Click on the picture", info=_what_clicks_do(prompts))
                 region = gr.HTML()
@@ -288,7 +303,9 @@ def run() -> int:
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     try:
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
-        serve(build(Page(predictor, root, args.max_pixels)), root, args.host, args.port, args.max_upload, block=True)
+        page = Page(predictor, root, args.max_pixels)
+        threading.Thread(target=page.read_names, daemon=True).start()
+        serve(build(page), root, args.host, args.port, args.max_upload, block=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0

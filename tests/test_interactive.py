@@ -295,6 +295,10 @@ def test_the_folder_has_another_name_outside(tmp_path):
 
     scope = {"type": "http", "path": f"/file={alias}/c.png", "query_string": f"f={alias}".encode(), "headers": []}
     asyncio.run(hidden(scope, receive, send))
-    assert got == {"path": f"/file={tmp_path}/c.png", "query": f"f={tmp_path}".encode(), "body": f'["{tmp_path}/b.png"]'.encode()}
+    assert got == {
+        "path": f"/file={tmp_path}/c.png",
+        "query": f"f={tmp_path}".encode(),
+        "body": f'["{tmp_path}/b.png"]'.encode(),
+    }
     assert str(tmp_path) not in str(sent)
     assert sent[1]["body"].decode() == f'{{"path": "{alias}/a.png"}}'
