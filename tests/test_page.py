@@ -87,7 +87,7 @@ def segment(page, words: str) -> str:
     """Ask, wait, and give back the legend's text."""
     page.get_by_label("Classes").fill(words)
     page.get_by_role("button", name="Segment").click()
-    page.locator(".legend", has_text=words.split(",")[0]).wait_for()
+    page.locator(".legend", has_text=words.split(",")[0].split(" #")[0]).wait_for()
     return page.locator(".legend").inner_text()
 
 
