@@ -4,6 +4,7 @@
 python demo/demo.py --input town.jpg --classes "building|house,road,tree" --output out
 python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json
 python demo/demo.py --input town.jpg --open-world --output out
+python demo/demo.py --input town.jpg --interactive --output out
 python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,ground" --threshold 0.4 --output out
 python demo/demo.py --input scene.tif --classes "water,forest" --output out --save geotiff,gpkg,geojson,overlay
 
@@ -32,13 +33,14 @@ ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="pictures, folders or globs in quotes")
-    words = p.add_mutually_exclusive_group(required=True)
+    words = p.add_mutually_exclusive_group()
     words.add_argument("--classes", metavar="WORDS", help='"a,b,c"; synonyms with bars: "building|house,road"')
     words.add_argument("--classes-file", metavar="FILE", help="one class a line, synonyms with bars")
     words.add_argument("--dataset", metavar="NAME", help="names and colours of datasets/classes/NAME.json")
     words.add_argument(
         "--open-world", action="store_true", help="names of all kinds: Sky-SA's graph if there, else ours"
     )
+    p.add_argument("--interactive", action="store_true", help="ask line by line: words, points, boxes (help tells)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
     p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
@@ -92,26 +94,17 @@ def words_of(args: argparse.Namespace):
         table = load_classes(args.dataset)
         return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], background), table.colors
     if args.open_world:
+        from skysense_o.data.open_world import open_world
+
         return open_world(background)
+    if args.classes is None and args.classes_file is None:
+        raise ValueError("no words: give --classes, --classes-file, --dataset or --open-world, or ask --interactive")
     if args.classes_file:
         if not Path(args.classes_file).is_file():
             raise FileNotFoundError(f"no file of class names at {args.classes_file!r}")
         lines = Path(args.classes_file).read_text().splitlines()
         return Vocabulary.of([line for line in lines if line.strip()], background), None
     return Vocabulary.parse(args.classes, args.background), None
-
-
-def open_world(background: list[str]):
-    """(vocabulary, colours or None): the names of Sky-SA's relation graph where it is, else of open_world.json."""
-    from skysense_o.data.catalog import row_of
-    from skysense_o.data.classes import load_classes
-    from skysense_o.data.relation_graph import load_graph
-
-    row = row_of("skysa")
-    if (row.place / row.graph).is_file():
-        return Vocabulary.of(load_graph(row.place / row.graph).names, background), None
-    table = load_classes("open_world")
-    return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], background), table.colors
 
 
 def check(args: argparse.Namespace) -> list[str]:
@@ -155,11 +148,13 @@ def run() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL remarks on harmless oddities of TIFFs
-    vocabulary, colors = words_of(args)
     from skysense_o.inference.export import save
     from skysense_o.inference.pictures import find_pictures, read_picture
     from skysense_o.inference.predictor import Predictor
 
+    if args.interactive:
+        return interactive(args)
+    vocabulary, colors = words_of(args)
     formats, pictures = check(args), find_pictures(args.input)
     scenes = {path for path in pictures if goes_as_scene(path, formats, args)}
     if len(pictures) == 1 and not scenes:  # its error is the error of the whole call, known before the model is loaded
@@ -212,6 +207,34 @@ def run() -> int:
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return 0 if not failed else 2 if len(pictures) == 1 else 1
+
+
+def interactive(args: argparse.Namespace) -> int:
+    """The prompt loop, on one picture."""
+    from skysense_o.data.open_world import open_world
+    from skysense_o.inference.pictures import find_pictures
+    from skysense_o.inference.predictor import Predictor
+    from skysense_o.interactive.dialogue import Dialogue
+    from skysense_o.interactive.opening import open_picture
+    from skysense_o.interactive.session import Session
+
+    check(args)
+    pictures = find_pictures(args.input)
+    if len(pictures) > 1:
+        raise ValueError(f"--interactive takes one picture and --input gives {len(pictures)}")
+    picture = open_picture(pictures[0], most_pixels=None)
+    session = Session(
+        Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint),
+        picture,
+    )
+    loop = Dialogue(session, Path(args.output), lambda: open_world()[0])
+    try:
+        if args.classes:
+            loop.cmdqueue.append(f"words {args.classes}")
+        loop.cmdloop()
+    finally:
+        session.close()
+    return 0
 
 
 def table_of(rows: list[dict]) -> str:

@@ -120,13 +120,25 @@ class SkySenseO(nn.Module):
 
     def _predict_group(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
         x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
-        features = self.tower.encode_image(x)
-        text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
-        logits, presence, _ = self.sem_seg_head(features, Queries(text, valid), self.phrase_chunk)
+        refined = self.sem_seg_head.refine(self.tower.encode_image(x))
+        sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, frames)]
+        return self.answer(refined, frames, [s["vocabulary"] for s in samples], sizes, reduce)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        refined: object,
+        frames: Sequence[geometry.Frame],
+        vocabularies: Sequence[Vocabulary],
+        sizes: Sequence[tuple[int, int]],
+        reduce: Reduce,
+    ) -> list[Prediction]:
+        """Words asked of images that the decoder has refined: one vocabulary, frame and size (H,W) wanted an image."""
+        text, valid = self.text_bank(self.tower, vocabularies, self.templates)
+        logits, presence, _ = self.sem_seg_head.decode(refined, Queries(text, valid), self.phrase_chunk)
         predictions = []
-        for b, (sample, frame) in enumerate(zip(samples, frames)):
-            owner, names = sample["vocabulary"].owner, len(sample["vocabulary"])
-            size = sample.get("height", frame.size[0]), sample.get("width", frame.size[1])
+        for b, (vocabulary, frame, size) in enumerate(zip(vocabularies, frames, sizes)):
+            owner, names = vocabulary.owner, len(vocabulary)
             prediction = frame.restore(logits[b, : len(owner)], owner, names, size, reduce, self.published_quirks)
             if presence is not None:
                 found = presence[b, : len(owner)].float().sigmoid()

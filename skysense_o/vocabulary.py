@@ -6,8 +6,8 @@ Alphabet: B images, T phrases (a name with three synonyms is three phrases), C n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,15 @@ HOW_TO_WRITE_WORDS = 'write them as "building,road" or, with synonyms, "building
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is asked of one picture: C names, the phrases of each, and which names only stand for the rest."""
+    """What is asked of one picture: C names, the phrases of each, and which names only stand for the rest.
+
+    examples: phrases that are no words but regions seen somewhere, each with its unit vector (D,).
+    """
 
     names: tuple[str, ...]
     phrases: tuple[tuple[str, ...], ...]
     background: tuple[bool, ...]
+    examples: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, names: Iterable[str | Sequence[str]], background: Iterable[str] = ()) -> Vocabulary:
@@ -93,7 +97,27 @@ class Vocabulary:
         phrases = tuple(
             tuple(dict.fromkeys((*own, *more.get(name, ())))) for name, own in zip(self.names, self.phrases)
         )
-        return Vocabulary(self.names, phrases, self.background)
+        return replace(self, phrases=phrases)
+
+    def with_examples(self, examples: Mapping[str, Tensor]) -> Vocabulary:
+        """More names, at the end, that mean "what looks like this".
+
+        Args:
+            examples: name -> embedding (D,) of a region in the text space, see `PromptedImage.embed`.
+
+        Raises:
+            ValueError: a name that is asked for already.
+        """
+        taken = {word.lower() for words in self.phrases for word in words}
+        twice = [name for name in examples if name.lower() in taken]
+        if twice:
+            raise ValueError(f"{twice} are words that are asked for already: give the examples other names")
+        return Vocabulary(
+            (*self.names, *examples),
+            (*self.phrases, *((name,) for name in examples)),
+            (*self.background, *(False for _ in examples)),
+            {**self.examples, **examples},
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -143,14 +167,23 @@ class TextBank:
         """
         flat = [[p for words in v.phrases for p in words] for v in vocabularies]
         most = max(len(phrases) for phrases in flat)
-        rendered = [[template.format(p) for p in phrases for template in templates] for phrases in flat]
-        table = self._table(tower, list(dict.fromkeys(s for strings in rendered for s in strings)))
-        some = next(iter(table.values()))
+        given = [v.examples for v in vocabularies]
+        rendered = [
+            [template.format(p) for p in phrases if p not in own for template in templates]
+            for phrases, own in zip(flat, given)
+        ]
+        strings = list(dict.fromkeys(s for strings in rendered for s in strings))
+        table = self._table(tower, strings) if strings else {}
+        some = next(iter(table.values()), tower.pixel_mean)
         text = some.new_zeros((len(flat), most, len(templates), tower.dim))
         valid = torch.zeros((len(flat), most), dtype=torch.bool, device=some.device)
-        for b, (phrases, strings) in enumerate(zip(flat, rendered)):
+        for b, (phrases, strings, own) in enumerate(zip(flat, rendered, given)):
             t = len(phrases)
-            text[b, :t] = torch.stack([table[s] for s in strings]).view(t, len(templates), -1)
+            words = torch.tensor([p not in own for p in phrases], device=some.device)
+            if strings:
+                text[b, :t][words] = torch.stack([table[s] for s in strings]).view(-1, len(templates), tower.dim)
+            for i in (~words).nonzero().flatten().tolist():
+                text[b, i] = own[phrases[i]].to(text)
             valid[b, :t] = True
         return text, valid
 

@@ -260,5 +260,6 @@ def test_mistakes_are_named(asked, says):
 
 
 def test_weights_that_take_words_only_say_so(mini):
+    mini.set_image(np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(ValueError, match="take words only"):
-        mini.set_image(np.zeros((50, 70, 3), np.uint8))
+        mini.prompt([(1, 1)], [1])

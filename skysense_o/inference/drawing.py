@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 NONE_COLOR: Color = (96, 96, 96)
+REGION_COLOR: Color = (255, 210, 0)
 MOST_IN_LEGEND = 30
 
 _KNOWN: dict[str, Color] = {
@@ -56,6 +57,13 @@ def overlay(image: np.ndarray, labels: np.ndarray, colors: Sequence[Color], opac
     edge[1:] |= labels[1:] != labels[:-1]
     mixed[edge] = painted[edge]
     return mixed
+
+
+def highlight(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """(H,W,3) uint8 with the regions numbered from 1 laid over it, each in its colour; id 0 stays as it is."""
+    count = int(labels.max(initial=0))
+    colors = [REGION_COLOR] if count == 1 else colors_for([""] * count)
+    return np.where((labels > 0)[..., None], overlay(image, labels, [NONE_COLOR, *colors], opacity), image)
 
 
 def with_legend(

@@ -127,17 +127,18 @@ class Predictor:
 
     def windows(self, windows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
         """Probabilities of windows at the masks' grid, in this predictor's precision; see `predict_windows`."""
-        with self._precision():
+        with self.in_precision():
             return self.model.predict_windows(windows, vocabulary).float()
 
-    def _precision(self) -> AbstractContextManager:
+    def in_precision(self) -> AbstractContextManager:
+        """The context in which the model runs in this predictor's precision."""
         half = self.precision == "bf16"
         return torch.autocast(self.model.device.type, torch.bfloat16) if half else nullcontext()
 
     @torch.inference_mode()
     def __call__(
         self,
-        image: str | Path | np.ndarray | Image.Image,
+        image: str | Path | np.ndarray | Image.Image | PromptedImage,
         names: Vocabulary | Sequence[str] | str,
         *,
         background: Sequence[str] | str = (),
@@ -149,7 +150,8 @@ class Predictor:
         """Segment one picture.
 
         Args:
-            image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and 16 bits are understood.
+            image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and 16 bits are understood. What
+                `set_image` gave saves looking at the picture again.
             names: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
             background: words for the rest; pixels that fit them best get id 0, "none".
             threshold: 0..1; pixels whose best name has less get id 0, "none". A single name without background words
@@ -160,23 +162,23 @@ class Predictor:
                 presence.
 
         Raises:
-            ValueError: names (see Vocabulary), threshold out of range, a window that does not fit. PictureError,
-                FileNotFoundError: the picture.
+            ValueError: names (see Vocabulary), threshold out of range, a window that does not fit, or windows of a
+                picture that was looked at as a whole. PictureError, FileNotFoundError: the picture.
         """
         vocabulary = _vocabulary(names, background)
         threshold = self.threshold_for(vocabulary, threshold)
         if window is not None and probabilities:
             raise ValueError("probabilities of all names are not kept in windows: leave out one of the two")
-        rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
-        pixels = torch.tensor(rgb).permute(2, 0, 1)
         if window is not None:
+            if isinstance(image, PromptedImage):
+                raise ValueError("this picture was looked at as a whole: leave out window, or give the picture itself")
+            pixels = torch.tensor(_rgb(image)).permute(2, 0, 1)
             ask = partial(self.windows, vocabulary=vocabulary)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
             names, labels = fold_background(vocabulary, labels, score, threshold)
             return Segmentation(names, labels, score, vocabulary, threshold=threshold)
-        sample = {"image": pixels, "vocabulary": vocabulary}
-        with self._precision():
-            out = self.model.predict([sample], "probabilities" if probabilities else "labels")[0]
+        seen = image if isinstance(image, PromptedImage) else PromptedImage(self.model, _rgb(image), self.in_precision)
+        out = seen.answer(vocabulary, "probabilities" if probabilities else "labels")
         kept = out.get("sem_seg")
         score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
         presence = out.get("presence")
@@ -194,12 +196,16 @@ class Predictor:
     def set_image(self, image: str | Path | np.ndarray | Image.Image) -> PromptedImage:
         """Look at a picture once, to be asked by `prompt`. It is returned as well, to keep several at hand.
 
+        >>> seen = predictor.set_image("town.jpg")                     # doctest: +SKIP
+        >>> mask, quality = predictor.prompt(box=(10, 10, 90, 60))     # doctest: +SKIP
+        >>> seen.name([mask], Vocabulary.parse("ship,harbor,field"))   # doctest: +SKIP
+        >>> like = Vocabulary.parse("road").with_examples({"like this": seen.embed([mask])[0]})  # doctest: +SKIP
+        >>> predictor(seen, like).areas()                              # doctest: +SKIP
+
         Raises:
-            ValueError: weights that take words only. PictureError, FileNotFoundError: the picture.
+            PictureError, FileNotFoundError: the picture.
         """
-        rgb = read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
-        with self._precision():
-            self._prompted = PromptedImage(self.model, rgb)
+        self._prompted = PromptedImage(self.model, _rgb(image), self.in_precision)
         return self._prompted
 
     def prompt(
@@ -211,8 +217,7 @@ class Predictor:
         """The mask that clicks and a box mean in the picture of `set_image`; see `PromptedImage.prompt`."""
         if self._prompted is None:
             raise ValueError("no picture to ask about: call set_image first")
-        with self._precision():
-            return self._prompted.prompt(points, labels, box)
+        return self._prompted.prompt(points, labels, box)
 
 
 def config_of(path: Path | None, config_file: str | Path | None) -> CfgNode:
@@ -227,6 +232,10 @@ def config_of(path: Path | None, config_file: str | Path | None) -> CfgNode:
         cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
     cfg.MODEL.TOWER.PRETRAINED = False  # the checkpoint brings what it has learned
     return cfg
+
+
+def _rgb(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
+    return read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
 
 
 def _vocabulary(names: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:

@@ -1,8 +1,12 @@
-"""Clicks and boxes on one picture: its features are kept, so that an answer comes at the speed of a click."""
+"""One picture that was looked at once: words, clicks and boxes are answered from its features.
+
+Alphabet: C names, K regions, D embedding, H W pixels, h w grid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -10,28 +14,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skysense_o import geometry
+from skysense_o.sample import Prediction, Reduce
+from skysense_o.vocabulary import Vocabulary
+
+WORDS_ONLY = (
+    "these weights take words only: use some that were trained with MODEL.SEM_SEG_HEAD.PROMPTS True"
+    " (configs/mini/prompts.yaml)"
+)
 
 
 class PromptedImage:
     """One picture as the mask decoder has refined it. Ask it as often as you like."""
 
     @torch.inference_mode()
-    def __init__(self, model: nn.Module, rgb: np.ndarray) -> None:
+    def __init__(
+        self, model: nn.Module, rgb: np.ndarray, precision: Callable[[], AbstractContextManager] = nullcontext
+    ) -> None:
         """
         Args:
-            model: a SkySenseO in eval mode. rgb: uint8 (H,W,3).
-
-        Raises:
-            ValueError: a model that takes words only.
+            model: a SkySenseO in eval mode. rgb: uint8 (H,W,3). precision: the context that the model runs in.
         """
-        if not model.sem_seg_head.takes_prompts:
-            raise ValueError(
-                "these weights take words only: use some that were trained with MODEL.SEM_SEG_HEAD.PROMPTS True"
-                " (configs/mini/prompts.yaml)"
-            )
-        self.model, self.size = model, rgb.shape[:2]
+        self.model, self.size, self.precision = model, rgb.shape[:2], precision
         x, (self.frame,) = geometry.prepare([torch.tensor(rgb).permute(2, 0, 1)], model.tower)
-        self.refined = model.sem_seg_head.refine(model.tower.encode_image(x))
+        with precision():
+            features = model.tower.encode_image(x)
+            self.dense, self.refined = features.dense, model.sem_seg_head.refine(features)
+
+    @property
+    def takes_prompts(self) -> bool:
+        return self.model.sem_seg_head.takes_prompts
+
+    @torch.inference_mode()
+    def answer(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
+        """Masks of names, as `SkySenseO.predict` gives them."""
+        with self.precision():
+            return self.model.answer(self.refined, [self.frame], [vocabulary], [self.size], reduce)[0]
 
     @torch.inference_mode()
     def prompt(
@@ -50,16 +67,99 @@ class PromptedImage:
             mask bool (H,W), and the IoU it is thought to have, 0..1.
 
         Raises:
-            ValueError: nothing asked; labels that do not match; a place outside the picture; a box inside out.
+            ValueError: weights that take words only; nothing asked; labels that do not match; a place outside the
+                picture; a box inside out.
         """
         points, labels, box = self._checked(points, labels, box)
-        xy = self.frame.points(points)[None, None]
-        corners = self.frame.points(box.view(2, 2)).view(1, 1, 4)
-        device = self.model.device
-        logits, quality = self.model.draw(self.refined, *(x.to(device) for x in (xy, labels[None, None], corners)))
-        full = F.interpolate(logits.float(), size=self.frame.padded, mode="bilinear", align_corners=False)
-        mask = full[0, 0, : self.size[0], : self.size[1]] > 0
-        return mask.cpu().numpy(), float(quality[0, 0].clamp(0, 1))
+        logits, quality = self.draw(points[None], labels[None], box[None])
+        return (self.to_picture(logits)[0] > 0).cpu().numpy(), float(quality[0].clamp(0, 1))
+
+    @torch.inference_mode()
+    def draw(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """K prompts at once: points (K,N,2) and labels (K,N), -1 for padding; boxes (K,4), NaN where there is none.
+
+        Returns:
+            logits (K,h,w) at the masks' own grid over the padded picture, and predicted IoU (K).
+
+        Raises:
+            ValueError: weights that take words only.
+        """
+        if not self.takes_prompts:
+            raise ValueError(WORDS_ONLY)
+        xy, corners = self.frame.points(points), self.frame.points(boxes.view(-1, 2, 2)).view(-1, 4)
+        with self.precision():
+            asked = (x[None].to(self.model.device) for x in (xy, labels, corners))
+            logits, quality = self.model.draw(self.refined, *asked)
+        return logits[0].float(), quality[0].float()
+
+    def to_picture(self, grid: Tensor) -> Tensor:
+        """(K,h,w) over the padded picture -> (K,H,W)."""
+        full = F.interpolate(grid[None], size=self.frame.padded, mode="bilinear", align_corners=False)
+        return full[0, :, : self.size[0], : self.size[1]]
+
+    @torch.inference_mode()
+    def embed(self, masks: np.ndarray) -> Tensor:
+        """What regions look like: the mean of the dense features under each mask, in the text space.
+
+        Args:
+            masks: bool (K,H,W). A cell of the grid counts by its share of the region's pixels.
+
+        Returns:
+            (K,D) unit vectors.
+
+        Raises:
+            ValueError: a mask of another size than the picture, or an empty one.
+        """
+        masks = np.asarray(masks, bool)
+        if masks.ndim != 3 or masks.shape[1:] != self.size:
+            height, width = self.size
+            raise ValueError(f"masks of shape {masks.shape} do not fit the picture: expected (K,{height},{width})")
+        if not masks.any((1, 2)).all():
+            raise ValueError("a region is empty: it needs one pixel at least")
+        below, right = (p - n for p, n in zip(self.frame.padded, self.size))
+        share = torch.stack(  # one by one: full-size masks in float would not fit for a hundred regions
+            [
+                F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], self.grid)[0]
+                for mask in masks
+            ]
+        ).to(self.dense.device)
+        return F.normalize(torch.einsum("khw,dhw->kd", share, self.dense[0].float()), dim=-1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return tuple(self.dense.shape[-2:])
+
+    @torch.inference_mode()
+    def name(self, masks: np.ndarray, vocabulary: Vocabulary, top: int = 5) -> list[list[tuple[str, float]]]:
+        """The names that regions look most like.
+
+        Args:
+            masks: bool (K,H,W). top: how many names to tell.
+
+        Returns:
+            for each region (name, cosine) pairs, best first; a name's cosine is that of its best phrase, -1..1.
+        """
+        regions = self.embed(masks)
+        text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
+        cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
+        best = geometry.best_of_phrases((cosines + 1).T, vocabulary.owner, len(vocabulary)).T - 1
+        values, order = best.sort(dim=1, descending=True)
+        return [
+            [(vocabulary.names[i], round(value, 4)) for i, value in zip(ids[:top], row[:top])]
+            for ids, row in zip(order.tolist(), values.tolist())
+        ]
+
+    def box_mask(self, box: Sequence[float]) -> np.ndarray:
+        """x0,y0,x1,y1, first and last pixel -> bool (H,W), the box itself as a region.
+
+        Raises:
+            ValueError: outside the picture, or inside out.
+        """
+        self._checked((), (), box)
+        mask = np.zeros(self.size, bool)
+        x0, y0, x1, y1 = (int(v) for v in box)
+        mask[y0 : y1 + 1, x0 : x1 + 1] = True
+        return mask
 
     def _checked(self, points, labels, box) -> tuple[Tensor, Tensor, Tensor]:
         """(N,2), (N,) and (4,), NaN where there is no box."""

@@ -50,6 +50,16 @@ class MaskDecoder(nn.Module):
         """
         raise NotImplementedError
 
+    def refine(self, features: Features) -> object:
+        """The part of `forward` that no query changes, for `decode`; the features themselves where there is none."""
+        return features
+
+    def decode(
+        self, refined: object, queries: Queries, chunk: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As `forward`, of an image that `refine` has seen already."""
+        return self.forward(refined, queries, chunk)
+
     def check(self, queries: Queries) -> None:
         """Refuse prompts that this decoder was not built for."""
         if queries.prompts and not self.takes_prompts:

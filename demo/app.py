@@ -1,0 +1,315 @@
+#!/usr/bin/env python
+"""A web page to try the model on this machine: pictures or GeoTIFFs, words, clicks and boxes in; masks and files out.
+
+python demo/app.py
+python demo/app.py --weights output/prompts/model_final.safetensors --port 7861
+"""
+
+import argparse
+import functools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: nothing is told to anybody
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from skysense_o.errors import USER_ERRORS, exit_code, message
+
+EXAMPLES = {  # what to expect of them: demo/README.md
+    "Road in a forest": ("yellowstone_0.4m.jpg", "road, vegetation"),
+    "River and town (GeoTIFF)": ("foz_30m.tif", "water, vegetation, building"),
+    "Town and fields": ("fields_30m.jpg", "vegetation, building, land"),
+}
+INSIDE, OUTSIDE, BOX = "Click: inside", "Click: outside", "Box: two corners"
+CSS = """
+.legend {width: 100%; border-collapse: collapse} .legend td, .legend th {padding: 3px 6px; text-align: left}
+.legend .number {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
+.swatch {display: inline-block; width: 1em; height: 1em; margin-right: .5em; border-radius: 3px; vertical-align: -2px}
+#view img {width: 100%; height: auto}
+.region ol {margin: 2px 0 0 1.5em}
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
+    p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    p.add_argument("--host", default="127.0.0.1", help="who may come: this machine only (default: 127.0.0.1)")
+    p.add_argument("--port", type=int, default=7860)
+    p.add_argument("--max-upload", default="64mb", metavar="SIZE", help="of a file (default: 64mb)")
+    p.add_argument("--max-pixels", type=int, default=4_000_000, metavar="N", help="of a picture (default: 4 million)")
+    return p
+
+
+class Page:
+    """The callbacks. Each person's `Session` comes in and goes out; nothing of theirs is kept here."""
+
+    def __init__(self, predictor, root: Path, most_pixels: int) -> None:
+        from skysense_o.data.open_world import open_world
+
+        self.predictor, self.root, self.most_pixels = predictor, root, most_pixels
+        self.all_names = functools.cache(lambda: open_world()[0])
+
+    def read_names(self) -> None:
+        """Encode the names that regions are named from, so that the first region need not wait for them."""
+        import torch
+
+        model = self.predictor.model
+        with torch.no_grad():
+            model.text_bank(model.tower, [self.all_names()], model.templates)
+
+    def open(self, file, session):
+        """-> session, picture, status, words, legend, toggles, region, files."""
+        return self._begin(Path(file), session) if file else self._nothing(session)
+
+    def example(self, title: str, session):
+        name, words = EXAMPLES[title]
+        return *self._begin(HERE / name, session)[:3], words, *self._begin_rest()
+
+    def _begin(self, path: Path, session):
+        import gradio as gr
+
+        from skysense_o.interactive.opening import open_picture
+        from skysense_o.interactive.session import Session
+
+        new = Session(self.predictor, open_picture(path, self.most_pixels), self.root)
+        if session is not None:
+            session.close()
+        height, width = new.seen.size
+        place = ", with its place on the ground" if new.picture.scene else ""
+        status = f"**{new.picture.name}**, {width} x {height} pixels{place}"
+        return new, self._view(new, (), 0.5), status, gr.skip(), *self._begin_rest()
+
+    def _begin_rest(self):
+        import gradio as gr
+
+        return "", gr.CheckboxGroup(choices=[], value=[], visible=False), "", gr.Files(value=None, visible=False)
+
+    def _nothing(self, session):
+        import gradio as gr
+
+        if session is not None:
+            session.close()
+        return None, None, NO_PICTURE, gr.skip(), *self._begin_rest()
+
+    def segment(self, session, words: str, background: str, threshold: float, opacity: float):
+        """-> session, picture, legend, toggles, files."""
+        from skysense_o.interactive.view import words_and_colors
+
+        names, colors = words_and_colors(words)
+        rest, _ = words_and_colors(background)
+        session.proposals = []
+        session.segment(names, rest, threshold or None, colors)
+        return self._found(session, opacity)
+
+    def _found(self, session, opacity: float):
+        import gradio as gr
+
+        from skysense_o.inference.predictor import NONE
+        from skysense_o.interactive.view import legend
+
+        names = [name for name in session.found.names if name != NONE]
+        toggles = gr.CheckboxGroup(choices=names, value=names, visible=True)
+        return session, self._view(session, names, opacity), legend(session), toggles, gr.Files(None, visible=False)
+
+    def redraw(self, session, shown: list[str], opacity: float):
+        return self._view(session, shown, opacity) if session else None
+
+    def select(self, session, mode: str, shown: list[str], opacity: float, place: tuple[float, float]):
+        """A click on the picture -> session, picture, region."""
+        x, y = place
+        region = session.corner_at(x, y) if mode == BOX else session.click(x, y, mode == INSIDE)
+        text = self._region(session) if region else "Now the opposite corner."
+        return session, self._view(session, shown, opacity), text
+
+    def _region(self, session) -> str:
+        from skysense_o.interactive.view import region_text
+
+        ranked = session.name(self.all_names()) if session.region.mask.any() else []
+        return region_text(session, ranked)
+
+    def like(self, session, words: str, background: str, threshold: float, opacity: float):
+        """-> session, picture, legend, toggles, files."""
+        session.add_example()
+        session.region = None
+        return self.segment(session, words, background, threshold, opacity)
+
+    def everything(self, session, shown: list[str], opacity: float):
+        """-> session, picture, region."""
+        from skysense_o.interactive.view import proposals_text
+
+        session.region = None
+        text = proposals_text(session.find_everything(self.all_names()))
+        return session, self._view(session, shown, opacity), text
+
+    def clear(self, session, shown: list[str], opacity: float):
+        session.clear()
+        return session, self._view(session, shown, opacity), ""
+
+    def files(self, session):
+        import gradio as gr
+
+        from skysense_o.interactive.exports import export
+
+        return gr.Files([str(path) for path in export(session)], visible=True)
+
+    def _view(self, session, shown, opacity: float):
+        from skysense_o.interactive.view import picture_of
+
+        return picture_of(session, shown, opacity)
+
+
+NO_PICTURE = "No picture yet: drop one, or take an example."
+
+
+def guarded(callback: Callable, needs_picture: bool = True) -> Callable:
+    """Mistakes become one line on the page; anything else goes to the log and not to the browser."""
+    import gradio as gr
+
+    @functools.wraps(callback)
+    def run(session, *rest):
+        if needs_picture and session is None:
+            raise gr.Error(NO_PICTURE, title="", duration=8, print_exception=False)
+        try:
+            return callback(session, *rest)
+        except USER_ERRORS as error:
+            raise gr.Error(message(error), title="", duration=12, print_exception=False) from error
+        except Exception as error:
+            logging.exception("a callback of the page failed")
+            raise gr.Error("That went wrong here; the server's log says why.", print_exception=False) from error
+
+    return run
+
+
+def build(page: Page, answer: Callable | None = None):
+    """Lay the page out and wire it. answer: (rgb, question) -> text, where an answerer is loaded."""
+    import gradio as gr
+
+    from skysense_o.inference.pictures import SUFFIXES
+
+    prompts = page.predictor.model.sem_seg_head.takes_prompts
+    with gr.Blocks(title="SkySense-O", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
+        session = gr.State(None, time_to_live=3600, delete_callback=lambda s: s.close() if s else None)
+        gr.Markdown("# SkySense-O\nA picture from above and free words in, a mask for every word out.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                file = gr.File(label="Picture or GeoTIFF", height=140, file_types=list(SUFFIXES))
+                gr.Markdown("Or take an example:")
+                with gr.Row():
+                    examples = [gr.Button(title, size="sm", min_width=90) for title in EXAMPLES]
+                words = gr.Textbox(
+                    "",
+                    label="Classes",
+                    placeholder="building|house, road, tree",
+                    info="Commas between, bars between synonyms, a colour if you like: road #e83cc8",
+                )
+                with gr.Accordion("Background and threshold", open=False):
+                    background = gr.Textbox("", label="Background words", info="For the rest, which gets no mask.")
+                    threshold = gr.Slider(0, 1, 0, step=0.05, label="Threshold", info="Less sure pixels get no mask.")
+                go = gr.Button("Segment", variant="primary")
+                legend = gr.HTML()
+                shown = gr.CheckboxGroup([], label="Masks shown", visible=False)
+                opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity")
+            with gr.Column(scale=3, min_width=320):
+                status = gr.Markdown(NO_PICTURE)
+                view = gr.Image(
+                    elem_id="view", label="Result", format="jpeg", type="pil", interactive=False, buttons=["fullscreen"]
+                )
+                modes = [INSIDE, OUTSIDE, BOX] if prompts else [BOX]
+                mode = gr.Radio(modes, value=modes[0], label="Click on the picture", info=_what_clicks_do(prompts))
+                region = gr.HTML()
+                with gr.Row():
+                    like = gr.Button("Find everything like it", size="sm", min_width=120)
+                    every = gr.Button("Everything, without words", size="sm", min_width=120, visible=prompts)
+                    clear = gr.Button("Clear region", size="sm", min_width=120)
+                save = gr.Button("Make files to download")
+                files = gr.Files(label="Files", visible=False)
+                if answer is not None:
+                    _question_box(session, answer)
+        opened = [session, view, status, words, legend, shown, region, files]
+        found, asked = [session, view, legend, shown, files], [session, words, background, threshold, opacity]
+        one = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        looked = [session, shown, opacity]
+        file.change(guarded(lambda s, f: page.open(f, s), False), [session, file], opened, **one)
+        for title, button in zip(EXAMPLES, examples):
+            take = functools.partial(lambda s, title: page.example(title, s), title=title)
+            button.click(guarded(take, False), [session], opened, **one)
+        gr.on([go.click, words.submit], guarded(page.segment), asked, found, **one)
+        like.click(guarded(page.like), asked, found, **one)
+        gr.on([shown.input, opacity.release], page.redraw, looked, view, api_visibility="private")
+        click = guarded(page.select)
+
+        def on_select(s, m, names, alpha, event: gr.SelectData):
+            return click(s, m, names, alpha, event.index)
+
+        view.select(on_select, [session, mode, shown, opacity], [session, view, region], **one)
+        every.click(guarded(page.everything), looked, [session, view, region], **one)
+        clear.click(guarded(page.clear), looked, [session, view, region], api_visibility="private")
+        save.click(guarded(page.files), session, files, **one)
+    return blocks
+
+
+def _what_clicks_do(prompts: bool) -> str:
+    if prompts:
+        return "Clicks and boxes give a region; it is named, and can be found elsewhere."
+    return (
+        "A box can be named and found elsewhere. To get the mask of a click or a box, load weights that were trained"
+        " with prompts (configs/mini/prompts.yaml): --weights FILE."
+    )
+
+
+def _question_box(session, answer: Callable) -> None:
+    import gradio as gr
+
+    question = gr.Textbox(label="Ask about the picture", placeholder="How many ships are there?")
+    said = gr.Markdown()
+    reply = guarded(lambda s, text: answer(s.picture.rgb, text))
+    question.submit(reply, [session, question], said, concurrency_id="model", api_visibility="private")
+
+
+def serve(blocks, root: Path, host: str, port: int, max_upload: str, block: bool):
+    """Start the server; its address. root: the folder whose path the browser never sees."""
+    from starlette.middleware import Middleware
+
+    from skysense_o.interactive.hidden_paths import HiddenPaths
+
+    _, address, _ = blocks.queue(max_size=32).launch(
+        server_name=host, server_port=port, share=False, max_file_size=max_upload, css=CSS, footer_links=[], quiet=True,
+        app_kwargs={"middleware": [Middleware(HiddenPaths, folder=root)]}, prevent_thread_lock=True, ssr_mode=False,
+    )  # fmt: skip
+    if block:
+        print(f"SkySense-O is at {address} (Ctrl+C ends it)", flush=True)
+        blocks.block_thread()
+    return address
+
+
+def run() -> int:
+    args = parser().parse_args()
+    try:
+        import gradio  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('the web page needs gradio: pip install -e ".[app]"', name="gradio") from error
+    from skysense_o.inference.predictor import Predictor
+
+    root = Path(tempfile.mkdtemp(prefix="skysense_o_page_"))
+    os.environ["GRADIO_TEMP_DIR"] = str(root)
+    try:
+        predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
+        page = Page(predictor, root, args.max_pixels)
+        threading.Thread(target=page.read_names, daemon=True).start()
+        serve(build(page), root, args.host, args.port, args.max_upload, block=True)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))

@@ -1,0 +1,73 @@
+"""Every file that can be made of what was found in a session, scenes' formats included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from skysense_o.inference.export import save
+from skysense_o.inference.georeference import scene_tools
+from skysense_o.interactive.session import Session
+
+SCENE = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
+
+
+def export(session: Session) -> list[Path]:
+    """Write all formats into the session's folder, over those of an earlier call; the paths.
+
+    The scene formats need the extra "geo", GeoJSON a place on the ground; without them they are left out.
+
+    Raises:
+        ValueError: nothing was found yet.
+    """
+    found, picture, predictor = session.found, session.picture, session.predictor
+    if found is None:
+        raise ValueError("nothing to save yet: ask for some words first")
+    folder, stem = session.folder / "files", picture.stem
+    asked = [name for name, flag in zip(found.vocabulary.names, found.vocabulary.background) if not flag]
+    colors = session.palette[len(found.names) - len(asked) :]
+    settings = {
+        "input": picture.name,
+        "weights": predictor.source,
+        "weights_sha256": predictor.sha256,
+        "words": [list(phrases) for phrases in found.vocabulary.phrases],
+        "background": list(found.vocabulary.background),
+        "threshold": found.threshold,
+        "bands": None,
+        "gsd": None,
+    }
+    formats = ["overlay", "labels", "json"] + ["probabilities"] * (found.probabilities is not None)
+    written = save(found, picture.rgb, folder, stem, formats, settings, colors)
+    try:
+        scene_tools()
+    except ModuleNotFoundError:
+        return written
+    return written + _save_as_scene(session, folder, settings, colors)
+
+
+def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list) -> list[Path]:
+    """The labels that people have seen, through the exports of scenes: nothing is computed anew."""
+    from skysense_o.inference.raster import Raster
+    from skysense_o.inference.scene import Scene, gdal
+    from skysense_o.inference.scene_export import save_scene
+    from skysense_o.inference.work import WorkFolder
+
+    found, picture = session.found, session.picture
+    path = picture.scene
+    if path is None:
+        path = session.folder / f"{picture.stem}.png"
+        Image.fromarray(picture.rgb).save(path)
+    with gdal(), Raster(path) as raster:
+        formats = [name for name in SCENE if name != "geojson" or raster.file.crs is not None]
+        work = WorkFolder(session.folder / "work", raster.size, len(found.names), settings)
+        rows, cols = (range(n) for n in raster.size)
+        valid = np.ones(raster.size, bool) if picture.valid is None else picture.valid
+        work.write(rows, cols, found.labels, found.score, valid)
+        try:
+            scene = Scene(raster, work, found.names, found.threshold, settings)
+            written, _ = save_scene(scene, folder, picture.stem, formats, colors)
+        finally:
+            work.remove()
+    return written

@@ -1,0 +1,104 @@
+"""What the web page shows of a session: the picture with masks, region and clicks on it, and tables as HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
+
+from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highlight, overlay
+from skysense_o.inference.everything import Proposal
+from skysense_o.interactive.session import Session
+
+_COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
+
+
+def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
+    """ "road #e83cc8, building|house" -> (["road", "building|house"], {"road": (232, 60, 200)}); blank text -> nothing.
+
+    Raises:
+        ValueError: a # that no colour of three or six hexadecimal digits follows.
+    """
+    words, colors = [], {}
+    for entry in text.split(",") if text and text.strip() else ():
+        word = _COLOR.sub("", entry)
+        if "#" in word:
+            raise ValueError(f"{entry.strip()!r} has no colour after its #: write it as road #e83cc8")
+        words.append(word)
+        if word != entry:
+            name = " ".join(word.split("|")[0].split())
+            colors[name] = ImageColor.getrgb("#" + _COLOR.search(entry)[1])
+    return words, colors
+
+
+def picture_of(session: Session, shown: Collection[str], opacity: float) -> Image.Image:
+    """The picture with the masks of the names `shown`, then proposals, region, clicks and box. opacity: 0..1."""
+    image, found = session.picture.rgb, session.found
+    if found is not None:
+        kept = np.array([name in shown for name in found.names])[found.labels]
+        if session.picture.valid is not None:
+            kept &= session.picture.valid
+        image = np.where(kept[..., None], overlay(image, found.labels, session.palette, opacity), image)
+    if session.proposals:
+        image = highlight(image, session.proposal_labels(), opacity)
+    region = session.region
+    if region is not None:
+        image = highlight(image, region.mask.astype(np.uint8), opacity)
+    picture = Image.fromarray(image)
+    draw, size = ImageDraw.Draw(picture), max(3, max(picture.size) // 150)
+    if region is not None and region.box is not None:
+        draw.rectangle(region.box, outline=REGION_COLOR, width=max(1, size // 3))
+    for (x, y), inside in zip(region.points, region.labels) if region is not None else ():
+        _dot(draw, x, y, size, (40, 200, 60) if inside else (220, 40, 40))
+    if session.corner is not None:
+        _dot(draw, *session.corner, size, REGION_COLOR)
+    return picture
+
+
+def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, size: int, color: Color) -> None:
+    draw.ellipse((x - size, y - size, x + size, y + size), fill=color, outline="white", width=max(1, size // 3))
+
+
+def legend(session: Session) -> str:
+    """A table: swatch, name, share, pixels, ground where it is known. Names are escaped."""
+    rows = session.rows()
+    ground = any(row["area_m2"] is not None for row in rows)
+    lines = []
+    for row in rows:
+        color = "#{:02x}{:02x}{:02x}".format(*(NONE_COLOR if row["color"] is None else row["color"]))
+        cells = [f"{100 * row['share']:.1f} %", f"{row['pixels']:,}", *([_area(row["area_m2"])] if ground else [])]
+        lines.append(
+            f'<tr><td><span class="swatch" style="background:{color}"></span>{escape(row["name"])}</td>'
+            + "".join(f'<td class="number">{cell}</td>' for cell in cells)
+            + "</tr>"
+        )
+    heads = ["class", "share", "pixels", *(["area"] if ground else [])]
+    head = "".join(f'<th class="{"" if i == 0 else "number"}">{h}</th>' for i, h in enumerate(heads))
+    return f'<table class="legend"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def _area(square_metres: float) -> str:
+    if square_metres >= 1e6:
+        return f"{square_metres / 1e6:,.2f} km²"
+    return f"{square_metres:,.0f} m²"
+
+
+def region_text(session: Session, ranked: Sequence[tuple[str, float]]) -> str:
+    """The region's size, what it is thought to be worth, and the names it looks most like, with their cosines."""
+    region = session.region
+    size = f"{int(region.mask.sum()):,} pixels"
+    worth = "the box itself" if region.quality is None else f"IoU thought to be {region.quality:.2f}"
+    names = "".join(f"<li>{escape(name)} <small>{value:.3f}</small></li>" for name, value in ranked)
+    return f'<div class="region"><b>Region</b>: {size}, {worth}. It looks most like<ol>{names}</ol></div>'
+
+
+def proposals_text(proposals: Sequence[Proposal]) -> str:
+    """How many regions were found, and how often each best name was given."""
+    counts: dict[str, int] = {}
+    for proposal in proposals:
+        counts[proposal.names[0][0]] = counts.get(proposal.names[0][0], 0) + 1
+    names = ", ".join(f"{escape(n)} ({c})" for n, c in sorted(counts.items(), key=lambda pair: -pair[1])[:12])
+    return f'<div class="region"><b>{len(proposals)} regions</b> without a word{": " + names if names else ""}.</div>'

@@ -1,0 +1,29 @@
+"""The notebook runs top to bottom, and what it shows is there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from conftest import ROOT
+
+nbformat = pytest.importorskip("nbformat", reason='pip install -e ".[test]"')
+nbclient = pytest.importorskip("nbclient", reason='pip install -e ".[test]"')
+
+
+def test_no_outputs_are_stored():
+    cells = nbformat.read(ROOT / "demo/quickstart.ipynb", 4).cells
+    assert not [cell for cell in cells if cell.get("outputs")]
+
+
+@pytest.mark.slow
+def test_it_runs_top_to_bottom(tmp_path):
+    notebook = nbformat.read(ROOT / "demo/quickstart.ipynb", 4)
+    nbformat.validate(notebook)
+    # The kernel of this very interpreter, whatever is installed as "python3" elsewhere.
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "demo")}})
+    client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1", "IPYTHONDIR": str(tmp_path)})
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert [o for o in outputs if o.output_type == "error"] == []
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+    assert any("vegetation" in o.get("data", {}).get("text/plain", "") for o in outputs)

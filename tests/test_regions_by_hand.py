@@ -1,0 +1,138 @@
+"""Regions that a person draws: embedded, named, used as a class; and all regions without a word."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import small_config
+
+from skysense_o import Predictor
+from skysense_o.inference.everything import click_grid, everything, steadiness
+from skysense_o.meta_arch import SkySenseO
+from skysense_o.vocabulary import Vocabulary
+
+WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])
+
+
+@pytest.fixture(scope="module")
+def prompted():
+    """A small untrained model that takes clicks and boxes."""
+    torch.manual_seed(0)
+    cfg = small_config()
+    cfg.MODEL.SEM_SEG_HEAD.PROMPTS = True
+    return Predictor(SkySenseO(cfg))
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+
+
+def test_a_kept_picture_answers_as_a_new_one(mini, picture, monkeypatch):
+    seen, calls, encode = mini.set_image(picture), [], mini.model.tower.encode_image
+    monkeypatch.setattr(mini.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
+    kept = mini(seen, WORDS, probabilities=True)
+    assert calls == []
+    new = mini(picture, WORDS, probabilities=True)
+    assert np.array_equal(kept.probabilities, new.probabilities)
+    with pytest.raises(ValueError, match="was looked at as a whole: leave out window"):
+        mini(seen, WORDS, window=64)
+
+
+def test_a_region_is_the_mean_of_what_lies_under_it(mini, picture):
+    """Over whole cells of 16 x 16 pixels the mean can be taken by hand; the picture is padded to 64 x 96."""
+    seen = mini.set_image(picture)
+    mask = np.zeros((50, 70), bool)
+    mask[16:48, 32:64] = True
+    naive = F.normalize(seen.dense[0, :, 1:3, 2:4].mean((1, 2)), dim=0)
+    torch.testing.assert_close(seen.embed(mask[None])[0], naive, atol=1e-5, rtol=0)
+
+
+def test_regions_are_ranked_by_their_best_phrase(mini, picture):
+    seen = mini.set_image(picture)
+    box = seen.box_mask((16, 16, 47, 31))
+    assert box.sum() == 32 * 16
+    (ranked,) = seen.name(box[None], WORDS)
+    assert {name for name, _ in ranked} == {"water", "road", "tree", "sky"}
+    values = dict(ranked)
+    assert list(values.values()) == sorted(values.values(), reverse=True)
+    vector = seen.embed(box[None])[0]
+    text, _ = mini.model.text_bank(mini.model.tower, [Vocabulary.of(["road", "street"])], mini.model.templates)
+    best = (F.normalize(text[0].mean(1), dim=-1) @ vector).max()
+    assert values["road"] == pytest.approx(float(best), abs=1e-4)
+
+
+def test_a_region_is_asked_for_as_a_word_is(mini, picture):
+    """An example that is the vector of a word gives that word's mask, alone, beside words, and in windows."""
+    text, _ = mini.model.text_bank(mini.model.tower, [Vocabulary.of(["road"])], ["{}"])
+    monkey = {"like this": text[0, 0, 0]}
+    seen = mini.set_image(picture)
+    templates, mini.model.templates = mini.model.templates, ("{}",)
+    try:
+        word, example = Vocabulary.of(["water", "road"]), Vocabulary.of(["water"]).with_examples(monkey)
+        for image, how in ((seen, {}), (picture, {"window": 64})):
+            a, b = mini(image, word, **how), mini(image, example, **how)
+            assert np.array_equal(a.labels, b.labels)
+            assert b.names == ("water", "like this")
+        alone = mini(seen, Vocabulary((), (), ()).with_examples(monkey))
+        assert np.array_equal(alone.labels, mini(seen, "road").labels)
+    finally:
+        mini.model.templates = templates
+    with pytest.raises(ValueError, match=r"\['Road'\] are words that are asked for already"):
+        word.with_examples({"Road": monkey["like this"]})
+
+
+@pytest.mark.parametrize(
+    ("masks", "says"),
+    [
+        (np.ones((1, 9, 9), bool), r"shape \(1, 9, 9\) do not fit the picture: expected \(K,50,70\)"),
+        (np.zeros((1, 50, 70), bool), "a region is empty"),
+    ],
+)
+def test_regions_that_are_none(mini, picture, masks, says):
+    with pytest.raises(ValueError, match=says):
+        mini.set_image(picture).embed(masks)
+
+
+def test_clicks_are_spread_evenly():
+    grid = click_grid((50, 100), 4)
+    assert grid.tolist() == [[x, y] for y in (12, 37) for x in (12, 37, 62, 87)]
+    assert click_grid((3, 900), 9).shape == (9, 2)
+    with pytest.raises(ValueError, match="side 0 is out of range"):
+        click_grid((50, 100), 0)
+
+
+def test_steadiness_is_the_iou_of_a_tight_and_a_loose_mask():
+    logits = torch.full((3, 10, 10), -5.0)
+    logits[0, :5], logits[1, :4], logits[1, 4:8] = 5.0, 5.0, 0.5
+    tight, loose = logits > 1, logits > -1
+    naive = [float((t & w).sum() / max(1, (t | w).sum())) for t, w in zip(tight, loose)]
+    assert steadiness(logits).tolist() == naive == [1, 0.5, 0]
+
+
+def test_everything_is_found_once_and_named(prompted, picture):
+    seen = prompted.set_image(picture)
+    loose = {"side": 6, "quality": 0, "stability": 0}
+    every = everything(seen, WORDS, overlap=1, **loose)
+    found = everything(seen, WORDS, overlap=0.5, **loose)
+    assert 0 < len(found) < len(every)
+    best = found[0]
+    assert best.mask.shape == (50, 70)
+    x0, y0, x1, y1 = best.box
+    assert best.mask[y0 : y1 + 1, x0 : x1 + 1].sum() == best.mask.sum() > 0
+    assert best.names == tuple(seen.name(best.mask[None], WORDS)[0])
+    assert [p.quality for p in found] == sorted((p.quality for p in found), reverse=True)
+    point = click_grid(seen.size, 6)
+    alone = [seen.prompt([p], [1]) for p in point.tolist()]
+    assert any(np.array_equal(mask, best.mask) and q == pytest.approx(best.quality, abs=1e-5) for mask, q in alone)
+    assert len(everything(seen, overlap=1, most=2, **loose)) == 2
+    assert everything(seen, quality=1, stability=1) == []
+
+
+def test_everything_needs_prompts_and_sound_numbers(mini, prompted, picture):
+    with pytest.raises(ValueError, match=r"take words only: use some .* \(configs/mini/prompts.yaml\)"):
+        everything(mini.set_image(picture))
+    with pytest.raises(ValueError, match="overlap 7 is out of range: 0 to 1"):
+        everything(prompted.set_image(picture), overlap=7)
