@@ -67,6 +67,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.ANSWERER = answerer = CfgNode()
     answerer.WEIGHTS = ""  # who answers when another model is evaluated on questions: weights that hold their config
     answerer.ANSWERS = []  # EmbeddedAnswerer: what it can say; empty: all answers of DATASETS.TRAIN
+    answerer.SIDE = 256  # pictures are resized to this square
     answerer.WIDTH = 256
     answerer.GRID = 8  # it reads the picture at so many places in each direction
     answerer.DROPOUT = 0.3  # a few thousand questions are soon known by heart

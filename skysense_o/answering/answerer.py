@@ -6,13 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen""".split()  # noqa: SIM905
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 NUMBERS = {
     **{word: str(i) for i, word in enumerate(_ONES)},
     **{word: str(10 * i) for i, word in enumerate(_TENS, 2)},
@@ -37,3 +36,10 @@ def normalise(answer: str) -> str:
     """
     words = ARTICLES.sub(" ", re.sub(r"[^\w\s]|_", " ", answer.lower()))
     return NUMBER.sub(lambda match: NUMBERS[match[0]], " ".join(words.split()))
+
+
+def squared(image: Tensor, side: int) -> Tensor:
+    """uint8 (3,H,W) -> uint8 (3,side,side): an answerer sees every picture at the size that it was trained at."""
+    if tuple(image.shape[-2:]) == (side, side):
+        return image
+    return F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]

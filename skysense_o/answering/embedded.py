@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry
-from skysense_o.answering.answerer import normalise
+from skysense_o.answering.answerer import normalise, squared
 from skysense_o.modeling import Tower, build_tower
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import TextBank, Vocabulary
@@ -27,18 +27,26 @@ class EmbeddedAnswerer(nn.Module):
 
     @configurable
     def __init__(
-        self, *, tower: Tower, answers: Sequence[str], width: int = 256, grid: int = 8, dropout: float = 0.3
+        self,
+        *,
+        tower: Tower,
+        answers: Sequence[str],
+        side: int = 256,
+        width: int = 256,
+        grid: int = 8,
+        dropout: float = 0.3,
     ) -> None:
         """
         Args:
             tower: sees pictures and reads questions; it stays as it is, so each picture is seen once in training.
-            answers: A of them, as `normalise` writes them. grid: the picture is read at grid x grid places.
+            answers: A of them, as `normalise` writes them. side: pictures are resized to this square.
+            grid: they are read at grid x grid places.
         """
         super().__init__()
         if not answers:
             raise ValueError("MODEL.ANSWERER.ANSWERS is empty: train on questions, or give weights that hold them")
         self.tower, self.text_bank = tower.requires_grad_(False), TextBank()
-        self.answers, self.grid = tuple(answers), grid
+        self.answers, self.side, self.grid = tuple(answers), side, grid
         self._place = {answer: i for i, answer in enumerate(self.answers)}
         self._seen: dict[str, Tensor] = {}
         channels = tower.dim + 2 * sum(tower.pyramid_channels)
@@ -56,8 +64,13 @@ class EmbeddedAnswerer(nn.Module):
     def from_config(cls, cfg) -> dict:
         c = cfg.MODEL.ANSWERER
         return {
-            "tower": build_tower(cfg), "answers": c.ANSWERS, "width": c.WIDTH, "grid": c.GRID, "dropout": c.DROPOUT
-        }  # fmt: skip
+            "tower": build_tower(cfg),
+            "answers": c.ANSWERS,
+            "side": c.SIDE,
+            "width": c.WIDTH,
+            "grid": c.GRID,
+            "dropout": c.DROPOUT,
+        }
 
     @property
     def device(self) -> torch.device:
@@ -76,8 +89,7 @@ class EmbeddedAnswerer(nn.Module):
         images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
         if not self.training:
             return self.answer(images, questions)
-        places = torch.stack([self._once(s["file_name"], s["image"]) for s in samples])
-        scores = self.scores(places, questions)
+        scores = self.scores(self._once(samples), questions)
         truth = [self._place.get(normalise(s["answer"]), -1) for s in samples]
         loss = F.cross_entropy(
             scores.float(), torch.tensor(truth, device=self.device), ignore_index=-1, label_smoothing=0.05,
@@ -88,13 +100,15 @@ class EmbeddedAnswerer(nn.Module):
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """See `Answerer`."""
-        best = self.scores(torch.cat([self.places(image) for image in images]), questions).argmax(1)
+        different = {id(image): image for image in images}  # several questions of one picture: it is seen once
+        seen = dict(zip(different, self.places(list(different.values()))))
+        best = self.scores(torch.stack([seen[id(image)] for image in images]), questions).argmax(1)
         return [self.answers[i] for i in best.tolist()]
 
     @torch.no_grad()
-    def places(self, image: Tensor) -> Tensor:
-        """uint8 (3,H,W) -> (1,N,channels): the mean of each map over each place, and the largest of the pyramid."""
-        x, _ = geometry.prepare([image], self.tower)
+    def places(self, images: Sequence[Tensor]) -> Tensor:
+        """uint8 (3,H,W) each -> (B,N,channels): the mean of each map over each place, and the largest of the pyramid."""
+        x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.autocast(x.device.type, enabled=False):
             seen = self.tower.encode_image(x.float())
         maps = [F.adaptive_avg_pool2d(m.float(), self.grid) for m in (seen.dense, *seen.pyramid)]
@@ -113,8 +127,9 @@ class EmbeddedAnswerer(nn.Module):
         counted = (gates * self.value(where)).sum(1) / self.grid
         return self.head(torch.cat([ask, found[:, 0], counted, where.mean(1) * ask], 1))
 
-    def _once(self, name: str, image: Tensor) -> Tensor:
-        """The places of a picture in training, in half precision: its tower never changes, so each is seen once."""
-        if name not in self._seen:
-            self._seen[name] = self.places(image)[0].half().cpu()
-        return self._seen[name].to(self.device).float()
+    def _once(self, samples: Sequence[Sample]) -> Tensor:
+        """The places of pictures in training, kept in half precision: the tower never changes, so each is seen once."""
+        new = {s["file_name"]: s["image"] for s in samples if s["file_name"] not in self._seen}
+        if new:
+            self._seen.update(zip(new, self.places(list(new.values())).half().cpu()))
+        return torch.stack([self._seen[s["file_name"]] for s in samples]).to(self.device).float()

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from skysense_o import geometry
+from skysense_o.answering.answerer import squared
 from skysense_o.modeling import Tower, build_tower
 from skysense_o.modeling.adapters import add_lora
 from skysense_o.sample import Sample
@@ -45,13 +46,19 @@ class LlavaAnswerer(nn.Module):
         tower: Tower,
         language: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        side: int = 256,
         lora_rank: int = 0,
         most_tokens: int = 16,
     ) -> None:
-        """language: any causal model of transformers; it is frozen, but for low-rank updates of `lora_rank`."""
+        """
+        Args:
+            language: any causal model of transformers; it is frozen, but for low-rank updates of `lora_rank`.
+            side: pictures are resized to this square. most_tokens: of an answer.
+        """
         super().__init__()
-        self.tower, self.language, self.tokenizer = tower.requires_grad_(False), language.requires_grad_(False), tokenizer
-        self.text_bank, self.most_tokens = TextBank(), most_tokens  # the bank: every model of ours has one
+        self.tower, self.language = tower.requires_grad_(False), language.requires_grad_(False)
+        self.tokenizer, self.side, self.most_tokens = tokenizer, side, most_tokens
+        self.text_bank = TextBank()  # every model of ours has one
         size = language.get_input_embeddings().embedding_dim
         self.projector = nn.Sequential(nn.Linear(tower.dim, size), nn.GELU(), nn.Linear(size, size))
         self.brought = () if lora_rank else ("language.",)
@@ -70,6 +77,7 @@ class LlavaAnswerer(nn.Module):
             "tower": build_tower(cfg),
             "language": language,
             "tokenizer": tokenizer,
+            "side": c.SIDE,
             "lora_rank": c.LANGUAGE_LORA_RANK,
             "most_tokens": c.MOST_TOKENS,
         }
@@ -91,7 +99,7 @@ class LlavaAnswerer(nn.Module):
             return self.answer(images, questions)
         rows, labels = [], []
         for prompt, sample in zip(self._prompts(images, questions), samples):
-            said = self._ids(f" {sample['answer']}", start=False) + [self.tokenizer.eos_token_id]
+            said = [*self._ids(f" {sample['answer']}", start=False), self.tokenizer.eos_token_id]
             said = torch.tensor(said, device=self.device)
             rows.append(torch.cat([prompt, self.language.get_input_embeddings()(said)]))
             labels.append(torch.cat([said.new_full((len(prompt),), NOT_SCORED), said]))
@@ -123,17 +131,19 @@ class LlavaAnswerer(nn.Module):
         """(L,E) each: the words before, the picture, the words after."""
         embed, rows = self.language.get_input_embeddings(), []
         before = embed(torch.tensor(self._ids(BEFORE), device=self.device))
+        different = {id(image): image for image in images}  # several questions of one picture: it is seen once
+        seen = dict(zip(different, self.see(list(different.values()))))
         for image, question in zip(images, questions):
             after = embed(torch.tensor(self._ids(AFTER.format(question), start=False), device=self.device))
-            rows.append(torch.cat([before, self.see(image).to(before.dtype), after]))
+            rows.append(torch.cat([before, seen[id(image)].to(before.dtype), after]))
         return rows
 
-    def see(self, image: Tensor) -> Tensor:
-        """uint8 (3,H,W) -> (N,E), the picture as words."""
-        x, _ = geometry.prepare([image], self.tower)
+    def see(self, images: Sequence[Tensor]) -> Tensor:
+        """Pictures, uint8 (3,H,W) -> (B,N,E), the pictures as words."""
+        x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.no_grad():
             dense = self.tower.encode_image(x).dense
-        return self.projector(dense[0].float().flatten(1).T)
+        return self.projector(dense.float().flatten(2).transpose(1, 2))
 
     def _ids(self, text: str, start: bool = True) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids

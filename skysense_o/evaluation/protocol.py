@@ -36,7 +36,7 @@ def protocol_file(name: str) -> Path:
     if path.is_file() or Path(name).is_file():
         return path if path.is_file() else Path(name)
     known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-    raise FileNotFoundError(f"TEST.PROTOCOL {name!r} is no file and no name: {known}; empty: whole pictures as they are")
+    raise FileNotFoundError(f"TEST.PROTOCOL {name!r} is no file and no name: {known}; empty: whole pictures")
 
 
 @dataclass(frozen=True)

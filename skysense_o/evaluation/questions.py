@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from detectron2.utils import comm
 from tabulate import tabulate
+from tqdm import tqdm
 
 from skysense_o.answering.answerer import Answerer, normalise
 
 logger = logging.getLogger(__name__)
-BATCH = 16
+BATCH = 16  # pictures
 BUCKETS = (0, 10, 100, 1000)
 """Upper ends of RSVQA's quantised numbers (Lobry et al. 2020): 0, 1 to 10, 11 to 100, 101 to 1000, more."""
 
@@ -85,21 +86,26 @@ def evaluate_questions(
         buckets and are no part of any mean.
         predictions: one row a question, to score again.
     """
-    others = _other_pictures(records, seed)
-    mine = range(comm.get_rank(), len(records), comm.get_world_size())
-    lookup, rows = QuestionOnly(training), []
-    for first in range(0, len(mine), BATCH):
-        chosen = mine[first : first + BATCH]
-        questions = [records[i]["question"] for i in chosen]
-        answers = [
-            answerer.answer([torch.from_numpy(read(r).copy()).permute(2, 0, 1) for r in some], questions)
-            for some in ([records[i] for i in chosen], [records[others[i]] for i in chosen])
-        ]
-        for i, model, shuffled in zip(chosen, *answers):
-            said = {"model": model, "question_only": lookup(records[i]), "shuffled": shuffled}
-            asked = {key: records[i][key] for key in ("file_name", "question", "answer")}
-            rows.append({"number": i, **asked, "kind": kind_of(records[i]), "said": said})
-            rows[-1]["human"] = records[i].get("kind") == "human"
+    lookup, rows, by_picture = QuestionOnly(training), [], defaultdict(list)
+    for number, record in enumerate(records):
+        by_picture[record["file_name"]].append(number)
+    files = _in_a_ring(list(by_picture), seed)
+    mine = np.array_split(np.arange(len(files)), comm.get_world_size())[comm.get_rank()]
+    for first in tqdm(range(0, len(mine), BATCH), desc="questions", disable=not comm.is_main_process()):
+        places = mine[first : first + BATCH]
+        near = {files[p % len(files)] for place in places for p in (place, place + 1)}
+        seen = {f: torch.from_numpy(read(records[by_picture[f][0]]).copy()).permute(2, 0, 1) for f in near}
+        asked = [(place, number) for place in places for number in by_picture[files[place]]]
+        own = [seen[files[place]] for place, _ in asked]
+        others = [seen[files[(place + 1) % len(files)]] for place, _ in asked]
+        questions = [records[number]["question"] for _, number in asked]
+        said = answerer.answer([*own, *others], [*questions, *questions])
+        for (_, number), model, shuffled in zip(asked, said, said[len(asked) :]):
+            record = records[number]
+            answers = {"model": model, "question_only": lookup(record), "shuffled": shuffled}
+            row = {key: record[key] for key in ("file_name", "question", "answer")}
+            human = record.get("kind") == "human"
+            rows.append({"number": number, **row, "kind": kind_of(record), "human": human, "said": answers})
     rows = sorted((row for part in comm.all_gather(rows) for row in part), key=lambda row: row["number"])
     numbers = {f"{who}/{key}": share for who in rows[0]["said"] for key, share in shares(rows, who).items()}
     logger.info("%d questions\n%s", len(rows), as_table(numbers))
@@ -132,15 +138,8 @@ def as_table(numbers: dict[str, float]) -> str:
     return tabulate(rows, ["type", "model", "question only", "pictures shuffled"], floatfmt=".3f")
 
 
-def _other_pictures(records: Sequence[dict], seed: int) -> list[int]:
-    """For each record the number of one with another picture, drawn at random."""
-    rng, names = np.random.default_rng(seed), [record["file_name"] for record in records]
-    if len(set(names)) < 2:
-        raise ValueError(f"all questions are about {names[0]!r}: with one picture nothing can be shuffled")
-    drawn = []
-    for name in names:
-        other = int(rng.integers(len(names)))
-        while names[other] == name:
-            other = int(rng.integers(len(names)))
-        drawn.append(other)
-    return drawn
+def _in_a_ring(files: list[str], seed: int) -> list[str]:
+    """The pictures in a random order: shuffled, the questions of each are asked of the next, the last's of the first."""
+    if len(files) < 2:
+        raise ValueError(f"all questions are about {files[0]!r}: with one picture nothing can be shuffled")
+    return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]

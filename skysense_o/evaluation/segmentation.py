@@ -44,7 +44,7 @@ class Task:
     colors: Sequence[Color]
     background: Sequence[bool]
     folder: Path
-    protocol: Protocol = Protocol()
+    protocol: Protocol
     pictures: int = 0
     predictions: Sequence[str] = ()
 
@@ -97,7 +97,7 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
 def _matrix(
     model: nn.Module, task: Task, title: str, vocabulary: Vocabulary, keep: bool
 ) -> tuple[Tensor, dict[int, float]]:
-    """The confusion matrix (C,C+1) of all processes on the model's device, and each picture's own mIoU by its number."""
+    """The confusion matrix (C,C+1) of all processes, on the device, and each picture's own mIoU by its number."""
     total = torch.zeros((task.classes, task.classes + 1), dtype=torch.int64, device=model.device)
     scores, rows = {}, []
     mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())

@@ -41,8 +41,8 @@ def evaluate_pairs(
 
     Returns:
         top1 with its 95 % interval top1_low, top1_high (Wilson), top5, chance (one in C) and per_class, name ->
-        {"top1", "top5", "pictures"}; text_R@k (captions found for pictures) and image_R@k (pictures found for captions) for k of 1, 5, 10,
-        shares in 0..1. A caption that several pictures have is right for each of them.
+        {"top1", "top5", "pictures"}; text_R@k (captions found for pictures) and image_R@k (pictures found for
+        captions) for k of 1, 5, 10, shares in 0..1. A caption that several pictures have is right for each of them.
     """
     was_training = model.training
     model.eval()
