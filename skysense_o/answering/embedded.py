@@ -107,7 +107,7 @@ class EmbeddedAnswerer(nn.Module):
 
     @torch.no_grad()
     def places(self, images: Sequence[Tensor]) -> Tensor:
-        """uint8 (3,H,W) each -> (B,N,channels): the mean of each map over each place, and the largest of the pyramid."""
+        """uint8 (3,H,W) each -> (B,N,channels): the mean of each map over each place, the largest of the pyramid."""
         x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.autocast(x.device.type, enabled=False):
             seen = self.tower.encode_image(x.float())

@@ -139,7 +139,7 @@ def as_table(numbers: dict[str, float]) -> str:
 
 
 def _in_a_ring(files: list[str], seed: int) -> list[str]:
-    """The pictures in a random order: shuffled, the questions of each are asked of the next, the last's of the first."""
+    """The pictures in a random order: shuffled, the questions of each are asked of the next one, in a ring."""
     if len(files) < 2:
         raise ValueError(f"all questions are about {files[0]!r}: with one picture nothing can be shuffled")
     return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
