@@ -5,6 +5,8 @@ python demo/demo.py --input town.jpg --classes "building|house,road,tree" --outp
 python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json
 python demo/demo.py --input town.jpg --open-world --output out
 python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,ground" --threshold 0.4 --output out
+python demo/demo.py --input town.jpg --task classify --dataset ucmerced --output out
+python demo/demo.py --input town.jpg --task ask --question "How many planes?" --weights vqa.safetensors --output out
 python demo/demo.py --input scene.tif --classes "water,forest" --output out --save geotiff,gpkg,geojson,overlay
 
 A GeoTIFF, or a picture with a world file, is a scene: of any size, kept in its place (docs/large_scenes.md). An
@@ -12,6 +14,7 @@ interrupted scene goes on where it stopped when the same command is given again.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -32,13 +35,15 @@ ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="pictures, folders or globs in quotes")
-    words = p.add_mutually_exclusive_group(required=True)
+    words = p.add_mutually_exclusive_group()
     words.add_argument("--classes", metavar="WORDS", help='"a,b,c"; synonyms with bars: "building|house,road"')
     words.add_argument("--classes-file", metavar="FILE", help="one class a line, synonyms with bars")
     words.add_argument("--dataset", metavar="NAME", help="names and colours of datasets/classes/NAME.json")
     words.add_argument(
         "--open-world", action="store_true", help="names of all kinds: Sky-SA's graph if there, else ours"
     )
+    p.add_argument("--task", default="segment", choices=("segment", "classify", "ask"), help="classify: whole pictures")
+    p.add_argument("--question", metavar="TEXT", help="for --task ask, with --weights of an answerer")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
     p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
@@ -93,6 +98,8 @@ def words_of(args: argparse.Namespace):
         return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], background), table.colors
     if args.open_world:
         return open_world(background)
+    if args.classes is None and args.classes_file is None:
+        raise ValueError("no words: give --classes, --classes-file, --dataset or --open-world")
     if args.classes_file:
         if not Path(args.classes_file).is_file():
             raise FileNotFoundError(f"no file of class names at {args.classes_file!r}")
@@ -155,6 +162,8 @@ def run() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL remarks on harmless oddities of TIFFs
+    if args.task != "segment":
+        return whole_pictures(args)
     vocabulary, colors = words_of(args)
     from skysense_o.inference.export import save
     from skysense_o.inference.pictures import find_pictures, read_picture
@@ -212,6 +221,39 @@ def run() -> int:
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return 0 if not failed else 2 if len(pictures) == 1 else 1
+
+
+def whole_pictures(args: argparse.Namespace) -> int:
+    """--task classify: the names of a picture, ranked. --task ask: the answer to a question about it."""
+    import torch
+
+    from skysense_o.inference.classify import classify, load_answerer
+    from skysense_o.inference.pictures import find_pictures, read_picture
+    from skysense_o.inference.predictor import Predictor
+
+    if args.task == "ask" and not (args.question or "").strip():
+        raise ValueError('--task ask needs --question "..."')
+    names = words_of(args)[0].names if args.task == "classify" else ()
+    pictures = find_pictures(args.input)
+    if args.task == "ask":
+        answerer = load_answerer(args.weights, args.device)
+    else:
+        model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    for path, stem in zip(pictures, stems_of(pictures)):
+        image, written = read_picture(path), Path(args.output) / f"{stem}_{args.task}.json"
+        body = {"input": path.name, "weights": args.weights}
+        if args.task == "ask":
+            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+            body |= {"question": args.question, "answer": answerer.answer([pixels], [args.question])[0]}
+            print(f"{path.name}: {body['answer']}")
+        else:
+            rows = classify(model, image, names)
+            body["names"] = [{"name": name, "cosine": round(score, 4)} for name, score in rows]
+            print(f"{path.name}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}")
+        written.write_text(json.dumps(body, indent=1))
+        print(written)
+    return 0
 
 
 def table_of(rows: list[dict]) -> str:

@@ -9,16 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from skysense_o import geometry
 from skysense_o.evaluation.figures import write_confusion
 from skysense_o.evaluation.metrics import wilson
+from skysense_o.inference.classify import BATCH, class_vectors, picture_vectors, text_vectors
 
 logger = logging.getLogger(__name__)
-BATCH = 64
 
 
 @torch.no_grad()
@@ -60,19 +58,13 @@ def evaluate_pairs(
         right = torch.zeros((len(records), len(captions)), dtype=torch.bool, device=pictures.device)
         for row, record in enumerate(records):
             right[row, [place[c] for c in record["captions"]]] = True
-        scores = pictures @ _texts(model.tower, captions).T
+        scores = pictures @ text_vectors(model.tower, captions).T
         numbers.update({f"text_{key}": value for key, value in recalls(scores, right).items()})
         numbers.update({f"image_{key}": value for key, value in recalls(scores.T, right.T).items()})
     model.train(was_training)
     shown = (f"{key} {value:.4f}" for key, value in numbers.items() if isinstance(value, float))
     logger.info("%d pictures: %s", len(records), ", ".join(shown))
     return numbers
-
-
-def class_vectors(tower: nn.Module, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(C,D) unit vectors: the mean of a name in all templates, normalised again (Radford et al. 2021)."""
-    sentences = [template.format(name) for name in names for template in templates]
-    return F.normalize(_texts(tower, sentences).view(len(names), len(templates), -1).mean(1), dim=-1)
 
 
 def read_templates(path: str | Path) -> list[str]:
@@ -120,12 +112,7 @@ def _pictures(tower: nn.Module, records: Sequence[dict], read: Callable, side: i
     for first in range(0, len(mine), BATCH):
         chosen = list(mine[first : first + BATCH])
         images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
-        x, _ = geometry.prepare([torch.from_numpy(image).permute(2, 0, 1) for image in images], tower)
-        vectors[chosen] = F.normalize(tower.encode_image(x).pooled.float(), dim=-1)
+        vectors[chosen] = picture_vectors(tower, images)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(vectors)
     return vectors
-
-
-def _texts(tower: nn.Module, strings: Sequence[str]) -> Tensor:
-    return torch.cat([tower.encode_text(strings[i : i + BATCH]).float() for i in range(0, len(strings), BATCH)])

@@ -12,21 +12,19 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from skysense_o import answering  # noqa: F401  (fills the registry)
 from skysense_o.answering import Answerer
-from skysense_o.checkpoint import build_with_weights, find_weights, read_config
-from skysense_o.config import default_config
+from skysense_o.checkpoint import find_weights
 from skysense_o.data.catalog import evaluation_splits, find, records_of, register_folders
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.mapper import evaluation_sample
 from skysense_o.data.pairs import read_picture
-from skysense_o.device import choose_device
 from skysense_o.evaluation.predictions import KINDS
 from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.evaluation.questions import evaluate_questions
 from skysense_o.evaluation.segmentation import MEANS, Task, evaluate
 from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
+from skysense_o.inference.classify import load_answerer
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -214,20 +212,3 @@ def training_questions(cfg: CfgNode, name: str) -> list[dict]:
 def answerer_of(cfg: CfgNode, model: nn.Module) -> Answerer:
     """The model itself where it answers, else that of MODEL.ANSWERER.WEIGHTS."""
     return model if hasattr(model, "answer") else load_answerer(cfg.MODEL.ANSWERER.WEIGHTS, cfg.MODEL.DEVICE)
-
-
-def load_answerer(weights: str, device: str = "auto") -> nn.Module:
-    """An answerer from weights that hold their config.
-
-    Raises:
-        ValueError: weights without a config, or of a model that does not answer.
-    """
-    path, cfg = find_weights(weights), default_config()
-    stored = read_config(path)
-    if stored is not None:
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
-    if "vqa" not in ABLE.get(cfg.MODEL.META_ARCHITECTURE, ()):
-        raise ValueError(f"{path} holds no answerer: train one (configs/mini/vqa.yaml), give its safetensors")
-    cfg.MODEL.TOWER.PRETRAINED = False
-    model, _ = build_with_weights(cfg, path)
-    return model.to(choose_device(device)).eval()
