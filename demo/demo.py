@@ -6,6 +6,8 @@ python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out
 python demo/demo.py --input town.jpg --open-world --output out
 python demo/demo.py --input town.jpg --interactive --output out
 python demo/demo.py --input town.jpg --classes "solar panel" --background "roof,ground" --threshold 0.4 --output out
+python demo/demo.py --input town.jpg --task classify --dataset ucmerced --output out
+python demo/demo.py --input town.jpg --task ask --question "How many planes?" --weights vqa.safetensors --output out
 python demo/demo.py --input scene.tif --classes "water,forest" --output out --save geotiff,gpkg,geojson,overlay
 
 A GeoTIFF, or a picture with a world file, is a scene: of any size, kept in its place (docs/large_scenes.md). An
@@ -13,6 +15,7 @@ interrupted scene goes on where it stopped when the same command is given again.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -41,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
         "--open-world", action="store_true", help="names of all kinds: Sky-SA's graph if there, else ours"
     )
     p.add_argument("--interactive", action="store_true", help="ask line by line: words, points, boxes (help tells)")
+    p.add_argument("--task", default="segment", choices=("segment", "classify", "ask"), help="classify: whole pictures")
+    p.add_argument("--question", metavar="TEXT", help="for --task ask, with --weights of an answerer")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
     p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
@@ -148,6 +153,8 @@ def run() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL remarks on harmless oddities of TIFFs
+    if args.task != "segment":
+        return whole_pictures(args)
     from skysense_o.inference.export import save
     from skysense_o.inference.pictures import find_pictures, read_picture
     from skysense_o.inference.predictor import Predictor
@@ -234,6 +241,39 @@ def interactive(args: argparse.Namespace) -> int:
         loop.cmdloop()
     finally:
         session.close()
+    return 0
+
+
+def whole_pictures(args: argparse.Namespace) -> int:
+    """--task classify: the names of a picture, ranked. --task ask: the answer to a question about it."""
+    import torch
+
+    from skysense_o.inference.classify import classify, load_answerer
+    from skysense_o.inference.pictures import find_pictures, read_picture
+    from skysense_o.inference.predictor import Predictor
+
+    if args.task == "ask" and not (args.question or "").strip():
+        raise ValueError('--task ask needs --question "..."')
+    names = words_of(args)[0].names if args.task == "classify" else ()
+    pictures = find_pictures(args.input)
+    if args.task == "ask":
+        answerer = load_answerer(args.weights, args.device)
+    else:
+        model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    for path, stem in zip(pictures, stems_of(pictures)):
+        image, written = read_picture(path), Path(args.output) / f"{stem}_{args.task}.json"
+        body = {"input": path.name, "weights": args.weights}
+        if args.task == "ask":
+            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+            body |= {"question": args.question, "answer": answerer.answer([pixels], [args.question])[0]}
+            print(f"{path.name}: {body['answer']}")
+        else:
+            rows = classify(model, image, names)
+            body["names"] = [{"name": name, "cosine": round(score, 4)} for name, score in rows]
+            print(f"{path.name}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}")
+        written.write_text(json.dumps(body, indent=1))
+        print(written)
     return 0
 
 

@@ -276,4 +276,4 @@ def _digest(file) -> str:  # Python 3.10 has no file_digest
 
 
 def _brought_by_packages(model: nn.Module) -> tuple[str, ...]:
-    return tuple(f"tower.{prefix}" for prefix in model.tower.installed)
+    return (*(f"tower.{prefix}" for prefix in model.tower.installed), *getattr(model, "brought", ()))

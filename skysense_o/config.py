@@ -64,6 +64,19 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.PAD_LEN = 256  # class attention sees at least so many rows; changing it changes every mask
     head.MAX_CLASSES = 256  # above so many phrases only the best are decoded (published); 0: all
 
+    # Questions about pictures (MODEL.META_ARCHITECTURE EmbeddedAnswerer or LlavaAnswerer).
+    cfg.MODEL.ANSWERER = answerer = CfgNode()
+    answerer.WEIGHTS = ""  # who answers when another model is evaluated on questions: weights that hold their config
+    answerer.ANSWERS = []  # EmbeddedAnswerer: what it can say; empty: all answers of DATASETS.TRAIN
+    answerer.SIDE = 256  # pictures are resized to this square
+    answerer.WIDTH = 256
+    answerer.GRID = 8  # it reads the picture at so many places in each direction
+    answerer.DROPOUT = 0.3  # a few thousand questions are soon known by heart
+    answerer.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaAnswerer: a name or folder for transformers; as published
+    answerer.LANGUAGE_LORA_RANK = 0  # updates of this rank to train in the language model; 0: it stays as it is
+    answerer.PRECISION = "bf16"  # of the language model: bf16 or fp32
+    answerer.MOST_TOKENS = 16  # of an answer; a word or a phrase is wanted
+
     # Do as the published code where it errs, to compare with published numbers: padding is not undone.
     cfg.MODEL.PUBLISHED_QUIRKS = False
 
@@ -109,7 +122,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
 
     # Training pictures.
-    cfg.INPUT.MAPPER = "labels"  # labels: pictures with label pictures; pairs: pictures with captions
+    cfg.INPUT.MAPPER = "labels"  # labels: with label pictures; pairs: with captions; questions: with answers
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do
@@ -145,7 +158,23 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.TEST.WORDS = "names"
     cfg.TEST.HELDOUT_FILE = ""
     cfg.TEST.PROMPTS = False  # evaluate clicks and boxes as well
-    cfg.TEST.PICTURES = 4  # side-by-side pictures written of each data set
+    cfg.TEST.PICTURES = 1  # side-by-side sheets of the best, as many of the middle and of the worst pictures
+    cfg.TEST.PREDICTIONS = []  # what to keep of segmentation: coco (sem_seg_predictions.json), png
+
+    # The protocol of segmentation; see evaluation/protocol.py.
+    cfg.TEST.PROTOCOL = ""  # a name of configs/protocols, or a file: what it says goes before KEY VALUE
+    cfg.TEST.SHORT_SIDE = 0  # pictures are resized to it; published: 640; 0: as they are
+    cfg.TEST.LONG_SIDE = 0  # but to no more than this; published: 2560; 0: no limit
+    cfg.TEST.WINDOW = 0  # side of sliding windows; 0: whole pictures; -1: the model's own
+    cfg.TEST.OVERLAP = -1  # of the windows, in pixels; -1: a quarter
+    cfg.TEST.SCALES = [1.0]  # the probabilities of these sizes are averaged
+    cfg.TEST.FLIPS = False  # and of the mirrored pictures
+    cfg.TEST.BACKGROUND = []  # words for the rest: what fits them best counts as the background class, or as none
+    cfg.TEST.THRESHOLD = 0.0  # probability that the best name needs, else the same; 0: every pixel gets its best name
+    cfg.TEST.CLASS_THRESHOLDS = []  # [name, threshold] for single names, in place of THRESHOLD
+    cfg.TEST.RETRIEVAL = ""  # file of further words a name (o1.json's form); {} in it: the class table's name
+
+    cfg.TEST.TEMPLATES = ""  # file of sentences with {}, one a line, for scene classes; "": MODEL.TEMPLATES
 
     cfg.DATALOADER.NUM_WORKERS = 2
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
@@ -153,7 +182,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
 
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
-MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS", "GSD")
+MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS", "GSD", "ANSWERER")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES",
@@ -163,7 +192,8 @@ HEAD_KEYS = (
 def model_config(cfg: CfgNode) -> CfgNode:
     """The part of a config that describes the model, for the metadata of its weights."""
     part = CfgNode({"MODEL": {key: cfg.MODEL[key] for key in MODEL_KEYS}})
-    part.MODEL.TOWER = part.MODEL.TOWER.clone()
+    part.MODEL.TOWER, part.MODEL.ANSWERER = part.MODEL.TOWER.clone(), part.MODEL.ANSWERER.clone()
+    part.MODEL.ANSWERER.WEIGHTS, part.MODEL.ANSWERER.LANGUAGE_LORA_RANK = "", 0
     part.MODEL.TOWER.LORA_RANK, part.MODEL.TOWER.RECOMPUTE = 0, False  # the one is merged, the other is of a run
     part.MODEL.SEM_SEG_HEAD = CfgNode({key: cfg.MODEL.SEM_SEG_HEAD[key] for key in HEAD_KEYS})
     return part

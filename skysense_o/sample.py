@@ -37,6 +37,8 @@ class Sample(TypedDict):
     view: NotRequired[Tensor]  # uint8 (3,H,W), another view of the same place; in pretraining
     hidden: NotRequired[Tensor]  # bool (H,W), pixels to be reconstructed; in pretraining
     prompts: NotRequired[Prompts]  # in training, for a decoder that takes them
+    question: NotRequired[str]  # visual question answering
+    answer: NotRequired[str]  # in its training
     file_name: NotRequired[str]
     skipped: NotRequired[list[str]]  # what the loader passed over before it came to this one, and why; it takes it out
 

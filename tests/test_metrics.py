@@ -8,8 +8,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
+from scipy.stats import binomtest
+from torchmetrics.classification import MulticlassJaccardIndex
 
-from skysense_o.evaluation.metrics import confusion, segmentation_metrics
+from skysense_o.evaluation.metrics import confusion, segmentation_metrics, wilson
 
 
 @pytest.fixture
@@ -76,3 +78,40 @@ def test_nothing_labelled_gives_no_number():
     metrics = segmentation_metrics(confusion(np.array([[255]]), np.array([[0]]), 2, 255))
     assert np.isnan(metrics["mIoU"])
     assert np.isnan(metrics["pACC"])
+
+
+def test_against_torchmetrics(random_labels):
+    """Per class, so that absent classes are not a question of rule; ignored pixels are left out."""
+    truth, prediction = random_labels
+    theirs = MulticlassJaccardIndex(5, average=None, ignore_index=255)
+    theirs.update(torch.from_numpy(prediction), torch.from_numpy(truth))
+    ours = segmentation_metrics(confusion(truth, prediction, 5, 255))
+    assert np.nan_to_num(ours["IoU"]) == pytest.approx(theirs.compute().numpy(), abs=1e-6)
+    counts = confusion(truth, prediction, 5, 255)
+    assert counts.dtype == torch.int64
+    assert torch.equal(counts[:, :5], theirs.confmat)
+
+
+def test_counts_are_exact_beyond_float32():
+    """Sums of pixels above 2**24: float32 would lose some."""
+    pixels = torch.zeros(2**24 + 1, dtype=torch.uint8)
+    assert int(confusion(pixels, pixels.long(), 1, 255)[0, 0]) == 2**24 + 1
+
+
+def test_with_and_without_background(random_labels):
+    truth, prediction = random_labels
+    matrix = confusion(truth, prediction, 5, 255)
+    plain, without = segmentation_metrics(matrix), segmentation_metrics(matrix, [True, False, False, False, False])
+    assert without["mIoU"] == plain["mIoU"]
+    assert without["mIoU_foreground"] == pytest.approx(np.mean(plain["IoU"][1:3]))
+    assert without["mIoU_predicted_foreground"] == pytest.approx(sum(plain["IoU"][1:3]) / 3)
+    two = segmentation_metrics(confusion(truth % 2, prediction % 2, 2, 255), [True, False])
+    assert two["foreground_IoU"] == two["IoU"][1]
+    assert "foreground_IoU" not in without
+
+
+def test_wilson_against_scipy():
+    for right, total in ((0, 10), (7, 10), (210, 210), (40, 210)):
+        theirs = binomtest(right, total).proportion_ci(0.95, "wilson")
+        assert wilson(right, total) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    assert np.isnan(wilson(0, 0)[0])

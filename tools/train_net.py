@@ -31,7 +31,10 @@ from torch.multiprocessing import ProcessExitedException
 import skysense_o.data  # noqa: F401  (registers the data sets)
 from skysense_o.config import default_config, merge_file
 from skysense_o.errors import exit_code
-from skysense_o.training.run import build_model, check, evaluate_all, train
+from skysense_o.evaluation.protocol import protocol_file
+from skysense_o.training.evaluation import ALL, test_sets
+from skysense_o.training.evaluation_run import evaluate_run
+from skysense_o.training.run import check, fill_answers, train
 from skysense_o.training.trainer import join_processes
 
 
@@ -48,6 +51,17 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def merge_words(cfg, words: list[str]) -> None:
+    """KEY VALUE pairs of the command line; DATASETS.TEST all may stand without brackets."""
+    plain = [f"('{b}',)" if a.startswith("DATASETS.T") and b[:1].isalpha() else b for a, b in zip(["", *words], words)]
+    try:
+        cfg.merge_from_list(plain)
+    except (KeyError, AssertionError) as error:
+        raise ValueError(
+            f"config: {error.args[0] if error.args else error}; keys are listed in skysense_o/config.py"
+        ) from error
+
+
 def set_up(args: argparse.Namespace):
     """The config with its changes, checked; nothing is written."""
     if any(word.startswith("--") for word in args.opts):
@@ -55,17 +69,18 @@ def set_up(args: argparse.Namespace):
         raise ValueError(f"{flag!r} stands among the KEY VALUE pairs: put flags before them")
     cfg = default_config()
     merge_file(cfg, args.config_file)
-    try:
-        cfg.merge_from_list(args.opts)
-    except (KeyError, AssertionError) as error:
-        raise ValueError(
-            f"config: {error.args[0] if error.args else error}; keys are listed in skysense_o/config.py"
-        ) from error
+    merge_words(cfg, args.opts)
+    if cfg.TEST.PROTOCOL:  # it stands before KEY VALUE, which may change it
+        merge_file(cfg, protocol_file(cfg.TEST.PROTOCOL))
+        merge_words(cfg, args.opts)
+    if args.eval_only and not cfg.DATASETS.TEST:
+        cfg.DATASETS.TEST = ALL
     if Path(cfg.OUTPUT_DIR).is_file():
         raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} is a file: give a folder")
     if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu" and args.num_gpus > torch.cuda.device_count():
         raise ValueError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPUs")
     check(cfg, args.eval_only, args.resume)
+    fill_answers(cfg, args.eval_only)
     cfg.freeze()
     return cfg
 
@@ -87,10 +102,10 @@ def main(args: argparse.Namespace, cfg) -> None:
     if comm.get_local_size() > 1 and not torch.cuda.is_available():
         torch.set_num_threads(max(1, os.cpu_count() // comm.get_local_size()))  # more than cores would only spin
     start_logging(cfg, args)
-    numbers = evaluate_all(cfg, build_model(cfg)) if args.eval_only else train(cfg, args.resume)
+    numbers = evaluate_run(cfg) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
-        for name in cfg.DATASETS.TEST:
-            known = ("mIoU", "fwIoU", "pACC", "top1", "text_R@1", "image_R@1")
+        for name in test_sets(cfg)[0]:
+            known = ("mIoU", "fwIoU", "pACC", "top1", "text_R@1", "image_R@1", "model/overall", "model/human")
             keys = [key for key in known if f"{name}/{key}" in numbers]
             values = ",".join(f"{100 * numbers[f'{name}/{key}']:.4f}" for key in keys)
             print(f"{name}: copypaste: {','.join(keys)}\n{name}: copypaste: {values}")

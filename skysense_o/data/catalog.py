@@ -18,7 +18,18 @@ from skysense_o.data.rows_scenes import SCENES
 from skysense_o.data.rows_segmentation import SEGMENTATION
 from skysense_o.sample import IGNORE
 
-__all__ = ["ROWS", "Row", "data_root", "find", "load_split", "records_of", "register_all", "register_folders", "row_of"]
+__all__ = [
+    "ROWS",
+    "Row",
+    "data_root",
+    "evaluation_splits",
+    "find",
+    "load_split",
+    "records_of",
+    "register_all",
+    "register_folders",
+    "row_of",
+]
 
 ROWS: tuple[Row, ...] = (*SEGMENTATION, *SCENES, *LANGUAGE)
 _BY_NAME = {row.name: row for row in ROWS}
@@ -77,6 +88,16 @@ def find(name: str) -> list[tuple[Row, str]]:
         f"unknown data set {name!r}; {hint}known: {', '.join(row.name for row in ROWS)}, each with its splits"
         " (tools/check_dataset.py --list), or the path of a folder with a dataset.yaml"
     )
+
+
+def evaluation_splits() -> list[tuple[str, Row]]:
+    """What "all" means in an evaluation: of each row its test split, else val, else all; rows without are left out."""
+    chosen = []
+    for row in ROWS:
+        split = next((s for s in ("test", "val", "all") if s in row.splits), None)
+        if split:
+            chosen.append((f"{row.name}_{split}", row))
+    return chosen
 
 
 def records_of(name: str, skip_bad: bool = False) -> list[dict]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,96 +12,138 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from skysense_o.evaluation.figures import write_confusion
 from skysense_o.evaluation.metrics import confusion, segmentation_metrics
 from skysense_o.evaluation.pictures import side_by_side
+from skysense_o.evaluation.predictions import as_coco, save_png, write_coco
+from skysense_o.evaluation.protocol import Protocol
+from skysense_o.inference.drawing import Color
+from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+MEANS = (
+    "mIoU", "mIoU_predicted", "mIoU_foreground", "mIoU_predicted_foreground", "foreground_IoU", "fwIoU", "mACC", "pACC",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is evaluated, and what is left behind.
+
+    name: registered data set, for its ignore value and the report. samples: functions, vocabulary -> Sample with
+    `sem_seg`, called one at a time. colors, background: C each. folder: where the files go, named after the data set.
+    pictures: sheets of the best, as many of the middle and of the worst pictures. predictions: of coco, png.
+    """
+
+    name: str
+    samples: Sequence[Callable[[Vocabulary], Sample]]
+    colors: Sequence[Color]
+    background: Sequence[bool]
+    folder: Path
+    protocol: Protocol
+    pictures: int = 0
+    predictions: Sequence[str] = ()
+
+    @property
+    def classes(self) -> int:
+        return len(self.colors)
+
+    @property
+    def ignore(self) -> int:
+        return MetadataCatalog.get(self.name).ignore_label
+
+    @property
+    def rest(self) -> int:
+        """What a pixel below the threshold is: the class that stands for the rest, where there is one; else none."""
+        flags = list(self.background)
+        return flags.index(True) if flags.count(True) == 1 else self.classes
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    name: str,
-    samples: list,
-    vocabularies: dict[str, Vocabulary],
-    colors: list[tuple[int, int, int]],
-    folder: Path,
-    pictures: int = 0,
-) -> dict[str, dict]:
+def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) -> dict[str, dict]:
     """Score a model on one data set, once for each way of calling its classes.
 
     Args:
         model: a SkySenseO; put into eval mode here, and back. Its `predict` is called and not its forward, which a
             trainer may have wrapped in half precision: the numbers are those of full precision, always.
-        name: registered data set, for its ignore value and the report.
-        samples: sequence of functions, vocabulary -> Sample with `sem_seg`; called one at a time.
-        vocabularies: title -> C names in the order of the class ids.
-        colors: C RGB colours, for the pictures.
-        folder: where `<name>.json`, `<name>_<title>_confusion.csv` and pictures go.
-        pictures: for how many of the first samples to write input | truth | prediction.
+        vocabularies: title -> C names in the order of the class ids, background words behind them.
 
     Returns:
         title -> metrics (see `segmentation_metrics`), equal on every process.
     """
     was_training = model.training
     model.eval()
-    ignore, results = MetadataCatalog.get(name).ignore_label, {}
+    results = {}
     for title, vocabulary in vocabularies.items():
-        matrix = torch.zeros((len(vocabulary), len(vocabulary) + 1), dtype=torch.int64)
-        mine = range(comm.get_rank(), len(samples), comm.get_world_size())
-        for index in tqdm(mine, desc=f"{name}, {title}", unit="picture", disable=not comm.is_main_process()):
-            sample = samples[index](vocabulary)
-            prediction = model.predict([sample], "labels")[0]["labels"].cpu().numpy()
-            truth = sample["sem_seg"].numpy()
-            matrix += torch.from_numpy(confusion(truth, prediction, len(vocabulary), ignore))
-            if index < pictures and title == next(iter(vocabularies)):
-                picture = side_by_side(sample, prediction, colors, vocabulary.names, ignore)
-                (folder / f"{name}_pictures").mkdir(parents=True, exist_ok=True)
-                picture.save(folder / f"{name}_pictures" / f"{Path(sample['file_name']).stem}.jpg", quality=88)
-        results[title] = segmentation_metrics(_sum_over_processes(matrix).numpy())
+        first = title == next(iter(vocabularies))
+        matrix, scores = _matrix(model, task, title, vocabulary, first)
+        results[title] = segmentation_metrics(matrix, task.background)
         if comm.is_main_process():
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_confusion(folder / f"{name}_{title.replace(' ', '_')}_confusion.csv", matrix, vocabulary.names)
-            logger.info("%s, classes called by %s\n%s", name, title, as_table(results[title], vocabulary.names))
-    if comm.is_main_process():
-        words = {title: list(v.phrases) for title, v in vocabularies.items()}
-        body = json.dumps(_without_nan({"results": results, "words": words}), indent=1)
-        (folder / f"{name}.json").write_text(body)
+            names = vocabulary.names[: task.classes]
+            path = task.folder / f"{task.name}_{title.replace(' ', '_')}_confusion"
+            write_confusion(path, matrix.cpu().numpy(), names)
+            logger.info("%s, classes called by %s\n%s", task.name, title, as_table(results[title], names))
+            if first and task.pictures:
+                _sheets(model, task, vocabulary, scores)
+    comm.synchronize()
     model.train(was_training)
     return results
 
 
-def as_table(metrics: dict, names: tuple[str, ...]) -> str:
+def _matrix(
+    model: nn.Module, task: Task, title: str, vocabulary: Vocabulary, keep: bool
+) -> tuple[Tensor, dict[int, float]]:
+    """The confusion matrix (C,C+1) of all processes, on the device, and each picture's own mIoU by its number."""
+    total = torch.zeros((task.classes, task.classes + 1), dtype=torch.int64, device=model.device)
+    scores, rows = {}, []
+    mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
+    for index in tqdm(mine, desc=f"{task.name}, {title}", unit="picture", disable=not comm.is_main_process()):
+        sample = task.samples[index](vocabulary)
+        prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
+        matrix = confusion(sample["sem_seg"], prediction, task.classes, task.ignore)
+        scores[index] = segmentation_metrics(matrix)["mIoU"]
+        total += matrix
+        if keep and task.predictions:
+            found, name = prediction.cpu().numpy(), sample["file_name"]
+            if "coco" in task.predictions:
+                rows += as_coco(name, found, task.classes)
+            if "png" in task.predictions:  # numbered: files of one set may share their names
+                folder = task.folder / f"{task.name}_predictions"
+                save_png(folder / f"{index:05d}_{Path(name).stem}.png", found, list(task.colors))
+    if comm.get_world_size() > 1:
+        total = torch.stack([part.to(model.device) for part in comm.all_gather(total.cpu())]).sum(0)
+        scores = {index: score for part in comm.all_gather(scores) for index, score in part.items()}
+        rows = [row for part in comm.gather(rows) for row in part]
+    if keep and "coco" in task.predictions and comm.is_main_process():
+        write_coco(task.folder / f"{task.name}_predictions" / "sem_seg_predictions.json", rows)
+    return total, scores
+
+
+def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[int, float]) -> None:
+    """Input | truth | prediction of the best, the middle and the worst pictures by their own mIoU."""
+    order = sorted((i for i in scores if not np.isnan(scores[i])), key=lambda i: (-scores[i], i))
+    k, middle = min(task.pictures, len(order)), max(0, (len(order) - task.pictures) // 2)
+    chosen: dict[int, str] = {}
+    for rank, some in (("worst", order[len(order) - k :]), ("best", order[:k]), ("median", order[middle:][:k])):
+        chosen.update((i, rank) for i in some if i not in chosen)
+    for index, rank in chosen.items():
+        sample = task.samples[index](vocabulary)
+        prediction = task.protocol.labels(model, sample, task.rest).cpu().numpy()
+        names = vocabulary.names[: task.classes]
+        picture = side_by_side(sample, prediction, task.colors, names, task.ignore)
+        folder = task.folder / f"{task.name}_pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg", quality=88)
+
+
+def as_table(metrics: dict, names: Sequence[str]) -> str:
     """One row a class, and a line of the means."""
     columns = ("IoU", "precision", "recall", "F1")
     rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(names)]
     table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")
-    means = "   ".join(f"{key} {metrics[key]:.4f}" for key in ("mIoU", "mIoU_predicted", "fwIoU", "mACC", "pACC"))
+    means = "   ".join(f"{key} {metrics[key]:.4f}" for key in MEANS if key in metrics)
     return f"{table}\n{means}\n(mIoU: absent classes dropped; mIoU_predicted: absent but predicted classes count as 0)"
-
-
-def _without_nan(value):
-    """JSON knows no NaN: what is undefined becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _sum_over_processes(matrix: torch.Tensor) -> torch.Tensor:
-    if comm.get_world_size() > 1:
-        parts = comm.all_gather(matrix)
-        matrix.copy_(torch.stack(parts).sum(0))
-    return matrix
-
-
-def _write_confusion(path: Path, matrix: torch.Tensor, names: tuple[str, ...]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["truth \\ prediction", *names, "none"])
-        writer.writerows([name, *row] for name, row in zip(names, np.asarray(matrix).tolist()))

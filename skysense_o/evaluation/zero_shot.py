@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from skysense_o import geometry
+from skysense_o.evaluation.figures import write_confusion
+from skysense_o.evaluation.metrics import wilson
+from skysense_o.inference.classify import BATCH, class_vectors, picture_vectors, text_vectors
 
 logger = logging.getLogger(__name__)
-BATCH = 64
 
 
 @torch.no_grad()
@@ -26,39 +27,75 @@ def evaluate_pairs(
     names: Sequence[str] | None,
     templates: Sequence[str],
     side: int,
-) -> dict[str, float]:
+    figure: Path | None = None,
+) -> dict:
     """Zero-shot top-1 where records have a "label"; retrieval both ways where they have captions of more than one kind.
 
     Args:
         model: has a `tower`; put into eval mode here, and back. read: record -> uint8 (H,W,3) RGB.
         names: of the labels, in their order.
-        templates: P sentences with one "{}"; a class is the mean of its sentences. side: pictures are resized to it.
+        templates: P sentences with one "{}"; a class is the mean of its sentences' unit vectors, normalised again.
+        side: pictures are resized to it. figure: where the confusion matrix goes, without suffix.
 
     Returns:
-        top1; text_R@k (captions found for pictures) and image_R@k (pictures found for captions) for k of 1, 5, 10,
-        shares in 0..1. A caption that several pictures have is right for each of them.
+        top1 with its 95 % interval top1_low, top1_high (Wilson), top5, chance (one in C) and per_class, name ->
+        {"top1", "top5", "pictures"}; text_R@k (captions found for pictures) and image_R@k (pictures found for
+        captions) for k of 1, 5, 10, shares in 0..1. A caption that several pictures have is right for each of them.
     """
     was_training = model.training
     model.eval()
     pictures = _pictures(model.tower, records, read, side)
-    numbers: dict[str, float] = {}
+    numbers: dict = {}
     if "label" in records[0]:
-        sentences = [template.format(name) for name in names for template in templates]
-        classes = F.normalize(_texts(model.tower, sentences).view(len(names), len(templates), -1).mean(1), dim=-1)
+        classes = class_vectors(model.tower, names, templates)
         truth = torch.tensor([r["label"] for r in records], device=pictures.device)
-        numbers["top1"] = float(((pictures @ classes.T).argmax(1) == truth).float().mean())
+        numbers, matrix = _accuracy(pictures @ classes.T, truth, names)
+        if figure and comm.is_main_process():
+            write_confusion(figure, matrix, names)
     captions = list(dict.fromkeys(c for r in records for c in r.get("captions", ())))
     if len(captions) > len({r.get("label") for r in records}):
         place = {caption: i for i, caption in enumerate(captions)}
         right = torch.zeros((len(records), len(captions)), dtype=torch.bool, device=pictures.device)
         for row, record in enumerate(records):
             right[row, [place[c] for c in record["captions"]]] = True
-        scores = pictures @ _texts(model.tower, captions).T
+        scores = pictures @ text_vectors(model.tower, captions).T
         numbers.update({f"text_{key}": value for key, value in recalls(scores, right).items()})
         numbers.update({f"image_{key}": value for key, value in recalls(scores.T, right.T).items()})
     model.train(was_training)
-    logger.info("%d pictures: %s", len(records), ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
+    shown = (f"{key} {value:.4f}" for key, value in numbers.items() if isinstance(value, float))
+    logger.info("%d pictures: %s", len(records), ", ".join(shown))
     return numbers
+
+
+def read_templates(path: str | Path) -> list[str]:
+    """Sentences with one "{}" for the name, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: a line without "{}", or none at all.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file of templates at {str(path)!r}: give one with a sentence with {{}} a line")
+    lines = [line.strip() for line in Path(path).read_text().splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    wrong = [line for line in lines if line.count("{}") != 1]
+    if wrong or not lines:
+        raise ValueError(f"{path}: {wrong[:1] or 'no line'}: each line needs one {{}}, as in 'an aerial photo of {{}}'")
+    return lines
+
+
+def _accuracy(scores: Tensor, truth: Tensor, names: Sequence[str]) -> tuple[dict, np.ndarray]:
+    """(N,C) scores and N classes -> the numbers and the confusion matrix (C,C)."""
+    best = scores.topk(min(5, len(names)), dim=1).indices
+    first, among = best[:, 0] == truth, (best == truth[:, None]).any(1)
+    matrix = torch.bincount(truth * len(names) + best[:, 0], minlength=len(names) ** 2).view(len(names), -1)
+    low, high = wilson(int(first.sum()), len(truth))
+    per_class = {
+        name: {"top1": float(first[own].float().mean()), "top5": float(among[own].float().mean()), "pictures": n}
+        for label, name in enumerate(names)
+        if (n := int((own := truth == label).sum()))
+    }
+    numbers = {"top1": float(first.float().mean()), "top1_low": low, "top1_high": high, "chance": 1 / len(names)}
+    return {**numbers, "top5": float(among.float().mean()), "per_class": per_class}, matrix.cpu().numpy()
 
 
 def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
@@ -75,12 +112,7 @@ def _pictures(tower: nn.Module, records: Sequence[dict], read: Callable, side: i
     for first in range(0, len(mine), BATCH):
         chosen = list(mine[first : first + BATCH])
         images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
-        x, _ = geometry.prepare([torch.from_numpy(image).permute(2, 0, 1) for image in images], tower)
-        vectors[chosen] = F.normalize(tower.encode_image(x).pooled.float(), dim=-1)
+        vectors[chosen] = picture_vectors(tower, images)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(vectors)
     return vectors
-
-
-def _texts(tower: nn.Module, strings: Sequence[str]) -> Tensor:
-    return torch.cat([tower.encode_text(strings[i : i + BATCH]).float() for i in range(0, len(strings), BATCH)])

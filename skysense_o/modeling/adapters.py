@@ -37,7 +37,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.b @ self.a
+        return weight + (self.b @ self.a).to(weight.dtype)
 
 
 def add_lora(attentions: Iterable[nn.Module], rank: int) -> int:

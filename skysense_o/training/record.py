@@ -47,7 +47,7 @@ def write_run(folder: Path, config: str, seed: int, data: dict[str, list[dict]],
         "processes": comm.get_world_size(),
         "git": git_state(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
         "seed": seed,
         "data": {name: manifest(records) for name, records in data.items()},
         "config": config,
@@ -79,6 +79,11 @@ def git_state() -> dict | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit, "changed": sorted(line[3:] for line in changes.splitlines())}
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that results may depend on."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

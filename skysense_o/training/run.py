@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import build_lr_scheduler
@@ -21,30 +18,31 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from torch import nn
 
 from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
-from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights
+from skysense_o.answering import normalise
+from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of, register_folders
-from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.loader import training_loader
-from skysense_o.data.mapper import TrainingMapper, evaluation_sample
+from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.pair_mapper import PairMapper
-from skysense_o.data.pairs import read_picture
+from skysense_o.data.question_mapper import QuestionMapper
 from skysense_o.device import choose_device
-from skysense_o.evaluation.prompts import evaluate_prompts
-from skysense_o.evaluation.segmentation import evaluate
-from skysense_o.evaluation.zero_shot import evaluate_pairs
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
+from skysense_o.training.evaluation import check_tests, evaluate_all, test_sets
 from skysense_o.training.optimizer import build_optimizer
 from skysense_o.training.record import WandbWriter, plot_metrics, write_run
 from skysense_o.training.stopping import StopOnSignal
 from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
-from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
-MAPPERS = {"labels": TrainingMapper, "pairs": PairMapper}
-NEEDS = {"labels": "sem_seg_file_name", "pairs": "captions"}  # what a record must have for each mapper
+MAPPERS = {"labels": TrainingMapper, "pairs": PairMapper, "questions": QuestionMapper}
+NEEDS = {
+    "labels": "sem_seg_file_name",
+    "pairs": "captions",
+    "questions": "answer",
+}  # what a record must have for each mapper
 
 
 def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
@@ -73,30 +71,31 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     register_folders(cfg.DATASETS.FOLDERS)
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
-    for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        records = records_of(name, cfg.DATALOADER.SKIP_BAD)
-        needs = NEEDS[cfg.INPUT.MAPPER]
-        if name in cfg.DATASETS.TRAIN and not eval_only and needs not in records[0]:
+    for name in () if eval_only else cfg.DATASETS.TRAIN:
+        records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
+        if needs not in records[0]:
             raise ValueError(
                 f"DATASETS.TRAIN {name!r} has no {needs!r}, which INPUT.MAPPER {cfg.INPUT.MAPPER!r} trains on; it has"
                 f" {', '.join(records[0])}"
             )
-    for name in cfg.DATASETS.TEST:
-        if task_of(name) != "segmentation":
-            continue
-        table = MetadataCatalog.get(name).class_table
-        if not table:
-            raise ValueError(f"DATASETS.TEST {name!r}: its names differ from picture to picture; it is for training")
-        ways_of_calling(cfg, load_classes(table), table)
+    check_tests(cfg)
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
         raise FileNotFoundError(
             f"nothing to resume in OUTPUT_DIR {cfg.OUTPUT_DIR!r}: it has no last_checkpoint; start without --resume"
         )
 
 
-def task_of(name: str) -> str:
-    """segmentation, classification, image-text or vqa; pairs from a path count as image-text."""
-    return MetadataCatalog.get(name).get("task", "segmentation")
+def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
+    """EmbeddedAnswerer: the list of what it can say, from its weights or from the questions that it trains on."""
+    if cfg.MODEL.META_ARCHITECTURE != "EmbeddedAnswerer" or cfg.MODEL.ANSWERER.ANSWERS:
+        return
+    if eval_only and cfg.MODEL.WEIGHTS:
+        stored = read_config(find_weights(cfg.MODEL.WEIGHTS))
+        if stored:
+            cfg.MODEL.ANSWERER.ANSWERS = CfgNode.load_cfg(stored).MODEL.ANSWERER.ANSWERS
+            return
+    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
+    cfg.MODEL.ANSWERER.ANSWERS = sorted({normalise(record["answer"]) for record in records})
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -109,66 +108,6 @@ def build_model(cfg: CfgNode) -> nn.Module:
         path = find_weights(cfg.MODEL.WEIGHTS)
         logger.info("%s: %s", path, load_weights(model, path, cfg.MODEL.NEW_PARAMETERS, cfg.MODEL.PASSED_OVER))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
-
-
-def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Vocabulary]:
-    """The vocabularies that TEST.WORDS asks for: title -> one name for each class, in the order of the ids."""
-    if cfg.TEST.WORDS == "names":
-        return {"names": Vocabulary.of(table.names)}
-    if cfg.TEST.WORDS == "synonyms":
-        return {"synonyms": Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)])}
-    if cfg.TEST.WORDS == "heldout":
-        if not Path(cfg.TEST.HELDOUT_FILE).is_file():
-            raise FileNotFoundError(
-                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
-                " -> class -> words, such as tests/heldout_words.json"
-            )
-        words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text()).get(name, {})
-        lacking = [n for n in table.names if not words.get(n)]
-        if lacking:
-            raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {lacking} of {name}: give each class some")
-        count = min(len(words[n]) for n in table.names)
-        return {f"heldout {k + 1}": Vocabulary.of([words[n][k] for n in table.names]) for k in range(count)}
-    raise ValueError(f"TEST.WORDS {cfg.TEST.WORDS!r} is not known: names, synonyms or heldout")
-
-
-def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """Every data set of DATASETS.TEST: `<data set>/mIoU` and the like, means where classes are called several ways;
-    `<data set>/top1` and recalls where a data set has classes of whole pictures or captions.
-    """
-    numbers: dict[str, float] = {}
-    model.text_bank.weights_changed()  # the moving average may have been swapped in
-    register_folders(cfg.DATASETS.FOLDERS)
-    for name in cfg.DATASETS.TEST:
-        records = records_of(name, cfg.DATALOADER.SKIP_BAD)
-        if task_of(name) != "segmentation":
-            table = MetadataCatalog.get(name).get("class_table")
-            names = load_classes(table).names if table else records[0].get("names")
-            found = evaluate_pairs(model, records, read_picture, names, cfg.MODEL.TEMPLATES, cfg.INPUT.CROP_SIZE)
-            numbers.update({f"{name}/{key}": value for key, value in found.items()})
-            continue
-        table_name = MetadataCatalog.get(name).class_table
-        table = load_classes(table_name)
-        results = evaluate(
-            model,
-            name,
-            [partial(evaluation_sample, record) for record in records],
-            ways_of_calling(cfg, table, table_name),
-            list(table.colors),
-            Path(cfg.OUTPUT_DIR) / "inference",
-            cfg.TEST.PICTURES,
-        )
-        for key in ("mIoU", "mIoU_predicted", "fwIoU", "pACC"):
-            numbers[f"{name}/{key}"] = sum(r[key] for r in results.values()) / len(results)
-        if cfg.TEST.PROMPTS:
-            words = next(iter(ways_of_calling(cfg, table, table_name).values()))
-            scenes = [partial(evaluation_sample, record, words) for record in records]
-            found = evaluate_prompts(model, scenes, Path(cfg.OUTPUT_DIR) / "inference" / f"{name}_pictures")
-            numbers.update({f"{name}/prompt_{key}": value for key, value in found.items()})
-        if len(results) > 1:
-            each = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
-            logger.info("%s: mean mIoU %.4f over %s", name, numbers[f"{name}/mIoU"], each)
-    return numbers
 
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
@@ -187,7 +126,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, kept, **saved)
     start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
     if comm.is_main_process():
-        data = {name: records_of(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+        data = {name: records_of(name) for name in (*cfg.DATASETS.TRAIN, *test_sets(cfg)[0])}
         write_run(Path(cfg.OUTPUT_DIR), cfg.dump(), seed, data, start)
     if start >= cfg.SOLVER.MAX_ITER:
         logger.info("All %d steps are done: nothing to train, only to evaluate", cfg.SOLVER.MAX_ITER)

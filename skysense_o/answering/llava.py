@@ -1,0 +1,167 @@
+"""The image tower before a causal language model, arranged as LLaVA-1.5 (Liu et al. 2024), as the paper does it.
+
+Alphabet: B pictures, D embedding of the tower, E of the language model, N places of the dense map, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from skysense_o import geometry
+from skysense_o.answering.answerer import squared
+from skysense_o.modeling import Tower, build_tower
+from skysense_o.modeling.adapters import add_lora
+from skysense_o.sample import Sample
+from skysense_o.vocabulary import TextBank
+
+# The published prompt of LLaVA-1.5, before and after the picture; another one is another model.
+BEFORE = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed,"
+    " and polite answers to the human's questions. USER: "
+)
+AFTER = "\n{}\nAnswer the question using a single word or phrase. ASSISTANT:"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+NOT_SCORED = -100
+
+
+@META_ARCH_REGISTRY.register()
+class LlavaAnswerer(nn.Module):
+    """The places of the tower's dense map, through a two-layer GELU projector, are read as words.
+
+    Stage 1 trains the projector alone; stage 2, with LANGUAGE_LORA_RANK above 0, the language model's matrices as
+    well, by low-rank updates. The tower stays as it is.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        tower: Tower,
+        language: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        side: int = 256,
+        lora_rank: int = 0,
+        most_tokens: int = 16,
+    ) -> None:
+        """
+        Args:
+            language: any causal model of transformers; it is frozen, but for low-rank updates of `lora_rank`.
+            side: pictures are resized to this square. most_tokens: of an answer.
+        """
+        super().__init__()
+        self.tower, self.language = tower.requires_grad_(False), language.requires_grad_(False)
+        self.tokenizer, self.side, self.most_tokens = tokenizer, side, most_tokens
+        self.text_bank = TextBank()  # every model of ours has one
+        size = language.get_input_embeddings().embedding_dim
+        self.projector = nn.Sequential(nn.Linear(tower.dim, size), nn.GELU(), nn.Linear(size, size))
+        self.brought = () if lora_rank else ("language.",)
+        if lora_rank:
+            layers = [m for m in language.base_model.modules() if any(isinstance(c, nn.Linear) for c in m.children())]
+            add_lora(layers, lora_rank)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        c = cfg.MODEL.ANSWERER
+        if c.PRECISION not in DTYPES:
+            raise ValueError(f"MODEL.ANSWERER.PRECISION {c.PRECISION!r} is not known: {', '.join(DTYPES)}")
+        with torch.device("cpu"):  # real, even where a model is built on the meta device
+            language, tokenizer = load_language_model(c.LANGUAGE_MODEL, DTYPES[c.PRECISION])
+        return {
+            "tower": build_tower(cfg),
+            "language": language,
+            "tokenizer": tokenizer,
+            "side": c.SIDE,
+            "lora_rank": c.LANGUAGE_LORA_RANK,
+            "most_tokens": c.MOST_TOKENS,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.tower.pixel_mean.device
+
+    def train(self, mode: bool = True) -> LlavaAnswerer:
+        super().train(mode)
+        self.tower.eval()
+        return self
+
+    def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor] | list[str]:
+        """Training: samples with `question` and `answer` -> {"loss_answer"}, the cross entropy of the answers' tokens.
+        Inference: the answers."""
+        images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
+        if not self.training:
+            return self.answer(images, questions)
+        rows, labels = [], []
+        for prompt, sample in zip(self._prompts(images, questions), samples):
+            said = [*self._ids(f" {sample['answer']}", start=False), self.tokenizer.eos_token_id]
+            said = torch.tensor(said, device=self.device)
+            rows.append(torch.cat([prompt, self.language.get_input_embeddings()(said)]))
+            labels.append(torch.cat([said.new_full((len(prompt),), NOT_SCORED), said]))
+        mask = pad_sequence([label.new_ones(len(label)) for label in labels], batch_first=True)
+        out = self.language(
+            inputs_embeds=pad_sequence(rows, batch_first=True),
+            attention_mask=mask,
+            labels=pad_sequence(labels, batch_first=True, padding_value=NOT_SCORED),
+        )
+        return {"loss_answer": out.loss}
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[Tensor], questions: Sequence[str], cache: bool = True) -> list[str]:
+        """See `Answerer`. Greedy; cache: keep keys and values of what was read, which changes no answer."""
+        rows = self._prompts(images, questions)
+        mask = [torch.ones(len(row), dtype=torch.int64, device=self.device) for row in rows]
+        tokens = self.language.generate(
+            inputs_embeds=pad_sequence(rows, batch_first=True, padding_side="left"),
+            attention_mask=pad_sequence(mask, batch_first=True, padding_side="left"),
+            do_sample=False,
+            num_beams=1,
+            use_cache=cache,
+            max_new_tokens=self.most_tokens,
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def _prompts(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[Tensor]:
+        """(L,E) each: the words before, the picture, the words after."""
+        embed, rows = self.language.get_input_embeddings(), []
+        before = embed(torch.tensor(self._ids(BEFORE), device=self.device))
+        different = {id(image): image for image in images}  # several questions of one picture: it is seen once
+        seen = dict(zip(different, self.see(list(different.values()))))
+        for image, question in zip(images, questions):
+            after = embed(torch.tensor(self._ids(AFTER.format(question), start=False), device=self.device))
+            rows.append(torch.cat([before, seen[id(image)].to(before.dtype), after]))
+        return rows
+
+    def see(self, images: Sequence[Tensor]) -> Tensor:
+        """Pictures, uint8 (3,H,W) -> (B,N,E), the pictures as words."""
+        x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
+        with torch.no_grad():
+            dense = self.tower.encode_image(x).dense
+        return self.projector(dense.float().flatten(2).transpose(1, 2))
+
+    def _ids(self, text: str, start: bool = True) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        first = self.tokenizer.bos_token_id
+        return [first, *ids] if start and first is not None else ids
+
+
+def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, by their name on the hub or their folder.
+
+    Raises:
+        FileNotFoundError: neither in the local cache, nor to be had, nor a folder with such a model.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"MODEL.ANSWERER.LANGUAGE_MODEL {name!r} cannot be loaded ({why}): give the folder of a causal language"
+            " model for transformers, or a name that the hub or its local cache has"
+        ) from error

@@ -1,0 +1,66 @@
+"""Which of some names fits a whole picture best, and answers to questions about it. Alphabet: C names, D embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from skysense_o import answering, geometry  # noqa: F401  (fills the registry)
+from skysense_o.checkpoint import build_with_weights, find_weights, read_config
+from skysense_o.config import default_config
+from skysense_o.device import choose_device
+
+BATCH = 64
+LARGEST_SIDE = 512
+"""Pictures are shown no larger: a scene is known by the whole of it."""
+
+
+def class_vectors(tower: nn.Module, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(C,D) unit vectors: the mean of a name in all templates, normalised again (Radford et al. 2021)."""
+    sentences = [template.format(name) for name in names for template in templates]
+    return F.normalize(text_vectors(tower, sentences).view(len(names), len(templates), -1).mean(1), dim=-1)
+
+
+def text_vectors(tower: nn.Module, strings: Sequence[str]) -> Tensor:
+    """N strings -> (N,D) unit vectors."""
+    return torch.cat([tower.encode_text(strings[i : i + BATCH]).float() for i in range(0, len(strings), BATCH)])
+
+
+def picture_vectors(tower: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
+    """Pictures, uint8 (H,W,3) RGB of one size, -> (B,D) unit vectors: pooled features, in the space of the words."""
+    x, _ = geometry.prepare([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images], tower)
+    return F.normalize(tower.encode_image(x).pooled.float(), dim=-1)
+
+
+@torch.inference_mode()
+def classify(model: nn.Module, image: np.ndarray, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Names and their cosine with a picture, uint8 (H,W,3) RGB, the best first; in the model's own templates."""
+    step = max(1, -(-max(image.shape[:2]) // LARGEST_SIDE))
+    size = [max(1, side // step) for side in image.shape[:2]]
+    vector = picture_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
+    scores = (class_vectors(model.tower, names, model.templates) @ vector[0]).tolist()
+    return sorted(zip(names, scores), key=lambda row: -row[1])
+
+
+def load_answerer(weights: str, device: str = "auto") -> nn.Module:
+    """An `Answerer` from weights that hold their config.
+
+    Raises:
+        ValueError: weights without a config, or of a model that does not answer.
+    """
+    path, cfg = find_weights(weights), default_config()
+    stored = read_config(path)
+    if stored is not None:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
+    if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
+        raise ValueError(f"{path} holds no answerer: train one (configs/mini/vqa.yaml), give its safetensors")
+    cfg.MODEL.TOWER.PRETRAINED = False
+    model, _ = build_with_weights(cfg, path)
+    return model.to(choose_device(device)).eval()

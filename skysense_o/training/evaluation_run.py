@@ -1,0 +1,144 @@
+"""`run_eval.sh`: every data set in turn, what is done is not done again, one table at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from skysense_o.checkpoint import find_weights, weights_hash
+from skysense_o.config import model_config
+from skysense_o.data.catalog import find, records_of, register_folders
+from skysense_o.evaluation.protocol import Protocol
+from skysense_o.evaluation.table import without_nan, write_tables
+from skysense_o.training.evaluation import answerer_of, evaluate_set, task_of, test_sets
+from skysense_o.training.record import git_state, manifest, versions
+from skysense_o.training.run import build_model
+from skysense_o.training.trainer import peak_memory
+
+logger = logging.getLogger(__name__)
+CHANGES_NOTHING = ("PICTURES", "EVAL_PERIOD")
+
+
+def evaluate_run(cfg: CfgNode) -> dict[str, float]:
+    """Evaluate as `evaluate_set` does and write `inference/<data set>.json` and `results.md`, `.csv`, `.json`.
+
+    A data set whose file says that it was evaluated with the same weights, data and protocol is read back.
+
+    Returns:
+        `<data set>/<number>`: all numbers.
+    """
+    register_folders(cfg.DATASETS.FOLDERS)
+    names, left_out = test_sets(cfg)
+    for name, reason in left_out.items():
+        logger.info("left out: %s: %s", name, reason)
+    model, answerer, results = None, None, []
+    hashes = {
+        key: weights_hash(find_weights(value)) if value else None
+        for key, value in (("weights", cfg.MODEL.WEIGHTS), ("answerer", cfg.MODEL.ANSWERER.WEIGHTS))
+    }
+    for name in names:
+        path = Path(cfg.OUTPUT_DIR) / "inference" / f"{name}.json"
+        records = records_of(name, cfg.DATALOADER.SKIP_BAD)
+        what = _what(cfg, name, records, hashes)
+        done = _read_back(path, what["key"])
+        if done:
+            logger.info("%s: done before with the same weights, data and protocol, read from %s", name, path)
+            results.append(done)
+            continue
+        model = build_model(cfg) if model is None else model
+        if task_of(name) == "vqa":
+            answerer = answerer or answerer_of(cfg, model)
+        begun = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        body = evaluate_set(cfg, model, name, answerer)
+        record = _record(cfg, what, time.perf_counter() - begun, peak_memory(model.tower.pixel_mean.device))
+        rows = {"data_set": name, "row": _row(name), "task": task_of(name), "items": len(records)}
+        results.append({**rows, **body, "key": what["key"], "record": record})
+        if comm.is_main_process():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(without_nan(results[-1]), indent=1))
+    if comm.is_main_process():
+        text = write_tables(Path(cfg.OUTPUT_DIR), results, left_out)
+        logger.info("%s/results.md\n%s", cfg.OUTPUT_DIR, text)
+    comm.synchronize()
+    return {f"{body['data_set']}/{key}": value for body in results for key, value in body["numbers"].items()}
+
+
+def _what(cfg: CfgNode, name: str, records: list[dict], hashes: dict) -> dict:
+    """What a result depends on, and its hash; the code's version is not in it, but in the record."""
+    test = {key: value for key, value in cfg.TEST.items() if key not in CHANGES_NOTHING and not isinstance(value, dict)}
+    what = {
+        "weights": cfg.MODEL.WEIGHTS,
+        "weights_sha256": hashes["weights"],
+        "answerer_sha256": hashes["answerer"] if task_of(name) == "vqa" else None,
+        "data": manifest(records),
+        "protocol": {**asdict(Protocol.from_config(cfg)), "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS},
+        "test": test,
+        "seed": cfg.SEED,
+        "side": cfg.INPUT.CROP_SIZE,
+        "templates": Path(cfg.TEST.TEMPLATES).read_text() if cfg.TEST.TEMPLATES else list(cfg.MODEL.TEMPLATES),
+        "model": model_config(cfg).dump(),
+    }
+    text = json.dumps([name, {key: value for key, value in what.items() if key != "weights"}], sort_keys=True)
+    return {**what, "key": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _read_back(path: Path, key: str) -> dict | None:
+    """A finished result on all processes, or None."""
+    body = None
+    if comm.is_main_process() and path.is_file():
+        try:
+            body = json.loads(path.read_text())
+        except ValueError:
+            logger.warning("%s is cut short: evaluating again", path)
+        if body is not None and body.get("key") != key:
+            logger.info("%s is of other weights, data or protocol: evaluating again", path)
+            body = None
+    body = comm.all_gather(body)[0]
+    if body:  # null was NaN
+        body["numbers"] = {k: float("nan") if v is None else v for k, v in body["numbers"].items()}
+    return body
+
+
+def _record(cfg: CfgNode, what: dict, seconds: float, memory: float) -> dict:
+    """How a result came about, for others to check."""
+    cuda = torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.executable).name, *sys.argv],
+        **{key: what[key] for key in ("weights", "weights_sha256", "answerer_sha256", "data", "protocol", "seed")},
+        "words": cfg.TEST.WORDS,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "processes": comm.get_world_size(),
+            "threads": torch.get_num_threads(),
+        },
+        "seconds": round(seconds, 1),
+        "peak_memory_gib": round(memory, 2),
+        "config": cfg.dump(),
+    }
+
+
+def _row(name: str) -> str:
+    try:
+        return find(name)[0][0].name
+    except KeyError:  # registered by someone else, or pairs from a path
+        return MetadataCatalog.get(name).name

@@ -1,0 +1,108 @@
+"""The LLaVA arrangement, proved without a hub: a tiny random Llama learns by heart what it sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_config
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from skysense_o.answering.llava import AFTER, BEFORE, LlavaAnswerer
+from skysense_o.checkpoint import load_weights, save_weights
+from skysense_o.config import model_config
+
+QUESTIONS = ("what colour is it?", "how many?")
+ANSWERS = ("red", "one", "green", "two", "blue", "three", "yellow", "four and more")
+COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30))
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A folder as transformers writes it: two layers of random weights, and a tokenizer of the words that occur."""
+    words = dict.fromkeys(["<unk>", "<s>", "</s>"])
+    splitter = pre_tokenizers.Whitespace()
+    for text in (BEFORE, AFTER, *QUESTIONS, *ANSWERS):
+        words.update(dict.fromkeys(word for word, _ in splitter.pre_tokenize_str(text)))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = splitter
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path / "llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def answerer_config(llama, rank: int, precision: str = "fp32"):
+    cfg = small_config()
+    cfg.MODEL.META_ARCHITECTURE = "LlavaAnswerer"
+    cfg.MODEL.ANSWERER.LANGUAGE_MODEL, cfg.MODEL.ANSWERER.LANGUAGE_LORA_RANK = str(llama), rank
+    cfg.MODEL.ANSWERER.PRECISION, cfg.MODEL.ANSWERER.SIDE = precision, 64
+    return cfg
+
+
+@pytest.fixture
+def samples():
+    """Four pictures, two questions each: no question alone gives its answer away."""
+    pictures = [torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 64) for color in COLORS]
+    pairs = [(picture, question) for picture in pictures for question in QUESTIONS]
+    return [{"image": i, "question": q, "answer": a} for (i, q), a in zip(pairs, ANSWERS)]
+
+
+def test_eight_questions_are_learned_by_heart(llama, samples, tmp_path):
+    torch.manual_seed(0)
+    cfg = answerer_config(llama, rank=16)
+    model = LlavaAnswerer(cfg).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"projector", "language"}
+    optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
+    for _ in range(45):
+        loss = model(samples)["loss_answer"]
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    model.eval()
+    images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
+    assert model.answer(images, questions) == list(ANSWERS)
+    assert model.answer(images, questions, cache=False) == list(ANSWERS)
+    assert [model.answer([i], [q])[0] for i, q in zip(images, questions)] == list(ANSWERS), "alone as in a batch"
+    assert model.answer(images[2:] + images[:2], questions) != list(ANSWERS), "the picture decides"
+
+    save_weights(model, tmp_path / "merged.safetensors", model_config(cfg).dump())
+    again = LlavaAnswerer(answerer_config(llama, rank=0)).eval()
+    load_weights(again, tmp_path / "merged.safetensors")
+    assert again.answer(images, questions) == list(ANSWERS)
+
+
+def test_the_first_stage_trains_the_projector_alone_and_its_file_is_small(llama, samples, tmp_path):
+    cfg = answerer_config(llama, rank=0, precision="bf16")
+    model = LlavaAnswerer(cfg).train()
+    model(samples[:2])["loss_answer"].backward()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"projector"}
+    assert model.language.dtype == torch.bfloat16
+    save_weights(model, tmp_path / "projector.safetensors", model_config(cfg).dump())
+    report = load_weights(LlavaAnswerer(cfg), tmp_path / "projector.safetensors")
+    assert not any(name.startswith("language.") for name in report.loaded)
+
+
+def test_low_rank_updates_train_in_half_precision(llama, samples):
+    model = LlavaAnswerer(answerer_config(llama, rank=2, precision="bf16")).train()
+    model(samples[:2])["loss_answer"].backward()
+    moved = [name for name, p in model.named_parameters() if p.grad is not None and "parametrizations" in name]
+    assert len(moved) == 2 * 2 * 7, "A and B of seven matrices in two layers"
+
+
+def test_a_language_model_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="LANGUAGE_MODEL .* cannot be loaded .*: give the folder"):
+        LlavaAnswerer(answerer_config(tmp_path / "nowhere", rank=0))
+
+
+def test_an_unknown_precision(llama):
+    with pytest.raises(ValueError, match="PRECISION 'int4' is not known: bf16, fp32"):
+        LlavaAnswerer(answerer_config(llama, rank=0, precision="int4"))

@@ -1,0 +1,129 @@
+"""Questions: when answers are the same, what is compared with what, and an answerer that learns to look."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from PIL import Image
+
+from skysense_o.answering import EmbeddedAnswerer, normalise
+from skysense_o.checkpoint import save_weights
+from skysense_o.config import model_config
+from skysense_o.data.catalog import records_of
+from skysense_o.data.pairs import read_picture
+from skysense_o.data.question_mapper import QuestionMapper
+from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of
+from skysense_o.inference.classify import load_answerer
+
+COLORS = {"river": (40, 60, 200), "forest": (30, 160, 40), "beach": (230, 210, 130)}
+
+
+@pytest.fixture
+def questions(tmp_path, monkeypatch):
+    """UC Merced's questions on pictures of one colour a class: the answer is in the picture, never in the question."""
+    folder, rng, lines = tmp_path / "data" / "ucmerced", np.random.default_rng(0), []
+    for split, count in (("train", 3), ("test", 1)):
+        for name, color in COLORS.items():
+            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                file = f"images/{name}/{split}{i}.png"
+                picture = np.clip(np.array(color) + rng.integers(-9, 10, (64, 64, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(picture).save(folder / file)
+                asked = [("what is the theme of this picture?", name, "theme")]
+                asked += [("Does this picture contain trees?", "yes" if name == "forest" else "no", "human")]
+                asked += [("How many boats in the picture?", "two" if name == "river" else "zero", "human")]
+                keys = ("question", "answer", "kind")
+                lines += [json.dumps({"image": file, "split": split, **dict(zip(keys, row))}) for row in asked]
+    (folder / "vqa.jsonl").write_text("\n".join(lines))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    return folder
+
+
+def answerer_config(records):
+    cfg = small_config()
+    cfg.MODEL.META_ARCHITECTURE = "EmbeddedAnswerer"
+    cfg.MODEL.ANSWERER.ANSWERS = sorted({normalise(r["answer"]) for r in records})
+    cfg.MODEL.ANSWERER.SIDE, cfg.MODEL.ANSWERER.WIDTH, cfg.MODEL.ANSWERER.GRID = 64, 32, 2
+    return cfg
+
+
+def test_normalised():
+    assert normalise(" The Twenty-two  boats. ") == "22 boats"
+    assert normalise("None") == "none", "one in none is no number"
+    assert [normalise(x) for x in ("YES", "zero", "a river", "121m2")] == ["yes", "0", "river", "121m2"]
+
+
+def test_buckets_are_those_of_rsvqa():
+    assert [bucket(str(n)) for n in (0, 1, 10, 11, 1000, 1001)] == [f"bucket {b}" for b in (0, 1, 1, 2, 3, 4)]
+    assert bucket("seven") == "bucket 1"
+    assert (bucket("0m2"), bucket("550 m2"), bucket("yes")) == ("bucket 0m2", "bucket 3m2", "yes")
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("How many boats in the picture?", "count"),
+        ("Does this picture contain trees?", "presence"),
+        ("What is the location of the white car in this picture?", "location"),
+        ("What is the theme of this picture?", "theme by people"),
+        ("Which colour?", "other"),
+    ],
+)
+def test_what_people_asked_gets_a_type(question, kind):
+    assert kind_of({"question": question, "kind": "human"}) == kind
+    assert kind_of({"question": question, "kind": "comp"}) == "comp"
+
+
+def test_the_question_alone():
+    records = [{"question": q, "answer": a} for q, a in (("Is it?", "no"), ("is it", "No."), ("Is it?", "yes"))]
+    lookup = QuestionOnly(records)
+    assert lookup({"question": "is it?"}) == "no"
+    assert lookup({"question": "Is there a ship?"}) == "no", "the most frequent answer of its type"
+
+
+def test_it_learns_to_look(questions, tmp_path):
+    """After a few steps it beats the question alone and itself on other pictures, and a file holds all of it."""
+    torch.manual_seed(0)
+    records = records_of("rsivqa_train")
+    cfg = answerer_config(records)
+    model, mapper = EmbeddedAnswerer(cfg).train(), QuestionMapper(cfg)
+    calls, encode = [], model.tower.encode_image
+    model.tower.encode_image = lambda x: calls.append(len(x)) or encode(x)
+    samples = [mapper(record) for record in records]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-3)
+    for _ in range(50):
+        loss = model(samples)["loss_answer"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert sum(calls) == 9, "each picture is seen once in all of training"
+    assert all(p.grad is not None for p in trained)
+    model.eval()
+    numbers, rows = evaluate_questions(model, records_of("rsivqa_test"), read_picture, records)
+    assert numbers["model/overall"] > max(numbers["question_only/overall"], numbers["shuffled/overall"]) + 0.2
+    assert numbers["model/human"] > numbers["question_only/human"] + 0.1
+    assert numbers["question_only/presence"] == numbers["question_only/count"] == pytest.approx(2 / 3)
+    assert [row["number"] for row in rows] == list(range(9))
+    right = [row["said"]["model"] == normalise(row["answer"]) for row in rows]
+    assert numbers["model/overall"] == np.mean(right), "the rows are enough to score again"
+
+    save_weights(model, tmp_path / "vqa.safetensors", model_config(cfg).dump())
+    again = load_answerer(tmp_path / "vqa.safetensors", "cpu")
+    large = torch.tensor(COLORS["river"], dtype=torch.uint8).view(3, 1, 1).expand(3, 200, 300)
+    asked = [large, large], ["How many boats in the picture?", "Does this picture contain trees?"]
+    assert again.answer(*asked) == model.answer(*asked) == ["2", "no"]
+
+
+def test_mistakes_are_named(questions):
+    with pytest.raises(ValueError, match="holds no answerer: train one"):
+        load_answerer("mini", "cpu")
+    with pytest.raises(ValueError, match="ANSWERER.ANSWERS is empty"):
+        EmbeddedAnswerer(small_config())
+    one = records_of("rsivqa_test")[:3]
+    with pytest.raises(ValueError, match="with one picture nothing can be shuffled"):
+        evaluate_questions(None, one, read_picture, one)
