@@ -73,10 +73,10 @@ def as_table(rows: list[dict]) -> str:
     """Seconds a part, with the share of the matrix peak; totals with the words cached and not."""
     body = []
     for row in rows:
-        parts = [f"{row[p]['seconds']:.2f} ({100 * row[p]['share']:.0f} %)" for p in PARTS]
+        parts = [f"{row[p]['seconds']:.2f} ({row[p]['gflop']:,.0f}; {100 * row[p]['share']:.0f} %)" for p in PARTS]
         totals = [f"{row['cached']:.2f}", f"{row['first_call']:.2f}", f"{row['batch'] / row['cached']:.2f}"]
         body.append([row["precision"], row["batch"], row["names"], *parts, *totals, f"{row['memory']['peak']:.1f}"])
-    headers = ["precision", "batch", "names", *(f"{p} s (of peak)" for p in PARTS)]
+    headers = ["precision", "batch", "names", *(f"{p}: s (GFLOP; of peak)" for p in PARTS)]
     headers += ["cached s", "first call s", "pictures/s", "peak GiB"]
     return tabulate(body, headers, tablefmt="github")
 
