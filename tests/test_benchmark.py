@@ -1,0 +1,36 @@
+"""Benchmarks run and say what they measured; the numbers themselves are nobody's promise."""
+
+from __future__ import annotations
+
+import json
+
+from test_published import SMALL_CONFIG
+
+
+def test_a_model_of_random_numbers(call, tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
+    words = ("--config-file", tmp_path / "small.yaml", "--names", "1,3", "--size", 64, "--repeats", 1)
+    words += ("--device", "cpu", "--precision", "fp32", "--all-names", "--json", tmp_path / "model.json")
+    code, out, err = call("tools/benchmark.py", "model", *words)
+    assert code == 0, err
+    assert "decoder: s (GFLOP; of peak)" in out
+    rows = json.loads((tmp_path / "model.json").read_text())["rows"]
+    assert [row["names"] for row in rows] == [1, 3]
+    assert rows[1]["decoder"]["gflop"] > rows[0]["decoder"]["gflop"] > 0
+    assert rows[0]["image"]["gflop"] == rows[1]["image"]["gflop"]
+
+
+def test_loading_a_checkpoint_made_for_it(call, tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
+    words = ("--config-file", tmp_path / "small.yaml", "--json", tmp_path / "load.json")
+    code, out, err = call("tools/benchmark.py", "load", *words)
+    assert code == 0, err
+    assert "model_final.pth, fp32" in out
+    numbers = json.loads((tmp_path / "load.json").read_text())
+    assert 0 < numbers["load"] <= numbers["read"]
+
+
+def test_an_unknown_topic_lists_the_topics(call):
+    code, _, err = call("tools/benchmark.py", "speed")
+    assert code == 2
+    assert "'model', 'load', 'data', 'train', 'scene'" in err
