@@ -29,10 +29,12 @@ EXAMPLES = {  # what to expect of them: demo/README.md
 }
 INSIDE, OUTSIDE, BOX = "Click: inside", "Click: outside", "Box: two corners"
 CSS = """
-.legend {width: 100%; border-collapse: collapse} .legend td, .legend th {padding: 3px 6px; text-align: left}
-.legend .number {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
+#legend table, #legend tr, #legend td, #legend th {border: none}
+#legend table {width: 100%; border-collapse: collapse; margin: 0}
+#legend tr {border-bottom: 1px solid var(--border-color-primary)}
+#legend td, #legend th {padding: 4px 6px; text-align: left}
+#legend .number {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
 .swatch {display: inline-block; width: 1em; height: 1em; margin-right: .5em; border-radius: 3px; vertical-align: -2px}
-#view img {width: 100%; height: auto}
 .region ol {margin: 2px 0 0 1.5em}
 """
 
@@ -125,7 +127,9 @@ class Page:
 
     def select(self, session, mode: str, shown: list[str], opacity: float, place: tuple[float, float]):
         """A click on the picture -> session, picture, region."""
-        x, y = place
+        from skysense_o.interactive.view import zoom_of
+
+        x, y = (value // zoom_of(session) for value in place)
         region = session.corner_at(x, y) if mode == BOX else session.click(x, y, mode == INSIDE)
         text = self._region(session) if region else "Now the opposite corner."
         return session, self._view(session, shown, opacity), text
@@ -162,9 +166,9 @@ class Page:
         return gr.Files([str(path) for path in export(session)], visible=True)
 
     def _view(self, session, shown, opacity: float):
-        from skysense_o.interactive.view import picture_of
+        from skysense_o.interactive.view import picture_of, zoom_of
 
-        return picture_of(session, shown, opacity)
+        return picture_of(session, shown, opacity, zoom_of(session))
 
 
 NO_PICTURE = "No picture yet: drop one, or take an example."
@@ -215,7 +219,7 @@ def build(page: Page, answer: Callable | None = None):
                     background = gr.Textbox("", label="Background words", info="For the rest, which gets no mask.")
                     threshold = gr.Slider(0, 1, 0, step=0.05, label="Threshold", info="Less sure pixels get no mask.")
                 go = gr.Button("Segment", variant="primary")
-                legend = gr.HTML()
+                legend = gr.HTML(elem_id="legend")
                 shown = gr.CheckboxGroup([], label="Masks shown", visible=False)
                 opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity")
             with gr.Column(scale=3, min_width=320):

@@ -7,8 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_scene, load_script
+import torch
+from conftest import ROOT, draw_scene, load_script, small_config
 from PIL import Image
+
+from skysense_o import Predictor, Vocabulary
+from skysense_o.meta_arch import SkySenseO
 
 pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[app]"')
 playwright = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[test]"')
@@ -16,10 +20,16 @@ CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here: apt-get install --no-install-recommends chromium"
 )
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 WAIT = 60_000
 
 
@@ -119,7 +129,7 @@ def test_an_example_words_masks_a_box_and_files(visit, tmp_path):
     page.get_by_text("It looks most like").wait_for()
     said = page.locator(".region").inner_text()
     pixels = int(said.split(" pixels")[0].split()[-1].replace(",", ""))
-    assert pixels == pytest.approx(76 * 71, rel=0.03), "the box is where it was drawn"
+    assert pixels == pytest.approx(76 * 71, rel=0.06), "the box is where it was drawn"
     page.get_by_role("button", name="Find everything like it").click()
     page.locator(".legend", has_text="like region 1").wait_for()
 
@@ -197,6 +207,24 @@ def test_without_an_answerer_there_is_no_question_box(app, mini, tmp_path):
 def test_words_only_weights_are_told_what_to_load(app, mini, tmp_path):
     infos = [getattr(b, "info", None) or "" for b in app.build(app.Page(mini, tmp_path, 1000)).blocks.values()]
     assert any("load weights that were trained with prompts (configs/mini/prompts.yaml)" in info for info in infos)
+
+
+def test_weights_with_prompts_take_clicks_and_everything(app, tmp_path):
+    cfg = small_config()
+    cfg.MODEL.SEM_SEG_HEAD.PROMPTS = True
+    torch.manual_seed(0)
+    page = app.Page(Predictor(SkySenseO(cfg)), tmp_path, 200_000)
+    page.all_names = lambda: Vocabulary.parse("water,road")
+    choices = [c for block in app.build(page).blocks.values() for c, _ in getattr(block, "choices", None) or ()]
+    assert choices == [app.INSIDE, app.OUTSIDE, app.BOX]
+    session = page.open(ROOT / "demo/fields_30m.jpg", None)[0]
+    session, view, text = page.select(session, app.INSIDE, [], 0.5, (300, 240))
+    assert session.region.points == [(100, 80)], "the picture is shown three times larger"
+    assert "IoU thought to be" in text
+    assert view.size == (900, 840)
+    _, _, text = page.everything(session, [], 0.5)
+    assert "regions</b> without a word" in text
+    session.close()
 
 
 def test_a_bug_is_not_told_to_the_browser(app):

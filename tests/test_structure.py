@@ -139,7 +139,7 @@ def test_a_missing_argument_gets_a_usage_line(script):
 
 @pytest.mark.parametrize(
     "script",
-    [str(p.relative_to(ROOT)) for p in (*ROOT.glob("tools/[a-z]*.py"), ROOT / "demo/demo.py")],
+    [str(p.relative_to(ROOT)) for p in (*ROOT.glob("tools/[a-z]*.py"), ROOT / "demo/demo.py", ROOT / "demo/app.py")],
 )
 def test_help_teaches(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])

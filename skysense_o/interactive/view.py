@@ -13,6 +13,8 @@ from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highli
 from skysense_o.inference.everything import Proposal
 from skysense_o.interactive.session import Session
 
+SHOWN_SIDE = 1000
+"""Pixels; the browser makes it smaller where its window is."""
 _COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
 
 
@@ -34,7 +36,12 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
     return words, colors
 
 
-def picture_of(session: Session, shown: Collection[str], opacity: float) -> Image.Image:
+def zoom_of(session: Session) -> int:
+    """How many times larger a small picture is shown, so that it can be clicked on."""
+    return max(1, SHOWN_SIDE // max(session.seen.size))
+
+
+def picture_of(session: Session, shown: Collection[str], opacity: float, zoom: int = 1) -> Image.Image:
     """The picture with the masks of the names `shown`, then proposals, region, clicks and box. opacity: 0..1."""
     image, found = session.picture.rgb, session.found
     if found is not None:
@@ -48,13 +55,17 @@ def picture_of(session: Session, shown: Collection[str], opacity: float) -> Imag
     if region is not None:
         image = highlight(image, region.mask.astype(np.uint8), opacity)
     picture = Image.fromarray(image)
+    if zoom > 1:
+        picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
     draw, size = ImageDraw.Draw(picture), max(3, max(picture.size) // 150)
     if region is not None and region.box is not None:
-        draw.rectangle(region.box, outline=REGION_COLOR, width=max(1, size // 3))
+        x0, y0, x1, y1 = region.box
+        corners = (x0 * zoom, y0 * zoom, (x1 + 1) * zoom - 1, (y1 + 1) * zoom - 1)
+        draw.rectangle(corners, outline=REGION_COLOR, width=max(1, size // 3))
     for (x, y), inside in zip(region.points, region.labels) if region is not None else ():
-        _dot(draw, x, y, size, (40, 200, 60) if inside else (220, 40, 40))
+        _dot(draw, (x + 0.5) * zoom, (y + 0.5) * zoom, size, (40, 200, 60) if inside else (220, 40, 40))
     if session.corner is not None:
-        _dot(draw, *session.corner, size, REGION_COLOR)
+        _dot(draw, *((value + 0.5) * zoom for value in session.corner), size, REGION_COLOR)
     return picture
 
 
