@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 MOST_NUMBERS = 25
 
@@ -18,6 +17,8 @@ def write_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> Non
     Args:
         matrix: (C,C) or, with "none" as its last column, (C,C+1) counts; rows are the truth.
     """
+    from matplotlib.figure import Figure  # reads its list of fonts when it is imported
+
     columns = [*names, "none"][: matrix.shape[1]]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{path}.csv", "w", newline="") as file:

@@ -1,0 +1,49 @@
+"""demo.py on whole pictures: --task classify and --task ask."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from test_questions import answerer_config, questions  # noqa: F401  (a fixture)
+
+from skysense_o.answering import EmbeddedAnswerer
+from skysense_o.checkpoint import save_weights
+from skysense_o.config import model_config
+from skysense_o.data.catalog import records_of
+
+DEMO = "demo/demo.py"
+
+
+def test_classify_ranks_the_names(call, dubai, tmp_path):
+    words = ("--task", "classify", "--classes", "river,road,forest", "--output", tmp_path / "out")
+    code, out, err = call(DEMO, "--input", dubai / "images/tile5_001.jpg", *words)
+    assert code == 0, err
+    rows = json.loads((tmp_path / "out/tile5_001_classify.json").read_text())["names"]
+    assert {row["name"] for row in rows} == {"river", "road", "forest"}
+    assert [row["cosine"] for row in rows] == sorted((row["cosine"] for row in rows), reverse=True)
+    assert rows[0]["name"] in out
+
+
+def test_ask(call, questions, tmp_path):  # noqa: F811
+    cfg = answerer_config(records_of("rsivqa_train"))
+    torch.manual_seed(0)
+    save_weights(EmbeddedAnswerer(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
+    words = ("--input", questions / "images/river/test0.png", "--task", "ask", "--output", tmp_path / "out")
+    code, out, err = call(DEMO, *words, "--question", "How many boats?", "--weights", tmp_path / "vqa.safetensors")
+    assert code == 0, err
+    body = json.loads((tmp_path / "out/test0_ask.json").read_text())
+    assert body["answer"] in cfg.MODEL.ANSWERER.ANSWERS
+    assert f"test0.png: {body['answer']}" in out
+    code, _, err = call(DEMO, *words, "--question", "How many boats?")
+    assert code == 2
+    assert "holds no answerer: train one" in err
+    code, _, err = call(DEMO, *words)
+    assert code == 2
+    assert '--task ask needs --question "..."' in err
+
+
+def test_no_words_at_all(call, dubai, tmp_path):
+    code, _, err = call(DEMO, "--input", dubai / "images/tile5_001.jpg", "--output", tmp_path / "out")
+    assert code == 2
+    assert "no words: give --classes" in err
