@@ -115,6 +115,28 @@ def pairs(dubai) -> Path:
     return folder
 
 
+@pytest.fixture
+def questions(tmp_path, monkeypatch):
+    """UC Merced's questions on pictures of one colour a class: the answer is in the picture, never in the question."""
+    folder, rng, lines = tmp_path / "data" / "ucmerced", np.random.default_rng(0), []
+    colors = {"river": (40, 60, 200), "forest": (30, 160, 40), "beach": (230, 210, 130)}
+    for split, count in (("train", 3), ("test", 1)):
+        for name, color in colors.items():
+            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                file = f"images/{name}/{split}{i}.png"
+                picture = np.clip(np.array(color) + rng.integers(-9, 10, (64, 64, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(picture).save(folder / file)
+                asked = [("what is the theme of this picture?", name, "theme")]
+                asked += [("Does this picture contain trees?", "yes" if name == "forest" else "no", "human")]
+                asked += [("How many boats in the picture?", "two" if name == "river" else "zero", "human")]
+                keys = ("question", "answer", "kind")
+                lines += [json.dumps({"image": file, "split": split, **dict(zip(keys, row))}) for row in asked]
+    (folder / "vqa.jsonl").write_text("\n".join(lines))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    return folder
+
+
 def load_script(path: str):
     """A command line of tools/ or demo/ as a module, without starting it."""
     name = "script_" + Path(path).stem

@@ -57,10 +57,9 @@ def tiny(path, **changes) -> list[str]:
         "DATASETS.TEST": "()",
         **changes,
     }
-    if cfg.INPUT.MAPPER == "labels":
-        keys["DATASETS.TRAIN"] = "('dubai_train',)"
-    else:
-        keys["DATASETS.TRAIN"] = "('pairs/captions.jsonl@train',)"
+    data = {"labels": "dubai_train", "pairs": "pairs/captions.jsonl@train", "questions": "rsivqa_train"}
+    keys["DATASETS.TRAIN"] = f"('{data[cfg.INPUT.MAPPER]}',)"
+    if cfg.INPUT.MAPPER == "pairs":
         keys["SOLVER.IMS_PER_BATCH"] = 4
     if cfg.MODEL.TOWER.NAME == "SkySenseCLIP":
         keys.update(HUGE_AT_A_FRACTION)
@@ -77,7 +76,7 @@ def tiny_config(path, folder, **changes):
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_training_config_takes_two_steps(dubai, pairs, tmp_path, path):
+def test_every_training_config_takes_two_steps(dubai, pairs, questions, tmp_path, path):
     train_run(tiny_config(path, tmp_path / "run"), resume=False)
     last = json.loads((tmp_path / "run/metrics.json").read_text().splitlines()[-1])
     assert last["iteration"] == 1
@@ -87,7 +86,7 @@ def test_every_training_config_takes_two_steps(dubai, pairs, tmp_path, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, tmp_path, path):
+def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, questions, tmp_path, path):
     """So no parameter lacks its gradient, which would end the second step."""
     words = ["--config-file", path, "--num-gpus", 2, "OUTPUT_DIR", tmp_path / "run", *tiny(path)]
     done = command(ROOT / "tools/train_net.py", *words, cwd=tmp_path)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from conftest import small_config
-from PIL import Image
 
 from skysense_o.answering import EmbeddedAnswerer, normalise
 from skysense_o.checkpoint import save_weights
@@ -18,29 +15,6 @@ from skysense_o.data.pairs import read_picture
 from skysense_o.data.question_mapper import QuestionMapper
 from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of
 from skysense_o.inference.classify import load_answerer
-
-COLORS = {"river": (40, 60, 200), "forest": (30, 160, 40), "beach": (230, 210, 130)}
-
-
-@pytest.fixture
-def questions(tmp_path, monkeypatch):
-    """UC Merced's questions on pictures of one colour a class: the answer is in the picture, never in the question."""
-    folder, rng, lines = tmp_path / "data" / "ucmerced", np.random.default_rng(0), []
-    for split, count in (("train", 3), ("test", 1)):
-        for name, color in COLORS.items():
-            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
-            for i in range(count):
-                file = f"images/{name}/{split}{i}.png"
-                picture = np.clip(np.array(color) + rng.integers(-9, 10, (64, 64, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(picture).save(folder / file)
-                asked = [("what is the theme of this picture?", name, "theme")]
-                asked += [("Does this picture contain trees?", "yes" if name == "forest" else "no", "human")]
-                asked += [("How many boats in the picture?", "two" if name == "river" else "zero", "human")]
-                keys = ("question", "answer", "kind")
-                lines += [json.dumps({"image": file, "split": split, **dict(zip(keys, row))}) for row in asked]
-    (folder / "vqa.jsonl").write_text("\n".join(lines))
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    return folder
 
 
 def answerer_config(records):
