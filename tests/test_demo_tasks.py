@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import torch
-from test_questions import answerer_config, questions  # noqa: F401  (a fixture)
+from test_questions import answerer_config
 
 from skysense_o.answering import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights
@@ -25,7 +25,7 @@ def test_classify_ranks_the_names(call, dubai, tmp_path):
     assert rows[0]["name"] in out
 
 
-def test_ask(call, questions, tmp_path):  # noqa: F811
+def test_ask(call, questions, tmp_path):
     cfg = answerer_config(records_of("rsivqa_train"))
     torch.manual_seed(0)
     save_weights(EmbeddedAnswerer(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())

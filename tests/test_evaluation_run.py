@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 from pycocotools import mask
-from test_questions import answerer_config, questions  # noqa: F401  (a fixture)
+from test_questions import answerer_config
 from test_whole_path import SMALL, command
 
 from skysense_o.answering import EmbeddedAnswerer
@@ -53,7 +53,7 @@ def run(call, tmp_path, weights):
     return evaluate
 
 
-def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):  # noqa: F811
+def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):
     """Segmentation, scenes by a model; questions by another; what is not there is listed with its cure."""
     records = records_of("rsivqa_train")
     cfg = answerer_config(records)
@@ -130,7 +130,7 @@ def test_what_is_done_is_read_back(run, dubai, weights, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(dubai, questions, weights, tmp_path):  # noqa: F811
+def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
     """Three pictures on two processes: none counts twice, none is lost."""
     (dubai / "images/tile6_002.jpg").write_bytes((dubai / "images/tile1_001.jpg").read_bytes())
     (dubai / "labels/tile6_002.png").write_bytes((dubai / "labels/tile1_001.png").read_bytes())
@@ -155,7 +155,7 @@ def test_two_processes_equal_one(dubai, questions, weights, tmp_path):  # noqa: 
     assert sorted(rows[0], key=key) == sorted(rows[1], key=key)
 
 
-def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):  # noqa: F811
+def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):
     code, out, body = run("DATASETS.TEST", "rsivqa_test")
     assert code == 2
     assert "SkySenseO does no vqa; give one that does by MODEL.ANSWERER.WEIGHTS" in out
