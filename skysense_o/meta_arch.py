@@ -122,10 +122,10 @@ class SkySenseO(nn.Module):
         x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
         refined = self.sem_seg_head.refine(self.tower.encode_image(x))
         sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, frames)]
-        return self.answer(refined, frames, [s["vocabulary"] for s in samples], sizes, reduce)
+        return self.ask(refined, frames, [s["vocabulary"] for s in samples], sizes, reduce)
 
     @torch.no_grad()
-    def answer(
+    def ask(
         self,
         refined: object,
         frames: Sequence[geometry.Frame],

@@ -168,23 +168,18 @@ class TextBank:
         flat = [[p for words in v.phrases for p in words] for v in vocabularies]
         most = max(len(phrases) for phrases in flat)
         given = [v.examples for v in vocabularies]
-        rendered = [
-            [template.format(p) for p in phrases if p not in own for template in templates]
-            for phrases, own in zip(flat, given)
-        ]
-        strings = list(dict.fromkeys(s for strings in rendered for s in strings))
+        words = dict.fromkeys(p for phrases, own in zip(flat, given) for p in phrases if p not in own)
+        strings = list(dict.fromkeys(template.format(p) for p in words for template in templates))
         table = self._table(tower, strings) if strings else {}
         some = next(iter(table.values()), tower.pixel_mean)
         text = some.new_zeros((len(flat), most, len(templates), tower.dim))
         valid = torch.zeros((len(flat), most), dtype=torch.bool, device=some.device)
-        for b, (phrases, strings, own) in enumerate(zip(flat, rendered, given)):
-            t = len(phrases)
-            words = torch.tensor([p not in own for p in phrases], device=some.device)
-            if strings:
-                text[b, :t][words] = torch.stack([table[s] for s in strings]).view(-1, len(templates), tower.dim)
-            for i in (~words).nonzero().flatten().tolist():
-                text[b, i] = own[phrases[i]].to(text)
-            valid[b, :t] = True
+        for b, (phrases, own) in enumerate(zip(flat, given)):
+            vectors = [
+                own[p].to(text) if p in own else table[template.format(p)] for p in phrases for template in templates
+            ]
+            text[b, : len(phrases)] = torch.stack(vectors).view(len(phrases), len(templates), -1)
+            valid[b, : len(phrases)] = True
         return text, valid
 
     def _table(self, tower: Tower, strings: list[str]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class PromptedImage:
     def answer(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
         """Masks of names, as `SkySenseO.predict` gives them."""
         with self.precision():
-            return self.model.answer(self.refined, [self.frame], [vocabulary], [self.size], reduce)[0]
+            return self.model.ask(self.refined, [self.frame], [vocabulary], [self.size], reduce)[0]
 
     @torch.inference_mode()
     def prompt(
