@@ -20,7 +20,7 @@ from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import build_tower
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.optimizer import build_optimizer
-from skysense_o.training.run import learning_rate
+from skysense_o.training.run import fill_answers, learning_rate
 from skysense_o.training.run import train as train_run
 from skysense_o.training.stopping import LossError, check_losses
 from skysense_o.vocabulary import Vocabulary
@@ -72,6 +72,7 @@ def tiny_config(path, folder, **changes):
     cfg.merge_from_list(tiny(path, **changes))
     cfg.OUTPUT_DIR = str(folder)
     folder.mkdir(exist_ok=True)
+    fill_answers(cfg, eval_only=False)
     return cfg
 
 
