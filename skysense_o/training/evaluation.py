@@ -23,6 +23,7 @@ from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.evaluation.questions import evaluate_questions
 from skysense_o.evaluation.segmentation import MEANS, Task, evaluate
+from skysense_o.evaluation.table import without_nan
 from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
 from skysense_o.inference.classify import load_answerer
 from skysense_o.vocabulary import Vocabulary
@@ -96,7 +97,8 @@ def check_tests(cfg: CfgNode) -> None:
         if task_of(name) == "segmentation":
             table = MetadataCatalog.get(name).class_table
             if not table:
-                raise ValueError(f"DATASETS.TEST {name!r}: its names differ by picture; it is for training")
+                reason = "its names differ from picture to picture; it is for training"
+                raise ValueError(f"DATASETS.TEST {name!r}: {reason}")
             for vocabulary in ways_of_calling(cfg, load_classes(table), table).values():
                 classes.update(protocol.words(vocabulary, table).names)
     unknown = [name for name, _ in protocol.class_thresholds if name not in classes]
@@ -131,8 +133,12 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     model.text_bank.weights_changed()  # the moving average may have been swapped in
     numbers: dict[str, float] = {}
     for name in test_sets(cfg)[0]:
-        found = evaluate_set(cfg, model, name)["numbers"]
-        numbers.update({f"{name}/{key}": value for key, value in found.items()})
+        body = evaluate_set(cfg, model, name)
+        numbers.update({f"{name}/{key}": value for key, value in body["numbers"].items()})
+        if comm.is_main_process():
+            path = Path(cfg.OUTPUT_DIR) / "inference" / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(without_nan(body), indent=1))
     return numbers
 
 
