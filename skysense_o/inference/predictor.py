@@ -107,7 +107,7 @@ class Predictor:
         where = choose_device(device)
         cfg = config_of(path, config_file)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
-        logger.info("%s: %s", path, report)
+        logger.log(logging.INFO if report.passed_over else logging.DEBUG, "%s: %s", path.name, report)
         return cls(model.to(where, memory_format=torch.channels_last), str(weights), path, precision)
 
     @property
