@@ -150,17 +150,18 @@ class SkySenseO(nn.Module):
         """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
         x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
         features = self.tower.encode_image(x)
-        text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
-        text = self._blur(text)
-        sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
-        regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
-        if self.prompt_objective is None:
-            logits, presence, _ = self.sem_seg_head(features, Queries(text, valid))
-            return self.objective(samples, sem_seg, logits, presence, text, valid, regions)
         refined = self.sem_seg_head.refine(features)
-        logits, presence, _ = self.sem_seg_head.decode(refined, Queries(text, valid))
-        terms = self.objective(samples, sem_seg, logits, presence, text, valid, regions)
-        return {**terms, **self.prompt_objective(partial(self.draw, refined), samples, frames, sem_seg)}
+        sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
+        terms: dict[str, Tensor] = {}
+        if self.objective.weights:
+            text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
+            text = self._blur(text)
+            logits, presence, _ = self.sem_seg_head.decode(refined, Queries(text, valid))
+            regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
+            terms |= self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+        if self.prompt_objective is not None:
+            terms |= self.prompt_objective(partial(self.draw, refined), samples, frames, sem_seg)
+        return terms
 
     def draw(self, refined: Refined, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Clicks and boxes, see `Queries` -> logits (B,K,h',w') and predicted IoU (B,K); no words."""

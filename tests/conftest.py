@@ -42,6 +42,14 @@ def cfg():
     return small_config()
 
 
+@pytest.fixture
+def llama(tmp_path):
+    """The folder of a tiny random language model."""
+    from tiny_llama import make_llama
+
+    return make_llama(tmp_path / "llama")
+
+
 @pytest.fixture(scope="session")
 def small_model():
     """A small untrained model in eval mode; tests that change it make their own."""

@@ -77,8 +77,8 @@ def tiny_config(path, folder, **changes):
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_training_config_takes_two_steps(dubai, pairs, questions, tmp_path, path):
-    train_run(tiny_config(path, tmp_path / "run"), resume=False)
+def test_every_training_config_takes_two_steps(dubai, pairs, questions, llama, tmp_path, path):
+    train_run(tiny_config(path, tmp_path / "run", **{"MODEL.ANSWERER.LANGUAGE_MODEL": llama}), resume=False)
     last = json.loads((tmp_path / "run/metrics.json").read_text().splitlines()[-1])
     assert last["iteration"] == 1
     assert last["total_loss"] > 0
@@ -87,9 +87,10 @@ def test_every_training_config_takes_two_steps(dubai, pairs, questions, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, questions, tmp_path, path):
+def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, questions, llama, tmp_path, path):
     """So no parameter lacks its gradient, which would end the second step."""
-    words = ["--config-file", path, "--num-gpus", 2, "OUTPUT_DIR", tmp_path / "run", *tiny(path)]
+    words = ["--config-file", path, "--num-gpus", 2, "OUTPUT_DIR", tmp_path / "run"]
+    words += tiny(path, **{"MODEL.ANSWERER.LANGUAGE_MODEL": llama})
     done = command(ROOT / "tools/train_net.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run/model_final.pth").is_file()

@@ -5,37 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import small_config
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_llama import ANSWERS, QUESTIONS
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from skysense_o.answering.llava import AFTER, BEFORE, LlavaAnswerer
+from skysense_o.answering.llava import LlavaAnswerer
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import model_config
 
-QUESTIONS = ("what colour is it?", "how many?")
-ANSWERS = ("red", "one", "green", "two", "blue", "three", "yellow", "four and more")
 COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30))
-
-
-@pytest.fixture
-def llama(tmp_path):
-    """A folder as transformers writes it: two layers of random weights, and a tokenizer of the words that occur."""
-    words = dict.fromkeys(["<unk>", "<s>", "</s>"])
-    splitter = pre_tokenizers.Whitespace()
-    for text in (BEFORE, AFTER, *QUESTIONS, *ANSWERS):
-        words.update(dict.fromkeys(word for word, _ in splitter.pre_tokenize_str(text)))
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = splitter
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path / "llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama"
 
 
 def answerer_config(llama, rank: int, precision: str = "fp32"):

@@ -254,6 +254,18 @@ def test_left_stays_left(pairs):
         assert len(seen) == kinds, caption
 
 
+def test_a_picture_of_a_class_without_captions_is_called_by_any_word_of_its_class(pairs):
+    """As a classification set's record has it; this one's class has four words, and there are four sentences."""
+    cfg = small_config()
+    cfg.INPUT.CROP_SIZE = 64
+    picture = next((pairs / "images/river").iterdir())
+    record, mapper = {"file_name": str(picture), "dataset": "eurosat", "label": 8}, PairMapper(cfg)
+    np.random.seed(0)
+    said = {mapper(record)["vocabulary"].names[0] for _ in range(200)}
+    assert len(said) == 16
+    assert {"river", "an aerial photo of watercourse"} < said
+
+
 def test_real_captions(tmp_path, monkeypatch):
     """The shared UC Merced, where it is there."""
     shared = ROOT.parent / "shared/data"
@@ -263,4 +275,4 @@ def test_real_captions(tmp_path, monkeypatch):
     cfg = default_config()
     cfg.merge_from_file(str(ROOT / "configs/pretrain/mini.yaml"))
     counts = [len(records_of(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-    assert counts == [1890, 210, 2000]
+    assert counts == [1890, 1890, 210, 210, 2000]

@@ -14,6 +14,7 @@ from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.geometry import Frame
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import Features, Queries
+from skysense_o.modeling.prompt_encoder import _likeness, _nearness
 from skysense_o.modeling.sam_head import SAMMaskHead
 from skysense_o.prompt_objective import prepared_prompts, prompt_terms
 from skysense_o.training.optimizer import build_optimizer
@@ -117,6 +118,27 @@ def test_queries_never_see_each_other(head, features):
     words = head(features, Queries(q.text, q.valid))
     torch.testing.assert_close(words[0], whole[0][:, :2], atol=1e-6, rtol=0)
     assert words[2] is None
+
+
+def test_what_looks_like_what_is_clicked_stands_out():
+    """A picture of two halves: a click in the left one, another outside in the right one, a box over both."""
+    look = torch.zeros(1, 2, 4, 8)
+    look[:, 0, :, :4], look[:, 1, :, 4:] = 3.0, 5.0
+    points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])
+    nowhere = torch.full((1, 1, 4), float("nan"))
+    asked = Queries(torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool), points, labels, nowhere)
+    near = _nearness(asked, (16, 32), (4, 8), look)
+    inside, outside, box = _likeness(look, near, asked, (16, 32))[0, 0]
+    left = torch.zeros(4, 8)
+    left[:, :4] = 1
+    torch.testing.assert_close(inside, left)
+    torch.testing.assert_close(outside, 1 - left)
+    assert not box.any(), "there is none"
+    asked.boxes, asked.labels = torch.tensor([[[0.0, 0.0, 31.0, 15.0]]]), torch.tensor([[[-1, -1, -1]]])
+    inside, outside, box = _likeness(look, _nearness(asked, (16, 32), (4, 8), look), asked, (16, 32))[0, 0]
+    assert not inside.any(), "no click"
+    assert not outside.any()
+    torch.testing.assert_close(box, torch.full((4, 8), 0.5**0.5))
 
 
 @pytest.mark.parametrize("change", ["points", "labels", "boxes"])

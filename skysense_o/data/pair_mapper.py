@@ -11,10 +11,13 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from skysense_o.data.augment import QuarterTurn, color_jitter
+from skysense_o.data.catalog import row_of
+from skysense_o.data.classes import load_classes
 from skysense_o.data.pairs import read_picture
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 
+CLASS_SENTENCES = ("{}", "an aerial photo of {}", "{} seen from above", "a satellite picture of {}")
 DIRECTION = re.compile(r"\b(left|right|top|bottom|upper|lower|north|south|east|west)\b", re.IGNORECASE)
 
 
@@ -47,7 +50,8 @@ class PairMapper:
 
     def __call__(self, record: dict) -> Sample:
         image = read_picture(record)
-        caption = record["captions"][np.random.randint(len(record["captions"]))]
+        texts = record.get("captions") or _class_sentences(record)
+        caption = texts[np.random.randint(len(texts))]
         places = -(-self.crop // self.block)
         hidden = np.zeros(places * places, bool)
         hidden[np.random.permutation(places * places)[: round(self.hidden * places * places)]] = True
@@ -77,3 +81,10 @@ class PairMapper:
         for transform in transforms:
             view = transform.apply_image(view)
         return torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+
+
+def _class_sentences(record: dict) -> list[str]:
+    """Of a picture that has a class and no captions: the class by any of its words."""
+    table = load_classes(row_of(record["dataset"]).classes)
+    words = (table.names[record["label"]], *table.synonyms[record["label"]])
+    return [sentence.format(word) for word in words for sentence in CLASS_SENTENCES]

@@ -119,8 +119,8 @@ def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
     grid, top = F.pad(band.grid, (0, 0, 0, 1, 0, 1)), band.top
     grid[-1], grid[:, -1] = grid[-2], grid[:, -2]  # the last cell is its own neighbour
     best, winner = grid.max(dim=-1)
-    same = winner[:-1, :-1] == winner[1:, :-1]
-    same &= (winner[:-1, :-1] == winner[:-1, 1:]) & (winner[:-1, :-1] == winner[1:, 1:])
+    mixed = winner[:-1, :-1] != winner[1:, :-1]
+    mixed |= (winner[:-1, :-1] != winner[:-1, 1:]) | (winner[:-1, :-1] != winner[1:, 1:])
     y, fy = _places(plan.rows, band.rows, top, grid.device)
     x, fx = _places(plan.cols, strip, plan.cols.span(strip).start, grid.device)
     labels = torch.empty(len(y), len(x), dtype=torch.int64)
@@ -128,14 +128,16 @@ def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
     height = max(1, PIXELS_AT_ONCE // len(x))
     for r in range(0, len(y), height):
         part = slice(r, r + height)
-        across = torch.lerp(best[y[part]], best[y[part] + 1], fy[part, None])
-        scores = torch.lerp(across[:, x], across[:, x + 1], fx)
-        found = winner[y[part]][:, x]
-        where = (~same[y[part]][:, x]).nonzero()
+        down = y[part]
+        across = torch.lerp(best[down], best[down + 1], fy[part, None])
+        scores = torch.lerp(across.index_select(1, x), across.index_select(1, x + 1), fx)
+        found = winner[down].index_select(1, x)
+        where = mixed[down].index_select(1, x).flatten().nonzero()[:, 0]
         for some in where.split(ROWS_AT_ONCE):
-            i, j = some.unbind(1)
-            value, index = _between(grid, y[part][i], fy[part][i], x[j], fx[j]).max(dim=1)
-            found[i, j], scores[i, j] = index, value
+            i, j = some // len(x), some % len(x)
+            value, index = _between(grid, down[i], fy[part][i], x[j], fx[j]).max(dim=1)
+            found.view(-1).index_copy_(0, some, index)
+            scores.view(-1).index_copy_(0, some, value)
         labels[part], score[part] = found.cpu(), scores.cpu()
     return labels, score
 

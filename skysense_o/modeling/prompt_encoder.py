@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from skysense_o.modeling.decoder import Queries
 
 INSIDE, CORNER = 1, 2  # rows of the point embedding: 0 outside, 1 inside, 2 and 3 the corners of a box
 NEAR = 0.1  # reach of a click, as a share of the picture's sides
-MAPS = 3
+NEARNESS, LIKENESS = 3, 3  # maps of each
+LOOK, MIX = 24, 16  # channels of what likeness is told by, and of the drawing's last steps
 
 
 class PromptEncoder(nn.Module):
@@ -19,14 +21,21 @@ class PromptEncoder(nn.Module):
     token that becomes the mask.
 
     There a prompt changes the image before the mask is read from it. Here the image is refined once for all queries, so
-    a query brings its place along as maps as well: position, inside the box, near a click inside, near one outside.
+    a query brings maps along as well: where it is (its position, inside the box, near a click inside, near one outside)
+    and what looks like what it points at. A few convolutions, each query by itself, make one mask of them.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.token = nn.Embedding(1, width)
         self.kind = nn.Embedding(4, width)
-        self.place = MLP(width, width, width + MAPS, 2)
+        self.place = MLP(width, width, width + NEARNESS, 2)
+        self.look = nn.Sequential(nn.Conv2d(width // 8, LOOK, 3, padding=1), nn.GELU(), nn.Conv2d(LOOK, LOOK, 1))
+        layers, channels = [], 1 + NEARNESS + LIKENESS
+        for reach in (1, 2, 4):
+            layers += [nn.Conv2d(channels, MIX, 3, padding=reach, dilation=reach), nn.GELU()]
+            channels = MIX
+        self.mix = nn.Sequential(*layers, nn.Conv2d(MIX, 1, 1))
 
     def tokens(
         self, queries: Queries, size: tuple[int, int], position: PositionEmbeddingRandom
@@ -47,18 +56,28 @@ class PromptEncoder(nn.Module):
         given = torch.cat([kinds.new_ones((b, k, 1), dtype=torch.bool), kinds >= 0], dim=2)
         return torch.where(given[..., None], tokens, 0.0), given
 
-    def maps(
+    def draw(
         self,
+        drawn: Tensor,
         token: Tensor,
         queries: Queries,
         size: tuple[int, int],
-        grid: tuple[int, int],
+        canvas: Tensor,
         position: PositionEmbeddingRandom,
     ) -> Tensor:
-        """token (B,K,width), read -> (B,K,h',w') logits of being at the right place. grid: (h',w')."""
+        """Logits of what the tokens mean -> logits (B,K,h',w') of that, at the right place and of the right look.
+
+        Args:
+            drawn: (B,K,h',w'). token: (B,K,width), read. canvas: (B,width/8,h',w') of the refined image.
+            queries, size, position: as in `tokens`.
+        """
+        grid = canvas.shape[-2:]
         weights, code = self.place(token), position(grid)
-        where = torch.einsum("bkc,chw->bkhw", weights[..., :-MAPS], code.to(weights.dtype)) / code.shape[0] ** 0.5
-        return where + torch.einsum("bkm,bkmhw->bkhw", weights[..., -MAPS:], _nearness(queries, size, grid, weights))
+        where = torch.einsum("bkc,chw->bkhw", weights[..., :-NEARNESS], code.to(weights.dtype)) / code.shape[0] ** 0.5
+        near = _nearness(queries, size, grid, weights)
+        drawn = drawn + where + torch.einsum("bkm,bkmhw->bkhw", weights[..., -NEARNESS:], near)
+        maps = torch.cat([drawn[:, :, None], near, _likeness(self.look(canvas), near, queries, size)], dim=2)
+        return drawn + self.mix(maps.flatten(0, 1)).view_as(drawn)
 
 
 def _points(queries: Queries) -> tuple[Tensor, Tensor]:
@@ -95,3 +114,23 @@ def _nearness(queries: Queries, size: tuple[int, int], grid: tuple[int, int], li
         there = ~queries.boxes.isnan().any(-1)
         box = torch.where(there[..., None, None], within.to(near.dtype) * 2 - 1, 0.0)
     return torch.stack([box, *maps], dim=2).to(like.dtype)
+
+
+def _likeness(look: Tensor, near: Tensor, queries: Queries, size: tuple[int, int]) -> Tensor:
+    """(B,K,3,h',w') cosines with what is under the clicks inside (the best of them), under those outside, and with the
+    mean of the box; 0 where there is none.
+
+    look: (B,c,h',w'). near: (B,K,3,h',w'), see `_nearness`.
+    """
+    look = F.normalize(look, dim=1, eps=1e-6)
+    xy, kinds = _points(queries)
+    places = (xy + 0.5) / xy.new_tensor([size[1], size[0]]) * 2 - 1
+    under = F.grid_sample(look, places.to(look.dtype), padding_mode="border", align_corners=False)  # (B,c,K,N')
+    cosines = torch.einsum("bckn,bchw->bknhw", F.normalize(under, dim=1, eps=1e-6), look)
+    none = kinds.new_tensor(-2.0, dtype=look.dtype)
+    maps = []
+    for kind in (INSIDE, 0):
+        best = torch.where((kinds == kind)[..., None, None], cosines, none).amax(2)
+        maps.append(torch.where((kinds == kind).any(2)[..., None, None], best, 0.0))
+    mean = F.normalize(torch.einsum("bkhw,bchw->bkc", near[:, :, 0].clamp(min=0), look), dim=-1, eps=1e-6)
+    return torch.stack([*maps, torch.einsum("bkc,bchw->bkhw", mean, look)], dim=2)

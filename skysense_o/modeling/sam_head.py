@@ -131,8 +131,8 @@ class SAMMaskHead(MaskDecoder):
         if queries.prompts:
             tokens, given = self.prompts.tokens(queries, image.size, self.position)
             token = self._read(tokens, image, given)[:, :, 0]
-            place = self.prompts.maps(token, queries, image.size, image.canvas.shape[-2:], self.position)
-            logits.append(self._draw(self.hypernetwork(token), token, image) + place)
+            drawn = self._draw(self.hypernetwork(token), token, image)
+            logits.append(self.prompts.draw(drawn, token, queries, image.size, image.canvas, self.position))
             quality = self.prompt_quality(token)[..., 0]
         return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, quality
 

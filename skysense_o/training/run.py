@@ -38,11 +38,8 @@ from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer,
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
 MAPPERS = {"labels": TrainingMapper, "pairs": PairMapper, "questions": QuestionMapper}
-NEEDS = {
-    "labels": "sem_seg_file_name",
-    "pairs": "captions",
-    "questions": "answer",
-}  # what a record must have for each mapper
+# What a record must have for each mapper, one of these.
+NEEDS = {"labels": ("sem_seg_file_name",), "pairs": ("captions", "label"), "questions": ("answer",)}
 
 
 def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
@@ -57,7 +54,8 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: only full_model, NORM_TYPE 2.0, is here")
     if cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
-    if head.NAME == "SAMMaskHead" and head.PRESENCE and not cfg.MODEL.LOSS.PRESENCE and not eval_only:
+    words = cfg.MODEL.LOSS.BCE or cfg.MODEL.LOSS.CROSS_ENTROPY or cfg.MODEL.LOSS.FOCAL  # else prompts train alone
+    if head.NAME == "SAMMaskHead" and head.PRESENCE and words and not cfg.MODEL.LOSS.PRESENCE and not eval_only:
         raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
     if head.PROMPTS and not (cfg.MODEL.LOSS.PROMPT and cfg.INPUT.PROMPTS) and not eval_only:
         raise ValueError("SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT and INPUT.PROMPTS: set both above 0")
@@ -73,10 +71,10 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
     for name in () if eval_only else cfg.DATASETS.TRAIN:
         records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
-        if needs not in records[0]:
+        if not any(key in records[0] for key in needs):
             raise ValueError(
-                f"DATASETS.TRAIN {name!r} has no {needs!r}, which INPUT.MAPPER {cfg.INPUT.MAPPER!r} trains on; it has"
-                f" {', '.join(records[0])}"
+                f"DATASETS.TRAIN {name!r} has no {' or '.join(map(repr, needs))}, which INPUT.MAPPER"
+                f" {cfg.INPUT.MAPPER!r} trains on; it has {', '.join(records[0])}"
             )
     check_tests(cfg)
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():

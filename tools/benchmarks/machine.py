@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the peak: large enough that it is
+LONG = 20.0  # seconds: a call that takes as long needs neither warming up nor repeating
 STATUS = Path("/proc/self/status")
 
 
@@ -19,10 +20,10 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(function: Callable, device: torch.device, repeats: int) -> float:
-    """Median of some calls."""
+def seconds(function: Callable, device: torch.device, repeats: int, enough: float = LONG) -> float:
+    """Median of some calls; no further ones once `enough` seconds have gone by."""
     times = []
-    for _ in range(repeats):
+    while not times or (len(times) < repeats and sum(times) < enough):
         wait(device)
         start = time.perf_counter()
         function()

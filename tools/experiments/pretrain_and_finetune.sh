@@ -1,9 +1,10 @@
 #!/bin/sh
-# Does pretraining help, and do the three losses? The mini tower on UC Merced's captions, then on Dubai, three seeds.
-#   DETECTRON2_DATASETS=../shared/data sh tools/experiments/pretrain_and_finetune.sh output/experiment
+# Does pretraining help, and do the three losses? The mini tower on UC Merced, then on Dubai, three seeds.
+#   DETECTRON2_DATASETS=../shared/data sh tools/experiments/pretrain_and_finetune.sh output/experiment [STEPS on Dubai: 100]
 # What is done already is not done again; the numbers are in the metrics.json of each folder.
 set -eu
-out=${1:?usage: sh tools/experiments/pretrain_and_finetune.sh OUTPUT_DIR}
+out=${1:?usage: sh tools/experiments/pretrain_and_finetune.sh OUTPUT_DIR [STEPS]}
+steps=${2:-100}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 python=$(sh "$here/tools/setup.sh")
 
@@ -14,20 +15,23 @@ run() {  # folder, config, KEY VALUE ...
 }
 
 # The untrained and the ImageNet-only tower: no step that changes anything, then the evaluation.
-run "$out/untrained" pretrain/mini.yaml MODEL.TOWER.PRETRAINED False SOLVER.MAX_ITER 1 SOLVER.BASE_LR 0.0
-run "$out/imagenet" pretrain/mini.yaml SOLVER.MAX_ITER 1 SOLVER.BASE_LR 0.0
+nothing="SOLVER.MAX_ITER 1 SOLVER.BASE_LR 1e-12 SOLVER.IMS_PER_BATCH 2"
+# shellcheck disable=SC2086
+run "$out/untrained" pretrain/mini.yaml MODEL.TOWER.PRETRAINED False $nothing
+# shellcheck disable=SC2086
+run "$out/imagenet" pretrain/mini.yaml $nothing
 run "$out/pretrained" pretrain/mini.yaml
 
 for seed in 0 1 2; do
-    for start in imagenet pretrained; do
-        weights=""
-        [ $start = pretrained ] && weights="$out/pretrained/model_final.safetensors"
-        common="SEED $seed MODEL.WEIGHTS $weights"
-        [ -n "$weights" ] || common="SEED $seed"
-        # shellcheck disable=SC2086
-        run "$out/one_${start}_$seed" mini/finetune_pretrained.yaml $common MODEL.LOSS.REGION 0.0 MODEL.LOSS.VISION_CENTRIC 0.0
-        run "$out/two_${start}_$seed" mini/finetune_pretrained.yaml $common MODEL.LOSS.REGION 0.4 MODEL.LOSS.VISION_CENTRIC 0.0
-        run "$out/three_${start}_$seed" mini/finetune_pretrained.yaml $common MODEL.LOSS.REGION 0.4 MODEL.LOSS.VISION_CENTRIC 0.4
-    done
+    common="SEED $seed SOLVER.MAX_ITER $steps TEST.EVAL_PERIOD 0"
+    weights="MODEL.WEIGHTS $out/pretrained/model_final.safetensors"
+    # shellcheck disable=SC2086
+    run "$out/imagenet_one_loss_$seed" mini/finetune_pretrained.yaml $common MODEL.LOSS.REGION 0.0
+    # shellcheck disable=SC2086
+    run "$out/one_loss_$seed" mini/finetune_pretrained.yaml $common $weights MODEL.LOSS.REGION 0.0
+    # shellcheck disable=SC2086
+    run "$out/two_losses_$seed" mini/finetune_pretrained.yaml $common $weights MODEL.LOSS.REGION 0.4
+    # shellcheck disable=SC2086
+    run "$out/three_losses_$seed" mini/finetune_pretrained.yaml $common $weights MODEL.LOSS.REGION 0.4 MODEL.LOSS.VISION_CENTRIC 0.4
 done
 "$python" "$here/tools/experiments/table.py" "$out"
