@@ -18,7 +18,7 @@ from skysense_o.config import default_config
 ROOMS = [
     "sample", "config", "errors", "device", "geometry", "clicks", "vocabulary", "modeling", "losses", "objective",
     "prompt_objective", "published", "checkpoint", "meta_arch", "pretraining", "answering", "data", "inference",
-    "evaluation", "training", "data_engine", "interactive",
+    "evaluation", "training", "interactive", "data_engine",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
 PACKAGE = ROOT / "skysense_o"
