@@ -80,10 +80,8 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
     for (who, tile), rows in sorted(found.items()):
         done += take_over(review, who, tile, rows, args.round)
     what = ", ".join(f"{count} {action}" for action, count in sorted(done.items())) or "nothing new"
-    tiles = {tile for _, tile in found}
-    print(
-        f"{len(tiles)} tiles of {len(review.tiles)}, by {', '.join(sorted({who for who, _ in found})) or 'nobody'}: {what}"
-    )
+    tiles, people = ({key[k] for key in found} for k in (1, 0))
+    print(f"{len(tiles)} tiles of {len(review.tiles)}, by {', '.join(sorted(people)) or 'nobody'}: {what}")
     if len(tiles) < len(review.tiles):
         print(f"{len(review.tiles) - len(tiles)} tiles have no annotation there; nothing was decided on them")
 

@@ -54,7 +54,7 @@ def labelling_config(names) -> str:
 
 
 def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[tuple[str, str], list[Annotation]]:
-    """(annotator, tile) -> annotations, of a JSON export; tasks nobody finished and those of other pictures are left out.
+    """(annotator, tile) -> annotations, of a JSON export. Tasks nobody finished and other pictures are left out.
 
     reviewer: who annotated where the file does not say.
 

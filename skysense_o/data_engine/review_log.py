@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -102,7 +103,7 @@ class DecisionLog:
     def refresh(self) -> None:
         """Read what was appended since."""
         if self.path.exists():
-            with self._mutex, self._locked() as file:
+            with self._locked() as file:
                 self._read(file)
 
     def append(self, decision: Decision, highest: int = 0) -> Decision:
@@ -110,7 +111,7 @@ class DecisionLog:
 
         highest: of the tile's proposed regions; a new piece gets a number above it.
         """
-        with self._mutex, self._locked() as file:
+        with self._locked() as file:
             self._read(file)
             if decision.action == "split":
                 decision = replace(decision, into=self._number(decision, highest))
@@ -121,12 +122,13 @@ class DecisionLog:
             self._read(file)
         return decision
 
+    @contextmanager
     def _locked(self):
-        """The file, ours alone until it is closed."""
+        """The file, ours alone among threads and programs."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file
+        with self._mutex, open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
 
     def _read(self, file) -> None:
         file.seek(self._offset)

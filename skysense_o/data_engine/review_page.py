@@ -18,8 +18,8 @@ KEYS = {
     **{str(k + 1): f"choice-{k + 1}" for k in range(MOST_CHOICES)},
 }  # fmt: skip
 HELP = (
-    "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box · u undo · n next · p previous"
-    " · g agreement · Esc out of a field"
+    "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box · u undo · n next"
+    " · p previous · g agreement · Esc out of a field"
 )
 CSS = """
 #view img {cursor: crosshair}
@@ -133,8 +133,8 @@ class ReviewPage:
         name = f"{escape(proposed.name)} <small>{proposed.confidence:.2f}</small>" if proposed.name else "no name"
         mine = "" if last is None else f"<br>You: {last.action} {escape(str(last.name or last.into or ''))}"
         return (
-            f"<h3>Region {place.region}: {name}</h3>{escape(place.tile)}<br><small>{int(mask.sum()):,} pixels in the box"
-            f" {box} of {mask.shape[1]} x {mask.shape[0]}</small>{mine}"
+            f"<h3>Region {place.region}: {name}</h3>{escape(place.tile)}<br><small>{int(mask.sum()):,} pixels in the"
+            f" box {box} of {mask.shape[1]} x {mask.shape[0]}</small>{mine}"
         )
 
     def _progress(self, place: Place) -> str:
