@@ -446,5 +446,5 @@ def test_the_picture_shows_the_region_it_asks_for(review, tile):
     shown = np.array(draw(review.tiles.picture(tile), labels, 2, {1}, (5, 5)))
     assert shown.shape == (640, 960, 3)
     yellow = (shown == REGION_COLOR).all(2)
-    x0, y0, x1, y1 = (8 * value for value in BOXES[2])
+    x0, y0, _, y1 = (8 * value for value in BOXES[2])
     assert yellow[y0 + 20 : y1 - 20, x0 - 4 : x0 + 4].any(1).all(), "its left edge is highlighted"

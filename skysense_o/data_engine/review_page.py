@@ -1,7 +1,5 @@
 """The web page of the review: one region at a time, by keys or by hand."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable
