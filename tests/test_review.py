@@ -268,7 +268,7 @@ def test_agreement_is_told_with_what_differs(review, say, work, capsys):
     assert command(work, "--agreement") == 0
     shown = capsys.readouterr().out
     assert "ann        | bob" in shown
-    assert "1 regions are called differently now" in shown
+    assert "Regions that reviewers disagree on now: 1" in shown
     assert "- town0_00000000, region 1: ann: building; bob: shed" in shown
 
 

@@ -64,10 +64,10 @@ class Agreement:
         """For people: a table, a line, and the first `most` disagreements."""
         if not self.pairs:
             return "One reviewer so far: agreement needs two."
-        head = ("reviewer", "and", "regions both decided", "Cohen's kappa")
+        head = ("reviewer", "and", "both decided", "kappa")
         lines = [tabulate(self.pairs, head, tablefmt="github", floatfmt=".3f")]
-        lines += ["", f"Krippendorff's alpha of all: {self.alpha:.3f}", ""]
-        lines += [f"{len(self.disagreements)} regions are called differently now."]
+        lines += ["", f"Kappa is Cohen's. Krippendorff's alpha of all: {self.alpha:.3f}", ""]
+        lines += [f"Regions that reviewers disagree on now: {len(self.disagreements)}"]
         for tile, region, said in self.disagreements[:most]:
             lines.append(f"- {tile}, region {region}: " + "; ".join(f"{who}: {what}" for who, what in said.items()))
         if len(self.disagreements) > most:

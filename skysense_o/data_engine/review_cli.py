@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--round", type=int, default=1, metavar="N", help="from 2 on: what reviewers disagree on (default: 1)"
     )
+    parser.add_argument("--names", metavar="FILE", help="names to offer beside those of the regions, one a line")
     parser.add_argument("--host", default="127.0.0.1", help="who may come: this machine only (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7870)
     parser.add_argument("--agreement", action="store_true", help="kappa, alpha and the disagreements, and no page")
@@ -124,14 +125,14 @@ def _serve(review, args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('the review page needs gradio: pip install -e ".[app]"', name="gradio") from error
-    from skysense_o.data.open_world import open_world
     from skysense_o.data_engine.review_page import CSS, ReviewPage, build, script
     from skysense_o.interactive.serving import serve
 
+    names = Path(args.names).read_text().splitlines() if args.names else []
     root = Path(tempfile.mkdtemp(prefix="skysense_o_review_"))
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     try:
-        page = ReviewPage(review, open_world()[0].names, args.reviewer, args.round)
+        page = ReviewPage(review, names, args.reviewer, args.round)
         options = {"css": CSS, "head": script(), "title": "The review"}
         serve(build(page), root, args.host, args.port, block=True, **options)
     finally:

@@ -42,8 +42,8 @@ def draw(
     shown[cv2.dilate(edge.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)] = (0, 0, 0)
     shown[edge] = OPEN
     shown[edge & np.isin(large, list(decided))] = DECIDED
-    outline = cv2.dilate(_edges(here).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-    shown[outline] = REGION_COLOR
+    core = cv2.erode(here.astype(np.uint8), np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    shown[here & ~core.astype(bool)] = REGION_COLOR
     image = Image.fromarray(shown)
     pen = ImageDraw.Draw(image)
     for region in np.unique(labels):
@@ -67,5 +67,5 @@ def _number(pen: ImageDraw.ImageDraw, region: int, mask: np.ndarray, zoom: int, 
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     place = (x + 0.5) * zoom, (y + 0.5) * zoom
-    font = ImageFont.load_default(18)
+    font = ImageFont.load_default(SHOWN_SIDE // 40)
     pen.text(place, str(region), fill=color, font=font, anchor="mm", stroke_width=3, stroke_fill="black")

@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 
 from skysense_o.data_engine.review import Review
 from skysense_o.data_engine.review_agreement import agreement
@@ -11,10 +12,6 @@ from skysense_o.data_engine.review_drawing import draw, zoom_of
 from skysense_o.data_engine.review_steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
 from skysense_o.errors import USER_ERRORS, message
 
-KEYS = {
-    "a": "accept", "x": "reject", "u": "undo", "n": "next", "p": "previous", "g": "agreement",
-    **{str(k + 1): f"choice-{k + 1}" for k in range(MOST_CHOICES)},
-}  # fmt: skip
 HELP = (
     "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box · u undo · n next"
     " · p previous · g agreement · Esc out of a field"
@@ -24,39 +21,17 @@ CSS = """
 #progress progress {width: 100%; height: .6em}
 #help {opacity: .75; font-size: .9em}
 #said {min-height: 1.5em}
+#offers ul {list-style: none; margin: 0; padding: 0}
+#offers li {padding: 2px 8px; cursor: pointer}
+#offers li.taken {background: var(--color-accent-soft)}
 """
-_SCRIPT = """<script>
-const keys = %s;
-function review_field(id) { return document.querySelector("#" + id + " input:not([type=radio])"); }
-document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || !event.key) return;
-  const field = event.target.closest("input:not([type=radio]), textarea");
-  if (event.key === "Escape") { if (field) field.blur(); document.querySelector("#mode input")?.click(); return; }
-  if (field) return;
-  const mode = {c: 0, m: 1, s: 2}[event.key];
-  if (mode !== undefined) {
-    document.querySelectorAll("#mode input")[mode]?.click();
-    if (mode) review_field("entry")?.focus();
-  } else if (event.key === "r") { review_field("rename")?.focus(); }
-  else if (keys[event.key]) { document.getElementById(keys[event.key])?.click(); }
-  else return;
-  event.preventDefault();
-});
-document.addEventListener("focusin", event => {
-  if (event.target === review_field("rename")) event.target.setAttribute("list", "names");
-});
-document.addEventListener("keypress", event => {
-  if (event.key === "Enter" && [review_field("rename"), review_field("entry")].includes(event.target))
-    setTimeout(() => event.target.blur(), 0);
-});
-</script>"""
 _ADDRESS = """text => { if (text) { const place = JSON.parse(text);
   history.replaceState(null, "", "?" + new URLSearchParams({reviewer: place.reviewer, round: place.round})); } }"""
 
 
 def script() -> str:
-    """For the page's head: keys press buttons, Enter leaves a field, names are offered as they are typed."""
-    return _SCRIPT % repr(KEYS)
+    """For the page's head: its keys."""
+    return f"<script>{Path(__file__).with_suffix('.js').read_text()}</script>"
 
 
 class ReviewPage:
@@ -99,6 +74,7 @@ class ReviewPage:
         return agreement(self.review).text()
 
     def names(self) -> str:
+        """For the page's script, which offers them."""
         options = "".join(f'<option value="{escape(name)}">' for name in sorted(self.steps.names.values()))
         return f'<datalist id="names">{options}</datalist>'
 
@@ -191,6 +167,7 @@ def build(page: ReviewPage):
                         reject = gr.Button("Reject (x)", elem_id="reject", variant="stop", min_width=100)
                         undo = gr.Button("Undo (u)", elem_id="undo", min_width=100)
                     rename = gr.Textbox(label="Another name (r)", elem_id="rename", max_lines=1, info="Enter saves it.")
+                    gr.HTML("<ul></ul>", elem_id="offers")
                     mode = gr.Radio([CHOOSE, MERGE, SPLIT], value=CHOOSE, label="Click on the picture", elem_id="mode")
                     entry = gr.Textbox(
                         label="Or type it", elem_id="entry", max_lines=1, info="A region's number, or x0 y0 x1 y1."

@@ -52,8 +52,9 @@ class Steps:
         self.review = review
         self.names: dict[str, str] = {}
         said = (d.name for history in review.log.history.values() for d in history if d.name)
-        for name in chain(review.tiles.names(), said, names):
-            self.names.setdefault(name.casefold(), name)
+        for name in chain(review.tiles.names(), said, map(str.strip, names)):
+            if name:
+                self.names.setdefault(name.casefold(), name)
 
     def begin(self, reviewer: str, round: int = 1) -> Step:
         """
