@@ -267,6 +267,12 @@ def test_a_brush_mask_keeps_every_pixel():
         unpack_brush(pack_brush(np.ones((2, 2), bool))[:7], (2, 2))
 
 
+def test_label_studios_own_bytes_are_read():
+    """What label-studio-sdk 2.1.2 made of this mask; it read ours as well, when both were tried on larger ones."""
+    packed = [0, 0, 0, 24, 57, 27, 252, 96, 19, 255, 206, 1, 31, 248]
+    assert unpack_brush(packed, (2, 3)).astype(int).tolist() == [[0, 1, 1], [0, 0, 1]]
+
+
 def test_a_brush_mask_of_single_values_is_read():
     """As programs write short runs: 8 values, of two RGBA pixels, one by one."""
     values = [0, 0, 0, 255, 0, 0, 0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -70,15 +72,24 @@ def server(tmp_path):
 def visit(server):
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        said = []
+
+        def keep(response):
+            with contextlib.suppress(playwright.Error):  # an event stream that was cut
+                said.append(response.url + ("" if "image" in str(response.headers) else response.text()))
 
         def open_page(query="", width=1280, height=900):
             page = browser.new_context(viewport={"width": width, "height": height}).new_page()
             page.set_default_timeout(WAIT)
+            page.on("response", keep)
             page.goto(server.url + query, wait_until="domcontentloaded")
             return page
 
         yield open_page
         browser.close()
+    assert said
+    for secret in (str(server.work), tempfile.gettempdir() + "/skysense", str(ROOT)):
+        assert not [text for text in said if secret in text], secret
 
 
 def where(page) -> tuple[int, int]:
@@ -193,6 +204,7 @@ def test_clicks_mistakes_and_names(visit, server):
         box = picture.bounding_box()
         picture.click(position={"x": (x + 0.5) * box["width"] / 120, "y": (y + 0.5) * box["height"] / 80})
 
+    page.locator("#view img").evaluate("img => img.decode()")
     click(60, 60)
     page.locator("h3", has_text="Region 3").wait_for()
     page.keyboard.press("s")

@@ -77,7 +77,7 @@ class Agreement:
 
 def agreement(review: Review, rounds: int = 1) -> Agreement:
     """Kappa and alpha of the decisions up to round `rounds` (1: made alone); disagreements of all as they stand."""
-    said = [votes for tile in review.log.lines for votes in _known(review, tile, rounds).values()]
+    said = [votes for tile in list(review.log.lines) for votes in _known(review, tile, rounds).values()]
     reviewers = sorted({reviewer for votes in said for reviewer in votes})
     pairs = []
     for a, b in combinations(reviewers, 2):

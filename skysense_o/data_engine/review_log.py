@@ -88,10 +88,6 @@ class DecisionLog:
         self._mutex = threading.RLock()
         self.refresh()
 
-    @property
-    def reviewers(self) -> list[str]:
-        return sorted(name for name, decisions in self.history.items() if decisions)
-
     def standing(self, tile: str, reviewer: str, rounds: int | None = None) -> list[Decision]:
         """What a reviewer said of a tile and did not take back, in order; of the rounds up to this one, or of all."""
         found: list[Decision] = []

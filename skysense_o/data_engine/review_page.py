@@ -17,7 +17,7 @@ HELP = (
     " · p previous · g agreement · Esc out of a field"
 )
 CSS = """
-#view img {cursor: crosshair}
+#view img {cursor: crosshair; width: 100%; height: auto; max-height: none}
 #progress progress {width: 100%; height: .6em}
 #help {opacity: .75; font-size: .9em}
 #said {min-height: 1.5em}
@@ -179,6 +179,7 @@ def build(page: ReviewPage):
                     agreed = gr.Markdown(elem_id="agreed")
         outputs = [where, start, desk, picture, region, said, progress, mode, entry, rename, *choices]
         private = {"api_visibility": "private", "show_progress": "hidden"}
+        private |= {"concurrency_id": "review", "concurrency_limit": 1}
 
         def step(name: str) -> Callable:
             return guarded(functools.partial(page.step, name))

@@ -54,10 +54,10 @@ class Tiles:
     def known(self, tile: str) -> dict[int, Proposed]:
         """
         Raises:
-            ValueError: a tile that is none of the folder's.
+            ValueError: no such tile; the folder's place is not in the words, which browsers see.
         """
         if tile not in self.proposed:
-            raise ValueError(f"{tile!r} is no tile of {self.work} with regions; it has {len(self)} others")
+            raise ValueError(f"{tile!r} is no tile with regions; there are {len(self)} others")
         return self.proposed[tile]
 
     def highest(self, tile: str) -> int:
