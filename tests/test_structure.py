@@ -112,7 +112,8 @@ def committed():
 
 
 def test_no_path_of_a_machine():
-    pattern = re.compile(r"(?<![\w.])/(work|home/\w+|root|mnt|data|Users)/")
+    # What Label Studio calls its local files begins like a folder, and is none.
+    pattern = re.compile(r"(?<![\w.])/(work|home/\w+|root|mnt|data(?!/local-files)|Users)/")
     bad = []
     for path in committed():
         if path.suffix in TEXT and path.name != "test_structure.py":
