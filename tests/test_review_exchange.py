@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 from review_work import HEIGHT, WIDTH, make_work
 
 from skysense_o.data_engine import review_cli
@@ -64,6 +65,10 @@ def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp
         (1, [0, 0, 50, 40], 2000),
         (2, [50, 0, 70, 40], 2800),
     ]
+    coco = COCO()
+    coco.dataset = data
+    coco.createIndex()
+    assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
     data["categories"].append({"id": 9, "name": "car"})
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
     of_tile[0]["category_id"] = 9  # region 1 is renamed, region 2 deleted, and a new one laid over 3 and the rest

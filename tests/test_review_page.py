@@ -238,3 +238,15 @@ def test_clicks_mistakes_and_names(visit, server):
     page.locator("#offers li", has_text="tree").click()
     press(page, "Enter")
     assert Review(server.work).log.history["carl"][-1].name == "tree"
+
+    erin = visit("?reviewer=erin")  # at the same time, in another window
+    erin.locator("#view img").wait_for()
+    for _ in range(3):
+        press(erin, "a")
+        press(page, "x")
+    page.keyboard.press("n")
+    press(page, "r", "<b>odd</b>", "Enter")
+    assert "region 2 is <b>odd</b>" in page.locator("#said").inner_text(), "names are text, not HTML"
+    history = Review(server.work).log.history
+    assert [d.action for d in history["erin"]] == ["accept"] * 3
+    assert [d.action for d in history["carl"]][-4:] == ["reject"] * 3 + ["rename"]

@@ -1,4 +1,4 @@
-"""Regions to and from COCO's annotation file, which CVAT, FiftyOne and others read and write."""
+"""Regions to and from COCO's annotation file, which many annotation programs read and write."""
 
 from __future__ import annotations
 

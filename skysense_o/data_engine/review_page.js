@@ -10,7 +10,7 @@ const isField = element => element === field("rename") || element === field("ent
 const offers = () => [...document.querySelectorAll("#offers li")];
 
 document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !event.key) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !event.key || !field("rename")) return;
   if (event.key === "Escape") {
     event.target.blur();
     showOffers([]);
