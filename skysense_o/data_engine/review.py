@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from skysense_o.data_engine.review_log import Decision, DecisionLog, Piece
+from skysense_o.data_engine.review_masks import rle_mask
 from skysense_o.data_engine.review_tiles import Proposed, Tiles
 
 REST = 0
@@ -249,5 +249,5 @@ def piece_mask(labels: np.ndarray, piece: Piece) -> np.ndarray:
     inside = np.zeros(labels.shape, bool)
     inside[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = True
     if piece.mask is not None:
-        inside &= coco_mask.decode({"size": list(labels.shape), "counts": piece.mask.encode()}).astype(bool)
+        inside &= rle_mask(piece.mask, labels.shape)
     return inside & (labels == piece.region)

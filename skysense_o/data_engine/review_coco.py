@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pycocotools import mask as coco_mask
-
 from skysense_o.data_engine.review import Review
-from skysense_o.data_engine.review_exchange import Annotation, annotations, polygons_mask, rle_of, tile_of
+from skysense_o.data_engine.review_exchange import Annotation, annotations, tile_of
+from skysense_o.data_engine.review_masks import box_of, polygons_mask, rle_mask, rle_of
 
 
 def to_coco(review: Review, reviewer: str | None = None) -> dict:
@@ -25,15 +24,14 @@ def to_coco(review: Review, reviewer: str | None = None) -> dict:
 
 
 def _row(number: int, image: int, one: Annotation, category: int) -> dict:
-    rle = rle_of(one.mask)
-    packed = {**rle, "counts": rle["counts"].encode()}
+    x0, y0, x1, y1 = box_of(one.mask)
     return {
         "id": number,
         "image_id": image,
         "category_id": category,
-        "segmentation": rle,
-        "area": int(coco_mask.area(packed)),
-        "bbox": coco_mask.toBbox(packed).tolist(),
+        "segmentation": rle_of(one.mask),
+        "area": int(one.mask.sum()),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
         "iscrowd": 0,
         "region": one.region,
     }
@@ -43,7 +41,7 @@ def from_coco(review: Review, data: dict) -> dict[str, list[Annotation]]:
     """tile -> its annotations; pictures that are no tiles of ours, and those without annotations, are left out.
 
     Raises:
-        ValueError: an annotation of a size that its tile does not have, or of an unknown category.
+        ValueError: a mask that does not have its tile's size, or an unknown category.
     """
     names = {row["id"]: row["name"] for row in data["categories"]}
     tiles = {row["id"]: tile_of(review, row["file_name"]) for row in data["images"]}
@@ -61,14 +59,10 @@ def from_coco(review: Review, data: dict) -> dict[str, list[Annotation]]:
 
 
 def _mask(segmentation, size: tuple[int, int], number: int):
-    """Polygons, run lengths or packed run lengths -> bool (H,W), and whether every pixel is as it was drawn."""
+    """Polygons or run lengths -> bool (H,W), and whether every pixel is as it was drawn."""
     if isinstance(segmentation, list):
         return polygons_mask(segmentation, size), False
-    if tuple(segmentation["size"]) != tuple(size):
-        raise ValueError(f"annotation {number} is of {segmentation['size']} pixels, its tile of {list(size)}")
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        packed = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        packed = {"size": list(size), "counts": counts.encode()}
-    return coco_mask.decode(packed).astype(bool), True
+    try:
+        return rle_mask(segmentation["counts"], size), True
+    except ValueError as error:
+        raise ValueError(f"annotation {number}: {error}") from error

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from skysense_o.data_engine.review import REST, Review, View
 from skysense_o.data_engine.review_log import Decision
+from skysense_o.data_engine.review_masks import box_of, rle_of
 
 UNNAMED = "unnamed"
 SAME_IOU = 0.9
@@ -42,17 +42,6 @@ def annotations(review: Review, tile: str, reviewer: str | None) -> list[Annotat
         name = last.name if last is not None else review.proposed(tile, view, region).name
         found.append(Annotation(labels == region, name or UNNAMED, region))
     return found
-
-
-def rle_of(mask: np.ndarray) -> dict:
-    """bool (H,W) -> COCO's compressed run lengths, ready for JSON."""
-    found = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(n) for n in found["size"]], "counts": found["counts"].decode()}
-
-
-def polygons_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Flat lists x0, y0, x1, y1, ... in pixels -> bool (H,W)."""
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), *size))).astype(bool)
 
 
 def tile_of(review: Review, file: str) -> str | None:
@@ -88,7 +77,7 @@ def take_over(review: Review, reviewer: str, tile: str, given: Sequence[Annotati
         for owner in sorted(owners):
             if owner != keeps:
                 mask = inside & (painted == owner)
-                cut = say(region, "split", box=_box(mask), mask=rle_of(mask)["counts"])
+                cut = say(region, "split", box=box_of(mask), mask=rle_of(mask)["counts"])
                 parts.append((cut.into, owner))
     members: dict[int, list[int]] = {}
     for region, owner in parts:
@@ -141,8 +130,3 @@ def _keeper(owners: Counter, homes: dict[int, int], root: int) -> int:
     """The annotation that a region stays with: its own, or the one with most of its pixels."""
     own = [owner for owner in owners if homes.get(owner) == root]
     return own[0] if own else owners.most_common(1)[0][0]
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

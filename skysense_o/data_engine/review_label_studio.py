@@ -13,7 +13,8 @@ from html import escape
 import numpy as np
 
 from skysense_o.data_engine.review import Review
-from skysense_o.data_engine.review_exchange import Annotation, annotations, polygons_mask, tile_of
+from skysense_o.data_engine.review_exchange import Annotation, annotations, tile_of
+from skysense_o.data_engine.review_masks import polygons_mask
 
 WORD = 8
 RUN_SIZES = (3, 4, 8, 16)
