@@ -279,20 +279,11 @@ def _question_box(session, answer: Callable) -> None:
     question.submit(reply, [session, question], said, concurrency_id="model", api_visibility="private")
 
 
-def serve(blocks, root: Path, host: str, port: int, max_upload: str, block: bool):
+def serve(blocks, root: Path, host: str, port: int | None, max_upload: str, block: bool) -> str:
     """Start the server; its address. root: the folder whose path the browser never sees."""
-    from starlette.middleware import Middleware
+    from skysense_o.interactive import serving
 
-    from skysense_o.interactive.hidden_paths import HiddenPaths
-
-    _, address, _ = blocks.queue(max_size=32).launch(
-        server_name=host, server_port=port, share=False, max_file_size=max_upload, css=CSS, footer_links=[], quiet=True,
-        app_kwargs={"middleware": [Middleware(HiddenPaths, folder=root)]}, prevent_thread_lock=True, ssr_mode=False,
-    )  # fmt: skip
-    if block:
-        print(f"SkySense-O is at {address} (Ctrl+C ends it)", flush=True)
-        blocks.block_thread()
-    return address
+    return serving.serve(blocks, root, host, port, block, max_file_size=max_upload, css=CSS)
 
 
 def run() -> int:

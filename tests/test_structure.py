@@ -18,7 +18,7 @@ from skysense_o.config import default_config
 ROOMS = [
     "sample", "config", "errors", "device", "geometry", "clicks", "vocabulary", "modeling", "losses", "objective",
     "prompt_objective", "published", "checkpoint", "meta_arch", "pretraining", "answering", "data", "inference",
-    "evaluation", "training", "data_engine", "interactive",
+    "evaluation", "training", "interactive", "data_engine",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
 PACKAGE = ROOT / "skysense_o"
@@ -112,7 +112,8 @@ def committed():
 
 
 def test_no_path_of_a_machine():
-    pattern = re.compile(r"(?<![\w.])/(work|home/\w+|root|mnt|data|Users)/")
+    # What Label Studio calls its local files begins like a folder, and is none.
+    pattern = re.compile(r"(?<![\w.])/(work|home/\w+|root|mnt|data(?!/local-files)|Users)/")
     bad = []
     for path in committed():
         if path.suffix in TEXT and path.name != "test_structure.py":

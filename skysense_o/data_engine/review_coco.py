@@ -1,0 +1,68 @@
+"""Regions to and from COCO's annotation file, which many annotation programs read and write."""
+
+from __future__ import annotations
+
+from skysense_o.data_engine.review import Review
+from skysense_o.data_engine.review_exchange import Annotation, annotations, tile_of
+from skysense_o.data_engine.review_masks import box_of, polygons_mask, rle_mask, rle_of
+
+
+def to_coco(review: Review, reviewer: str | None = None) -> dict:
+    """One annotation a region, with COCO's keys and `region`, its number here."""
+    images, rows, names = [], [], set()
+    for k, tile in enumerate(review.tiles, 1):
+        height, width = review.tiles.labels(tile).shape
+        images.append({"id": k, "file_name": f"tiles/{tile}.png", "height": height, "width": width})
+        rows += [(k, one) for one in annotations(review, tile, reviewer) if one.mask.any()]
+    names = sorted({one.name for _, one in rows})
+    ids = {name: k for k, name in enumerate(names, 1)}
+    return {
+        "images": images,
+        "categories": [{"id": k, "name": name} for name, k in ids.items()],
+        "annotations": [_row(k, image, one, ids[one.name]) for k, (image, one) in enumerate(rows, 1)],
+    }
+
+
+def _row(number: int, image: int, one: Annotation, category: int) -> dict:
+    x0, y0, x1, y1 = box_of(one.mask)
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "segmentation": rle_of(one.mask),
+        "area": int(one.mask.sum()),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "iscrowd": 0,
+        "region": one.region,
+    }
+
+
+def from_coco(review: Review, data: dict) -> dict[str, list[Annotation]]:
+    """tile -> its annotations; pictures that are no tiles of ours, and those without annotations, are left out.
+
+    Raises:
+        ValueError: a mask that does not have its tile's size, or an unknown category.
+    """
+    names = {row["id"]: row["name"] for row in data["categories"]}
+    tiles = {row["id"]: tile_of(review, row["file_name"]) for row in data["images"]}
+    found: dict[str, list[Annotation]] = {}
+    for row in data["annotations"]:
+        tile = tiles.get(row["image_id"])
+        if tile is None:
+            continue
+        if row["category_id"] not in names:
+            raise ValueError(f"annotation {row['id']} has category {row['category_id']}, which the file does not list")
+        size = review.tiles.labels(tile).shape
+        mask, exact = _mask(row["segmentation"], size, row["id"])
+        found.setdefault(tile, []).append(Annotation(mask, names[row["category_id"]], row.get("region"), exact))
+    return found
+
+
+def _mask(segmentation, size: tuple[int, int], number: int):
+    """Polygons or run lengths -> bool (H,W), and whether every pixel is as it was drawn."""
+    if isinstance(segmentation, list):
+        return polygons_mask(segmentation, size), False
+    try:
+        return rle_mask(segmentation["counts"], size), True
+    except ValueError as error:
+        raise ValueError(f"annotation {number}: {error}") from error

@@ -1,0 +1,117 @@
+"""What reviewers decided, as regions and names: review/final/<tile>.png and .json, which `publish` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from skysense_o.data_engine.review import REST, Review, Verdict
+
+
+@dataclass
+class Finished:
+    """tiles: written. kept, rejected: regions that most reviewers named or rejected. open: (tile, region, why) of those
+    that are left out, and so ignored, because nobody or no majority decided.
+    """
+
+    tiles: int = 0
+    kept: int = 0
+    rejected: int = 0
+    open: list[tuple[str, int, str]] = field(default_factory=list)
+
+
+def finish(review: Review) -> Finished:
+    """Write what most reviewers want of each tile that anybody looked at; a tie decides nothing.
+
+    The picture of labels is uint16, 0 where nothing has a name; the JSON lists {"region", "name", "confidence",
+    "candidates"}, the confidence being the share of the region's reviewers who want just this.
+    """
+    folder, done = review.work / "review" / "final", Finished()
+    folder.mkdir(parents=True, exist_ok=True)
+    for tile in review.tiles:
+        votes = review.verdicts(tile)
+        if not any(votes.values()):
+            for suffix in (".png", ".json"):  # of an earlier finish, before all was taken back
+                (folder / f"{tile}{suffix}").unlink(missing_ok=True)
+            continue
+        labels, rows = _final(review, tile, votes, done)
+        _write(folder / f"{tile}.png", lambda file, labels=labels: Image.fromarray(labels).save(file, "PNG"))
+        _write(folder / f"{tile}.json", lambda file, rows=rows: file.write(json.dumps(rows, indent=1).encode()))
+        done.tiles += 1
+    return done
+
+
+def _final(review: Review, tile: str, votes: dict[int, dict[str, Verdict]], done: Finished):
+    winners = {region: _winner(list(said.values())) for region, said in votes.items()}
+    labels, present = _cut(review, tile, votes, winners)
+    out, rows = np.zeros(labels.shape, np.uint16), []
+    highest = max(present, default=0)
+    for region in present:
+        won = winners.get(region)
+        if won is None:
+            done.open.append((tile, region, "reviewers disagree" if votes.get(region) else "nobody decided"))
+        elif won.name is None:
+            done.rejected += 1
+        elif any(other not in present or not _same(won, winners.get(other)) for other in won.group):
+            done.open.append((tile, region, f"no majority to make {', '.join(map(str, won.group))} one"))
+        else:
+            number = won.group[0] or highest + 1  # the rest, where it has a name, needs a number of its own
+            out[labels == region] = number
+            if region == won.group[0]:
+                rows.append(_row(number, won, list(votes[region].values())))
+                done.kept += 1
+    return out, rows
+
+
+def _winner(said: list[Verdict]) -> Verdict | None:
+    """What more reviewers want than anything else."""
+    ranked = Counter(said).most_common(2)
+    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        return None
+    return ranked[0][0]
+
+
+def _same(won: Verdict, other: Verdict | None) -> bool:
+    return other is not None and (won.name, won.group) == (other.name, other.group)
+
+
+def _cut(review: Review, tile: str, votes: dict, winners: dict) -> tuple[np.ndarray, list[int]]:
+    """The labels after the cuts that won, and the regions there are then. Pieces of the rest need no majority."""
+    present = list(review.tiles.known(tile))
+    cuts = []
+    for number, piece in sorted(review.log.pieces[tile].items()):
+        parent = winners.get(piece.region)
+        wanted = parent is not None and number in parent.cuts
+        if piece.region == REST and REST not in present:
+            wanted = bool(votes.get(number))
+        if wanted and piece.region in (REST, *present):
+            present.append(number)
+            cuts.append((number, piece))
+    return review.labels(tile, cuts), present
+
+
+def _row(number: int, won: Verdict, said: list[Verdict]) -> dict:
+    names = Counter(verdict.name for verdict in said if verdict.name is not None)
+    return {
+        "region": number,
+        "name": won.name,
+        "confidence": round(said.count(won) / len(said), 4),
+        "candidates": [[name, round(count / len(said), 4)] for name, count in names.most_common(5)],
+    }
+
+
+def _write(path: Path, write: Callable) -> None:
+    """Under its name only when whole."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

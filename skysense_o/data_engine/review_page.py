@@ -1,0 +1,214 @@
+"""The web page of the review: one region at a time, by keys or by hand."""
+
+import functools
+import logging
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+from skysense_o.data_engine.review import Review
+from skysense_o.data_engine.review_agreement import agreement
+from skysense_o.data_engine.review_drawing import draw, zoom_of
+from skysense_o.data_engine.review_steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
+from skysense_o.errors import USER_ERRORS, message
+
+HELP = (
+    "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box · u undo · n next"
+    " · p previous · g agreement · Esc out of a field"
+)
+CSS = """
+#view img {cursor: crosshair; width: 100%; height: auto; max-height: none}
+#progress progress {width: 100%; height: .6em}
+#help {opacity: .75; font-size: .9em}
+#said {min-height: 1.5em}
+#offers ul {list-style: none; margin: 0; padding: 0}
+#offers li {padding: 2px 8px; cursor: pointer}
+#offers li.taken {background: var(--color-accent-soft)}
+"""
+_ADDRESS = """text => { if (text) { const place = JSON.parse(text);
+  history.replaceState(null, "", "?" + new URLSearchParams({reviewer: place.reviewer, round: place.round})); } }"""
+
+
+def script() -> str:
+    """For the page's head: its keys."""
+    return f"<script>{Path(__file__).with_suffix('.js').read_text()}</script>"
+
+
+class ReviewPage:
+    """What the page shows of a place. It keeps nothing of anybody: places come in and go out."""
+
+    def __init__(self, review: Review, names=(), reviewer: str = "", round: int = 1) -> None:
+        """names: to offer while one is typed. reviewer, round: where a visitor brings none."""
+        self.steps, self.review = Steps(review, names), review
+        self.reviewer, self.round = reviewer, round
+
+    def arrive(self, request):
+        """A visitor, with or without a name in the address."""
+        asked = dict(request.query_params) if request is not None else {}
+        reviewer = asked.get("reviewer") or self.reviewer
+        round = int(asked["round"]) if asked.get("round", "").isdigit() else self.round
+        if not reviewer:
+            return self.show(None, "")
+        self.review.log.refresh()
+        return self.show(*self.steps.begin(reviewer, round))
+
+    def begin(self, reviewer: str, round: int):
+        self.review.log.refresh()
+        return self.show(*self.steps.begin(reviewer, int(round)))
+
+    def step(self, name: str, where: str, *rest):
+        """One of `Steps`, from the place the browser shows."""
+        place = Place.read(where)
+        self.review.log.refresh()
+        if not place.tile:
+            return self.show(place, f"Nothing is left to decide in round {place.round}.")
+        return self.show(*getattr(self.steps, name)(place, *rest))
+
+    def click(self, where: str, mode: str, x: float, y: float):
+        tile = Place.read(where).tile
+        zoom = zoom_of(self.review.tiles.labels(tile).shape)
+        return self.step("click", where, mode, int(x) // zoom, int(y) // zoom)
+
+    def agreement(self) -> str:
+        self.review.log.refresh()
+        return agreement(self.review).text()
+
+    def names(self) -> str:
+        """For the page's script, which offers them."""
+        options = "".join(f'<option value="{escape(name)}">' for name in sorted(self.steps.names.values()))
+        return f'<datalist id="names">{options}</datalist>'
+
+    def show(self, place: Place | None, said: str) -> list:
+        """-> where, start, desk, picture, region, said, progress, mode, entry, rename, the choices."""
+        import gradio as gr
+
+        started = place is not None
+        rest = [gr.Radio(value=CHOOSE), "", ""] if not (started and place.corner) else [gr.skip()] * 3
+        head = [str(place) if started else "", gr.Column(visible=not started), gr.Column(visible=started)]
+        if not started or not place.tile:
+            empty = [gr.Button(visible=False)] * MOST_CHOICES
+            return [*head, None, "", escape(said), self._progress(place) if started else "", *rest, *empty]
+        view = self.steps.view(place)
+        labels = self.review.labels_of(place.tile, view, merged=True)
+        root = view.root(place.region)
+        picture = draw(self.review.tiles.picture(place.tile), labels, root, list(view.last), place.corner)
+        choices = self.steps.choices(place)
+        buttons = [gr.Button(f"{k + 1}  {choice}", visible=True) for k, choice in enumerate(choices)]
+        buttons += [gr.Button(visible=False)] * (MOST_CHOICES - len(buttons))
+        shown = [picture, self._region(place, view, labels == root), escape(said), self._progress(place)]
+        return [*head, *shown, *rest, *buttons]
+
+    def _region(self, place: Place, view, mask) -> str:
+        if not place.region:
+            return "<b>The rest</b>: cut a region out of it with a box, or go on."
+        proposed, last = self.review.proposed(place.tile, view, place.region), view.last.get(place.region)
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        box = f"{columns[0]} {rows[0]} {columns[-1] + 1} {rows[-1] + 1}" if len(rows) else "empty"
+        name = f"{escape(proposed.name)} <small>{proposed.confidence:.2f}</small>" if proposed.name else "no name"
+        mine = "" if last is None else f"<br>You: {last.action} {escape(str(last.name or last.into or ''))}"
+        return (
+            f"<h3>Region {place.region}: {name}</h3>{escape(place.tile)}<br><small>{int(mask.sum()):,} pixels in the"
+            f" box {box} of {mask.shape[1]} x {mask.shape[0]}</small>{mine}"
+        )
+
+    def _progress(self, place: Place) -> str:
+        decided, count = self.review.progress(place.reviewer, place.round)
+        return (
+            f'<progress value="{decided}" max="{max(1, count)}"></progress><br>{escape(place.reviewer)}, round'
+            f" {place.round}: {decided} of {count} regions decided"
+        )
+
+
+def guarded(callback: Callable) -> Callable:
+    """Mistakes become one line on the page; anything else goes to the log and not to the browser."""
+    import gradio as gr
+
+    @functools.wraps(callback)
+    def run(*args):
+        try:
+            return callback(*args)
+        except USER_ERRORS as error:
+            raise gr.Error(message(error), title="", duration=8, print_exception=False) from error
+        except Exception as error:
+            logging.exception("a callback of the page failed")
+            raise gr.Error("That went wrong here; the server's log says why.", print_exception=False) from error
+
+    return run
+
+
+def build(page: ReviewPage):
+    """Lay the page out and wire it."""
+    import gradio as gr
+
+    with gr.Blocks(title="Review", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
+        where = gr.Textbox(visible="hidden", elem_id="where")
+        gr.HTML(page.names)
+        with gr.Column(visible=False) as start:
+            gr.Markdown("# Review\nRegions with proposed names: say of each what it is. Each answer is saved at once.")
+            who = gr.Textbox(label="Your name", elem_id="who", max_lines=1)
+            which = gr.Number(
+                page.round, label="Round", precision=0, minimum=1, info="1: by yourself. 2: what differs."
+            )
+            go = gr.Button("Begin", variant="primary")
+        with gr.Column(visible=False) as desk:
+            gr.HTML(HELP, elem_id="help")
+            with gr.Row():
+                with gr.Column(scale=3, min_width=320):
+                    picture = gr.Image(
+                        elem_id="view", show_label=False, format="jpeg", type="pil", interactive=False, buttons=[]
+                    )
+                    said = gr.HTML(elem_id="said")
+                with gr.Column(scale=2, min_width=320):
+                    progress = gr.HTML(elem_id="progress")
+                    region = gr.HTML(elem_id="region")
+                    choices = [gr.Button(elem_id=f"choice-{k + 1}", size="sm") for k in range(MOST_CHOICES)]
+                    with gr.Row():
+                        accept = gr.Button("Accept (a)", elem_id="accept", variant="primary", min_width=100)
+                        reject = gr.Button("Reject (x)", elem_id="reject", variant="stop", min_width=100)
+                        undo = gr.Button("Undo (u)", elem_id="undo", min_width=100)
+                    rename = gr.Textbox(label="Another name (r)", elem_id="rename", max_lines=1, info="Enter saves it.")
+                    gr.HTML("<ul></ul>", elem_id="offers")
+                    mode = gr.Radio([CHOOSE, MERGE, SPLIT], value=CHOOSE, label="Click on the picture", elem_id="mode")
+                    entry = gr.Textbox(
+                        label="Or type it", elem_id="entry", max_lines=1, info="A region's number, or x0 y0 x1 y1."
+                    )
+                    with gr.Row():
+                        previous = gr.Button("Previous (p)", elem_id="previous", size="sm", min_width=100)
+                        next_ = gr.Button("Next (n)", elem_id="next", size="sm", min_width=100)
+                        agree = gr.Button("Agreement (g)", elem_id="agreement", size="sm", min_width=100)
+                    agreed = gr.Markdown(elem_id="agreed")
+        outputs = [where, start, desk, picture, region, said, progress, mode, entry, rename, *choices]
+        private = {"api_visibility": "private", "show_progress": "hidden"}
+        private |= {"concurrency_id": "review", "concurrency_limit": 1}
+
+        def step(name: str) -> Callable:
+            return guarded(functools.partial(page.step, name))
+
+        @guarded
+        def arrive(request):
+            return page.arrive(request)
+
+        def on_load(request: gr.Request):
+            return arrive(request)
+
+        blocks.load(on_load, None, outputs, **private).then(None, where, None, js=_ADDRESS)
+        gr.on([go.click, who.submit], guarded(page.begin), [who, which], outputs, **private).then(
+            None, where, None, js=_ADDRESS
+        )
+        for name, button in {
+            "accept": accept, "reject": reject, "undo": undo, "next": next_, "previous": previous,
+        }.items():  # fmt: skip
+            button.click(step(name), where, outputs, **private)
+        take = guarded(lambda text, label: page.step("choose", text, label.split("  ", 1)[1]))
+        for button in choices:
+            button.click(take, [where, button], outputs, **private)
+        rename.submit(step("rename"), [where, rename], outputs, **private)
+        entry.submit(step("enter"), [where, mode, entry], outputs, **private)
+        click = guarded(page.click)
+
+        def on_select(text, chosen, event: gr.SelectData):
+            return click(text, chosen, *event.index)
+
+        picture.select(on_select, [where, mode], outputs, **private)
+        agree.click(guarded(page.agreement), None, agreed, **private)
+    return blocks

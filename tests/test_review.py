@@ -1,0 +1,450 @@
+"""People decide on regions: the log, what it comes to, how far people agree, and what is written in the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from review_work import BOXES, make_work
+
+from skysense_o.data_engine import review_cli
+from skysense_o.data_engine.review import Review, Verdict, View
+from skysense_o.data_engine.review_agreement import agreement, cohen_kappa, krippendorff_alpha
+from skysense_o.data_engine.review_final import finish
+from skysense_o.data_engine.review_log import Decision, DecisionLog
+from skysense_o.data_engine.review_steps import CHOOSE, MERGE, SPLIT, Place, Steps
+
+
+@pytest.fixture
+def work(tmp_path):
+    make_work(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def review(work):
+    return Review(work)
+
+
+@pytest.fixture
+def tile(review):
+    return next(iter(review.tiles))
+
+
+@pytest.fixture
+def say(review, tile):
+    """say("ann", 1, "rename", name="river") decides on the first tile."""
+
+    def decide(reviewer: str, region: int, action: str, **what) -> Decision:
+        return review.decide(Decision(tile, region, reviewer, action, **what))
+
+    return decide
+
+
+def command(work, *words: str) -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work")
+    review_cli.add_arguments(parser)
+    return review_cli.run(parser.parse_args(["--work", str(work), *words]))
+
+
+# --- the log ---
+
+
+def test_the_file_is_the_state(review, say, tile, work):
+    say("ann", 1, "accept", name="building")
+    say("ann", 2, "reject")
+    again = Review(work)
+    assert again.log.history == review.log.history
+    lines = [json.loads(line) for line in review.log.path.read_text().splitlines()]
+    assert set(lines[0]) == {
+        "tile", "region", "reviewer", "action", "name", "into", "box", "time", "mask", "round",
+    }  # fmt: skip
+    assert [(line["region"], line["action"], line["name"]) for line in lines] == [
+        (1, "accept", "building"),
+        (2, "reject", None),
+    ]
+
+
+def test_a_torn_last_line_is_told_and_skipped_and_what_follows_is_whole(review, say, work):
+    say("ann", 1, "accept", name="building")
+    with open(review.log.path, "ab") as file:
+        file.write(b'{"tile": "town0_0000')
+    reopened = DecisionLog(work)
+    assert ["line 2, is passed over" in line for line in reopened.bad] == [True]
+    say("ann", 2, "reject")
+    reopened.refresh()
+    assert [d.region for d in reopened.history["ann"]] == [1, 2]
+
+
+def test_lines_that_are_no_decisions_are_told(review, work, capsys):
+    review.log.path.parent.mkdir()
+    review.log.path.write_text('[1]\n{"tile": "a", "region": 1, "reviewer": "b", "action": "eat"}\n')
+    assert command(work, "--agreement") == 0
+    assert "'eat' is no action: accept, rename" in capsys.readouterr().err
+    assert len(Review(work).log.bad) == 2
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from skysense_o.data_engine.review_log import Decision, DecisionLog
+log = DecisionLog(Path(sys.argv[1]))
+for k in range(int(sys.argv[3])):
+    done = log.append(Decision("town", 1, sys.argv[2], "split", box=(k, 0, k + 1, ord(sys.argv[2][0]))), 3)
+    print(done.into, flush=True)
+"""
+
+
+def writer(work, name: str, count: int) -> subprocess.Popen:
+    words = [sys.executable, "-c", WRITER, str(work), name, str(count)]
+    return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_programs_at_once_do_not_mix(work):
+    programs = [writer(work, name, 60) for name in ("ann", "bob")]
+    said = [program.communicate(timeout=60)[0].split() for program in programs]
+    log = DecisionLog(work)
+    assert log.bad == []
+    assert [len(log.history[name]) for name in ("ann", "bob")] == [60, 60]
+    assert sorted(map(int, said[0] + said[1])) == list(range(4, 124)), "each piece has a number of its own"
+
+
+def test_what_was_acknowledged_is_in_the_file_when_the_writer_is_killed(work):
+    program = writer(work, "ann", 1_000_000)
+    seen = [int(program.stdout.readline()) for _ in range(30)]
+    os.kill(program.pid, signal.SIGKILL)
+    seen += map(int, program.communicate()[0].splitlines())
+    assert set(seen) <= {d.into for d in DecisionLog(work).history["ann"]}
+
+
+def test_undo_takes_back_the_latest_and_is_a_line_itself(review, say, tile):
+    say("ann", 1, "accept", name="building")
+    say("ann", 1, "rename", name="shed")
+    say("bob", 1, "reject")
+    assert review.undo("ann").name == "shed"
+    assert review.view("ann", tile).last[1].name == "building"
+    assert review.view("bob", tile).last[1].action == "reject"
+    assert review.undo("ann").name == "building"
+    assert review.undo("ann") is None
+    assert len(review.log.path.read_text().splitlines()) == 5
+
+
+def test_the_same_decision_twice_is_one_line(review, say):
+    say("ann", 1, "rename", name="  a  shed ")
+    say("ann", 1, "rename", name="a shed")
+    assert [d.name for d in review.log.history["ann"]] == ["a shed"]
+
+
+@pytest.mark.parametrize(
+    ("region", "action", "what", "match"),
+    [
+        (9, "reject", {}, "no region 9 in town0_00000000: 1, 2, 3"),
+        (0, "reject", {}, "that is the rest, which has no name: cut a region out"),
+        (1, "rename", {"name": "  "}, "no name: give the region one, or reject it"),
+        (1, "merge", {"into": 7}, "no region 7 to merge with: 2, 3"),
+        (1, "merge", {"into": 1}, "1 and 1 are one region already"),
+        (1, "split", {"box": (0, 0, 50, 40)}, "holds all of region 1: draw one across its edge"),
+        (1, "split", {"box": (60, 0, 70, 40)}, "holds nothing of region 1"),
+    ],
+)
+def test_what_cannot_be_done_is_said(say, review, region, action, what, match):
+    with pytest.raises(ValueError, match=match):
+        say("ann", region, action, **what)
+    with pytest.raises(ValueError, match="a reviewer needs a name"):
+        say(" ", 1, "reject")
+    with pytest.raises(ValueError, match="'elsewhere' is no tile"):
+        review.decide(Decision("elsewhere", 1, "ann", "reject"))
+
+
+# --- what decisions come to ---
+
+
+def test_a_split_makes_a_region_that_goes_when_it_is_taken_back(review, say, tile):
+    cut = say("ann", 1, "split", box=(0, 0, 20, 100))
+    assert cut.into == 4
+    view = review.view("ann", tile)
+    assert view.regions == (1, 2, 3, 4)
+    labels = review.labels_of(tile, view)
+    assert (labels == 4).sum() == 20 * 40
+    assert (labels == 1).sum() == 30 * 40
+    say("ann", 4, "rename", name="shed")
+    inner = say("ann", 4, "split", box=(0, 0, 10, 100))
+    assert review.view("ann", tile).last == {}, "a cut region is another one"
+    assert review.proposed(tile, review.view("ann", tile), inner.into).name == "building"
+    for _ in range(3):
+        review.undo("ann")
+    assert review.view("ann", tile).regions == (1, 2, 3)
+    assert say("bob", 1, "split", box=(0, 0, 20, 100)).into == 4, "the same cut has the same number"
+    assert say("bob", 2, "split", box=(60, 0, 70, 100)).into == 6
+
+
+def test_merges_lead_to_one_verdict_whichever_way_they_were_made(review, say, tile):
+    say("ann", 1, "merge", into=2)
+    assert review.view("ann", tile).verdicts() == {}, "nobody said yet what both are"
+    say("ann", 2, "accept", name="water")
+    say("bob", 2, "merge", into=1)
+    say("bob", 1, "rename", name="water")
+    votes = review.verdicts(tile)
+    one = Verdict("water", (1, 2), ())
+    assert votes == {1: {"ann": one, "bob": one}, 2: {"ann": one, "bob": one}, 3: {}}
+    assert str(one) == "water (one of 1, 2)"
+
+
+def test_a_circle_of_merges_from_elsewhere_decides_nothing():
+    circle = [Decision("t", 1, "ann", "merge", into=2), Decision("t", 2, "ann", "merge", into=1)]
+    assert View.of([1, 2], circle).verdicts() == {}
+
+
+def test_round_two_asks_for_disagreements_and_for_what_nobody_saw(review, say, tile):
+    other = list(review.tiles)[1]
+    say("ann", 1, "accept", name="building")
+    say("bob", 1, "accept", name="building")
+    say("ann", 2, "accept", name="water")
+    say("bob", 2, "rename", name="river")
+    assert [region for stem, region, _ in review.walk("ann", 2) if stem == tile] == [2, 3]
+    assert [region for stem, region, _ in review.walk("ann", 2) if stem == other] == [1, 2, 3]
+    assert review.progress("ann", 2) == (0, 5)
+    say("ann", 2, "rename", name="river", round=2)
+    assert review.items("ann", tile, 2) == [(2, True), (3, False)]
+    assert review.items("bob", tile, 2) == [(3, False)]
+    assert agreement(review).pairs[0][2:] == (2, pytest.approx(1 / 3)), "kappa is of what was said alone"
+    assert agreement(review).disagreements == []
+
+
+def test_another_ones_decision_can_be_taken_over_with_its_cuts(review, say, tile):
+    say("ann", 1, "split", box=(0, 0, 20, 100))
+    say("ann", 1, "accept", name="building")
+    say("ann", 4, "rename", name="shed")
+    say("bob", 1, "reject")
+    review.adopt("bob", "ann", tile, 1, 2)
+    assert review.view("bob", tile).verdicts() == review.view("ann", tile).verdicts()
+    assert review.view("bob", tile, 1).verdicts() == {1: Verdict(None, (1,), ())}, "the first round stays as it was"
+    review.adopt("ann", "bob", tile, 2, 2)
+    say("carl", 2, "merge", into=3)
+    cut = say("carl", 3, "split", box=(0, 0, 20, 100))
+    say("carl", 2, "merge", into=cut.into)
+    with pytest.raises(ValueError, match=f"carl merged region 2 with {cut.into}, which is a piece of another one"):
+        review.adopt("bob", "carl", tile, 2, 2)
+
+
+# --- agreement: against values worked out by hand or printed in the sources ---
+
+
+def test_cohens_kappa():
+    first = ["yes"] * 25 + ["no"] * 25
+    second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    assert cohen_kappa(first, second) == pytest.approx(0.4)  # 0.7 observed, 0.5 by chance
+    assert cohen_kappa("ab", "ab") == 1
+    assert cohen_kappa("ab", "ba") == -1
+    assert np.isnan(cohen_kappa("", ""))
+    assert np.isnan(cohen_kappa("aa", "aa"))
+
+
+def test_krippendorffs_alpha():
+    rows = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    units = [[label for label in column if label != "."] for column in zip(*rows, strict=True)]
+    assert krippendorff_alpha(units) == pytest.approx(0.743, abs=5e-4)  # example C of the source
+    assert krippendorff_alpha(zip("0100000010", "1110010000")) == pytest.approx(0.095, abs=5e-4)  # example A
+    assert krippendorff_alpha(zip("aabbdcccedda", "babbbccceddd")) == pytest.approx(0.692, abs=5e-4)  # example B
+    assert np.isnan(krippendorff_alpha(["a", "b"]))
+    assert np.isnan(krippendorff_alpha(["aa", "aa"]))
+
+
+def test_agreement_is_told_with_what_differs(review, say, work, capsys):
+    say("ann", 1, "accept", name="building")
+    assert agreement(review).text() == "One reviewer so far: agreement needs two."
+    say("bob", 1, "rename", name="shed")
+    say("ann", 2, "reject")
+    say("bob", 2, "reject")
+    assert command(work, "--agreement") == 0
+    shown = capsys.readouterr().out
+    assert "ann        | bob" in shown
+    assert "Regions that reviewers disagree on now: 1" in shown
+    assert "- town0_00000000, region 1: ann: building; bob: shed" in shown
+
+
+# --- the end ---
+
+
+def read_final(work, tile):
+    with Image.open(work / "review/final" / f"{tile}.png") as file:
+        labels = np.array(file)
+    return labels, json.loads((work / "review/final" / f"{tile}.json").read_text())
+
+
+def test_finish_writes_what_most_want_with_merges_and_cuts(review, say, tile, work, capsys):
+    for who in ("ann", "bob", "carl"):
+        say(who, 1, "split", box=(0, 0, 20, 100))
+        say(who, 1, "merge", into=2)
+        say(who, 2, "accept", name="water")
+        say(who, 4, "rename", name="shed" if who != "carl" else "car")
+        say(who, 3, "reject")
+    assert command(work, "--finish") == 0
+    assert "1 tiles: 2 regions named, 1 rejected" in capsys.readouterr().out
+    labels, rows = read_final(work, tile)
+    assert labels.dtype == np.uint16
+    assert {row["region"]: row["name"] for row in rows} == {1: "water", 4: "shed"}
+    assert rows[1]["confidence"] == pytest.approx(2 / 3, abs=1e-4)
+    assert rows[1]["candidates"] == [["shed", 0.6667], ["car", 0.3333]]
+    assert np.array_equal(labels == 4, mask_of((0, 0, 20, 40)))
+    assert np.array_equal(labels == 1, mask_of((20, 0, 120, 40)))
+    assert not labels[40:].any(), "rejected, and the rest"
+
+
+def mask_of(box):
+    x0, y0, x1, y1 = box
+    mask = np.zeros((80, 120), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_ties_and_what_nobody_saw_are_left_out_and_told(review, say, tile, work, capsys):
+    say("ann", 1, "accept", name="building")
+    say("bob", 1, "rename", name="shed")
+    say("ann", 2, "accept", name="water")
+    assert command(work, "--finish") == 0
+    shown = capsys.readouterr().out
+    assert f"{tile}, region 1: reviewers disagree" in shown
+    assert f"{tile}, region 3: nobody decided" in shown
+    labels, rows = read_final(work, tile)
+    assert [row["region"] for row in rows] == [2]
+    assert set(np.unique(labels)) == {0, 2}
+    assert not (work / "review/final" / f"{list(review.tiles)[1]}.png").exists(), "nobody looked at that one"
+    for who in ("ann", "bob", "ann"):
+        review.undo(who)
+    finish(review)
+    assert list((work / "review/final").iterdir()) == []
+
+
+def test_a_merge_that_only_some_want_makes_nothing_one(review, say, tile):
+    say("ann", 1, "merge", into=2)
+    say("ann", 2, "accept", name="water")
+    say("bob", 2, "accept", name="water")
+    say("carl", 2, "accept", name="water")
+    done = finish(review)
+    assert (tile, 1, "no majority to make 1, 2 one") in done.open
+    assert done.kept == 1
+
+
+def test_a_region_is_cut_out_of_the_rest(review, say, tile, work):
+    cut = say("ann", 0, "split", box=(100, 70, 120, 80))
+    say("ann", cut.into, "rename", name="car")
+    finish(review)
+    labels, rows = read_final(work, tile)
+    assert [(row["region"], row["name"]) for row in rows] == [(4, "car")]
+    assert np.array_equal(labels == 4, mask_of((100, 72, 120, 80)))
+
+
+def test_a_rest_that_has_a_name_gets_a_number(work, tile):
+    path = work / "names" / f"{tile}.json"
+    rest = {"region": 0, "name": "land", "confidence": 0.6, "candidates": []}
+    path.write_text(json.dumps([*json.loads(path.read_text()), rest]))
+    review = Review(work)
+    review.decide(Decision(tile, 0, "ann", "accept", name="land"))
+    review.decide(Decision(tile, 1, "ann", "reject"))
+    finish(review)
+    labels, rows = read_final(work, tile)
+    assert [(row["region"], row["name"]) for row in rows] == [(4, "land")]
+    assert np.array_equal(labels == 4, mask_of((0, 72, 120, 80))), "what was rejected does not fall to it"
+
+
+# --- one reviewer's way ---
+
+
+def test_steps_lead_through_all_regions(review, tile):
+    steps = Steps(review, ["Car park"])
+    place, _ = steps.begin(" ann ")
+    assert (place.reviewer, place.tile, place.region) == ("ann", tile, 1)
+    place, said = steps.accept(place)
+    assert said == "Saved: region 1 is building."
+    assert Place.read(str(place)) == place
+    place, _ = steps.rename(place, "car park")
+    assert review.log.history["ann"][-1].name == "Car park", "in the spelling that is known"
+    place, _ = steps.merge(place, 2)
+    assert place.tile != tile
+    assert steps.previous(place)[0].region == 3
+    place, said = steps.choose(place, "road  0.30")
+    assert said == "Saved: region 1 is road."
+    with pytest.raises(ValueError, match="'gone  0.30' is no more a choice"):
+        steps.choose(place, "gone  0.30")
+    place, _ = steps.reject(place)
+    place, said = steps.accept(place)
+    assert said == "Saved: region 3 is tree. Nothing is left to decide in round 1."
+    place, said = steps.undo(place)
+    assert (place.region, said) == (3, "Taken back: accept of region 3.")
+
+
+def test_clicks_and_what_is_typed(review, tile):
+    steps = Steps(review)
+    place, _ = steps.begin("ann")
+    assert steps.click(place, CHOOSE, 60, 10)[0].region == 2
+    assert steps.enter(place, CHOOSE, "3")[0].region == 3
+    corner, said = steps.click(place, SPLIT, 19, 79)
+    assert said == "Now the opposite corner."
+    after, said = steps.click(corner, SPLIT, 0, 0)
+    assert said == "Saved: region 4 is cut out of 1."
+    assert after.corner is None
+    assert review.log.history["ann"][-1].box == (0, 0, 20, 80)
+    after, said = steps.enter(after, SPLIT, "20, 0, 30 40")
+    assert said == "Saved: region 5 is cut out of 1."
+    _, said = steps.click(after, MERGE, 60, 10)
+    assert said == "Saved: region 1 is part of 2."
+    for mode, text, match in (
+        (SPLIT, "1 2 3", "'1 2 3' is not x0 y0 x1 y1"),
+        (MERGE, "two", "'two' is not the number of a region"),
+        (CHOOSE, "77", "no region 77 in"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            steps.enter(after, mode, text)
+
+
+def test_later_rounds_offer_what_the_others_said(review, say, tile):
+    say("ann", 1, "accept", name="building")
+    say("bob", 1, "rename", name="shed")
+    steps = Steps(review)
+    place, _ = steps.begin("ann", 2)
+    assert place.region == 1
+    assert steps.choices(place) == ["as bob: shed", "building  0.80", "road  0.30"]
+    steps.choose(place, "as bob: shed")
+    assert agreement(review).disagreements == []
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--export", "coco"], "--export FORM and --to FILE go together"),
+        (["--round", "0"], "--round 0 is out of range"),
+    ],
+)
+def test_mistakes_in_the_command(work, words, match):
+    with pytest.raises(ValueError, match=match):
+        command(work, *words)
+
+
+def test_no_regions_yet(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no regions to review: make them with python tools/data_engine.py"):
+        command(tmp_path)
+
+
+def test_the_picture_shows_the_region_it_asks_for(review, tile):
+    from skysense_o.data_engine.review_drawing import draw
+    from skysense_o.inference.drawing import REGION_COLOR
+
+    labels = review.tiles.labels(tile)
+    shown = np.array(draw(review.tiles.picture(tile), labels, 2, {1}, (5, 5)))
+    assert shown.shape == (640, 960, 3)
+    yellow = (shown == REGION_COLOR).all(2)
+    x0, y0, _, y1 = (8 * value for value in BOXES[2])
+    assert yellow[y0 + 20 : y1 - 20, x0 - 4 : x0 + 4].any(1).all(), "its left edge is highlighted"

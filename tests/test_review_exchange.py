@@ -1,0 +1,315 @@
+"""Regions to Label Studio and COCO and back: what was changed there comes back as decisions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from review_work import HEIGHT, WIDTH, make_work
+
+from skysense_o.data_engine import review_cli
+from skysense_o.data_engine.review import Review, piece_mask
+from skysense_o.data_engine.review_coco import from_coco, to_coco
+from skysense_o.data_engine.review_exchange import annotations
+from skysense_o.data_engine.review_final import finish
+from skysense_o.data_engine.review_label_studio import pack_brush, to_label_studio, unpack_brush
+from skysense_o.data_engine.review_log import Decision, DecisionLog
+from skysense_o.data_engine.review_masks import polygons_mask, rle_mask, rle_of
+
+
+@pytest.fixture
+def work(tmp_path):
+    make_work(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def review(work):
+    return Review(work)
+
+
+@pytest.fixture
+def tile(review):
+    return next(iter(review.tiles))
+
+
+def command(work, *words) -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work")
+    review_cli.add_arguments(parser)
+    return review_cli.run(parser.parse_args(["--work", str(work), *map(str, words)]))
+
+
+def said(work, reviewer: str) -> dict[tuple[str, int], tuple]:
+    """(tile, region) -> what stands."""
+    review = Review(work)
+    views = {tile: review.view(reviewer, tile) for tile in review.tiles}
+    return {(t, r): (d.action, d.name, d.into) for t, view in views.items() for r, d in view.last.items()}
+
+
+def mask_of(x0, y0, x1, y1):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path, capsys):
+    file = tmp_path / "regions.json"
+    assert command(work, "--export", "coco", "--to", file) == 0
+    data = json.loads(file.read_text())
+    assert [c["name"] for c in data["categories"]] == ["building", "tree", "water"]
+    assert [(a["region"], a["bbox"], a["area"]) for a in data["annotations"][:2]] == [
+        (1, [0, 0, 50, 40], 2000),
+        (2, [50, 0, 70, 40], 2800),
+    ]
+    coco = COCO()
+    coco.dataset = data
+    coco.createIndex()
+    assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
+    data["categories"].append({"id": 9, "name": "car"})
+    of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
+    of_tile[0]["category_id"] = 9  # region 1 is renamed, region 2 deleted, and a new one laid over 3 and the rest
+    del of_tile[0]["region"]  # as programs do that keep no keys but COCO's
+    new = {
+        "id": 77,
+        "image_id": 1,
+        "category_id": 9,
+        "iscrowd": 0,
+        "segmentation": [[100, 60, 120, 60, 120, 80, 100, 80]],
+    }
+    data["annotations"] = [of_tile[0], of_tile[2], new]
+    file.write_text(json.dumps(data))
+    assert command(work, "--import", file, "--reviewer", "cvat") == 0
+    shown = capsys.readouterr().out
+    assert "1 tiles of 2, by cvat: 1 accept, 1 merge, 1 reject, 2 rename, 2 split" in shown
+    assert "1 tiles have no annotation there; nothing was decided on them" in shown
+    stands = said(work, "cvat")
+    assert stands[tile, 1] == ("rename", "car", None)
+    assert stands[tile, 2] == ("reject", None, None)
+    assert stands[tile, 3] == ("accept", "tree", None)
+    finish(Review(work))
+    labels, rows = final(work, tile)
+    assert {row["name"] for row in rows} == {"car", "tree"}
+    new = {row["region"] for row in rows} - {1, 3}
+    assert np.array_equal(np.isin(labels, list(new)), mask_of(100, 60, 120, 80))
+    lines = len(Review(work).log.path.read_text().splitlines())
+    assert command(work, "--import", file, "--reviewer", "cvat") == 0
+    assert "by cvat: nothing new" in capsys.readouterr().out
+    assert len(Review(work).log.path.read_text().splitlines()) == lines
+
+
+def final(work, tile):
+    with Image.open(work / "review/final" / f"{tile}.png") as file:
+        labels = np.array(file)
+    return labels, json.loads((work / "review/final" / f"{tile}.json").read_text())
+
+
+def test_what_a_reviewer_made_goes_out_and_comes_back_as_it_was(review, work, tile, tmp_path):
+    for region, action, what in (
+        (1, "split", {"box": (0, 0, 20, 100)}),
+        (1, "merge", {"into": 2}),
+        (2, "rename", {"name": "river"}),
+        (4, "accept", {"name": "building"}),
+        (3, "reject", {}),
+    ):
+        review.decide(Decision(tile, region, "ann", action, **what))
+    before = review.verdicts(tile)
+    for form in ("coco", "label-studio"):
+        file = tmp_path / f"{form}.json"
+        command(work, "--export", form, "--to", file, "--reviewer", "ann")
+        if form == "label-studio":
+            finished(file, who="ann")
+            who = "label-studio ann"
+        else:
+            who = "dan"
+        command(work, "--import", file, "--reviewer", "dan")
+        back = Review(work)
+        assert [(a.name, a.mask.sum()) for a in annotations(back, tile, who)] == [("river", 4000), ("building", 800)]
+        for mine, theirs in zip(annotations(review, tile, "ann"), annotations(back, tile, who)):
+            assert np.array_equal(mine.mask, theirs.mask)
+    assert {r: votes["ann"] for r, votes in Review(work).verdicts(tile).items() if "ann" in votes} == {
+        r: votes["ann"] for r, votes in before.items() if "ann" in votes
+    }
+
+
+def finished(file, who, change=lambda tile, results: results):
+    """What an annotator makes of the predictions, as Label Studio's JSON export has it."""
+    tasks = json.loads(file.read_text())
+    for task in tasks:
+        results = change(task["data"]["tile"], task.pop("predictions")[0]["result"])
+        task["annotations"] = [{"completed_by": who, "was_cancelled": False, "result": results}]
+    file.write_text(json.dumps(tasks))
+
+
+def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path):
+    file = tmp_path / "tasks.json"
+    assert command(work, "--export", "label-studio", "--to", file) == 0
+    config = (tmp_path / "tasks.xml").read_text()
+    assert '<Label value="water"/>' in config
+    assert "<BrushLabels" in config
+
+    def change(stem, results):
+        if stem != tile:
+            return results
+        results[0]["value"]["brushlabels"] = ["shed"]
+        results[0]["id"] = "x7Gk2"  # Label Studio gives new ones where it likes
+        box = {"x": 75, "y": 50, "width": 25, "height": 20, "rotation": 0, "rectanglelabels": ["car"]}
+        new = {"id": "aB3", "type": "rectanglelabels", "original_width": WIDTH, "original_height": HEIGHT, "value": box}
+        return [results[0], results[2], new, {"id": "aB4", "type": "choices", "value": {"choices": ["odd"]}}]
+
+    finished(file, {"id": 3, "email": "eve@example.org"}, change)
+    assert command(work, "--import", file) == 0
+    stands = said(work, "label-studio eve@example.org")
+    assert stands[tile, 1] == ("rename", "shed", None)
+    assert stands[tile, 2] == ("reject", None, None)
+    assert stands[tile, 3] == ("accept", "tree", None)
+    assert stands[tile, 4] == ("rename", "car", None)
+    view = Review(work).view("label-studio eve@example.org", tile)
+    labels = Review(work).labels_of(tile, view)
+    assert np.array_equal(labels == 4, mask_of(90, 40, 120, 56))
+    assert stands[list(Review(work).tiles)[1], 2] == ("accept", "water", None)
+
+
+def test_a_polygon_that_is_as_good_as_its_region_changes_no_mask(review, work, tile, tmp_path):
+    data = to_coco(review)
+    del data["annotations"][1:]
+    data["annotations"][0]["segmentation"] = [[0, 0, 49.2, 0.4, 49.5, 40, 0.3, 39.6]]
+    file = tmp_path / "polygons.json"
+    file.write_text(json.dumps(data))
+    command(work, "--import", file)
+    stands = said(work, "coco")
+    assert stands == {
+        (tile, 1): ("accept", "building", None),
+        (tile, 2): ("reject", None, None),
+        (tile, 3): ("reject", None, None),
+    }
+
+
+def test_a_redrawn_mask_takes_pixels_and_gives_them_up(review, work, tile, tmp_path):
+    data = to_coco(review)
+    of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
+    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider into region 2, and less high
+    of_tile[1]["segmentation"] = rle_of(mask_of(60, 0, 120, 40))
+    data["annotations"] = of_tile
+    file = tmp_path / "redrawn.json"
+    file.write_text(json.dumps(data))
+    command(work, "--import", file)
+    back = {a.name: a.mask for a in annotations(Review(work), tile, "coco")}
+    assert np.array_equal(back["building"], mask_of(0, 0, 60, 30))
+    assert np.array_equal(back["water"], mask_of(60, 0, 120, 40))
+    finish(Review(work))
+    assert not final(work, tile)[0][30:40, :50].any(), "what it gave up is ignored"
+
+
+def test_all_forms_of_coco_masks_are_read(review, tile):
+    mask = mask_of(0, 0, 50, 40)
+    runs = [0, *[40] * 99, 80 * 120 - 99 * 40]
+    image = {"id": 1, "file_name": f"C:\\pictures\\{tile}.png"}
+    data = {"images": [image, {"id": 2, "file_name": "other.png"}], "categories": [{"id": 1, "name": "shed"}]}
+    forms = [rle_of(mask), {"size": [HEIGHT, WIDTH], "counts": runs}, [[0, 0, 50, 0, 50, 40, 0, 40]]]
+    rows = [{"id": k, "image_id": 1, "category_id": 1, "segmentation": form} for k, form in enumerate(forms)]
+    data["annotations"] = [*rows, {**rows[0], "image_id": 2}]
+    found = from_coco(review, data)
+    assert list(found) == [tile]
+    for one in found[tile]:
+        assert np.array_equal(one.mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"segmentation": {"counts": "91"}}, "annotation 1: run lengths of 10 pixels are no mask of 120 x 80"),
+        ({"segmentation": {"counts": [9600, -1, 1]}}, "annotation 1: run lengths of 9600 pixels are no mask"),
+        ({"category_id": 8}, "annotation 1 has category 8, which the file does not list"),
+    ],
+)
+def test_mistakes_in_a_coco_file(review, change, match):
+    data = to_coco(review)
+    data["annotations"][0].update(change)
+    with pytest.raises(ValueError, match=match):
+        from_coco(review, data)
+
+
+@pytest.mark.parametrize(("text", "match"), [("{", "is no JSON"), ('{"a": 1}', "is neither a COCO file nor Label")])
+def test_files_of_another_kind(work, tmp_path, text, match):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=match):
+        command(work, "--import", tmp_path / "a.json")
+
+
+def test_mistakes_in_a_label_studio_file(review, work, tmp_path):
+    file = tmp_path / "tasks.json"
+    box = {"x": 0, "y": 0, "width": 9, "height": 9, "rotation": 30, "rectanglelabels": ["car"]}
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    for row, match in (
+        ({"type": "rectanglelabels", "value": box, **size}, "has a turned box"),
+        (
+            {"type": "rectanglelabels", "value": box, **size, "original_width": 7},
+            "120 x 80 pixels, and was annotated at 7",
+        ),
+    ):
+        command(work, "--export", "label-studio", "--to", file)
+        finished(file, 1, lambda tile, results, row=row: [row])
+        with pytest.raises(ValueError, match=match):
+            command(work, "--import", file)
+
+
+def test_a_brush_mask_keeps_every_pixel():
+    rng = np.random.default_rng(0)
+    for mask in (rng.random((37, 53)) > 0.5, mask_of(3, 3, 90, 70), np.zeros((300, 400), bool), np.ones((1, 1), bool)):
+        packed = pack_brush(mask)
+        assert all(0 <= byte < 256 for byte in packed)
+        assert np.array_equal(unpack_brush(packed, mask.shape), mask)
+    assert len(pack_brush(np.zeros((300, 400), bool))) < 50
+    with pytest.raises(ValueError, match="has 16 values, and a tile of 3 x 3 has 4 a pixel"):
+        unpack_brush(pack_brush(np.ones((2, 2), bool)), (3, 3))
+    with pytest.raises(ValueError, match="ends after 7 bytes, before its picture is whole"):
+        unpack_brush(pack_brush(np.ones((2, 2), bool))[:7], (2, 2))
+
+
+def test_label_studios_own_bytes_are_read():
+    """What label-studio-sdk 2.1.2 made of this mask; it read ours as well, when both were tried on larger ones."""
+    packed = [0, 0, 0, 24, 57, 27, 252, 96, 19, 255, 206, 1, 31, 248]
+    assert unpack_brush(packed, (2, 3)).astype(int).tolist() == [[0, 1, 1], [0, 0, 1]]
+
+
+def test_cocos_run_lengths_are_read_as_pycocotools_packs_them():
+    rng = np.random.default_rng(0)
+    for mask in (rng.random((37, 53)) > 0.5, mask_of(3, 3, 90, 70), np.zeros((900, 400), bool), np.ones((1, 1), bool)):
+        assert np.array_equal(rle_mask(rle_of(mask)["counts"], mask.shape), mask)
+
+
+def test_a_brush_mask_of_single_values_is_read():
+    """As programs write short runs: 8 values, of two RGBA pixels, one by one."""
+    values = [0, 0, 0, 255, 0, 0, 0, 0]
+    bits = (
+        f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{7:03b}" + "".join(f"{v:08b}" for v in values)
+    )
+    bits += "0" * (-len(bits) % 8)
+    packed = [int(bits[k : k + 8], 2) for k in range(0, len(bits), 8)]
+    assert unpack_brush(packed, (1, 2)).tolist() == [[True, False]]
+
+
+def test_a_piece_of_any_shape_is_kept_in_the_log(review, work, tile):
+    mask = polygons_mask([[0, 0, 40, 0, 0, 30]], (HEIGHT, WIDTH))
+    cut = Decision(tile, 1, "ann", "split", box=(0, 0, 40, 30), mask=rle_of(mask)["counts"])
+    number = review.decide(cut).into
+    again = DecisionLog(work)
+    labels = review.tiles.labels(tile)
+    assert np.array_equal(piece_mask(labels, again.pieces[tile][number]), mask & (labels == 1))
+
+
+def test_tasks_without_a_tile_key_are_known_by_their_picture(work, tile, tmp_path):
+    file = tmp_path / "tasks.json"
+    tasks = to_label_studio(Review(work))
+    results = tasks[0]["predictions"][0]["result"]
+    image = f"/data/local-files/?d=tiles/{tile}.png"
+    cancelled = {"completed_by": 2, "was_cancelled": True, "result": []}
+    file.write_text(json.dumps([{"data": {"image": image}, "annotations": [{"result": results}, cancelled]}]))
+    command(work, "--import", file, "--reviewer", "fay")
+    assert {key[1]: what[0] for key, what in said(work, "fay").items()} == {1: "accept", 2: "accept", 3: "accept"}
+    assert said(work, "label-studio 2") == {}
