@@ -121,7 +121,8 @@ class SAMMaskHead(MaskDecoder):
         self.check(queries)
         text = F.normalize(queries.text.mean(dim=2), dim=-1, eps=1e-6)
         logits, presence, quality = [], [], None
-        for part in text.split(chunk or max(1, text.shape[1]), dim=1) if text.shape[1] else ():
+        parts = () if text.shape[1] == 0 else text.split(chunk, dim=1) if chunk else (text,)
+        for part in parts:
             words = self.text_projection(part)
             tokens = self._read(words[:, :, None], image)[:, :, 0]
             weights = self.hypernetwork(tokens) + self.shortcut(words)
@@ -149,7 +150,7 @@ class SAMMaskHead(MaskDecoder):
         src = self.image_projection(dense)
         position = self.position(src.shape[-2:])[None].flatten(2).transpose(1, 2).to(src.dtype)
         keys = src.flatten(2).transpose(1, 2)
-        origin = self.shared_tokens.weight.expand(len(src), -1, -1)
+        origin = self.shared_tokens.weight.expand(src.shape[0], -1, -1)
         shared, stages = origin, []
         for layer in self.transformer.layers:
             stages.append((keys, shared))
@@ -192,7 +193,7 @@ def _read_layer(
     """The token half of a SAM block: a query's tokens (B,T,M,width) see the shared ones and each other, no query's."""
     b, t, m, c = tokens.shape
     own = tokens.reshape(b * t, m, c)
-    both = torch.cat([shared.repeat_interleave(t, dim=0), own], dim=1)
+    both = torch.cat([shared[:, None].expand(-1, t, -1, -1).flatten(0, 1), own], dim=1)
     seen = None
     if given is not None:
         seen = torch.cat([given.new_ones((b * t, shared.shape[1])), given.reshape(b * t, m)], dim=1)

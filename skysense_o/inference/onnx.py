@@ -1,0 +1,153 @@
+"""The picture half of a model as an ONNX file: image and text embeddings in, a mask a phrase out.
+
+Alphabet: B images, T phrases, D embedding, H W pixels, h w grid. Words stay outside: their embeddings are computed once
+(`embed_words`) and given as an input, so a file knows no vocabulary and takes any number of names.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from skysense_o.inference.predictor import Predictor
+from skysense_o.modeling import Queries
+from skysense_o.vocabulary import Vocabulary
+
+OPSET = 20
+MOST_SIDE, MOST_BATCH, MOST_NAMES = 8192, 64, 65536
+TOLERANCE = 1e-3  # of logits, which reach some tens
+
+
+class PictureHalf(nn.Module):
+    """image (B,3,H,W) 0..255 RGB and text (T,D) unit vectors -> logits (B,T,h,w), and presence (B,T) where there is
+    such a head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.tower, self.head = model.tower, model.sem_seg_head
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        x = (image - self.tower.pixel_mean) / self.tower.pixel_std
+        text = text[None, :, None].expand(image.shape[0], -1, -1, -1)
+        valid = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        logits, presence, _ = self.head(self.tower.encode_image(x), Queries(text, valid))
+        return (logits,) if presence is None else (logits, presence)
+
+
+def fix_padding(module: nn.Module) -> None:
+    """Replace TensorFlow's "same" convolutions, whose padding is worked out from each input's size, by ones of fixed
+    padding: with sides that every stride divides it is always the same. Sizes stay simple expressions while tracing.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, Conv2dSame):
+            pads = [d * (k - 1) + 1 - s for k, s, d in zip(child.kernel_size, child.stride, child.dilation)]
+            (top, bottom), (left, right) = ((p // 2, p - p // 2) for p in (max(0, pad) for pad in pads))
+            conv = nn.Conv2d(
+                child.in_channels, child.out_channels, child.kernel_size, child.stride, 0, child.dilation, child.groups,
+                child.bias is not None,
+            )  # fmt: skip
+            conv.load_state_dict(child.state_dict())
+            setattr(module, name, nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), conv))
+        else:
+            fix_padding(child)
+
+
+def embed_words(predictor: Predictor, vocabulary: Vocabulary) -> np.ndarray:
+    """(T,D) float32 unit vectors, one a phrase: the mean over the model's templates."""
+    model = predictor.model
+    with torch.inference_mode():
+        text, _ = model.text_bank(model.tower, [vocabulary], model.templates)
+        return F.normalize(text[0].float().mean(1), dim=-1).cpu().numpy()
+
+
+def export_onnx(predictor: Predictor, path: Path) -> dict:
+    """Write `path` and, beside it, a JSON of the same stem that says how to use it.
+
+    H and W may be any multiples of the tower's divisor, B and T any numbers.
+
+    Returns:
+        what the JSON holds.
+
+    Raises:
+        ValueError: a tower of fixed input, or a decoder in which names compete: neither was tried here.
+    """
+    model = predictor.model
+    if model.tower.input_size or not hasattr(model.sem_seg_head, "shared_tokens"):
+        raise ValueError(
+            f"{type(model.tower).__name__} with {type(model.sem_seg_head).__name__} cannot be exported yet:"
+            " MiniTower with SAMMaskHead can"
+        )
+    half, divisor = PictureHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor
+    fix_padding(half.tower)
+    names = ["logits", *["presence"] * (model.sem_seg_head.presence is not None)]
+    batch, height, width, phrases = (
+        torch.export.Dim("B", min=1, max=MOST_BATCH),
+        *(divisor * torch.export.Dim(side, min=1, max=MOST_SIDE // divisor) for side in ("rows", "columns")),
+        torch.export.Dim("T", min=1, max=MOST_NAMES),
+    )
+    # Traced with two images and all sides different: what is equal while tracing is taken to be always equal.
+    example = torch.zeros(2, 3, 3 * divisor, 4 * divisor), F.normalize(torch.randn(5, model.tower.dim), dim=-1)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            half,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image", "text"],
+            output_names=names,
+            dynamic_shapes=({0: batch, 2: height, 3: width}, {0: phrases}),
+            verbose=False,
+        )
+    program.save(str(path))
+    facts = {
+        "inputs": {
+            "image": f"float32 (B,3,H,W), RGB, 0..255; H and W multiples of {divisor}: pad right and below",
+            "text": f"float32 (T,{model.tower.dim}), unit vectors, one a phrase (tools/export.py --words writes them)",
+        },
+        "outputs": {
+            "logits": f"float32 (B,T,H/{model.stride},W/{model.stride}); sigmoid gives probabilities",
+            **({"presence": "float32 (B,T); sigmoid: is it in the picture at all"} if len(names) > 1 else {}),
+        },
+        "padding_value_rgb": [float(v) for v in model.tower.pixel_mean.flatten()],
+        "divisor": divisor,
+        "stride": model.stride,
+        "templates": list(model.templates),
+        "metres_a_pixel_in_training": model.gsd or None,
+        "weights": predictor.source,
+        "weights_sha256": predictor.sha256,
+        "onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "opset": OPSET,
+        "torch": torch.__version__,
+    }
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def difference(predictor: Predictor, path: Path, sizes: Sequence[tuple[int, int, int, int]]) -> float:
+    """The largest difference between the logits of the file, in onnxruntime, and of torch.
+
+    Args:
+        sizes: B, H, W, T of random inputs to compare with.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    half, worst = PictureHalf(predictor.model).float().cpu().eval(), 0.0
+    g = torch.Generator().manual_seed(0)
+    for batch, height, width, phrases in sizes:
+        image = torch.randint(0, 256, (batch, 3, height, width), generator=g).float()
+        text = F.normalize(torch.randn(phrases, predictor.model.tower.dim, generator=g), dim=-1)
+        with torch.inference_mode():
+            ours = half(image, text)
+        theirs = session.run(None, {"image": image.numpy(), "text": text.numpy()})
+        worst = max(worst, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs)))
+    return worst

@@ -1,0 +1,70 @@
+"""The picture half as an ONNX file: any number of names, any size, the same numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from timm.layers import Conv2dSame
+
+from skysense_o import Predictor
+from skysense_o.inference.onnx import PictureHalf, difference, embed_words, export_onnx, fix_padding
+from skysense_o.meta_arch import SkySenseO
+from skysense_o.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def predictor():
+    torch.manual_seed(0)
+    return Predictor(SkySenseO(small_config()).eval())
+
+
+def test_fixed_padding_changes_no_number(predictor):
+    x, text = torch.rand(1, 3, 64, 96) * 255, torch.nn.functional.normalize(torch.randn(2, 384), dim=-1)
+    half = PictureHalf(predictor.model)
+    with torch.inference_mode():
+        before = half(x, text)
+        fix_padding(half.tower)
+        after = half(x, text)
+    assert not any(isinstance(m, Conv2dSame) for m in half.modules())
+    torch.testing.assert_close(after, before)
+
+
+def test_logits_are_those_of_the_predictor(predictor):
+    """With the embeddings that `embed_words` gives, so that a program without a language model finds the same."""
+    words = Vocabulary.parse("building|house,road")
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    text = torch.from_numpy(embed_words(predictor, words))
+    with torch.inference_mode():
+        logits, _ = PictureHalf(predictor.model)(torch.from_numpy(image).permute(2, 0, 1)[None].float(), text)
+        wanted = predictor.windows(torch.from_numpy(image).permute(2, 0, 1)[None], words)
+    found = torch.stack([logits[0, :2].amax(0), logits[0, 2]]).sigmoid()
+    torch.testing.assert_close(found, wanted[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_file_agrees_with_torch(predictor, tmp_path):
+    """Traced with two images of 96 x 128 and five names; asked with others."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "small.onnx"
+    facts = export_onnx(predictor, path)
+    assert json.loads(path.with_suffix(".json").read_text()) == facts
+    assert difference(predictor, path, [(1, 32, 32, 1), (2, 160, 96, 7), (3, 64, 224, 200)]) < 1e-4
+
+
+def test_what_cannot_be_exported(call, tmp_path, monkeypatch):
+    cfg = small_config()
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "CostAggregationHead"
+    with pytest.raises(ValueError, match="MiniTower with CostAggregationHead cannot be exported yet"):
+        export_onnx(Predictor(SkySenseO(cfg).eval()), tmp_path / "a.onnx")
+    code, _, err = call("tools/export.py", "--output", tmp_path / "a.pt")
+    assert code == 2
+    assert "ends in '.pt': write a name that ends in .onnx" in err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = call("tools/export.py", "--output", tmp_path / "a.onnx")
+    assert code == 2
+    assert "pip install -e '.[onnx]'" in err
