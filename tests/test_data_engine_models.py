@@ -172,12 +172,29 @@ def tiny_llava(tmp_path_factory):
     """LLaVA's real classes at a fraction of their width, with random weights and a tokenizer of twenty words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
-        CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
         PreTrainedTokenizerFast,
     )  # fmt: skip
 
     folder = tmp_path_factory.mktemp("llava")
-    words = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:", *QUESTION.split(), "ship", "road", "tree"]
+    words = [
+        "<unk>",
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<image>",
+        "USER:",
+        "ASSISTANT:",
+        *QUESTION.split(),
+        "ship",
+        "road",
+        "tree",
+    ]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -186,16 +203,15 @@ def tiny_llava(tmp_path_factory):
         additional_special_tokens=["<image>"],
     )  # fmt: skip
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, pad_token_id=1, bos_token_id=2, eos_token_id=3,
-    )  # fmt: skip
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**small, image_size=28, patch_size=14)
+    ids = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+    text = LlamaConfig(**small, vocab_size=len(vocabulary), num_key_value_heads=2, **ids)
     config = LlavaConfig(vision, text, image_token_index=vocabulary["<image>"], vision_feature_layer=-2)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     template = (
-        "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image' %}<image> "
-        "{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:"
+        "{% for message in messages %}USER: {% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:"
     )
     pictures = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     LlavaProcessor(

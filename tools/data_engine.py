@@ -10,7 +10,7 @@ python tools/data_engine.py review --work output/survey
 python tools/data_engine.py graph --work output/survey
 python tools/data_engine.py publish --val 0.1 --work output/survey
 
-Each step reads and writes plain files. A step that was stopped goes on where it was when the same command is given again.
+Each step reads and writes plain files. A step that was stopped goes on where it was when its command is given again.
 """
 
 import argparse
@@ -28,7 +28,9 @@ CURE = 'which is not installed: pip install -e ".[engine]"'
 
 
 def _input(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="pictures, rasters, folders, globs in quotes")
+    p.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help="pictures, rasters, folders, globs in quotes"
+    )
     p.add_argument("--tile", type=int, default=512, metavar="PX", help="longest side of a tile (default: 512)")
     p.add_argument("--licence", default="", metavar="TEXT", help="of these pictures, for the catalogue")
     p.add_argument("--credit", default="", metavar="TEXT", help="whom to name, for the catalogue")
@@ -36,17 +38,26 @@ def _input(p: argparse.ArgumentParser) -> None:
 
 
 def _duplicates(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--bits", type=int, default=8, help="hashes, of 256 bits, that differ in no more are one (default: 8)")
+    p.add_argument(
+        "--bits", type=int, default=8, help="hashes, of 256 bits, that differ in no more are one (default: 8)"
+    )
     p.add_argument("--distance", type=float, default=0.02, help="1 - cosine of embeddings, likewise (default: 0.02)")
-    p.add_argument("--against", nargs="+", default=[], metavar="NAME", help="test sets whose pictures must not be in it")
+    p.add_argument(
+        "--against", nargs="+", default=[], metavar="NAME", help="test sets whose pictures must not be in it"
+    )
     p.add_argument("--hashes-only", action="store_true", help="without the tower: fast, finds plain copies only")
 
 
 def _regions(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--method", default="superpixels", choices=("superpixels", "words", "everything", "sam"), help="(default: superpixels)"
+        "--method",
+        default="superpixels",
+        choices=("superpixels", "words", "everything", "sam"),
+        help="(default: superpixels)",
     )
-    p.add_argument("--least", type=int, default=100, metavar="PX", help="smaller regions join a neighbour (default: 100)")
+    p.add_argument(
+        "--least", type=int, default=100, metavar="PX", help="smaller regions join a neighbour (default: 100)"
+    )
     p.add_argument("--coarse", type=float, default=1.0, help="of superpixels: above 1 fewer regions, below more")
     p.add_argument("--sam", type=Path, metavar="FILE", help="for sam: a checkpoint of Segment Anything")
 
@@ -60,7 +71,9 @@ def _words(p: argparse.ArgumentParser) -> None:
 
 
 def _naming(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--by", default="masks", choices=("masks", "features", "vlm", "service"), help="who names (default: masks)")
+    p.add_argument(
+        "--by", default="masks", choices=("masks", "features", "vlm", "service"), help="who names (default: masks)"
+    )
     p.add_argument("--vlm", type=Path, metavar="DIR", help="for vlm: a folder with an image-text-to-text model")
     p.add_argument("--vlm-name", default="", metavar="NAME", help="for service: which of its models")
     p.add_argument(
@@ -70,7 +83,9 @@ def _naming(p: argparse.ArgumentParser) -> None:
 
 
 def _sure(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--confidence", type=float, default=0.5, help="names below it are left out, but people's (default: 0.5)")
+    p.add_argument(
+        "--confidence", type=float, default=0.5, help="names below it are left out, but people's (default: 0.5)"
+    )
 
 
 def _publishing(p: argparse.ArgumentParser) -> None:
@@ -210,7 +225,9 @@ def _namer(args: argparse.Namespace, predictor):
 
 def _review(work, args) -> list[str]:
     if not importlib.util.find_spec(REVIEW):
-        raise ValueError(f"people's review is not in this version ({REVIEW} is missing): graph and publish go on without")
+        raise ValueError(
+            f"people's review is not in this version ({REVIEW} is missing): graph and publish go on without"
+        )
     return importlib.import_module(REVIEW).run(args)
 
 

@@ -15,8 +15,8 @@
       - {name: other, background: true}
 
 Used by its path, `mine:val` (`mine`: all splits), or by its name, `mine_val`, when DATASETS.FOLDERS lists the path.
-A folder in the shape of Sky-SA, as tools/data_engine.py publishes it, needs no dataset.yaml: `set:train`, `set:val`, and
-`set:graph_train` where it has a relation graph.
+A folder in the shape of Sky-SA, as tools/data_engine.py publishes it, needs no dataset.yaml: `set:train`, `set:val`,
+and `set:graph_train` where it has a relation graph.
 """
 
 from __future__ import annotations

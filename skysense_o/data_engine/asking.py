@@ -87,7 +87,9 @@ def local_model(path: Path, device: str = "cpu") -> Callable[[Image.Image, str],
         FileNotFoundError: no such folder. ValueError: what is in it is no such model; no code of it is run.
     """
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"no model at {str(path)!r}: --vlm takes a folder with config.json, weights and processor")
+        raise FileNotFoundError(
+            f"no model at {str(path)!r}: --vlm takes a folder with config.json, weights and processor"
+        )
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -131,9 +133,16 @@ def service(model: str = "", timeout: float = 60.0) -> Callable[[Image.Image, st
         picture.save(stream, "PNG")
         data = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
         content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": data}}]
-        body = {"messages": [{"role": "user", "content": content}], "max_tokens": MOST_TOKENS, "temperature": 0, "logprobs": True}
+        body = {
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": MOST_TOKENS,
+            "temperature": 0,
+            "logprobs": True,
+        }
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        request = urllib.request.Request(url, json.dumps({**body, **({"model": model} if model else {})}).encode(), headers)
+        request = urllib.request.Request(
+            url, json.dumps({**body, **({"model": model} if model else {})}).encode(), headers
+        )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as reply:
                 choice = json.load(reply)["choices"][0]

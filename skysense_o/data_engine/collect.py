@@ -28,8 +28,8 @@ LEAST_VALID = 0.5
 
 @dataclass
 class Cut:
-    """A part of a picture. row, column: of its first pixel, in the picture. pixels: uint8 (H,W,3), None where too little
-    of it is valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres a pixel or NaN).
+    """A part of a picture. row, column: of its first pixel, in the picture. pixels: uint8 (H,W,3), None where too
+    little of it is valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres a pixel or NaN).
     """
 
     row: int

@@ -17,6 +17,7 @@ def datasheet(title: str, statistics: dict, rows: Sequence[dict], engine: dict) 
     """
     pictures, sky = statistics["pictures"], statistics["Sky-SA, as published"]
     metres = statistics["metres a pixel"]
+    ground = f"{metres[0]} to {metres[1]}" if metres else "not known"
     options = {step: entry["options"] for step, entry in engine.items()}
     people = pictures["reviewed by people"]
     table = [
@@ -40,7 +41,7 @@ Open-vocabulary segmentation of pictures of the earth from above. {QUESTIONS_LEF
 {chr(10).join(f"| {what} | {here} | {there} |" for what, here, there in table)}
 
 {pictures.get("train", 0)} pictures are for training, {pictures.get("val", 0)} for validation. Tiles of one source, and
-sources that touch on the ground, are on one side only. Metres a pixel: {f"{metres[0]} to {metres[1]}" if metres else "not known"}.
+sources that touch on the ground, are on one side only. Metres a pixel: {ground}.
 Pixels of value 255 are unlabelled: nobody was sure enough. `statistics.json` and `figures/` have the rest.
 
 ## Collection
@@ -59,8 +60,8 @@ Options of each step:
 
 ## Uses
 
-Training and validation. It is not a test set: names come from a model, and where people corrected them they saw what it
-proposed. {QUESTIONS_LEFT}
+Training and validation. It is not a test set: names come from a model, and where people corrected them they saw what
+it proposed. {QUESTIONS_LEFT}
 
 ## Distribution and maintenance
 

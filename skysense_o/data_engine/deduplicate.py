@@ -47,7 +47,8 @@ def deduplicate(
     Args:
         predictor: whose tower embeds; None: by hashes alone.
         bits: of 256; tiles whose hashes differ in no more are the same. distance: 1 - cosine, likewise.
-        against: names of test sets; tiles like one of their pictures leave too. side: their pictures are cut as tiles are.
+        against: names of test sets; tiles like one of their pictures leave too.
+        side: their pictures are cut as tiles are.
 
     Returns:
         the rows of duplicates.parquet: {"tile", "kept", "of", "why", "distance"}.
@@ -74,9 +75,7 @@ def deduplicate(
     if predictor is not None:
         vectors = Vectors(work / "vectors/embeddings")
         wanted = [names[i] for i in rest]
-        vectors.add(
-            (name, embedding(predictor, pixels)) for name, pixels in pictures(vectors, wanted, reads, "embed")
-        )
+        vectors.add((name, embedding(predictor, pixels)) for name, pixels in pictures(vectors, wanted, reads, "embed"))
         tests = sum(i < len(tested) for i in rest)
         near = first_of_each(near_vectors(vectors.of(wanted), distance), tests)
         found["embedding"] = {rest[i]: (rest[j], value) for i, (j, value) in near.items()}
@@ -114,10 +113,8 @@ def test_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, r
             yield f"set:{key}/{Path(path).name}@{k}", Path(path), part
 
 
-def pictures(
-    vectors: Vectors, names: Sequence[str], reads: dict, what: str
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Names that have no vector yet, with their pixels, uint8 (H,W,3); tiles that cannot be read are left out."""
+def pictures(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Names without a vector, with their pixels, uint8 (H,W,3); tiles that cannot be read are left out."""
     for name in tqdm(vectors.missing(names), unit="tile", desc=what):
         path, window = reads[name]
         try:
@@ -126,7 +123,10 @@ def pictures(
             if window is not None:  # of a test set, which the user should know
                 raise
             continue
-        yield name, image if window is None else image[window[0].start : window[0].stop, window[1].start : window[1].stop]
+        yield (
+            name,
+            image if window is None else image[window[0].start : window[0].stop, window[1].start : window[1].stop],
+        )
 
 
 def embedding(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
@@ -156,7 +156,9 @@ def same_hash(hashes: np.ndarray, bits: int) -> list[Pair]:
     index = faiss.IndexBinaryFlat(hashes.shape[1] * 8)
     index.add(np.ascontiguousarray(hashes[leaders]))
     for start in range(0, len(leaders), BLOCK):
-        limits, values, others = index.range_search(np.ascontiguousarray(hashes[leaders[start : start + BLOCK]]), bits + 1)
+        limits, values, others = index.range_search(
+            np.ascontiguousarray(hashes[leaders[start : start + BLOCK]]), bits + 1
+        )
         ones = start + np.repeat(np.arange(len(limits) - 1), np.diff(limits).astype(int))
         earlier = others < ones
         pairs += zip(leaders[ones[earlier]].tolist(), leaders[others[earlier]].tolist(), values[earlier].tolist())

@@ -56,7 +56,9 @@ class VocabularyNamer:
 
     free = False
 
-    def __init__(self, predictor: Predictor, vocabulary: Vocabulary, by: Literal["features", "masks"] = "masks") -> None:
+    def __init__(
+        self, predictor: Predictor, vocabulary: Vocabulary, by: Literal["features", "masks"] = "masks"
+    ) -> None:
         if by not in ("features", "masks"):
             raise ValueError(f"names by {by!r} are not known: features or masks")
         self.predictor, self.vocabulary, self.by = predictor, vocabulary, by
@@ -67,7 +69,11 @@ class VocabularyNamer:
         if not count:
             return []
         seen = self.predictor.set_image(rgb)
-        values = by_features(seen, regions, self.vocabulary) if self.by == "features" else by_masks(seen, regions, self.vocabulary)
+        values = (
+            by_features(seen, regions, self.vocabulary)
+            if self.by == "features"
+            else by_masks(seen, regions, self.vocabulary)
+        )
         asked = [i for i, background in enumerate(self.vocabulary.background) if not background]
         best, order = values[:, asked].topk(min(TOP, len(asked)), dim=1)
         return [
@@ -79,7 +85,9 @@ class VocabularyNamer:
 def embeddings(seen: PromptedImage, regions: np.ndarray) -> Tensor:
     """(R,D) unit vectors of the regions 1..R, in the text space."""
     ids = range(1, int(regions.max()) + 1)
-    parts = [seen.embed(np.stack([regions == k for k in ids[i : i + AT_A_TIME]])) for i in range(0, len(ids), AT_A_TIME)]
+    parts = [
+        seen.embed(np.stack([regions == k for k in ids[i : i + AT_A_TIME]])) for i in range(0, len(ids), AT_A_TIME)
+    ]
     return torch.cat(parts)
 
 

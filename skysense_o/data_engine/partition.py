@@ -26,7 +26,7 @@ def paint(masks: np.ndarray, quality: np.ndarray, size: tuple[int, int]) -> tupl
 
 
 def tidy(labels: np.ndarray, least: int) -> np.ndarray:
-    """Labels (H,W), 0 for the rest -> uint16 (H,W): 1..R connected regions in the order of their first pixels, 0 the rest.
+    """Labels (H,W), 0 for the rest -> uint16 (H,W): 1..R connected, in the order of their first pixels; 0 the rest.
 
     A piece of fewer than `least` pixels, of the rest as well, goes to the neighbour with the longest shared border: the
     smallest first. Only a picture that is smaller as a whole keeps such a piece. No pixel is lost.

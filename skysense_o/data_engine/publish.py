@@ -10,9 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from skysense_o.data_engine.annotations import Annotation, annotations
+from skysense_o.data_engine.counts import Counts, draw_figures
 from skysense_o.data_engine.datasheet import datasheet
 from skysense_o.data_engine.splitting import split
-from skysense_o.data_engine.counts import Counts, draw_figures
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, write_json, write_map
 
 SPLITS = ("train", "val")
@@ -37,7 +37,9 @@ def publish(
     """
     found = [(row, a) for row, a in annotations(work, confidence) if a.names]
     if not found:
-        raise ValueError(f"no region in {work.folder} has a name of confidence {confidence} or more: lower --confidence")
+        raise ValueError(
+            f"no region in {work.folder} has a name of confidence {confidence} or more: lower --confidence"
+        )
     splits = split([row for row, _ in found], val, seed, group)
     folder = work / "set.part"
     shutil.rmtree(folder, ignore_errors=True)
@@ -88,6 +90,9 @@ def _hashes(folder: Path) -> dict[str, dict]:
     """{file: {"sha256", "bytes"}} of all files of a folder, in order."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {
-        p.relative_to(folder).as_posix(): {"sha256": hashlib.sha256(p.read_bytes()).hexdigest(), "bytes": p.stat().st_size}
+        p.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+            "bytes": p.stat().st_size,
+        }
         for p in files
     }

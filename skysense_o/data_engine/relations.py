@@ -64,7 +64,9 @@ def confusions(renames: Iterable[tuple[str, str]]) -> Counter:
     return Counter(tuple(sorted(pair)) for pair in renames if pair[0] != pair[1] and all(pair))
 
 
-def combined(names: Sequence[str], measures: Mapping[str, np.ndarray], confused: Mapping[tuple[str, str], int]) -> RelationGraph:
+def combined(
+    names: Sequence[str], measures: Mapping[str, np.ndarray], confused: Mapping[tuple[str, str], int]
+) -> RelationGraph:
     """One graph of all measures: the weighted mean of their ranks, scored by tenths; what people confuse gets 10.
 
     Args:

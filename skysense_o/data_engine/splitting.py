@@ -20,8 +20,8 @@ def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dic
     `group` says belong together. Whole groups are drawn for validation until it has its share.
 
     Args:
-        rows: of the catalogue. share: 0..1 of the tiles. group: a regular expression; sources whose names match it alike
-            (its first bracket, or all of it) are one group.
+        rows: of the catalogue. share: 0..1 of the tiles. group: a regular expression; sources whose names match it
+            alike (its first bracket, or all of it) are one group.
 
     Raises:
         ValueError: a share out of range, or an expression that is none.
@@ -74,7 +74,9 @@ def footprint(row: dict) -> list[float]:
     place = Affine(*row["transform"])
     corners = [place @ (x, y) for x in (0, row["width"]) for y in (0, row["height"])]
     x, y = zip(*corners)
-    return list(transform_bounds(CRS.from_wkt(row["crs"]), CRS.from_epsg(LONGITUDE_LATITUDE), min(x), min(y), max(x), max(y)))
+    return list(
+        transform_bounds(CRS.from_wkt(row["crs"]), CRS.from_epsg(LONGITUDE_LATITUDE), min(x), min(y), max(x), max(y))
+    )
 
 
 def _touching(boxes: dict[int, list[float]], count: int) -> list[int]:

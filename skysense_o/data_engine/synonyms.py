@@ -20,7 +20,9 @@ LOOKS_SAME = 8
 """Score of a relation graph, 1..10, from which on two names may be one."""
 
 
-def synonyms(model: nn.Module, counts: Mapping[str, int], cosine: float, graph: RelationGraph | None = None) -> dict[str, str]:
+def synonyms(
+    model: nn.Module, counts: Mapping[str, int], cosine: float, graph: RelationGraph | None = None
+) -> dict[str, str]:
     """Which name each name is replaced by.
 
     The more frequent a name the sooner it stands for others; a name joins the most frequent one that is near enough,

@@ -59,11 +59,11 @@ class WorkFolder:
             self._forget(step, steps)
         before = steps.get(step, {}).get("options", options)
         for key in sorted({*before, *options}):
-            if before.get(key) != options.get(key):
+            then, now = before.get(key), options.get(key)
+            if then != now:
                 raise ValueError(
-                    f"{step} ran with {key} {before.get(key)!r} in {self.folder} before, now it is {options.get(key)!r}:"
-                    " give what was given before, another --work, or --restart, which makes this step and those after"
-                    " it anew"
+                    f"{step} ran with {key} {then!r} in {self.folder} before, now it is {now!r}: give what was given"
+                    " before, another --work, or --restart, which makes this step and those after it anew"
                 )
         entry = {"options": options, "versions": {name: version(name) for name in LIBRARIES}}
         write_json(path, {**steps, step: entry})
@@ -134,7 +134,7 @@ class WorkFolder:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` when the block ends well. So a file that has its name is whole."""
+    """A temporary name to write to; it becomes `path` when the block ends well: a file with its name is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")  # no glob for .png or .json meets it
     yield part
