@@ -41,7 +41,7 @@ def _duplicates(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--bits", type=int, default=8, help="hashes, of 256 bits, that differ in no more are one (default: 8)"
     )
-    p.add_argument("--distance", type=float, default=0.02, help="1 - cosine of embeddings, likewise (default: 0.02)")
+    p.add_argument("--distance", type=float, default=0.005, help="1 - cosine of embeddings, likewise (default: 0.005)")
     p.add_argument(
         "--against", nargs="+", default=[], metavar="NAME", help="test sets whose pictures must not be in it"
     )

@@ -65,7 +65,8 @@ it proposed. {QUESTIONS_LEFT}
 
 ## Distribution and maintenance
 
-The licence of each picture is in `skysa_dataset.jsonl`. `manifest.json` holds the sha256 of every file. {QUESTIONS_LEFT}
+The licence of each picture is in `skysa_dataset.jsonl`; `manifest.json` holds the sha256 of every file.
+{QUESTIONS_LEFT}
 """
 
 

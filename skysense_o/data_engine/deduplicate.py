@@ -38,7 +38,7 @@ def deduplicate(
     predictor: Predictor | None,
     *,
     bits: int = ALIKE_BITS,
-    distance: float = 0.02,
+    distance: float = 0.005,
     against: Sequence[str] = (),
     side: int = 512,
 ) -> list[dict]:
@@ -61,7 +61,7 @@ def deduplicate(
     if not 0 <= distance <= 1:
         raise ValueError(f"--distance {distance} is out of range: 0 to 1 (1 - cosine)")
     catalog = work.catalog()
-    tested = [part for name in against for part in test_parts(name, side)]
+    tested = [part for name in against for part in set_parts(name, side)]
     names = [name for name, _, _ in tested] + [row["tile"] for row in catalog]
     reads = {name: (path, window) for name, path, window in tested}
     reads.update((row["tile"], (work / row["file"], None)) for row in catalog)
@@ -97,12 +97,11 @@ def schema():
     """Columns of duplicates.parquet."""
     import pyarrow as pa
 
-    return pa.schema(
-        [("tile", pa.string()), ("kept", pa.bool_()), ("of", pa.string()), ("why", pa.string()), ("distance", pa.float32())]
-    )  # fmt: skip
+    text = pa.string()
+    return pa.schema([("tile", text), ("kept", pa.bool_()), ("of", text), ("why", text), ("distance", pa.float32())])
 
 
-def test_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, range]]]:
+def set_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, range]]]:
     """("set:name/file@k", path, (rows, columns)) of each part of each picture of a data set."""
     key = find(name)[0][0].name if ":" in name or "/" in name else name
     for path in dict.fromkeys(record["file_name"] for record in records_of(name)):

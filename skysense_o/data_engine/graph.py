@@ -23,8 +23,8 @@ def build(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) ->
     """Relate all names of the set; written to graph/graph.json and graph/skysa_graph.jsonl.
 
     Looks: cosines of prototypes, the mean of the regions' features. Words: cosines of the names. Company: how often
-    they share a picture. What reviewers renamed into each other scores highest. Made anew by each call, but for the regions'
-    features, which are kept in graph/features.
+    they share a picture. What reviewers renamed into each other scores highest. Made anew by each call, but for the
+    regions' features, which are kept in graph/features.
 
     Args:
         confidence: see `annotations`.

@@ -16,6 +16,7 @@ from skysense_o.data_engine.partition import paint, tidy
 from skysense_o.data_engine.work_folder import WorkFolder, write_json, write_map
 from skysense_o.inference.everything import everything
 from skysense_o.inference.pictures import PictureError
+from skysense_o.inference.predictor import NONE
 from skysense_o.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def proposer(
 def by_words(predictor: Predictor, rgb: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Each name's part of the label map, counted from 1; background words are the rest."""
     found = predictor(rgb, vocabulary)
-    return found.labels + (not any(vocabulary.background)), found.score
+    return found.labels + (found.names[0] != NONE), found.score
 
 
 def by_clicks(predictor: Predictor, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

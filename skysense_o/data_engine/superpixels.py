@@ -15,12 +15,13 @@ from sklearn.cluster import AgglomerativeClustering
 from skysense_o.data_engine.partition import borders
 from skysense_o.inference.prompting import PromptedImage
 
-SUPERPIXEL = 400
+# Chosen on training pictures of Dubai, see docs/experiments-engine.md.
+SUPERPIXEL = 120
 """Pixels, about, of a superpixel of SLIC (Achanta et al. 2012)."""
-COLOUR = 1 / 60
-"""What a step of Lab counts beside the tower's unit vectors."""
+COLOUR, LOOKS = 1 / 20, 0.5
+"""What a step of Lab and the tower's unit vectors count."""
 APART = 3.0
-"""Ward's distance up to which neighbours are joined; chosen on Dubai, see docs/experiments-engine.md."""
+"""Ward's distance up to which neighbours are joined."""
 
 
 def superpixels(seen: PromptedImage, rgb: np.ndarray, regions: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +44,7 @@ def superpixels(seen: PromptedImage, rgb: np.ndarray, regions: float = 1.0) -> t
     near = coo_array((np.ones(len(pairs)), pairs.T), shape=(number, number))
     joined = AgglomerativeClustering(
         n_clusters=None, distance_threshold=APART * regions, connectivity=(near + near.T).tocsr(), linkage="ward"
-    ).fit_predict(np.concatenate([looks, colours], axis=1))
+    ).fit_predict(np.concatenate([looks * LOOKS, colours], axis=1))
     centres = means_of(looks, joined)
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-6)
     alike = np.clip((looks * centres[joined]).sum(1), 0, 1)

@@ -69,7 +69,7 @@ class WorkFolder:
         write_json(path, {**steps, step: entry})
         try:
             yield
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, OSError):
             if step not in steps and not any((self / name).exists() for name in WRITES[step]):
                 write_json(path, steps)  # a mistake in the command, not a run
             raise

@@ -74,7 +74,7 @@ def found_components(regions: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
     sizes, own = np.bincount(parts.ravel()), np.bincount(regions.ravel())
     both = np.zeros((len(sizes), len(own)), int)
     np.add.at(both, (parts.ravel(), regions.ravel()), 1)
-    iou = both / (sizes[:, None] + own[None] - both)
+    iou = both / np.maximum(sizes[:, None] + own[None] - both, 1)
     counted = np.flatnonzero(sizes >= LEAST)
     counted = counted[counted > 0]
     return int((iou[counted].max(1) >= 0.5).sum()), len(counted)
@@ -194,10 +194,10 @@ def copies_of(args: argparse.Namespace, predictor: Predictor) -> None:
     rows = []
     for name, change in changes.items():
         apart = 1 - np.array([embedding(predictor, change(i)) @ v for i, v in zip(images, vectors)])
-        rows.append((name, *np.percentile(apart, (5, 50, 95)), (apart <= 0.02).mean()))
+        rows.append((name, *np.percentile(apart, (5, 50, 95)), (apart <= 0.005).mean()))
     nearest = 1 - cosines.max(1)
-    rows.append(("nearest other picture", *np.percentile(nearest, (5, 50, 95)), (nearest <= 0.02).mean()))
-    print(tabulate(rows, ["1 - cosine", "5 %", "50 %", "95 %", "share <= 0.02"], floatfmt=".4f"))
+    rows.append(("nearest other picture", *np.percentile(nearest, (5, 50, 95)), (nearest <= 0.005).mean()))
+    print(tabulate(rows, ["1 - cosine", "5 %", "50 %", "95 %", "share <= 0.005"], floatfmt=".4f"))
 
 
 def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
@@ -227,8 +227,8 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
     wanted = {f"{i:06d}" for i in range(args.tiles - copies, args.tiles)}
     vectors = rng.normal(size=(args.tiles, predictor.model.tower.dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    timed("neighbours of embeddings, exact (random vectors)", lambda: near_vectors(vectors, 0.02))
-    timed("neighbours of embeddings, HNSW (random vectors)", lambda: near_vectors(vectors, 0.02, exact=0))
+    timed("neighbours of embeddings, exact (random vectors)", lambda: near_vectors(vectors, 0.005))
+    timed("neighbours of embeddings, HNSW (random vectors)", lambda: near_vectors(vectors, 0.005, exact=0))
     some = [np.array(Image.open(p)) for p in sorted(pictures.iterdir())[:500]]
     timed("embed 500 tiles", lambda: [embedding(predictor, image) for image in some])
     print(tabulate(rows, [f"{args.tiles} tiles of 64 x 64", "s", "peak GiB so far"], floatfmt=(None, ".1f", ".2f")))
