@@ -269,10 +269,14 @@ def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
         means = {n: float(plain[c][masks[k]].mean()) for c, n in enumerate(words.names) if n != "sky"}
         assert dict(candidates) == pytest.approx(means, abs=0.1), "at a quarter of the size"
         assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
-    for candidates, cosines in zip(VocabularyNamer(mini, words, "features")(image, regions), seen.name(masks, words, 6)):
+    for candidates, cosines in zip(
+        VocabularyNamer(mini, words, "features")(image, regions), seen.name(masks, words, 6)
+    ):
         assert [n for n, _ in candidates] == [n for n, _ in cosines if n != "sky"]
         odds = np.exp((cosines[0][1] - cosines[1][1]) / 0.05)
-        assert dict(candidates).get(cosines[1][0], 0) * odds == pytest.approx(dict(candidates).get(cosines[0][0], 0), abs=0.02)
+        assert dict(candidates).get(cosines[1][0], 0) * odds == pytest.approx(
+            dict(candidates).get(cosines[0][0], 0), abs=0.02
+        )
     with pytest.raises(ValueError, match="names by 'ear' are not known: features or masks"):
         VocabularyNamer(mini, words, "ear")
 

@@ -211,7 +211,8 @@ def tiny_llava(tmp_path_factory):
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     template = (
         "{% for message in messages %}USER: {% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:"
+        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+        "{% endfor %}{% endfor %}ASSISTANT:"
     )
     pictures = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     LlavaProcessor(

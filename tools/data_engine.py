@@ -120,7 +120,8 @@ def parser() -> argparse.ArgumentParser:
 def _options(args: argparse.Namespace, names: str) -> dict:
     """What a step's files depend on, as JSON holds it; of a path its last part, for no machine's path is written."""
     values = {name: getattr(args, name) for name in names.split()}
-    return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+    values.update({name: value.name for name, value in values.items() if isinstance(value, Path)})
+    return {name: [Path(v).name for v in value] if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _predictor(args: argparse.Namespace):
