@@ -62,7 +62,9 @@ def test_the_published_size_has_the_published_names():
 
 def test_its_masks_become_regions(sam_file):
     rgb = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    find = sam_masks(sam_file[0], points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
+    find = sam_masks(
+        sam_file[0], points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0, box_nms_thresh=1.0
+    )
     masks, quality = find(rgb)
     assert len(masks) > 1
     assert masks.shape[1:] == (90, 120)
@@ -208,7 +210,9 @@ def tiny_llava(tmp_path_factory):
     vision = CLIPVisionConfig(**small, image_size=28, patch_size=14)
     ids = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
     text = LlamaConfig(**small, vocab_size=len(vocabulary), num_key_value_heads=2, **ids)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=vocabulary["<image>"], vision_feature_layer=-2)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=vocabulary["<image>"], vision_feature_layer=-2
+    )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     template = (
         "{% for message in messages %}USER: {% for part in message['content'] %}"

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--open-world", action="store_true", help="for regions: words of the open world, too (slow)")
     p.add_argument("--coarse", default="1", metavar="LIST", help="for regions: of superpixels, with commas between")
     p.add_argument("--count", type=int, default=5, help="pictures a class of UC Merced's test split (default: 5)")
+    p.add_argument("--method", default="superpixels", help="for names: superpixels or words (default: superpixels)")
     p.add_argument("--tiles", type=int, default=100_000, help="for scale (default: 100000)")
     p.add_argument("--work", type=Path, help="for scale: a folder for the tiles")
     p.add_argument("--weights", default="mini", help="'mini' or a file (default: mini)")
@@ -153,10 +154,10 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
     with open(row_of("ucmerced").place / "captions.jsonl") as file:
         for line in map(json.loads, file):
             captions[Path(line["image"]).stem] = " ".join(line["captions"])
-    find, records, rows = proposer("superpixels", predictor), sample(args.count), []
+    find, records, rows = proposer(args.method, predictor, vocabulary=classes), sample(args.count), []
     for by in ("masks", "features"):
         namers = {"classes": VocabularyNamer(predictor, classes, by), "world": VocabularyNamer(predictor, world, by)}
-        right, region_right, regions_seen, called = [], 0, 0, []
+        right, called, confidences = [], [], []
         for record in tqdm(records, unit="picture", desc=by):
             rgb = read_image(record["file_name"])
             regions = tidy(find(rgb)[0], LEAST)
@@ -164,8 +165,7 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
             votes: dict = defaultdict(float)
             for n, candidates in zip(pixels, namers["classes"](rgb, regions)):
                 votes[candidates[0][0]] += n
-                region_right += candidates[0][0] == table.names[record["label"]]
-                regions_seen += 1
+                confidences.append((candidates[0][1], candidates[0][0] == table.names[record["label"]]))
             right.append(max(votes, key=votes.get) == table.names[record["label"]])
             called.append(sorted({c[0][0] for c in namers["world"](rgb, regions)}))
         phrases = dict(zip(world.names, world.phrases))
@@ -173,7 +173,10 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
         hits = np.array([[np.mean([said_in(phrases[n], text) for n in names]) for text in texts] for names in called])
         labels = np.array([r["label"] for r in records])
         own, others = np.diag(hits).mean(), hits[labels[:, None] != labels[None]].mean()
-        rows.append((by, np.mean(right), 1 / len(classes), region_right / regions_seen, own, others))
+        surest = sorted(confidences, reverse=True)[: len(confidences) // 4]
+        share = np.mean([r for _, r in surest])
+        print(f"{by}: of the surest quarter of regions, confidence {surest[-1][0]:.2f} and more, {share:.3f} are right")
+        rows.append((by, np.mean(right), 1 / len(classes), np.mean([r for _, r in confidences]), own, others))
     head = ["by", "picture = folder", "chance", "region = folder", "in its captions", "in captions of other classes"]
     print(f"UC Merced, {len(records)} test pictures; {len(classes)} classes, and {len(world)} names of the open world")
     print(tabulate(rows, head, floatfmt=".3f"))
