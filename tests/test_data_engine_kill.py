@@ -24,7 +24,8 @@ sys.path.insert(0, root)
 spec = importlib.util.spec_from_file_location("engine", root + "/tools/data_engine.py")
 engine = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(engine)
-import faiss, matplotlib.figure, pyarrow.parquet, skimage.segmentation, sklearn.cluster
+import faiss, matplotlib.figure, pyarrow.parquet
+from skysense_o.data_engine import asking, collect, deduplicate, graph, name, propose, publish, superpixels
 from skysense_o.inference.predictor import Predictor
 Predictor.from_pretrained("mini", "cpu")
 ARGUMENTS = {
@@ -68,13 +69,14 @@ print(json.dumps(killed))
 """
 
 
+@pytest.mark.slow
 def test_killed_in_every_step_it_ends_with_the_same_files(tmp_path):
     pictures, rng = tmp_path / "pictures", np.random.default_rng(0)
     pictures.mkdir()
-    for i in range(3):
-        image = draw_scene(rng, 128, 190)[0].astype(int) + rng.integers(-60, 60, (128, 190, 3))
+    for i in range(2):
+        image = draw_scene(rng, 128, 128)[0].astype(int) + rng.integers(-60, 60, (128, 128, 3))
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(pictures / f"{i}.png")
-    done = command("-c", KILLER, ROOT, tmp_path / "killed", tmp_path / "whole", 3, pictures, cwd=tmp_path)
+    done = command("-c", KILLER, ROOT, tmp_path / "killed", tmp_path / "whole", 2, pictures, cwd=tmp_path)
     log = Path(f"{tmp_path / 'killed'}.log")
     assert done.returncode == 0, done.stderr[-2000:] + (log.read_text()[-2000:] if log.exists() else "")
     killed = json.loads(done.stdout.splitlines()[-1])
