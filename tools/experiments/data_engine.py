@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file
 from skimage.measure import label
 from skimage.segmentation import find_boundaries
 from tabulate import tabulate
@@ -56,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--method", default="superpixels", help="for names: superpixels or words (default: superpixels)")
     p.add_argument("--tiles", type=int, default=100_000, help="for scale (default: 100000)")
     p.add_argument("--work", type=Path, help="for scale: a folder for the tiles")
+    p.add_argument("--by", default="masks,features", metavar="LIST", help="for names (default: masks,features)")
+    p.add_argument(
+        "--tower", metavar="FILE", help="safetensors of a pretraining: its tower in the place of the weights'"
+    )
     p.add_argument("--weights", default="mini", help="'mini' or a file (default: mini)")
     return p
 
@@ -155,7 +160,7 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
         for line in map(json.loads, file):
             captions[Path(line["image"]).stem] = " ".join(line["captions"])
     find, records, rows = proposer(args.method, predictor, vocabulary=classes), sample(args.count), []
-    for by in ("masks", "features"):
+    for by in args.by.split(","):
         namers = {"classes": VocabularyNamer(predictor, classes, by), "world": VocabularyNamer(predictor, world, by)}
         right, called, confidences = [], [], []
         for record in tqdm(records, unit="picture", desc=by):
@@ -221,10 +226,10 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
     work, rows = WorkFolder(args.work / "work"), []
 
     def timed(what, run):
-        start = time.monotonic()
+        start, cpu = time.monotonic(), time.process_time()
         result = run()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rows.append((what, time.monotonic() - start, peak))
+        rows.append((what, time.monotonic() - start, time.process_time() - cpu, peak))
         return result
 
     timed("collect", lambda: collect(work, sorted(pictures.iterdir()), side=512))
@@ -237,7 +242,13 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
     timed("neighbours of embeddings, HNSW (random vectors)", lambda: near_vectors(vectors, 0.005, exact=0))
     some = [np.array(Image.open(p)) for p in sorted(pictures.iterdir())[:500]]
     timed("embed 500 tiles", lambda: [embedding(predictor, image) for image in some])
-    print(tabulate(rows, [f"{args.tiles} tiles of 64 x 64", "s", "peak GiB so far"], floatfmt=(None, ".1f", ".2f")))
+    print(
+        tabulate(
+            rows,
+            [f"{args.tiles} tiles of 64 x 64", "s", "s of CPU", "peak GiB so far"],
+            floatfmt=(None, ".1f", ".1f", ".2f"),
+        )
+    )
     print(f"copies left out: {len(out & wanted)} of {copies}; others left out: {len(out - wanted)}")
 
 
@@ -246,7 +257,14 @@ def run() -> int:
     import skysense_o.data  # noqa: F401  (registers the rows)
 
     work = {"regions": regions_of, "names": names_of, "copies": copies_of, "scale": scale_of}[args.what]
-    work(args, Predictor.from_pretrained(args.weights))
+    predictor = Predictor.from_pretrained(args.weights)
+    if args.tower:
+        state = {k.removeprefix("tower."): v for k, v in load_file(args.tower).items() if k.startswith("tower.")}
+        missing, unexpected = predictor.model.tower.load_state_dict(state, strict=False)
+        if unexpected or any(not name.startswith("text.") for name in missing):
+            raise ValueError(f"{args.tower} is not a tower of the mini model: {[*unexpected, *missing][:3]}")
+        predictor.model.text_bank.weights_changed()
+    work(args, predictor)
     return 0
 
 
