@@ -73,7 +73,7 @@ def test_one_command_from_pictures_to_a_set_that_passes_the_check(call, survey, 
     """One bad picture is told and does not stop the rest; the same command again changes nothing."""
     out = tmp_path / "work"
     words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
-    words += ("--val", "0.3", "--coarse", "0.5", "--licence", "CC0")
+    words += ("--val", "0.3", "--method", "superpixels", "--coarse", "0.5", "--licence", "CC0")
     code, text, err = call(ENGINE, *words)
     assert code == 1, err
     assert "collect: 9 tiles, 8 pictures read now, 1 unreadable" in text

@@ -51,9 +51,8 @@ def _duplicates(p: argparse.ArgumentParser) -> None:
 def _regions(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--method",
-        default="superpixels",
         choices=("superpixels", "words", "everything", "sam"),
-        help="(default: superpixels)",
+        help="(default: words with --classes or --dataset, else superpixels)",
     )
     p.add_argument(
         "--least", type=int, default=100, metavar="PX", help="smaller regions join a neighbour (default: 100)"
@@ -175,6 +174,7 @@ def _deduplicate(work, args) -> list[str]:
 def _propose(work, args) -> list[str]:
     from skysense_o.data_engine.propose import propose, proposer
 
+    args.method = args.method or ("words" if args.classes or args.dataset else "superpixels")
     predictor = None if args.method == "sam" else _predictor(args)
     vocabulary = _vocabulary(args) if args.method == "words" else None
     find = proposer(
