@@ -50,6 +50,8 @@ class EmbeddedAnswerer(nn.Module):
         super().__init__()
         if not answers:
             raise ValueError("MODEL.ANSWERER.ANSWERS is empty: train on questions, or give weights that hold them")
+        if prior and not blind:
+            raise ValueError(f"MODEL.ANSWERER.PRIOR {prior} needs questions without pictures in training: set BLIND")
         self.tower, self.text_bank = tower.requires_grad_(False), TextBank()
         self.answers, self.side, self.grid = tuple(answers), side, grid
         self._place = {answer: i for i, answer in enumerate(self.answers)}
