@@ -44,7 +44,12 @@ def parser() -> argparse.ArgumentParser:
         "--open-world", action="store_true", help="names of all kinds: Sky-SA's graph if there, else ours"
     )
     p.add_argument("--interactive", action="store_true", help="ask line by line: words, points, boxes (help tells)")
-    p.add_argument("--task", default="segment", choices=("segment", "classify", "ask"), help="classify: whole pictures")
+    p.add_argument(
+        "--task",
+        default="segment",
+        choices=("segment", "classify", "ask"),
+        help="classify, ask: whole pictures, by mini_vqa",
+    )
     p.add_argument("--question", metavar="TEXT", help="for --task ask (default weights: mini_vqa)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
     p.add_argument(
@@ -258,9 +263,9 @@ def whole_pictures(args: argparse.Namespace) -> int:
         raise ValueError('--task ask needs --question "..."')
     names = words_of(args)[0].names if args.task == "classify" else ()
     pictures = find_pictures(args.input)
-    if args.task == "ask":
-        args.weights = "mini_vqa" if args.weights == "mini" else args.weights  # which answers nothing
-        answerer = load_answerer(args.weights, args.device)
+    args.weights = "mini_vqa" if args.weights == "mini" else args.weights  # which knows five things, and no scenes
+    if args.task == "ask" or args.weights == "mini_vqa":
+        model = load_answerer(args.weights, args.device)
     else:
         model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model
     Path(args.output).mkdir(parents=True, exist_ok=True)
@@ -269,7 +274,7 @@ def whole_pictures(args: argparse.Namespace) -> int:
         body = {"input": path.name, "weights": args.weights}
         if args.task == "ask":
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-            body |= {"question": args.question, "answer": answerer.answer([pixels], [args.question])[0]}
+            body |= {"question": args.question, "answer": model.answer([pixels], [args.question])[0]}
             print(f"{path.name}: {body['answer']}")
         else:
             rows = classify(model, image, names)

@@ -19,6 +19,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER = CfgNode()
     cfg.MODEL.TOWER.NAME = "MiniTower"
     cfg.MODEL.TOWER.PRETRAINED = True  # start the picture half from ImageNet; False where a checkpoint follows
+    cfg.MODEL.TOWER.SCENE_SIDE = 0  # a whole picture is shown as this square, as in pretraining; 0: INPUT.CROP_SIZE
     cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 picture takes 0.14 s on 2 cores
 
     cfg.MODEL.TOWER.RECOMPUTE = False  # keep no activations inside the tower's layers: less memory, a third more time
@@ -66,7 +67,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # Questions about pictures (MODEL.META_ARCHITECTURE EmbeddedAnswerer or LlavaAnswerer).
     cfg.MODEL.ANSWERER = answerer = CfgNode()
-    answerer.WEIGHTS = ""  # who answers when another model is evaluated on questions: weights that hold their config
+    # Who is asked about whole pictures (questions; classes and captions, if it can) when another model is evaluated:
+    # weights that hold their config.
+    answerer.WEIGHTS = ""
     answerer.ANSWERS = []  # EmbeddedAnswerer: what it can say; empty: all answers of DATASETS.TRAIN
     answerer.SIDE = 256  # pictures are resized to this square
     answerer.WIDTH = 256

@@ -35,12 +35,14 @@ class EmbeddedAnswerer(nn.Module):
         width: int = 256,
         grid: int = 8,
         dropout: float = 0.3,
+        templates: Sequence[str] = ("{}",),
     ) -> None:
         """
         Args:
             tower: sees pictures and reads questions; it stays as it is, so each picture is seen once in training.
             answers: A of them, as `normalise` writes them. side: pictures are resized to this square.
             grid: they are read at grid x grid places.
+            templates: in which its tower is asked for the class of a whole picture.
         """
         super().__init__()
         if not answers:
@@ -49,6 +51,7 @@ class EmbeddedAnswerer(nn.Module):
         self.answers, self.side, self.grid = tuple(answers), side, grid
         self._place = {answer: i for i, answer in enumerate(self.answers)}
         self._seen: dict[str, Tensor] = {}
+        self.templates = tuple(templates)
         channels = tower.dim + 2 * sum(tower.pyramid_channels)
         self.norm, self.project = nn.LayerNorm(channels), nn.Linear(channels, width)
         self.position = nn.Parameter(torch.randn(grid * grid, width) * 0.02)
@@ -70,6 +73,7 @@ class EmbeddedAnswerer(nn.Module):
             "width": c.WIDTH,
             "grid": c.GRID,
             "dropout": c.DROPOUT,
+            "templates": cfg.MODEL.TEMPLATES,
         }
 
     @property

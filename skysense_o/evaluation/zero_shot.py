@@ -35,7 +35,8 @@ def evaluate_pairs(
         model: has a `tower`; put into eval mode here, and back. read: record -> uint8 (H,W,3) RGB.
         names: of the labels, in their order.
         templates: P sentences with one "{}"; a class is the mean of its sentences' unit vectors, normalised again.
-        side: pictures are resized to it. figure: where the confusion matrix goes, without suffix.
+        side: pictures are resized to it, where the tower has no side of its own.
+        figure: where the confusion matrix goes, without suffix.
 
     Returns:
         top1 with its 95 % interval top1_low, top1_high (Wilson), top5, chance (one in C) and per_class, name ->
@@ -44,7 +45,7 @@ def evaluate_pairs(
     """
     was_training = model.training
     model.eval()
-    pictures = _pictures(model.tower, records, read, side)
+    pictures = _pictures(model.tower, records, read, model.tower.scene_side or side)
     numbers: dict = {}
     if "label" in records[0]:
         classes = class_vectors(model.tower, names, templates)

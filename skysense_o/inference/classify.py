@@ -19,7 +19,7 @@ from skysense_o.device import choose_device
 
 BATCH = 64
 LARGEST_SIDE = 512
-"""Pictures are shown no larger: a scene is known by the whole of it."""
+"""Pictures are shown no larger, if the weights name no side: a scene is known by the whole of it."""
 
 
 def class_vectors(tower: nn.Module, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -43,7 +43,7 @@ def picture_vectors(tower: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
 def classify(model: nn.Module, image: np.ndarray, names: Sequence[str]) -> list[tuple[str, float]]:
     """Names and their cosine with a picture, uint8 (H,W,3) RGB, the best first; in the model's own templates."""
     step = max(1, -(-max(image.shape[:2]) // LARGEST_SIDE))
-    size = [max(1, side // step) for side in image.shape[:2]]
+    size = [model.tower.scene_side or max(1, side // step) for side in image.shape[:2]]
     vector = picture_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
     scores = (class_vectors(model.tower, names, model.templates) @ vector[0]).tolist()
     return sorted(zip(names, scores), key=lambda row: -row[1])

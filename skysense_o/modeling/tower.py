@@ -22,6 +22,7 @@ def build_tower(cfg) -> Tower:
         ValueError: low-rank updates for a tower without attention that trains.
     """
     tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
+    tower.scene_side = cfg.MODEL.TOWER.SCENE_SIDE
     if cfg.MODEL.TOWER.LORA_RANK and not add_lora(tower.attentions(), cfg.MODEL.TOWER.LORA_RANK):
         raise ValueError(f"MODEL.TOWER.LORA_RANK: {cfg.MODEL.TOWER.NAME} has no attention to adapt: set it to 0")
     if cfg.MODEL.TOWER.RECOMPUTE:
@@ -46,6 +47,7 @@ class Tower(nn.Module):
     pyramid_channels: tuple[int, ...]
     input_size: int | None = None  # squeezed to this square; None: native size, padded to `divisor`
     divisor: int
+    scene_side: int = 0  # whole pictures are shown as this square, as in pretraining; 0: any size
     installed: tuple[str, ...] = ()  # prefixes of frozen weights that an installed package brings, so no file need
 
     def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:

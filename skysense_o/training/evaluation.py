@@ -33,7 +33,7 @@ WORDS_AND_PICTURES = ("classification", "image-text")
 ABLE = {
     "SkySenseO": ("segmentation", *WORDS_AND_PICTURES),
     "ImageTextPretraining": WORDS_AND_PICTURES,
-    "EmbeddedAnswerer": ("vqa",),
+    "EmbeddedAnswerer": ("vqa", *WORDS_AND_PICTURES),
     "LlavaAnswerer": ("vqa",),
 }
 ALL = ("all",)
@@ -170,7 +170,8 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer |
     names = load_classes(table).names if table else records[0].get("names")
     templates = read_templates(cfg.TEST.TEMPLATES) if cfg.TEST.TEMPLATES else cfg.MODEL.TEMPLATES
     figure = folder / f"{name}_confusion"
-    found = evaluate_pairs(model, records, read_picture, names, templates, cfg.INPUT.CROP_SIZE, figure)
+    asked = answerer if answerer is not None and task in ABLE.get(type(answerer).__name__, ()) else model
+    found = evaluate_pairs(asked, records, read_picture, names, templates, cfg.INPUT.CROP_SIZE, figure)
     per_class = found.pop("per_class", None)
     return {"numbers": found, **({"per_class": per_class, "templates": list(templates)} if per_class else {})}
 
