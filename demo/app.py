@@ -42,6 +42,9 @@ CSS = """
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
+    p.add_argument(
+        "--answerer", default="mini_vqa", metavar="W", help="who answers questions; '' for none (default: mini_vqa)"
+    )
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--host", default="127.0.0.1", help="who may come: this machine only (default: 127.0.0.1)")
@@ -279,6 +282,18 @@ def _question_box(session, answer: Callable) -> None:
     question.submit(reply, [session, question], said, concurrency_id="model", api_visibility="private")
 
 
+def answer_with(answerer) -> Callable:
+    """(rgb, question) -> text."""
+    import torch
+
+    def answer(rgb, question: str) -> str:
+        if not question.strip():
+            return "Type a question first."
+        return answerer.answer([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], [question])[0]
+
+    return answer
+
+
 def serve(blocks, root: Path, host: str, port: int | None, max_upload: str, block: bool) -> str:
     """Start the server; its address. root: the folder whose path the browser never sees."""
     from skysense_o.interactive import serving
@@ -292,6 +307,7 @@ def run() -> int:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('the web page needs gradio: pip install -e ".[app]"', name="gradio") from error
+    from skysense_o.inference.classify import load_answerer
     from skysense_o.inference.predictor import Predictor
 
     root = Path(tempfile.mkdtemp(prefix="skysense_o_page_"))
@@ -300,7 +316,8 @@ def run() -> int:
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
         page = Page(predictor, root, args.max_pixels)
         threading.Thread(target=page.read_names, daemon=True).start()
-        serve(build(page), root, args.host, args.port, args.max_upload, block=True)
+        answer = answer_with(load_answerer(args.answerer, args.device)) if args.answerer else None
+        serve(build(page, answer), root, args.host, args.port, args.max_upload, block=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0

@@ -45,9 +45,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--interactive", action="store_true", help="ask line by line: words, points, boxes (help tells)")
     p.add_argument("--task", default="segment", choices=("segment", "classify", "ask"), help="classify: whole pictures")
-    p.add_argument("--question", metavar="TEXT", help="for --task ask, with --weights of an answerer")
+    p.add_argument("--question", metavar="TEXT", help="for --task ask (default weights: mini_vqa)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
-    p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default), a file, or hf://org/repo/file")
+    p.add_argument(
+        "--weights", default="mini", metavar="W", help="a shipped name (default: mini), a file, or hf://org/repo/file"
+    )
     p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
     p.add_argument("--save", default="overlay,labels,json", metavar="LIST", help=f"of {','.join(ALL_FORMATS)}")
@@ -257,6 +259,7 @@ def whole_pictures(args: argparse.Namespace) -> int:
     names = words_of(args)[0].names if args.task == "classify" else ()
     pictures = find_pictures(args.input)
     if args.task == "ask":
+        args.weights = "mini_vqa" if args.weights == "mini" else args.weights  # which answers nothing
         answerer = load_answerer(args.weights, args.device)
     else:
         model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -140,6 +141,10 @@ def _plain(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())
 
 
+ENCODING = Lock()
+"""Windows that are run side by side ask for the same words: the first encodes them, the others find them."""
+
+
 class TextBank:
     """Unit vectors of rendered strings, each computed once per weights of the text tower. The only cache.
 
@@ -170,7 +175,8 @@ class TextBank:
         given = [v.examples for v in vocabularies]
         words = dict.fromkeys(p for phrases, own in zip(flat, given) for p in phrases if p not in own)
         strings = list(dict.fromkeys(template.format(p) for p in words for template in templates))
-        table = self._table(tower, strings) if strings else {}
+        with ENCODING:
+            table = self._table(tower, strings) if strings else {}
         some = next(iter(table.values()), tower.pixel_mean)
         text = some.new_zeros((len(flat), most, len(templates), tower.dim))
         valid = torch.zeros((len(flat), most), dtype=torch.bool, device=some.device)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import torch
+from conftest import small_config
 from test_questions import answerer_config
 
 from skysense_o.answering import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
+from skysense_o.meta_arch import SkySenseO
 
 DEMO = "demo/demo.py"
 
@@ -35,9 +37,12 @@ def test_ask(call, questions, tmp_path):
     body = json.loads((tmp_path / "out/test0_ask.json").read_text())
     assert body["answer"] in cfg.MODEL.ANSWERER.ANSWERS
     assert f"test0.png: {body['answer']}" in out
-    code, _, err = call(DEMO, *words, "--question", "How many boats?")
+    save_weights(SkySenseO(small_config()), tmp_path / "masks.safetensors", model_config(small_config()).dump())
+    code, _, err = call(DEMO, *words, "--question", "How many boats?", "--weights", tmp_path / "masks.safetensors")
     assert code == 2
     assert "holds no answerer: train one" in err
+    assert call(DEMO, *words, "--question", "How many boats?")[0] == 0, "the shipped one, where none is named"
+    assert json.loads((tmp_path / "out/test0_ask.json").read_text())["weights"] == "mini_vqa"
     code, _, err = call(DEMO, *words)
     assert code == 2
     assert '--task ask needs --question "..."' in err

@@ -59,17 +59,6 @@ def names_of(args: argparse.Namespace) -> list[str]:
     return list(load_classes(row.classes).names)
 
 
-def by_text(model, names: list[str], templates: list[str]) -> np.ndarray:
-    """(T,T) cosines between names, each the mean over the templates."""
-    import torch
-
-    with torch.no_grad():
-        strings = [template.format(name) for name in names for template in templates]
-        vectors = model.tower.encode_text(strings).float().view(len(names), len(templates), -1).mean(1)
-        vectors = torch.nn.functional.normalize(vectors, dim=-1)
-    return (vectors @ vectors.T).cpu().numpy()
-
-
 def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each record the (D,N) features of its cells and their classes (N,); IGNORE where a cell is of none."""
     import torch
@@ -99,17 +88,15 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
 
 def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
     """(T,T) cosines between class prototypes; NaN for classes that no picture shows."""
+    from skysense_o.data_engine.relations import prototype_cosines
+
     sums, counts = None, np.zeros(len(names))
     for dense, cells in features(model, records, len(names)):
         sums = np.zeros((len(names), len(dense))) if sums is None else sums
         for c in np.unique(cells[cells < len(names)]):
             sums[c] += dense[:, cells == c].sum(1)
             counts[c] += (cells == c).sum()
-    mean = sums.sum(0) / max(1, counts.sum())  # what all classes share says nothing about which are alike
-    with np.errstate(invalid="ignore", divide="ignore"):
-        prototypes = sums / counts[:, None] - mean
-        prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
-    return prototypes @ prototypes.T
+    return prototype_cosines(sums, counts)
 
 
 def by_scores(path: str):
@@ -147,7 +134,10 @@ def run() -> int:
 
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
         if args.by == "text":
-            values = by_text(predictor.model, names, list(predictor.model.templates))
+            from skysense_o.data_engine.relations import text_vectors
+
+            vectors = text_vectors(predictor.model, names)
+            values = vectors @ vectors.T
         else:
             chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, args.limit).astype(int))]
             values = by_images(predictor.model, chosen, names)

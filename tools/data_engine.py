@@ -1,49 +1,290 @@
 #!/usr/bin/env python
-"""Label pictures with a model, in the shape of Sky-SA, for people to correct.
+"""From unlabelled pictures to a set in the shape of Sky-SA, step by step, in one work folder (data_engine.md).
 
-python tools/data_engine.py --input "survey/*.jpg" --classes "building|house,road,tree" --work output/survey
+python tools/data_engine.py all --input "survey/*.jpg" --classes "building|house,road,tree" --work output/survey
+python tools/data_engine.py collect --input "survey/*.tif" --licence CC-BY-4.0 --credit "A. Person" --work output/survey
+python tools/data_engine.py deduplicate --against ucmerced_test --work output/survey
+python tools/data_engine.py propose --method superpixels --work output/survey
+python tools/data_engine.py name --open-world --work output/survey
+python tools/data_engine.py review --work output/survey
+python tools/data_engine.py graph --work output/survey
+python tools/data_engine.py publish --val 0.1 --work output/survey
+
+Each step reads and writes plain files. A step that was stopped goes on where it was when its command is given again.
 """
 
 import argparse
+import importlib.util
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm
-
 from skysense_o.errors import exit_code
-from skysense_o.vocabulary import Vocabulary
+
+REVIEW = "skysense_o.data_engine.review_cli"
+CURE = 'which is not installed: pip install -e ".[engine]"'
+
+
+def _input(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help="pictures, rasters, folders, globs in quotes"
+    )
+    p.add_argument("--tile", type=int, default=512, metavar="PX", help="longest side of a tile (default: 512)")
+    p.add_argument("--licence", default="", metavar="TEXT", help="of these pictures, for the catalogue")
+    p.add_argument("--credit", default="", metavar="TEXT", help="whom to name, for the catalogue")
+    p.add_argument("--gsd", type=float, metavar="M", help="metres a pixel of pictures that do not say")
+
+
+def _duplicates(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--bits", type=int, default=8, help="hashes, of 256 bits, that differ in no more are one (default: 8)"
+    )
+    p.add_argument("--distance", type=float, default=0.005, help="1 - cosine of embeddings, likewise (default: 0.005)")
+    p.add_argument(
+        "--against", nargs="+", default=[], metavar="NAME", help="test sets whose pictures must not be in it"
+    )
+    p.add_argument("--hashes-only", action="store_true", help="without the tower: fast, finds plain copies only")
+
+
+def _regions(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--method",
+        choices=("superpixels", "words", "everything", "sam"),
+        help="(default: words with --classes or --dataset, else superpixels)",
+    )
+    p.add_argument(
+        "--least", type=int, default=100, metavar="PX", help="smaller regions join a neighbour (default: 100)"
+    )
+    p.add_argument("--coarse", type=float, default=1.0, help="of superpixels: above 1 fewer regions, below more")
+    p.add_argument("--sam", type=Path, metavar="FILE", help="for sam: a checkpoint of Segment Anything")
+
+
+def _words(p: argparse.ArgumentParser) -> None:
+    words = p.add_mutually_exclusive_group()
+    words.add_argument("--classes", metavar="WORDS", help='"a,b,c"; synonyms with bars')
+    words.add_argument("--dataset", metavar="NAME", help="names of datasets/classes/NAME.json")
+    words.add_argument("--open-world", action="store_true", help="names of all kinds (the default)")
+    p.add_argument("--background", default="", metavar="WORDS", help="words for the rest; never written")
+
+
+def _naming(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--by", default="masks", choices=("masks", "features", "vlm", "service"), help="who names (default: masks)"
+    )
+    p.add_argument("--vlm", type=Path, metavar="DIR", help="for vlm: a folder with an image-text-to-text model")
+    p.add_argument("--vlm-name", default="", metavar="NAME", help="for service: which of its models")
+    p.add_argument(
+        "--synonyms", type=float, metavar="COS", help="names whose text is nearer are one (free text: 0.85; else none)"
+    )
+    p.add_argument("--graph", metavar="FILE", help="relation graph: synonyms must look alike, too")
+
+
+def _sure(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--confidence", type=float, default=0.5, help="names below it are left out, but people's (default: 0.5)"
+    )
+
+
+def _publishing(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--val", type=float, default=0.1, help="share of tiles for validation (default: 0.1)")
+    p.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
+    p.add_argument("--group", default="", metavar="REGEX", help=r'sources of one place, by their names: "(scene\d+)_"')
+    p.add_argument("--title", default="", help="of the set")
+
+
+def _model(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
+    p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="pictures, folders or globs in quotes")
-    p.add_argument("--classes", required=True, metavar="WORDS", help='"a,b,c"; synonyms with bars')
-    p.add_argument("--background", default="", metavar="WORDS", help="words for the rest; never written")
-    p.add_argument("--work", required=True, metavar="DIR", help="folder of the set; an interrupted run goes on there")
-    p.add_argument("--confidence", type=float, default=0.5, help="below it a pixel is left to people (default: 0.5)")
-    p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    steps = p.add_subparsers(dest="step", required=True, metavar="STEP")
+    for name, (text, groups, _) in STEPS.items():
+        step = steps.add_parser(name, help=text, description=text)
+        step.add_argument("--work", required=True, metavar="DIR", help="the folder of all steps; made if need be")
+        if name == "review":
+            if importlib.util.find_spec(REVIEW):
+                importlib.import_module(REVIEW).add_arguments(step)
+            continue
+        step.add_argument("--restart", action="store_true", help="make this step and those after it anew")
+        for add in groups:
+            add(step)
     return p
+
+
+def _options(args: argparse.Namespace, names: str) -> dict:
+    """What a step's files depend on, as JSON holds it; of a path its last part, for no machine's path is written."""
+    values = {name: getattr(args, name) for name in names.split()}
+    values.update({name: value.name for name, value in values.items() if isinstance(value, Path)})
+    return {name: [Path(v).name for v in value] if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _predictor(args: argparse.Namespace):
+    from skysense_o.inference.predictor import Predictor
+
+    if getattr(args, "predictor", None) is None:  # once, for all steps of "all"
+        args.predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
+    return args.predictor
+
+
+def _vocabulary(args: argparse.Namespace):
+    from skysense_o.data.classes import load_classes
+    from skysense_o.data.open_world import open_world
+    from skysense_o.vocabulary import Vocabulary
+
+    extra = args.background.split(",") if args.background.strip() else []
+    if args.classes:
+        return Vocabulary.parse(args.classes, args.background)
+    if args.dataset:
+        table = load_classes(args.dataset)
+        return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], extra)
+    return open_world(extra)[0]
+
+
+def _collect(work, args) -> list[str]:
+    from skysense_o.data_engine.collect import collect
+    from skysense_o.inference.pictures import find_pictures
+
+    pictures = find_pictures(args.input)
+    with work.step("collect", _options(args, "tile"), args.restart):
+        done = collect(work, pictures, side=args.tile, licence=args.licence, credit=args.credit, gsd=args.gsd)
+    empty = f", {done.empty} parts without data left out" if done.empty else ""
+    print(f"collect: {done.tiles} tiles, {done.sources} pictures read now{empty}, {len(done.errors)} unreadable")
+    return [f"{e['source']}: {e['error']}" for e in done.errors]
+
+
+def _deduplicate(work, args) -> list[str]:
+    from skysense_o.data_engine.deduplicate import deduplicate
+
+    predictor = None if args.hashes_only else _predictor(args)
+    sha = predictor.sha256 if predictor else ""
+    side = work.options("collect").get("tile", 512)
+    with work.step("deduplicate", {**_options(args, "bits distance against"), "weights": sha}, args.restart):
+        rows = deduplicate(work, predictor, bits=args.bits, distance=args.distance, against=args.against, side=side)
+    why = {reason: sum(row["why"] == reason for row in rows) for reason in ("hash", "embedding", "leak")}
+    kept = sum(row["kept"] for row in rows)
+    print(f"deduplicate: {kept} of {len(rows)} tiles kept; left out: " + ", ".join(f"{n} {w}" for w, n in why.items()))
+    return []
+
+
+def _propose(work, args) -> list[str]:
+    from skysense_o.data_engine.propose import propose, proposer
+
+    args.method = args.method or ("words" if args.classes or args.dataset else "superpixels")
+    predictor = None if args.method == "sam" else _predictor(args)
+    vocabulary = _vocabulary(args) if args.method == "words" else None
+    find = proposer(
+        args.method, predictor, vocabulary=vocabulary, sam=args.sam, device=_device(args), regions=args.coarse
+    )
+    options = {**_options(args, "method least coarse sam"), "weights": predictor.sha256 if predictor else ""}
+    options["words"] = list(vocabulary.names) if vocabulary else []
+    with work.step("propose", options, args.restart):
+        errors = propose(work, find, least=args.least)
+    print(f"propose: regions of {len(work.kept()) - len(errors)} tiles")
+    return [f"{e['tile']}: {e['error']}" for e in errors]
+
+
+def _device(args: argparse.Namespace) -> str:
+    from skysense_o.device import choose_device
+
+    return str(choose_device(args.device))
+
+
+def _name(work, args) -> list[str]:
+    from skysense_o.data.relation_graph import load_graph
+    from skysense_o.data_engine.name import name
+
+    predictor = _predictor(args)
+    namer, words = _namer(args, predictor)
+    merge = args.synonyms if args.synonyms is not None else (0.85 if namer.free else 2.0)
+    graph = load_graph(args.graph) if args.graph else None
+    options = {**_options(args, "by vlm vlm_name"), "words": words, "synonyms": merge, "weights": predictor.sha256}
+    options["graph"] = Path(args.graph).name if args.graph else ""
+    with work.step("name", options, args.restart):
+        errors = name(work, namer, predictor.model, merge=merge, graph=graph)
+    print(f"name: regions of {len(work.kept()) - len(errors)} tiles named")
+    return [f"{e['tile']}: {e['error']}" for e in errors]
+
+
+def _namer(args: argparse.Namespace, predictor):
+    from skysense_o.data_engine.asking import AskingNamer, local_model, service
+    from skysense_o.data_engine.namers import VocabularyNamer
+
+    if args.by == "service":
+        return AskingNamer(service(args.vlm_name)), []
+    if args.by == "vlm":
+        if args.vlm is None:
+            raise ValueError("--by vlm needs --vlm DIR, a folder with an image-text-to-text model of transformers")
+        return AskingNamer(local_model(args.vlm, _device(args))), []
+    vocabulary = _vocabulary(args)
+    return VocabularyNamer(predictor, vocabulary, args.by), ["|".join(words) for words in vocabulary.phrases]
+
+
+def _review(work, args) -> list[str]:
+    if not importlib.util.find_spec(REVIEW):
+        raise ValueError(
+            f"people's review is not in this version ({REVIEW} is missing): graph and publish go on without"
+        )
+    return importlib.import_module(REVIEW).run(args)
+
+
+def _graph(work, args) -> list[str]:
+    from skysense_o.data_engine.graph import build
+
+    predictor = _predictor(args)
+    with work.step("graph", {**_options(args, "confidence"), "weights": predictor.sha256}, args.restart):
+        graph = build(work, predictor, confidence=args.confidence)
+    print(f"graph: {len(graph)} names, {int((graph.scores > 0).sum())} relations -> {work / 'graph/skysa_graph.jsonl'}")
+    return []
+
+
+def _publish(work, args) -> list[str]:
+    from skysense_o.data_engine.publish import publish
+
+    with work.step("publish", _options(args, "confidence val seed group title"), args.restart):
+        s = publish(work, confidence=args.confidence, val=args.val, seed=args.seed, group=args.group, title=args.title)
+    pictures = s["pictures"]
+    parts = ", ".join(f"{pictures.get(which, 0)} {which}" for which in ("train", "val"))
+    print(f"publish: {pictures['all']} pictures ({parts}), {s['pairs']} pairs, {s['names']} names -> {work / 'set'}")
+    print(f"train on it: DATASETS.TRAIN \"('{work / 'set'}:train',)\"; check it: tools/check_dataset.py {work / 'set'}")
+    return []
+
+
+Step = tuple[str, Iterable[Callable], Callable]
+STEPS: dict[str, Step] = {
+    "collect": ("pictures and rasters become tiles in a catalogue", [_input], _collect),
+    "deduplicate": ("leave out near duplicates and what test sets show", [_duplicates, _model], _deduplicate),
+    "propose": ("regions of each tile", [_regions, _words, _model], _propose),
+    "name": ("a name, a confidence and candidates of each region", [_naming, _words, _model], _name),
+    "review": ("people decide: accept, rename, merge, split, reject", [], _review),
+    "graph": ("how alike the names are, scores 1 to 10", [_sure, _model], _graph),
+    "publish": ("the set: pictures, labels, split, statistics, data sheet", [_sure, _publishing], _publish),
+    "all": (
+        "every step but people's review",
+        [_input, _duplicates, _regions, _naming, _words, _sure, _publishing, _model],
+        None,
+    ),
+}
 
 
 def run() -> int:
     args = parser().parse_args()
-    vocabulary = Vocabulary.parse(args.classes, args.background)
+    try:
+        from skysense_o.data_engine.work_folder import WorkFolder
 
-    from skysense_o.data_engine.pseudo_labels import label_pictures
-    from skysense_o.inference.pictures import find_pictures
-    from skysense_o.inference.predictor import Predictor
-
-    pictures = find_pictures(args.input)
-    predictor = Predictor.from_pretrained(args.weights, args.device)
-    options = {"confidence": args.confidence}
-    records = label_pictures(predictor, tqdm(pictures, unit="picture"), vocabulary, Path(args.work), **options)
-    results = list(records)
-    errors = [record["error"] for record in results if "error" in record]
-    regions = sum(len(record.get("ann_list", ())) for record in results)
-    print(f"{len(results) - len(errors)} pictures, {regions} regions -> {Path(args.work) / 'skysa_dataset.jsonl'}")
+        work, errors = WorkFolder(args.work), []
+        if args.step == "review":
+            return _review(work, args)
+        steps = [s for s in STEPS if s not in ("review", "all")] if args.step == "all" else [args.step]
+        for step in steps:
+            errors += STEPS[step][2](work, args)
+            args.restart = False  # the first of them has removed what the others wrote
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"the data engine needs {error.name}, {CURE}", name=error.name) from error
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0

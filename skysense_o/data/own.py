@@ -15,10 +15,13 @@
       - {name: other, background: true}
 
 Used by its path, `mine:val` (`mine`: all splits), or by its name, `mine_val`, when DATASETS.FOLDERS lists the path.
+A folder in the shape of Sky-SA, as tools/data_engine.py publishes it, needs no dataset.yaml: `set:train`, `set:val`,
+and `set:graph_train` where it has a relation graph.
 """
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,6 +30,7 @@ import yaml
 from skysense_o.data.classes import OWN, load_classes
 from skysense_o.data.row import Row
 
+INDEX, GRAPH = "skysa_dataset.jsonl", "skysa_graph.jsonl"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -39,6 +43,8 @@ def own_row(path: str) -> Row:
         ValueError: a dataset.yaml that cannot be used; says which key and what is permitted.
     """
     folder = Path(path).expanduser()
+    if (folder / INDEX).is_file() and not (folder / OWN).is_file():
+        return _skysa_row(folder)
     if not (folder / OWN).is_file():
         raise FileNotFoundError(f"{folder} has no {OWN}: it says the classes; datasets/README.md shows one")
     try:
@@ -72,3 +78,24 @@ def own_row(path: str) -> Row:
 
 def _splits(folder: Path) -> list[str]:
     return sorted(p.name for p in (folder / "img_dir").iterdir() if p.is_dir()) or ["all"]
+
+
+def _skysa_row(folder: Path) -> Row:
+    with open(folder / INDEX, encoding="utf-8") as file:
+        found = {json.loads(line).get("split", "train") for line in file if line.strip()}
+    splits = sorted(found)
+    if (folder / GRAPH).is_file() and "train" in found:
+        splits.append("graph_train")
+    return Row(
+        name=folder.resolve().name,
+        task="segmentation",
+        folder=str(folder.resolve()),
+        form="skysa",
+        splits=dict.fromkeys(splits, "*"),
+        index=INDEX,
+        graph=GRAPH,
+        class_file="-",
+        homepage="your own",
+        licence="yours",
+        citation="",
+    )

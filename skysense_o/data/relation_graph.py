@@ -107,6 +107,16 @@ class RelationGraph:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(body, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
+    def save_as_skysa(self, path: str | Path) -> None:
+        """Sky-SA's text, one relation a line; the reason is where the score comes from. `load_graph` reads it back."""
+        rows, columns = np.nonzero(self.scores)
+        origin = np.zeros_like(self.scores) if self.origin is None else self.origin
+        with open(path, "w", encoding="utf-8") as file:
+            for i, j in zip(rows.tolist(), columns.tolist()):
+                fields = (f'"{self.names[i]}"', f'"{self.names[j]}"', str(self.scores[i, j]))
+                line = ('("relationship"', *fields, f'"{self.sources[origin[i, j]]}")')
+                file.write(DELIMITER.join(line) + "\n")
+
     @classmethod
     def of_edges(cls, names: Sequence[str], edges: np.ndarray, sources: Sequence[str] = ("unknown",)) -> RelationGraph:
         """From (E,4) integers: from, to, score, source."""

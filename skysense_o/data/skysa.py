@@ -2,7 +2,8 @@
 
     {"flickr_url": "img_dir/a.jpg", "segmentation": "ann_dir/a.png", "ann_list": [{"category_name": "road"}, ...]}
 
-A label pixel of value k is the k-th entry of that picture's `ann_list`; 255 is ignored.
+A label pixel of value k is the k-th entry of that picture's `ann_list`; 255 is ignored. Sets of our data engine say the
+"split" of each picture, too; Sky-SA's own does not, and all of it is for training.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ def read_skysa(row: Row, split: str) -> Iterator[dict]:
             f"{row.name}_{split} needs {graph['graph']}: tools/build_graph.py makes one; {row.cure}"
         )
     counts: Counter = Counter()
-    for record in read_index(index, counts):
+    for record in read_index(index, counts, split.removeprefix("graph_")):
         yield {**record, **graph, "dataset": row.key} if "bad" not in record else record
     logger.info("%s: %s", index, ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
-def read_index(index: Path, counts: Counter) -> Iterator[dict]:
+def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
     """The lines of an index file, one at a time; `counts` is filled with what was met.
+
+    Args:
+        split: lines of another one are passed over; "": none are.
 
     Yields:
         {"file_name", "sem_seg_file_name", "names" [, "ids"]}, or {"bad": message} for a line that cannot be used.
@@ -51,6 +55,8 @@ def read_index(index: Path, counts: Counter) -> Iterator[dict]:
                 continue
             try:
                 entry = json.loads(line)
+                if split and entry.get("split", split) != split:
+                    continue
                 names = [" ".join(item["category_name"].split()) for item in entry["ann_list"]]
                 image, label = entry["flickr_url"], entry["segmentation"]
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

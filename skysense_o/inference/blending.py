@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skysense_o.inference.lanes import Lanes
 from skysense_o.inference.windows import Axis, Plan
 
 PIXELS_AT_ONCE = 2**20
@@ -42,7 +43,7 @@ class Band:
 
 
 def sweep(
-    plan: Plan, strip: range, rows: range, load: Callable[[int], Row], model: Model, batch: int = 1
+    plan: Plan, strip: range, rows: range, load: Callable[[int], Row], lanes: Lanes, batch: int = 1
 ) -> Iterator[Band]:
     """Run the windows of a strip from top to bottom and hand on what is final.
 
@@ -50,6 +51,7 @@ def sweep(
         strip: columns of the result, one of `plan.strips`. rows: of the result that are wanted.
         load: number of a row of windows -> its pixels over `plan.cols.touching(...)`; called in another thread, one
             row ahead.
+        lanes: the model, see `Model`.
         batch: windows that the model sees at a time. Which windows share a batch depends on the plan alone.
     """
     cells = plan.cols.span(strip)
@@ -65,7 +67,7 @@ def sweep(
                 ahead = reader.submit(load, k + 1)
             if buffer is None:
                 buffer = torch.zeros(n + 3, len(cells), plan.names)
-            buffer = _add_row(plan, buffer, top, cells, k, columns, row, model, batch)
+            buffer = _add_row(plan, buffer, top, cells, k, columns, row, lanes, batch)
             end = min(plan.rows.ready(k), rows.stop)
             if end > done:
                 height = plan.rows.span(range(done, end)).stop - top
@@ -87,7 +89,7 @@ def _add_row(
     k: int,
     columns: list[int],
     row: Row,
-    model: Model,
+    lanes: Lanes,
     batch: int,
 ) -> Tensor:
     """Add the wanted windows of row k to the buffer; the buffer, on the model's device from the first window on."""
@@ -96,10 +98,10 @@ def _add_row(
     at = max(0, rows.starts[k] // rows.stride - top)
     wanted = [c for c, flag in zip(columns, row.wanted) if flag]
     left = cols.starts[columns[0]]
-    for first in range(0, len(wanted), batch):
-        some = wanted[first : first + batch]
-        x = torch.stack([row.pixels[:, :, cols.starts[c] - left :][..., : cols.window] for c in some])
-        for c, p in zip(some, model(x)):
+    groups = [wanted[first : first + batch] for first in range(0, len(wanted), batch)]
+    windows = (torch.stack([row.pixels[:, :, cols.starts[c] - left :][..., : cols.window] for c in g]) for g in groups)
+    for some, answers in zip(groups, lanes(windows)):
+        for c, p in zip(some, answers):
             buffer = buffer.to(p.device)
             begin = cols.starts[c] // cols.stride
             a, b = max(begin, cells.start), min(begin + p.shape[-1], cells.stop)
@@ -164,16 +166,20 @@ def run(
     model: Model,
     write: Callable[[range, range, Tensor, Tensor], None],
     batch: int = 1,
+    lanes: int = 1,
 ) -> None:
-    """Sweep a strip; what is final is resolved and handed to `write(rows, strip, labels, score)` in another thread."""
+    """Sweep a strip; what is final is resolved and handed to `write(rows, strip, labels, score)` in another thread.
+
+    lanes: batches that the model runs side by side, see `Lanes`.
+    """
 
     def finish(band: Band) -> None:
         with torch.inference_mode():
             write(band.rows, strip, *resolve(band, plan, strip))
 
-    with ThreadPoolExecutor(1) as writer:
+    with Lanes(model, lanes) as several, ThreadPoolExecutor(1) as writer:
         pending: Future | None = None
-        for band in sweep(plan, strip, rows, load, model, batch):
+        for band in sweep(plan, strip, rows, load, several, batch):
             if pending is not None:
                 pending.result()  # one band waits at most: memory stays bounded, and errors come out
             pending = writer.submit(finish, band)

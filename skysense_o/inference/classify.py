@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from skysense_o import answering, geometry  # noqa: F401  (fills the registry)
+from skysense_o import answering, geometry, meta_arch  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import build_with_weights, find_weights, read_config
 from skysense_o.config import default_config
 from skysense_o.device import choose_device

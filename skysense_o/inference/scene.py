@@ -21,7 +21,7 @@ from tqdm import tqdm
 from skysense_o.inference.blending import Row, reflected, run
 from skysense_o.inference.predictor import Predictor, fold_background
 from skysense_o.inference.raster import Raster
-from skysense_o.inference.sliding import MEMORY, batch_size, plan_windows
+from skysense_o.inference.sliding import MEMORY, batch_size, lane_count, plan_windows
 from skysense_o.inference.windows import Plan
 from skysense_o.inference.work import WorkFolder
 from skysense_o.vocabulary import Vocabulary
@@ -128,7 +128,7 @@ def segment_scene(
             if rows:
                 load = _loader(plan, strip, raster, predictor.fill, bar)
                 write = _writer(work, number, mine, vocabulary, threshold)
-                run(plan, strip, rows, load, ask, write, batch)
+                run(plan, strip, rows, load, ask, write, batch, lane_count(predictor.model.device, batch))
     return Scene(raster, work, names, threshold, settings)
 
 

@@ -60,6 +60,11 @@ def batch_size(device: torch.device) -> int:
     return BATCH.get(device.type, OTHER_BATCH)
 
 
+def lane_count(device: torch.device, batch: int) -> int:
+    """How many batches to run side by side: on a CPU one a core, where a batch is a single window."""
+    return torch.get_num_threads() if device.type == "cpu" and batch == 1 else 1
+
+
 def segment_array(
     image: np.ndarray | Tensor,
     vocabulary: Vocabulary,
@@ -91,11 +96,12 @@ def segment_array(
         labels[place], score[place] = ids.numpy(), best.numpy()
 
     ask = probabilities or (lambda windows: model.predict_windows(windows, vocabulary))
+    batch = batch or batch_size(model.device)
     with torch.inference_mode():
         for strip in plan.strips:
             columns = plan.cols.touching(plan.cols.span(strip))
             load = _from_array(plan, image, columns)
-            run(plan, strip, range(height), load, ask, write, batch or batch_size(model.device))
+            run(plan, strip, range(height), load, ask, write, batch, lane_count(model.device, batch))
     return labels, score
 
 

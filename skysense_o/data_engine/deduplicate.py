@@ -1,0 +1,206 @@
+"""Step 2: leave out tiles that show the same, and tiles that show what a test set shows.
+
+First by the hash that tools/check_dataset.py compares splits with, then by the image tower's embeddings. Neighbours are
+found by faiss. Alphabet: N tiles, M pictures of test sets, D numbers of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from skysense_o.data.catalog import find, records_of
+from skysense_o.data.check import ALIKE_BITS, picture_hash
+from skysense_o.data.labels import BadData, read_image
+from skysense_o.data_engine.collect import spans
+from skysense_o.data_engine.vectors import Vectors
+from skysense_o.data_engine.work_folder import WorkFolder, write_table
+
+if TYPE_CHECKING:
+    from skysense_o.inference.predictor import Predictor
+
+EXACT = 200_000
+"""With more tiles than this, neighbours are found by an HNSW graph (Malkov and Yashunin 2018), which may miss some."""
+NEIGHBOURS = 32
+"""How many of a tile's neighbours are looked at; a kept tile is told in full all the same, see `first_of_each`."""
+BLOCK = 4096
+NOT_KEPT = {"tile": "", "kept": False, "of": "", "why": "", "distance": 0.0}
+Pair = tuple[int, int, float]
+
+
+def deduplicate(
+    work: WorkFolder,
+    predictor: Predictor | None,
+    *,
+    bits: int = ALIKE_BITS,
+    distance: float = 0.005,
+    against: Sequence[str] = (),
+    side: int = 512,
+) -> list[dict]:
+    """Decide for each tile whether it is kept, and write that down.
+
+    Args:
+        predictor: whose tower embeds; None: by hashes alone.
+        bits: of 256; tiles whose hashes differ in no more are the same. distance: 1 - cosine, likewise.
+        against: names of test sets; tiles like one of their pictures leave too.
+        side: their pictures are cut as tiles are.
+
+    Returns:
+        the rows of duplicates.parquet: {"tile", "kept", "of", "why", "distance"}.
+
+    Raises:
+        ValueError: bits or distance out of range. KeyError, FileNotFoundError: a test set, see `records_of`.
+    """
+    if not 0 <= bits <= 64:
+        raise ValueError(f"--bits {bits} is out of range: 0 to 64, of 256")
+    if not 0 <= distance <= 1:
+        raise ValueError(f"--distance {distance} is out of range: 0 to 1 (1 - cosine)")
+    catalog = work.catalog()
+    tested = [part for name in against for part in set_parts(name, side)]
+    names = [name for name, _, _ in tested] + [row["tile"] for row in catalog]
+    reads = {name: (path, window) for name, path, window in tested}
+    reads.update((row["tile"], (work / row["file"], None)) for row in catalog)
+
+    hashes = Vectors(work / "vectors/hashes")
+    hashes.add((name, picture_hash(Image.fromarray(pixels))) for name, pixels in pictures(hashes, names, reads, "hash"))
+    damaged = [{**NOT_KEPT, "tile": name, "why": "unreadable"} for name in hashes.missing(names)]
+    names = [name for name in names if name in hashes.known]
+    found = {"hash": first_of_each(same_hash(hashes.of(names), bits), len(tested))}
+    rest = [i for i in range(len(names)) if i not in found["hash"]]
+    if predictor is not None:
+        vectors = Vectors(work / "vectors/embeddings")
+        wanted = [names[i] for i in rest]
+        vectors.add((name, embedding(predictor, pixels)) for name, pixels in pictures(vectors, wanted, reads, "embed"))
+        tests = sum(i < len(tested) for i in rest)
+        near = first_of_each(near_vectors(vectors.of(wanted), distance), tests)
+        found["embedding"] = {rest[i]: (rest[j], value) for i, (j, value) in near.items()}
+    rows = damaged
+    for i in range(len(tested), len(names)):
+        row = {**NOT_KEPT, "tile": names[i], "kept": True}
+        for why, pairs in found.items():
+            if i in pairs:
+                of, value = pairs[i]
+                why = "leak" if of < len(tested) else why
+                row.update(kept=False, of=names[of].partition("@")[0], why=why, distance=float(value))
+        rows.append(row)
+    rows.sort(key=lambda row: row["tile"])
+    write_table(work / "duplicates.parquet", rows, schema())
+    return rows
+
+
+def schema():
+    """Columns of duplicates.parquet."""
+    import pyarrow as pa
+
+    text = pa.string()
+    return pa.schema([("tile", text), ("kept", pa.bool_()), ("of", text), ("why", text), ("distance", pa.float32())])
+
+
+def set_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, range]]]:
+    """("set:name/file@k", path, (rows, columns)) of each part of each picture of a data set."""
+    key = find(name)[0][0].name if ":" in name or "/" in name else name
+    for path in dict.fromkeys(record["file_name"] for record in records_of(name)):
+        with Image.open(path) as image:
+            width, height = image.size
+        parts = [(rows, columns) for rows in spans(height, side) for columns in spans(width, side)]
+        for k, part in enumerate(parts):
+            yield f"set:{key}/{Path(path).name}@{k}", Path(path), part
+
+
+def pictures(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Names without a vector, with their pixels, uint8 (H,W,3); tiles that cannot be read are left out."""
+    for name in tqdm(vectors.missing(names), unit="tile", desc=what):
+        path, window = reads[name]
+        try:
+            image = read_image(path)
+        except BadData:
+            if window is not None:  # of a test set, which the user should know
+                raise
+            continue
+        yield (
+            name,
+            image if window is None else image[window[0].start : window[0].stop, window[1].start : window[1].stop],
+        )
+
+
+def embedding(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
+    """(D,) float32 unit vector: what the tower sees in the picture as a whole."""
+    import torch
+
+    from skysense_o.geometry import prepare
+
+    with torch.inference_mode(), predictor.in_precision():
+        x, _ = prepare([torch.tensor(pixels).permute(2, 0, 1)], predictor.model.tower)
+        vector = predictor.model.tower.encode_image(x).pooled[0].float().cpu().numpy()
+    return vector / max(float(np.linalg.norm(vector)), 1e-6)
+
+
+def same_hash(hashes: np.ndarray, bits: int) -> list[Pair]:
+    """(i, j, differing bits) with j < i of hashes, uint8 (N,32), that differ in no more than `bits`.
+
+    Of hashes that are wholly the same only the first is compared with others, so a thousand copies make a thousand
+    pairs and not half a million.
+    """
+    import faiss
+
+    _, first, inverse = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
+    leader = first[inverse.ravel()]
+    pairs = [(int(i), int(j), 0.0) for i, j in enumerate(leader) if i != j]
+    leaders = np.unique(leader)
+    index = faiss.IndexBinaryFlat(hashes.shape[1] * 8)
+    index.add(np.ascontiguousarray(hashes[leaders]))
+    for start in range(0, len(leaders), BLOCK):
+        limits, values, others = index.range_search(
+            np.ascontiguousarray(hashes[leaders[start : start + BLOCK]]), bits + 1
+        )
+        ones = start + np.repeat(np.arange(len(limits) - 1), np.diff(limits).astype(int))
+        earlier = others < ones
+        pairs += zip(leaders[ones[earlier]].tolist(), leaders[others[earlier]].tolist(), values[earlier].tolist())
+    return pairs
+
+
+def near_vectors(vectors: np.ndarray, distance: float, exact: int = EXACT) -> list[Pair]:
+    """(i, j, 1 - cosine) with j < i of unit vectors, float32 (N,D), that are no further apart than `distance`.
+
+    Args:
+        exact: with more vectors than this the search is approximate.
+    """
+    import faiss
+
+    if len(vectors) < 2:
+        return []
+    kind = "Flat" if len(vectors) <= exact else "HNSW32,Flat"
+    index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.add(vectors)
+    pairs: list[Pair] = []
+    for start in range(0, len(vectors), BLOCK):
+        cosines, others = index.search(vectors[start : start + BLOCK], min(NEIGHBOURS, len(vectors)))
+        ones = start + np.repeat(np.arange(len(cosines))[:, None], cosines.shape[1], axis=1)
+        apart = 1 - cosines
+        near = (apart <= distance) & (others != ones) & (others >= 0)
+        one, other = np.maximum(ones, others)[near], np.minimum(ones, others)[near]
+        pairs += zip(one.tolist(), other.tolist(), np.maximum(apart[near], 0).tolist())
+    return list(dict.fromkeys(pairs))
+
+
+def first_of_each(pairs: Iterable[Pair], tests: int) -> dict[int, tuple[int, float]]:
+    """Go through the items in order and leave out each that is near one already kept: {left out: (kept, distance)}.
+
+    So all that is left out is near something kept; chains of small differences do not swallow each other. The first
+    `tests` items are those of test sets: they are kept, whatever they are near.
+    """
+    earlier: dict[int, list[tuple[float, int]]] = {}
+    for i, j, value in pairs:
+        if i >= tests:
+            earlier.setdefault(i, []).append((value, j))
+    out: dict[int, tuple[int, float]] = {}
+    for i in sorted(earlier):
+        near = min(((value, j) for value, j in earlier[i] if j not in out), default=None)
+        if near is not None:
+            out[i] = near[1], near[0]
+    return out

@@ -1,0 +1,96 @@
+"""Step 6: the relation graph of all names, as plain JSON and in Sky-SA's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from skysense_o.data.relation_graph import RelationGraph
+from skysense_o.data_engine.annotations import annotations
+from skysense_o.data_engine.namers import embeddings
+from skysense_o.data_engine.relations import combined, company, confusions, prototype_cosines, text_vectors
+from skysense_o.data_engine.work_folder import WorkFolder, read_json, whole
+
+if TYPE_CHECKING:
+    from skysense_o.inference.predictor import Predictor
+
+
+def build(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) -> RelationGraph:
+    """Relate all names of the set; written to graph/graph.json and graph/skysa_graph.jsonl.
+
+    Looks: cosines of prototypes, the mean of the regions' features. Words: cosines of the names. Company: how often
+    they share a picture. What reviewers renamed into each other scores highest. Made anew by each call, but for the
+    regions' features, which are kept in graph/features.
+
+    Args:
+        confidence: see `annotations`.
+
+    Raises:
+        ValueError: fewer than two names, which have no relation.
+    """
+    found = list(annotations(work, confidence))
+    names = sorted({name for _, a in found for name in a.names.values()})
+    if len(names) < 2:
+        raise ValueError(f"a graph needs two names at least, {len(names)} are in {work.folder}: lower --confidence?")
+    place = {name: i for i, name in enumerate(names)}
+    sums, counts = None, np.zeros(len(names))
+    for row, annotation in tqdm(found, unit="tile", desc="graph"):
+        if not annotation.names:
+            continue
+        vectors = _features(work, predictor, row, annotation.regions)
+        sums = np.zeros((len(names), vectors.shape[1])) if sums is None else sums
+        for k, name in annotation.names.items():
+            if k:  # the rest region has no features of its own
+                sums[place[name]] += vectors[k - 1]
+                counts[place[name]] += 1
+    vectors = text_vectors(predictor.model, names)
+    measures = {
+        "looks": prototype_cosines(sums, counts),
+        "words": vectors @ vectors.T,
+        "company": company((list(a.names.values()) for _, a in found), names),
+    }
+    graph = combined(names, measures, confusions(renames(work)))
+    with whole(work / "graph/graph.json") as part:
+        graph.save(part)
+    with whole(work / "graph/skysa_graph.jsonl") as part:
+        graph.save_as_skysa(part)
+    return graph
+
+
+def _features(work: WorkFolder, predictor: Predictor, row: dict, regions: np.ndarray) -> np.ndarray:
+    """(R,D) of a tile's regions 1..R; computed once for these very regions. Numbers without a pixel have zeros."""
+    path = work / f"graph/features/{row['tile']}.npz"
+    if path.is_file():
+        with np.load(path) as file:
+            if np.array_equal(file["regions"], regions):
+                return file["vectors"]
+    there, dense = np.unique(regions, return_inverse=True)
+    there, dense = there[there > 0], dense.reshape(regions.shape) + (0 if there[0] == 0 else 1)
+    vectors = np.zeros((int(regions.max()), predictor.model.tower.dim), np.float32)
+    if len(there):
+        vectors[there.astype(int) - 1] = embeddings(predictor.set_image(work.picture(row)), dense).cpu().numpy()
+    with whole(path) as part, open(part, "wb") as file:
+        np.savez_compressed(file, regions=regions, vectors=vectors)
+    return vectors
+
+
+def renames(work: WorkFolder) -> Iterator[tuple[str, str]]:
+    """(name that the namer gave, name that a reviewer gave instead), one a decision."""
+    path = work / "review/decisions.jsonl"
+    given: dict[str, dict[int, str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            decision = json.loads(line)
+        except ValueError:  # torn when its writer was killed
+            continue
+        if decision.get("action") != "rename":
+            continue
+        tile = decision["tile"]
+        if tile not in given:
+            names = work / f"names/{tile}.json"
+            given[tile] = {e["region"]: e["name"] for e in read_json(names)} if names.is_file() else {}
+        yield given[tile].get(decision["region"], ""), decision.get("name") or ""

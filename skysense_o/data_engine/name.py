@@ -1,0 +1,75 @@
+"""Step 4: every region gets a name, a confidence and the names it might have had."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from skysense_o.data.relation_graph import RelationGraph
+from skysense_o.data_engine.namers import TOP, Namer
+from skysense_o.data_engine.synonyms import synonyms
+from skysense_o.data_engine.work_folder import WorkFolder, read_json, write_json
+from skysense_o.inference.pictures import PictureError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def name(
+    work: WorkFolder, namer: Namer, model: nn.Module, *, merge: float = 2.0, graph: RelationGraph | None = None
+) -> list[dict]:
+    """Name the regions of each kept tile that has no names yet, then merge synonyms over all of them.
+
+    Args:
+        model: a SkySenseO, whose text tower tells synonyms. merge: cosine from which on names are one; above 1: none.
+        graph: of relations, which may hold against it; see `synonyms`.
+
+    Returns:
+        {"tile", "error"} of tiles that could not be named; a later call tries them again.
+
+    Raises:
+        FileNotFoundError: propose did not run.
+    """
+    if not (work / "regions").is_dir():
+        raise FileNotFoundError(f"no regions in {work.folder}: run propose first")
+    errors, rows = [], work.kept()
+    for row in tqdm(rows, unit="tile", desc="name"):
+        path = work / f"names/{row['tile']}.json"
+        if path.is_file():
+            continue
+        try:
+            named = namer(work.picture(row), work.regions(row["tile"]))
+        except (PictureError, FileNotFoundError) as error:
+            errors.append({"tile": row["tile"], "error": str(error)})
+            continue
+        write_json(path, [_entry(k, candidates[:TOP]) for k, candidates in enumerate(named, 1)])
+    merge_synonyms(work, [row["tile"] for row in rows], model, merge, graph)
+    return errors
+
+
+def _entry(region: int, candidates: list[tuple[str, float]]) -> dict:
+    first, confidence = candidates[0] if candidates else ("", 0.0)
+    return {"region": region, "name": first, "confidence": confidence, "candidates": [list(c) for c in candidates]}
+
+
+def merge_synonyms(
+    work: WorkFolder, tiles: list[str], model: nn.Module, cosine: float, graph: RelationGraph | None
+) -> None:
+    """Write synonyms.json and put the merged names into names/*.json; what the namer said stays in "candidates"."""
+    files = [work / f"names/{tile}.json" for tile in tiles]
+    files = [path for path in files if path.is_file()]
+    counts: Counter = Counter()
+    for path in files:
+        counts.update(entry["candidates"][0][0] for entry in read_json(path) if entry["candidates"])
+    replaced = synonyms(model, counts, cosine, graph)
+    write_json(work / "synonyms.json", dict(sorted(replaced.items())))
+    for path in files:
+        entries = read_json(path)
+        merged = []
+        for entry in entries:
+            said = entry["candidates"][0][0] if entry["candidates"] else ""
+            merged.append({**entry, "name": replaced.get(said, said)})
+        if merged != entries:
+            write_json(path, merged)

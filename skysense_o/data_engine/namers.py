@@ -1,0 +1,121 @@
+"""Who names regions: a vocabulary and the model, or a vision-language model.
+
+Alphabet: R regions, C names, H W pixels, h w grid.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skysense_o import geometry
+from skysense_o.inference.prompting import PromptedImage
+from skysense_o.modeling import Queries
+from skysense_o.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from skysense_o.inference.predictor import Predictor
+
+TOP = 5
+"""Names told of each region."""
+TEMPERATURE = 0.05
+"""Of the softmax that turns cosines into a confidence."""
+AT_A_TIME = 32
+"""Regions whose full-size masks are held at once."""
+
+
+class Namer(Protocol):
+    """Anything that can be called so names regions.
+
+    free: its names are free text, which needs its synonyms merged.
+    """
+
+    free: bool
+
+    def __call__(self, rgb: np.ndarray, regions: np.ndarray) -> list[list[tuple[str, float]]]:
+        """
+        Args:
+            rgb: uint8 (H,W,3). regions: uint16 (H,W), 1..R and 0 for the rest.
+
+        Returns:
+            for each region (name, confidence 0..1), best first, `TOP` at most; none where it knows no name.
+        """
+        ...
+
+
+class VocabularyNamer:
+    """The names of a vocabulary that regions look most like.
+
+    by "features": softmax over the cosines of mask-pooled features with the names. by "masks": the mean, over the
+    region, of the probability that the decoder gives each name.
+    """
+
+    free = False
+
+    def __init__(
+        self, predictor: Predictor, vocabulary: Vocabulary, by: Literal["features", "masks"] = "masks"
+    ) -> None:
+        if by not in ("features", "masks"):
+            raise ValueError(f"names by {by!r} are not known: features or masks")
+        self.predictor, self.vocabulary, self.by = predictor, vocabulary, by
+
+    @torch.inference_mode()
+    def __call__(self, rgb: np.ndarray, regions: np.ndarray) -> list[list[tuple[str, float]]]:
+        count = int(regions.max())
+        if not count:
+            return []
+        seen = self.predictor.set_image(rgb)
+        values = (
+            by_features(seen, regions, self.vocabulary)
+            if self.by == "features"
+            else by_masks(seen, regions, self.vocabulary)
+        )
+        asked = [i for i, background in enumerate(self.vocabulary.background) if not background]
+        best, order = values[:, asked].topk(min(TOP, len(asked)), dim=1)
+        return [
+            [(self.vocabulary.names[asked[i]], round(v, 4)) for i, v in zip(places, row)]
+            for places, row in zip(order.tolist(), best.tolist())
+        ]
+
+
+def embeddings(seen: PromptedImage, regions: np.ndarray) -> Tensor:
+    """(R,D) unit vectors of the regions 1..R, in the text space."""
+    ids = range(1, int(regions.max()) + 1)
+    parts = [
+        seen.embed(np.stack([regions == k for k in ids[i : i + AT_A_TIME]])) for i in range(0, len(ids), AT_A_TIME)
+    ]
+    return torch.cat(parts)
+
+
+def by_features(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:
+    """(R,C): softmax over the names of the cosines with the regions' mean features."""
+    model = seen.model
+    text, _ = model.text_bank(model.tower, [vocabulary], model.templates)
+    cosines = embeddings(seen, regions) @ F.normalize(text[0].float().mean(1), dim=-1).T
+    best = geometry.best_of_phrases((cosines + 1).T, vocabulary.owner, len(vocabulary)).T
+    return F.softmax(best / TEMPERATURE, dim=1)
+
+
+def by_masks(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:
+    """(R,C): mean probability of each name over each region, at the masks' own grid."""
+    model = seen.model
+    text, valid = model.text_bank(model.tower, [vocabulary], model.templates)
+    with seen.precision():
+        logits, _, _ = model.sem_seg_head.decode(seen.refined, Queries(text, valid), model.phrase_chunk)
+    grid = geometry.best_of_phrases(logits[0].float().sigmoid(), vocabulary.owner, len(vocabulary))  # (C,h,w)
+    share = shares(regions, seen.frame.padded, grid.shape[-2:]).to(grid)
+    return torch.einsum("rn,cn->rc", share, grid.flatten(1))
+
+
+def shares(regions: np.ndarray, padded: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """(R,hw): how much of each region lies in each cell of a grid over the padded picture; rows sum to 1."""
+    (height, width), (h, w) = regions.shape, grid
+    y = ((np.arange(height) + 0.5) * h / padded[0]).astype(int)
+    x = ((np.arange(width) + 0.5) * w / padded[1]).astype(int)
+    code = regions.astype(np.int64) * (h * w) + (y[:, None] * w + x[None])
+    counts = np.bincount(code.ravel(), minlength=(int(regions.max()) + 1) * h * w).reshape(-1, h * w)[1:]
+    return torch.from_numpy(counts / np.maximum(counts.sum(1, keepdims=True), 1)).float()

@@ -1,0 +1,97 @@
+"""Train and validation without leakage: what lies together on the ground stays together.
+
+Alphabet: N tiles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+LONGITUDE_LATITUDE = 4326
+
+
+def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dict[str, str]:
+    """Give each tile to "train" or "val".
+
+    Tiles of one source stay together; sources whose footprints touch, too, where they have a place; and sources that
+    `group` says belong together. Whole groups are drawn for validation until it has its share.
+
+    Args:
+        rows: of the catalogue. share: 0..1 of the tiles. group: a regular expression; sources whose names match it
+            alike (its first bracket, or all of it) are one group.
+
+    Raises:
+        ValueError: a share out of range, or an expression that is none.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"--val {share} is out of range: 0 to below 1")
+    groups: dict[int, list[str]] = {}
+    for row, number in zip(rows, group_numbers(rows, group)):
+        groups.setdefault(number, []).append(row["tile"])
+    order = sorted(groups.values(), key=min)
+    np.random.default_rng(seed).shuffle(order)
+    wanted, val = share * len(rows), []
+    for tiles in order if len(order) > 1 else ():
+        if len(val) + len(tiles) <= wanted:
+            val += tiles
+    if wanted and not val and len(order) > 1:  # every group is larger than the share
+        val = min(order, key=len)
+    chosen = set(val)
+    return {row["tile"]: "val" if row["tile"] in chosen else "train" for row in rows}
+
+
+def group_numbers(rows: Sequence[dict], group: str = "") -> list[int]:
+    """Which group each row is of: N numbers."""
+    try:
+        pattern = re.compile(group) if group else None
+    except re.error as error:
+        raise ValueError(f"--group {group!r} is no regular expression: {error}") from error
+    keys: dict[str, int] = {}
+    boxes: dict[int, list[float]] = {}
+    numbers = []
+    for row in rows:
+        match = pattern.search(row["source"]) if pattern else None
+        key = f"group {match.group(1) if match.groups() else match.group()}" if match else f"source {row['source']}"
+        number = keys.setdefault(key, len(keys))
+        numbers.append(number)
+        if row["crs"] and row["transform"]:
+            box = footprint(row)
+            old = boxes.get(number, box)
+            boxes[number] = [*map(min, old[:2], box[:2]), *map(max, old[2:], box[2:])]
+    joined = _touching(boxes, len(keys))
+    return [joined[number] for number in numbers]
+
+
+def footprint(row: dict) -> list[float]:
+    """West, south, east, north of a tile, in degrees."""
+    from rasterio.crs import CRS
+    from rasterio.transform import Affine
+    from rasterio.warp import transform_bounds
+
+    place = Affine(*row["transform"])
+    corners = [place @ (x, y) for x in (0, row["width"]) for y in (0, row["height"])]
+    x, y = zip(*corners)
+    return list(
+        transform_bounds(CRS.from_wkt(row["crs"]), CRS.from_epsg(LONGITUDE_LATITUDE), min(x), min(y), max(x), max(y))
+    )
+
+
+def _touching(boxes: dict[int, list[float]], count: int) -> list[int]:
+    """Groups joined where their boxes touch; a number each."""
+    parent = list(range(count))
+
+    def root(k: int) -> int:
+        while parent[k] != k:
+            k = parent[k]
+        return k
+
+    ids = list(boxes)
+    edges = np.array(list(boxes.values())).reshape(-1, 4)
+    for i, (west, south, east, north) in zip(ids, edges):
+        near = (edges[:, 0] <= east) & (edges[:, 2] >= west) & (edges[:, 1] <= north) & (edges[:, 3] >= south)
+        for other in np.flatnonzero(near):
+            parent[root(ids[other])] = root(i)
+    return [root(k) for k in range(count)]

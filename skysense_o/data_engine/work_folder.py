@@ -1,0 +1,194 @@
+"""The one folder that all steps share: plain files, each of them whole or not there.
+
+Alphabet: N tiles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STEPS = ("collect", "deduplicate", "propose", "name", "review", "graph", "publish")
+WRITES = {
+    "collect": ("tiles", "catalog.jsonl", "catalog.parquet", "catalog_errors.jsonl"),
+    "deduplicate": ("vectors", "duplicates.parquet"),
+    "propose": ("regions",),
+    "name": ("names", "synonyms.json"),
+    "graph": ("graph",),
+    "publish": ("set", "set.part"),
+}
+"""What each step writes; people's decisions, in review/, are never removed."""
+LIBRARIES = ("torch", "numpy", "pillow")
+
+
+class WorkFolder:
+    """Paths, tables and the record of which step ran with which options."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    @contextmanager
+    def step(self, step: str, options: dict, restart: bool = False) -> Iterator[None]:
+        """Run a step in this context. What an earlier run with the same options left is gone on with.
+
+        Args:
+            options: plain values, as JSON holds them: all that the step's files depend on. restart: remove what this
+                step and those after it wrote.
+
+        Raises:
+            ValueError: the step ran with other options; or people have decided on what would be removed.
+        """
+        path = self / "engine.json"
+        steps = read_json(path) if path.is_file() else {}
+        if restart:
+            self._forget(step, steps)
+        before = steps.get(step, {}).get("options", options)
+        for key in sorted({*before, *options}):
+            then, now = before.get(key), options.get(key)
+            if then != now:
+                raise ValueError(
+                    f"{step} ran with {key} {then!r} in {self.folder} before, now it is {now!r}: give what was given"
+                    " before, another --work, or --restart, which makes this step and those after it anew"
+                )
+        entry = {"options": options, "versions": {name: version(name) for name in LIBRARIES}}
+        write_json(path, {**steps, step: entry})
+        try:
+            yield
+        except (ValueError, KeyError, OSError):
+            if step not in steps and not any((self / name).exists() for name in WRITES[step]):
+                write_json(path, steps)  # a mistake in the command, not a run
+            raise
+
+    def options(self, step: str) -> dict:
+        """With which a step ran; {} where it did not."""
+        path = self / "engine.json"
+        return read_json(path).get(step, {}).get("options", {}) if path.is_file() else {}
+
+    def _forget(self, step: str, steps: dict) -> None:
+        first = STEPS.index(step)
+        decisions = self / "review/decisions.jsonl"
+        if first < STEPS.index("review") and decisions.is_file():
+            raise ValueError(f"{decisions} holds people's decisions on what --restart would remove: move it away first")
+        for later in STEPS[first:]:
+            steps.pop(later, None)
+            for name in WRITES.get(later, ()):
+                path = self / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def table(self, name: str, by: str) -> list[dict]:
+        """The rows of a Parquet file.
+
+        Raises:
+            FileNotFoundError: it is not there; names the step that makes it.
+        """
+        import pyarrow.parquet as parquet
+
+        if not (self / name).is_file():
+            raise FileNotFoundError(f"no {name} in {self.folder}: run {by} first")
+        return parquet.read_table(self / name).to_pylist()
+
+    def catalog(self) -> list[dict]:
+        """One row a tile, in the order of their names."""
+        return self.table("catalog.parquet", "collect")
+
+    def kept(self) -> list[dict]:
+        """The catalogue without what `deduplicate` left out, where it ran."""
+        rows = self.catalog()
+        if not (self / "duplicates.parquet").is_file():
+            return rows
+        left_out = {row["tile"] for row in self.table("duplicates.parquet", "deduplicate") if not row["kept"]}
+        return [row for row in rows if row["tile"] not in left_out]
+
+    def picture(self, row: dict) -> np.ndarray:
+        """uint8 (H,W,3) of a tile."""
+        from skysense_o.inference.pictures import read_picture
+
+        return read_picture(self / row["file"])
+
+    def regions(self, tile: str) -> np.ndarray:
+        """uint16 (H,W): 0 the rest, 1..N the regions.
+
+        Raises:
+            FileNotFoundError: the tile has none yet.
+        """
+        path = self / f"regions/{tile}.png"
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: run propose first")
+        return read_map(path)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; it becomes `path` when the block ends well: a file with its name is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")  # no glob for .png or .json meets it
+    yield part
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    with whole(path) as part:
+        part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_map(path: Path, array: np.ndarray) -> None:
+    """PNG of uint8 (H,W), uint8 (H,W,3) or uint16 (H,W)."""
+    with whole(path) as part:
+        Image.fromarray(array).save(part, format="PNG")
+
+
+def read_map(path: Path) -> np.ndarray:
+    """(H,W) of a PNG with one channel, uint8 or uint16."""
+    with Image.open(path) as image:
+        array = np.asarray(image)
+    return array.astype(np.uint16) if array.dtype != np.uint8 else array
+
+
+def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
+    """Parquet of rows; columns and their types by `schema`."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    with whole(path) as part:
+        parquet.write_table(pa.Table.from_pylist(rows, schema), part)
+
+
+class Journal:
+    """Lines of JSON that are only ever added to; of a killed run the torn last line is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = path.read_bytes() if path.is_file() else b""
+        whole_lines = data[: data.rfind(b"\n") + 1]
+        if whole_lines != data:
+            with whole(path) as part:
+                part.write_bytes(whole_lines)
+        self.lines: list[dict] = [json.loads(line) for line in whole_lines.splitlines()]
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+
+    def add(self, line: dict) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.lines.append(line)
+
+    def close(self) -> None:
+        self._file.close()

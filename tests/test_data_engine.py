@@ -1,0 +1,492 @@
+"""The data engine's steps: pictures in, a set that trains out; and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_scene
+from PIL import Image
+from scenes import fields, write_scene
+from test_whole_path import train
+
+pytest.importorskip("pyarrow", reason='the data engine needs pip install -e ".[engine]"')
+pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[engine]"')
+
+from skysense_o.data.catalog import records_of
+from skysense_o.data.relation_graph import load_graph
+from skysense_o.data_engine.annotations import annotations
+from skysense_o.data_engine.collect import collect, spans
+from skysense_o.data_engine.deduplicate import deduplicate, first_of_each, near_vectors, same_hash
+from skysense_o.data_engine.name import name
+from skysense_o.data_engine.namers import VocabularyNamer, shares
+from skysense_o.data_engine.partition import paint, tidy
+from skysense_o.data_engine.propose import described, propose, proposer
+from skysense_o.data_engine.publish import publish
+from skysense_o.data_engine.splitting import split
+from skysense_o.data_engine.work_folder import WorkFolder, read_json, read_map, write_json, write_map
+from skysense_o.vocabulary import Vocabulary
+
+ENGINE = "tools/data_engine.py"
+WORDS = "water,land,road,building,vegetation"
+
+
+@pytest.fixture
+def survey(tmp_path) -> Path:
+    """Five pictures, a copy of one, a poorer JPEG of another, a raster with a place, and a file that is no picture."""
+    folder, rng = tmp_path / "survey", np.random.default_rng(3)
+    folder.mkdir()
+    for i in range(5):
+        image, _ = draw_scene(rng, 96 + 8 * i, 120)
+        noise = rng.integers(0, 90, (7, 9, 3)).astype(np.uint8)
+        Image.fromarray(image // 2 + np.asarray(Image.fromarray(noise).resize(image.shape[1::-1]))).save(
+            folder / f"{i}.png"
+        )
+    Image.open(folder / "0.png").save(folder / "copy.png")
+    Image.open(folder / "1.png").save(folder / "poor.jpg", quality=60)
+    write_scene(folder / "scene.tif", fields(120, 200))
+    (folder / "broken.png").write_bytes(b"\x89PNG no more")
+    return folder
+
+
+@pytest.fixture
+def work(survey, tmp_path) -> WorkFolder:
+    folder = WorkFolder(tmp_path / "work")
+    pictures = sorted(p for p in survey.iterdir() if p.stem != "broken")
+    collect(folder, pictures, side=128, licence="CC0", credit="A. Person")
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_one_command_from_pictures_to_a_set_that_passes_the_check(call, survey, tmp_path):
+    """One bad picture is told and does not stop the rest; the same command again changes nothing."""
+    out = tmp_path / "work"
+    words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
+    words += ("--val", "0.3", "--method", "superpixels", "--coarse", "0.5", "--licence", "CC0")
+    code, text, err = call(ENGINE, *words)
+    assert code == 1, err
+    assert "collect: 9 tiles, 8 pictures read now, 1 unreadable" in text
+    assert "7 of 9 tiles kept" in text
+    assert "\nerror: broken.png: broken.png is not a picture that can be read" in err
+    assert str(tmp_path) not in (out / "catalog_errors.jsonl").read_text()
+    before = hashes(out)
+    assert call(ENGINE, *words)[0] == 1
+    assert hashes(out) == before
+    code, text, _ = call("tools/check_dataset.py", out / "set")
+    assert code == 0, text
+    assert "nothing wrong" in text
+    manifest = read_json(out / "set/manifest.json")["files"]
+    assert all(hashlib.sha256((out / "set" / f).read_bytes()).hexdigest() == m["sha256"] for f, m in manifest.items())
+    assert {"img_dir", "ann_dir", "figures"} < {Path(f).parts[0] for f in manifest}
+    for line in (out / "set/skysa_dataset.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        labels = np.asarray(Image.open(out / "set" / record["segmentation"]))
+        image = Image.open(out / "set" / record["flickr_url"])
+        assert labels.shape == (image.height, image.width)
+        assert set(np.unique(labels)) - {255} == set(range(len(record["ann_list"])))
+        assert {entry["category_name"] for entry in record["ann_list"]} <= set(WORDS.split(","))
+    assert "| licence | tiles |\n|---|---|\n| CC0 |" in (out / "set/DATASHEET.md").read_text()
+    published = b"".join(p.read_bytes() for p in (out / "set").rglob("*") if p.suffix in (".json", ".jsonl", ".md"))
+    assert str(tmp_path).encode() not in published
+
+
+@pytest.mark.slow
+def test_a_published_set_trains(call, survey, tmp_path):
+    out = tmp_path / "work"
+    words = ("--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.05")
+    call(ENGINE, "all", *words, "--val", "0.3", "--coarse", "0.4")
+    keys = ("DATASETS.TRAIN", f"('{out / 'set'}:graph_train',)", "DATASETS.TEST", "()", "INPUT.TEXT_BATCH", "5")
+    done = train(tmp_path / "run", *keys, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run/model_final.safetensors").is_file()
+
+
+def test_tiles_share_no_pixel_and_cover_all(work, survey):
+    rows = work.catalog()
+    whole = np.asarray(Image.open(survey / "4.png"))
+    parts = [row for row in rows if row["source"] == "4.png"]
+    assert len(parts) == 1  # 128 x 120
+    assert (work.picture(parts[0]) == whole).all()
+    scene = sorted((row for row in rows if row["source"] == "scene.tif"), key=lambda row: row["column"])
+    assert [(row["row"], row["column"], row["height"], row["width"]) for row in scene] == [
+        (0, 0, 120, 100),
+        (0, 100, 120, 100),
+    ]
+    assert scene[1]["transform"][:3] == [2.0, 0.0, 500200.0]
+    assert scene[1]["gsd"] == pytest.approx(2.0)
+    assert "UTM zone 33N" in scene[1]["crs"]
+    assert {row["licence"] for row in rows} == {"CC0"}
+    assert [list(s) for s in spans(10, 4)] == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
+
+
+def test_two_pictures_of_one_name_are_two_and_a_later_one_is_added(work, survey, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (40, 30), (200, 30, 10)).save(tmp_path / "other/0.png")
+    before = {row["tile"] for row in work.catalog()}
+    assert collect(work, [tmp_path / "other/0.png"], side=128).sources == 1
+    added = {row["tile"] for row in work.catalog()} - before
+    assert len(added) == 1
+    assert len(before) + 1 == len(work.catalog())
+    with pytest.raises(ValueError, match="--tile 8 is out of range: 16 pixels at least"):
+        collect(work, [], side=8)
+
+
+def test_parts_of_a_raster_without_data_are_left_out(tmp_path):
+    pixels = fields(64, 200)
+    pixels[:, :, :110] = 0
+    write_scene(tmp_path / "half.tif", pixels, nodata=0)
+    work = WorkFolder(tmp_path / "work")
+    result = collect(work, [tmp_path / "half.tif"], side=100)
+    assert (result.tiles, result.empty) == (1, 1)
+
+
+def test_copies_and_near_copies_go_and_one_of_each_stays(work, mini):
+    rows = {row["tile"].rpartition("_")[0]: row for row in deduplicate(work, mini)}
+    assert (rows["copy"]["kept"], rows["copy"]["why"], rows["copy"]["distance"]) == (False, "hash", 0.0)
+    assert rows["copy"]["of"].startswith("0_")
+    assert not rows["poor"]["kept"]
+    assert rows["poor"]["of"].startswith("1_")
+    assert all(rows[str(i)]["kept"] for i in range(5))
+    assert len(work.kept()) == len(work.catalog()) - 2
+
+
+def test_pictures_of_a_test_set_leave(work, survey, dubai):
+    Image.open(survey / "2.png").save(dubai / "images/tile5_001.jpg", quality=90)
+    rows = {row["tile"].rpartition("_")[0]: row for row in deduplicate(work, None, against=["dubai_val"], side=128)}
+    assert (rows["2"]["kept"], rows["2"]["why"], rows["2"]["of"]) == (False, "leak", "set:dubai_val/tile5_001.jpg")
+    assert rows["3"]["kept"]
+    with pytest.raises(KeyError, match="unknown data set 'no_such'"):
+        deduplicate(work, None, against=["no_such"])
+
+
+def test_neighbours_are_those_that_a_plain_search_finds():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 256, (300, 32), dtype=np.uint8)
+    bits[100] = bits[7]
+    bits[200] = bits[7] ^ np.array([3] + [0] * 31, np.uint8)
+    bits[201] = bits[7]
+    assert sorted(same_hash(bits, 8)) == [(100, 7, 0.0), (200, 7, 2), (201, 7, 0.0)]
+    vectors = rng.normal(size=(300, 24)).astype(np.float32)
+    vectors[50] = vectors[3] + 0.02 * rng.normal(size=24)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors @ vectors.T
+    plain = {(i, j) for i, j in np.argwhere(cosines >= 0.7).tolist() if j < i}
+    assert {(i, j) for i, j, _ in near_vectors(vectors, 0.3)} == plain
+    assert (50, 3) in {(i, j) for i, j, _ in near_vectors(vectors, 0.3, exact=10)}, "by the HNSW graph"
+
+
+def test_a_chain_of_small_steps_swallows_nothing_but_neighbours():
+    chain = [(1, 0, 0.1), (2, 1, 0.1), (3, 2, 0.1)]
+    assert first_of_each(chain, 0) == {1: (0, 0.1), 3: (2, 0.1)}
+    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test pictures stay"
+
+
+def test_regions_are_connected_cover_all_and_lose_no_pixel():
+    labels = np.zeros((40, 50), int)
+    labels[:, 20:] = 5
+    labels[5:8, 30:33] = 9  # nine pixels: too small
+    labels[20:30, 2:12] = 5  # the same label elsewhere
+    labels[39, 0] = 7
+    regions = tidy(labels, 20)
+    assert regions.dtype == np.uint16
+    assert sorted(np.unique(regions)) == [0, 1, 2]
+    assert (regions[5:8, 30:33] == 1).all(), "it went to what is round it"
+    assert (regions[20:30, 2:12] == 2).all()
+    assert regions[39, 0] == 0, "a speck in the rest is rest"
+    one = np.full((4, 4), 3)
+    assert (tidy(one, 100) == 1).all(), "a small picture keeps what it has"
+    entries = described(regions, np.where(regions == 2, 0.75, 0.5))
+    assert entries[1] == {"region": 2, "box": [2, 20, 11, 29], "pixels": 100, "score": 0.75}
+    assert sum(e["pixels"] for e in entries) + (regions == 0).sum() == regions.size
+
+
+def test_large_masks_are_painted_first():
+    masks = np.zeros((2, 10, 10), bool)
+    masks[0, 4:6, 4:6] = True
+    masks[1, 2:9, 2:9] = True
+    labels, score = paint(masks, np.array([0.3, 0.9]), (10, 10))
+    assert (labels[4:6, 4:6] == 1).all()
+    assert labels[2, 2] == 2
+    assert labels[0, 0] == 0
+    assert score[5, 5] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("method", ["superpixels", "words"])
+def test_regions_by_tower_and_by_words(work, mini, method):
+    find = proposer(method, mini, vocabulary=Vocabulary.parse("water,land", "road"), regions=0.5)
+    assert propose(work, find) == []
+    for row in work.kept():
+        regions = work.regions(row["tile"])
+        entries = read_json(work / f"regions/{row['tile']}.json")
+        assert regions.shape == (row["height"], row["width"])
+        assert [e["region"] for e in entries] == list(range(1, int(regions.max()) + 1))
+        assert all(0 <= e["score"] <= 1 and e["pixels"] >= 100 for e in entries)
+        if method == "superpixels":
+            assert regions.min() == 1
+
+
+def test_superpixels_follow_what_is_plainly_there(mini):
+    image, labels = draw_scene(np.random.default_rng(0), 128, 160)
+    found, _ = proposer("superpixels", mini)(image)
+    regions = tidy(found, 100)
+    for c in (0, 2, 3):
+        is_class, parts = labels == c, [regions == k for k in np.unique(regions)]
+        assert max((part & is_class).sum() / (part | is_class).sum() for part in parts) > 0.6, c
+
+
+def test_a_method_that_lacks_something_says_what(mini, tmp_path):
+    with pytest.raises(ValueError, match="method 'magic' is not known: superpixels, words, everything, sam"):
+        proposer("magic", mini)
+    with pytest.raises(ValueError, match="--method sam needs --sam FILE"):
+        proposer("sam", None)
+    with pytest.raises(ValueError, match="--method words needs words"):
+        proposer("words", mini)
+    with pytest.raises(ValueError, match="these weights take words only"):
+        proposer("everything", mini)(np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match="--least 0 is out of range"):
+        propose(WorkFolder(tmp_path), None, least=0)
+
+
+def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
+    image, labels = draw_scene(np.random.default_rng(0), 128, 160)
+    regions = np.where(labels == 255, 0, labels + 1).astype(np.uint16)
+    words = Vocabulary.parse("water|sea,land,road,building,vegetation", "sky")
+    masks = np.stack([regions == k for k in range(1, 6)])
+    seen = mini.set_image(image)
+    plain = mini(seen, words, probabilities=True).probabilities
+    for k, candidates in enumerate(VocabularyNamer(mini, words, "masks")(image, regions)):
+        means = {n: float(plain[c][masks[k]].mean()) for c, n in enumerate(words.names) if n != "sky"}
+        assert dict(candidates) == pytest.approx(means, abs=0.1), "at a quarter of the size"
+        assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
+    for candidates, cosines in zip(
+        VocabularyNamer(mini, words, "features")(image, regions), seen.name(masks, words, 6)
+    ):
+        assert [n for n, _ in candidates] == [n for n, _ in cosines if n != "sky"]
+        odds = {n: np.exp((value - cosines[0][1]) / 0.05) for n, value in cosines}
+        for n, value in candidates:
+            assert value == pytest.approx(odds[n] / sum(odds.values()), abs=0.01)
+    with pytest.raises(ValueError, match="names by 'ear' are not known: features or masks"):
+        VocabularyNamer(mini, words, "ear")
+
+
+def test_shares_are_those_of_a_plain_count():
+    regions = np.zeros((6, 8), np.uint16)
+    regions[:3, :4], regions[3:, 4:] = 1, 2
+    got = shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4; two rows of padding
+    assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
+
+
+class Said:
+    """A namer of free text that says what its list says."""
+
+    free = True
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __call__(self, rgb, regions):
+        return [[(self.names[k % len(self.names)], 0.9)] for k in range(int(regions.max()))]
+
+
+@pytest.fixture
+def halves(tmp_path) -> WorkFolder:
+    """Four tiles of two regions each."""
+    folder, rng = tmp_path / "halves", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    work = WorkFolder(tmp_path / "work")
+    collect(work, sorted(folder.iterdir()), side=64)
+    halves = np.ones((48, 64), int)
+    halves[:, 32:] = 2
+    propose(work, lambda rgb: (halves, np.ones(halves.shape)))
+    return work
+
+
+def test_synonyms_become_one_name_and_what_was_said_is_kept(halves, mini):
+    tiles = [row["tile"] for row in halves.kept()]
+    for i, tile in enumerate(tiles):
+        said = ("building", "buildings" if i else "forest")
+        entries = [{"region": k, "name": n, "confidence": 0.9, "candidates": [[n, 0.9]]} for k, n in enumerate(said, 1)]
+        write_json(halves / f"names/{tile}.json", entries)
+    assert name(halves, Said(), mini.model, merge=0.85) == []
+    assert read_json(halves / "synonyms.json") == {"buildings": "building"}
+    entries = read_json(halves / f"names/{tiles[1]}.json")
+    assert [e["name"] for e in entries] == ["building", "building"]
+    assert entries[1]["candidates"] == [["buildings", 0.9]]
+    assert read_json(halves / f"names/{tiles[0]}.json")[1]["name"] == "forest"
+
+
+def test_a_graph_holds_against_synonyms_that_look_different(mini, tmp_path):
+    from skysense_o.data.relation_graph import RelationGraph
+    from skysense_o.data_engine.synonyms import synonyms
+
+    counts = {"building": 3, "buildings": 2}
+    apart = RelationGraph.of_edges(["building", "buildings"], np.array([[0, 1, 3, 0]]))
+    assert synonyms(mini.model, counts, 0.8) == {"buildings": "building"}
+    assert synonyms(mini.model, counts, 0.8, apart) == {}
+
+
+def test_people_decide_over_the_model(halves, mini):
+    """review/final counts whatever the confidence, and what it does not name is nobody's."""
+    name(halves, Said("road", "tree"), mini.model)
+    tiles = [row["tile"] for row in halves.kept()]
+    final = np.ones((48, 64), np.uint16)
+    final[:10] = 300
+    write_map(halves / f"review/final/{tiles[0]}.png", final)
+    write_json(halves / f"review/final/{tiles[0]}.json", [{"region": 300, "name": "lake", "confidence": 0.0}])
+    statistics = publish(halves, confidence=0.95, val=0.0)
+    assert statistics["pictures"] == {"all": 1, "train": 1, "reviewed by people": 1}
+    labels = read_map(halves / f"set/ann_dir/train/{tiles[0]}.png")
+    assert (labels[:10] == 0).all()
+    assert (labels[10:] == 255).all()
+    assert publish(halves, confidence=0.5, val=0.0)["names"] == 3
+    assert "people decided on those of 1 of the 4" in (halves / "set/DATASHEET.md").read_text()
+
+
+def test_what_reviewers_confuse_scores_highest(halves, mini):
+    from skysense_o.data_engine.graph import build
+
+    name(halves, Said("road", "tree"), mini.model)
+    tile = halves.kept()[0]["tile"]
+    write_json(halves / f"names/{tile}.json", [{"region": 1, "name": "lake", "confidence": 0.9, "candidates": []}])
+    assert build(halves, mini).scores.max() <= 10
+    lines = [{"tile": tile, "region": 1, "action": "rename", "name": "tree"}] * 2
+    (halves / "review").mkdir()
+    (halves / "review/decisions.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"torn')
+    graph = build(halves, mini)
+    i, j = graph.index["lake"], graph.index["tree"]
+    assert graph.scores[i, j] == graph.scores[j, i] == 10
+    assert graph.sources[graph.origin[i, j]] == "confused by reviewers"
+    again = load_graph(halves / "graph/skysa_graph.jsonl")
+    order = again.places(graph.names)
+    assert (again.scores[np.ix_(order, order)] == graph.scores).all()
+    assert (load_graph(halves / "graph/graph.json").scores == graph.scores).all()
+
+
+def test_a_graph_needs_two_names(halves, mini):
+    from skysense_o.data_engine.graph import build
+
+    name(halves, Said("road"), mini.model)
+    with pytest.raises(ValueError, match="a graph needs two names at least, 1 are in"):
+        build(halves, mini)
+
+
+def test_measures_of_likeness_by_hand():
+    from skysense_o.data_engine.relations import combined, company, confusions, ranks
+
+    names = ["a", "b", "c"]
+    together = company([["a", "b"], ["a", "b", "x"], ["a", "c"]], names)
+    assert together[0, 1] == pytest.approx(2 / 3)
+    assert together[1, 2] == 0
+    assert ranks(np.array([[9, 1, 2], [1, 9, 3], [2, 3, 9.0]]))[0].tolist()[1:] == pytest.approx([0.25, 7 / 12])
+    assert confusions([("b", "a"), ("a", "b"), ("a", "a"), ("", "a")]) == {("a", "b"): 2}
+    graph = combined(names, {"company": together}, {("b", "c"): 2})
+    assert graph.scores[0, 1] > graph.scores[0, 2]
+    assert graph.scores[1, 2] == 10
+
+
+def row_of(tile: str, source: str, **place) -> dict:
+    return {"tile": tile, "source": source, "crs": "", "transform": None, "width": 10, "height": 10, **place}
+
+
+def test_what_lies_together_stays_together():
+    from rasterio.crs import CRS
+
+    utm = CRS.from_epsg(32633).to_wkt()
+    other = CRS.from_epsg(32632).to_wkt()
+    rows = [row_of(f"a{i}", "a.tif", crs=utm, transform=[2, 0, 500000 + 20 * i, 0, -2, 5200000]) for i in range(3)]
+    rows += [row_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]  # begins where a ends
+    rows += [row_of("far", "far.tif", crs=other, transform=[2, 0, 300000, 0, -2, 5000000])]
+    rows += [row_of(f"s{i}", f"scene{i // 4}_{i % 4}.jpg") for i in range(12)]
+    for seed in range(5):
+        sides = split(rows, 0.35, seed, group=r"(scene\d+)_")
+        assert len({sides[f"a{i}"] for i in range(3)} | {sides["b"]}) == 1
+        assert all(len({sides[f"s{4 * k + i}"] for i in range(4)}) == 1 for k in range(3))
+        assert 1 <= sum(side == "val" for side in sides.values()) <= 6
+    assert set(split(rows[:3], 0.5, 0).values()) == {"train"}, "one source cannot be split"
+    assert set(split(rows, 0.0, 0).values()) == {"train"}
+    with pytest.raises(ValueError, match="--val 1.5 is out of range"):
+        split(rows, 1.5, 0)
+    with pytest.raises(ValueError, match=r"--group '\(' is no regular expression"):
+        split(rows, 0.1, 0, "(")
+
+
+def test_a_published_folder_is_a_data_set_by_its_path(halves, mini):
+    name(halves, Said("road", "tree"), mini.model)
+    publish(halves, val=0.25)
+    assert len(records_of(f"{halves / 'set'}:train")) == 3
+    assert records_of(f"{halves / 'set'}:val")[0]["names"] == ("road", "tree")
+    with pytest.raises(KeyError, match="has no split 'graph_train': there are train, val"):
+        records_of(f"{halves / 'set'}:graph_train")
+
+
+def test_other_options_need_a_restart(call, survey, tmp_path):
+    out = tmp_path / "work"
+    words = ("collect", "--input", survey / "0.png", "--work", out)
+    code, _, err = call(ENGINE, *words, "--tile", "5")
+    assert (code, "--tile 5 is out of range" in err) == (2, True)
+    assert call(ENGINE, *words, "--tile", "128")[0] == 0, "a mistake leaves no trace"
+    code, _, err = call(ENGINE, *words, "--tile", "64")
+    assert code == 2
+    assert "collect ran with tile 128 in" in err
+    assert "now it is 64: give what was given before, another --work, or --restart" in err
+    assert call(ENGINE, *words, "--tile", "64", "--restart")[0] == 0
+    assert len(WorkFolder(out).catalog()) == 4
+    (out / "review").mkdir()
+    (out / "review/decisions.jsonl").write_text("{}\n")
+    code, _, err = call(ENGINE, *words, "--tile", "32", "--restart")
+    assert code == 2
+    assert "holds people's decisions on what --restart would remove: move it away first" in err
+    assert len(WorkFolder(out).catalog()) == 4
+
+
+def test_a_step_before_its_turn_names_the_one_to_run(call, survey, tmp_path):
+    out = ("--work", tmp_path / "work")
+    for words, cure in (
+        (("propose",), "no catalog.parquet in .*: run collect first"),
+        (("deduplicate", "--hashes-only"), "no catalog.parquet in .*: run collect first"),
+        (("graph",), "no catalog.parquet in"),
+    ):
+        code, _, err = call(ENGINE, *words, *out)
+        assert code == 2
+        assert re.search(cure, err), err
+    call(ENGINE, "collect", "--input", survey / "0.png", *out)
+    for words, cure in (
+        (("name", "--classes", WORDS), "run propose first"),
+        (("publish",), "run name first"),
+        (("publish", "--confidence", "3"), "--confidence 3.0 is out of range: 0 to 1"),
+    ):
+        code, _, err = call(ENGINE, *words, *out)
+        assert (code, cure in err) == (2, True), err
+
+
+def test_a_tile_that_was_damaged_is_told_and_the_others_are_done(work, mini):
+    bad = work.catalog()[0]
+    (work / bad["file"]).write_bytes(b"nothing")
+    errors = propose(work, proposer("superpixels", mini))
+    assert [e["tile"] for e in errors] == [bad["tile"]]
+    assert len(list((work / "regions").glob("*.json"))) == len(work.catalog()) - 1
+    errors = name(work, VocabularyNamer(mini, Vocabulary.parse(WORDS)), mini.model)
+    assert [e["tile"] for e in errors] == [bad["tile"]]
+    assert sum(1 for _ in annotations(work, 0.0)) == len(work.catalog()) - 1
+    rows = {row["tile"]: row for row in deduplicate(work, None)}
+    assert rows[bad["tile"]]["why"] == "unreadable"
+    assert len(rows) == len(work.catalog())
+
+
+def test_a_set_without_a_name_says_so(halves, mini):
+    name(halves, Said("road"), mini.model)
+    with pytest.raises(ValueError, match="no region in .* has a name of confidence 0.99 or more: lower --confidence"):
+        publish(halves, confidence=0.99)

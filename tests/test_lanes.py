@@ -1,0 +1,66 @@
+"""Windows that run side by side."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from skysense_o.inference.lanes import Lanes
+
+
+def test_results_come_in_order_and_only_so_many_are_under_way():
+    lock, now, most = threading.Lock(), 0, 0
+
+    def slow(number: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02 if number % 3 else 0.06)
+        with lock:
+            now -= 1
+        return number * number
+
+    taken = []
+
+    def items():
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    with Lanes(slow, 3) as lanes:
+        results = lanes(items())
+        assert next(results) == 0
+        assert len(taken) == 3, "no further item is made before its turn"
+        assert list(results) == [n * n for n in range(1, 9)]
+    assert most == 3
+
+
+def test_each_lane_has_one_thread_and_afterwards_all_is_as_before():
+    before = torch.get_num_threads()
+    with Lanes(lambda _: (torch.get_num_threads(), torch.is_inference_mode_enabled()), 2) as lanes:
+        assert list(lanes(range(4))) == [(1, True)] * 4
+    assert torch.get_num_threads() == before
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [before], "for threads begun later too"
+
+
+def test_one_lane_is_the_callers_own_thread():
+    with Lanes(lambda _: threading.get_ident(), 1) as lanes:
+        assert set(lanes(range(2))) == {threading.get_ident()}
+
+
+def test_an_error_in_a_lane_comes_out():
+    def fails(number: int) -> int:
+        if number == 2:
+            raise ValueError("window 2 is broken")
+        return number
+
+    with Lanes(fails, 2) as lanes, pytest.raises(ValueError, match="window 2 is broken"):
+        list(lanes(range(5)))
