@@ -72,8 +72,6 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     answerer.WIDTH = 256
     answerer.GRID = 8  # it reads the picture at so many places in each direction
     answerer.DROPOUT = 0.3  # a few thousand questions are soon known by heart
-    answerer.BLIND = 0.0  # share of the questions that are answered without their picture in training
-    answerer.PRIOR = 0.0  # weight of what the question alone says, in log probabilities; needs BLIND
     answerer.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaAnswerer: a name or folder for transformers; as published
     answerer.LANGUAGE_LORA_RANK = 0  # updates of this rank to train in the language model; 0: it stays as it is
     answerer.PRECISION = "bf16"  # of the language model: bf16 or fp32

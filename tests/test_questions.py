@@ -93,35 +93,6 @@ def test_it_learns_to_look(questions, tmp_path):
     assert again.answer(*asked) == model.answer(*asked) == ["2", "no"]
 
 
-def test_what_the_question_alone_says_counts_as_much_as_one_wishes(questions):
-    """With a heavy prior the picture has no say; with none it has all."""
-    records = records_of("rsivqa_train")
-    cfg = answerer_config(records)
-    cfg.MODEL.ANSWERER.BLIND = 0.5
-    torch.manual_seed(0)
-    model = EmbeddedAnswerer(cfg).eval()
-    pictures = [torch.from_numpy(read_picture(r).copy()).permute(2, 0, 1) for r in records[:6]]
-    asked = ["How many boats?"] * len(pictures)
-    with torch.no_grad():
-        for layer in model.head.modules():
-            if isinstance(layer, torch.nn.Linear):
-                layer.weight.mul_(3)  # an untrained one hardly tells pictures from each other
-        alone = model.scores(torch.zeros_like(model.places(pictures[:1])), asked[:1]).argmax(1)
-    model.prior = 1e6
-    assert model.answer(pictures, asked) == [model.answers[int(alone)]] * len(pictures)
-    model.prior = 0.0
-    with torch.no_grad():
-        seen = model.scores(model.places(pictures), asked).argmax(1).tolist()
-    assert model.answer(pictures, asked) == [model.answers[i] for i in seen]
-
-
-def test_a_prior_that_was_never_trained(questions):
-    cfg = answerer_config(records_of("rsivqa_train"))
-    cfg.MODEL.ANSWERER.PRIOR = 0.5
-    with pytest.raises(ValueError, match="PRIOR 0.5 needs questions without pictures in training: set BLIND"):
-        EmbeddedAnswerer(cfg)
-
-
 def test_mistakes_are_named(questions):
     with pytest.raises(ValueError, match="holds no answerer: train one"):
         load_answerer("mini", "cpu")

@@ -35,28 +35,20 @@ class EmbeddedAnswerer(nn.Module):
         width: int = 256,
         grid: int = 8,
         dropout: float = 0.3,
-        blind: float = 0.0,
-        prior: float = 0.0,
     ) -> None:
         """
         Args:
             tower: sees pictures and reads questions; it stays as it is, so each picture is seen once in training.
             answers: A of them, as `normalise` writes them. side: pictures are resized to this square.
             grid: they are read at grid x grid places.
-            blind: share of the questions that are answered without their picture in training.
-            prior: what the question alone says counts so much beside what it says with the picture, in log
-                probabilities; needs `blind`. A few thousand questions teach little, and it errs less so.
         """
         super().__init__()
         if not answers:
             raise ValueError("MODEL.ANSWERER.ANSWERS is empty: train on questions, or give weights that hold them")
-        if prior and not blind:
-            raise ValueError(f"MODEL.ANSWERER.PRIOR {prior} needs questions without pictures in training: set BLIND")
         self.tower, self.text_bank = tower.requires_grad_(False), TextBank()
         self.answers, self.side, self.grid = tuple(answers), side, grid
         self._place = {answer: i for i, answer in enumerate(self.answers)}
         self._seen: dict[str, Tensor] = {}
-        self.blind, self.prior = blind, prior
         channels = tower.dim + 2 * sum(tower.pyramid_channels)
         self.norm, self.project = nn.LayerNorm(channels), nn.Linear(channels, width)
         self.position = nn.Parameter(torch.randn(grid * grid, width) * 0.02)
@@ -78,8 +70,6 @@ class EmbeddedAnswerer(nn.Module):
             "width": c.WIDTH,
             "grid": c.GRID,
             "dropout": c.DROPOUT,
-            "blind": c.BLIND,
-            "prior": c.PRIOR,
         }
 
     @property
@@ -99,10 +89,7 @@ class EmbeddedAnswerer(nn.Module):
         images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
         if not self.training:
             return self.answer(images, questions)
-        places = self._once(samples)
-        if self.blind:
-            places = places * (torch.rand(len(places), 1, 1, device=places.device) >= self.blind)
-        scores = self.scores(places, questions)
+        scores = self.scores(self._once(samples), questions)
         truth = [self._place.get(normalise(s["answer"]), -1) for s in samples]
         loss = F.cross_entropy(
             scores.float(), torch.tensor(truth, device=self.device), ignore_index=-1, label_smoothing=0.05,
@@ -115,11 +102,8 @@ class EmbeddedAnswerer(nn.Module):
         """See `Answerer`."""
         different = {id(image): image for image in images}  # several questions of one picture: it is seen once
         seen = dict(zip(different, self.places(list(different.values()))))
-        places = torch.stack([seen[id(image)] for image in images])
-        scores = self.scores(places, questions).log_softmax(1)
-        if self.prior:
-            scores = scores + self.prior * self.scores(torch.zeros_like(places), questions).log_softmax(1)
-        return [self.answers[i] for i in scores.argmax(1).tolist()]
+        best = self.scores(torch.stack([seen[id(image)] for image in images]), questions).argmax(1)
+        return [self.answers[i] for i in best.tolist()]
 
     @torch.no_grad()
     def places(self, images: Sequence[Tensor]) -> Tensor:
