@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""The pictures of README and docs, made by the model itself of what is shipped.
+
+python tools/figures.py                                    # docs/figures/teaser.png and exer.png
+python tools/figures.py --weights output/mini/model_final.safetensors --output output/figures
+
+teaser.png: each shipped picture above its masks. exer.png: one picture asked for several lists of words.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+from PIL import Image
+
+from skysense_o.errors import exit_code
+
+TEASER = {
+    "yellowstone_0.4m.jpg": "road,vegetation",
+    "foz_30m.tif": "water,vegetation,building",
+    "fields_30m.jpg": "vegetation,building,land",
+}
+ASKED = ("yellowstone_0.4m.jpg", ("road", "street,forest", "highway|track,trees|meadow", "road,tree,grass,bare land"))
+WIDTH, GAP = 480, 12  # of a column, and between columns, in pixels
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights", default="mini", metavar="W", help="'mini' (default) or a file")
+    p.add_argument("--output", default=str(ROOT / "docs/figures"), metavar="DIR")
+    return p
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """(H,W,3) uint8 at WIDTH pixels of width."""
+    height = round(image.shape[0] * WIDTH / image.shape[1])
+    return np.asarray(Image.fromarray(image).resize((WIDTH, height), Image.Resampling.LANCZOS))
+
+
+def masks(image: np.ndarray, found) -> Image.Image:
+    """The masks over the picture, at WIDTH pixels of width, and below them what was asked for."""
+    from skysense_o.inference.drawing import overlay, with_legend
+    from skysense_o.inference.export import palette_of
+
+    palette, shares = palette_of(found.names), [row["share"] for row in found.areas()]
+    large = enlarged(image)
+    labels = Image.fromarray(found.labels.astype(np.uint8)).resize(large.shape[1::-1], Image.Resampling.NEAREST)
+    return with_legend(overlay(large, np.asarray(labels), palette), found.names, palette, shares)
+
+
+def beside(columns: list[list[Image.Image]]) -> Image.Image:
+    """Columns of pictures on a white sheet; what stands in the same row begins at the same height."""
+    heights = [max(column[row].height for column in columns) for row in range(len(columns[0]))]
+    size = len(columns) * (WIDTH + GAP) + GAP, sum(heights) + (len(heights) + 1) * GAP
+    sheet = Image.new("RGB", size, "white")
+    for place, column in enumerate(columns):
+        top = GAP
+        for picture, height in zip(column, heights):
+            sheet.paste(picture, (GAP + place * (WIDTH + GAP), top))
+            top += height + GAP
+    return sheet
+
+
+def run() -> int:
+    args = parser().parse_args()
+    from skysense_o.inference.pictures import read_picture
+    from skysense_o.inference.predictor import Predictor
+
+    predictor, folder = Predictor.from_pretrained(args.weights, "cpu"), Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = []
+    for name, words in TEASER.items():
+        image = read_picture(ROOT / "demo" / name)
+        columns.append([Image.fromarray(enlarged(image)), masks(image, predictor(image, words))])
+    name, lists = ASKED
+    image = read_picture(ROOT / "demo" / name)
+    seen = predictor.set_image(image)
+    answers = [[masks(image, predictor(seen, words))] for words in lists]
+    for file, sheet in (("teaser.png", beside(columns)), ("exer.png", beside(answers))):
+        sheet.quantize(256, dither=Image.Dither.NONE).save(folder / file, optimize=True)
+        print(f"{folder / file}: {sheet.width} x {sheet.height}, {(folder / file).stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))
