@@ -92,7 +92,7 @@ class Objective:
             "loss_<term>" -> weighted scalar.
         """
         if presence is None and "presence" in self.weights:
-            raise ValueError("this decoder gives no presence scores: set MODEL.LOSS.PRESENCE 0")
+            raise ValueError("this decoder gives no presence scores: set MODEL.LOSS.PRESENCE 0.0")
         pixels, chunk = (logits, sem_seg, valid), self.name_chunk
         complete = torch.stack([(s["sem_seg"] != IGNORE).all() for s in samples]).to(sem_seg.device)
         with full_precision(sem_seg.device):

@@ -155,7 +155,7 @@ def test_a_head_without_presence_says_so(cfg):
     cfg.MODEL.SEM_SEG_HEAD.NAME = "CostAggregationHead"
     cfg.MODEL.SEM_SEG_HEAD.HIDDEN = 64
     model = SkySenseO(cfg).train()
-    with pytest.raises(ValueError, match="this decoder gives no presence scores: set MODEL.LOSS.PRESENCE 0"):
+    with pytest.raises(ValueError, match="this decoder gives no presence scores: set MODEL.LOSS.PRESENCE 0.0"):
         model(four_scenes()[:1])
 
 

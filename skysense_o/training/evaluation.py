@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,11 @@ ABLE = {
     "LlavaAnswerer": ("vqa",),
 }
 ALL = ("all",)
+
+
+def file_stem(name: str) -> str:
+    """What the results of a data set are filed as: a path, as DATASETS.TEST may hold, must not lead elsewhere."""
+    return re.sub(r"[^\w.@-]+", "_", name).strip("_")
 
 
 def task_of(name: str) -> str:
@@ -136,7 +142,7 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         body = evaluate_set(cfg, model, name)
         numbers.update({f"{name}/{key}": value for key, value in body["numbers"].items()})
         if comm.is_main_process():
-            path = Path(cfg.OUTPUT_DIR) / "inference" / f"{name}.json"
+            path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(without_nan(body), indent=1))
     return numbers
@@ -162,14 +168,14 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer |
             who.train(was_training)
         if comm.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name}_predictions.json").write_text(json.dumps(rows, indent=0))
+            (folder / f"{file_stem(name)}_predictions.json").write_text(json.dumps(rows, indent=0))
         # What people asked is the harder half and no theme is its own answer: it decides which checkpoint is best.
         first = "model/human" if "model/human" in numbers else "model/overall"
         return {"numbers": {first: numbers[first], **numbers}}
     table = MetadataCatalog.get(name).get("class_table")
     names = load_classes(table).names if table else records[0].get("names")
     templates = read_templates(cfg.TEST.TEMPLATES) if cfg.TEST.TEMPLATES else cfg.MODEL.TEMPLATES
-    figure = folder / f"{name}_confusion"
+    figure = folder / f"{file_stem(name)}_confusion"
     asked = answerer if answerer is not None and task in ABLE.get(type(answerer).__name__, ()) else model
     found = evaluate_pairs(asked, records, read_picture, names, templates, cfg.INPUT.CROP_SIZE, figure)
     per_class = found.pop("per_class", None)
@@ -182,7 +188,7 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
     vocabularies = ways_of_calling(cfg, table, table_name)
     asked = {title: protocol.words(vocabulary, table_name) for title, vocabulary in vocabularies.items()}
     task = Task(
-        name,
+        file_stem(name),
         [partial(evaluation_sample, record) for record in records],
         table.colors,
         table.background or (False,) * len(table),
@@ -199,7 +205,7 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
         logger.info("%s: mean mIoU %.4f over %s", name, numbers["mIoU"], each)
     if cfg.TEST.PROMPTS:
         scenes = [partial(evaluation_sample, record, next(iter(vocabularies.values()))) for record in records]
-        found = evaluate_prompts(model, scenes, folder / f"{name}_pictures")
+        found = evaluate_prompts(model, scenes, folder / f"{file_stem(name)}_pictures")
         numbers.update({f"prompt_{key}": value for key, value in found.items()})
     words = {title: list(v.phrases) for title, v in asked.items()}
     return {"numbers": numbers, "results": results, "words": words}

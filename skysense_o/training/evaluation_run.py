@@ -22,7 +22,7 @@ from skysense_o.config import model_config
 from skysense_o.data.catalog import find, records_of, register_folders
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.evaluation.table import without_nan, write_tables
-from skysense_o.training.evaluation import WORDS_AND_PICTURES, answerer_of, evaluate_set, task_of, test_sets
+from skysense_o.training.evaluation import WORDS_AND_PICTURES, answerer_of, evaluate_set, file_stem, task_of, test_sets
 from skysense_o.training.record import git_state, manifest, versions
 from skysense_o.training.run import build_model
 from skysense_o.training.trainer import peak_memory
@@ -49,7 +49,7 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
         for key, value in (("weights", cfg.MODEL.WEIGHTS), ("answerer", cfg.MODEL.ANSWERER.WEIGHTS))
     }
     for name in names:
-        path = Path(cfg.OUTPUT_DIR) / "inference" / f"{name}.json"
+        path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
         records = records_of(name, cfg.DATALOADER.SKIP_BAD)
         what = _what(cfg, name, records, hashes)
         done = _read_back(path, what["key"])
