@@ -87,8 +87,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # error.
     cfg.MODEL.NEW_PARAMETERS = []
 
-    # Patterns of tensors of MODEL.WEIGHTS that are not wanted; anything else that the model has not is an error.
-    cfg.MODEL.PASSED_OVER = ["^pretraining\\."]
+    # Patterns of tensors of MODEL.WEIGHTS that the model may do without (by default what pretraining alone needs, and
+    # clicks and boxes where SEM_SEG_HEAD.PROMPTS is False); anything else that it has not is an error.
+    cfg.MODEL.PASSED_OVER = ["^pretraining\\.", "^sem_seg_head\\.prompt"]
 
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]

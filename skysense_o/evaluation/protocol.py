@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from skysense_o.geometry import Frame
 from skysense_o.inference.blending import Row, reflected, sweep
-from skysense_o.inference.sliding import batch_size, plan_windows, segment_array
+from skysense_o.inference.lanes import Lanes
+from skysense_o.inference.sliding import batch_size, lane_count, plan_windows, segment_array
 from skysense_o.inference.windows import Axis
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary, read_retrieval_words
@@ -155,11 +156,12 @@ class Protocol:
         size = tuple(image.shape[-2:])
         plan = plan_windows(model, size, len(vocabulary), window, overlap, WHOLE, target=grid)
         ask, cells = lambda windows: model.predict_windows(windows, vocabulary), None
-        load = _rows(plan.rows, plan.cols, image)
-        for band in sweep(plan, plan.strips[0], range(grid[0]), load, ask, batch_size(model.device)):
-            if cells is None:
-                cells = band.grid.new_zeros(plan.rows.cells, band.grid.shape[1], band.grid.shape[2])
-            cells[band.top : band.top + len(band.grid)] = band.grid
+        load, batch = _rows(plan.rows, plan.cols, image), batch_size(model.device)
+        with Lanes(ask, lane_count(model.device, batch)) as lanes:
+            for band in sweep(plan, plan.strips[0], range(grid[0]), load, lanes, batch):
+                if cells is None:
+                    cells = band.grid.new_zeros(plan.rows.cells, band.grid.shape[1], band.grid.shape[2])
+                cells[band.top : band.top + len(band.grid)] = band.grid
         return _between(_between(cells, plan.rows, 0), plan.cols, 1).permute(2, 0, 1)
 
 
