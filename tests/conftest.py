@@ -68,6 +68,17 @@ def mini():
     return Predictor.from_pretrained("mini", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def words_only():
+    """The shipped model without its clicks and boxes."""
+    from skysense_o import Predictor
+
+    predictor = Predictor.from_pretrained("mini", device="cpu")
+    head = predictor.model.sem_seg_head
+    head.takes_prompts, head.prompts, head.prompt_quality = False, None, None
+    return predictor
+
+
 @pytest.fixture(autouse=True)
 def logs_reach_the_tests():
     """Runs in this process set up Detectron2's loggers, which keep what they are told to themselves."""

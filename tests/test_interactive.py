@@ -40,8 +40,8 @@ def picture():
 
 
 @pytest.fixture
-def session(mini, picture, tmp_path):
-    made = Session(mini, picture, tmp_path)
+def session(words_only, picture, tmp_path):
+    made = Session(words_only, picture, tmp_path)
     yield made
     made.close()
 
@@ -101,6 +101,8 @@ def test_a_session_looks_once_and_takes_its_folder_along(mini, picture, tmp_path
     calls, encode = [], mini.model.tower.encode_image
     monkeypatch.setattr(mini.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
     session = Session(mini, picture, tmp_path)
+    region = session.click(20, 10)
+    assert region.mask[10, 20], "the shipped weights take clicks"
     session.segment(["road", "water"])
     session.segment(["tree"], threshold=0.2)
     session.draw_box(50, 40, 10, 10)

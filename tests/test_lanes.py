@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from skysense_o.inference.lanes import Lanes
+from skysense_o.inference.sliding import lane_count, plan_windows
 
 
 def test_results_come_in_order_and_only_so_many_are_under_way():
@@ -64,3 +65,14 @@ def test_an_error_in_a_lane_comes_out():
 
     with Lanes(fails, 2) as lanes, pytest.raises(ValueError, match="window 2 is broken"):
         list(lanes(range(5)))
+
+
+def test_lanes_fit_the_memory_the_device_and_the_model(small_model, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    plan = plan_windows(small_model, (2000, 2000), 100)
+    assert lane_count(small_model, 1, plan, 2**34) == 8, "a core each"
+    assert lane_count(small_model, 1, plan, 2**31) == 3, "a quarter of the memory"
+    assert lane_count(small_model, 1, plan, 2**20) == 1
+    assert lane_count(small_model, 4, plan) == 1, "a batch of several keeps all cores busy"
+    monkeypatch.setattr("skysense_o.inference.sliding.LARGE", 10**5)
+    assert lane_count(small_model, 1, plan, 2**34) == 1, "a large model's layers do so by themselves"

@@ -39,11 +39,11 @@ def app():
 
 
 @pytest.fixture(scope="module")
-def served(app, mini, tmp_path_factory):
+def served(app, words_only, tmp_path_factory):
     """(address, the folder of all that people leave)."""
     root = tmp_path_factory.mktemp("skysense_o_page")
     os.environ["GRADIO_TEMP_DIR"] = str(root)
-    page = app.Page(mini, root, 200_000)
+    page = app.Page(words_only, root, 200_000)
     blocks = app.build(page, answer=lambda rgb, question: f"{question} {rgb.shape[1]} wide")
     yield app.serve(blocks, root, "127.0.0.1", None, "1mb", block=False), root
     blocks.close()
@@ -204,8 +204,8 @@ def test_without_an_answerer_there_is_no_question_box(app, mini, tmp_path):
     assert "Ask about the picture" in labels(app.build(page, answer=lambda rgb, text: ""))
 
 
-def test_words_only_weights_are_told_what_to_load(app, mini, tmp_path):
-    infos = [getattr(b, "info", None) or "" for b in app.build(app.Page(mini, tmp_path, 1000)).blocks.values()]
+def test_words_only_weights_are_told_what_to_load(app, words_only, tmp_path):
+    infos = [getattr(b, "info", None) or "" for b in app.build(app.Page(words_only, tmp_path, 1000)).blocks.values()]
     assert any("load weights that were trained with prompts (configs/mini/prompts.yaml)" in info for info in infos)
 
 

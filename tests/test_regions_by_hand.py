@@ -131,8 +131,8 @@ def test_everything_is_found_once_and_named(prompted, picture):
     assert everything(seen, quality=1, stability=1) == []
 
 
-def test_everything_needs_prompts_and_sound_numbers(mini, prompted, picture):
+def test_everything_needs_prompts_and_sound_numbers(words_only, prompted, picture):
     with pytest.raises(ValueError, match=r"take words only: use some .* \(configs/mini/prompts.yaml\)"):
-        everything(mini.set_image(picture))
+        everything(words_only.set_image(picture))
     with pytest.raises(ValueError, match="overlap 7 is out of range: 0 to 1"):
         everything(prompted.set_image(picture), overlap=7)

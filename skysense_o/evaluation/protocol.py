@@ -157,7 +157,7 @@ class Protocol:
         plan = plan_windows(model, size, len(vocabulary), window, overlap, WHOLE, target=grid)
         ask, cells = lambda windows: model.predict_windows(windows, vocabulary), None
         load, batch = _rows(plan.rows, plan.cols, image), batch_size(model.device)
-        with Lanes(ask, lane_count(model.device, batch)) as lanes:
+        with Lanes(ask, lane_count(model, batch, plan)) as lanes:
             for band in sweep(plan, plan.strips[0], range(grid[0]), load, lanes, batch):
                 if cells is None:
                     cells = band.grid.new_zeros(plan.rows.cells, band.grid.shape[1], band.grid.shape[2])

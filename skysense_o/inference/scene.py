@@ -111,6 +111,7 @@ def segment_scene(
     _tell(raster, predictor.model.gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
     batch = options.batch or batch_size(predictor.model.device)
+    lanes = lane_count(predictor.model, batch, plan, options.memory)
     _check_room(folder.parent, raster.size, len(names))
     work = WorkFolder(folder, raster.size, len(names), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
@@ -128,7 +129,7 @@ def segment_scene(
             if rows:
                 load = _loader(plan, strip, raster, predictor.fill, bar)
                 write = _writer(work, number, mine, vocabulary, threshold)
-                run(plan, strip, rows, load, ask, write, batch, lane_count(predictor.model.device, batch))
+                run(plan, strip, rows, load, ask, write, batch, lanes)
     return Scene(raster, work, names, threshold, settings)
 
 

@@ -17,6 +17,11 @@ MEMORY = 2 * 2**30
 BATCH = {"cpu": 1}
 OTHER_BATCH = 8
 """Windows at a time: one keeps a CPU busy, a GPU wants more."""
+BYTES_A_PIXEL, BYTES_A_NUMBER = 400, 40
+"""Of a window that is under way, about; a number is one of a name in a cell. Seen with the mini model: 100 names and
+512 x 512 pixels take 0.1 to 0.2 GiB."""
+LARGE = 10**8
+"""Parameters of a model whose layers keep all cores busy by themselves, and whose windows take far more memory."""
 
 
 def plan_windows(
@@ -60,9 +65,14 @@ def batch_size(device: torch.device) -> int:
     return BATCH.get(device.type, OTHER_BATCH)
 
 
-def lane_count(device: torch.device, batch: int) -> int:
-    """How many batches to run side by side: on a CPU one a core, where a batch is a single window."""
-    return torch.get_num_threads() if device.type == "cpu" and batch == 1 else 1
+def lane_count(model: SkySenseO, batch: int, plan: Plan, memory: int = MEMORY) -> int:
+    """How many batches to run side by side: on a CPU one a core, where the model is small and a batch a single window,
+    as far as a quarter of the memory goes."""
+    size = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    if model.device.type != "cpu" or batch > 1 or size > LARGE:
+        return 1
+    window, cells = plan.rows.window * plan.cols.window, plan.names * (plan.rows.window // plan.rows.stride) ** 2
+    return max(1, min(torch.get_num_threads(), memory // 4 // (BYTES_A_PIXEL * window + BYTES_A_NUMBER * cells)))
 
 
 def segment_array(
@@ -101,7 +111,7 @@ def segment_array(
         for strip in plan.strips:
             columns = plan.cols.touching(plan.cols.span(strip))
             load = _from_array(plan, image, columns)
-            run(plan, strip, range(height), load, ask, write, batch, lane_count(model.device, batch))
+            run(plan, strip, range(height), load, ask, write, batch, lane_count(model, batch, plan, memory))
     return labels, score
 
 
