@@ -245,7 +245,7 @@ def test_superpixels_follow_what_is_plainly_there(mini):
         assert max((part & is_class).sum() / (part | is_class).sum() for part in parts) > 0.6, c
 
 
-def test_a_method_that_lacks_something_says_what(mini, tmp_path):
+def test_a_method_that_lacks_something_says_what(mini, words_only, tmp_path):
     with pytest.raises(ValueError, match="method 'magic' is not known: superpixels, words, everything, sam"):
         proposer("magic", mini)
     with pytest.raises(ValueError, match="--method sam needs --sam FILE"):
@@ -253,7 +253,7 @@ def test_a_method_that_lacks_something_says_what(mini, tmp_path):
     with pytest.raises(ValueError, match="--method words needs words"):
         proposer("words", mini)
     with pytest.raises(ValueError, match="these weights take words only"):
-        proposer("everything", mini)(np.zeros((64, 64, 3), np.uint8))
+        proposer("everything", words_only)(np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match="--least 0 is out of range"):
         propose(WorkFolder(tmp_path), None, least=0)
 
