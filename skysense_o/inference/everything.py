@@ -39,7 +39,7 @@ def everything(
     vocabulary: Vocabulary | None = None,
     *,
     side: int = 16,
-    quality: float = 0.5,
+    quality: float = 0.35,
     stability: float = 0.6,
     overlap: float = 0.7,
     most: int = 100,
@@ -49,7 +49,8 @@ def everything(
     Args:
         vocabulary: what the regions are named from; None: they have no names.
         side: clicks along the longer side of the picture; the other side has as many as keep the grid square.
-        quality, stability: least values of a mask, see `Proposal`.
+        quality, stability: least values of a mask, see `Proposal`. (The mini model thinks little of its masks: at 0.35
+            and 0.6 three pictures gave 9 to 19 regions over 40 to 68 % of them, at 0.5 none.)
         overlap: IoU of the boxes above which the worse of two masks goes.
         most: how many masks are kept, the best.
 

@@ -74,6 +74,9 @@ class Dialogue(cmd.Cmd):
         """everything [n]  regions without a word, from clicks on a grid with n along the longer side (16)"""
         side = int(_numbers(line, (0, 1), "everything, or everything 24")[0]) if line else 16
         found = self.session.find_everything(self.names(), side=side)
+        if not found:
+            self._say("no region that the model is sure of: try more clicks, everything 32, or a larger picture")
+            return
         rows = [(i, p.names[0][0], p.names[0][1], p.quality, p.box) for i, p in enumerate(found, 1)]
         self._say(tabulate(rows, ["region", "name", "cosine", "quality", "box"], floatfmt=".2f"))
         self._draw(self.session.proposal_labels(), "everything")
