@@ -281,7 +281,7 @@ def test_mistakes_are_named(asked, says):
         image.prompt(**asked)
 
 
-def test_weights_that_take_words_only_say_so(mini):
-    mini.set_image(np.zeros((50, 70, 3), np.uint8))
+def test_weights_that_take_words_only_say_so(words_only):
+    words_only.set_image(np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(ValueError, match="take words only"):
-        mini.prompt([(1, 1)], [1])
+        words_only.prompt([(1, 1)], [1])
