@@ -7,7 +7,6 @@ python demo/app.py --weights output/prompts/model_final.safetensors --port 7861
 
 import argparse
 import functools
-import logging
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: nothing i
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from skysense_o.errors import USER_ERRORS, exit_code, message
+from skysense_o.errors import exit_code
 
 EXAMPLES = {  # what to expect of them: demo/README.md
     "Road in a forest": ("yellowstone_0.4m.jpg", "road, vegetation"),
@@ -178,22 +177,16 @@ NO_PICTURE = "No picture yet: drop one, or take an example."
 
 
 def guarded(callback: Callable, needs_picture: bool = True) -> Callable:
-    """Mistakes become one line on the page; anything else goes to the log and not to the browser."""
-    import gradio as gr
+    """See `serving.guarded`; the first argument is the session, which is None while there is no picture."""
+    from skysense_o.interactive import serving
 
     @functools.wraps(callback)
     def run(session, *rest):
         if needs_picture and session is None:
-            raise gr.Error(NO_PICTURE, title="", duration=8, print_exception=False)
-        try:
-            return callback(session, *rest)
-        except USER_ERRORS as error:
-            raise gr.Error(message(error), title="", duration=12, print_exception=False) from error
-        except Exception as error:
-            logging.exception("a callback of the page failed")
-            raise gr.Error("That went wrong here; the server's log says why.", print_exception=False) from error
+            raise ValueError(NO_PICTURE)
+        return callback(session, *rest)
 
-    return run
+    return serving.guarded(run)
 
 
 def build(page: Page, answer: Callable | None = None):

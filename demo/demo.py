@@ -53,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--question", metavar="TEXT", help="for --task ask (default weights: mini_vqa)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
     p.add_argument(
-        "--weights", default="mini", metavar="W", help="a shipped name (default: mini), a file, or hf://org/repo/file"
+        "--weights",
+        metavar="W",
+        help="a file, hf://org/repo/file, or mini, mini_vqa (default: which of them can do it)",
     )
     p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
@@ -160,6 +162,7 @@ def run() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL remarks on harmless oddities of TIFFs
+    args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")
     if args.task != "segment":
         return whole_pictures(args)
     from skysense_o.inference.export import save
@@ -263,8 +266,7 @@ def whole_pictures(args: argparse.Namespace) -> int:
         raise ValueError('--task ask needs --question "..."')
     names = words_of(args)[0].names if args.task == "classify" else ()
     pictures = find_pictures(args.input)
-    args.weights = "mini_vqa" if args.weights == "mini" else args.weights  # which knows five things, and no scenes
-    if args.task == "ask" or args.weights == "mini_vqa":
+    if args.task == "ask":
         model = load_answerer(args.weights, args.device)
     else:
         model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model

@@ -183,3 +183,36 @@ def call(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A work folder of the data engine with regions to review."""
+    from review_work import make_work
+
+    make_work(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def review(work):
+    from skysense_o.data_engine.review import Review
+
+    return Review(work)
+
+
+@pytest.fixture
+def tile(review):
+    return next(iter(review.tiles))
+
+
+@pytest.fixture(scope="session")
+def prompted():
+    """A small untrained model that takes clicks and boxes."""
+    from skysense_o import Predictor
+    from skysense_o.meta_arch import SkySenseO
+
+    torch.manual_seed(0)
+    cfg = small_config()
+    cfg.MODEL.SEM_SEG_HEAD.PROMPTS = True
+    return Predictor(SkySenseO(cfg))

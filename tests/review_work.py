@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from skysense_o.data_engine import review_cli
 
 HEIGHT, WIDTH = 80, 120
 BOXES = {1: (0, 0, 50, 40), 2: (50, 0, 120, 40), 3: (0, 40, 120, 72)}  # x0, y0, x1, y1; below it is the rest
@@ -42,3 +45,11 @@ def make_work(work: Path, tiles: int = 2) -> list[str]:
         (work / "regions" / f"{tile}.json").write_text(json.dumps(regions))
         (work / "names" / f"{tile}.json").write_text(json.dumps(called))
     return names
+
+
+def command(work, *words) -> None:
+    """tools/data_engine.py review --work DIR ..., in this process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work")
+    review_cli.add_arguments(parser)
+    review_cli.run(parser.parse_args(["--work", str(work), *map(str, words)]))

@@ -362,11 +362,17 @@ def test_what_reviewers_confuse_scores_highest(halves, mini):
     tile = halves.kept()[0]["tile"]
     write_json(halves / f"names/{tile}.json", [{"region": 1, "name": "lake", "confidence": 0.9, "candidates": []}])
     assert build(halves, mini).scores.max() <= 10
-    lines = [{"tile": tile, "region": 1, "action": "rename", "name": "tree"}] * 2
-    (halves / "review").mkdir()
-    (halves / "review/decisions.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"torn')
+    path, lines = halves / "review/decisions.jsonl", []
+    path.parent.mkdir()
+    said = {"tile": tile, "region": 1, "action": "rename", "name": "tree"}
+    for reviewer, action in (("ann", "rename"), ("bob", "rename"), ("bob", "undo")):
+        lines.append(json.dumps({**said, "reviewer": reviewer, "action": action}))
+    path.write_text("\n".join(lines))
     graph = build(halves, mini)
     i, j = graph.index["lake"], graph.index["tree"]
+    assert "confused by reviewers" not in graph.sources[graph.origin[i, j]], "once, since Bob took it back"
+    path.write_text("\n".join(lines[:2]) + '\n{"torn')
+    graph = build(halves, mini)
     assert graph.scores[i, j] == graph.scores[j, i] == 10
     assert graph.sources[graph.origin[i, j]] == "confused by reviewers"
     again = load_graph(halves / "graph/skysa_graph.jsonl")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, draw_scene, small_config
+from conftest import ROOT, draw_scene
 from PIL import Image
 
-from skysense_o import Predictor
 from skysense_o.inference.pictures import PictureError
 from skysense_o.interactive.dialogue import Dialogue
 from skysense_o.interactive.exports import export
@@ -20,18 +19,9 @@ from skysense_o.interactive.hidden_paths import HiddenPaths
 from skysense_o.interactive.opening import Picture, open_picture
 from skysense_o.interactive.session import Session
 from skysense_o.interactive.view import legend, picture_of, region_text, words_and_colors
-from skysense_o.meta_arch import SkySenseO
 from skysense_o.vocabulary import Vocabulary
 
 NAMES = Vocabulary.parse("water,road,tree")
-
-
-@pytest.fixture(scope="module")
-def prompted():
-    torch.manual_seed(0)
-    cfg = small_config()
-    cfg.MODEL.SEM_SEG_HEAD.PROMPTS = True
-    return Predictor(SkySenseO(cfg))
 
 
 @pytest.fixture
@@ -245,9 +235,18 @@ def test_the_prompt_loop(session, tmp_path):
     assert {"town_overlay.png", "town_region.png", "town_labels.tif"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
-def test_the_prompt_loop_with_prompts(prompted, picture, tmp_path):
+def test_everything_that_finds_nothing_says_so(prompted, picture, tmp_path, monkeypatch):
+    session, said = Session(prompted, picture, tmp_path), io.StringIO()
+    monkeypatch.setattr(session, "find_everything", partial(session.find_everything, quality=1, stability=1))
+    Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO("everything 2"), stdout=said).cmdloop()
+    assert "no region that the model is sure of: try more clicks" in said.getvalue()
+    session.close()
+
+
+def test_the_prompt_loop_with_prompts(prompted, picture, tmp_path, monkeypatch):
     session, said = Session(prompted, picture, tmp_path), io.StringIO()
     lines = "point 20 20\npoint 70 50 0\neverything 4\nwords point of view\nclear\nname"
+    monkeypatch.setattr(session, "find_everything", partial(session.find_everything, quality=0, stability=0))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO(lines), stdout=said).cmdloop()
     assert said.getvalue().count("IoU thought to be") == 2
     assert "point of view" in said.getvalue()

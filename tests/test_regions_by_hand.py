@@ -6,23 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_config
 
-from skysense_o import Predictor
 from skysense_o.inference.everything import click_grid, everything, steadiness
-from skysense_o.meta_arch import SkySenseO
 from skysense_o.vocabulary import Vocabulary
 
 WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])
-
-
-@pytest.fixture(scope="module")
-def prompted():
-    """A small untrained model that takes clicks and boxes."""
-    torch.manual_seed(0)
-    cfg = small_config()
-    cfg.MODEL.SEM_SEG_HEAD.PROMPTS = True
-    return Predictor(SkySenseO(cfg))
 
 
 @pytest.fixture

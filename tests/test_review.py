@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -13,30 +12,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from review_work import BOXES, make_work
+from review_work import BOXES, command
 
-from skysense_o.data_engine import review_cli
 from skysense_o.data_engine.review import Review, Verdict, View
 from skysense_o.data_engine.review_agreement import agreement, cohen_kappa, krippendorff_alpha
 from skysense_o.data_engine.review_final import finish
 from skysense_o.data_engine.review_log import Decision, DecisionLog
 from skysense_o.data_engine.review_steps import CHOOSE, MERGE, SPLIT, Place, Steps
-
-
-@pytest.fixture
-def work(tmp_path):
-    make_work(tmp_path / "work")
-    return tmp_path / "work"
-
-
-@pytest.fixture
-def review(work):
-    return Review(work)
-
-
-@pytest.fixture
-def tile(review):
-    return next(iter(review.tiles))
 
 
 @pytest.fixture
@@ -47,13 +29,6 @@ def say(review, tile):
         return review.decide(Decision(tile, region, reviewer, action, **what))
 
     return decide
-
-
-def command(work, *words: str) -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work")
-    review_cli.add_arguments(parser)
-    return review_cli.run(parser.parse_args(["--work", str(work), *words]))
 
 
 # --- the log ---
@@ -88,7 +63,7 @@ def test_a_torn_last_line_is_told_and_skipped_and_what_follows_is_whole(review, 
 def test_lines_that_are_no_decisions_are_told(review, work, capsys):
     review.log.path.parent.mkdir()
     review.log.path.write_text('[1]\n{"tile": "a", "region": 1, "reviewer": "b", "action": "eat"}\n')
-    assert command(work, "--agreement") == 0
+    command(work, "--agreement")
     assert "'eat' is no action: accept, rename" in capsys.readouterr().err
     assert len(Review(work).log.bad) == 2
 
@@ -265,7 +240,7 @@ def test_agreement_is_told_with_what_differs(review, say, work, capsys):
     say("bob", 1, "rename", name="shed")
     say("ann", 2, "reject")
     say("bob", 2, "reject")
-    assert command(work, "--agreement") == 0
+    command(work, "--agreement")
     shown = capsys.readouterr().out
     assert "ann        | bob" in shown
     assert "Regions that reviewers disagree on now: 1" in shown
@@ -288,7 +263,7 @@ def test_finish_writes_what_most_want_with_merges_and_cuts(review, say, tile, wo
         say(who, 2, "accept", name="water")
         say(who, 4, "rename", name="shed" if who != "carl" else "car")
         say(who, 3, "reject")
-    assert command(work, "--finish") == 0
+    command(work, "--finish")
     assert "1 tiles: 2 regions named, 1 rejected" in capsys.readouterr().out
     labels, rows = read_final(work, tile)
     assert labels.dtype == np.uint16
@@ -311,7 +286,7 @@ def test_ties_and_what_nobody_saw_are_left_out_and_told(review, say, tile, work,
     say("ann", 1, "accept", name="building")
     say("bob", 1, "rename", name="shed")
     say("ann", 2, "accept", name="water")
-    assert command(work, "--finish") == 0
+    command(work, "--finish")
     shown = capsys.readouterr().out
     assert f"{tile}, region 1: reviewers disagree" in shown
     assert f"{tile}, region 3: nobody decided" in shown

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
-from review_work import HEIGHT, WIDTH, make_work
+from review_work import HEIGHT, WIDTH, command
 
-from skysense_o.data_engine import review_cli
 from skysense_o.data_engine.review import Review, piece_mask
 from skysense_o.data_engine.review_coco import from_coco, to_coco
 from skysense_o.data_engine.review_exchange import annotations
@@ -19,29 +17,6 @@ from skysense_o.data_engine.review_final import finish
 from skysense_o.data_engine.review_label_studio import pack_brush, to_label_studio, unpack_brush
 from skysense_o.data_engine.review_log import Decision, DecisionLog
 from skysense_o.data_engine.review_masks import polygons_mask, rle_mask, rle_of
-
-
-@pytest.fixture
-def work(tmp_path):
-    make_work(tmp_path / "work")
-    return tmp_path / "work"
-
-
-@pytest.fixture
-def review(work):
-    return Review(work)
-
-
-@pytest.fixture
-def tile(review):
-    return next(iter(review.tiles))
-
-
-def command(work, *words) -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work")
-    review_cli.add_arguments(parser)
-    return review_cli.run(parser.parse_args(["--work", str(work), *map(str, words)]))
 
 
 def said(work, reviewer: str) -> dict[tuple[str, int], tuple]:
@@ -59,7 +34,7 @@ def mask_of(x0, y0, x1, y1):
 
 def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path, capsys):
     file = tmp_path / "regions.json"
-    assert command(work, "--export", "coco", "--to", file) == 0
+    command(work, "--export", "coco", "--to", file)
     data = json.loads(file.read_text())
     assert [c["name"] for c in data["categories"]] == ["building", "tree", "water"]
     assert [(a["region"], a["bbox"], a["area"]) for a in data["annotations"][:2]] == [
@@ -83,7 +58,7 @@ def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp
     }
     data["annotations"] = [of_tile[0], of_tile[2], new]
     file.write_text(json.dumps(data))
-    assert command(work, "--import", file, "--reviewer", "cvat") == 0
+    command(work, "--import", file, "--reviewer", "cvat")
     shown = capsys.readouterr().out
     assert "1 tiles of 2, by cvat: 1 accept, 1 merge, 1 reject, 2 rename, 2 split" in shown
     assert "1 tiles have no annotation there; nothing was decided on them" in shown
@@ -97,7 +72,7 @@ def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp
     new = {row["region"] for row in rows} - {1, 3}
     assert np.array_equal(np.isin(labels, list(new)), mask_of(100, 60, 120, 80))
     lines = len(Review(work).log.path.read_text().splitlines())
-    assert command(work, "--import", file, "--reviewer", "cvat") == 0
+    command(work, "--import", file, "--reviewer", "cvat")
     assert "by cvat: nothing new" in capsys.readouterr().out
     assert len(Review(work).log.path.read_text().splitlines()) == lines
 
@@ -147,7 +122,7 @@ def finished(file, who, change=lambda tile, results: results):
 
 def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path):
     file = tmp_path / "tasks.json"
-    assert command(work, "--export", "label-studio", "--to", file) == 0
+    command(work, "--export", "label-studio", "--to", file)
     config = (tmp_path / "tasks.xml").read_text()
     assert '<Label value="water"/>' in config
     assert "<BrushLabels" in config
@@ -162,7 +137,7 @@ def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, t
         return [results[0], results[2], new, {"id": "aB4", "type": "choices", "value": {"choices": ["odd"]}}]
 
     finished(file, {"id": 3, "email": "eve@example.org"}, change)
-    assert command(work, "--import", file) == 0
+    command(work, "--import", file)
     stands = said(work, "label-studio eve@example.org")
     assert stands[tile, 1] == ("rename", "shed", None)
     assert stands[tile, 2] == ("reject", None, None)

@@ -24,14 +24,6 @@ from test_page import CHROMIUM, FLAGS, WAIT, needs_chromium
 from skysense_o.data_engine.review import Review
 
 TILES = 6
-COMMAND = """
-import argparse, sys
-from skysense_o.data_engine import review_cli
-p = argparse.ArgumentParser()
-p.add_argument("--work")
-review_cli.add_arguments(p)
-sys.exit(review_cli.run(p.parse_args()))
-"""
 
 
 class Server:
@@ -46,10 +38,12 @@ class Server:
 
     def start(self) -> None:
         (self.work / "names.txt").write_text("car park\n\n")
-        words = [sys.executable, "-c", COMMAND, "--work", str(self.work), "--port", str(self.port)]
-        words += ["--names", str(self.work / "names.txt")]
+        tool, names = ROOT / "tools/data_engine.py", self.work / "names.txt"
+        words = [sys.executable, tool, "review", "--work", self.work, "--port", self.port, "--names", names]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.work.parent)}
-        self.process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [str(word) for word in words], env=environment, stdout=subprocess.PIPE, text=True
+        )
         assert "The review is at" in self.process.stdout.readline()
 
     def kill(self) -> None:

@@ -134,10 +134,9 @@ def run() -> int:
 
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
         if args.by == "text":
-            from skysense_o.data_engine.relations import text_vectors
+            from skysense_o.data_engine.relations import text_cosines
 
-            vectors = text_vectors(predictor.model, names)
-            values = vectors @ vectors.T
+            values = text_cosines(predictor.model, names)
         else:
             chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, args.limit).astype(int))]
             values = by_images(predictor.model, chosen, names)

@@ -14,16 +14,15 @@ Each step reads and writes plain files. A step that was stopped goes on where it
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.data_engine import review_cli
 from skysense_o.errors import exit_code
 
-REVIEW = "skysense_o.data_engine.review_cli"
 CURE = 'which is not installed: pip install -e ".[engine]"'
 
 
@@ -106,11 +105,8 @@ def parser() -> argparse.ArgumentParser:
     for name, (text, groups, _) in STEPS.items():
         step = steps.add_parser(name, help=text, description=text)
         step.add_argument("--work", required=True, metavar="DIR", help="the folder of all steps; made if need be")
-        if name == "review":
-            if importlib.util.find_spec(REVIEW):
-                importlib.import_module(REVIEW).add_arguments(step)
-            continue
-        step.add_argument("--restart", action="store_true", help="make this step and those after it anew")
+        if name != "review":  # what people decided is never made anew
+            step.add_argument("--restart", action="store_true", help="make this step and those after it anew")
         for add in groups:
             add(step)
     return p
@@ -225,11 +221,8 @@ def _namer(args: argparse.Namespace, predictor):
 
 
 def _review(work, args) -> list[str]:
-    if not importlib.util.find_spec(REVIEW):
-        raise ValueError(
-            f"people's review is not in this version ({REVIEW} is missing): graph and publish go on without"
-        )
-    return importlib.import_module(REVIEW).run(args)
+    review_cli.run(args)
+    return []
 
 
 def _graph(work, args) -> list[str]:
@@ -260,7 +253,7 @@ STEPS: dict[str, Step] = {
     "deduplicate": ("leave out near duplicates and what test sets show", [_duplicates, _model], _deduplicate),
     "propose": ("regions of each tile", [_regions, _words, _model], _propose),
     "name": ("a name, a confidence and candidates of each region", [_naming, _words, _model], _name),
-    "review": ("people decide: accept, rename, merge, split, reject", [], _review),
+    "review": ("people decide: accept, rename, merge, split, reject", [review_cli.add_arguments], _review),
     "graph": ("how alike the names are, scores 1 to 10", [_sure, _model], _graph),
     "publish": ("the set: pictures, labels, split, statistics, data sheet", [_sure, _publishing], _publish),
     "all": (
@@ -277,8 +270,6 @@ def run() -> int:
         from skysense_o.data_engine.work_folder import WorkFolder
 
         work, errors = WorkFolder(args.work), []
-        if args.step == "review":
-            return _review(work, args)
         steps = [s for s in STEPS if s not in ("review", "all")] if args.step == "all" else [args.step]
         for step in steps:
             errors += STEPS[step][2](work, args)

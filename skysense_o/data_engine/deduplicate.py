@@ -129,15 +129,13 @@ def pictures(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> 
 
 
 def embedding(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
-    """(D,) float32 unit vector: what the tower sees in the picture as a whole."""
+    """(D,) float32 unit vector: what the tower sees in the picture, uint8 (H,W,3), as a whole."""
     import torch
 
-    from skysense_o.geometry import prepare
+    from skysense_o.inference.classify import picture_vectors
 
     with torch.inference_mode(), predictor.in_precision():
-        x, _ = prepare([torch.tensor(pixels).permute(2, 0, 1)], predictor.model.tower)
-        vector = predictor.model.tower.encode_image(x).pooled[0].float().cpu().numpy()
-    return vector / max(float(np.linalg.norm(vector)), 1e-6)
+        return picture_vectors(predictor.model.tower, [pixels])[0].cpu().numpy()
 
 
 def same_hash(hashes: np.ndarray, bits: int) -> list[Pair]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,8 @@ from tqdm import tqdm
 from skysense_o.data.relation_graph import RelationGraph
 from skysense_o.data_engine.annotations import annotations
 from skysense_o.data_engine.namers import embeddings
-from skysense_o.data_engine.relations import combined, company, confusions, prototype_cosines, text_vectors
+from skysense_o.data_engine.relations import combined, company, confusions, prototype_cosines, text_cosines
+from skysense_o.data_engine.review_log import DecisionLog
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, whole
 
 if TYPE_CHECKING:
@@ -47,10 +47,9 @@ def build(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) ->
             if k:  # the rest region has no features of its own
                 sums[place[name]] += vectors[k - 1]
                 counts[place[name]] += 1
-    vectors = text_vectors(predictor.model, names)
     measures = {
         "looks": prototype_cosines(sums, counts),
-        "words": vectors @ vectors.T,
+        "words": text_cosines(predictor.model, names),
         "company": company((list(a.names.values()) for _, a in found), names),
     }
     graph = combined(names, measures, confusions(renames(work)))
@@ -79,18 +78,14 @@ def _features(work: WorkFolder, predictor: Predictor, row: dict, regions: np.nda
 
 
 def renames(work: WorkFolder) -> Iterator[tuple[str, str]]:
-    """(name that the namer gave, name that a reviewer gave instead), one a decision."""
-    path = work / "review/decisions.jsonl"
+    """(name that the namer gave, name that a reviewer gave instead), of each renaming that stands."""
     given: dict[str, dict[int, str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            decision = json.loads(line)
-        except ValueError:  # torn when its writer was killed
-            continue
-        if decision.get("action") != "rename":
-            continue
-        tile = decision["tile"]
-        if tile not in given:
-            names = work / f"names/{tile}.json"
-            given[tile] = {e["region"]: e["name"] for e in read_json(names)} if names.is_file() else {}
-        yield given[tile].get(decision["region"], ""), decision.get("name") or ""
+    for decisions in DecisionLog(work.folder).history.values():
+        for decision in decisions:
+            if decision.action != "rename":
+                continue
+            tile = decision.tile
+            if tile not in given:
+                names = work / f"names/{tile}.json"
+                given[tile] = {e["region"]: e["name"] for e in read_json(names)} if names.is_file() else {}
+            yield given[tile].get(decision.region, ""), decision.name or ""

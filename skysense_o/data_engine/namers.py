@@ -93,11 +93,7 @@ def embeddings(seen: PromptedImage, regions: np.ndarray) -> Tensor:
 
 def by_features(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:
     """(R,C): softmax over the names of the cosines with the regions' mean features."""
-    model = seen.model
-    text, _ = model.text_bank(model.tower, [vocabulary], model.templates)
-    cosines = embeddings(seen, regions) @ F.normalize(text[0].float().mean(1), dim=-1).T
-    best = geometry.best_of_phrases((cosines + 1).T, vocabulary.owner, len(vocabulary)).T
-    return F.softmax(best / TEMPERATURE, dim=1)
+    return F.softmax(seen.cosines(embeddings(seen, regions), vocabulary) / TEMPERATURE, dim=1)
 
 
 def by_masks(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:

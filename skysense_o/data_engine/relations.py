@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from skysense_o.data.relation_graph import HIGHEST, RelationGraph
+from skysense_o.inference.classify import class_vectors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,12 +25,11 @@ CONFUSED = 2
 """Times that people renamed one into the other, from which on a pair has the highest score."""
 
 
-@torch.no_grad()
-def text_vectors(model: nn.Module, names: Sequence[str]) -> np.ndarray:
-    """(T,D) unit vectors, each the mean over the model's templates."""
-    strings = [template.format(name) for name in names for template in model.templates]
-    vectors = model.tower.encode_text(strings).float().view(len(names), len(model.templates), -1).mean(1)
-    return F.normalize(vectors, dim=-1).cpu().numpy()
+def text_cosines(model: nn.Module, names: Sequence[str]) -> np.ndarray:
+    """(T,T) cosines of the names in the text tower of a SkySenseO, each the mean over its templates."""
+    with torch.no_grad():
+        vectors = class_vectors(model.tower, names, model.templates)
+    return (vectors @ vectors.T).cpu().numpy()
 
 
 def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

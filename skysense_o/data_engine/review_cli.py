@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--finish", action="store_true", help="write review/final: what most reviewers want")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """
     Raises:
         ValueError: options that do not go together. FileNotFoundError: nothing to review, or no such file.
@@ -58,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
         _finish(review)
     if not (args.source or args.export or args.agreement or args.finish):
         _serve(review, args)
-    return 0
 
 
 def _import(review, path: Path, args: argparse.Namespace) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from skysense_o.data_engine.review import REST, Review, Verdict
+from skysense_o.data_engine.work_folder import write_json, write_map
 
 
 @dataclass
@@ -34,7 +30,6 @@ def finish(review: Review) -> Finished:
     "candidates"}, the confidence being the share of the region's reviewers who want just this.
     """
     folder, done = review.work / "review" / "final", Finished()
-    folder.mkdir(parents=True, exist_ok=True)
     for tile in review.tiles:
         votes = review.verdicts(tile)
         if not any(votes.values()):
@@ -42,8 +37,8 @@ def finish(review: Review) -> Finished:
                 (folder / f"{tile}{suffix}").unlink(missing_ok=True)
             continue
         labels, rows = _final(review, tile, votes, done)
-        _write(folder / f"{tile}.png", lambda file, labels=labels: Image.fromarray(labels).save(file, "PNG"))
-        _write(folder / f"{tile}.json", lambda file, rows=rows: file.write(json.dumps(rows, indent=1).encode()))
+        write_map(folder / f"{tile}.png", labels)
+        write_json(folder / f"{tile}.json", rows)
         done.tiles += 1
     return done
 
@@ -105,13 +100,3 @@ def _row(number: int, won: Verdict, said: list[Verdict]) -> dict:
         "confidence": round(said.count(won) / len(said), 4),
         "candidates": [[name, round(count / len(said), 4)] for name, count in names.most_common(5)],
     }
-
-
-def _write(path: Path, write: Callable) -> None:
-    """Under its name only when whole."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,7 +1,6 @@
 """The web page of the review: one region at a time, by keys or by hand."""
 
 import functools
-import logging
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -10,7 +9,7 @@ from skysense_o.data_engine.review import Review
 from skysense_o.data_engine.review_agreement import agreement
 from skysense_o.data_engine.review_drawing import draw, zoom_of
 from skysense_o.data_engine.review_steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
-from skysense_o.errors import USER_ERRORS, message
+from skysense_o.interactive.serving import guarded
 
 HELP = (
     "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box · u undo · n next"
@@ -117,23 +116,6 @@ class ReviewPage:
             f'<progress value="{decided}" max="{max(1, count)}"></progress><br>{escape(place.reviewer)}, round'
             f" {place.round}: {decided} of {count} regions decided"
         )
-
-
-def guarded(callback: Callable) -> Callable:
-    """Mistakes become one line on the page; anything else goes to the log and not to the browser."""
-    import gradio as gr
-
-    @functools.wraps(callback)
-    def run(*args):
-        try:
-            return callback(*args)
-        except USER_ERRORS as error:
-            raise gr.Error(message(error), title="", duration=8, print_exception=False) from error
-        except Exception as error:
-            logging.exception("a callback of the page failed")
-            raise gr.Error("That went wrong here; the server's log says why.", print_exception=False) from error
-
-    return run
 
 
 def build(page: ReviewPage):

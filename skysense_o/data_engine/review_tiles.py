@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from skysense_o.data_engine.work_folder import read_json, read_map
 
 
 class Proposed(NamedTuple):
@@ -49,7 +50,7 @@ class Tiles:
 
     def _rows(self, folder: str, tile: str) -> list[dict]:
         path = self.work / folder / f"{tile}.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        return read_json(path) if path.exists() else []
 
     def known(self, tile: str) -> dict[int, Proposed]:
         """
@@ -65,8 +66,7 @@ class Tiles:
 
     def labels(self, tile: str) -> np.ndarray:
         """(H,W) int32, the number of the region each pixel is in; 0 is the rest."""
-        with Image.open(self.work / "regions" / f"{tile}.png") as file:
-            return np.array(file, np.int32)
+        return read_map(self.work / "regions" / f"{tile}.png").astype(np.int32)
 
     def picture(self, tile: str) -> np.ndarray:
         """(H,W,3) uint8."""

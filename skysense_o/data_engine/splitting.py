@@ -81,17 +81,13 @@ def footprint(row: dict) -> list[float]:
 
 def _touching(boxes: dict[int, list[float]], count: int) -> list[int]:
     """Groups joined where their boxes touch; a number each."""
-    parent = list(range(count))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(k: int) -> int:
-        while parent[k] != k:
-            k = parent[k]
-        return k
-
-    ids = list(boxes)
+    ids, pairs = np.array(list(boxes), int), [(k, k) for k in range(count)]
     edges = np.array(list(boxes.values())).reshape(-1, 4)
     for i, (west, south, east, north) in zip(ids, edges):
         near = (edges[:, 0] <= east) & (edges[:, 2] >= west) & (edges[:, 1] <= north) & (edges[:, 3] >= south)
-        for other in np.flatnonzero(near):
-            parent[root(ids[other])] = root(i)
-    return [root(k) for k in range(count)]
+        pairs += [(i, other) for other in ids[near]]
+    graph = coo_array((np.ones(len(pairs)), np.array(pairs).T), shape=(count, count))
+    return connected_components(graph, directed=False)[1].tolist()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skysense_o.data.relation_graph import RelationGraph
-from skysense_o.data_engine.relations import text_vectors
+from skysense_o.data_engine.relations import text_cosines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +38,7 @@ def synonyms(
     names = sorted(counts, key=lambda name: (-counts[name], name))
     if len(names) < 2 or cosine > 1:
         return {}
-    vectors = text_vectors(model, names)
-    near = vectors @ vectors.T
+    near = text_cosines(model, names)
     looks = np.ones_like(near) if graph is None else np.maximum(graph.between(names), graph.between(names).T)
     allowed = (near >= cosine) & ((looks == 0) | (looks * 10 >= LOOKS_SAME))
     replaced: dict[str, str] = {}

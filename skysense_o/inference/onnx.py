@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from skysense_o.inference.classify import class_vectors
 from skysense_o.inference.predictor import Predictor
 from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
@@ -63,10 +64,9 @@ def fix_padding(module: nn.Module) -> None:
 
 def embed_words(predictor: Predictor, vocabulary: Vocabulary) -> np.ndarray:
     """(T,D) float32 unit vectors, one a phrase: the mean over the model's templates."""
-    model = predictor.model
+    phrases = [phrase for phrases in vocabulary.phrases for phrase in phrases]
     with torch.inference_mode():
-        text, _ = model.text_bank(model.tower, [vocabulary], model.templates)
-        return F.normalize(text[0].float().mean(1), dim=-1).cpu().numpy()
+        return class_vectors(predictor.model.tower, phrases, predictor.model.templates).cpu().numpy()
 
 
 def export_onnx(predictor: Predictor, path: Path) -> dict:

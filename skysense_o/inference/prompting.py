@@ -125,6 +125,12 @@ class PromptedImage:
         ).to(self.dense.device)
         return F.normalize(torch.einsum("khw,dhw->kd", share, self.dense[0].float()), dim=-1)
 
+    def cosines(self, regions: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """(K,D) of `embed` -> (K,C), -1..1: with each name, its best phrase."""
+        text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
+        cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
+        return geometry.best_of_phrases((cosines + 1).T, vocabulary.owner, len(vocabulary)).T - 1
+
     @property
     def grid(self) -> tuple[int, int]:
         return tuple(self.dense.shape[-2:])
@@ -139,11 +145,7 @@ class PromptedImage:
         Returns:
             for each region (name, cosine) pairs, best first; a name's cosine is that of its best phrase, -1..1.
         """
-        regions = self.embed(masks)
-        text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
-        cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
-        best = geometry.best_of_phrases((cosines + 1).T, vocabulary.owner, len(vocabulary)).T - 1
-        values, order = best.sort(dim=1, descending=True)
+        values, order = self.cosines(self.embed(masks), vocabulary).sort(dim=1, descending=True)
         return [
             [(vocabulary.names[i], round(value, 4)) for i, value in zip(ids[:top], row[:top])]
             for ids, row in zip(order.tolist(), values.tolist())

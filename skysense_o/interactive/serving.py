@@ -1,8 +1,30 @@
-"""Start a web page on this machine."""
+"""Web pages on this machine: how they are started, and what people see of mistakes."""
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from pathlib import Path
+
+from skysense_o.errors import USER_ERRORS, message
+
+
+def guarded(callback: Callable) -> Callable:
+    """Mistakes become one line on the page; anything else goes to the log and not to the browser."""
+    import gradio as gr
+
+    @functools.wraps(callback)
+    def run(*args):
+        try:
+            return callback(*args)
+        except USER_ERRORS as error:
+            raise gr.Error(message(error), title="", duration=10, print_exception=False) from error
+        except Exception as error:
+            logging.exception("a callback of the page failed")
+            raise gr.Error("That went wrong here; the server's log says why.", print_exception=False) from error
+
+    return run
 
 
 def serve(blocks, root: Path, host: str, port: int | None, block: bool, title: str = "SkySense-O", **options) -> str:

@@ -54,8 +54,9 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: only full_model, NORM_TYPE 2.0, is here")
     if cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
-    words = cfg.MODEL.LOSS.BCE or cfg.MODEL.LOSS.CROSS_ENTROPY or cfg.MODEL.LOSS.FOCAL  # else prompts train alone
-    if head.NAME == "SAMMaskHead" and head.PRESENCE and words and not cfg.MODEL.LOSS.PRESENCE and not eval_only:
+    loss = cfg.MODEL.LOSS
+    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE))  # else clicks and boxes train alone
+    if head.NAME == "SAMMaskHead" and head.PRESENCE and words and not loss.PRESENCE and not eval_only:
         raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
     if head.PROMPTS and not (cfg.MODEL.LOSS.PROMPT and cfg.INPUT.PROMPTS) and not eval_only:
         raise ValueError("SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT and INPUT.PROMPTS: set both above 0")

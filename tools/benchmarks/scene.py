@@ -182,7 +182,7 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
         "windows_per_second": round(watch.windows / seconds, 3),
         "bare_windows_per_second_before": round(bare, 3),
         "bare_windows_per_second_after": round(bare_speed(predictor, scene, vocabulary), 3),
-        "share_of_the_time_in_the_model": round(watch.model_seconds / seconds, 3),
+        "calls_of_the_model_under_way": round(watch.model_seconds / seconds, 3),
         "seconds_to_write_the_files": round(end - marks["segmented"], 1),
         "peak_MiB_beside_the_weights": round((watch.peak - watch.start) / 2**20),
         "MiB_with_the_model_loaded": round(watch.start / 2**20),
