@@ -136,6 +136,14 @@ class Page:
         text = self._region(session) if region else "Now the opposite corner."
         return session, self._view(session, shown, opacity), text
 
+    def drag(self, session, corners: str, shown: list[str], opacity: float):
+        """A box drawn on the picture, "x0 y0 x1 y1" -> session, picture, region."""
+        from skysense_o.interactive.view import zoom_of
+
+        session.corner = None
+        session.draw_box(*(int(value) // zoom_of(session) for value in corners.split()))
+        return session, self._view(session, shown, opacity), self._region(session)
+
     def _region(self, session) -> str:
         from skysense_o.interactive.view import region_text
 
@@ -225,6 +233,7 @@ def build(page: Page, answer: Callable | None = None):
                 )
                 modes = [INSIDE, OUTSIDE, BOX] if prompts else [BOX]
                 mode = gr.Radio(modes, value=modes[0], label="Click on the picture", info=_what_clicks_do(prompts))
+                dragged = gr.Textbox(elem_id="dragged", visible="hidden")
                 region = gr.HTML()
                 with gr.Row():
                     like = gr.Button("Find everything like it", size="sm", min_width=120)
@@ -251,6 +260,8 @@ def build(page: Page, answer: Callable | None = None):
             return click(s, m, names, alpha, event.index)
 
         view.select(on_select, [session, mode, shown, opacity], [session, view, region], **one)
+        drawn = [session, dragged, shown, opacity]
+        dragged.change(guarded(page.drag), drawn, [session, view, region], **one)
         every.click(guarded(page.everything), looked, [session, view, region], **one)
         clear.click(guarded(page.clear), looked, [session, view, region], api_visibility="private")
         save.click(guarded(page.files), session, files, **one)
@@ -259,10 +270,10 @@ def build(page: Page, answer: Callable | None = None):
 
 def _what_clicks_do(prompts: bool) -> str:
     if prompts:
-        return "Clicks and boxes give a region; it is named, and can be found elsewhere."
+        return "A click, or a box that you drag, gives a region; it is named, and can be found elsewhere."
     return (
-        "A box can be named and found elsewhere. To get the mask of a click or a box, load weights that were trained"
-        " with prompts (configs/mini/prompts.yaml): --weights FILE."
+        "A box that you drag can be named and found elsewhere. To get the mask of a click or a box, load weights"
+        " that were trained with prompts (configs/mini/prompts.yaml): --weights FILE."
     )
 
 
@@ -291,7 +302,7 @@ def serve(blocks, root: Path, host: str, port: int | None, max_upload: str, bloc
     """Start the server; its address. root: the folder whose path the browser never sees."""
     from skysense_o.interactive import serving
 
-    return serving.serve(blocks, root, host, port, block, max_file_size=max_upload, css=CSS)
+    return serving.serve(blocks, root, host, port, block, max_file_size=max_upload, css=CSS, head=serving.DRAG)
 
 
 def run() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import draw_scene
 from PIL import Image
 from scenes import fields, write_scene
@@ -23,12 +24,14 @@ from skysense_o.data_engine.annotations import annotations
 from skysense_o.data_engine.collect import collect, spans
 from skysense_o.data_engine.deduplicate import deduplicate, first_of_each, near_vectors, same_hash
 from skysense_o.data_engine.name import name
-from skysense_o.data_engine.namers import VocabularyNamer, shares
+from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer, shares
 from skysense_o.data_engine.partition import paint, tidy
 from skysense_o.data_engine.propose import described, propose, proposer
 from skysense_o.data_engine.publish import publish
 from skysense_o.data_engine.splitting import split
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, read_map, write_json, write_map
+from skysense_o.geometry import prepare
+from skysense_o.inference.classify import load_tower
 from skysense_o.vocabulary import Vocabulary
 
 ENGINE = "tools/data_engine.py"
@@ -278,6 +281,33 @@ def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
             assert value == pytest.approx(odds[n] / sum(odds.values()), abs=0.01)
     with pytest.raises(ValueError, match="names by 'ear' are not known: features or masks"):
         VocabularyNamer(mini, words, "ear")
+
+
+def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini):
+    tower, templates = load_tower("mini", "cpu")
+    assert templates == mini.model.templates
+    image, labels = draw_scene(np.random.default_rng(0), 128, 160)
+    regions = np.where(labels == 255, 0, labels + 1).astype(np.uint16)
+    words = Vocabulary.parse("water|sea,land,road,building,vegetation", "sky")
+    namer = TowerNamer(tower, words, templates)
+    x, _ = prepare([torch.from_numpy(image).permute(2, 0, 1)], tower)
+    with torch.inference_mode():
+        dense = tower.encode_image(x).dense[0].flatten(1)
+    for k, candidates in enumerate(namer(image, regions), 1):
+        vector = (dense * shares(regions, (128, 160), (8, 10))[k - 1]).sum(1)
+        cosines = {
+            name: max(
+                float(torch.cosine_similarity(vector, tower.encode_text([t.format(p) for t in templates]).mean(0), 0))
+                for p in phrases
+            )
+            for name, phrases in zip(words.names, words.phrases)
+        }
+        odds = {name: np.exp(value / 0.05) for name, value in cosines.items()}
+        assert dict(candidates) == pytest.approx(
+            {name: odds[name] / sum(odds.values()) for name in odds if name != "sky"}, abs=1e-3
+        )
+        assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
+    assert namer(image, np.zeros_like(regions)) == []
 
 
 def test_shares_are_those_of_a_plain_count():

@@ -35,7 +35,7 @@ def test_results_come_in_order_and_only_so_many_are_under_way():
     with Lanes(slow, 3) as lanes:
         results = lanes(items())
         assert next(results) == 0
-        assert len(taken) == 3, "no further item is made before its turn"
+        assert len(taken) == 4, "three under way, one that waits, no further one"
         assert list(results) == [n * n for n in range(1, 9)]
     assert most == 3
 

@@ -147,6 +147,35 @@ def test_an_example_words_masks_a_box_and_files(visit, tmp_path):
 
 
 @needs_chromium
+def test_a_box_is_dragged(visit, town):
+    page = visit()
+    page.locator("input[type=file]").set_input_files(town)
+    page.get_by_text("town.png, 180 x 120 pixels").wait_for()
+    picture = page.locator("#view img")
+    picture.evaluate("img => img.decode()")
+    box = picture.bounding_box()
+    zoom = box["width"] / 180
+
+    def drag(*corners: tuple[int, int]) -> None:
+        before = picture.get_attribute("src")
+        (x, y), *rest = [(box["x"] + x * zoom, box["y"] + y * zoom) for x, y in corners]
+        page.mouse.move(x, y)
+        page.mouse.down()
+        for x, y in rest:
+            page.mouse.move(x, y, steps=4)
+        page.mouse.up()
+        page.wait_for_function("was => document.querySelector('#view img').src !== was", arg=before)
+
+    drag((90.5, 80.5), (10.5, 50.5), (30.5, 20.5))  # upwards, and back again
+    said = page.locator(".region").inner_text()
+    assert "It looks most like" in said
+    assert int(said.split(" pixels")[0].split()[-1].replace(",", "")) == pytest.approx(60 * 60, rel=0.06)
+    drag((90.5, 60.5), (180 + 30, 60.5 + 30))
+    page.wait_for_function("was => document.querySelector('.region').innerText !== was", arg=said)
+    assert not page.get_by_text("Now the opposite corner.").count(), "no click was made of it"
+
+
+@needs_chromium
 def test_uploads_mistakes_and_a_question(visit, town, tmp_path):
     page = visit()
     page.get_by_role("button", name="Segment").click()

@@ -205,6 +205,16 @@ def test_clicks_mistakes_and_names(visit, server):
     click(29, 40)
     page.get_by_text("region 4 is cut out of 3").wait_for()
     assert Review(server.work).log.history["carl"][-1].box == (0, 40, 30, 80)
+    box = page.locator("#view img").bounding_box()
+    side = box["width"] / 120
+    page.mouse.move(box["x"] + 59.5 * side, box["y"] + 59.5 * side)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 40.5 * side, box["y"] + 50.5 * side, steps=3)
+    page.mouse.up()
+    page.get_by_text("region 5 is cut out of 3").wait_for()
+    assert Review(server.work).log.history["carl"][-1].box == (40, 50, 60, 60), "a box that was dragged"
+    page.keyboard.press("u")
+    page.get_by_text("Taken back: split of region 3").wait_for()
     page.keyboard.press("m")
     page.keyboard.press("Escape")
     page.keyboard.press("m")

@@ -70,7 +70,13 @@ def _words(p: argparse.ArgumentParser) -> None:
 
 def _naming(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--by", default="masks", choices=("masks", "features", "vlm", "service"), help="who names (default: masks)"
+        "--by",
+        default="masks",
+        choices=("masks", "features", "tower", "vlm", "service"),
+        help="who names: the weights' masks (default) or features; tower: one that read captions; vlm, service: asked",
+    )
+    p.add_argument(
+        "--tower", default="mini_vqa", metavar="W", help="for tower: weights with an image-text tower (mini_vqa)"
     )
     p.add_argument("--vlm", type=Path, metavar="DIR", help="for vlm: a folder with an image-text-to-text model")
     p.add_argument("--vlm-name", default="", metavar="NAME", help="for service: which of its models")
@@ -199,6 +205,7 @@ def _name(work, args) -> list[str]:
     merge = args.synonyms if args.synonyms is not None else (0.85 if namer.free else 2.0)
     graph = load_graph(args.graph) if args.graph else None
     options = {**_options(args, "by vlm vlm_name"), "words": words, "synonyms": merge, "weights": predictor.sha256}
+    options["tower"] = Path(args.tower).name if args.by == "tower" else ""
     options["graph"] = Path(args.graph).name if args.graph else ""
     with work.step("name", options, args.restart):
         errors = name(work, namer, predictor.model, merge=merge, graph=graph)
@@ -208,7 +215,8 @@ def _name(work, args) -> list[str]:
 
 def _namer(args: argparse.Namespace, predictor):
     from skysense_o.data_engine.asking import AskingNamer, local_model, service
-    from skysense_o.data_engine.namers import VocabularyNamer
+    from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer
+    from skysense_o.inference.classify import load_tower
 
     if args.by == "service":
         return AskingNamer(service(args.vlm_name)), []
@@ -217,7 +225,11 @@ def _namer(args: argparse.Namespace, predictor):
             raise ValueError("--by vlm needs --vlm DIR, a folder with an image-text-to-text model of transformers")
         return AskingNamer(local_model(args.vlm, _device(args))), []
     vocabulary = _vocabulary(args)
-    return VocabularyNamer(predictor, vocabulary, args.by), ["|".join(words) for words in vocabulary.phrases]
+    words = ["|".join(words) for words in vocabulary.phrases]
+    if args.by == "tower":
+        tower, templates = load_tower(args.tower, args.device)
+        return TowerNamer(tower, vocabulary, templates), words
+    return VocabularyNamer(predictor, vocabulary, args.by), words
 
 
 def _review(work, args) -> list[str]:

@@ -5,14 +5,16 @@ Alphabet: R regions, C names, H W pixels, h w grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from skysense_o import geometry
+from skysense_o.inference.classify import class_vectors
 from skysense_o.inference.prompting import PromptedImage
 from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
@@ -74,12 +76,41 @@ class VocabularyNamer:
             if self.by == "features"
             else by_masks(seen, regions, self.vocabulary)
         )
-        asked = [i for i, background in enumerate(self.vocabulary.background) if not background]
-        best, order = values[:, asked].topk(min(TOP, len(asked)), dim=1)
-        return [
-            [(self.vocabulary.names[asked[i]], round(v, 4)) for i, v in zip(places, row)]
-            for places, row in zip(order.tolist(), best.tolist())
-        ]
+        return ranked(values, self.vocabulary)
+
+
+class TowerNamer:
+    """The names of a vocabulary that regions look most like to an image-text tower, such as one that read captions:
+    softmax over the cosines of the regions' mean features with the nearest phrase of each name."""
+
+    free = False
+
+    def __init__(self, tower: nn.Module, vocabulary: Vocabulary, templates: Sequence[str]) -> None:
+        self.tower, self.vocabulary = tower.eval(), vocabulary
+        with torch.inference_mode():
+            phrases = [phrase for phrases in vocabulary.phrases for phrase in phrases]
+            self.text = class_vectors(tower, phrases, templates)
+
+    @torch.inference_mode()
+    def __call__(self, rgb: np.ndarray, regions: np.ndarray) -> list[list[tuple[str, float]]]:
+        if not regions.max():
+            return []
+        x, _ = geometry.prepare([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], self.tower)
+        dense = self.tower.encode_image(x).dense[0].float()
+        share = shares(regions, tuple(x.shape[-2:]), tuple(dense.shape[-2:])).to(dense)
+        cosines = F.normalize(share @ dense.flatten(1).T, dim=1) @ self.text.T
+        nearest = geometry.best_of_phrases(1 + cosines.T, self.vocabulary.owner, len(self.vocabulary)).T
+        return ranked(F.softmax(nearest / TEMPERATURE, dim=1), self.vocabulary)
+
+
+def ranked(values: Tensor, vocabulary: Vocabulary) -> list[list[tuple[str, float]]]:
+    """(R,C) -> for each region its `TOP` names and their values, best first; background words are no names."""
+    asked = [i for i, background in enumerate(vocabulary.background) if not background]
+    best, order = values[:, asked].topk(min(TOP, len(asked)), dim=1)
+    return [
+        [(vocabulary.names[asked[i]], round(v, 4)) for i, v in zip(places, row)]
+        for places, row in zip(order.tolist(), best.tolist())
+    ]
 
 
 def embeddings(seen: PromptedImage, regions: np.ndarray) -> Tensor:

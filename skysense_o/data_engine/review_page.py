@@ -9,11 +9,12 @@ from skysense_o.data_engine.review import Review
 from skysense_o.data_engine.review_agreement import agreement
 from skysense_o.data_engine.review_drawing import draw, zoom_of
 from skysense_o.data_engine.review_steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
+from skysense_o.interactive import serving
 from skysense_o.interactive.serving import guarded
 
 HELP = (
-    "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box · u undo · n next"
-    " · p previous · g agreement · Esc out of a field"
+    "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box, or drag one · u undo"
+    " · n next · p previous · g agreement · Esc out of a field"
 )
 CSS = """
 #view img {cursor: crosshair; width: 100%; height: auto; max-height: none}
@@ -29,8 +30,8 @@ _ADDRESS = """text => { if (text) { const place = JSON.parse(text);
 
 
 def script() -> str:
-    """For the page's head: its keys."""
-    return f"<script>{Path(__file__).with_suffix('.js').read_text()}</script>"
+    """For the page's head: its keys, and boxes that are dragged."""
+    return serving.script(Path(__file__).with_suffix(".js")) + serving.DRAG
 
 
 class ReviewPage:
@@ -67,6 +68,13 @@ class ReviewPage:
         tile = Place.read(where).tile
         zoom = zoom_of(self.review.tiles.labels(tile).shape)
         return self.step("click", where, mode, int(x) // zoom, int(y) // zoom)
+
+    def drag(self, where: str, corners: str):
+        """A box drawn on the picture, "x0 y0 x1 y1": what of the region is in it becomes a region."""
+        tile = Place.read(where).tile
+        zoom = zoom_of(self.review.tiles.labels(tile).shape)
+        x0, y0, x1, y1 = (int(value) // zoom for value in corners.split())
+        return self.step("split", where, (min(x0, x1), min(y0, y1), max(x0, x1) + 1, max(y0, y1) + 1))
 
     def agreement(self) -> str:
         self.review.log.refresh()
@@ -124,6 +132,7 @@ def build(page: ReviewPage):
 
     with gr.Blocks(title="Review", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
         where = gr.Textbox(visible="hidden", elem_id="where")
+        dragged = gr.Textbox(visible="hidden", elem_id="dragged")
         gr.HTML(page.names)
         with gr.Column(visible=False) as start:
             gr.Markdown("# Review\nRegions with proposed names: say of each what it is. Each answer is saved at once.")
@@ -191,6 +200,7 @@ def build(page: ReviewPage):
         def on_select(text, chosen, event: gr.SelectData):
             return click(text, chosen, *event.index)
 
+        dragged.change(guarded(page.drag), [where, dragged], outputs, **private)
         picture.select(on_select, [where, mode], outputs, **private)
         agree.click(guarded(page.agreement), None, agreed, **private)
     return blocks

@@ -18,8 +18,8 @@ from skysense_o.inference.lanes import Lanes
 from skysense_o.inference.windows import Axis, Plan
 
 PIXELS_AT_ONCE = 2**20
-ROWS_AT_ONCE = 2**16
-"""Pixels between cells of different winners that are resolved at a time."""
+ROWS_AT_ONCE = 2**13
+"""Pixels between cells of different winners that are resolved at a time: few, so that they stay in a cache."""
 
 Model = Callable[[Tensor], Tensor]
 """uint8 (B,3,window,window) -> probabilities (B,C,h,w)."""
@@ -113,47 +113,59 @@ def _add_row(
 
 
 def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
-    """Labels (H,W) int64 and scores (H,W) float of a band's pixels: bilinear between the cells, then the best name.
+    """Labels (H,W) int32 and scores (H,W) float of a band's pixels: bilinear between the cells, then the best name.
 
     The bilinear weights of a pixel are not negative and sum to 1. So a name that is best in all four cells round a
     pixel is best there too, and only pixels between cells of different winners need the numbers of all names.
     """
-    grid, top = F.pad(band.grid, (0, 0, 0, 1, 0, 1)), band.top
-    grid[-1], grid[:, -1] = grid[-2], grid[:, -2]  # the last cell is its own neighbour
-    best, winner = grid.max(dim=-1)
-    mixed = winner[:-1, :-1] != winner[1:, :-1]
-    mixed |= (winner[:-1, :-1] != winner[:-1, 1:]) | (winner[:-1, :-1] != winner[1:, 1:])
-    y, fy = _places(plan.rows, band.rows, top, grid.device)
-    x, fx = _places(plan.cols, strip, plan.cols.span(strip).start, grid.device)
-    labels = torch.empty(len(y), len(x), dtype=torch.int64)
-    score = torch.empty(len(y), len(x))
-    height = max(1, PIXELS_AT_ONCE // len(x))
-    for r in range(0, len(y), height):
+    grid, top = band.grid, band.top
+    best, winner = _best(grid)
+    y0, y1, fy = _places(plan.rows, band.rows, top, grid)
+    x0, x1, fx = _places(plan.cols, strip, plan.cols.span(strip).start, grid.transpose(0, 1))
+    labels = torch.empty(len(y0), len(x0), dtype=torch.int32)
+    score = torch.empty(len(y0), len(x0))
+    height = max(1, PIXELS_AT_ONCE // len(x0))
+    for r in range(0, len(y0), height):
         part = slice(r, r + height)
-        down = y[part]
-        across = torch.lerp(best[down], best[down + 1], fy[part, None])
-        scores = torch.lerp(across.index_select(1, x), across.index_select(1, x + 1), fx)
-        found = winner[down].index_select(1, x)
-        where = mixed[down].index_select(1, x).flatten().nonzero()[:, 0]
+        across = torch.lerp(best[y0[part]], best[y1[part]], fy[part, None])
+        scores = torch.lerp(across.index_select(1, x0), across.index_select(1, x1), fx)
+        above, below = winner[y0[part]], winner[y1[part]]
+        found = above.index_select(1, x0)
+        mixed = (above != below).index_select(1, x1) | (found != below.index_select(1, x0))
+        mixed |= found != above.index_select(1, x1)
+        where = mixed.flatten().nonzero()[:, 0]
         for some in where.split(ROWS_AT_ONCE):
-            i, j = some // len(x), some % len(x)
-            value, index = _between(grid, down[i], fy[part][i], x[j], fx[j]).max(dim=1)
+            i, j = some // len(x0) + r, some % len(x0)
+            value, index = _best(_between(grid, (y0[i], y1[i], fy[i]), (x0[j], x1[j], fx[j])))
             found.view(-1).index_copy_(0, some, index)
             scores.view(-1).index_copy_(0, some, value)
         labels[part], score[part] = found.cpu(), scores.cpu()
     return labels, score
 
 
-def _places(axis: Axis, pixels: range, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _best(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """(...,C) -> the largest of each row and its place, as `max(dim=-1)`; on a CPU by NumPy, three times faster."""
+    if grid.device.type != "cpu":
+        return grid.max(dim=-1)
+    place = torch.from_numpy(grid.numpy().argmax(axis=-1))
+    return grid.gather(-1, place[..., None])[..., 0], place
+
+
+def _places(axis: Axis, pixels: range, first: int, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each pixel the cell before it, the one after it (the last is its own neighbour), and how far it is between.
+
+    grid: whose first cell is number `first` of the axis.
+    """
     cell, fraction = axis.position(torch.arange(pixels.start, pixels.stop))
-    return (cell - first).to(device), fraction.to(device)
+    before = (cell - first).to(grid.device)
+    return before, (before + 1).clamp(max=len(grid) - 1), fraction.to(grid.device)
 
 
-def _between(grid: Tensor, y: Tensor, fy: Tensor, x: Tensor, fx: Tensor) -> Tensor:
-    """(N,C): the numbers of all names at N places between cells (h,w,C)."""
+def _between(grid: Tensor, y: tuple[Tensor, Tensor, Tensor], x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """(N,C): the numbers of all names at N places between cells (h,w,C). y, x: as `_places` gives them."""
+    (y0, y1, fy), (x0, x1, fx) = y, x
     width = grid.shape[1]
-    corner = y * width + x
-    corners = torch.stack([corner, corner + 1, corner + width, corner + width + 1], dim=1)
+    corners = torch.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1], dim=1)
     weights = torch.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx], dim=1)
     return F.embedding_bag(corners, grid.flatten(0, 1), per_sample_weights=weights, mode="sum")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -55,12 +56,27 @@ def load_answerer(weights: str, device: str = "auto") -> nn.Module:
     Raises:
         ValueError: weights without a config, or of a model that does not answer.
     """
+    path, cfg = _find(weights)
+    if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
+        raise ValueError(f"{path} holds no answerer: train one (configs/mini/vqa.yaml), give its safetensors")
+    return _load(path, cfg, device)
+
+
+def load_tower(weights: str, device: str = "auto") -> tuple[nn.Module, tuple[str, ...]]:
+    """The image-text tower of any weights that hold their config, and the templates it was trained with."""
+    path, cfg = _find(weights)
+    return _load(path, cfg, device).tower, tuple(cfg.MODEL.TEMPLATES)
+
+
+def _find(weights: str) -> tuple[Path, CfgNode]:
     path, cfg = find_weights(weights), default_config()
     stored = read_config(path)
     if stored is not None:
         cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
-    if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
-        raise ValueError(f"{path} holds no answerer: train one (configs/mini/vqa.yaml), give its safetensors")
+    return path, cfg
+
+
+def _load(path: Path, cfg: CfgNode, device: str) -> nn.Module:
     cfg.MODEL.TOWER.PRETRAINED = False
     model, _ = build_with_weights(cfg, path)
     return model.to(choose_device(device)).eval()

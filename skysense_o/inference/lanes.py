@@ -37,14 +37,15 @@ class Lanes:
             torch.set_num_threads(self.threads)
 
     def __call__(self, items: Iterable[X]) -> Iterator[Y]:
-        """Results in the order of the items, of which at most `count` are under way."""
+        """Results in the order of the items, of which `count` are under way and one more waits for its turn, so that
+        no lane stands still while the caller works on a result."""
         if self.pool is None:
             yield from map(self.function, items)
             return
         under_way: deque = deque()
         for item in items:
             under_way.append(self.pool.submit(self._call, item))
-            if len(under_way) == self.count:
+            if len(under_way) > self.count:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()

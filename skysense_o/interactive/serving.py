@@ -27,6 +27,15 @@ def guarded(callback: Callable) -> Callable:
     return run
 
 
+def script(path: Path) -> str:
+    """A file of JavaScript for a page's head, with names of its own."""
+    return f"<script type='module'>{path.read_text()}</script>"
+
+
+DRAG = script(Path(__file__).with_name("drag.js"))
+"""Boxes dragged over the picture `view` arrive in the hidden field `dragged`."""
+
+
 def serve(blocks, root: Path, host: str, port: int | None, block: bool, title: str = "SkySense-O", **options) -> str:
     """Start the server of a Gradio page; its address.
 

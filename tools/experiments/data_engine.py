@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 import numpy as np
 from PIL import Image
-from safetensors.torch import load_file
 from skimage.measure import label
 from skimage.segmentation import find_boundaries
 from tabulate import tabulate
@@ -33,11 +32,12 @@ from skysense_o.data.mapper import read_pair
 from skysense_o.data.open_world import open_world
 from skysense_o.data_engine.collect import collect, spans
 from skysense_o.data_engine.deduplicate import deduplicate, embedding, near_vectors
-from skysense_o.data_engine.namers import VocabularyNamer
+from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer
 from skysense_o.data_engine.partition import tidy
 from skysense_o.data_engine.propose import proposer
 from skysense_o.data_engine.work_folder import WorkFolder
 from skysense_o.errors import exit_code
+from skysense_o.inference.classify import load_tower
 from skysense_o.inference.predictor import Predictor
 from skysense_o.sample import IGNORE
 from skysense_o.vocabulary import Vocabulary
@@ -57,10 +57,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--method", default="superpixels", help="for names: superpixels or words (default: superpixels)")
     p.add_argument("--tiles", type=int, default=100_000, help="for scale (default: 100000)")
     p.add_argument("--work", type=Path, help="for scale: a folder for the tiles")
-    p.add_argument("--by", default="masks,features", metavar="LIST", help="for names (default: masks,features)")
-    p.add_argument(
-        "--tower", metavar="FILE", help="safetensors of a pretraining: its tower in the place of the weights'"
-    )
+    p.add_argument("--by", default="masks,features,tower", metavar="LIST", help="for names (default: all three)")
+    p.add_argument("--tower", default="mini_vqa", metavar="W", help="for names by tower (default: mini_vqa)")
     p.add_argument("--weights", default="mini", help="'mini' or a file (default: mini)")
     return p
 
@@ -161,7 +159,11 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
             captions[Path(line["image"]).stem] = " ".join(line["captions"])
     find, records, rows = proposer(args.method, predictor, vocabulary=classes), sample(args.count), []
     for by in args.by.split(","):
-        namers = {"classes": VocabularyNamer(predictor, classes, by), "world": VocabularyNamer(predictor, world, by)}
+        if by == "tower":
+            tower, templates = load_tower(args.tower)
+            namers = {key: TowerNamer(tower, v, templates) for key, v in (("classes", classes), ("world", world))}
+        else:
+            namers = {key: VocabularyNamer(predictor, v, by) for key, v in (("classes", classes), ("world", world))}
         right, called, confidences = [], [], []
         for record in tqdm(records, unit="picture", desc=by):
             rgb = read_image(record["file_name"])
@@ -258,12 +260,6 @@ def run() -> int:
 
     work = {"regions": regions_of, "names": names_of, "copies": copies_of, "scale": scale_of}[args.what]
     predictor = Predictor.from_pretrained(args.weights)
-    if args.tower:
-        state = {k.removeprefix("tower."): v for k, v in load_file(args.tower).items() if k.startswith("tower.")}
-        missing, unexpected = predictor.model.tower.load_state_dict(state, strict=False)
-        if unexpected or any(not name.startswith("text.") for name in missing):
-            raise ValueError(f"{args.tower} is not a tower of the mini model: {[*unexpected, *missing][:3]}")
-        predictor.model.text_bank.weights_changed()
     work(args, predictor)
     return 0
 
