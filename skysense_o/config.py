@@ -122,8 +122,6 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.IMAGE_TEMPERATURE = 0.1  # of the image-image contrast (SimCLR's)
     cfg.PRETRAIN.CHUNK = 0  # pictures whose activations are in memory at a time, for batches of any size; 0: all
     cfg.PRETRAIN.CROP_SHARE = [0.4, 1.0]  # of a picture's area that a view shows
-    cfg.PRETRAIN.FARTHEST = 1.0  # a view is shown from up to so many times farther away, its mirror images around it
-    cfg.PRETRAIN.COARSEST = 1.0  # and with pixels up to so many times larger, as other sensors have; 1: as it is
     cfg.PRETRAIN.BLOCK = 32  # side of the blocks that reconstruction hides, as in SimMIM
     cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
 

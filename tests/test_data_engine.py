@@ -108,7 +108,7 @@ def test_one_command_from_pictures_to_a_set_that_passes_the_check(call, survey, 
 def test_a_published_set_trains(call, survey, tmp_path):
     out = tmp_path / "work"
     words = ("--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.05")
-    call(ENGINE, "all", *words, "--val", "0.3", "--coarse", "0.4")
+    call(ENGINE, "all", *words, "--val", "0.3", "--coarse", "0.4", "--by", "tower", "--tower", "mini")
     keys = ("DATASETS.TRAIN", f"('{out / 'set'}:graph_train',)", "DATASETS.TEST", "()", "INPUT.TEXT_BATCH", "5")
     done = train(tmp_path / "run", *keys, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

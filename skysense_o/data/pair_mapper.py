@@ -26,28 +26,16 @@ class PairMapper:
 
     @configurable
     def __init__(
-        self,
-        *,
-        crop: int,
-        share: tuple[float, float],
-        turn: bool,
-        color: float,
-        block: int,
-        hidden: float,
-        farthest: float = 1.0,
-        coarsest: float = 1.0,
+        self, *, crop: int, share: tuple[float, float], turn: bool, color: float, block: int, hidden: float
     ) -> None:
         """
         Args:
             crop: side of a view. share: of the picture's area that a view shows, least and most.
             turn: quarter turns, too. color: strength of the colour changes; 0: none.
             block, hidden: side of the blocks that reconstruction hides, and their share (SimMIM: 32 and 0.6).
-            farthest: a view is shown from up to so many times farther away, its mirror images around it.
-            coarsest: and with pixels up to so many times larger. Both are drawn evenly in the logarithm.
         """
         self.crop, self.share, self.turn, self.color = crop, share, turn, color
         self.block, self.hidden = block, hidden
-        self.farthest, self.coarsest = farthest, coarsest
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -58,8 +46,6 @@ class PairMapper:
             "color": cfg.INPUT.COLOR_JITTER,
             "block": cfg.PRETRAIN.BLOCK,
             "hidden": cfg.PRETRAIN.HIDDEN,
-            "farthest": cfg.PRETRAIN.FARTHEST,
-            "coarsest": cfg.PRETRAIN.COARSEST,
         }
 
     def __call__(self, record: dict) -> Sample:
@@ -84,8 +70,8 @@ class PairMapper:
         height, width = image.shape[:2]
         side = min(height, width, max(8, round((np.random.uniform(*self.share) * height * width) ** 0.5)))
         y, x = np.random.randint(height - side + 1), np.random.randint(width - side + 1)
-        view = self._as_from_elsewhere(image[y : y + side, x : x + side])
-        transforms: list[T.Transform] = []
+        view = image[y : y + side, x : x + side]
+        transforms: list[T.Transform] = [T.ResizeTransform(side, side, self.crop, self.crop, Image.BILINEAR)]
         if turned and np.random.rand() < 0.5:
             transforms.append(T.HFlipTransform(self.crop))
         if turned and self.turn:
@@ -95,22 +81,6 @@ class PairMapper:
         for transform in transforms:
             view = transform.apply_image(view)
         return torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
-
-    def _as_from_elsewhere(self, view: np.ndarray) -> np.ndarray:
-        """uint8 (side,side,3) -> (crop,crop,3), from farther away and with larger pixels where that is asked for."""
-        if self.farthest > 1:
-            near = round(self.crop / np.exp(np.random.uniform(0, np.log(self.farthest))))
-            before, rest = (self.crop - near) // 2, self.crop - near
-            around = ((before, rest - before), (before, rest - before), (0, 0))
-            view = np.pad(_squared(view, near), around, mode="symmetric")
-        if self.coarsest > 1:
-            view = _squared(view, round(self.crop / np.exp(np.random.uniform(0, np.log(self.coarsest)))))
-        return _squared(view, self.crop)
-
-
-def _squared(view: np.ndarray, side: int) -> np.ndarray:
-    """Pillow's bilinear averages where it makes a picture smaller."""
-    return T.ResizeTransform(*view.shape[:2], side, side, Image.BILINEAR).apply_image(view)
 
 
 def _class_sentences(record: dict) -> list[str]:

@@ -71,11 +71,12 @@ def sweep(
             end = min(plan.rows.ready(k), rows.stop)
             if end > done:
                 height = plan.rows.span(range(done, end)).stop - top
-                yield Band(range(done, end), buffer[:height].clone(), top)
+                yield Band(range(done, end), buffer[:height], top)
+                # The band keeps this buffer; by now the one before it is resolved, so that there are never three.
                 moved = plan.rows.cell(min(end, plan.rows.target - 1)) - top
-                kept = len(buffer) - moved
-                buffer[:kept] = buffer[moved:].clone()
-                buffer[kept:] = 0
+                rest, buffer = buffer[moved:], torch.zeros_like(buffer)
+                buffer[: len(rest)] = rest
+                del rest
                 top, done = top + moved, end
             if done >= rows.stop:
                 return

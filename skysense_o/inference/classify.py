@@ -14,9 +14,11 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import answering, geometry, meta_arch  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import build_with_weights, find_weights, read_config
+from skysense_o.checkpoint import build_with_weights, find_weights, load_weights, read_config
 from skysense_o.config import default_config
 from skysense_o.device import choose_device
+from skysense_o.modeling import build_tower
+from skysense_o.vocabulary import TextBank
 
 BATCH = 64
 LARGEST_SIDE = 512
@@ -59,13 +61,17 @@ def load_answerer(weights: str, device: str = "auto") -> nn.Module:
     path, cfg = _find(weights)
     if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
         raise ValueError(f"{path} holds no answerer: train one (configs/mini/vqa.yaml), give its safetensors")
-    return _load(path, cfg, device)
+    model, _ = build_with_weights(cfg, path)
+    return model.to(choose_device(device)).eval()
 
 
 def load_tower(weights: str, device: str = "auto") -> tuple[nn.Module, tuple[str, ...]]:
     """The image-text tower of any weights that hold their config, and the templates it was trained with."""
     path, cfg = _find(weights)
-    return _load(path, cfg, device).tower, tuple(cfg.MODEL.TEMPLATES)
+    whole = nn.Module()
+    whole.tower, whole.text_bank = build_tower(cfg), TextBank()
+    load_weights(whole, path, unwanted=[r"^(?!tower\.)"])
+    return whole.tower.to(choose_device(device)).eval(), tuple(cfg.MODEL.TEMPLATES)
 
 
 def _find(weights: str) -> tuple[Path, CfgNode]:
@@ -73,10 +79,5 @@ def _find(weights: str) -> tuple[Path, CfgNode]:
     stored = read_config(path)
     if stored is not None:
         cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
+    cfg.MODEL.TOWER.PRETRAINED = False  # a checkpoint follows
     return path, cfg
-
-
-def _load(path: Path, cfg: CfgNode, device: str) -> nn.Module:
-    cfg.MODEL.TOWER.PRETRAINED = False
-    model, _ = build_with_weights(cfg, path)
-    return model.to(choose_device(device)).eval()
