@@ -137,11 +137,12 @@ class Page:
         return session, self._view(session, shown, opacity), text
 
     def drag(self, session, corners: str, shown: list[str], opacity: float):
-        """A box drawn on the picture, "x0 y0 x1 y1" -> session, picture, region."""
+        """A box drawn on the picture, as drag.js tells it -> session, picture, region."""
+        from skysense_o.interactive.serving import dragged_box
         from skysense_o.interactive.view import zoom_of
 
         session.corner = None
-        session.draw_box(*(int(value) // zoom_of(session) for value in corners.split()))
+        session.draw_box(*dragged_box(corners, zoom_of(session)))
         return session, self._view(session, shown, opacity), self._region(session)
 
     def _region(self, session) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import draw_scene
 from PIL import Image
+from safetensors.torch import save_file
 from scenes import fields, write_scene
 from test_whole_path import train
 
@@ -283,7 +284,7 @@ def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
         VocabularyNamer(mini, words, "ear")
 
 
-def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini):
+def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini, tmp_path):
     tower, templates = load_tower("mini", "cpu")
     assert templates == mini.model.templates
     image, labels = draw_scene(np.random.default_rng(0), 128, 160)
@@ -308,6 +309,9 @@ def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini):
         )
         assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
     assert namer(image, np.zeros_like(regions)) == []
+    save_file({"tower.a": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="bare.safetensors does not hold its config: give the .safetensors that"):
+        load_tower(tmp_path / "bare.safetensors", "cpu")
 
 
 def test_shares_are_those_of_a_plain_count():

@@ -12,6 +12,7 @@ from conftest import ROOT, draw_scene, load_script, small_config
 from PIL import Image
 
 from skysense_o import Predictor, Vocabulary
+from skysense_o.interactive.serving import dragged_box
 from skysense_o.meta_arch import SkySenseO
 
 pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[app]"')
@@ -173,6 +174,17 @@ def test_a_box_is_dragged(visit, town):
     drag((90.5, 60.5), (180 + 30, 60.5 + 30))
     page.wait_for_function("was => document.querySelector('.region').innerText !== was", arg=said)
     assert not page.get_by_text("Now the opposite corner.").count(), "no click was made of it"
+    page.get_by_role("button", name="Clear region").click()
+    page.wait_for_function("() => !document.querySelector('.region')")
+    drag((90.5, 60.5), (180 + 30, 60.5 + 30))
+    page.locator(".region").wait_for()  # the same box again
+
+
+def test_a_box_that_is_told_is_understood_or_refused():
+    assert dragged_box("90 10 31 70 12345", 3) == (10, 3, 30, 23)
+    for text in ("", "1 2 3", "1 2 3 x", "-1 2 3 4"):
+        with pytest.raises(ValueError, match=f"'{text}' is no box: x0 y0 x1 y1, in pixels"):
+            dragged_box(text, 1)
 
 
 @needs_chromium

@@ -197,6 +197,7 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _name(work, args) -> list[str]:
+    from skysense_o.checkpoint import find_weights, weights_hash
     from skysense_o.data.relation_graph import load_graph
     from skysense_o.data_engine.name import name
 
@@ -205,7 +206,8 @@ def _name(work, args) -> list[str]:
     merge = args.synonyms if args.synonyms is not None else (0.85 if namer.free else 2.0)
     graph = load_graph(args.graph) if args.graph else None
     options = {**_options(args, "by vlm vlm_name"), "words": words, "synonyms": merge, "weights": predictor.sha256}
-    options["tower"] = Path(args.tower).name if args.by == "tower" else ""
+    if args.by == "tower":
+        options["tower"] = weights_hash(find_weights(args.tower))
     options["graph"] = Path(args.graph).name if args.graph else ""
     with work.step("name", options, args.restart):
         errors = name(work, namer, predictor.model, merge=merge, graph=graph)

@@ -70,11 +70,10 @@ class ReviewPage:
         return self.step("click", where, mode, int(x) // zoom, int(y) // zoom)
 
     def drag(self, where: str, corners: str):
-        """A box drawn on the picture, "x0 y0 x1 y1": what of the region is in it becomes a region."""
-        tile = Place.read(where).tile
-        zoom = zoom_of(self.review.tiles.labels(tile).shape)
-        x0, y0, x1, y1 = (int(value) // zoom for value in corners.split())
-        return self.step("split", where, (min(x0, x1), min(y0, y1), max(x0, x1) + 1, max(y0, y1) + 1))
+        """A box drawn on the picture, as drag.js tells it: what of the region is in it becomes a region."""
+        zoom = zoom_of(self.review.tiles.labels(Place.read(where).tile).shape)
+        x0, y0, x1, y1 = serving.dragged_box(corners, zoom)
+        return self.step("split", where, (x0, y0, x1 + 1, y1 + 1))
 
     def agreement(self) -> str:
         self.review.log.refresh()

@@ -63,7 +63,7 @@ def sweep(
         ahead = reader.submit(load, numbers[0])
         for k in numbers:
             row: Row = ahead.result()
-            if k + 1 in numbers and done < rows.stop:
+            if k + 1 in numbers:
                 ahead = reader.submit(load, k + 1)
             if buffer is None:
                 buffer = torch.zeros(n + 3, len(cells), plan.names)
@@ -72,14 +72,14 @@ def sweep(
             if end > done:
                 height = plan.rows.span(range(done, end)).stop - top
                 yield Band(range(done, end), buffer[:height], top)
-                # The band keeps this buffer; by now the one before it is resolved, so that there are never three.
+                if end >= rows.stop:
+                    return
+                # The band keeps this buffer; a caller that resolved the band before it by now never holds three.
                 moved = plan.rows.cell(min(end, plan.rows.target - 1)) - top
                 rest, buffer = buffer[moved:], torch.zeros_like(buffer)
                 buffer[: len(rest)] = rest
                 del rest
                 top, done = top + moved, end
-            if done >= rows.stop:
-                return
 
 
 def _add_row(

@@ -66,8 +66,14 @@ def load_answerer(weights: str, device: str = "auto") -> nn.Module:
 
 
 def load_tower(weights: str, device: str = "auto") -> tuple[nn.Module, tuple[str, ...]]:
-    """The image-text tower of any weights that hold their config, and the templates it was trained with."""
+    """The image-text tower of any weights that hold their config, and the templates it was trained with.
+
+    Raises:
+        ValueError: weights without a config: their templates and the size of their pictures are not known.
+    """
     path, cfg = _find(weights)
+    if read_config(path) is None:
+        raise ValueError(f"{path} does not hold its config: give the .safetensors that training wrote beside it")
     whole = nn.Module()
     whole.tower, whole.text_bank = build_tower(cfg), TextBank()
     load_weights(whole, path, unwanted=[r"^(?!tower\.)"])
