@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,17 @@ def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):
     assert [name.split("_")[0] for name in pictures] == ["best", "worst"], "two pictures: the middle one is the best"
     assert (inference / "dubai_val_names_confusion.png").is_file()
     _predictions_agree(inference / "dubai_val_predictions", body["results"][0]["results"]["names"])
+
+
+def test_a_folder_of_ones_own_by_its_path(run, dubai, tmp_path):
+    folder = tmp_path / "mine"
+    for kind, own in (("images", "img_dir/val"), ("labels", "ann_dir/val")):
+        shutil.copytree(dubai / kind, folder / own)
+    (folder / "dataset.yaml").write_text("classes: [water, land, road, building, vegetation]\n")
+    code, out, body = run("DATASETS.TEST", f"('{folder}:val',)", "TEST.PICTURES", 1)
+    assert code == 0, out
+    assert [r["data_set"] for r in body["results"]] == [f"{folder}:val"]
+    assert 0 <= body["results"][0]["numbers"]["mIoU"] <= 1
 
 
 def _predictions_agree(folder, metrics):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from skysense_o.evaluation.pictures import side_by_side
 from skysense_o.evaluation.predictions import as_coco, save_png, write_coco
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.inference.drawing import Color
-from skysense_o.sample import Sample
+from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ MEANS = (
 class Task:
     """What is evaluated, and what is left behind.
 
-    name: registered data set, for its ignore value and the report. samples: functions, vocabulary -> Sample with
+    name: of the data set, as files and the report have it. samples: functions, vocabulary -> Sample with
     `sem_seg`, called one at a time. colors, background: C each. folder: where the files go, named after the data set.
     pictures: sheets of the best, as many of the middle and of the worst pictures. predictions: of coco, png.
     """
@@ -51,10 +50,6 @@ class Task:
     @property
     def classes(self) -> int:
         return len(self.colors)
-
-    @property
-    def ignore(self) -> int:
-        return MetadataCatalog.get(self.name).ignore_label
 
     @property
     def rest(self) -> int:
@@ -104,7 +99,7 @@ def _matrix(
     for index in tqdm(mine, desc=f"{task.name}, {title}", unit="picture", disable=not comm.is_main_process()):
         sample = task.samples[index](vocabulary)
         prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
-        matrix = confusion(sample["sem_seg"], prediction, task.classes, task.ignore)
+        matrix = confusion(sample["sem_seg"], prediction, task.classes, IGNORE)
         scores[index] = segmentation_metrics(matrix)["mIoU"]
         total += matrix
         if keep and task.predictions:
@@ -134,7 +129,7 @@ def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[i
         sample = task.samples[index](vocabulary)
         prediction = task.protocol.labels(model, sample, task.rest).cpu().numpy()
         names = vocabulary.names[: task.classes]
-        picture = side_by_side(sample, prediction, task.colors, names, task.ignore)
+        picture = side_by_side(sample, prediction, task.colors, names, IGNORE)
         folder = task.folder / f"{task.name}_pictures"
         folder.mkdir(parents=True, exist_ok=True)
         picture.save(folder / f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg", quality=88)
