@@ -71,14 +71,13 @@ def sweep(
             end = min(plan.rows.ready(k), rows.stop)
             if end > done:
                 height = plan.rows.span(range(done, end)).stop - top
-                yield Band(range(done, end), buffer[:height], top)
+                yield Band(range(done, end), buffer[:height].clone(), top)
                 if end >= rows.stop:
                     return
-                # The band keeps this buffer; a caller that resolved the band before it by now never holds three.
                 moved = plan.rows.cell(min(end, plan.rows.target - 1)) - top
-                rest, buffer = buffer[moved:], torch.zeros_like(buffer)
-                buffer[: len(rest)] = rest
-                del rest
+                kept = len(buffer) - moved
+                buffer[:kept] = buffer[moved:].clone() if kept > moved else buffer[moved:]
+                buffer[kept:] = 0
                 top, done = top + moved, end
 
 
