@@ -107,11 +107,12 @@ class Frame:
 
 
 def best_of_phrases(values: Tensor, owner: Sequence[int], names: int) -> Tensor:
-    """(T,...) of phrases -> (C,...) of names: the maximum over each name's phrases; values are 0 or more."""
+    """(T,...) of phrases -> (C,...) of names: the maximum over each name's phrases, of which each has one at least."""
     if len(owner) == names:  # one phrase a name: nothing to reduce
         return values
     index = torch.tensor(owner, device=values.device).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
-    return values.new_zeros((names, *values.shape[1:])).scatter_reduce(0, index, values, "amax")
+    least = values.new_full((names, *values.shape[1:]), -torch.inf)
+    return least.scatter_reduce(0, index, values, "amax")
 
 
 def frame_of(size: tuple[int, int], tower: Tower) -> Frame:

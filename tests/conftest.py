@@ -216,3 +216,22 @@ def prompted():
     cfg = small_config()
     cfg.MODEL.SEM_SEG_HEAD.PROMPTS = True
     return Predictor(SkySenseO(cfg))
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """Four tiles of two regions each."""
+    from skysense_o.data_engine.collect import collect
+    from skysense_o.data_engine.propose import propose
+    from skysense_o.data_engine.work_folder import WorkFolder
+
+    folder, rng = tmp_path / "halves", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    work = WorkFolder(tmp_path / "work")
+    collect(work, sorted(folder.iterdir()), side=64)
+    halves = np.ones((48, 64), int)
+    halves[:, 32:] = 2
+    propose(work, lambda rgb: (halves, np.ones(halves.shape)))
+    return work

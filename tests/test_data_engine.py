@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import draw_scene
 from PIL import Image
-from safetensors.torch import save_file
+from review_work import Said
 from scenes import fields, write_scene
 from test_whole_path import train
 
@@ -20,19 +19,16 @@ pytest.importorskip("pyarrow", reason='the data engine needs pip install -e ".[e
 pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[engine]"')
 
 from skysense_o.data.catalog import records_of
-from skysense_o.data.relation_graph import load_graph
 from skysense_o.data_engine.annotations import annotations
 from skysense_o.data_engine.collect import collect, spans
 from skysense_o.data_engine.deduplicate import deduplicate, first_of_each, near_vectors, same_hash
 from skysense_o.data_engine.name import name
-from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer, shares
+from skysense_o.data_engine.namers import VocabularyNamer
 from skysense_o.data_engine.partition import paint, tidy
 from skysense_o.data_engine.propose import described, propose, proposer
 from skysense_o.data_engine.publish import publish
 from skysense_o.data_engine.splitting import split
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, read_map, write_json, write_map
-from skysense_o.geometry import prepare
-from skysense_o.inference.classify import load_tower
 from skysense_o.vocabulary import Vocabulary
 
 ENGINE = "tools/data_engine.py"
@@ -262,116 +258,6 @@ def test_a_method_that_lacks_something_says_what(mini, words_only, tmp_path):
         propose(WorkFolder(tmp_path), None, least=0)
 
 
-def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
-    image, labels = draw_scene(np.random.default_rng(0), 128, 160)
-    regions = np.where(labels == 255, 0, labels + 1).astype(np.uint16)
-    words = Vocabulary.parse("water|sea,land,road,building,vegetation", "sky")
-    masks = np.stack([regions == k for k in range(1, 6)])
-    seen = mini.set_image(image)
-    plain = mini(seen, words, probabilities=True).probabilities
-    for k, candidates in enumerate(VocabularyNamer(mini, words, "masks")(image, regions)):
-        means = {n: float(plain[c][masks[k]].mean()) for c, n in enumerate(words.names) if n != "sky"}
-        assert dict(candidates) == pytest.approx(means, abs=0.1), "at a quarter of the size"
-        assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
-    for candidates, cosines in zip(
-        VocabularyNamer(mini, words, "features")(image, regions), seen.name(masks, words, 6)
-    ):
-        assert [n for n, _ in candidates] == [n for n, _ in cosines if n != "sky"]
-        odds = {n: np.exp((value - cosines[0][1]) / 0.05) for n, value in cosines}
-        for n, value in candidates:
-            assert value == pytest.approx(odds[n] / sum(odds.values()), abs=0.01)
-    with pytest.raises(ValueError, match="names by 'ear' are not known: features or masks"):
-        VocabularyNamer(mini, words, "ear")
-
-
-def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini, tmp_path):
-    tower, templates = load_tower("mini", "cpu")
-    assert templates == mini.model.templates
-    image, labels = draw_scene(np.random.default_rng(0), 128, 160)
-    regions = np.where(labels == 255, 0, labels + 1).astype(np.uint16)
-    words = Vocabulary.parse("water|sea,land,road,building,vegetation", "sky")
-    namer = TowerNamer(tower, words, templates)
-    x, _ = prepare([torch.from_numpy(image).permute(2, 0, 1)], tower)
-    with torch.inference_mode():
-        dense = tower.encode_image(x).dense[0].flatten(1)
-    for k, candidates in enumerate(namer(image, regions), 1):
-        vector = (dense * shares(regions, (128, 160), (8, 10))[k - 1]).sum(1)
-        cosines = {
-            name: max(
-                float(torch.cosine_similarity(vector, tower.encode_text([t.format(p) for t in templates]).mean(0), 0))
-                for p in phrases
-            )
-            for name, phrases in zip(words.names, words.phrases)
-        }
-        odds = {name: np.exp(value / 0.05) for name, value in cosines.items()}
-        assert dict(candidates) == pytest.approx(
-            {name: odds[name] / sum(odds.values()) for name in odds if name != "sky"}, abs=1e-3
-        )
-        assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
-    assert namer(image, np.zeros_like(regions)) == []
-    save_file({"tower.a": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="bare.safetensors does not hold its config: give the .safetensors that"):
-        load_tower(tmp_path / "bare.safetensors", "cpu")
-
-
-def test_shares_are_those_of_a_plain_count():
-    regions = np.zeros((6, 8), np.uint16)
-    regions[:3, :4], regions[3:, 4:] = 1, 2
-    got = shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4; two rows of padding
-    assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
-
-
-class Said:
-    """A namer of free text that says what its list says."""
-
-    free = True
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-    def __call__(self, rgb, regions):
-        return [[(self.names[k % len(self.names)], 0.9)] for k in range(int(regions.max()))]
-
-
-@pytest.fixture
-def halves(tmp_path) -> WorkFolder:
-    """Four tiles of two regions each."""
-    folder, rng = tmp_path / "halves", np.random.default_rng(0)
-    folder.mkdir()
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    work = WorkFolder(tmp_path / "work")
-    collect(work, sorted(folder.iterdir()), side=64)
-    halves = np.ones((48, 64), int)
-    halves[:, 32:] = 2
-    propose(work, lambda rgb: (halves, np.ones(halves.shape)))
-    return work
-
-
-def test_synonyms_become_one_name_and_what_was_said_is_kept(halves, mini):
-    tiles = [row["tile"] for row in halves.kept()]
-    for i, tile in enumerate(tiles):
-        said = ("building", "buildings" if i else "forest")
-        entries = [{"region": k, "name": n, "confidence": 0.9, "candidates": [[n, 0.9]]} for k, n in enumerate(said, 1)]
-        write_json(halves / f"names/{tile}.json", entries)
-    assert name(halves, Said(), mini.model, merge=0.85) == []
-    assert read_json(halves / "synonyms.json") == {"buildings": "building"}
-    entries = read_json(halves / f"names/{tiles[1]}.json")
-    assert [e["name"] for e in entries] == ["building", "building"]
-    assert entries[1]["candidates"] == [["buildings", 0.9]]
-    assert read_json(halves / f"names/{tiles[0]}.json")[1]["name"] == "forest"
-
-
-def test_a_graph_holds_against_synonyms_that_look_different(mini, tmp_path):
-    from skysense_o.data.relation_graph import RelationGraph
-    from skysense_o.data_engine.synonyms import synonyms
-
-    counts = {"building": 3, "buildings": 2}
-    apart = RelationGraph.of_edges(["building", "buildings"], np.array([[0, 1, 3, 0]]))
-    assert synonyms(mini.model, counts, 0.8) == {"buildings": "building"}
-    assert synonyms(mini.model, counts, 0.8, apart) == {}
-
-
 def test_people_decide_over_the_model(halves, mini):
     """review/final counts whatever the confidence, and what it does not name is nobody's."""
     name(halves, Said("road", "tree"), mini.model)
@@ -387,54 +273,6 @@ def test_people_decide_over_the_model(halves, mini):
     assert (labels[10:] == 255).all()
     assert publish(halves, confidence=0.5, val=0.0)["names"] == 3
     assert "people decided on those of 1 of the 4" in (halves / "set/DATASHEET.md").read_text()
-
-
-def test_what_reviewers_confuse_scores_highest(halves, mini):
-    from skysense_o.data_engine.graph import build
-
-    name(halves, Said("road", "tree"), mini.model)
-    tile = halves.kept()[0]["tile"]
-    write_json(halves / f"names/{tile}.json", [{"region": 1, "name": "lake", "confidence": 0.9, "candidates": []}])
-    assert build(halves, mini).scores.max() <= 10
-    path, lines = halves / "review/decisions.jsonl", []
-    path.parent.mkdir()
-    said = {"tile": tile, "region": 1, "action": "rename", "name": "tree"}
-    for reviewer, action in (("ann", "rename"), ("bob", "rename"), ("bob", "undo")):
-        lines.append(json.dumps({**said, "reviewer": reviewer, "action": action}))
-    path.write_text("\n".join(lines))
-    graph = build(halves, mini)
-    i, j = graph.index["lake"], graph.index["tree"]
-    assert "confused by reviewers" not in graph.sources[graph.origin[i, j]], "once, since Bob took it back"
-    path.write_text("\n".join(lines[:2]) + '\n{"torn')
-    graph = build(halves, mini)
-    assert graph.scores[i, j] == graph.scores[j, i] == 10
-    assert graph.sources[graph.origin[i, j]] == "confused by reviewers"
-    again = load_graph(halves / "graph/skysa_graph.jsonl")
-    order = again.places(graph.names)
-    assert (again.scores[np.ix_(order, order)] == graph.scores).all()
-    assert (load_graph(halves / "graph/graph.json").scores == graph.scores).all()
-
-
-def test_a_graph_needs_two_names(halves, mini):
-    from skysense_o.data_engine.graph import build
-
-    name(halves, Said("road"), mini.model)
-    with pytest.raises(ValueError, match="a graph needs two names at least, 1 are in"):
-        build(halves, mini)
-
-
-def test_measures_of_likeness_by_hand():
-    from skysense_o.data_engine.relations import combined, company, confusions, ranks
-
-    names = ["a", "b", "c"]
-    together = company([["a", "b"], ["a", "b", "x"], ["a", "c"]], names)
-    assert together[0, 1] == pytest.approx(2 / 3)
-    assert together[1, 2] == 0
-    assert ranks(np.array([[9, 1, 2], [1, 9, 3], [2, 3, 9.0]]))[0].tolist()[1:] == pytest.approx([0.25, 7 / 12])
-    assert confusions([("b", "a"), ("a", "b"), ("a", "a"), ("", "a")]) == {("a", "b"): 2}
-    graph = combined(names, {"company": together}, {("b", "c"): 2})
-    assert graph.scores[0, 1] > graph.scores[0, 2]
-    assert graph.scores[1, 2] == 10
 
 
 def row_of(tile: str, source: str, **place) -> dict:

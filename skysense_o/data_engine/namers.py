@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skysense_o import geometry
-from skysense_o.inference.classify import class_vectors
+from skysense_o.inference.classify import phrase_vectors
 from skysense_o.inference.prompting import PromptedImage
 from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
@@ -88,8 +88,7 @@ class TowerNamer:
     def __init__(self, tower: nn.Module, vocabulary: Vocabulary, templates: Sequence[str]) -> None:
         self.tower, self.vocabulary = tower.eval(), vocabulary
         with torch.inference_mode():
-            phrases = [phrase for phrases in vocabulary.phrases for phrase in phrases]
-            self.text = class_vectors(tower, phrases, templates)
+            self.text = phrase_vectors(tower, vocabulary, templates)
 
     @torch.inference_mode()
     def __call__(self, rgb: np.ndarray, regions: np.ndarray) -> list[list[tuple[str, float]]]:
@@ -99,7 +98,7 @@ class TowerNamer:
         dense = self.tower.encode_image(x).dense[0].float()
         share = shares(regions, tuple(x.shape[-2:]), tuple(dense.shape[-2:])).to(dense)
         cosines = F.normalize(share @ dense.flatten(1).T, dim=1) @ self.text.T
-        nearest = geometry.best_of_phrases(1 + cosines.T, self.vocabulary.owner, len(self.vocabulary)).T
+        nearest = geometry.best_of_phrases(cosines.T, self.vocabulary.owner, len(self.vocabulary)).T
         return ranked(F.softmax(nearest / TEMPERATURE, dim=1), self.vocabulary)
 
 

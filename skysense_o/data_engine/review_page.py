@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
 from skysense_o.data_engine.review import Review
 from skysense_o.data_engine.review_agreement import agreement
@@ -126,80 +127,91 @@ class ReviewPage:
 
 
 def build(page: ReviewPage):
-    """Lay the page out and wire it."""
+    """The page, laid out and wired."""
     import gradio as gr
 
     with gr.Blocks(title="Review", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
-        where = gr.Textbox(visible="hidden", elem_id="where")
-        dragged = gr.Textbox(visible="hidden", elem_id="dragged")
-        gr.HTML(page.names)
-        with gr.Column(visible=False) as start:
-            gr.Markdown("# Review\nRegions with proposed names: say of each what it is. Each answer is saved at once.")
-            who = gr.Textbox(label="Your name", elem_id="who", max_lines=1)
-            which = gr.Number(
-                page.round, label="Round", precision=0, minimum=1, info="1: by yourself. 2: what differs."
-            )
-            go = gr.Button("Begin", variant="primary")
-        with gr.Column(visible=False) as desk:
-            gr.HTML(HELP, elem_id="help")
-            with gr.Row():
-                with gr.Column(scale=3, min_width=320):
-                    picture = gr.Image(
-                        elem_id="view", show_label=False, format="jpeg", type="pil", interactive=False, buttons=[]
-                    )
-                    said = gr.HTML(elem_id="said")
-                with gr.Column(scale=2, min_width=320):
-                    progress = gr.HTML(elem_id="progress")
-                    region = gr.HTML(elem_id="region")
-                    choices = [gr.Button(elem_id=f"choice-{k + 1}", size="sm") for k in range(MOST_CHOICES)]
-                    with gr.Row():
-                        accept = gr.Button("Accept (a)", elem_id="accept", variant="primary", min_width=100)
-                        reject = gr.Button("Reject (x)", elem_id="reject", variant="stop", min_width=100)
-                        undo = gr.Button("Undo (u)", elem_id="undo", min_width=100)
-                    rename = gr.Textbox(label="Another name (r)", elem_id="rename", max_lines=1, info="Enter saves it.")
-                    gr.HTML("<ul></ul>", elem_id="offers")
-                    mode = gr.Radio([CHOOSE, MERGE, SPLIT], value=CHOOSE, label="Click on the picture", elem_id="mode")
-                    entry = gr.Textbox(
-                        label="Or type it", elem_id="entry", max_lines=1, info="A region's number, or x0 y0 x1 y1."
-                    )
-                    with gr.Row():
-                        previous = gr.Button("Previous (p)", elem_id="previous", size="sm", min_width=100)
-                        next_ = gr.Button("Next (n)", elem_id="next", size="sm", min_width=100)
-                        agree = gr.Button("Agreement (g)", elem_id="agreement", size="sm", min_width=100)
-                    agreed = gr.Markdown(elem_id="agreed")
-        outputs = [where, start, desk, picture, region, said, progress, mode, entry, rename, *choices]
-        private = {"api_visibility": "private", "show_progress": "hidden"}
-        private |= {"concurrency_id": "review", "concurrency_limit": 1}
-
-        def step(name: str) -> Callable:
-            return guarded(functools.partial(page.step, name))
-
-        @guarded
-        def arrive(request):
-            return page.arrive(request)
-
-        def on_load(request: gr.Request):
-            return arrive(request)
-
-        blocks.load(on_load, None, outputs, **private).then(None, where, None, js=_ADDRESS)
-        gr.on([go.click, who.submit], guarded(page.begin), [who, which], outputs, **private).then(
-            None, where, None, js=_ADDRESS
-        )
-        for name, button in {
-            "accept": accept, "reject": reject, "undo": undo, "next": next_, "previous": previous,
-        }.items():  # fmt: skip
-            button.click(step(name), where, outputs, **private)
-        take = guarded(lambda text, label: page.step("choose", text, label.split("  ", 1)[1]))
-        for button in choices:
-            button.click(take, [where, button], outputs, **private)
-        rename.submit(step("rename"), [where, rename], outputs, **private)
-        entry.submit(step("enter"), [where, mode, entry], outputs, **private)
-        click = guarded(page.click)
-
-        def on_select(text, chosen, event: gr.SelectData):
-            return click(text, chosen, *event.index)
-
-        dragged.change(guarded(page.drag), [where, dragged], outputs, **private)
-        picture.select(on_select, [where, mode], outputs, **private)
-        agree.click(guarded(page.agreement), None, agreed, **private)
+        _wire(page, blocks, _lay_out(page))
     return blocks
+
+
+def _lay_out(page: ReviewPage) -> SimpleNamespace:
+    """The parts of the page, by name."""
+    import gradio as gr
+
+    p = SimpleNamespace()
+    p.where = gr.Textbox(visible="hidden", elem_id="where")
+    p.dragged = gr.Textbox(visible="hidden", elem_id="dragged")
+    gr.HTML(page.names)
+    with gr.Column(visible=False) as p.start:
+        gr.Markdown("# Review\nRegions with proposed names: say of each what it is. Each answer is saved at once.")
+        p.who = gr.Textbox(label="Your name", elem_id="who", max_lines=1)
+        p.which = gr.Number(page.round, label="Round", precision=0, minimum=1, info="1: by yourself. 2: what differs.")
+        p.go = gr.Button("Begin", variant="primary")
+    with gr.Column(visible=False) as p.desk:
+        gr.HTML(HELP, elem_id="help")
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                p.picture = gr.Image(
+                    elem_id="view", show_label=False, format="jpeg", type="pil", interactive=False, buttons=[]
+                )
+                p.said = gr.HTML(elem_id="said")
+            with gr.Column(scale=2, min_width=320):
+                p.progress = gr.HTML(elem_id="progress")
+                p.region = gr.HTML(elem_id="region")
+                p.choices = [gr.Button(elem_id=f"choice-{k + 1}", size="sm") for k in range(MOST_CHOICES)]
+                with gr.Row():
+                    p.accept = gr.Button("Accept (a)", elem_id="accept", variant="primary", min_width=100)
+                    p.reject = gr.Button("Reject (x)", elem_id="reject", variant="stop", min_width=100)
+                    p.undo = gr.Button("Undo (u)", elem_id="undo", min_width=100)
+                p.rename = gr.Textbox(label="Another name (r)", elem_id="rename", max_lines=1, info="Enter saves it.")
+                gr.HTML("<ul></ul>", elem_id="offers")
+                p.mode = gr.Radio([CHOOSE, MERGE, SPLIT], value=CHOOSE, label="Click on the picture", elem_id="mode")
+                p.entry = gr.Textbox(
+                    label="Or type it", elem_id="entry", max_lines=1, info="A region's number, or x0 y0 x1 y1."
+                )
+                with gr.Row():
+                    p.previous = gr.Button("Previous (p)", elem_id="previous", size="sm", min_width=100)
+                    p.next = gr.Button("Next (n)", elem_id="next", size="sm", min_width=100)
+                    p.agree = gr.Button("Agreement (g)", elem_id="agreement", size="sm", min_width=100)
+                p.agreed = gr.Markdown(elem_id="agreed")
+    return p
+
+
+def _wire(page: ReviewPage, blocks, p: SimpleNamespace) -> None:
+    """What each part does; p: of `_lay_out`."""
+    import gradio as gr
+
+    outputs = [p.where, p.start, p.desk, p.picture, p.region, p.said, p.progress, p.mode, p.entry, p.rename, *p.choices]
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    private |= {"concurrency_id": "review", "concurrency_limit": 1}
+
+    def step(name: str) -> Callable:
+        return guarded(functools.partial(page.step, name))
+
+    @guarded
+    def arrive(request):
+        return page.arrive(request)
+
+    def on_load(request: gr.Request):
+        return arrive(request)
+
+    blocks.load(on_load, None, outputs, **private).then(None, p.where, None, js=_ADDRESS)
+    gr.on([p.go.click, p.who.submit], guarded(page.begin), [p.who, p.which], outputs, **private).then(
+        None, p.where, None, js=_ADDRESS
+    )
+    for name in ("accept", "reject", "undo", "next", "previous"):
+        getattr(p, name).click(step(name), p.where, outputs, **private)
+    take = guarded(lambda text, label: page.step("choose", text, label.split("  ", 1)[1]))
+    for button in p.choices:
+        button.click(take, [p.where, button], outputs, **private)
+    p.rename.submit(step("rename"), [p.where, p.rename], outputs, **private)
+    p.entry.submit(step("enter"), [p.where, p.mode, p.entry], outputs, **private)
+    click = guarded(page.click)
+
+    def on_select(text, chosen, event: gr.SelectData):
+        return click(text, chosen, *event.index)
+
+    p.dragged.change(guarded(page.drag), [p.where, p.dragged], outputs, **private)
+    p.picture.select(on_select, [p.where, p.mode], outputs, **private)
+    p.agree.click(guarded(page.agreement), None, p.agreed, **private)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import chain
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import answering, geometry, meta_arch  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import build_with_weights, find_weights, load_weights, read_config
-from skysense_o.config import default_config
+from skysense_o.checkpoint import build_with_weights, find_weights, load_weights
 from skysense_o.device import choose_device
+from skysense_o.inference.predictor import config_of
 from skysense_o.modeling import build_tower
-from skysense_o.vocabulary import TextBank
+from skysense_o.vocabulary import TextBank, Vocabulary
 
 BATCH = 64
 LARGEST_SIDE = 512
@@ -29,6 +28,11 @@ def class_vectors(tower: nn.Module, names: Sequence[str], templates: Sequence[st
     """(C,D) unit vectors: the mean of a name in all templates, normalised again (Radford et al. 2021)."""
     sentences = [template.format(name) for name in names for template in templates]
     return F.normalize(text_vectors(tower, sentences).view(len(names), len(templates), -1).mean(1), dim=-1)
+
+
+def phrase_vectors(tower: nn.Module, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
+    """(T,D) unit vectors, one a phrase of the vocabulary, as `class_vectors`."""
+    return class_vectors(tower, list(chain.from_iterable(vocabulary.phrases)), templates)
 
 
 def text_vectors(tower: nn.Module, strings: Sequence[str]) -> Tensor:
@@ -56,9 +60,10 @@ def load_answerer(weights: str, device: str = "auto") -> nn.Module:
     """An `Answerer` from weights that hold their config.
 
     Raises:
-        ValueError: weights without a config, or of a model that does not answer.
+        WeightsError: weights without a config. ValueError: of a model that does not answer.
     """
-    path, cfg = _find(weights)
+    path = find_weights(weights)
+    cfg = config_of(path)
     if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
         raise ValueError(f"{path} holds no answerer: train one (configs/mini/vqa.yaml), give its safetensors")
     model, _ = build_with_weights(cfg, path)
@@ -69,21 +74,11 @@ def load_tower(weights: str, device: str = "auto") -> tuple[nn.Module, tuple[str
     """The image-text tower of any weights that hold their config, and the templates it was trained with.
 
     Raises:
-        ValueError: weights without a config: their templates and the size of their pictures are not known.
+        WeightsError: weights without a config: their templates and the size of their pictures are not known.
     """
-    path, cfg = _find(weights)
-    if read_config(path) is None:
-        raise ValueError(f"{path} does not hold its config: give the .safetensors that training wrote beside it")
+    path = find_weights(weights)
+    cfg = config_of(path)
     whole = nn.Module()
     whole.tower, whole.text_bank = build_tower(cfg), TextBank()
     load_weights(whole, path, unwanted=[r"^(?!tower\.)"])
     return whole.tower.to(choose_device(device)).eval(), tuple(cfg.MODEL.TEMPLATES)
-
-
-def _find(weights: str) -> tuple[Path, CfgNode]:
-    path, cfg = find_weights(weights), default_config()
-    stored = read_config(path)
-    if stored is not None:
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
-    cfg.MODEL.TOWER.PRETRAINED = False  # a checkpoint follows
-    return path, cfg

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from skysense_o.inference.classify import class_vectors
+from skysense_o.inference.classify import phrase_vectors
 from skysense_o.inference.predictor import Predictor
 from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
@@ -64,9 +64,8 @@ def fix_padding(module: nn.Module) -> None:
 
 def embed_words(predictor: Predictor, vocabulary: Vocabulary) -> np.ndarray:
     """(T,D) float32 unit vectors, one a phrase: the mean over the model's templates."""
-    phrases = [phrase for phrases in vocabulary.phrases for phrase in phrases]
     with torch.inference_mode():
-        return class_vectors(predictor.model.tower, phrases, predictor.model.templates).cpu().numpy()
+        return phrase_vectors(predictor.model.tower, vocabulary, predictor.model.templates).cpu().numpy()
 
 
 def export_onnx(predictor: Predictor, path: Path) -> dict:

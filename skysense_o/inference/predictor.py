@@ -220,7 +220,7 @@ class Predictor:
         return self._prompted.prompt(points, labels, box)
 
 
-def config_of(path: Path | None, config_file: str | Path | None) -> CfgNode:
+def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNode:
     """The config of a model for inference: that of the YAML where one is named, else what the weights' file holds."""
     cfg = default_config()
     if config_file:
@@ -228,7 +228,10 @@ def config_of(path: Path | None, config_file: str | Path | None) -> CfgNode:
     else:
         stored = read_config(path)
         if stored is None:
-            raise WeightsError(f"{path} does not hold its config: name it, with --config-file or config_file=")
+            raise WeightsError(
+                f"{path} does not hold its config: name it (--config-file, config_file=), or give the .safetensors that"
+                " training writes"
+            )
         cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
     cfg.MODEL.TOWER.PRETRAINED = False  # the checkpoint brings what it has learned
     return cfg

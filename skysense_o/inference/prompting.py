@@ -129,7 +129,7 @@ class PromptedImage:
         """(K,D) of `embed` -> (K,C), -1..1: with each name, its best phrase."""
         text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
         cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
-        return geometry.best_of_phrases((cosines + 1).T, vocabulary.owner, len(vocabulary)).T - 1
+        return geometry.best_of_phrases(cosines.T, vocabulary.owner, len(vocabulary)).T
 
     @property
     def grid(self) -> tuple[int, int]:
