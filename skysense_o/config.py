@@ -75,6 +75,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     answerer.WIDTH = 256
     answerer.GRID = 8  # it reads the picture at so many places in each direction
     answerer.DROPOUT = 0.3  # a few thousand questions are soon known by heart
+    answerer.COUNTING = False  # EmbeddedAnswerer: a map of density says which number, where the answer is one
     answerer.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaAnswerer: a name or folder for transformers; as published
     answerer.LANGUAGE_LORA_RANK = 0  # updates of this rank to train in the language model; 0: it stays as it is
     answerer.PRECISION = "bf16"  # of the language model: bf16 or fp32
@@ -127,6 +128,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # Training pictures.
     cfg.INPUT.MAPPER = "labels"  # labels: with label pictures; pairs: with captions; questions: with answers
+    cfg.INPUT.POINTS = ""  # of objects to be counted, for ANSWERER.COUNTING: a file as datasets/points has it
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do

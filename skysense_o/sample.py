@@ -39,6 +39,7 @@ class Sample(TypedDict):
     prompts: NotRequired[Prompts]  # in training, for a decoder that takes them
     question: NotRequired[str]  # visual question answering
     answer: NotRequired[str]  # in its training
+    points: NotRequired[Tensor]  # float (K,2), x,y as shares of the sides: all that is to be counted, marked
     file_name: NotRequired[str]
     skipped: NotRequired[list[str]]  # what the loader passed over before it came to this one, and why; it takes it out
 

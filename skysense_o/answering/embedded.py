@@ -1,6 +1,6 @@
 """Answers without a language model: question and picture -> scores over a list of answers.
 
-Alphabet: B pictures, A answers, D embedding, N places of the picture, W width.
+Alphabet: B pictures, A answers, D embedding, N places of the picture, W width, G cells of the counter, M numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from skysense_o import geometry
 from skysense_o.answering.answerer import normalise, squared
+from skysense_o.answering.counter import Counter, counting_maps, entropy
 from skysense_o.modeling import Tower, build_tower
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import TextBank, Vocabulary
@@ -22,8 +23,9 @@ from skysense_o.vocabulary import TextBank, Vocabulary
 
 @META_ARCH_REGISTRY.register()
 class EmbeddedAnswerer(nn.Module):
-    """The question asks a grid of places of a frozen tower's features: it attends to them, and counts those that
-    fit; a two-layer head scores the answers."""
+    """The question asks a grid of places of a frozen tower's features: it attends to them, and adds up those that
+    fit; a two-layer head scores the answers. Where the best one is a number, the counter, if there is one, says which.
+    """
 
     @configurable
     def __init__(
@@ -35,6 +37,7 @@ class EmbeddedAnswerer(nn.Module):
         width: int = 256,
         grid: int = 8,
         dropout: float = 0.3,
+        counting: bool = False,
         templates: Sequence[str] = ("{}",),
     ) -> None:
         """
@@ -42,6 +45,7 @@ class EmbeddedAnswerer(nn.Module):
             tower: sees pictures and reads questions; it stays as it is, so each picture is seen once in training.
             answers: A of them, as `normalise` writes them. side: pictures are resized to this square.
             grid: they are read at grid x grid places.
+            counting: with a counter, which can say the numbers among the answers.
             templates: in which its tower is asked for the class of a whole picture.
         """
         super().__init__()
@@ -50,7 +54,7 @@ class EmbeddedAnswerer(nn.Module):
         self.tower, self.text_bank = tower.requires_grad_(False), TextBank()
         self.answers, self.side, self.grid = tuple(answers), side, grid
         self._place = {answer: i for i, answer in enumerate(self.answers)}
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[str, list[Tensor]] = {}
         self.templates = tuple(templates)
         channels = tower.dim + 2 * sum(tower.pyramid_channels)
         self.norm, self.project = nn.LayerNorm(channels), nn.Linear(channels, width)
@@ -62,6 +66,10 @@ class EmbeddedAnswerer(nn.Module):
             nn.LayerNorm(4 * width), nn.Dropout(dropout), nn.Linear(4 * width, 2 * width), nn.GELU(),
             nn.Dropout(dropout), nn.Linear(2 * width, len(answers)),
         )  # fmt: skip
+        self.counter = None
+        if counting:
+            _, *maps = self.look([torch.zeros(3, side, side, dtype=torch.uint8)], counting=True)
+            self.counter = Counter([m.shape[1] for m in maps], tower.dim, answers)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -73,6 +81,7 @@ class EmbeddedAnswerer(nn.Module):
             "width": c.WIDTH,
             "grid": c.GRID,
             "dropout": c.DROPOUT,
+            "counting": c.COUNTING,
             "templates": cfg.MODEL.TEMPLATES,
         }
 
@@ -86,54 +95,78 @@ class EmbeddedAnswerer(nn.Module):
         return self
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor] | list[str]:
-        """Training: samples with `question` and `answer` -> {"loss_answer"}. Inference: the answers.
+        """Training: samples with `question` and `answer`, and `points` where what is to be counted is marked -> losses:
+        "loss_answer"; with a counter also "loss_count" and "loss_density". Inference: the answers.
 
         An answer that is not in the list teaches nothing.
         """
         images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
         if not self.training:
             return self.answer(images, questions)
-        scores = self.scores(self._once(samples), questions)
-        truth = [self._place.get(normalise(s["answer"]), -1) for s in samples]
-        loss = F.cross_entropy(
-            scores.float(), torch.tensor(truth, device=self.device), ignore_index=-1, label_smoothing=0.05,
-            reduction="sum",
-        )  # fmt: skip
-        return {"loss_answer": loss / max(1, sum(t >= 0 for t in truth))}
+        (places, *maps), text = self._once(samples), self._read(questions)
+        right = [normalise(s["answer"]) for s in samples]
+        losses = {"loss_answer": entropy(self.scores(places, text), [self._place.get(r, -1) for r in right], 0.05)}
+        if self.counter is not None:
+            points = [s.get("points") for s in samples]
+            losses.update(self.counter.losses(*self.counter(maps, text), right, points))
+        return losses
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """See `Answerer`."""
         different = {id(image): image for image in images}  # several questions of one picture: it is seen once
-        seen = dict(zip(different, self.places(list(different.values()))))
-        best = self.scores(torch.stack([seen[id(image)] for image in images]), questions).argmax(1)
-        return [self.answers[i] for i in best.tolist()]
+        row = {key: i for i, key in enumerate(different)}
+        places = self.look(list(different.values()), counting=False)[0]
+        text = self._read(questions)
+        said = self.scores(places[[row[id(image)] for image in images]], text).argmax(1).tolist()
+        answers = [self.answers[i] for i in said]
+        asked = [i for i, answer in enumerate(answers) if answer.isdecimal()] if self.counter is not None else []
+        if asked:
+            for i, number in zip(asked, self.count([images[i] for i in asked], text[asked])):
+                answers[i] = str(number)
+        return answers
 
     @torch.no_grad()
-    def places(self, images: Sequence[Tensor]) -> Tensor:
-        """uint8 (3,H,W) each -> (B,N,channels): the mean of each map over each place, the largest of the pyramid."""
+    def count(self, images: Sequence[Tensor], text: Tensor) -> list[int]:
+        """uint8 (3,H,W) each and their questions as (B,D) -> the number of what is asked for, of those that can be
+        said; by the mean over four turns of a picture, which change no number."""
+        shares = torch.zeros(len(images), len(self.counter.numbers), device=self.device)
+        for turn in range(4):
+            _, *maps = self.look([torch.rot90(image, turn, (1, 2)) for image in images], counting=True)
+            shares += self.counter(maps, text)[0].softmax(1)
+        return [self.counter.numbers[n] for n in shares.argmax(1).tolist()]
+
+    @torch.no_grad()
+    def look(self, images: Sequence[Tensor], counting: bool) -> list[Tensor]:
+        """uint8 (3,H,W) each -> (B,N,channels): the mean of each map over each place, the largest of the pyramid; then,
+        if `counting`, what the counter reads."""
         x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.autocast(x.device.type, enabled=False):
             seen = self.tower.encode_image(x.float())
         maps = [F.adaptive_avg_pool2d(m.float(), self.grid) for m in (seen.dense, *seen.pyramid)]
         maps += [F.adaptive_max_pool2d(m.float(), self.grid) for m in seen.pyramid]
-        return torch.cat(maps, 1).flatten(2).transpose(1, 2)
+        places = torch.cat(maps, 1).flatten(2).transpose(1, 2)
+        return [places, *(counting_maps(seen) if counting else ())]
 
-    def scores(self, places: Tensor, questions: Sequence[str]) -> Tensor:
-        """(B,N,channels) and B questions -> (B,A)."""
-        said = [Vocabulary((q,), ((q,),), (False,)) for q in questions]
-        with torch.no_grad():  # no gradient into the text, so its cache serves training too
-            text, _ = self.text_bank(self.tower, said, ("{}",))
-        ask = self.question(text[:, 0, 0].float())
+    def scores(self, places: Tensor, text: Tensor) -> Tensor:
+        """(B,N,channels) and the questions as (B,D) -> (B,A)."""
+        ask = self.question(text)
         where = self.project(self.norm(places)) + self.position
         found, _ = self.attention(ask[:, None], where, where, need_weights=False)
-        gates = (self.fits(where) * ask[:, None]).sigmoid()  # attention shares a sum of 1: it cannot count
-        counted = (gates * self.value(where)).sum(1) / self.grid
-        return self.head(torch.cat([ask, found[:, 0], counted, where.mean(1) * ask], 1))
+        gates = (self.fits(where) * ask[:, None]).sigmoid()  # attention shares a sum of 1: it cannot add up
+        fitting = (gates * self.value(where)).sum(1) / self.grid
+        return self.head(torch.cat([ask, found[:, 0], fitting, where.mean(1) * ask], 1))
 
-    def _once(self, samples: Sequence[Sample]) -> Tensor:
-        """The places of pictures in training, kept in half precision: the tower never changes, so each is seen once."""
+    @torch.no_grad()  # no gradient into the text, so its cache serves training too
+    def _read(self, questions: Sequence[str]) -> Tensor:
+        said = [Vocabulary((q,), ((q,),), (False,)) for q in questions]
+        return self.text_bank(self.tower, said, ("{}",))[0][:, 0, 0].float()
+
+    def _once(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """What is seen of pictures in training, in half precision: the tower never changes, so each is seen once."""
         new = {s["file_name"]: s["image"] for s in samples if s["file_name"] not in self._seen}
         if new:
-            self._seen.update(zip(new, self.places(list(new.values())).half().cpu()))
-        return torch.stack([self._seen[s["file_name"]] for s in samples]).to(self.device).float()
+            seen = [m.half().cpu() for m in self.look(list(new.values()), self.counter is not None)]
+            self._seen.update({name: [m[i] for m in seen] for i, name in enumerate(new)})
+        kept = zip(*(self._seen[s["file_name"]] for s in samples))
+        return [torch.stack(maps).to(self.device).float() for maps in kept]

@@ -90,12 +90,15 @@ def read_rsvqa(row: Row, split: str) -> Iterator[dict]:
 
 
 def read_text_questions(row: Row, split: str) -> Iterator[dict]:
-    """RSIVQA's lines `picture:question?answer`; or JSON lines {"image", "split", "question", "answer", "kind"}."""
-    path = index_file(row, split)
+    """RSIVQA's lines `picture:question?answer`; or JSON lines {"image", "split", "question", "answer", "kind"}.
+
+    The row's `splits` say which split of the file, and after a space what its questions must contain.
+    """
+    path, (wanted, _, words) = index_file(row, split), row.splits[split].partition(" ")
     if path.suffix == ".jsonl":
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            if split in (entry["split"], "all"):
+            if wanted in (entry["split"], "all") and words in entry["question"].lower():
                 said = {key: entry[key] for key in ("question", "answer", "kind") if key in entry}
                 yield _with_picture(row, row.place / entry["image"], **said)
         return
@@ -107,6 +110,8 @@ def read_text_questions(row: Row, split: str) -> Iterator[dict]:
             continue
         if not (colon and mark and answer.strip()):
             yield {"bad": f"{path}, line {number}: {line[:80]!r} is not picture:question?answer"}
+            continue
+        if words not in question.lower():
             continue
         name = Path(picture.strip().replace("\\", "/")).name
         said = {"question": question.strip() + "?", "answer": answer.strip()}

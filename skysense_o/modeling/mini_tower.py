@@ -61,13 +61,14 @@ class MiniTower(Tower):
 
     def encode_image(self, x: Tensor) -> Features:
         """x (B,3,h0,w0), sides multiples of 32 -> dense at stride 16, pyramid at strides 8 and 4."""
-        maps = self.image(x)[::-1]
+        stages = self.image(x)
+        maps = stages[::-1]
         top, outputs = self.lateral[0](maps[0]), []
         for fine, lateral, smooth in zip(maps[1:], self.lateral[1:], self.smooth):
             top = lateral(fine) + F.interpolate(top, scale_factor=2.0, mode="nearest")
             outputs.append(smooth(top))
         dense = self.project(outputs[0])
-        return Features(dense, tuple(outputs[1:]), dense.mean(dim=(2, 3)))
+        return Features(dense, tuple(outputs[1:]), dense.mean(dim=(2, 3)), tuple(stages))
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
         """See `encode_sentences`."""

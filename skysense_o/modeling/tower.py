@@ -37,6 +37,7 @@ class Features:
     dense: Tensor  # (B,D,h,w), in the text space
     pyramid: tuple[Tensor, ...]  # (B,C1,2h,2w), then (B,C2,4h,4w)
     pooled: Tensor  # (B,D), in the text space
+    stages: tuple[Tensor, ...] = ()  # what the backbone itself saw, finest first, where the tower shows it
 
 
 class Tower(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -85,13 +86,14 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
 
 
 def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
-    """EmbeddedAnswerer: the list of what it can say, from its weights or from the questions that it trains on."""
+    """EmbeddedAnswerer: the list of what it can say, from its weights, or from its training where its head is new."""
     if cfg.MODEL.META_ARCHITECTURE != "EmbeddedAnswerer" or cfg.MODEL.ANSWERER.ANSWERS:
         return
-    if eval_only and cfg.MODEL.WEIGHTS:
+    new_head = any(re.search(pattern, "head.0.weight") for pattern in cfg.MODEL.NEW_PARAMETERS)
+    if cfg.MODEL.WEIGHTS and (eval_only or not new_head):
         stored = read_config(find_weights(cfg.MODEL.WEIGHTS))
-        if stored:
-            cfg.MODEL.ANSWERER.ANSWERS = CfgNode.load_cfg(stored).MODEL.ANSWERER.ANSWERS
+        if stored and (answers := CfgNode.load_cfg(stored).MODEL.ANSWERER.ANSWERS):
+            cfg.MODEL.ANSWERER.ANSWERS = answers
             return
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
     cfg.MODEL.ANSWERER.ANSWERS = sorted({normalise(record["answer"]) for record in records})

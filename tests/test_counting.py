@@ -1,0 +1,181 @@
+"""Counting: a map whose sum is the number, learned from answers and from marked objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from PIL import Image
+
+from skysense_o.answering import EmbeddedAnswerer
+from skysense_o.answering.counter import CELLS, Counter, counting_maps, density_loss, marked_density
+from skysense_o.data.catalog import records_of
+from skysense_o.data.question_mapper import QuestionMapper, read_points
+from skysense_o.modeling import Features
+
+ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
+
+
+def blobs(generator, many=64):
+    """Noise with zero to five bright cells -> maps, numbers, points."""
+    numbers = torch.randint(6, (many,), generator=generator)
+    maps, points = torch.rand(many, 4, CELLS, CELLS, generator=generator), []
+    for m, number in zip(maps, numbers.tolist()):
+        cells = torch.randperm(CELLS * CELLS, generator=generator)[:number]
+        m[0, cells // CELLS, cells % CELLS] = 4
+        points.append(torch.stack([cells % CELLS + 0.5, cells // CELLS + 0.5], 1) / CELLS)
+    return maps, numbers, points
+
+
+def test_it_learns_to_count_and_where():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    counter = Counter([4], 8, ANSWERS)
+    assert counter.numbers == (0, 1, 2, 3, 4, 5), "'about 7' and 'yes' are no numbers"
+    optimizer = torch.optim.AdamW(counter.parameters(), lr=1e-2)
+    for _ in range(200):
+        maps, numbers, points = blobs(generator, 32)
+        losses = counter.losses(*counter([maps], torch.ones(32, 8)), [str(n) for n in numbers.tolist()], points)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    maps, numbers, points = blobs(generator)
+    with torch.inference_mode():
+        scores, density = counter.eval()([maps], torch.ones(64, 8))
+    assert (scores.argmax(1) == numbers).float().mean() > 0.5, "six numbers, so chance is about 0.17"
+    five = int(numbers.argmax())
+    x, y = (points[five] * CELLS).long().T
+    assert density[five, y, x].mean() > 5 * density[five].mean(), "it is dense where the objects are"
+
+
+def test_answers_that_are_no_number_teach_nothing():
+    counter = Counter([4], 8, ANSWERS)
+    maps = torch.rand(2, 4, CELLS, CELLS)
+    losses = counter.losses(*counter([maps], torch.ones(2, 8)), ["yes", "about 7"], [torch.rand(3, 2), None])
+    assert {name: loss.item() for name, loss in losses.items()} == {"loss_count": 0.0, "loss_density": 0.0}
+    sum(losses.values()).backward()
+
+
+def test_marked_objects_sum_to_the_number_people_gave():
+    points = torch.tensor([[0.25, 0.5], [0.99, 0.01]])
+    target = marked_density(points, 3)
+    assert target.shape == (CELLS, CELLS)
+    assert float(target.sum()) == pytest.approx(3), "also for one at the border"
+    assert float(target[12:20, 4:12].sum()) == pytest.approx(1.5, abs=0.01)
+    assert float(marked_density(torch.empty(0, 2), 0).sum()) == 0
+    right = density_loss(target[None], target[None])
+    assert right < density_loss(target.roll(8, 0)[None], target[None])
+    assert right < density_loss(2 * target[None], target[None])
+
+
+def test_what_is_smaller_than_a_cell_is_not_lost():
+    fine = torch.zeros(1, 3, 2 * CELLS, 2 * CELLS)
+    fine[0, 1, 5, 7] = 1
+    dense, pyramid, stage = torch.rand(1, 8, 16, 16), (torch.rand(1, 4, CELLS, CELLS), fine), torch.rand(1, 5, 8, 8)
+    maps = counting_maps(Features(dense, pyramid, dense.mean((2, 3)), (stage,)))
+    assert [tuple(m.shape[1:]) for m in maps] == [(8, 16, 16), (4, CELLS, CELLS), (6, CELLS, CELLS), (5, 8, 8)]
+    assert maps[2][0, 1, 2, 3] == 0.25
+    assert maps[2][0, 4, 2, 3] == 1
+
+
+@pytest.fixture
+def cars(tmp_path, monkeypatch):
+    """Pictures with one white car each, as RSIVQA has them, and where the car is."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    folder, lines, marks = tmp_path / "ucmerced", [], []
+    (folder / "images" / "overpass").mkdir(parents=True)
+    for number in range(3):
+        image = np.zeros((64, 48, 3), np.uint8)
+        x, y = 5 + 12 * number, 50 - 9 * number
+        image[y - 2 : y + 3, x - 2 : x + 3] = 255
+        name = f"images/overpass/overpass{number:02}.jpg"
+        Image.fromarray(image).save(folder / name, quality=100)
+        for question, answer in (("How many cars in the picture?", "one"), ("Is there a car?", "yes")):
+            entry = {"image": name, "split": "train", "question": question, "answer": answer, "kind": "human"}
+            lines.append(json.dumps(entry))
+        marks.append(json.dumps({"image": name, "what": "car", "points": [[x + 0.5, y + 0.5]]}))
+    (folder / "vqa.jsonl").write_text("\n".join(lines))
+    (tmp_path / "points.jsonl").write_text("\n".join(marks))
+    return tmp_path / "points.jsonl"
+
+
+def counting_config(points):
+    cfg = small_config()
+    cfg.MODEL.META_ARCHITECTURE = "EmbeddedAnswerer"
+    cfg.MODEL.ANSWERER.ANSWERS = list(ANSWERS)
+    cfg.MODEL.ANSWERER.SIDE, cfg.MODEL.ANSWERER.WIDTH, cfg.MODEL.ANSWERER.GRID = 64, 32, 2
+    cfg.MODEL.ANSWERER.COUNTING, cfg.INPUT.POINTS = True, str(points)
+    return cfg
+
+
+def test_marks_turn_with_the_picture(cars):
+    records = records_of("rsivqa_train_count")
+    assert {record["question"] for record in records} == {"How many cars in the picture?"}
+    assert len(records_of("rsivqa_train")) == 6
+    mapper, turns = QuestionMapper(counting_config(cars)), set()
+    for _ in range(20):
+        for record in records:
+            sample = mapper(record)
+            _, height, width = sample["image"].shape
+            x, y = (sample["points"][0] * torch.tensor([width, height])).long().tolist()
+            assert sample["image"][:, y, x].min() > 200, "the mark is on the car"
+            turns.add(sample["file_name"][-1])
+    assert turns == set("0123")
+    reds = [
+        mapper({**records[0], "question": "How many red cars in the picture?", "answer": "zero"}) for _ in range(20)
+    ]
+    asked = {(sample["question"], sample["answer"], len(sample.get("points", ()))) for sample in reds}
+    assert asked == {("How many red cars in the picture?", "zero", 0), ("How many cars in the picture?", "1", 1)}
+
+
+def test_the_counter_leaves_other_answers_as_they_are(cars):
+    torch.manual_seed(0)
+    cfg = counting_config(cars)
+    model, mapper = EmbeddedAnswerer(cfg), QuestionMapper(cfg)
+    losses = model.train()([mapper(record) for record in records_of("rsivqa_train_count")])
+    assert set(losses) == {"loss_answer", "loss_count", "loss_density"}
+    assert losses["loss_density"] > 0
+    pictures = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(4)]
+    asked = pictures, ["Is there a car?", "How many cars?"] * 2
+    model.eval()
+    with torch.no_grad():
+        model.counter.habit.bias[4] += 100
+        model.head[-1].bias[ANSWERS.index("yes")] += 100
+    assert model.answer(*asked) == ["yes"] * 4
+    with torch.no_grad():
+        model.head[-1].bias[ANSWERS.index("2")] += 200
+    assert model.answer(*asked) == ["4"] * 4, "the head says that it is a number, the counter which"
+    text = model._read(asked[1])
+    with torch.no_grad():
+        model.counter.habit.bias[4] -= 100
+    turned = [torch.rot90(picture, k, (1, 2)) for k, picture in enumerate(pictures)]
+    assert model.count(turned, text) == model.count(pictures, text)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"image": "a.png", "points": []}', "no json", '{"image": "a", "what": "b", "points": [1]}']
+)
+def test_a_line_that_marks_nothing_is_named(tmp_path, line):
+    path = tmp_path / "points.jsonl"
+    path.write_text('{"image": "a/b.tif", "what": "car", "points": [[1, 2]]}\n')
+    assert read_points(path) == {"a/b": {"car": [[1.0, 2.0]]}}
+    path.write_text(path.read_text() + line)
+    with pytest.raises(ValueError, match=r"points.jsonl, line 2: .* is not"):
+        read_points(path)
+
+
+def test_a_missing_file_of_marks_is_named(cars):
+    with pytest.raises(FileNotFoundError, match=r"INPUT.POINTS 'nowhere.jsonl': no such file"):
+        QuestionMapper(counting_config("nowhere.jsonl"))
+
+
+def test_the_marks_we_ship_are_in_their_pictures():
+    marks = read_points(Path(__file__).parents[1] / "datasets" / "points" / "ucmerced.jsonl")
+    points = np.array([p for kinds in marks.values() for some in kinds.values() for p in some])
+    assert len(marks) > 100
+    assert points.min() >= 0
+    assert points.max() <= 256
