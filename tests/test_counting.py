@@ -13,8 +13,11 @@ from PIL import Image
 
 from skysense_o.answering import EmbeddedAnswerer
 from skysense_o.answering.counter import CELLS, Counter, counting_maps, density_loss, marked_density
+from skysense_o.checkpoint import save_weights
+from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.data.question_mapper import QuestionMapper, read_points
+from skysense_o.inference.classify import load_answerer
 from skysense_o.modeling import Features
 
 ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
@@ -179,3 +182,15 @@ def test_the_marks_we_ship_are_in_their_pictures():
     assert len(marks) > 100
     assert points.min() >= 0
     assert points.max() <= 256
+
+
+def test_a_file_holds_the_counter(cars, tmp_path):
+    cfg = counting_config(cars)
+    model = EmbeddedAnswerer(cfg).eval()
+    save_weights(model, tmp_path / "count.safetensors", model_config(cfg).dump())
+    again = load_answerer(tmp_path / "count.safetensors", "cpu")
+    pictures, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._read(["How many cars?"])
+    assert again.counter.numbers == model.counter.numbers
+    for one, other in zip(again.look(pictures, counting=True), model.look(pictures, counting=True)):
+        assert torch.equal(one, other)
+    assert again.count(pictures, text) == model.count(pictures, text)

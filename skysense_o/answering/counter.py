@@ -37,7 +37,6 @@ class Counter(nn.Module):
         """
         super().__init__()
         self.numbers = tuple(sorted(int(answer) for answer in answers if answer.isdecimal()))
-        self.register_buffer("roots", torch.tensor(self.numbers, dtype=torch.float32).sqrt(), persistent=False)
         self.norm = nn.ModuleList(nn.GroupNorm(1, c) for c in channels)
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.scale, self.shift = nn.Linear(text_dim, width), nn.Linear(text_dim, width)
@@ -58,7 +57,8 @@ class Counter(nn.Module):
         x = x + F.gelu(self.mix(self.near(x)))
         density = F.softplus(self.density(x))[:, 0]
         root = density.sum(dim=(1, 2)).clamp(min=1e-2).sqrt()
-        distance = (root[:, None] - self.roots) ** 2
+        roots = torch.tensor(self.numbers, dtype=torch.float32, device=root.device).sqrt()
+        distance = (root[:, None] - roots) ** 2
         return self.habit(text) - distance * self.sharpness(text).exp(), density
 
     def losses(

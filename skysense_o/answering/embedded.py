@@ -68,8 +68,10 @@ class EmbeddedAnswerer(nn.Module):
         )  # fmt: skip
         self.counter = None
         if counting:
-            _, *maps = self.look([torch.zeros(3, side, side, dtype=torch.uint8)], counting=True)
-            self.counter = Counter([m.shape[1] for m in maps], tower.dim, answers)
+            side = tower.input_size or -(-side // tower.divisor) * tower.divisor
+            with torch.no_grad():  # how many channels it will see; on whatever device, meta too
+                seen = tower.encode_image(torch.zeros(1, 3, side, side, device=next(tower.parameters()).device))
+            self.counter = Counter([m.shape[1] for m in counting_maps(seen)], tower.dim, answers)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
