@@ -13,7 +13,7 @@ from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.data.pairs import read_picture
 from skysense_o.data.question_mapper import QuestionMapper
-from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of
+from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of, near
 from skysense_o.inference.classify import load_answerer
 
 
@@ -35,6 +35,11 @@ def test_buckets_are_those_of_rsvqa():
     assert [bucket(str(n)) for n in (0, 1, 10, 11, 1000, 1001)] == [f"bucket {b}" for b in (0, 1, 1, 2, 3, 4)]
     assert bucket("seven") == "bucket 1"
     assert (bucket("0m2"), bucket("550 m2"), bucket("yes")) == ("bucket 0m2", "bucket 3m2", "yes")
+
+
+def test_a_miss_by_one_is_told_apart():
+    assert [near(said, "eight") for said in ("7", "8", "nine", "10", "many")] == [True, True, True, False, False]
+    assert near("Several.", "several")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ def same(answer: str, truth: str) -> bool:
     return normalise(answer) == normalise(truth)
 
 
+def near(answer: str, truth: str) -> bool:
+    """Numbers at most one apart; anything else must be the same."""
+    said, right = normalise(answer), normalise(truth)
+    return abs(int(said) - int(right)) <= 1 if said.isdecimal() and right.isdecimal() else said == right
+
+
 class QuestionOnly:
     """What the question alone gives: its most frequent answer in training, else that of its type."""
 
@@ -83,7 +89,7 @@ def evaluate_questions(
         numbers: "model/<type>", "question_only/<type>" and "shuffled/<type>" with the shares of right answers, and for
         each the average over the types ("average"), over the questions ("overall"), and over those that people asked
         freely ("human"), where there are such; "count_bucketed" and "area_bucketed" are the same answers in RSVQA's
-        buckets and are no part of any mean.
+        buckets, "count_within_one" those that miss by one at most: no part of any mean.
         predictions: one row a question, to score again.
     """
     lookup, rows, by_picture = QuestionOnly(training), [], defaultdict(list)
@@ -93,8 +99,8 @@ def evaluate_questions(
     mine = np.array_split(np.arange(len(files)), comm.get_world_size())[comm.get_rank()]
     for first in tqdm(range(0, len(mine), BATCH), desc="questions", disable=not comm.is_main_process()):
         places = mine[first : first + BATCH]
-        near = {files[p % len(files)] for place in places for p in (place, place + 1)}
-        seen = {f: torch.from_numpy(read(records[by_picture[f][0]]).copy()).permute(2, 0, 1) for f in near}
+        around = {files[p % len(files)] for place in places for p in (place, place + 1)}
+        seen = {f: torch.from_numpy(read(records[by_picture[f][0]]).copy()).permute(2, 0, 1) for f in around}
         asked = [(place, number) for place in places for number in by_picture[files[place]]]
         own = [seen[files[place]] for place, _ in asked]
         others = [seen[files[(place + 1) % len(files)]] for place, _ in asked]
@@ -114,20 +120,22 @@ def evaluate_questions(
 
 def shares(rows: Sequence[dict], who: str) -> dict[str, float]:
     """Right answers of one of the three, by type and as means; see `evaluate_questions`."""
-    by_kind, human, buckets = defaultdict(list), [], defaultdict(list)
+    by_kind, human, leniently = defaultdict(list), [], defaultdict(list)
     for row in rows:
         right = same(row["said"][who], row["answer"])
         by_kind[row["kind"]].append(right)
         if row["human"]:
             human.append(right)
         if row["kind"] in ("count", "area"):
-            buckets[f"{row['kind']}_bucketed"].append(bucket(row["said"][who]) == bucket(row["answer"]))
+            leniently[f"{row['kind']}_bucketed"].append(bucket(row["said"][who]) == bucket(row["answer"]))
+        if row["kind"] == "count":
+            leniently["count_within_one"].append(near(row["said"][who], row["answer"]))
     numbers = {kind: float(np.mean(right)) for kind, right in sorted(by_kind.items())}
     overall = float(np.mean([right for some in by_kind.values() for right in some]))
     means = {"average": float(np.mean(list(numbers.values()))), "overall": overall}
     if human:
         means["human"] = float(np.mean(human))
-    return {**numbers, **means, **{key: float(np.mean(right)) for key, right in buckets.items()}}
+    return {**numbers, **means, **{key: float(np.mean(right)) for key, right in leniently.items()}}
 
 
 def as_table(numbers: dict[str, float]) -> str:
