@@ -116,6 +116,8 @@ def test_each_training_config_uses_all_its_parameters(root):
     for path in configs:
         cfg = default_config()
         cfg.merge_from_file(str(path))
+        if cfg.MODEL.META_ARCHITECTURE != "SkySenseO":  # answerers have tests of their own
+            continue
         cfg.MODEL.TOWER.PRETRAINED = False
         model = SkySenseO(cfg).train()
         build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
