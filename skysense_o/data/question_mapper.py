@@ -75,6 +75,8 @@ def read_points(path: str | Path) -> dict[str, dict[str, list[list[float]]]]:
 
     A picture is told by its folder and stem, since the same ones come as TIFF and as JPEG.
     """
+    if not Path(path).is_file():  # not below the working folder: one of the repository's own
+        path = Path(__file__).parents[2] / path
     if not Path(path).is_file():
         raise FileNotFoundError(f"INPUT.POINTS {str(path)!r}: no such file; see datasets/points, or leave it empty")
     marked: dict[str, dict[str, list[list[float]]]] = {}
