@@ -89,8 +89,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.NEW_PARAMETERS = []
 
     # Patterns of tensors of MODEL.WEIGHTS that the model may do without (by default what pretraining alone needs, and
-    # clicks and boxes where SEM_SEG_HEAD.PROMPTS is False); anything else that it has not is an error.
-    cfg.MODEL.PASSED_OVER = ["^pretraining\\.", "^sem_seg_head\\.prompt"]
+    # clicks and boxes where SEM_SEG_HEAD.PROMPTS is False, the counter where ANSWERER.COUNTING is); anything else that
+    # it has not is an error.
+    cfg.MODEL.PASSED_OVER = ["^pretraining\\.", "^sem_seg_head\\.prompt", "^counter\\."]
 
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]
@@ -128,7 +129,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # Training pictures.
     cfg.INPUT.MAPPER = "labels"  # labels: with label pictures; pairs: with captions; questions: with answers
-    cfg.INPUT.POINTS = ""  # of objects to be counted, for ANSWERER.COUNTING: a file as datasets/points has it
+    cfg.INPUT.POINTS = ""  # where objects are that ANSWERER.COUNTING counts: a file below datasets/points
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do

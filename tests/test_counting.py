@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +10,15 @@ import torch
 from conftest import small_config
 from PIL import Image
 
-from skysense_o.answering import EmbeddedAnswerer
+from skysense_o.answering import EmbeddedAnswerer, embedded
 from skysense_o.answering.counter import CELLS, Counter, counting_maps, density_loss, marked_density
-from skysense_o.checkpoint import save_weights
+from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.data.question_mapper import QuestionMapper, read_points
 from skysense_o.inference.classify import load_answerer
 from skysense_o.modeling import Features
+from skysense_o.training.run import fill_answers
 
 ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
@@ -37,12 +37,12 @@ def blobs(generator, many=64):
 def test_it_learns_to_count_and_where():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    counter = Counter([4], 8, ANSWERS)
+    counter = Counter([4], 8, ANSWERS, width=32, dropout=0.0)
     assert counter.numbers == (0, 1, 2, 3, 4, 5), "'about 7' and 'yes' are no numbers"
-    optimizer = torch.optim.AdamW(counter.parameters(), lr=1e-2)
-    for _ in range(200):
-        maps, numbers, points = blobs(generator, 32)
-        losses = counter.losses(*counter([maps], torch.ones(32, 8)), [str(n) for n in numbers.tolist()], points)
+    optimizer = torch.optim.AdamW(counter.parameters(), lr=3e-2)
+    for _ in range(160):
+        maps, numbers, points = blobs(generator, 16)
+        losses = counter.losses(*counter([maps], torch.ones(16, 8)), [str(n) for n in numbers.tolist()], points)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
@@ -133,6 +133,8 @@ def test_marks_turn_with_the_picture(cars):
     ]
     asked = {(sample["question"], sample["answer"], len(sample.get("points", ()))) for sample in reds}
     assert asked == {("How many red cars in the picture?", "zero", 0), ("How many cars in the picture?", "1", 1)}
+    where = mapper({**records[0], "question": "Where is the car?", "answer": "left"})
+    assert where["file_name"] == records[0]["file_name"], "left would not stay left"
 
 
 def test_the_counter_leaves_other_answers_as_they_are(cars):
@@ -172,12 +174,14 @@ def test_a_line_that_marks_nothing_is_named(tmp_path, line):
 
 
 def test_a_missing_file_of_marks_is_named(cars):
-    with pytest.raises(FileNotFoundError, match=r"INPUT.POINTS '.*nowhere.jsonl': no such file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"INPUT.POINTS 'nowhere.jsonl' is not in datasets/points, which has ucm"
+    ):
         QuestionMapper(counting_config("nowhere.jsonl"))
 
 
 def test_the_marks_we_ship_are_in_their_pictures():
-    marks = read_points(Path(__file__).parents[1] / "datasets" / "points" / "ucmerced.jsonl")
+    marks = read_points("ucmerced.jsonl")
     points = np.array([p for kinds in marks.values() for some in kinds.values() for p in some])
     assert len(marks) > 100
     assert points.min() >= 0
@@ -191,6 +195,37 @@ def test_a_file_holds_the_counter(cars, tmp_path):
     again = load_answerer(tmp_path / "count.safetensors", "cpu")
     pictures, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._read(["How many cars?"])
     assert again.counter.numbers == model.counter.numbers
-    for one, other in zip(again.look(pictures, counting=True), model.look(pictures, counting=True)):
-        assert torch.equal(one, other)
-    assert again.count(pictures, text) == model.count(pictures, text)
+    with torch.no_grad():
+        before, after = (m.counter(counting_maps(m.see(pictures)), text)[0] for m in (model, again))
+    assert torch.equal(before, after)
+    without = counting_config("")
+    without.MODEL.ANSWERER.COUNTING = False
+    left = load_weights(EmbeddedAnswerer(without), tmp_path / "count.safetensors", unwanted=without.MODEL.PASSED_OVER)
+    assert "counter.density.weight" in left.passed_over, "it may be left out"
+
+
+def test_what_can_be_said_comes_with_the_head(cars, tmp_path):
+    cfg = counting_config(cars)
+    save_weights(EmbeddedAnswerer(cfg), tmp_path / "count.safetensors", model_config(cfg).dump())
+    cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN = str(tmp_path / "count.safetensors"), ("rsivqa_train_count",)
+    said = {}
+    for new in ("^counter", "^(head|counter)"):
+        cfg.MODEL.ANSWERER.ANSWERS, cfg.MODEL.NEW_PARAMETERS = [], [new]
+        fill_answers(cfg, eval_only=False)
+        said[new] = tuple(cfg.MODEL.ANSWERER.ANSWERS)
+    assert said == {"^counter": ANSWERS, "^(head|counter)": ("1",)}
+
+
+def test_what_is_kept_has_a_bound(cars, monkeypatch):
+    cfg = counting_config(cars)
+    model = EmbeddedAnswerer(cfg).train()
+    samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
+    seen, see = [], model.see
+    model.see = lambda images: seen.append(len(images)) or see(images)
+    monkeypatch.setattr(embedded, "KEPT_BYTES", 0)
+    for _ in range(2):
+        model(samples)
+    monkeypatch.undo()
+    for _ in range(2):
+        model(samples)
+    assert seen == [3, 3, 3], "nothing fits, so each is seen each time; then once"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,3 +44,10 @@ def squared(image: Tensor, side: int) -> Tensor:
     if tuple(image.shape[-2:]) == (side, side):
         return image
     return F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]
+
+
+def choice_loss(scores: Tensor, truth: Sequence[int], smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of (B,A) over those whose truth is not -1; 0 where there is none."""
+    target = torch.tensor(truth, device=scores.device)
+    loss = F.cross_entropy(scores.float(), target, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+    return loss / max(1, sum(t >= 0 for t in truth))

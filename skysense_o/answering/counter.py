@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skysense_o.answering.answerer import choice_loss
 from skysense_o.modeling import Features
 
 CELLS = 32
@@ -20,10 +21,10 @@ MARKED = 3.0
 
 
 class Counter(nn.Module):
-    """A question and the stages of a tower -> a map of density (Lempitsky and Zisserman 2010) -> scores over numbers.
+    """A question and a tower's maps -> a map of density (Lempitsky and Zisserman 2010) -> scores over numbers.
 
-    The map's sum is compared with each number on the scale of square roots, on which small and large counts err
-    alike. How sharply, and which numbers people prefer to say, the question decides.
+    The map's sum is compared with each number on the scale of square roots, on which a Poisson count varies alike
+    whatever its mean. How sharply, and which numbers people prefer to say, the question decides.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Counter(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], text: Tensor) -> tuple[Tensor, Tensor]:
         """Maps as `counting_maps` gives them and (B,D) -> scores (B,M), density (B,G,G)."""
-        x = sum(_resized(project(norm(m))) for m, norm, project in zip(maps, self.norm, self.project))
-        x = self.dropout(x)
+        projected = [project(norm(m)) for m, norm, project in zip(maps, self.norm, self.project)]
+        x = self.dropout(sum(F.interpolate(m, (CELLS, CELLS), mode="bilinear") for m in projected))
         x = F.gelu(x * (1 + self.scale(text)[..., None, None]) + self.shift(text)[..., None, None])
         x = x + F.gelu(self.mix(self.near(x)))
         density = F.softplus(self.density(x))[:, 0]
@@ -71,7 +72,7 @@ class Counter(nn.Module):
         targets = [marked_density(points[i].to(density.device), int(answers[i])) for i in marked]
         cells = density_loss(density[marked], torch.stack(targets)).sum() if marked else density.sum() * 0
         return {
-            "loss_count": entropy(scores, [places.get(answer, -1) for answer in answers]),
+            "loss_count": choice_loss(scores, [places.get(answer, -1) for answer in answers]),
             "loss_density": MARKED * cells / len(answers),
         }
 
@@ -101,14 +102,3 @@ def density_loss(density: Tensor, target: Tensor) -> Tensor:
     """Poisson's negative log-likelihood, (B,G,G) each -> (B,); by the root of the number, lest crowds say all."""
     cells = density - target * density.clamp(min=1e-6).log()
     return cells.sum(dim=(1, 2)) / (1 + target.sum(dim=(1, 2))).sqrt()
-
-
-def entropy(scores: Tensor, truth: Sequence[int], smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of (B,any) over those whose truth is not -1."""
-    target = torch.tensor(truth, device=scores.device)
-    loss = F.cross_entropy(scores.float(), target, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
-    return loss / max(1, sum(t >= 0 for t in truth))
-
-
-def _resized(m: Tensor) -> Tensor:
-    return F.interpolate(m, (CELLS, CELLS), mode="bilinear")

@@ -14,11 +14,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry
-from skysense_o.answering.answerer import normalise, squared
-from skysense_o.answering.counter import Counter, counting_maps, entropy
-from skysense_o.modeling import Tower, build_tower
+from skysense_o.answering.answerer import choice_loss, normalise, squared
+from skysense_o.answering.counter import Counter, counting_maps
+from skysense_o.modeling import Features, Tower, build_tower
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import TextBank, Vocabulary
+
+KEPT_BYTES = 4 * 2**30
+"""Of what the tower saw of training pictures: 1 MiB each with a counter, 55 KB without."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -55,6 +58,7 @@ class EmbeddedAnswerer(nn.Module):
         self.answers, self.side, self.grid = tuple(answers), side, grid
         self._place = {answer: i for i, answer in enumerate(self.answers)}
         self._seen: dict[str, list[Tensor]] = {}
+        self._bytes = 0
         self.templates = tuple(templates)
         channels = tower.dim + 2 * sum(tower.pyramid_channels)
         self.norm, self.project = nn.LayerNorm(channels), nn.Linear(channels, width)
@@ -107,7 +111,8 @@ class EmbeddedAnswerer(nn.Module):
             return self.answer(images, questions)
         (places, *maps), text = self._once(samples), self._read(questions)
         right = [normalise(s["answer"]) for s in samples]
-        losses = {"loss_answer": entropy(self.scores(places, text), [self._place.get(r, -1) for r in right], 0.05)}
+        truth = [self._place.get(answer, -1) for answer in right]
+        losses = {"loss_answer": choice_loss(self.scores(places, text), truth, smoothing=0.05)}
         if self.counter is not None:
             points = [s.get("points") for s in samples]
             losses.update(self.counter.losses(*self.counter(maps, text), right, points))
@@ -118,7 +123,7 @@ class EmbeddedAnswerer(nn.Module):
         """See `Answerer`."""
         different = {id(image): image for image in images}  # several questions of one picture: it is seen once
         row = {key: i for i, key in enumerate(different)}
-        places = self.look(list(different.values()), counting=False)[0]
+        places = self.places(self.see(list(different.values())))
         text = self._read(questions)
         said = self.scores(places[[row[id(image)] for image in images]], text).argmax(1).tolist()
         answers = [self.answers[i] for i in said]
@@ -134,21 +139,22 @@ class EmbeddedAnswerer(nn.Module):
         said; by the mean over four turns of a picture, which change no number."""
         shares = torch.zeros(len(images), len(self.counter.numbers), device=self.device)
         for turn in range(4):
-            _, *maps = self.look([torch.rot90(image, turn, (1, 2)) for image in images], counting=True)
+            maps = counting_maps(self.see([torch.rot90(image, turn, (1, 2)) for image in images]))
             shares += self.counter(maps, text)[0].softmax(1)
         return [self.counter.numbers[n] for n in shares.argmax(1).tolist()]
 
     @torch.no_grad()
-    def look(self, images: Sequence[Tensor], counting: bool) -> list[Tensor]:
-        """uint8 (3,H,W) each -> (B,N,channels): the mean of each map over each place, the largest of the pyramid; then,
-        if `counting`, what the counter reads."""
+    def see(self, images: Sequence[Tensor]) -> Features:
+        """uint8 (3,H,W) each -> what the tower sees of them, squared."""
         x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.autocast(x.device.type, enabled=False):
-            seen = self.tower.encode_image(x.float())
+            return self.tower.encode_image(x.float())
+
+    def places(self, seen: Features) -> Tensor:
+        """-> (B,N,channels): the mean of each map over each place, the largest of the pyramid."""
         maps = [F.adaptive_avg_pool2d(m.float(), self.grid) for m in (seen.dense, *seen.pyramid)]
         maps += [F.adaptive_max_pool2d(m.float(), self.grid) for m in seen.pyramid]
-        places = torch.cat(maps, 1).flatten(2).transpose(1, 2)
-        return [places, *(counting_maps(seen) if counting else ())]
+        return torch.cat(maps, 1).flatten(2).transpose(1, 2)
 
     def scores(self, places: Tensor, text: Tensor) -> Tensor:
         """(B,N,channels) and the questions as (B,D) -> (B,A)."""
@@ -165,10 +171,18 @@ class EmbeddedAnswerer(nn.Module):
         return self.text_bank(self.tower, said, ("{}",))[0][:, 0, 0].float()
 
     def _once(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """What is seen of pictures in training, in half precision: the tower never changes, so each is seen once."""
+        """The places of pictures in training, then what the counter reads if there is one, in half precision: the tower
+        never changes, so each is seen once, while what is kept fits in KEPT_BYTES."""
         new = {s["file_name"]: s["image"] for s in samples if s["file_name"] not in self._seen}
+        now = {}
         if new:
-            seen = [m.half().cpu() for m in self.look(list(new.values()), self.counter is not None)]
-            self._seen.update({name: [m[i] for m in seen] for i, name in enumerate(new)})
-        kept = zip(*(self._seen[s["file_name"]] for s in samples))
-        return [torch.stack(maps).to(self.device).float() for maps in kept]
+            seen = self.see(list(new.values()))
+            maps = [self.places(seen), *(counting_maps(seen) if self.counter is not None else ())]
+            maps = [m.half().cpu() for m in maps]
+            now = {name: [m[i] for m in maps] for i, name in enumerate(new)}
+            size = sum(m.nbytes for m in maps)
+            if self._bytes + size <= KEPT_BYTES:
+                self._seen.update(now)
+                self._bytes += size
+        rows = zip(*(now.get(s["file_name"]) or self._seen[s["file_name"]] for s in samples))
+        return [torch.stack(row).to(self.device).float() for row in rows]

@@ -56,16 +56,16 @@ def random_transforms(side: int, turn: bool, color: float) -> list[T.Transform]:
     if np.random.rand() < 0.5:
         transforms.append(T.HFlipTransform(side))
     if turn:
-        transforms.append(QuarterTurn(np.random.randint(4)))
+        transforms.append(QuarterTurn(np.random.randint(4), side, side))
     return transforms
 
 
 class QuarterTurn(T.Transform):
-    """Turn by `times` x 90 degrees, counter-clockwise."""
+    """Turn by `times` x 90 degrees, counter-clockwise, what is `height` x `width` before."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, height: int, width: int) -> None:
         super().__init__()
-        self.times = times
+        self.times, self.height, self.width = times % 4, height, width
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         return np.rot90(image, self.times)
@@ -74,7 +74,10 @@ class QuarterTurn(T.Transform):
         return np.rot90(segmentation, self.times)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        raise NotImplementedError("QuarterTurn turns pictures and labels, no coordinates")
+        """(N,2), x before y, in pixels of the picture before -> after."""
+        x, y = coords[:, 0], coords[:, 1]
+        turned = ((x, y), (y, self.width - x), (self.width - x, self.height - y), (self.height - y, x))[self.times]
+        return np.stack(turned, axis=1)
 
 
 class ColorJitter(ColorAugSSDTransform):

@@ -75,7 +75,7 @@ class PairMapper:
         if turned and np.random.rand() < 0.5:
             transforms.append(T.HFlipTransform(self.crop))
         if turned and self.turn:
-            transforms.append(QuarterTurn(np.random.randint(4)))
+            transforms.append(QuarterTurn(np.random.randint(4), self.crop, self.crop))
         if self.color:
             transforms.append(color_jitter(self.color))
         for transform in transforms:

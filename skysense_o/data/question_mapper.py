@@ -1,7 +1,7 @@
 """From a record with a question to a Sample.
 
-The picture stays as it is, since what is left and what is right must stay; where objects are marked to be counted
-(INPUT.POINTS) it is turned, since their number stays.
+The picture stays as it is, since what is left and what is right must stay. Only where marked objects are given
+(INPUT.POINTS), for training that counts, is it turned for a question of how many: their number stays.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from skysense_o.data.augment import QuarterTurn
+from skysense_o.data.classes import CLASSES_FOLDER
 from skysense_o.data.mapper import KEPT_BYTES
 from skysense_o.data.pairs import read_picture
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 
+POINTS_FOLDER = CLASSES_FOLDER.parent / "points"
+
 
 class QuestionMapper:
-    """A picture is the same each time, or one of its four turns, so what a frozen tower sees of it can be kept.
-
-    With marked objects, for questions of how many: where others are marked than are asked for, these are asked for
-    every second time.
-    """
+    """A picture is the same each time, or one of its four turns, so what a frozen tower sees of it can be kept."""
 
     def __init__(self, cfg) -> None:
         """
@@ -44,43 +44,47 @@ class QuestionMapper:
         return self._kept[key]
 
     def __call__(self, record: dict) -> Sample:
-        question = record["question"]
-        image = torch.from_numpy(self._read(record).copy()).permute(2, 0, 1)
-        file, answer, points = record["file_name"], record["answer"], None
-        if self._points:
+        """Objects that are marked, while a question of how many asks for others, are asked for every second time."""
+        image, points, file = self._read(record), None, record["file_name"]
+        question, answer = record["question"], record["answer"]
+        if self._points and "how many" in question.lower():
             for what, marked in self._points.get(_key(file), {}).items():
-                if f"many {what}" not in question.lower():  # something else was asked of it: ask for these as well
+                if f"many {what}" not in question.lower():
                     if np.random.rand() < 0.5:
                         continue
                     question, answer = f"How many {what}s in the picture?", str(len(marked))
-                points = torch.tensor(marked).view(-1, 2) / torch.tensor([image.shape[2], image.shape[1]])
-            turn = int(np.random.randint(4))
-            image, file = torch.rot90(image, turn, (1, 2)), f"{file} turned {turn}"
-            for _ in range(turn if points is not None else 0):
-                points = torch.stack([points[:, 1], 1 - points[:, 0]], 1)
+                points = np.array(marked, np.float32).reshape(-1, 2)
+            turn = QuarterTurn(np.random.randint(4), *image.shape[:2])
+            image, file = turn.apply_image(image), f"{file} turned {turn.times}"
+            if points is not None:
+                points = turn.apply_coords(points) / image.shape[1::-1]
         sample: Sample = {
-            "image": image,
+            "image": torch.from_numpy(image.copy()).permute(2, 0, 1),
             "vocabulary": Vocabulary((question,), ((question,),), (False,)),
             "question": question,
             "answer": answer,
             "file_name": file,
         }
         if points is not None:
-            sample["points"] = points
+            sample["points"] = torch.from_numpy(points).float()
         return sample
 
 
-def read_points(path: str | Path) -> dict[str, dict[str, list[list[float]]]]:
-    """JSON lines {"image", "what", "points": [[x, y], ...]}, in pixels -> picture -> what -> points.
+def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
+    """`datasets/points/<file>`, or a file by its full path -> picture -> what -> points.
+
+    JSON lines {"image", "what", "points": [[x, y], ...]}, in pixels.
 
     A picture is told by its folder and stem, since the same ones come as TIFF and as JPEG.
     """
-    if not Path(path).is_file():  # not below the working folder: one of the repository's own
-        path = Path(__file__).parents[2] / path
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"INPUT.POINTS {str(path)!r}: no such file; see datasets/points, or leave it empty")
+    path = POINTS_FOLDER / file
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in POINTS_FOLDER.glob("*.jsonl")))
+        raise FileNotFoundError(
+            f"INPUT.POINTS {file!r} is not in datasets/points, which has {there}; or give a full path"
+        )
     marked: dict[str, dict[str, list[list[float]]]] = {}
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             entry = json.loads(line)
             marked.setdefault(_key(entry["image"]), {})[entry["what"]] = [
