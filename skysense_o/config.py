@@ -84,8 +84,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # Do as the published code where it errs, to compare with published numbers: padding is not undone.
     cfg.MODEL.PUBLISHED_QUIRKS = False
 
-    # Patterns of parameters that MODEL.WEIGHTS may lack: they start from scratch. Anything else that is missing is an
-    # error.
+    # Patterns of parameters that MODEL.WEIGHTS may lack in training: they start from scratch. Anything else that is
+    # missing is an error, and in evaluation these are too.
     cfg.MODEL.NEW_PARAMETERS = []
 
     # Patterns of tensors of MODEL.WEIGHTS that the model may do without (by default what pretraining alone needs, and

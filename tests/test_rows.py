@@ -215,6 +215,8 @@ def test_rsivqa_s_lines(data):
     assert [r["answer"] for r in records] == ["beach", "yes"]
     assert records[1]["question"] == "Is it so? Really?"
     assert records[0]["file_name"].endswith("beach/beach_1.tif")
+    index.write_text("beach_1.tif:How many boats?two\nbeach_1.tif:Is it so?yes\n")
+    assert [r["answer"] for r in records_of("rsivqa_train_count")] == ["two"]
     index.write_text("beach_1.tif what is it\n")
     with pytest.raises(FileNotFoundError, match="line 1: .* is not picture:question"):
         records_of("rsivqa_all")

@@ -32,12 +32,13 @@ class Counter(nn.Module):
     ) -> None:
         """
         Args:
-            channels: of each map that `counting_maps` gives. text_dim: D.
+            channels: of each map that `counting_maps` gives for pictures of one size: what is finer than a cell counts
+                twice. text_dim: D.
             answers: as `normalise` writes them; the M numbers among them can be said.
             width: of everything between.
         """
         super().__init__()
-        self.numbers = tuple(sorted(int(answer) for answer in answers if answer.isdecimal()))
+        self.numbers = tuple(sorted({int(answer) for answer in answers if answer.isdecimal()}))
         self.norm = nn.ModuleList(nn.GroupNorm(1, c) for c in channels)
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.scale, self.shift = nn.Linear(text_dim, width), nn.Linear(text_dim, width)
@@ -52,7 +53,7 @@ class Counter(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], text: Tensor) -> tuple[Tensor, Tensor]:
         """Maps as `counting_maps` gives them and (B,D) -> scores (B,M), density (B,G,G)."""
-        projected = [project(norm(m)) for m, norm, project in zip(maps, self.norm, self.project)]
+        projected = [project(norm(m)) for m, norm, project in zip(maps, self.norm, self.project, strict=True)]
         x = self.dropout(sum(F.interpolate(m, (CELLS, CELLS), mode="bilinear") for m in projected))
         x = F.gelu(x * (1 + self.scale(text)[..., None, None]) + self.shift(text)[..., None, None])
         x = x + F.gelu(self.mix(self.near(x)))
@@ -90,7 +91,8 @@ def counting_maps(seen: Features) -> list[Tensor]:
 
 def marked_density(points: Tensor, number: float) -> Tensor:
     """Points (K,2), x before y, as shares of the picture's sides -> (G,G) of sum `number`: a Gaussian of a cell's width
-    each. People count some kinds with more care than others (houses cut by the border), so their number is the sum.
+    each. People count some kinds with more care than others (houses cut by the border), so their number is the sum;
+    0 where there are no points.
     """
     centres = (torch.arange(CELLS, device=points.device) + 0.5)[None]
     across, down = (torch.exp(-((centres - CELLS * points[:, i, None]) ** 2) / 2) for i in (0, 1))

@@ -48,7 +48,7 @@ class EmbeddedAnswerer(nn.Module):
             tower: sees pictures and reads questions; it stays as it is, so each picture is seen once in training.
             answers: A of them, as `normalise` writes them. side: pictures are resized to this square.
             grid: they are read at grid x grid places.
-            counting: with a counter, which can say the numbers among the answers.
+            counting: with a counter, which can say the numbers among the answers; for this `side`.
             templates: in which its tower is asked for the class of a whole picture.
         """
         super().__init__()
@@ -72,9 +72,16 @@ class EmbeddedAnswerer(nn.Module):
         )  # fmt: skip
         self.counter = None
         if counting:
-            side = tower.input_size or -(-side // tower.divisor) * tower.divisor
+            seen_side = tower.input_size or side
+            if seen_side % tower.divisor:  # marks are shares of the picture, the map's cells of what is padded
+                raise ValueError(
+                    f"MODEL.ANSWERER.SIDE {side} with COUNTING: this tower needs a multiple of {tower.divisor}, such as"
+                    f" {max(1, round(side / tower.divisor)) * tower.divisor}"
+                )
             with torch.no_grad():  # how many channels it will see; on whatever device, meta too
-                seen = tower.encode_image(torch.zeros(1, 3, side, side, device=next(tower.parameters()).device))
+                seen = tower.encode_image(
+                    torch.zeros(1, 3, seen_side, seen_side, device=next(tower.parameters()).device)
+                )
             self.counter = Counter([m.shape[1] for m in counting_maps(seen)], tower.dim, answers)
 
     @classmethod
@@ -171,18 +178,21 @@ class EmbeddedAnswerer(nn.Module):
         return self.text_bank(self.tower, said, ("{}",))[0][:, 0, 0].float()
 
     def _once(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """The places of pictures in training, then what the counter reads if there is one, in half precision: the tower
-        never changes, so each is seen once, while what is kept fits in KEPT_BYTES."""
-        new = {s["file_name"]: s["image"] for s in samples if s["file_name"] not in self._seen}
+        """The places of pictures in training, then what the counter reads if there is one, in half precision.
+
+        The tower never changes, so each is seen once, while what is kept fits in KEPT_BYTES. One by one, since the last
+        bits depend on how many are seen at a time, and a resumed training has to see them again.
+        """
         now = {}
-        if new:
-            seen = self.see(list(new.values()))
+        for sample in samples:
+            name = sample["file_name"]
+            if name in self._seen or name in now:
+                continue
+            seen = self.see([sample["image"]])
             maps = [self.places(seen), *(counting_maps(seen) if self.counter is not None else ())]
-            maps = [m.half().cpu() for m in maps]
-            now = {name: [m[i] for m in maps] for i, name in enumerate(new)}
-            size = sum(m.nbytes for m in maps)
+            now[name] = [m[0].half().cpu() for m in maps]
+            size = sum(m.nbytes for m in now[name])
             if self._bytes + size <= KEPT_BYTES:
-                self._seen.update(now)
-                self._bytes += size
-        rows = zip(*(now.get(s["file_name"]) or self._seen[s["file_name"]] for s in samples))
-        return [torch.stack(row).to(self.device).float() for row in rows]
+                self._seen[name], self._bytes = now[name], self._bytes + size
+        rows = zip(*(self._seen.get(s["file_name"]) or now[s["file_name"]] for s in samples))
+        return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]  # autocast stacks no halves

@@ -48,12 +48,18 @@ class QuestionMapper:
         image, points, file = self._read(record), None, record["file_name"]
         question, answer = record["question"], record["answer"]
         if self._points and "how many" in question.lower():
-            for what, marked in self._points.get(_key(file), {}).items():
-                if f"many {what}" not in question.lower():
-                    if np.random.rand() < 0.5:
-                        continue
-                    question, answer = f"How many {what}s in the picture?", str(len(marked))
-                points = np.array(marked, np.float32).reshape(-1, 2)
+            marked = self._points.get(_key(file), {})
+            what = next((kind for kind in marked if f"many {kind}" in question.lower()), None)
+            if what is None and marked and np.random.rand() >= 0.5:
+                what = next(iter(marked))
+                question, answer = f"How many {what}s in the picture?", str(len(marked[what]))
+            if what is not None:
+                points = np.array(marked[what], np.float32).reshape(-1, 2)
+                if len(points) and (points.min() < 0 or (points.max(0) > image.shape[1::-1]).any()):
+                    raise ValueError(
+                        f"INPUT.POINTS has marks up to {points.max(0).tolist()} in {file}, which is {image.shape[1]} x"
+                        f" {image.shape[0]}: give them in its own pixels"
+                    )
             turn = QuarterTurn(np.random.randint(4), *image.shape[:2])
             image, file = turn.apply_image(image), f"{file} turned {turn.times}"
             if points is not None:

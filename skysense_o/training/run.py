@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
     """EmbeddedAnswerer: the list of what it can say, from its weights, or from its training where its head is new."""
     if cfg.MODEL.META_ARCHITECTURE != "EmbeddedAnswerer" or cfg.MODEL.ANSWERER.ANSWERS:
         return
-    new_head = any(re.search(pattern, "head.0.weight") for pattern in cfg.MODEL.NEW_PARAMETERS)
+    new_head = any(re.search(pattern, "head.5.weight") for pattern in cfg.MODEL.NEW_PARAMETERS)
     if cfg.MODEL.WEIGHTS and (eval_only or not new_head):
         stored = read_config(find_weights(cfg.MODEL.WEIGHTS))
         if stored and (answers := CfgNode.load_cfg(stored).MODEL.ANSWERER.ANSWERS):
@@ -99,15 +99,19 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
     cfg.MODEL.ANSWERER.ANSWERS = sorted({normalise(record["answer"]) for record in records})
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
-    """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any."""
+def build_model(cfg: CfgNode, may_lack: Sequence[str] = ()) -> nn.Module:
+    """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any.
+
+    Args:
+        may_lack: patterns of parameters that start from scratch where the weights have none: in training only.
+    """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS:
         path = find_weights(cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS)
         logger.info("%s: %s", path, load_sam_decoder(model.sem_seg_head, path))
     if cfg.MODEL.WEIGHTS:
         path = find_weights(cfg.MODEL.WEIGHTS)
-        logger.info("%s: %s", path, load_weights(model, path, cfg.MODEL.NEW_PARAMETERS, cfg.MODEL.PASSED_OVER))
+        logger.info("%s: %s", path, load_weights(model, path, may_lack, cfg.MODEL.PASSED_OVER))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
 
@@ -116,7 +120,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
     accelerator = build_accelerator(cfg)
-    model = build_model(cfg)
+    model = build_model(cfg, cfg.MODEL.NEW_PARAMETERS)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
     scheduler = build_lr_scheduler(cfg, optimizer)
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None

@@ -76,7 +76,7 @@ def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
     """One row; drawn pictures and labels, `names` of them in bands, so that no data set is needed."""
     torch.manual_seed(0)
     accelerator = build_accelerator(cfg)
-    model = build_model(cfg).train()
+    model = build_model(cfg, cfg.MODEL.NEW_PARAMETERS).train()
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY)
     side = args.size or cfg.INPUT.CROP_SIZE
     bands = (torch.arange(side) * args.names // side).expand(side, side)
