@@ -33,7 +33,7 @@ from skysense_o.training.ema import MovingAverage
 from skysense_o.training.evaluation import check_tests, evaluate_all, test_sets
 from skysense_o.training.optimizer import build_optimizer
 from skysense_o.training.record import WandbWriter, plot_metrics, write_run
-from skysense_o.training.stopping import StopOnSignal
+from skysense_o.training.stopping import StopOnSignal, Stopped
 from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
 
 logger = logging.getLogger(__name__)
@@ -155,12 +155,17 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
     trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: the step's numbers are written
     wrapped.train()
+    stopped = None
     try:
         trainer.train(start, cfg.SOLVER.MAX_ITER)
+    except Stopped as error:
+        stopped = error
     finally:
         if comm.is_main_process():
             plot_metrics(Path(cfg.OUTPUT_DIR))
-    comm.synchronize()
+    comm.synchronize()  # a launcher kills the other processes as soon as one has left
+    if stopped:
+        raise stopped
     return numbers
 
 

@@ -55,7 +55,6 @@ class StopOnSignal(HookBase):
         logger.info(
             "Signal %d: saved after step %d of %d. Go on with:\n%s", received, done, self.trainer.max_iter, go_on()
         )
-        comm.synchronize()
         raise Stopped(128 + int(received))
 
     def after_train(self) -> None:
