@@ -18,7 +18,7 @@ from skysense_o.data.catalog import records_of
 from skysense_o.data.question_mapper import QuestionMapper, read_points
 from skysense_o.inference.classify import load_answerer
 from skysense_o.modeling import Features
-from skysense_o.training.run import build_model, fill_answers
+from skysense_o.training.run import build_model, check, fill_answers
 
 ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
@@ -70,7 +70,7 @@ def test_people_s_number_is_what_the_marks_sum_to():
     counter, points = Counter([4], 8, ANSWERS).eval(), torch.rand(2, 2)
     seen = counter([torch.rand(1, 4, CELLS, CELLS)], torch.ones(1, 8))
     loss = counter.losses(*seen, ["5"], [points])["loss_density"]
-    assert float(loss) == pytest.approx(float(MARKED * density_loss(seen[1], marked_density(points, 5)[None])))
+    assert torch.isclose(loss, MARKED * density_loss(seen[1], marked_density(points, 5)[None]).sum())
 
 
 def test_marked_objects_sum_to_the_number_people_gave():
@@ -260,6 +260,21 @@ def test_a_missing_file_of_marks_is_named(cars):
         FileNotFoundError, match=r"INPUT.POINTS 'nowhere.jsonl' is not in datasets/points, which has ucm"
     ):
         QuestionMapper(counting_config("nowhere.jsonl"))
+
+
+def test_marks_that_no_training_would_see_are_refused(cars, tmp_path):
+    cfg = counting_config(cars)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.INPUT.MAPPER = ("rsivqa_train_count",), (), "questions"
+    check(cfg, eval_only=False, resume=False)
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_text('{"image": "a/b.tif", "what": "car", "points": [[1, 2]]}')
+    cfg.INPUT.POINTS = str(elsewhere)
+    with pytest.raises(ValueError, match=r"marks no picture of DATASETS.TRAIN .* it has a/b, and they overpass/over"):
+        check(cfg, eval_only=False, resume=False)
+    check(cfg, eval_only=True, resume=False)
+    cfg.INPUT.MAPPER = "labels"
+    with pytest.raises(ValueError, match="INPUT.POINTS are for INPUT.MAPPER 'questions', not 'labels'"):
+        check(cfg, eval_only=False, resume=False)
 
 
 def test_the_marks_we_ship_are_in_their_pictures():

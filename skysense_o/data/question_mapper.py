@@ -48,7 +48,7 @@ class QuestionMapper:
         image, points, file = self._read(record), None, record["file_name"]
         question, answer = record["question"], record["answer"]
         if self._points and "how many" in question.lower():
-            marked = self._points.get(_key(file), {})
+            marked = self._points.get(picture_key(file), {})
             what = next((kind for kind in marked if f"many {kind}" in question.lower()), None)
             if what is None and marked and np.random.rand() >= 0.5:
                 what = next(iter(marked))
@@ -93,7 +93,7 @@ def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             entry = json.loads(line)
-            marked.setdefault(_key(entry["image"]), {})[entry["what"]] = [
+            marked.setdefault(picture_key(entry["image"]), {})[entry["what"]] = [
                 [float(x), float(y)] for x, y in entry["points"]
             ]
         except (ValueError, KeyError, TypeError) as error:
@@ -103,5 +103,6 @@ def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
     return marked
 
 
-def _key(path: str) -> str:
+def picture_key(path: str) -> str:
+    """Folder and stem."""
     return "/".join(Path(path).with_suffix("").parts[-2:])

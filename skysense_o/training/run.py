@@ -26,7 +26,7 @@ from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.pair_mapper import PairMapper
-from skysense_o.data.question_mapper import QuestionMapper
+from skysense_o.data.question_mapper import QuestionMapper, picture_key, read_points
 from skysense_o.device import choose_device
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
@@ -71,6 +71,8 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     register_folders(cfg.DATASETS.FOLDERS)
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
+    if cfg.INPUT.POINTS and not eval_only:
+        _check_points(cfg)
     for name in () if eval_only else cfg.DATASETS.TRAIN:
         records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
         if not any(key in records[0] for key in needs):
@@ -82,6 +84,20 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
         raise FileNotFoundError(
             f"nothing to resume in OUTPUT_DIR {cfg.OUTPUT_DIR!r}: it has no last_checkpoint; start without --resume"
+        )
+
+
+def _check_points(cfg: CfgNode) -> None:
+    """Marks that no training would look at say nothing by themselves."""
+    if cfg.INPUT.MAPPER != "questions":
+        raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
+    marked = read_points(cfg.INPUT.POINTS)
+    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
+    asked = dict.fromkeys(picture_key(record["file_name"]) for record in records)
+    if marked.keys().isdisjoint(asked):
+        raise ValueError(
+            f"INPUT.POINTS {cfg.INPUT.POINTS!r} marks no picture of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: it has"
+            f" {', '.join(list(marked)[:2])}, and they {', '.join(list(asked)[:2])} (folder and stem have to agree)"
         )
 
 
