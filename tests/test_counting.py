@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter as Counts
 
 import numpy as np
 import pytest
@@ -147,6 +148,15 @@ def test_marks_turn_with_the_picture(cars):
     assert where["file_name"] == records[0]["file_name"], "left would not stay left"
 
 
+def test_a_picture_is_asked_for_all_that_is_marked_in_it(cars):
+    lines = [{"image": "overpass/overpass00", "what": what, "points": [[5, 5]] * 2} for what in ("red car", "car")]
+    cars.write_text("\n".join(json.dumps(line) for line in lines))
+    mapper, record = QuestionMapper(counting_config(cars)), records_of("rsivqa_train_count")[0]
+    asked = Counts((sample["question"], sample["answer"]) for sample in (mapper(record) for _ in range(60)))
+    assert set(asked) == {("How many cars in the picture?", "one"), ("How many red cars in the picture?", "2")}
+    assert asked["How many cars in the picture?", "one"] > 25, "what people asked for comes first, with their number"
+
+
 def test_the_counter_leaves_other_answers_as_they_are(cars):
     torch.manual_seed(0)
     cfg = counting_config(cars)
@@ -234,15 +244,6 @@ def test_marks_beyond_the_picture_are_named(cars):
         QuestionMapper(counting_config(cars))(records_of("rsivqa_train_count")[0])
 
 
-def test_people_s_number_stays_where_two_kinds_are_marked(cars):
-    lines = [{"image": "overpass/overpass00", "what": what, "points": [[5, 5]] * 2} for what in ("building", "car")]
-    cars.write_text("\n".join(json.dumps(line) for line in lines))
-    mapper, record = QuestionMapper(counting_config(cars)), records_of("rsivqa_train_count")[0]
-    assert {(s["question"], s["answer"]) for s in (mapper(record) for _ in range(20))} == {
-        (record["question"], record["answer"])
-    }
-
-
 @pytest.mark.parametrize(
     "line", ['{"image": "a.png", "points": []}', "no json", '{"image": "a", "what": "b", "points": [1]}']
 )
@@ -279,10 +280,13 @@ def test_marks_that_no_training_would_see_are_refused(cars, tmp_path):
 
 def test_the_marks_we_ship_are_in_their_pictures():
     marks = read_points("ucmerced.jsonl")
+    assert {kind for kinds in marks.values() for kind in kinds} == {
+        "car", "red car", "yellow car", "building", "mobile home", "boat"
+    }  # fmt: skip
     points = np.array([p for kinds in marks.values() for some in kinds.values() for p in some])
-    assert len(marks) > 100
+    assert len(marks) == 341
     assert points.min() >= 0
-    assert points.max() <= 256
+    assert points.max() < 257
 
 
 def test_a_file_holds_the_counter(cars, tmp_path):

@@ -20,6 +20,8 @@ from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 
 POINTS_FOLDER = CLASSES_FOLDER.parent / "points"
+OTHERS = 1 / 3
+"""How often a marked kind that was not asked for takes the place of one that was; of what is not marked, half."""
 
 
 class QuestionMapper:
@@ -44,14 +46,15 @@ class QuestionMapper:
         return self._kept[key]
 
     def __call__(self, record: dict) -> Sample:
-        """Objects that are marked, while a question of how many asks for others, are asked for every second time."""
+        """A picture with marks of other kinds than the question's is asked for those instead now and then."""
         image, points, file = self._read(record), None, record["file_name"]
         question, answer = record["question"], record["answer"]
         if self._points and "how many" in question.lower():
             marked = self._points.get(picture_key(file), {})
             what = next((kind for kind in marked if f"many {kind}" in question.lower()), None)
-            if what is None and marked and np.random.rand() >= 0.5:
-                what = next(iter(marked))
+            others = [kind for kind in marked if kind != what]
+            if others and np.random.rand() < (OTHERS if what else 0.5):
+                what = others[np.random.randint(len(others))]
                 question, answer = f"How many {what}s in the picture?", str(len(marked[what]))
             if what is not None:
                 points = np.array(marked[what], np.float32).reshape(-1, 2)
