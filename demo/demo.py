@@ -50,7 +50,12 @@ def parser() -> argparse.ArgumentParser:
         choices=("segment", "classify", "ask"),
         help="classify, ask: whole pictures, by mini_vqa",
     )
-    p.add_argument("--question", metavar="TEXT", help="for --task ask (default weights: mini_vqa)")
+    p.add_argument(
+        "--question",
+        action="append",
+        metavar="TEXT",
+        help="for --task ask, as often as liked (default weights: mini_vqa)",
+    )
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be")
     p.add_argument(
         "--weights",
@@ -255,14 +260,14 @@ def interactive(args: argparse.Namespace) -> int:
 
 
 def whole_pictures(args: argparse.Namespace) -> int:
-    """--task classify: the names of a picture, ranked. --task ask: the answer to a question about it."""
+    """--task classify: the names of a picture, ranked. --task ask: the answers to questions about it."""
     import torch
 
     from skysense_o.inference.classify import classify, load_answerer
     from skysense_o.inference.pictures import find_pictures, read_picture
     from skysense_o.inference.predictor import Predictor
 
-    if args.task == "ask" and not (args.question or "").strip():
+    if args.task == "ask" and not all(question.strip() for question in args.question or [""]):
         raise ValueError('--task ask needs --question "..."')
     names = words_of(args)[0].names if args.task == "classify" else ()
     pictures = find_pictures(args.input)
@@ -276,8 +281,9 @@ def whole_pictures(args: argparse.Namespace) -> int:
         body = {"input": path.name, "weights": args.weights}
         if args.task == "ask":
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-            body |= {"question": args.question, "answer": model.answer([pixels], [args.question])[0]}
-            print(f"{path.name}: {body['answer']}")
+            said = model.answer([pixels] * len(args.question), args.question)
+            body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, said, strict=True)]
+            print(*(f"{path.name}: {one['question']} {one['answer']}" for one in body["answers"]), sep="\n")
         else:
             rows = classify(model, image, names)
             body["names"] = [{"name": name, "cosine": round(score, 4)} for name, score in rows]

@@ -32,11 +32,15 @@ def test_ask(call, questions, tmp_path):
     torch.manual_seed(0)
     save_weights(EmbeddedAnswerer(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
     words = ("--input", questions / "images/river/test0.png", "--task", "ask", "--output", tmp_path / "out")
-    code, out, err = call(DEMO, *words, "--question", "How many boats?", "--weights", tmp_path / "vqa.safetensors")
+    asked = ("How many boats?", "Is there a river?")
+    both = [word for question in asked for word in ("--question", question)]
+    code, out, err = call(DEMO, *words, *both, "--weights", tmp_path / "vqa.safetensors")
     assert code == 0, err
-    body = json.loads((tmp_path / "out/test0_ask.json").read_text())
-    assert body["answer"] in cfg.MODEL.ANSWERER.ANSWERS
-    assert f"test0.png: {body['answer']}" in out
+    answers = json.loads((tmp_path / "out/test0_ask.json").read_text())["answers"]
+    assert tuple(one["question"] for one in answers) == asked
+    for one in answers:
+        assert one["answer"] in cfg.MODEL.ANSWERER.ANSWERS
+        assert f"test0.png: {one['question']} {one['answer']}" in out
     save_weights(SkySenseO(small_config()), tmp_path / "masks.safetensors", model_config(small_config()).dump())
     code, _, err = call(DEMO, *words, "--question", "How many boats?", "--weights", tmp_path / "masks.safetensors")
     assert code == 2
