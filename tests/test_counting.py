@@ -8,7 +8,7 @@ from collections import Counter as Counts
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
+from conftest import ROOT, small_config
 from PIL import Image
 
 from skysense_o.answering import EmbeddedAnswerer, embedded
@@ -149,12 +149,19 @@ def test_marks_turn_with_the_picture(cars):
 
 
 def test_a_picture_is_asked_for_all_that_is_marked_in_it(cars):
-    lines = [{"image": "overpass/overpass00", "what": what, "points": [[5, 5]] * 2} for what in ("red car", "car")]
-    cars.write_text("\n".join(json.dumps(line) for line in lines))
+    marks = {"red car": [[6, 16]], "car": [[24, 32], [6, 16]]}
+    cars.write_text(
+        "\n".join(json.dumps({"image": "overpass/overpass00", "what": k, "points": p}) for k, p in marks.items())
+    )
     mapper, record = QuestionMapper(counting_config(cars)), records_of("rsivqa_train_count")[0]
-    asked = Counts((sample["question"], sample["answer"]) for sample in (mapper(record) for _ in range(60)))
-    assert set(asked) == {("How many cars in the picture?", "one"), ("How many red cars in the picture?", "2")}
-    assert asked["How many cars in the picture?", "one"] > 25, "what people asked for comes first, with their number"
+    np.random.seed(0)
+    samples = [mapper(record) for _ in range(300)]
+    asked = Counts((sample["question"], sample["answer"]) for sample in samples)
+    assert set(asked) == {("How many cars in the picture?", "one"), ("How many red cars in the picture?", "1")}
+    assert 170 < asked["How many cars in the picture?", "one"] < 230, "two times of three what people asked"
+    unturned = {s["question"]: s["points"].tolist() for s in samples if s["file_name"].endswith("turned 0")}
+    assert unturned["How many red cars in the picture?"] == [[0.125, 0.25]], "shares of 48 x 64"
+    assert unturned["How many cars in the picture?"] == [[0.5, 0.5], [0.125, 0.25]]
 
 
 def test_the_counter_leaves_other_answers_as_they_are(cars):
@@ -270,23 +277,31 @@ def test_marks_that_no_training_would_see_are_refused(cars, tmp_path):
     elsewhere = tmp_path / "elsewhere.jsonl"
     elsewhere.write_text('{"image": "a/b.tif", "what": "car", "points": [[1, 2]]}')
     cfg.INPUT.POINTS = str(elsewhere)
-    with pytest.raises(ValueError, match=r"marks no picture of DATASETS.TRAIN .* it has a/b, and they overpass/over"):
+    with pytest.raises(ValueError, match=r"marks no .* how many of: it has \['a/b'\], and they \['overpass/over"):
         check(cfg, eval_only=False, resume=False)
     check(cfg, eval_only=True, resume=False)
+    elsewhere.write_text("")
+    with pytest.raises(ValueError, match=r"it has \[\], and they"):
+        check(cfg, eval_only=False, resume=False)
     cfg.INPUT.MAPPER = "labels"
     with pytest.raises(ValueError, match="INPUT.POINTS are for INPUT.MAPPER 'questions', not 'labels'"):
         check(cfg, eval_only=False, resume=False)
 
 
-def test_the_marks_we_ship_are_in_their_pictures():
-    marks = read_points("ucmerced.jsonl")
-    assert {kind for kinds in marks.values() for kind in kinds} == {
-        "car", "red car", "yellow car", "building", "mobile home", "boat"
-    }  # fmt: skip
-    points = np.array([p for kinds in marks.values() for some in kinds.values() for p in some])
-    assert len(marks) == 341
-    assert points.min() >= 0
-    assert points.max() < 257
+def test_the_marks_we_ship_are_those_that_are_written_of():
+    marks, points, pictures = read_points("ucmerced.jsonl"), Counts(), Counts()
+    for kinds in marks.values():
+        for kind, some in kinds.items():
+            pictures[kind] += 1
+            points[kind] += len(some)
+    table = (ROOT / "datasets/README.md").read_text()
+    assert (f"{len(marks)} of UC Merced", f"({points.total():,} points)") == ("341 of UC Merced", "(5,385 points)")
+    assert "on each object of a kind in 341 of UC Merced" in table
+    for kind in pictures:
+        assert f"\n| {kind} | {pictures[kind]} | {points[kind]:,} |" in table
+    places = np.array([point for kinds in marks.values() for some in kinds.values() for point in some])
+    assert places.min() >= 0
+    assert places.max() < 256
 
 
 def test_a_file_holds_the_counter(cars, tmp_path):

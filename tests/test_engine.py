@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from skysense_o.checkpoint import WeightsError, load_state, load_weights, save_w
 from skysense_o.config import default_config, model_config
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import build_tower
+from skysense_o.training import stopping
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.optimizer import build_optimizer
 from skysense_o.training.run import fill_answers, learning_rate
@@ -170,20 +172,33 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     assert list((tmp_path / "run").glob("nan_*.pth"))
 
 
-@pytest.mark.parametrize(("gpus", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("gpus", "number", "send"),
+    [
+        (1, signal.SIGTERM, os.kill),
+        (1, signal.SIGINT, os.kill),
+        (2, signal.SIGTERM, os.kill),
+        (2, signal.SIGINT, os.killpg),  # a terminal's Ctrl-C: to all processes, and once more through the first
+    ],
+)
 @pytest.mark.slow
-def test_a_signal_saves_and_says_how_to_go_on(dubai, tmp_path, gpus, number):
+def test_a_signal_saves_and_says_how_to_go_on(dubai, tmp_path, gpus, number, send):
     out = tmp_path / "run"
     words = ["--config-file", ROOT / "configs/mini/finetune.yaml", "--num-gpus", gpus, "OUTPUT_DIR", out, *SMALL]
     words += ["SOLVER.MAX_ITER", "5000", "SOLVER.CHECKPOINT_PERIOD", "0", "TEST.EVAL_PERIOD", "0"]
     line = [sys.executable, ROOT / "tools/train_net.py", *words]
     run = subprocess.Popen(
-        list(map(str, line)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        list(map(str, line)),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     until = time.time() + 120
     while time.time() < until and not (out / "metrics.json").is_file():
         time.sleep(0.2)
-    run.send_signal(number)
+    send(run.pid, number)
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 128 + number, said[-2000:]
     assert "Go on with:" in said
@@ -191,6 +206,25 @@ def test_a_signal_saves_and_says_how_to_go_on(dubai, tmp_path, gpus, number):
     (saved,) = out.glob("model_0*.pth")
     assert (out / "last_checkpoint").read_text() == saved.name
     assert (out / "metrics.png").is_file()
+
+
+def test_a_second_signal_ends_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
+    now, killed = [100.0], []
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.os, "kill", lambda pid, number: killed.append((pid, number)))
+    before = signal.getsignal(signal.SIGTERM)
+    hook = stopping.StopOnSignal(checkpointer=None, device=torch.device("cpu"))
+    try:
+        hook._receive(signal.SIGTERM, None)
+        now[0] += 0.1
+        hook._receive(signal.SIGTERM, None)
+        assert (hook.received, killed) == (signal.SIGTERM, [])
+        now[0] += 5
+        hook._receive(signal.SIGTERM, None)
+        assert killed == [(os.getpid(), signal.SIGTERM)]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class QuestionMapper:
         """A picture with marks of other kinds than the question's is asked for those instead now and then."""
         image, points, file = self._read(record), None, record["file_name"]
         question, answer = record["question"], record["answer"]
-        if self._points and "how many" in question.lower():
+        if self._points and asks_how_many(question):
             marked = self._points.get(picture_key(file), {})
             what = next((kind for kind in marked if f"many {kind}" in question.lower()), None)
             others = [kind for kind in marked if kind != what]
@@ -104,6 +104,10 @@ def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
                 f'{path}, line {number}: {line[:60]!r} is not {{"image": ..., "what": ..., "points": [[x, y], ...]}}'
             ) from error
     return marked
+
+
+def asks_how_many(question: str) -> bool:
+    return "how many" in question.lower()
 
 
 def picture_key(path: str) -> str:

@@ -26,7 +26,7 @@ from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.pair_mapper import PairMapper
-from skysense_o.data.question_mapper import QuestionMapper, picture_key, read_points
+from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, picture_key, read_points
 from skysense_o.device import choose_device
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
@@ -69,10 +69,10 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         find_weights(weights)
     choose_device(cfg.MODEL.DEVICE)
     register_folders(cfg.DATASETS.FOLDERS)
+    if cfg.INPUT.POINTS and cfg.INPUT.MAPPER != "questions" and not eval_only:
+        raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
-    if cfg.INPUT.POINTS and not eval_only:
-        _check_points(cfg)
     for name in () if eval_only else cfg.DATASETS.TRAIN:
         records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
         if not any(key in records[0] for key in needs):
@@ -80,6 +80,8 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
                 f"DATASETS.TRAIN {name!r} has no {' or '.join(map(repr, needs))}, which INPUT.MAPPER"
                 f" {cfg.INPUT.MAPPER!r} trains on; it has {', '.join(records[0])}"
             )
+    if cfg.INPUT.POINTS and not eval_only:
+        _check_points(cfg)
     check_tests(cfg)
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
         raise FileNotFoundError(
@@ -89,15 +91,13 @@ def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
 
 def _check_points(cfg: CfgNode) -> None:
     """Marks that no training would look at say nothing by themselves."""
-    if cfg.INPUT.MAPPER != "questions":
-        raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     marked = read_points(cfg.INPUT.POINTS)
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
-    asked = dict.fromkeys(picture_key(record["file_name"]) for record in records)
+    asked = [picture_key(record["file_name"]) for record in records if asks_how_many(record["question"])]
     if marked.keys().isdisjoint(asked):
         raise ValueError(
-            f"INPUT.POINTS {cfg.INPUT.POINTS!r} marks no picture of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: it has"
-            f" {', '.join(list(marked)[:2])}, and they {', '.join(list(asked)[:2])} (folder and stem have to agree)"
+            f"INPUT.POINTS {cfg.INPUT.POINTS!r} marks no picture that DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} asks"
+            f" how many of: it has {list(marked)[:2]}, and they {asked[:2]}; folder and stem have to agree"
         )
 
 

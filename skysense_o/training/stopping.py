@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from skysense_o.training.checkpointer import RunCheckpointer
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SIGNAL = 2.0
+"""Seconds in which signals are one."""
 
 
 class Stopped(SystemExit):
@@ -27,21 +31,24 @@ class Stopped(SystemExit):
 class StopOnSignal(HookBase):
     """Ctrl-C and SIGTERM (schedulers send it before they kill): finish the step, save, say how to go on, exit.
 
-    Any process may get the signal; all of them stop after the same step. A second signal ends at once.
+    Any process may get the signal; all of them stop after the same step. A second signal ends at once, but not one that
+    comes right after the first: a terminal's Ctrl-C reaches each process by itself and again through the launcher.
     """
 
     def __init__(self, checkpointer: RunCheckpointer, device: torch.device) -> None:
         self.checkpointer, self.device = checkpointer, device
-        self.received, self._before = 0, {}
+        self.received, self._when, self._before = 0, 0.0, {}
 
     def before_train(self) -> None:
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:
-        self.received = number
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        if not self.received:
+            self.received, self._when = number, time.monotonic()
+        elif time.monotonic() - self._when > SAME_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def after_step(self) -> None:
         received = torch.tensor(self.received, device=self.device)
