@@ -152,6 +152,8 @@ def questions(tmp_path, monkeypatch):
                 keys = ("question", "answer", "kind")
                 lines += [json.dumps({"image": file, "split": split, **dict(zip(keys, row))}) for row in asked]
     (folder / "vqa.jsonl").write_text("\n".join(lines))
+    boats = [{"image": f"river/train{i}", "what": "boat", "points": [[9, 20], [50, 40]]} for i in range(3)]
+    (folder / "points.jsonl").write_text("\n".join(map(json.dumps, boats)))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     return folder
 

@@ -61,6 +61,8 @@ def tiny(path, **changes) -> list[str]:
     }
     data = {"labels": "dubai_train", "pairs": "pairs/captions.jsonl@train", "questions": "rsivqa_train"}
     keys["DATASETS.TRAIN"] = f"('{data[cfg.INPUT.MAPPER]}',)"
+    if cfg.INPUT.POINTS:
+        keys["INPUT.POINTS"] = os.path.join(os.environ["DETECTRON2_DATASETS"], "ucmerced", "points.jsonl")
     if cfg.INPUT.MAPPER == "pairs":
         keys["SOLVER.IMS_PER_BATCH"] = 4
     if cfg.MODEL.TOWER.NAME == "SkySenseCLIP":
