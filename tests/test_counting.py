@@ -295,8 +295,7 @@ def test_the_marks_we_ship_are_those_that_are_written_of():
             pictures[kind] += 1
             points[kind] += len(some)
     table = (ROOT / "datasets/README.md").read_text()
-    assert (f"{len(marks)} of UC Merced", f"({points.total():,} points)") == ("341 of UC Merced", "(5,385 points)")
-    assert "on each object of a kind in 341 of UC Merced" in table
+    assert f"in {len(marks)} of UC Merced's training pictures\n({points.total():,} points)" in table
     for kind in pictures:
         assert f"\n| {kind} | {pictures[kind]} | {points[kind]:,} |" in table
     places = np.array([point for kinds in marks.values() for some in kinds.values() for point in some])
