@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from skysense_o.inference.lanes import Lanes
+from skysense_o.parallel import Lanes
 from skysense_o.inference.sliding import lane_count, plan_windows
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skysense_o.geometry import Frame
 from skysense_o.inference.blending import Row, reflected, sweep
-from skysense_o.inference.lanes import Lanes
+from skysense_o.parallel import Lanes
 from skysense_o.inference.sliding import batch_size, lane_count, plan_windows, segment_array
 from skysense_o.inference.windows import Axis
 from skysense_o.sample import Sample

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skysense_o.inference.lanes import Lanes
+from skysense_o.parallel import Lanes
 from skysense_o.inference.windows import Axis, Plan
 
 PIXELS_AT_ONCE = 2**20
