@@ -27,7 +27,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from skysense_o.errors import USER_ERRORS, exit_code, message
-from skysense_o.inference.georeference import SCENE_FORMATS, is_georeferenced, scene_tools
+from skysense_o.scenes.georeference import SCENE_FORMATS, is_georeferenced, scene_tools
 from skysense_o.vocabulary import Vocabulary
 
 ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 def scene_options(args: argparse.Namespace):
     """The options of scenes as the package takes them; needs the extra "geo"."""
-    from skysense_o.inference.scene import SceneOptions, parse_bytes
+    from skysense_o.scenes.scene import SceneOptions, parse_bytes
 
     try:
         bands = tuple(int(word) for word in args.bands.split(",")) if args.bands else None

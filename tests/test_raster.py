@@ -15,7 +15,7 @@ from rasterio.warp import transform_geom
 from scenes import UTM, fields, write_scene
 
 from skysense_o.inference.pictures import PictureError
-from skysense_o.inference.raster import Raster
+from skysense_o.scenes.raster import Raster
 
 FILL = (100, 110, 120)
 

@@ -21,8 +21,8 @@ from rasterio.transform import Affine
 from scenes import UTM, WORDS, colour_predictor, fields, write_scene
 from test_raster import area
 
-from skysense_o.inference.scene import SceneOptions
-from skysense_o.inference.scene_export import FORMATS, run_scene
+from skysense_o.scenes.scene import SceneOptions
+from skysense_o.scenes.export import FORMATS, run_scene
 from skysense_o.inference.sliding import segment_array
 from skysense_o.vocabulary import Vocabulary
 
@@ -288,9 +288,9 @@ def test_damage_in_the_middle_leaves_nothing_under_a_final_name(tmp_path):
 
 
 def test_shares_of_several_processes_make_the_whole(tmp_path):
-    from skysense_o.inference.raster import Raster
-    from skysense_o.inference.scene import gdal, segment_scene
-    from skysense_o.inference.scene_export import save_scene
+    from skysense_o.scenes.raster import Raster
+    from skysense_o.scenes.scene import gdal, segment_scene
+    from skysense_o.scenes.export import save_scene
 
     path = write_scene(tmp_path / "s.tif", fields(200, 300))
     files, _ = make(path, tmp_path / "one")

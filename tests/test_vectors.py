@@ -17,13 +17,13 @@ from rasterio.transform import Affine
 from scenes import UTM, fields
 from scipy import ndimage
 
-from skysense_o.inference import regions as regions_module
-from skysense_o.inference import vectors
-from skysense_o.inference.coco import coco_boxes, coco_dataset
-from skysense_o.inference.ground import PixelAreas
-from skysense_o.inference.regions import find_regions
-from skysense_o.inference.vectors import polygons, write_geojson, write_geopackage
-from skysense_o.inference.work import SCORE_STEPS
+from skysense_o.scenes import regions as regions_module
+from skysense_o.scenes import polygons as vectors
+from skysense_o.scenes.coco import coco_boxes, coco_dataset
+from skysense_o.scenes.pixel_area import PixelAreas
+from skysense_o.scenes.regions import find_regions
+from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
+from skysense_o.scenes.label_store import SCORE_STEPS
 
 NAMES, COLORS = ("none", "red", "green & <blue>"), ((9, 9, 9), (255, 0, 0), (0, 255, 99))
 CRS = rasterio.crs.CRS.from_epsg(32633)
@@ -171,7 +171,7 @@ def test_nothing_found_gives_valid_empty_files(tmp_path):
 
 
 def test_coco_masks_and_boxes_say_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("skysense_o.inference.coco.COLUMNS", 16)
+    monkeypatch.setattr("skysense_o.scenes.coco.COLUMNS", 16)
     labels, score = speckled()
     labels[:, 30:50] = 1  # runs that go on from column to column, and from one reading to the next
     found = find(labels, score, tmp_path)

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data_engine.work_folder import Journal, WorkFolder, whole, write_map, write_table
-from skysense_o.inference.georeference import is_georeferenced
+from skysense_o.scenes.georeference import is_georeferenced
 from skysense_o.inference.pictures import PictureError, read_picture
 
 FILL = (124, 116, 104)
@@ -145,7 +145,7 @@ def cuts(
 def _raster_cuts(path: Path, side: int, known: Callable[[int, int], bool]) -> Iterator[Cut]:
     from rasterio.transform import Affine
 
-    from skysense_o.inference.raster import Raster
+    from skysense_o.scenes.raster import Raster
 
     with Raster(path) as raster:
         crs = raster.file.crs.to_wkt() if raster.file.crs else ""

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from skysense_o.inference.export import save
-from skysense_o.inference.georeference import scene_tools
+from skysense_o.scenes.georeference import scene_tools
 from skysense_o.interactive.session import Session
 
 SCENE = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
@@ -49,10 +49,10 @@ def export(session: Session) -> list[Path]:
 
 def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list) -> list[Path]:
     """The labels that people have seen, through the exports of scenes: nothing is computed anew."""
-    from skysense_o.inference.raster import Raster
-    from skysense_o.inference.scene import Scene, gdal
-    from skysense_o.inference.scene_export import save_scene
-    from skysense_o.inference.work import WorkFolder
+    from skysense_o.scenes.raster import Raster
+    from skysense_o.scenes.scene import Scene, gdal
+    from skysense_o.scenes.export import save_scene
+    from skysense_o.scenes.label_store import WorkFolder
 
     found, picture = session.found, session.picture
     path = picture.scene

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from skysense_o.errors import USER_ERRORS, message
-from skysense_o.inference.georeference import is_georeferenced, scene_tools
+from skysense_o.scenes.georeference import is_georeferenced, scene_tools
 from skysense_o.inference.pictures import PictureError, read_picture
 
 MOST_PIXELS = 4_000_000
@@ -94,8 +94,8 @@ def _has_scene_tools() -> bool:
 
 
 def _open_scene(path: Path) -> Picture:
-    from skysense_o.inference.raster import Raster
-    from skysense_o.inference.scene import gdal
+    from skysense_o.scenes.raster import Raster
+    from skysense_o.scenes.scene import gdal
 
     with gdal(), Raster(path) as raster:
         rows, cols = (range(n) for n in raster.size)

@@ -167,8 +167,8 @@ class Session:
         names = len(self.found.names)
         if self.picture.scene is None:
             return [None] * names
-        from skysense_o.inference.raster import Raster
-        from skysense_o.inference.scene import gdal
+        from skysense_o.scenes.raster import Raster
+        from skysense_o.scenes.scene import gdal
 
         with gdal(), Raster(self.picture.scene) as raster:
             areas = raster.areas

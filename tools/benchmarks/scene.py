@@ -100,7 +100,7 @@ def bare_speed(predictor, path: Path, vocabulary, count: int = 24) -> float:
     """Windows a second of the model alone, on windows of the scene that are in memory already."""
     import torch
 
-    from skysense_o.inference.raster import Raster
+    from skysense_o.scenes.raster import Raster
 
     with Raster(path) as raster, torch.inference_mode():
         step = max(1, (raster.size[1] - 512) // count)
@@ -147,8 +147,8 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
     """All figures of one scene; works in `folder`."""
     import psutil
 
-    from skysense_o.inference.georeference import scene_tools
-    from skysense_o.inference.scene import SceneOptions, gdal, parse_bytes
+    from skysense_o.scenes.georeference import scene_tools
+    from skysense_o.scenes.scene import SceneOptions, gdal, parse_bytes
 
     tools, scene, words = scene_tools(), folder / "scene.tif", folder / "words.txt"
     words.write_text("\n".join(vocabulary.names))

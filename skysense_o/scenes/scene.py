@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from skysense_o.inference.blending import Row, reflected, run
 from skysense_o.inference.predictor import Predictor, fold_background
-from skysense_o.inference.raster import Raster
+from skysense_o.scenes.raster import Raster
 from skysense_o.inference.sliding import MEMORY, batch_size, lane_count, plan_windows
 from skysense_o.inference.windows import Plan
-from skysense_o.inference.work import WorkFolder
+from skysense_o.scenes.label_store import WorkFolder
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)

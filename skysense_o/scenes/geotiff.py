@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from skysense_o.inference.drawing import Color
-from skysense_o.inference.work import SCORE_STEPS
+from skysense_o.scenes.label_store import SCORE_STEPS
 
 TILE = 512
 

@@ -19,7 +19,7 @@ from rasterio.features import shapes
 from rasterio.transform import Affine
 
 from skysense_o.inference.drawing import Color
-from skysense_o.inference.regions import Regions
+from skysense_o.scenes.regions import Regions
 
 MOST_POLYGONS = 1_000_000
 LAYER = "regions"

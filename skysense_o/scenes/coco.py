@@ -10,7 +10,7 @@ import rasterio
 from pycocotools import mask
 from rasterio.windows import Window
 
-from skysense_o.inference.regions import Regions
+from skysense_o.scenes.regions import Regions
 
 COLUMNS = 256
 IMAGE_ID = 1

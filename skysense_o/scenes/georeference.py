@@ -42,7 +42,7 @@ def scene_tools() -> ModuleType:
         ModuleNotFoundError: it is not installed; says how to.
     """
     try:
-        from skysense_o.inference import scene_export
+        from skysense_o.scenes import export as scene_export
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("skysense_o"):
             raise

@@ -18,7 +18,7 @@ from rasterio.features import geometry_mask
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from skysense_o.inference.ground import PixelAreas
+from skysense_o.scenes.pixel_area import PixelAreas
 from skysense_o.inference.pictures import STRETCH_PERCENTILES, PictureError
 
 OVERVIEW = 1024

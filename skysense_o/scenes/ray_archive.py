@@ -27,7 +27,7 @@ class SceneWorker:
 
     def __call__(self, row: dict) -> dict:
         """{"path", "stem"} -> the same with "written", a list of paths, and "error", empty where there was none."""
-        from skysense_o.inference.scene_export import run_scene
+        from skysense_o.scenes.export import run_scene
 
         path, written, error = Path(row["path"]), [], ""
         try:
