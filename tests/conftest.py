@@ -198,7 +198,7 @@ def work(tmp_path):
 
 @pytest.fixture
 def review(work):
-    from skysense_o.data_engine.review import Review
+    from skysense_o.data_engine.review.session import Review
 
     return Review(work)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from skysense_o.data_engine import review_cli
+from skysense_o.data_engine.review import cli as review_cli
 
 HEIGHT, WIDTH = 80, 120
 BOXES = {1: (0, 0, 50, 40), 2: (50, 0, 120, 40), 3: (0, 40, 120, 72)}  # x0, y0, x1, y1; below it is the rest

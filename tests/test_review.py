@@ -14,11 +14,11 @@ from conftest import ROOT
 from PIL import Image
 from review_work import BOXES, command
 
-from skysense_o.data_engine.review import Review, Verdict, View
-from skysense_o.data_engine.review_agreement import agreement, cohen_kappa, krippendorff_alpha
-from skysense_o.data_engine.review_final import finish
-from skysense_o.data_engine.review_log import Decision, DecisionLog
-from skysense_o.data_engine.review_steps import CHOOSE, MERGE, SPLIT, Place, Steps
+from skysense_o.data_engine.review.session import Review, Verdict, View
+from skysense_o.data_engine.review.agreement import agreement, cohen_kappa, krippendorff_alpha
+from skysense_o.data_engine.review.finish import finish
+from skysense_o.data_engine.review.log import Decision, DecisionLog
+from skysense_o.data_engine.review.steps import CHOOSE, MERGE, SPLIT, Place, Steps
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_lines_that_are_no_decisions_are_told(review, work, capsys):
 WRITER = """
 import sys
 from pathlib import Path
-from skysense_o.data_engine.review_log import Decision, DecisionLog
+from skysense_o.data_engine.review.log import Decision, DecisionLog
 log = DecisionLog(Path(sys.argv[1]))
 for k in range(int(sys.argv[3])):
     done = log.append(Decision("town", 1, sys.argv[2], "split", box=(k, 0, k + 1, ord(sys.argv[2][0]))), 3)
@@ -414,7 +414,7 @@ def test_no_regions_yet(tmp_path):
 
 
 def test_the_picture_shows_the_region_it_asks_for(review, tile):
-    from skysense_o.data_engine.review_drawing import draw
+    from skysense_o.data_engine.review.drawing import draw
     from skysense_o.inference.drawing import REGION_COLOR
 
     labels = review.tiles.labels(tile)

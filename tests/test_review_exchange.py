@@ -10,13 +10,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from review_work import HEIGHT, WIDTH, command
 
-from skysense_o.data_engine.review import Review, piece_mask
-from skysense_o.data_engine.review_coco import from_coco, to_coco
-from skysense_o.data_engine.review_exchange import annotations
-from skysense_o.data_engine.review_final import finish
-from skysense_o.data_engine.review_label_studio import pack_brush, to_label_studio, unpack_brush
-from skysense_o.data_engine.review_log import Decision, DecisionLog
-from skysense_o.data_engine.review_masks import polygons_mask, rle_mask, rle_of
+from skysense_o.data_engine.review.session import Review, piece_mask
+from skysense_o.data_engine.review.coco import from_coco, to_coco
+from skysense_o.data_engine.review.exchange import annotations
+from skysense_o.data_engine.review.finish import finish
+from skysense_o.data_engine.review.label_studio import pack_brush, to_label_studio, unpack_brush
+from skysense_o.data_engine.review.log import Decision, DecisionLog
+from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 
 
 def said(work, reviewer: str) -> dict[tuple[str, int], tuple]:

@@ -21,7 +21,7 @@ pytest.importorskip("gradio", reason='the review page needs gradio: pip install 
 playwright = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[test]"')
 from test_page import CHROMIUM, FLAGS, WAIT, needs_chromium
 
-from skysense_o.data_engine.review import Review
+from skysense_o.data_engine.review.session import Review
 
 TILES = 6
 

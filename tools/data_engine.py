@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from skysense_o.data_engine import review_cli
+from skysense_o.data_engine.review import cli as review_cli
 from skysense_o.errors import exit_code
 
 CURE = 'which is not installed: pip install -e ".[engine]"'

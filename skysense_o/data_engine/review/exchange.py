@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skysense_o.data_engine.review import REST, Review, View
-from skysense_o.data_engine.review_log import Decision
-from skysense_o.data_engine.review_masks import box_of, rle_of
+from skysense_o.data_engine.review.session import REST, Review, View
+from skysense_o.data_engine.review.log import Decision
+from skysense_o.data_engine.review.masks import box_of, rle_of
 
 UNNAMED = "unnamed"
 SAME_IOU = 0.9

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from skysense_o.data_engine.review import Review
-from skysense_o.data_engine.review_exchange import Annotation, annotations, tile_of
-from skysense_o.data_engine.review_masks import box_of, polygons_mask, rle_mask, rle_of
+from skysense_o.data_engine.review.session import Review
+from skysense_o.data_engine.review.exchange import Annotation, annotations, tile_of
+from skysense_o.data_engine.review.masks import box_of, polygons_mask, rle_mask, rle_of
 
 
 def to_coco(review: Review, reviewer: str | None = None) -> dict:

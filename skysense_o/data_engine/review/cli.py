@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: options that do not go together. FileNotFoundError: nothing to review, or no such file.
     """
-    from skysense_o.data_engine.review import Review
+    from skysense_o.data_engine.review.session import Review
 
     if (args.export is None) != (args.to is None):
         raise ValueError("--export FORM and --to FILE go together")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if args.export:
         _export(review, args.export, Path(args.to), args.reviewer or None)
     if args.agreement:
-        from skysense_o.data_engine.review_agreement import agreement
+        from skysense_o.data_engine.review.agreement import agreement
 
         print(agreement(review).text())
     if args.finish:
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _import(review, path: Path, args: argparse.Namespace) -> None:
-    from skysense_o.data_engine.review_coco import from_coco
-    from skysense_o.data_engine.review_exchange import take_over
-    from skysense_o.data_engine.review_label_studio import from_label_studio
+    from skysense_o.data_engine.review.coco import from_coco
+    from skysense_o.data_engine.review.exchange import take_over
+    from skysense_o.data_engine.review.label_studio import from_label_studio
 
     try:
         data = json.loads(path.read_text())
@@ -87,9 +87,9 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
 
 
 def _export(review, form: str, path: Path, reviewer: str | None) -> None:
-    from skysense_o.data_engine.review_coco import to_coco
-    from skysense_o.data_engine.review_exchange import UNNAMED
-    from skysense_o.data_engine.review_label_studio import labelling_config, to_label_studio
+    from skysense_o.data_engine.review.coco import to_coco
+    from skysense_o.data_engine.review.exchange import UNNAMED
+    from skysense_o.data_engine.review.label_studio import labelling_config, to_label_studio
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if form == "coco":
@@ -104,7 +104,7 @@ def _export(review, form: str, path: Path, reviewer: str | None) -> None:
 
 
 def _finish(review) -> None:
-    from skysense_o.data_engine.review_final import finish
+    from skysense_o.data_engine.review.finish import finish
 
     done = finish(review)
     print(
@@ -124,7 +124,7 @@ def _serve(review, args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('the review page needs gradio: pip install -e ".[app]"', name="gradio") from error
-    from skysense_o.data_engine.review_page import CSS, ReviewPage, build, script
+    from skysense_o.data_engine.review.page import CSS, ReviewPage, build, script
     from skysense_o.interactive.serving import serve
 
     names = Path(args.names).read_text().splitlines() if args.names else []

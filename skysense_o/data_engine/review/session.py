@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skysense_o.data_engine.review_log import Decision, DecisionLog, Piece
-from skysense_o.data_engine.review_masks import rle_mask
-from skysense_o.data_engine.review_tiles import Proposed, Tiles
+from skysense_o.data_engine.review.log import Decision, DecisionLog, Piece
+from skysense_o.data_engine.review.masks import rle_mask
+from skysense_o.data_engine.review.tiles import Proposed, Tiles
 
 REST = 0
 

@@ -6,10 +6,10 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
-from skysense_o.data_engine.review import Review
-from skysense_o.data_engine.review_agreement import agreement
-from skysense_o.data_engine.review_drawing import draw, zoom_of
-from skysense_o.data_engine.review_steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
+from skysense_o.data_engine.review.session import Review
+from skysense_o.data_engine.review.agreement import agreement
+from skysense_o.data_engine.review.drawing import draw, zoom_of
+from skysense_o.data_engine.review.steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
 from skysense_o.interactive import serving
 from skysense_o.interactive.serving import guarded
 

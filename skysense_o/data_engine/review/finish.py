@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from skysense_o.data_engine.review import REST, Review, Verdict
+from skysense_o.data_engine.review.session import REST, Review, Verdict
 from skysense_o.data_engine.work_folder import write_json, write_map
 
 

@@ -13,7 +13,7 @@ from itertools import combinations
 
 from tabulate import tabulate
 
-from skysense_o.data_engine.review import Review, Verdict
+from skysense_o.data_engine.review.session import Review, Verdict
 
 NAN = float("nan")
 

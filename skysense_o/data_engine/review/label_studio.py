@@ -12,9 +12,9 @@ from html import escape
 
 import numpy as np
 
-from skysense_o.data_engine.review import Review
-from skysense_o.data_engine.review_exchange import Annotation, annotations, tile_of
-from skysense_o.data_engine.review_masks import polygons_mask
+from skysense_o.data_engine.review.session import Review
+from skysense_o.data_engine.review.exchange import Annotation, annotations, tile_of
+from skysense_o.data_engine.review.masks import polygons_mask
 
 WORD = 8
 RUN_SIZES = (3, 4, 8, 16)
