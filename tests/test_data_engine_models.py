@@ -15,7 +15,7 @@ from PIL import Image
 pytest.importorskip("skimage", reason='the data engine needs pip install -e ".[engine]"')
 
 from skysense_o.checkpoint import WeightsError
-from skysense_o.data_engine.asking import KEY, QUESTION, URL, AskingNamer, cleaned, local_model, service, shown
+from skysense_o.data_engine.vlm_namer import KEY, QUESTION, URL, AskingNamer, cleaned, local_model, service, shown
 from skysense_o.data_engine.partition import paint, tidy
 from skysense_o.data_engine.sam import build_sam, load_sam, sam_masks
 

@@ -108,7 +108,7 @@ def test_a_graph_holds_against_synonyms_that_look_different(mini, tmp_path):
 
 
 def test_what_reviewers_confuse_scores_highest(halves, mini):
-    from skysense_o.data_engine.graph import build
+    from skysense_o.data_engine.build_graph import build
 
     name(halves, Said("road", "tree"), mini.model)
     tile = halves.kept()[0]["tile"]
@@ -134,7 +134,7 @@ def test_what_reviewers_confuse_scores_highest(halves, mini):
 
 
 def test_a_graph_needs_two_names(halves, mini):
-    from skysense_o.data_engine.graph import build
+    from skysense_o.data_engine.build_graph import build
 
     name(halves, Said("road"), mini.model)
     with pytest.raises(ValueError, match="a graph needs two names at least, 1 are in"):
@@ -142,7 +142,7 @@ def test_a_graph_needs_two_names(halves, mini):
 
 
 def test_measures_of_likeness_by_hand():
-    from skysense_o.data_engine.relations import combined, company, confusions, ranks
+    from skysense_o.data.similarity import combined, company, confusions, ranks
 
     names = ["a", "b", "c"]
     together = company([["a", "b"], ["a", "b", "x"], ["a", "c"]], names)

@@ -88,7 +88,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
 
 def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
     """(T,T) cosines between class prototypes; NaN for classes that no picture shows."""
-    from skysense_o.data_engine.relations import prototype_cosines
+    from skysense_o.data.similarity import prototype_cosines
 
     sums, counts = None, np.zeros(len(names))
     for dense, cells in features(model, records, len(names)):
@@ -134,7 +134,7 @@ def run() -> int:
 
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
         if args.by == "text":
-            from skysense_o.data_engine.relations import text_cosines
+            from skysense_o.data.similarity import text_cosines
 
             values = text_cosines(predictor.model, names)
         else:

@@ -216,7 +216,7 @@ def _name(work, args) -> list[str]:
 
 
 def _namer(args: argparse.Namespace, predictor):
-    from skysense_o.data_engine.asking import AskingNamer, local_model, service
+    from skysense_o.data_engine.vlm_namer import AskingNamer, local_model, service
     from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer
     from skysense_o.inference.classify import load_tower
 
@@ -240,7 +240,7 @@ def _review(work, args) -> list[str]:
 
 
 def _graph(work, args) -> list[str]:
-    from skysense_o.data_engine.graph import build
+    from skysense_o.data_engine.build_graph import build
 
     predictor = _predictor(args)
     with work.step("graph", {**_options(args, "confidence"), "weights": predictor.sha256}, args.restart):

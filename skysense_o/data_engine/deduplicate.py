@@ -18,7 +18,7 @@ from skysense_o.data.catalog import find, records_of
 from skysense_o.data.check import ALIKE_BITS, picture_hash
 from skysense_o.data.labels import BadData, read_image
 from skysense_o.data_engine.collect import spans
-from skysense_o.data_engine.vectors import Vectors
+from skysense_o.data_engine.vector_store import Vectors
 from skysense_o.data_engine.work_folder import WorkFolder, write_table
 
 if TYPE_CHECKING:

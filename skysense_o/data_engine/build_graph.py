@@ -11,7 +11,7 @@ from tqdm import tqdm
 from skysense_o.data.relation_graph import RelationGraph
 from skysense_o.data_engine.annotations import annotations
 from skysense_o.data_engine.namers import embeddings
-from skysense_o.data_engine.relations import combined, company, confusions, prototype_cosines, text_cosines
+from skysense_o.data.similarity import combined, company, confusions, prototype_cosines, text_cosines
 from skysense_o.data_engine.review.log import DecisionLog
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, whole
 
