@@ -14,7 +14,7 @@ from skysense_o import losses
 from skysense_o.config import default_config
 from skysense_o.data import records
 from skysense_o.data.check import check
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.sample import IGNORE
 from skysense_o.vocabulary import Vocabulary

@@ -18,8 +18,8 @@ from test_whole_path import command
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import default_config, model_config
 from skysense_o.data.catalog import records_of
-from skysense_o.data.pair_mapper import PairMapper
-from skysense_o.data.pairs import read_pairs, read_picture, words_of
+from skysense_o.data.caption_mapper import PairMapper
+from skysense_o.data.captions import read_pairs, read_picture, words_of
 from skysense_o.evaluation.zero_shot import evaluate_pairs, recalls
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.pretraining import ImageTextPretraining, contrast, pairwise_sigmoid

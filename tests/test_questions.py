@@ -11,7 +11,7 @@ from skysense_o.answering import EmbeddedAnswerer, normalise
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
-from skysense_o.data.pairs import read_picture
+from skysense_o.data.captions import read_picture
 from skysense_o.data.question_mapper import QuestionMapper
 from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of, near
 from skysense_o.inference.classify import load_answerer

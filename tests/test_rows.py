@@ -20,7 +20,7 @@ from skysense_o.data.classes import load_classes, table_of
 from skysense_o.data.labels import BadData
 from skysense_o.data.mapper import TrainingMapper, read_pair
 from skysense_o.data.own import own_row
-from skysense_o.data.rows_scenes import SCENES
+from skysense_o.data.datasets.classification import SCENES
 from skysense_o.data.shards import read_member
 
 CHECK = "tools/check_dataset.py"

@@ -10,12 +10,12 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from skysense_o.data.own import own_row
-from skysense_o.data.pairs import is_pairs, read_pairs
+from skysense_o.data.captions import is_pairs, read_pairs
 from skysense_o.data.records import load_split
-from skysense_o.data.row import Row, data_root
-from skysense_o.data.rows_language import LANGUAGE
-from skysense_o.data.rows_scenes import SCENES
-from skysense_o.data.rows_segmentation import SEGMENTATION
+from skysense_o.data.datasets.spec import Row, data_root
+from skysense_o.data.datasets.language import LANGUAGE
+from skysense_o.data.datasets.classification import SCENES
+from skysense_o.data.datasets.segmentation import SEGMENTATION
 from skysense_o.sample import IGNORE
 
 __all__ = [

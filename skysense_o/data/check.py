@@ -16,7 +16,7 @@ from tqdm import tqdm
 from skysense_o.data.catalog import find, load_split
 from skysense_o.data.classes import load_classes
 from skysense_o.data.labels import BadData, id_table, open_picture, read_labels, to_ids
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 from skysense_o.data.shards import read_member
 from skysense_o.sample import IGNORE
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 
 logger = logging.getLogger(__name__)
 PICTURE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")

@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from skysense_o.data.classes import OWN, load_classes
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 
 INDEX, GRAPH = "skysa_dataset.jsonl", "skysa_graph.jsonl"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from skysense_o.data.archive import Entry, entries_of
+from skysense_o.data.zip_source import Entry, entries_of
 from skysense_o.data.catalog import row_of
 from skysense_o.data.encode import Decode, decode_picture
 from skysense_o.data.labels import BadData

@@ -15,7 +15,7 @@ import torch
 from skysense_o.data.augment import QuarterTurn
 from skysense_o.data.classes import CLASSES_FOLDER
 from skysense_o.data.mapper import KEPT_BYTES
-from skysense_o.data.pairs import read_picture
+from skysense_o.data.captions import read_picture
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from skysense_o.data.classes import load_classes
 from skysense_o.data.language import read_captions, read_conversations, read_rsvqa, read_table, read_text_questions
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 from skysense_o.data.shards import read_shards
 from skysense_o.data.skysa import read_skysa
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from skysense_o.data.labels import BadData
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # the last one is RS5M's
 TEXTS = ("txt", "caption")

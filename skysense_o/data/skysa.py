@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 from skysense_o.sample import IGNORE
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from skysense_o.checkpoint import find_weights
 from skysense_o.data.catalog import evaluation_splits, find, records_of, register_folders
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.mapper import evaluation_sample
-from skysense_o.data.pairs import read_picture
+from skysense_o.data.captions import read_picture
 from skysense_o.evaluation.predictions import KINDS
 from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.evaluation.protocol import Protocol

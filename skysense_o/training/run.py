@@ -25,7 +25,7 @@ from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
-from skysense_o.data.pair_mapper import PairMapper
+from skysense_o.data.caption_mapper import PairMapper
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, picture_key, read_points
 from skysense_o.device import choose_device
 from skysense_o.training.checkpointer import RunCheckpointer

@@ -13,7 +13,7 @@ from PIL import Image
 from skysense_o.data.augment import QuarterTurn, color_jitter
 from skysense_o.data.catalog import row_of
 from skysense_o.data.classes import load_classes
-from skysense_o.data.pairs import read_picture
+from skysense_o.data.captions import read_picture
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 

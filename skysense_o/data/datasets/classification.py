@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 
 
 def _scenes(name: str, **rest) -> Row:

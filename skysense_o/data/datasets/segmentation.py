@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from skysense_o.data.row import Row
+from skysense_o.data.datasets.spec import Row
 
 TRAIN_VAL, ALL = {"train": "*", "val": "*"}, {"train": "*", "val": "*", "test": "*"}
 
