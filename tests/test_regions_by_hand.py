@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.inference.everything import click_grid, everything, steadiness
+from skysense_o.inference.automatic_masks import click_grid, everything, steadiness
 from skysense_o.vocabulary import Vocabulary
 
 WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skysense_o import geometry
 from skysense_o.inference.classify import phrase_vectors
-from skysense_o.inference.prompting import PromptedImage
+from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from skysense_o.data_engine.partition import paint, tidy
 from skysense_o.data_engine.work_folder import WorkFolder, write_json, write_map
-from skysense_o.inference.everything import everything
+from skysense_o.inference.automatic_masks import everything
 from skysense_o.inference.pictures import PictureError
 from skysense_o.inference.predictor import NONE
 from skysense_o.vocabulary import Vocabulary

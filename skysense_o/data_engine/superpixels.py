@@ -13,7 +13,7 @@ from skimage.segmentation import slic
 from sklearn.cluster import AgglomerativeClustering
 
 from skysense_o.data_engine.partition import borders
-from skysense_o.inference.prompting import PromptedImage
+from skysense_o.inference.prompted_image import PromptedImage
 
 # Chosen on training pictures of Dubai, see docs/experiments-engine.md.
 SUPERPIXEL = 120

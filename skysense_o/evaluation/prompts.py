@@ -14,7 +14,7 @@ from torch import nn
 
 from skysense_o.clicks import box_of, components, corrective, middle
 from skysense_o.inference.drawing import paint
-from skysense_o.inference.prompting import PromptedImage
+from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.sample import IGNORE, Sample
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights
 from skysense_o.config import default_config, merge_file
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.inference.pictures import as_rgb, read_picture
-from skysense_o.inference.prompting import PromptedImage
+from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.sliding import segment_array
 from skysense_o.vocabulary import Vocabulary
 

@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from skysense_o.inference.drawing import Color
-from skysense_o.inference.everything import Proposal, everything
+from skysense_o.inference.automatic_masks import Proposal, everything
 from skysense_o.inference.export import palette_of
 from skysense_o.inference.predictor import NONE, Predictor, Segmentation
-from skysense_o.inference.prompting import PromptedImage
+from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.interactive.opening import Picture
 from skysense_o.vocabulary import Vocabulary
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highlight, overlay
-from skysense_o.inference.everything import Proposal
+from skysense_o.inference.automatic_masks import Proposal
 from skysense_o.interactive.session import Session
 
 SHOWN_SIDE = 1000

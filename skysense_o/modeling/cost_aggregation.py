@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skysense_o.modeling.decoder import MaskDecoder, Queries
 from skysense_o.modeling.tower import Features
-from skysense_o.modeling.windows import from_windows, region_mask, shift_regions, to_windows
+from skysense_o.modeling.window_attention import from_windows, region_mask, shift_regions, to_windows
 
 NOT_SCORED = -100.0  # logit of a phrase that the top-k rule left out
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from skysense_o.modeling.derived import Derived
-from skysense_o.modeling.windows import from_windows, region_mask, shift_regions, to_windows
+from skysense_o.modeling.weight_cache import Derived
+from skysense_o.modeling.window_attention import from_windows, region_mask, shift_regions, to_windows
 
 MAX_LOG_SCALE = math.log(100)
 

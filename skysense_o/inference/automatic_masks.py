@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
-from skysense_o.inference.prompting import PromptedImage
+from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.vocabulary import Vocabulary
 
 CHUNK = 64
