@@ -30,7 +30,7 @@ from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, pictu
 from skysense_o.device import choose_device
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
-from skysense_o.training.evaluation import check_tests, evaluate_all, test_sets
+from skysense_o.training.evaluate import check_tests, evaluate_all, test_sets
 from skysense_o.training.optimizer import build_optimizer
 from skysense_o.training.record import WandbWriter, plot_metrics, write_run
 from skysense_o.training.stopping import StopOnSignal, Stopped

@@ -22,7 +22,7 @@ from skysense_o.config import model_config
 from skysense_o.data.catalog import find, records_of, register_folders
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.evaluation.table import without_nan, write_tables
-from skysense_o.training.evaluation import WORDS_AND_PICTURES, answerer_of, evaluate_set, file_stem, task_of, test_sets
+from skysense_o.training.evaluate import WORDS_AND_PICTURES, answerer_of, evaluate_set, file_stem, task_of, test_sets
 from skysense_o.training.record import git_state, manifest, versions
 from skysense_o.training.run import build_model
 from skysense_o.training.trainer import peak_memory
