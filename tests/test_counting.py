@@ -11,8 +11,8 @@ import torch
 from conftest import ROOT, small_config
 from PIL import Image
 
-from skysense_o.answering import EmbeddedAnswerer, embedded
-from skysense_o.answering.counter import CELLS, MARKED, Counter, counting_maps, density_loss, marked_density
+from skysense_o.vqa import EmbeddedAnswerer, embedded
+from skysense_o.vqa.counter import CELLS, MARKED, Counter, counting_maps, density_loss, marked_density
 from skysense_o.checkpoint import WeightsError, load_weights, save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of

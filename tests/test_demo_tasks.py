@@ -8,7 +8,7 @@ import torch
 from conftest import small_config
 from test_questions import answerer_config
 
-from skysense_o.answering import EmbeddedAnswerer
+from skysense_o.vqa import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of

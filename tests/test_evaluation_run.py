@@ -18,7 +18,7 @@ from pycocotools import mask
 from test_questions import answerer_config
 from test_whole_path import SMALL, command
 
-from skysense_o.answering import EmbeddedAnswerer
+from skysense_o.vqa import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import evaluation_splits, records_of

@@ -8,7 +8,7 @@ from conftest import small_config
 from tiny_llama import ANSWERS, QUESTIONS
 from torch import nn
 
-from skysense_o.answering.llava import LlavaAnswerer
+from skysense_o.vqa.llava import LlavaAnswerer
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import model_config
 

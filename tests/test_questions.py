@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_config
 
-from skysense_o.answering import EmbeddedAnswerer, normalise
+from skysense_o.vqa import EmbeddedAnswerer, normalise
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from skysense_o.answering.llava import AFTER, BEFORE
+from skysense_o.vqa.llava import AFTER, BEFORE
 
 QUESTIONS = ("what colour is it?", "how many?")
 ANSWERS = ("red", "one", "green", "two", "blue", "three", "yellow", "four and more")

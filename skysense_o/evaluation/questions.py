@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from tqdm import tqdm
 
-from skysense_o.answering.answerer import Answerer, normalise
+from skysense_o.vqa.vqa_model import Answerer, normalise
 
 logger = logging.getLogger(__name__)
 BATCH = 16  # pictures

@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from skysense_o.answering import Answerer
+from skysense_o.vqa import Answerer
 from skysense_o.checkpoint import find_weights
 from skysense_o.data.catalog import evaluation_splits, find, records_of, register_folders
 from skysense_o.data.classes import ClassTable, load_classes

@@ -19,7 +19,7 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from torch import nn
 
 from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
-from skysense_o.answering import normalise
+from skysense_o.vqa import normalise
 from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of, register_folders

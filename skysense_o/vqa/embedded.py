@@ -14,8 +14,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry
-from skysense_o.answering.answerer import choice_loss, normalise, squared
-from skysense_o.answering.counter import Counter, counting_maps
+from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
+from skysense_o.vqa.counter import Counter, counting_maps
 from skysense_o.modeling import Features, Tower, build_tower
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import TextBank, Vocabulary

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from skysense_o import geometry
-from skysense_o.answering.answerer import squared
+from skysense_o.vqa.vqa_model import squared
 from skysense_o.modeling import Tower, build_tower
 from skysense_o.modeling.adapters import add_lora
 from skysense_o.sample import Sample

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skysense_o.answering.answerer import choice_loss
+from skysense_o.vqa.vqa_model import choice_loss
 from skysense_o.modeling import Features
 
 CELLS = 32
