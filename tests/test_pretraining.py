@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, small_config
-from test_whole_path import command
+from training.test_whole_path import command
 
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import default_config, model_config

@@ -1,6 +1,6 @@
 """The losses of the published code: values and gradients agree with what it gave on small random weights.
 
-`tests/data/published_losses.npz` holds two cases of the published code's run: a sampler with its graph, and a
+`tests/reference/published_losses.npz` holds two cases of the published code's run: a sampler with its graph, and a
 picture of a single name. (Its labels of overlapping masks are not ours: a pixel has one name here.)
 """
 
@@ -10,7 +10,7 @@ import json
 
 import pytest
 import torch
-from test_published import build, published_state, stored
+from modeling.test_published import build, published_state, stored
 
 from skysense_o import losses
 from skysense_o.checkpoint import load_state

@@ -14,6 +14,6 @@ sh "$here/run_eval.sh" "$mini" 1 "$out/all" MODEL.WEIGHTS mini MODEL.ANSWERER.WE
 if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/dubai" ]; then
     sh "$here/run_eval.sh" "$mini" 1 "$out/scenes" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_scene5','dubai_scene6')"
     sh "$here/run_eval.sh" "$mini" 1 "$out/heldout" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)" \
-        TEST.WORDS heldout TEST.HELDOUT_FILE "$here/tests/heldout_words.json"
+        TEST.WORDS heldout TEST.HELDOUT_FILE "$here/tests/reference/heldout_words.json"
 fi
 "$python" "$here/tools/compare_results.py" "$out"

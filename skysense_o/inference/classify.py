@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from skysense_o import answering, geometry, meta_arch  # noqa: F401  (fills the registry)
+from skysense_o import geometry, meta_arch, vqa  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import build_with_weights, find_weights, load_weights
 from skysense_o.device import choose_device
 from skysense_o.inference.predictor import config_of

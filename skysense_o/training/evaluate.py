@@ -122,7 +122,7 @@ def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Voc
         if not Path(cfg.TEST.HELDOUT_FILE).is_file():
             raise FileNotFoundError(
                 f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
-                " -> class -> words, such as tests/heldout_words.json"
+                " -> class -> words, such as tests/reference/heldout_words.json"
             )
         words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text()).get(name, {})
         lacking = [n for n in table.names if not words.get(n)]

@@ -140,7 +140,7 @@ def stem(word: str) -> str:
 
 
 def test_heldout_words_share_no_stem_with_training(root):
-    heldout = json.loads((root / "tests/heldout_words.json").read_text())
+    heldout = json.loads((root / "tests/reference/heldout_words.json").read_text())
     from skysense_o.config import default_config
 
     cfg = default_config()

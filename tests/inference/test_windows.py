@@ -180,7 +180,7 @@ def test_the_model_whole_and_in_windows_agree_inside(small_model):
 
 def test_the_published_model_has_windows_of_its_own_square():
     """One window of a picture of that square says what the model says of the whole."""
-    from test_published import build
+    from modeling.test_published import build
 
     model = build().eval()
     side = model.tower.input_size

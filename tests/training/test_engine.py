@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT, small_config
-from test_whole_path import SMALL, SMALL_KEYS, command, train, weights
+from training.test_whole_path import SMALL, SMALL_KEYS, command, train, weights
 
 from skysense_o.checkpoint import WeightsError, load_state, load_weights, save_weights, state_to_save
 from skysense_o.config import default_config, model_config

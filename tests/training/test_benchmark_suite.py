@@ -15,8 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 from pycocotools import mask
-from test_questions import answerer_config
-from test_whole_path import SMALL, command
+from vqa.test_questions import answerer_config
+from training.test_whole_path import SMALL, command
 
 from skysense_o.vqa import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import ROOT
-from test_engine import tiny
+from training.test_engine import tiny
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.warp import transform_geom
-from scenes import UTM, fields, write_scene
+from made_scenes import UTM, fields, write_scene
 
 from skysense_o.inference.pictures import PictureError
 from skysense_o.scenes.raster import Raster

@@ -12,8 +12,8 @@ import pytest
 from conftest import draw_scene
 from PIL import Image
 from review_work import Said
-from scenes import fields, write_scene
-from test_whole_path import train
+from made_scenes import fields, write_scene
+from training.test_whole_path import train
 
 pytest.importorskip("pyarrow", reason='the data engine needs pip install -e ".[engine]"')
 pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[engine]"')

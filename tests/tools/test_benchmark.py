@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from test_published import SMALL_CONFIG
+from modeling.test_published import SMALL_CONFIG
 
 
 def test_a_model_of_random_numbers(call, tmp_path):

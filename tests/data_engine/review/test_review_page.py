@@ -19,7 +19,7 @@ from review_work import make_work, tile_name
 
 pytest.importorskip("gradio", reason='the review page needs gradio: pip install -e ".[app]"')
 playwright = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[test]"')
-from test_page import CHROMIUM, FLAGS, WAIT, needs_chromium
+from interactive.test_page import CHROMIUM, FLAGS, WAIT, needs_chromium
 
 from skysense_o.data_engine.review.session import Review
 

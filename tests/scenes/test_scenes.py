@@ -18,8 +18,8 @@ from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
-from scenes import UTM, WORDS, colour_predictor, fields, write_scene
-from test_raster import area
+from made_scenes import UTM, WORDS, colour_predictor, fields, write_scene
+from scenes.test_raster import area
 
 from skysense_o.scenes.scene import SceneOptions
 from skysense_o.scenes.export import FORMATS, run_scene

@@ -14,7 +14,7 @@ import rasterio
 import shapely
 from pycocotools import mask
 from rasterio.transform import Affine
-from scenes import UTM, fields
+from made_scenes import UTM, fields
 from scipy import ndimage
 
 from skysense_o.scenes import regions as regions_module

@@ -1,6 +1,6 @@
 """The published model: every stage agrees with outputs of the published code on small random weights.
 
-`tests/data/published_*.npz` were made by running the published code; float64 where it was stored so.
+`tests/reference/published_*.npz` were made by running the published code; float64 where it was stored so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skysense_o.modeling.swin_v2 import SwinV2
 from skysense_o.published import NOT_NEEDED, published_name
 from skysense_o.vocabulary import Vocabulary, read_retrieval_words
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "reference"
 HEAD = {
     "hidden": 32,
     "window": 6,

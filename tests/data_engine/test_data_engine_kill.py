@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, draw_scene
 from PIL import Image
-from test_data_engine import hashes
-from test_whole_path import command
+from data_engine.test_data_engine import hashes
+from training.test_whole_path import command
 
 pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[engine]"')
 

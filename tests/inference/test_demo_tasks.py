@@ -6,7 +6,7 @@ import json
 
 import torch
 from conftest import small_config
-from test_questions import answerer_config
+from vqa.test_questions import answerer_config
 
 from skysense_o.vqa import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights

@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from published_trees import relation
-from test_whole_path import train
+from training.test_whole_path import train
 
 from skysense_o.data.augment import ColorJitter, color_jitter
 from skysense_o.data.catalog import records_of
