@@ -1,12 +1,12 @@
 #!/bin/sh
-# Segment a picture:   bash demo.sh [PICTURE [WORDS [more options of demo/demo.py]]]
-# Without arguments: the shipped picture. The first run installs what is needed.
+# Segment an image:   bash demo.sh [IMAGE [WORDS [more options of demo/demo.py]]]
+# Without arguments: the shipped image. The first run installs what is needed.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 python=$(sh "$here/tools/setup.sh")
-picture=${1:-$here/demo/yellowstone_0.4m.jpg}
+image=${1:-$here/demo/yellowstone_0.4m.jpg}
 words=${2:-road,vegetation}
 [ $# -gt 0 ] && shift
 [ $# -gt 0 ] && shift
 export HF_HUB_OFFLINE=1
-exec "$python" "$here/demo/demo.py" --input "$picture" --classes "$words" --output "${OUTPUT:-output/demo}" "$@"
+exec "$python" "$here/demo/demo.py" --input "$image" --classes "$words" --output "${OUTPUT:-output/demo}" "$@"

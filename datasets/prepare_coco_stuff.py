@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""COCO-Stuff: COCO 2017's pictures and the pixel maps of things and stuff, 171 classes.
+"""COCO-Stuff: COCO 2017's images and the pixel maps of things and stuff, 171 classes.
 
 python datasets/prepare_coco_stuff.py --source train2017.zip val2017.zip stuffthingmaps_trainval2017.zip
 

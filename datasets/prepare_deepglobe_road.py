@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""DeepGlobe roads: pictures of 1024 x 1024 and their masks.
+"""DeepGlobe roads: images of 1024 x 1024 and their masks.
 
 python datasets/prepare_deepglobe_road.py --source deepglobe/train
 python datasets/prepare_deepglobe_road.py --source deepglobe/train --val-list val.txt
@@ -7,8 +7,8 @@ python datasets/prepare_deepglobe_road.py --source deepglobe/train --val-list va
     train/100034_sat.jpg
     train/100034_mask.png     colours, white for roads; not pure: cut at 128, as its publishers say
 
-Only these 6,226 pictures have labels. By default the last 1,530 by number are validation (4,696 and 1,530 are the
-numbers in common use; the list of those pictures is not the same everywhere, so it can be given).
+Only these 6,226 images have labels. By default the last 1,530 by number are validation (4,696 and 1,530 are the
+numbers in common use; the list of those images is not the same everywhere, so it can be given).
 """
 
 import sys

@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from skysense_o.data.encode import by_value, decode_picture, same
+from skysense_o.data.encode import by_value, decode_image, same
 from skysense_o.data.prepare import Groups, Recipe, main
 
 
 def natural_color(data: bytes, name: str) -> np.ndarray:
-    array = np.asarray(decode_picture(data, name))
+    array = np.asarray(decode_image(data, name))
     return array[..., 1:4] if array.shape[2] == 4 else array
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Inria aerial buildings: pictures of 5000 x 5000 -> windows of 1000 x 1000; 255 for buildings.
+"""Inria aerial buildings: images of 5000 x 5000 -> windows of 1000 x 1000; 255 for buildings.
 
 python datasets/prepare_inria.py --source AerialImageDataset
 
     AerialImageDataset/train/images/austin1.tif
     AerialImageDataset/train/gt/austin1.tif     0, 255
 
-Layout, and the first five pictures of each city as validation: the publishers' page (project.inria.fr/
-aerialimagelabeling); torchgeo cuts the same split. SegEarth-OV evaluates on other pictures (--val-list takes them).
+Layout, and the first five images of each city as validation: the publishers' page (project.inria.fr/
+aerialimagelabeling); torchgeo cuts the same split. SegEarth-OV evaluates on other images (--val-list takes them).
 Labels of the test part are not public.
 """
 

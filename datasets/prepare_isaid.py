@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""iSAID: DOTA's pictures and iSAID's colour labels -> windows of 896 x 896 that overlap by 384.
+"""iSAID: DOTA's images and iSAID's colour labels -> windows of 896 x 896 that overlap by 384.
 
 python datasets/prepare_isaid.py --source iSAID
 
@@ -7,7 +7,7 @@ python datasets/prepare_isaid.py --source iSAID
     iSAID/{train,val}/Semantic_masks/images.zip        images/P0000_instance_color_RGB.png
 
 zipped or unpacked. Layout, colours and windows are those of mmsegmentation's documentation and converter (docs/en/
-user_guides/2_dataset_prepare.md); 33,978 windows for training and 11,644 for validation are its numbers. Pictures
+user_guides/2_dataset_prepare.md); 33,978 windows for training and 11,644 for validation are its numbers. Images
 that are smaller than a window stay as they are. Labels of the test part are not public.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""LoveDA: rural and urban pictures in one folder a split; labels as published.
+"""LoveDA: rural and urban images in one folder a split; labels as published.
 
 python datasets/prepare_loveda.py --source Train.zip Val.zip
 

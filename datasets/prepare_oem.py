@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""OpenEarthMap (without xBD): pictures and labels as they are, put into the splits of the publishers' lists.
+"""OpenEarthMap (without xBD): images and labels as they are, put into the splits of the publishers' lists.
 
 python datasets/prepare_oem.py --source OpenEarthMap_wo_xBD
 
@@ -7,7 +7,7 @@ python datasets/prepare_oem.py --source OpenEarthMap_wo_xBD
     OpenEarthMap_wo_xBD/<region>/labels/<region>_<n>.tif     0 unlabelled, 1 bareland ... 8 building
     OpenEarthMap_wo_xBD/train.txt, val.txt                   file names, one a line
 
-Layout: the readme of the download. Pictures in train.txt and val.txt that belong to xBD are not in the download and are
+Layout: the readme of the download. Images in train.txt and val.txt that belong to xBD are not in the download and are
 left out; labels of its test part are not public.
 """
 

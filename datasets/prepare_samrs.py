@@ -4,7 +4,7 @@
 python datasets/prepare_samrs.py --source SOTA --set sota
 python datasets/prepare_samrs.py --source SIOR --set sior
 
-    */images/*.png, or JPEGImages-trainval/*.jpg (SIOR: DIOR's pictures)
+    */images/*.png, or JPEGImages-trainval/*.jpg (SIOR: DIOR's images)
     */gray/*.png                                        one channel: 0 to 17, 36 or 19; 255 not annotated
     train.txt, valid.txt                                stems, one a line
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""SpaceNet 3 roads: pictures of 1300 x 1300, centre lines in GeoJSON -> label pictures.
+"""SpaceNet 3 roads: images of 1300 x 1300, centre lines in GeoJSON -> label images.
 
 python datasets/prepare_spacenet_road.py --source SN3_roads        # unpacked: the publishers ship tar.gz
 
     AOI_2_Vegas/PS-RGB/SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif                16 bits, with its place on earth
     AOI_2_Vegas/geojson_roads/SN3_roads_train_AOI_2_Vegas_geojson_roads_img1.geojson    (or geojson_roads_speed)
 
-Layout: torchgeo's documentation of SpaceNet3. 16 bits are stretched picture by picture from the 2nd to the 98th
-percentile. Lines are drawn 4 m wide, 2 m to either side, as the challenge buffered them. Every tenth picture of a
+Layout: torchgeo's documentation of SpaceNet3. 16 bits are stretched image by image from the 2nd to the 98th
+percentile. Lines are drawn 4 m wide, 2 m to either side, as the challenge buffered them. Every tenth image of a
 city is validation.
 """
 
@@ -39,7 +39,7 @@ def read(data: bytes, name: str) -> np.ndarray:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of each GeoTIFF tag
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3:
-        raise BadData(f"{name} is no picture of three bands: get it again")
+        raise BadData(f"{name} is no image of three bands: get it again")
     _places.clear()
     with Image.open(io.BytesIO(data)) as image:
         if SCALE not in image.tag_v2 or TIEPOINT not in image.tag_v2:
@@ -52,7 +52,7 @@ def read(data: bytes, name: str) -> np.ndarray:
     return np.clip((rgb - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 
-_places: dict[str, tuple] = {}  # of the picture in hand
+_places: dict[str, tuple] = {}  # of the image in hand
 
 
 def _number(name: str) -> str:

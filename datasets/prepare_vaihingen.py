@@ -7,7 +7,7 @@ python datasets/prepare_vaihingen.py --source Vaihingen
     ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip    top_mosaic_09cm_area1_noBoundary.tif
     else ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip      top_mosaic_09cm_area1.tif
 
-zipped or unpacked. The first zip also holds labels of the same file names (gts_for_participants): pictures are only
+zipped or unpacked. The first zip also holds labels of the same file names (gts_for_participants): images are only
 looked for in `top`. Files and colours: torchgeo's documentation of Vaihingen2D; split and windows: mmsegmentation's
 converter, 344 windows for training, 398 for validation.
 """

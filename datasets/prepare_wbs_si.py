@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""WBS-SI, water bodies in satellite pictures: pictures of any size and their masks, white for water.
+"""WBS-SI, water bodies in satellite images: images of any size and their masks, white for water.
 
 python datasets/prepare_wbs_si.py --source WaterBodiesDatasetPreprocessed
 python datasets/prepare_wbs_si.py --source WaterBodiesDatasetPreprocessed --val-list wbs-si_val.txt
@@ -7,8 +7,8 @@ python datasets/prepare_wbs_si.py --source WaterBodiesDatasetPreprocessed --val-
     WaterBodiesDatasetPreprocessed/Images/*.jpg
     WaterBodiesDatasetPreprocessed/Masks/*.jpg (or .png)     grey, cut at 128
 
-Layout and threshold: SegEarth-OV's configuration and converter; its list of validation pictures can be given. Without
-one every fifth picture is validation.
+Layout and threshold: SegEarth-OV's configuration and converter; its list of validation images can be given. Without
+one every fifth image is validation.
 """
 
 import sys

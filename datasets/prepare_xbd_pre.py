@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""xBD, pictures before the disaster: outlines of buildings in JSON -> label pictures.
+"""xBD, images before the disaster: outlines of buildings in JSON -> label images.
 
 python datasets/prepare_xbd_pre.py --source xview2
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A web page to try the model on this machine: pictures or GeoTIFFs, words, clicks and boxes in; masks and files out.
+"""A web page to try the model on this machine: images or GeoTIFFs, words, clicks and boxes in; masks and files out.
 
 python demo/app.py
 python demo/app.py --weights output/prompts/model_final.safetensors --port 7861
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="who may come: this machine only (default: 127.0.0.1)")
     p.add_argument("--port", type=int, default=7860)
     p.add_argument("--max-upload", default="64mb", metavar="SIZE", help="of a file (default: 64mb)")
-    p.add_argument("--max-pixels", type=int, default=4_000_000, metavar="N", help="of a picture (default: 4 million)")
+    p.add_argument("--max-pixels", type=int, default=4_000_000, metavar="N", help="of an image (default: 4 million)")
     return p
 
 
@@ -71,7 +71,7 @@ class Page:
             model.text_bank(model.tower, [self.all_names()], model.templates)
 
     def open(self, file, session):
-        """-> session, picture, status, words, legend, toggles, region, files."""
+        """-> session, image, status, words, legend, toggles, region, files."""
         return self._begin(Path(file), session) if file else self._nothing(session)
 
     def example(self, title: str, session):
@@ -81,15 +81,15 @@ class Page:
     def _begin(self, path: Path, session):
         import gradio as gr
 
-        from skysense_o.interactive.opening import open_picture
+        from skysense_o.interactive.opening import open_upload
         from skysense_o.interactive.session import Session
 
-        new = Session(self.predictor, open_picture(path, self.most_pixels), self.root)
+        new = Session(self.predictor, open_upload(path, self.most_pixels), self.root)
         if session is not None:
             session.close()
         height, width = new.seen.size
-        place = ", with its place on the ground" if new.picture.scene else ""
-        status = f"**{new.picture.name}**, {width} x {height} pixels{place}"
+        place = ", with its place on the ground" if new.image.scene else ""
+        status = f"**{new.image.name}**, {width} x {height} pixels{place}"
         return new, self._view(new, (), 0.5), status, gr.skip(), *self._begin_rest()
 
     def _begin_rest(self):
@@ -102,10 +102,10 @@ class Page:
 
         if session is not None:
             session.close()
-        return None, None, NO_PICTURE, gr.skip(), *self._begin_rest()
+        return None, None, NO_IMAGE, gr.skip(), *self._begin_rest()
 
     def segment(self, session, words: str, background: str, threshold: float, opacity: float):
-        """-> session, picture, legend, toggles, files."""
+        """-> session, image, legend, toggles, files."""
         from skysense_o.interactive.view import words_and_colors
 
         names, colors = words_and_colors(words)
@@ -128,7 +128,7 @@ class Page:
         return self._view(session, shown, opacity) if session else None
 
     def select(self, session, mode: str, shown: list[str], opacity: float, place: tuple[float, float]):
-        """A click on the picture -> session, picture, region."""
+        """A click on the image -> session, image, region."""
         from skysense_o.interactive.view import zoom_of
 
         x, y = (value // zoom_of(session) for value in place)
@@ -137,7 +137,7 @@ class Page:
         return session, self._view(session, shown, opacity), text
 
     def drag(self, session, corners: str, shown: list[str], opacity: float):
-        """A box drawn on the picture, as drag.js tells it -> session, picture, region."""
+        """A box drawn on the image, as drag.js tells it -> session, image, region."""
         from skysense_o.interactive.serving import dragged_box
         from skysense_o.interactive.view import zoom_of
 
@@ -152,13 +152,13 @@ class Page:
         return region_text(session, ranked)
 
     def like(self, session, words: str, background: str, threshold: float, opacity: float):
-        """-> session, picture, legend, toggles, files."""
+        """-> session, image, legend, toggles, files."""
         session.add_example()
         session.region = None
         return self.segment(session, words, background, threshold, opacity)
 
     def everything(self, session, shown: list[str], opacity: float):
-        """-> session, picture, region."""
+        """-> session, image, region."""
         from skysense_o.interactive.view import proposals_text
 
         session.region = None
@@ -177,22 +177,22 @@ class Page:
         return gr.Files([str(path) for path in export(session)], visible=True)
 
     def _view(self, session, shown, opacity: float):
-        from skysense_o.interactive.view import picture_of, zoom_of
+        from skysense_o.interactive.view import image_of, zoom_of
 
-        return picture_of(session, shown, opacity, zoom_of(session))
-
-
-NO_PICTURE = "No picture yet: drop one, or take an example."
+        return image_of(session, shown, opacity, zoom_of(session))
 
 
-def guarded(callback: Callable, needs_picture: bool = True) -> Callable:
-    """See `serving.guarded`; the first argument is the session, which is None while there is no picture."""
+NO_IMAGE = "No image yet: drop one, or take an example."
+
+
+def guarded(callback: Callable, needs_image: bool = True) -> Callable:
+    """See `serving.guarded`; the first argument is the session, which is None while there is no image."""
     from skysense_o.interactive import serving
 
     @functools.wraps(callback)
     def run(session, *rest):
-        if needs_picture and session is None:
-            raise ValueError(NO_PICTURE)
+        if needs_image and session is None:
+            raise ValueError(NO_IMAGE)
         return callback(session, *rest)
 
     return serving.guarded(run)
@@ -202,15 +202,15 @@ def build(page: Page, answer: Callable | None = None):
     """Lay the page out and wire it. answer: (rgb, question) -> text, where an answerer is loaded."""
     import gradio as gr
 
-    from skysense_o.inference.pictures import SUFFIXES
+    from skysense_o.inference.images import SUFFIXES
 
     prompts = page.predictor.model.sem_seg_head.takes_prompts
     with gr.Blocks(title="SkySense-O", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
         session = gr.State(None, time_to_live=3600, delete_callback=lambda s: s.close() if s else None)
-        gr.Markdown("# SkySense-O\nA picture from above and free words in, a mask for every word out.")
+        gr.Markdown("# SkySense-O\nA image from above and free words in, a mask for every word out.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                file = gr.File(label="Picture or GeoTIFF", height=140, file_types=list(SUFFIXES))
+                file = gr.File(label="OpenedImage or GeoTIFF", height=140, file_types=list(SUFFIXES))
                 gr.Markdown("Or take an example:")
                 with gr.Row():
                     examples = [gr.Button(title, size="sm", min_width=90) for title in EXAMPLES]
@@ -228,12 +228,12 @@ def build(page: Page, answer: Callable | None = None):
                 shown = gr.CheckboxGroup([], label="Masks shown", visible=False)
                 opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity")
             with gr.Column(scale=3, min_width=320):
-                status = gr.Markdown(NO_PICTURE)
+                status = gr.Markdown(NO_IMAGE)
                 view = gr.Image(
                     elem_id="view", label="Result", format="jpeg", type="pil", interactive=False, buttons=["fullscreen"]
                 )
                 modes = [INSIDE, OUTSIDE, BOX] if prompts else [BOX]
-                mode = gr.Radio(modes, value=modes[0], label="Click on the picture", info=_what_clicks_do(prompts))
+                mode = gr.Radio(modes, value=modes[0], label="Click on the image", info=_what_clicks_do(prompts))
                 dragged = gr.Textbox(elem_id="dragged", visible="hidden")
                 region = gr.HTML()
                 with gr.Row():
@@ -281,9 +281,9 @@ def _what_clicks_do(prompts: bool) -> str:
 def _question_box(session, answer: Callable) -> None:
     import gradio as gr
 
-    question = gr.Textbox(label="Ask about the picture", placeholder="How many ships are there?")
+    question = gr.Textbox(label="Ask about the image", placeholder="How many ships are there?")
     said = gr.Markdown()
-    reply = guarded(lambda s, text: answer(s.picture.rgb, text))
+    reply = guarded(lambda s, text: answer(s.image.rgb, text))
     question.submit(reply, [session, question], said, concurrency_id="model", api_visibility="private")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment pictures by free words.
+"""Segment images by free words.
 
 python demo/demo.py --input town.jpg --classes "building|house,road,tree" --output out
 python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json
@@ -10,7 +10,7 @@ python demo/demo.py --input town.jpg --task classify --dataset ucmerced --output
 python demo/demo.py --input town.jpg --task ask --question "How many planes?" --weights vqa.safetensors --output out
 python demo/demo.py --input scene.tif --classes "water,forest" --output out --save geotiff,gpkg,geojson,overlay
 
-A GeoTIFF, or a picture with a world file, is a scene: of any size, kept in its place (docs/large_scenes.md). An
+A GeoTIFF, or an image with a world file, is a scene: of any size, kept in its place (docs/large_scenes.md). An
 interrupted scene goes on where it stopped when the same command is given again.
 """
 
@@ -35,7 +35,7 @@ ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="pictures, folders or globs in quotes")
+    p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="images, folders or globs in quotes")
     words = p.add_mutually_exclusive_group()
     words.add_argument("--classes", metavar="WORDS", help='"a,b,c"; synonyms with bars: "building|house,road"')
     words.add_argument("--classes-file", metavar="FILE", help="one class a line, synonyms with bars")
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "--task",
         default="segment",
         choices=("segment", "classify", "ask"),
-        help="classify, ask: whole pictures, by mini_vqa",
+        help="classify, ask: whole images, by mini_vqa",
     )
     p.add_argument(
         "--question",
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--background", default="", metavar="WORDS", help="words for the rest, which becomes 'none' (id 0)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster where supported")
-    p.add_argument("--window", type=int, metavar="PX", help="see pictures in windows of PX pixels; scenes always are")
+    p.add_argument("--window", type=int, metavar="PX", help="see images in windows of PX pixels; scenes always are")
     p.add_argument("--overlap", type=int, metavar="PX", help="of the windows (default: a quarter)")
     scene = p.add_argument_group("scenes")
     scene.add_argument("--bands", metavar="R,G,B", help="band numbers from 1 (default: the first three)")
@@ -94,7 +94,7 @@ def scene_options(args: argparse.Namespace):
 
 
 def stems_of(paths: list[Path]) -> list[str]:
-    """Names for the results; pictures that share a stem keep their suffix or folder, so that none is overwritten."""
+    """Names for the results; images that share a stem keep their suffix or folder, so that none is overwritten."""
     stems, taken = [], set()
     for path in paths:
         candidates = [path.stem, path.name.replace(".", "_"), f"{path.parent.name}_{path.stem}"]
@@ -157,7 +157,7 @@ def goes_as_scene(path: Path, formats: list[str], args: argparse.Namespace) -> b
     except ModuleNotFoundError as error:
         if asked:
             raise
-        logging.warning("%s; %s is read as a plain picture, its place is lost", error, path.name)
+        logging.warning("%s; %s is read as a plain image, its place is lost", error, path.name)
         return False
     return True
 
@@ -169,20 +169,20 @@ def run() -> int:
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL remarks on harmless oddities of TIFFs
     args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")
     if args.task != "segment":
-        return whole_pictures(args)
+        return whole_images(args)
     from skysense_o.inference.export import save
-    from skysense_o.inference.pictures import find_pictures, read_picture
+    from skysense_o.inference.images import find_images, read_image
     from skysense_o.inference.predictor import Predictor
 
     if args.interactive:
         return interactive(args)
     vocabulary, colors = words_of(args)
-    formats, pictures = check(args), find_pictures(args.input)
-    scenes = {path for path in pictures if goes_as_scene(path, formats, args)}
-    if len(pictures) == 1 and not scenes:  # its error is the error of the whole call, known before the model is loaded
-        read_picture(pictures[0])
-    if len(pictures) == 1 and scenes:
-        scene_tools().check_scene(pictures[0], formats, scene_options(args))
+    formats, images = check(args), find_images(args.input)
+    scenes = {path for path in images if goes_as_scene(path, formats, args)}
+    if len(images) == 1 and not scenes:  # its error is the error of the whole call, known before the model is loaded
+        read_image(images[0])
+    if len(images) == 1 and scenes:
+        scene_tools().check_scene(images[0], formats, scene_options(args))
     predictor = Predictor.from_pretrained(
         args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint
     )
@@ -200,8 +200,8 @@ def run() -> int:
         "device": str(predictor.model.device),
     }
 
-    def picture(path: Path, stem: str) -> tuple[list[Path], list[dict]]:
-        image, wanted = read_picture(path), "probabilities" in formats
+    def plain(path: Path, stem: str) -> tuple[list[Path], list[dict]]:
+        image, wanted = read_image(path), "probabilities" in formats
         windows = {"window": args.window, "overlap": args.overlap}
         found = predictor(image, vocabulary, threshold=args.threshold, probabilities=wanted, **windows)
         record = {**settings, "threshold": found.threshold, "input": path.name}
@@ -215,10 +215,10 @@ def run() -> int:
         )  # fmt: skip
 
     failed: list[str] = []
-    progress = tqdm(list(zip(pictures, stems_of(pictures))), unit="picture", disable=len(pictures) == 1)
+    progress = tqdm(list(zip(images, stems_of(images))), unit="image", disable=len(images) == 1)
     for path, stem in progress:
         try:
-            written, rows = scene(path, stem) if path in scenes else picture(path, stem)
+            written, rows = scene(path, stem) if path in scenes else plain(path, stem)
         except USER_ERRORS as error:
             failed.append(f"error: {message(error)}")
             continue
@@ -228,26 +228,26 @@ def run() -> int:
             tqdm.write(table_of(rows))
     if failed:
         print("\n".join(failed), file=sys.stderr)
-    return 0 if not failed else 2 if len(pictures) == 1 else 1
+    return 0 if not failed else 2 if len(images) == 1 else 1
 
 
 def interactive(args: argparse.Namespace) -> int:
-    """The prompt loop, on one picture."""
+    """The prompt loop, on one image."""
     from skysense_o.data.open_world import open_world
-    from skysense_o.inference.pictures import find_pictures
+    from skysense_o.inference.images import find_images
     from skysense_o.inference.predictor import Predictor
     from skysense_o.interactive.dialogue import Dialogue
-    from skysense_o.interactive.opening import open_picture
+    from skysense_o.interactive.opening import open_upload
     from skysense_o.interactive.session import Session
 
     check(args)
-    pictures = find_pictures(args.input)
-    if len(pictures) > 1:
-        raise ValueError(f"--interactive takes one picture and --input gives {len(pictures)}")
-    picture = open_picture(pictures[0], most_pixels=None)
+    images = find_images(args.input)
+    if len(images) > 1:
+        raise ValueError(f"--interactive takes one image and --input gives {len(images)}")
+    image = open_upload(images[0], most_pixels=None)
     session = Session(
         Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint),
-        picture,
+        image,
     )
     loop = Dialogue(session, Path(args.output), lambda: open_world()[0])
     try:
@@ -259,25 +259,25 @@ def interactive(args: argparse.Namespace) -> int:
     return 0
 
 
-def whole_pictures(args: argparse.Namespace) -> int:
-    """--task classify: the names of a picture, ranked. --task ask: the answers to questions about it."""
+def whole_images(args: argparse.Namespace) -> int:
+    """--task classify: the names of an image, ranked. --task ask: the answers to questions about it."""
     import torch
 
     from skysense_o.inference.classify import classify, load_answerer
-    from skysense_o.inference.pictures import find_pictures, read_picture
+    from skysense_o.inference.images import find_images, read_image
     from skysense_o.inference.predictor import Predictor
 
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):
         raise ValueError('--task ask needs --question "..."')
     names = words_of(args)[0].names if args.task == "classify" else ()
-    pictures = find_pictures(args.input)
+    images = find_images(args.input)
     if args.task == "ask":
         model = load_answerer(args.weights, args.device)
     else:
         model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model
     Path(args.output).mkdir(parents=True, exist_ok=True)
-    for path, stem in zip(pictures, stems_of(pictures)):
-        image, written = read_picture(path), Path(args.output) / f"{stem}_{args.task}.json"
+    for path, stem in zip(images, stems_of(images)):
+        image, written = read_image(path), Path(args.output) / f"{stem}_{args.task}.json"
         body = {"input": path.name, "weights": args.weights}
         if args.task == "ask":
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)

@@ -28,7 +28,7 @@ def components(labels: np.ndarray, least: int) -> list[np.ndarray]:
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel of a mask that lies farthest from its rim, where people click; the picture's rim counts too."""
+    """The pixel of a mask that lies farthest from its rim, where people click; the image's rim counts too."""
     distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     y, x = np.unravel_index(distance.argmax(), distance.shape)
     return int(x), int(y)

@@ -18,15 +18,15 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
     cfg.MODEL.TOWER.NAME = "MiniTower"
-    cfg.MODEL.TOWER.PRETRAINED = True  # start the picture half from ImageNet; False where a checkpoint follows
-    cfg.MODEL.TOWER.SCENE_SIDE = 0  # a whole picture is shown as this square, as in pretraining; 0: INPUT.CROP_SIZE
-    cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 picture takes 0.14 s on 2 cores
+    cfg.MODEL.TOWER.PRETRAINED = True  # start the image half from ImageNet; False where a checkpoint follows
+    cfg.MODEL.TOWER.SCENE_SIDE = 0  # a whole image is shown as this square, as in pretraining; 0: INPUT.CROP_SIZE
+    cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 image takes 0.14 s on 2 cores
 
     cfg.MODEL.TOWER.RECOMPUTE = False  # keep no activations inside the tower's layers: less memory, a third more time
     cfg.MODEL.TOWER.LORA_RANK = 0  # freeze the tower's attention and train updates of this rank instead; 0: none
 
     # SkySenseCLIP, with the sizes of the published weights.
-    cfg.MODEL.TOWER.INPUT_SIZE = 384  # pictures are squeezed to this square; 0: native size
+    cfg.MODEL.TOWER.INPUT_SIZE = 384  # images are squeezed to this square; 0: native size
     cfg.MODEL.TOWER.SWIN = CfgNode()
     cfg.MODEL.TOWER.SWIN.DIM = 352
     cfg.MODEL.TOWER.SWIN.DEPTHS = [2, 2, 18, 2]
@@ -54,7 +54,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.HEADS = 8
     head.MLP = 2048
     head.SHARED_TOKENS = 5
-    head.PRESENCE = True  # a score for whether the phrase is in the picture at all; trained by MODEL.LOSS.PRESENCE
+    head.PRESENCE = True  # a score for whether the phrase is in the image at all; trained by MODEL.LOSS.PRESENCE
     head.SAM_WEIGHTS = ""  # start SAMMaskHead from the decoder of a Segment Anything checkpoint, such as sam_vit_b.pth
     head.PROMPTS = False  # take clicks and boxes, too; trained by MODEL.LOSS.PROMPT
     head.PHRASE_CHUNK = 256  # phrases decoded at a time, in either decoder; changes memory, no result
@@ -65,15 +65,15 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.PAD_LEN = 256  # class attention sees at least so many rows; changing it changes every mask
     head.MAX_CLASSES = 256  # above so many phrases only the best are decoded (published); 0: all
 
-    # Questions about pictures (MODEL.META_ARCHITECTURE EmbeddedAnswerer or LlavaAnswerer).
+    # Questions about images (MODEL.META_ARCHITECTURE EmbeddedAnswerer or LlavaAnswerer).
     cfg.MODEL.ANSWERER = answerer = CfgNode()
-    # Who is asked about whole pictures (questions; classes and captions, if it can) when another model is evaluated:
+    # Who is asked about whole images (questions; classes and captions, if it can) when another model is evaluated:
     # weights that hold their config.
     answerer.WEIGHTS = ""
     answerer.ANSWERS = []  # EmbeddedAnswerer: what it can say; empty: all answers of DATASETS.TRAIN
-    answerer.SIDE = 256  # pictures are resized to this square
+    answerer.SIDE = 256  # images are resized to this square
     answerer.WIDTH = 256
-    answerer.GRID = 8  # it reads the picture at so many places in each direction
+    answerer.GRID = 8  # it reads the image at so many places in each direction
     answerer.DROPOUT = 0.3  # a few thousand questions are soon known by heart
     answerer.COUNTING = False  # EmbeddedAnswerer: a map of density says which number, where the answer is one
     answerer.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaAnswerer: a name or folder for transformers; as published
@@ -122,13 +122,13 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.RECONSTRUCTION = 1.0
     cfg.PRETRAIN.SIGMOID = False  # pairwise sigmoid loss for image and text: needs no large batch
     cfg.PRETRAIN.IMAGE_TEMPERATURE = 0.1  # of the image-image contrast (SimCLR's)
-    cfg.PRETRAIN.CHUNK = 0  # pictures whose activations are in memory at a time, for batches of any size; 0: all
-    cfg.PRETRAIN.CROP_SHARE = [0.4, 1.0]  # of a picture's area that a view shows
+    cfg.PRETRAIN.CHUNK = 0  # images whose activations are in memory at a time, for batches of any size; 0: all
+    cfg.PRETRAIN.CROP_SHARE = [0.4, 1.0]  # of an image's area that a view shows
     cfg.PRETRAIN.BLOCK = 32  # side of the blocks that reconstruction hides, as in SimMIM
     cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
 
-    # Training pictures.
-    cfg.INPUT.MAPPER = "labels"  # labels: with label pictures; pairs: with captions; questions: with answers
+    # Training images.
+    cfg.INPUT.MAPPER = "labels"  # labels: with label images; pairs: with captions; questions: with answers
     cfg.INPUT.POINTS = ""  # where objects are that ANSWERER.COUNTING counts: a file below datasets/points
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
@@ -136,7 +136,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.TURN = True  # quarter turns: the earth has no up
     cfg.INPUT.COLOR_JITTER = 1.0  # strength; 1 is SSD's: brightness 32, contrast and saturation 0.5..1.5, hue 18
 
-    cfg.INPUT.PROMPTS = 0  # clicks and boxes a picture, of connected parts; needed where MODEL.LOSS.PROMPT is above 0
+    cfg.INPUT.PROMPTS = 0  # clicks and boxes an image, of connected parts; needed where MODEL.LOSS.PROMPT is above 0
 
     # Training words.
     cfg.INPUT.SYNONYMS = True  # call a class by any of its synonyms
@@ -165,17 +165,17 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.TEST.WORDS = "names"
     cfg.TEST.HELDOUT_FILE = ""
     cfg.TEST.PROMPTS = False  # evaluate clicks and boxes as well
-    cfg.TEST.PICTURES = 1  # side-by-side sheets of the best, as many of the middle and of the worst pictures
+    cfg.TEST.IMAGES = 1  # side-by-side sheets of the best, as many of the middle and of the worst images
     cfg.TEST.PREDICTIONS = []  # what to keep of segmentation: coco (sem_seg_predictions.json), png
 
     # The protocol of segmentation; see evaluation/protocol.py.
     cfg.TEST.PROTOCOL = ""  # a name of configs/protocols, or a file: what it says goes before KEY VALUE
-    cfg.TEST.SHORT_SIDE = 0  # pictures are resized to it; published: 640; 0: as they are
+    cfg.TEST.SHORT_SIDE = 0  # images are resized to it; published: 640; 0: as they are
     cfg.TEST.LONG_SIDE = 0  # but to no more than this; published: 2560; 0: no limit
-    cfg.TEST.WINDOW = 0  # side of sliding windows; 0: whole pictures; -1: the model's own
+    cfg.TEST.WINDOW = 0  # side of sliding windows; 0: whole images; -1: the model's own
     cfg.TEST.OVERLAP = -1  # of the windows, in pixels; -1: a quarter
     cfg.TEST.SCALES = [1.0]  # the probabilities of these sizes are averaged
-    cfg.TEST.FLIPS = False  # and of the mirrored pictures
+    cfg.TEST.FLIPS = False  # and of the mirrored images
     cfg.TEST.BACKGROUND = []  # words for the rest: what fits them best counts as the background class, or as none
     cfg.TEST.THRESHOLD = 0.0  # probability that the best name needs, else the same; 0: every pixel gets its best name
     cfg.TEST.CLASS_THRESHOLDS = []  # [name, threshold] for single names, in place of THRESHOLD

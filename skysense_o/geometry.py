@@ -1,4 +1,4 @@
-"""From pictures to the model's input and back. Alphabet: B images, T phrases, C names, H W pixels, h w grid.
+"""From images to the model's input and back. Alphabet: B images, T phrases, C names, H W pixels, h w grid.
 
 Each step has its inverse here, undone in reverse: normalise and pad (and, for a tower of fixed input, squeeze) in
 `prepare`; unsqueeze, cut the padding and resize in `Frame.restore`.
@@ -55,7 +55,7 @@ class Frame:
         reduce: Reduce = "labels",
         published_quirks: bool = False,
     ) -> dict[str, Tensor]:
-        """Bring the logits of phrases back to the picture as the probabilities of names.
+        """Bring the logits of phrases back to the image as the probabilities of names.
 
         Sigmoid, maximum over the phrases of a name, resize over the padding, cut it, resize to `size`; names go
         through in chunks, so that memory does not grow with names times pixels unless all probabilities are asked for.
@@ -65,7 +65,7 @@ class Frame:
             owner: T numbers, ascending: the name each phrase belongs to.
             names: C, how many names there are.
             size: (height, width) wanted; the image's own where None.
-            published_quirks: leave the padding in, stretched over the picture, as the published code does.
+            published_quirks: leave the padding in, stretched over the image, as the published code does.
             reduce: "labels" -> {"labels": int64 (H,W), "score": (H,W)}; "probabilities" -> {"sem_seg": (C,H,W)}.
         """
         height, width = size or self.size
@@ -75,7 +75,7 @@ class Frame:
             count = min(chunk, names - first)
             start, stop = bisect_left(owner, first), bisect_left(owner, first + count)
             grid = best_of_phrases(logits[start:stop].float().sigmoid(), [c - first for c in owner[start:stop]], count)
-            full = self._to_picture(grid, (height, width), published_quirks)
+            full = self._to_image(grid, (height, width), published_quirks)
             if reduce == "probabilities":
                 maps.append(full)
                 continue
@@ -88,7 +88,7 @@ class Frame:
                 labels = torch.where(better, index + first, labels)
         return {"sem_seg": torch.cat(maps)} if reduce == "probabilities" else {"labels": labels, "score": best}
 
-    def _to_picture(self, grid: Tensor, size: tuple[int, int], published_quirks: bool) -> Tensor:
+    def _to_image(self, grid: Tensor, size: tuple[int, int], published_quirks: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""
         if published_quirks:
             cut = grid[None, :, : self.size[0], : self.size[1]]  # of the grid, where pixels were meant

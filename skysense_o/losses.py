@@ -73,7 +73,7 @@ def pixel_cross_entropy(logits: Tensor, sem_seg: Tensor, valid: Tensor) -> Tenso
 
 
 def dice(logits: Tensor, sem_seg: Tensor, valid: Tensor, *, chunk: int | None = None) -> Tensor:
-    """1 - 2|A.B| / (|A| + |B|) for each name in the picture (Milletari et al. 2016). Arguments as `pixel_bce`."""
+    """1 - 2|A.B| / (|A| + |B|) for each name in the image (Milletari et al. 2016). Arguments as `pixel_bce`."""
     known = (sem_seg != IGNORE)[:, None]
 
     def term(full: Tensor, target: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
 
 
 def pool_regions(dense: Tensor, sem_seg: Tensor, names: int) -> Tensor:
-    """The mean feature under each name's mask; zero for a name that is not in the picture.
+    """The mean feature under each name's mask; zero for a name that is not in the image.
 
     Args:
         dense: (B,D,h,w). sem_seg: (B,H,W) int64; a cell of the grid counts by its share of the region's pixels.
@@ -122,7 +122,7 @@ def region_contrast(regions: Tensor, present: Tensor, text: Tensor, valid: Tenso
 def published_region_scores(regions: Tensor, text: Tensor, valid: Tensor) -> Tensor:
     """Cosines of all regions with all names, scaled so that a sample's smallest is 0 and its largest 1.
 
-    So the published code has it: names that are not in the picture are regions too, of cosine 0 with everything.
+    So the published code has it: names that are not in the image are regions too, of cosine 0 with everything.
 
     Returns:
         (B,T,T), region by name; 0 where either is invalid.
@@ -136,7 +136,7 @@ def published_region_scores(regions: Tensor, text: Tensor, valid: Tensor) -> Ten
 
 def published_region_bce(scores: Tensor, present: Tensor, valid: Tensor) -> Tensor:
     """The region loss of the published code: BCE with `published_region_scores` as logits, so it never falls below
-    about log 2; 1 is asked for on the diagonal of present names. Pictures of a single name count as 0.
+    about log 2; 1 is asked for on the diagonal of present names. Images of a single name count as 0.
     """
     target = torch.diag_embed((present & valid).to(scores.dtype))
     each = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
@@ -156,7 +156,7 @@ def vision_centric(
 
     Our reading of the paper's L_vc = 1/(BN) sum [(1 - S_v) S_t L_region]^2, which leaves open what is summed:
     l_ij = BCE(r_i.w_j / temperature, [i = j]) for region i and name j, and the mean over the N x N pairs of a sample
-    of [(1 - S_v) S_t l]^2. A name that is not in the picture has no region, and its row adds nothing.
+    of [(1 - S_v) S_t l]^2. A name that is not in the image has no region, and its row adds nothing.
 
     Args:
         regions, present, text, valid, temperature: as `region_contrast`.
@@ -188,11 +188,11 @@ def published_vision_centric(
 
 
 def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Tensor) -> Tensor:
-    """Is the name in the picture? A name is known present where a pixel has it, known absent where every pixel is
+    """Is the name in the image? A name is known present where a pixel has it, known absent where every pixel is
     labelled and none has it; else nothing is known, and nothing is asked.
 
     Args:
-        presence: (B,T) logits. complete: (B,) bool, every pixel of the picture (padding is none) is labelled.
+        presence: (B,T) logits. complete: (B,) bool, every pixel of the image (padding is none) is labelled.
             Others as `pixel_bce`.
     """
     present, presence = present_names(sem_seg, presence.shape[1]), _wide(presence)

@@ -89,7 +89,7 @@ class SkySenseO(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels of the prepared picture a cell of the masks."""
+        """Pixels of the prepared image a cell of the masks."""
         return self.tower.stride // self.sem_seg_head.upscale
 
     @torch.no_grad()

@@ -107,7 +107,7 @@ class ImageTextPretraining(nn.Module):
         return {f"loss_{name}": weight * terms[name] for name, weight in self.weights.items()}
 
     def _image_text(self, pooled: Tensor, text: Tensor, captions: Sequence[str]) -> Tensor:
-        """Pictures that share a caption are no counter-examples of each other."""
+        """Images that share a caption are no counter-examples of each other."""
         words = [int.from_bytes(hashlib.sha256(c.encode()).digest()[:7], "big") for c in captions]
         scale = self.pretraining["scale"].clamp(max=LARGEST_SCALE).exp()
         ids = torch.tensor(words, device=pooled.device)

@@ -17,7 +17,7 @@ Reduce = Literal["labels", "probabilities"]
 
 
 class Prompts(TypedDict):
-    """K clicks and boxes in one picture, each with the mask that is meant; pixels of the picture, x before y."""
+    """K clicks and boxes in one image, each with the mask that is meant; pixels of the image, x before y."""
 
     masks: Tensor  # bool (K,H,W); an empty one teaches nothing
     points: Tensor  # float (K,N,2)
@@ -26,7 +26,7 @@ class Prompts(TypedDict):
 
 
 class Sample(TypedDict):
-    """One picture with the words asked of it. Made by the data mapper, the demo, the evaluation."""
+    """One image with the words asked of it. Made by the data mapper, the demo, the evaluation."""
 
     image: Tensor  # uint8 (3,H,W), RGB
     vocabulary: Vocabulary
@@ -50,4 +50,4 @@ class Prediction(TypedDict):
     sem_seg: NotRequired[Tensor]  # float (C,H,W), probabilities in 0..1, each name by itself; reduce="probabilities"
     labels: NotRequired[Tensor]  # int64 (H,W), index of the best name; reduce="labels"
     score: NotRequired[Tensor]  # float (H,W), the probability of that name; reduce="labels"
-    presence: NotRequired[Tensor]  # float (C,), probability that the name is in the picture at all
+    presence: NotRequired[Tensor]  # float (C,), probability that the name is in the image at all

@@ -27,7 +27,7 @@ HOW_TO_WRITE_WORDS = 'write them as "building,road" or, with synonyms, "building
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is asked of one picture: C names, the phrases of each, and which names only stand for the rest.
+    """What is asked of one image: C names, the phrases of each, and which names only stand for the rest.
 
     examples: phrases that are no words but regions seen somewhere, each with its unit vector (D,).
     """

@@ -89,7 +89,7 @@ def logs_reach_the_tests():
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of coloured fields and its labels: learnable at a glance, one colour a class of Dubai."""
+    """An image of coloured fields and its labels: learnable at a glance, one colour a class of Dubai."""
     labels = np.ones((height, width), np.uint8)
     labels[: height // 3] = 0
     labels[height // 2 : height // 2 + height // 8] = 2
@@ -119,16 +119,16 @@ def dubai(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def pairs(dubai) -> Path:
-    """Eight pictures of two classes, a colour each, with captions, beside Dubai. The folder `pairs` itself."""
+    """Eight images of two classes, a colour each, with captions, beside Dubai. The folder `pairs` itself."""
     folder, rng, lines = dubai.parent / "pairs", np.random.default_rng(0), []
     for split, count in (("train", 4), ("test", 2)):
         for name, color in (("river", (40, 60, 200)), ("greenForest", (30, 160, 40))):
             (folder / "images" / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
-                picture = np.clip(np.array(color) + rng.integers(-20, 21, (70, 90, 3)), 0, 255).astype(np.uint8)
+                image = np.clip(np.array(color) + rng.integers(-20, 21, (70, 90, 3)), 0, 255).astype(np.uint8)
                 file = f"images/{name}/{split}{i}.png"
-                Image.fromarray(picture).save(folder / file)
-                captions = [f"a {name} .", f"picture {i} of a {name} ."]
+                Image.fromarray(image).save(folder / file)
+                captions = [f"a {name} .", f"image {i} of a {name} ."]
                 lines.append(json.dumps({"image": file, "split": split, "captions": captions}))
     (folder / "captions.jsonl").write_text("\n".join(lines))
     return folder
@@ -136,7 +136,7 @@ def pairs(dubai) -> Path:
 
 @pytest.fixture
 def questions(tmp_path, monkeypatch):
-    """UC Merced's questions on pictures of one colour a class: the answer is in the picture, never in the question."""
+    """UC Merced's questions on images of one colour a class: the answer is in the image, never in the question."""
     folder, rng, lines = tmp_path / "data" / "ucmerced", np.random.default_rng(0), []
     colors = {"river": (40, 60, 200), "forest": (30, 160, 40), "beach": (230, 210, 130)}
     for split, count in (("train", 3), ("test", 1)):
@@ -144,11 +144,11 @@ def questions(tmp_path, monkeypatch):
             (folder / "images" / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
                 file = f"images/{name}/{split}{i}.png"
-                picture = np.clip(np.array(color) + rng.integers(-9, 10, (64, 64, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(picture).save(folder / file)
-                asked = [("what is the theme of this picture?", name, "theme")]
-                asked += [("Does this picture contain trees?", "yes" if name == "forest" else "no", "human")]
-                asked += [("How many boats in the picture?", "two" if name == "river" else "zero", "human")]
+                image = np.clip(np.array(color) + rng.integers(-9, 10, (64, 64, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(image).save(folder / file)
+                asked = [("what is the theme of this image?", name, "theme")]
+                asked += [("Does this image contain trees?", "yes" if name == "forest" else "no", "human")]
+                asked += [("How many boats in the image?", "two" if name == "river" else "zero", "human")]
                 keys = ("question", "answer", "kind")
                 lines += [json.dumps({"image": file, "split": split, **dict(zip(keys, row))}) for row in asked]
     (folder / "vqa.jsonl").write_text("\n".join(lines))

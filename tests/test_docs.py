@@ -79,7 +79,7 @@ def registered(monkeypatch):
 
 
 def trains_and_sees(cfg, untouched: str = "$") -> None:
-    """A step's gradients reach every parameter but the untouched; a picture gets its masks."""
+    """A step's gradients reach every parameter but the untouched; an image gets its masks."""
     model, words = SkySenseO(cfg), Vocabulary.of(["road", "water"])
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
     sample = {"image": image, "vocabulary": words, "sem_seg": torch.randint(0, 2, (70, 90))}
@@ -114,7 +114,7 @@ def test_the_page_s_loss_against_its_twin():
     means = []
     for b in range(2):
         each = []
-        for name in range(2):  # the third is nowhere in the picture
+        for name in range(2):  # the third is nowhere in the image
             both = wrong = lost = 0.0
             for y in range(5):
                 for x in range(6):
@@ -139,7 +139,7 @@ def test_the_page_s_reader(tmp_path, monkeypatch):
     (tmp_path / "mine/train.txt").write_text("a.jpg\tb.png\n")
     facts = {"homepage": "", "licence": "", "citation": "", "splits": {"train": "*"}}
     row = Row(name="mine", task="segmentation", form="named pairs", index="{split}.txt", **facts)
-    with pytest.raises(FileNotFoundError, match=r"mine/a.jpg has no label picture .*mine/b.png: get mine"):
+    with pytest.raises(FileNotFoundError, match=r"mine/a.jpg has no label image .*mine/b.png: get mine"):
         records.load_split(row, "train")
     with pytest.raises(FileNotFoundError, match=r"no .*mine/val.txt, which lists mine_val: get mine"):
         records.load_split(row, "val")
@@ -153,7 +153,7 @@ def test_the_page_s_data_set_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(blocks("own_dataset.md", "python")[0], {})
     train, val = check("mine", progress=False)
-    assert (train.pictures, val.pictures) == (4, 2)
+    assert (train.images, val.images) == (4, 2)
     assert train.problems == val.problems == []
 
 

@@ -109,7 +109,7 @@ def test_pixel_losses_equal_their_naive_twins(batch, loss, naive):
 
 @pytest.fixture
 def regions(batch):
-    """Region features of a grid that is the picture, so that pooling is a plain mean; and what the losses ask for."""
+    """Region features of a grid that is the image, so that pooling is a plain mean; and what the losses ask for."""
     _, sem_seg, valid = batch
     g = torch.Generator().manual_seed(1)
     dense = torch.randn(B, D, H, W, generator=g)

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from skysense_o.parallel import Lanes
 from skysense_o.inference.sliding import lane_count, plan_windows
+from skysense_o.parallel import Lanes
 
 
 def test_results_come_in_order_and_only_so_many_are_under_way():

@@ -17,9 +17,9 @@ from training.test_whole_path import command
 
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import default_config, model_config
-from skysense_o.data.catalog import records_of
 from skysense_o.data.caption_mapper import PairMapper
-from skysense_o.data.captions import read_pairs, read_picture, words_of
+from skysense_o.data.captions import read_pairs, read_record_image, words_of
+from skysense_o.data.catalog import records_of
 from skysense_o.evaluation.zero_shot import evaluate_pairs, recalls
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.pretraining import ImageTextPretraining, contrast, pairwise_sigmoid
@@ -154,7 +154,7 @@ def test_a_term_without_weight_has_no_parameters(pairs):
 
 
 def test_two_colours_are_learned(pairs):
-    """Real learning: the classes of pictures that it has not seen, and whose caption is whose."""
+    """Real learning: the classes of images that it has not seen, and whose caption is whose."""
     model, samples = pretraining(IMAGE_IMAGE=0.0, RECONSTRUCTION=0.1).train(), batch(pairs, 8)
     optimizer = build_optimizer(model, [[".", 1.0, 0.0]], 3e-3)
     for _ in range(12):
@@ -163,7 +163,7 @@ def test_two_colours_are_learned(pairs):
         loss.backward()
         optimizer.step()
     records = read_pairs("captions.jsonl@test", pairs)
-    numbers = evaluate_pairs(model, records, read_picture, records[0]["names"], ["a {} ."], 64)
+    numbers = evaluate_pairs(model, records, read_record_image, records[0]["names"], ["a {} ."], 64)
     assert numbers["top1"] == 1.0
     assert {"text_R@1", "text_R@5", "text_R@10", "image_R@1", "image_R@5", "image_R@10"} < set(numbers)
     assert model.training
@@ -187,7 +187,7 @@ def test_fine_tuning_starts_from_a_pretrained_tower(tmp_path):
 
 
 def test_sources(pairs, tmp_path):
-    """The same pictures as JSON lines, CSV, folders and shards."""
+    """The same images as JSON lines, CSV, folders and shards."""
     wanted = read_pairs("captions.jsonl@train", pairs)
     assert len(wanted) == 8
     assert wanted[0]["names"] == ["green forest", "river"]
@@ -214,7 +214,7 @@ def test_sources(pairs, tmp_path):
     shards = read_pairs("shard-*.tar", pairs)
     assert [r["captions"] for r in shards] == [r["captions"][1:] for r in wanted]
     for shard, record in zip(shards, wanted):
-        assert np.array_equal(read_picture(shard), read_picture(record))
+        assert np.array_equal(read_record_image(shard), read_record_image(record))
 
 
 @pytest.mark.parametrize(
@@ -236,14 +236,14 @@ def test_names_of_folders():
 
 
 def test_left_stays_left(pairs):
-    """A picture whose caption names a direction is not turned."""
+    """An image whose caption names a direction is not turned."""
     cfg = small_config()
     cfg.INPUT.CROP_SIZE, cfg.INPUT.COLOR_JITTER, cfg.PRETRAIN.CROP_SHARE = 64, 0.0, [1.0, 1.0]
-    picture = np.zeros((64, 64, 3), np.uint8)
-    picture[:, :32] = 255
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, :32] = 255
     from PIL import Image
 
-    Image.fromarray(picture).save(pairs / "half.png")
+    Image.fromarray(image).save(pairs / "half.png")
     mapper = PairMapper(cfg)
     for caption, kinds in (("snow on the left", 1), ("snow on a side", 4)):
         record, seen = {"file_name": str(pairs / "half.png"), "captions": [caption]}, set()
@@ -254,12 +254,12 @@ def test_left_stays_left(pairs):
         assert len(seen) == kinds, caption
 
 
-def test_a_picture_of_a_class_without_captions_is_called_by_any_word_of_its_class(pairs):
+def test_a_image_of_a_class_without_captions_is_called_by_any_word_of_its_class(pairs):
     """As a classification set's record has it; this one's class has four words, and there are four sentences."""
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
-    picture = next((pairs / "images/river").iterdir())
-    record, mapper = {"file_name": str(picture), "dataset": "eurosat", "label": 8}, PairMapper(cfg)
+    image = next((pairs / "images/river").iterdir())
+    record, mapper = {"file_name": str(image), "dataset": "eurosat", "label": 8}, PairMapper(cfg)
     np.random.seed(0)
     said = {mapper(record)["vocabulary"].names[0] for _ in range(200)}
     assert len(said) == 16

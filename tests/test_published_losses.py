@@ -1,7 +1,7 @@
 """The losses of the published code: values and gradients agree with what it gave on small random weights.
 
 `tests/reference/published_losses.npz` holds two cases of the published code's run: a sampler with its graph, and a
-picture of a single name. (Its labels of overlapping masks are not ours: a pixel has one name here.)
+image of a single name. (Its labels of overlapping masks are not ours: a pixel has one name here.)
 """
 
 from __future__ import annotations

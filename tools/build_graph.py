@@ -7,7 +7,7 @@ python tools/build_graph.py --dataset eurosat --by images --limit 500 --output o
 python tools/build_graph.py --by scores --scores pairs.csv --output output/graph.json
 
 text: cosine between the names in the text tower. images: cosine between class prototypes, the mean of the image tower's
-dense features over the pixels of each class (of whole pictures, for scenes). scores: lines `from,to,score` with scores
+dense features over the pixels of each class (of whole images, for scenes). scores: lines `from,to,score` with scores
 from 1 to 10. Cosines become scores by their rank among all pairs: 1 is the least alike tenth, 10 the most alike.
 The file says where each score comes from. Use it with INPUT.GRAPH FILE.
 """
@@ -30,16 +30,14 @@ from skysense_o.errors import exit_code
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--by", required=True, choices=("text", "images", "scores"), help="where the scores come from")
-    p.add_argument("--dataset", metavar="NAME", help="whose classes; for images also whose pictures")
+    p.add_argument("--dataset", metavar="NAME", help="whose classes; for images also whose images")
     p.add_argument("--classes", metavar="WORDS", help='for text: "a,b,c" instead of a data set')
     p.add_argument("--scores", metavar="FILE", help="for scores: CSV of from,to,score")
     p.add_argument("--output", required=True, metavar="FILE", help="the graph, as JSON")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    p.add_argument(
-        "--limit", type=int, default=200, metavar="N", help="pictures looked at, evenly spread (default: 200)"
-    )
+    p.add_argument("--limit", type=int, default=200, metavar="N", help="images looked at, evenly spread (default: 200)")
     return p
 
 
@@ -55,7 +53,7 @@ def names_of(args: argparse.Namespace) -> list[str]:
         raise ValueError("give --dataset, or --classes for --by text")
     row = find(args.dataset)[0][0]
     if not row.classes:
-        raise ValueError(f"{args.dataset!r} has no class table: its names differ from picture to picture")
+        raise ValueError(f"{args.dataset!r} has no class table: its names differ from image to image")
     return list(load_classes(row.classes).names)
 
 
@@ -68,7 +66,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
     from skysense_o.geometry import prepare
     from skysense_o.sample import IGNORE
 
-    for record in tqdm(records, unit="picture"):
+    for record in tqdm(records, unit="image"):
         scene = "label" in record
         image, labels = (read_image(record["file_name"]), None) if scene else read_pair(record)
         x, frames = prepare(
@@ -78,7 +76,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
             dense = model.tower.encode_image(x).dense[0].float()
         height, width = dense.shape[1:]
         cells = np.full((height, width), IGNORE)
-        # A cell is of the class at its middle, in the picture that the frame padded on the right and below.
+        # A cell is of the class at its middle, in the image that the frame padded on the right and below.
         y = ((np.arange(height) + 0.5) * frames[0].padded[0] / height).astype(int)
         z = ((np.arange(width) + 0.5) * frames[0].padded[1] / width).astype(int)
         inside = np.ix_(y < image.shape[0], z < image.shape[1])
@@ -87,7 +85,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
 
 
 def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
-    """(T,T) cosines between class prototypes; NaN for classes that no picture shows."""
+    """(T,T) cosines between class prototypes; NaN for classes that no image shows."""
     from skysense_o.data.similarity import prototype_cosines
 
     sums, counts = None, np.zeros(len(names))
@@ -129,7 +127,7 @@ def run() -> int:
         names = names_of(args)
         records = records_of(args.dataset) if args.by == "images" else []
         if args.by == "images" and not {"label", "sem_seg_file_name"} & set(records[0]):
-            raise ValueError(f"{args.dataset!r} has neither classes nor label pictures")
+            raise ValueError(f"{args.dataset!r} has neither classes nor label images")
         from skysense_o.inference.predictor import Predictor
 
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)

@@ -6,8 +6,8 @@ python tools/check_dataset.py dubai
 python tools/check_dataset.py loveda_val --json loveda_val.json
 python tools/check_dataset.py path/to/my/folder
 
-Looks for pictures without labels, cut files, sizes that differ, ids out of range, classes without a pixel, and
-pictures of one split that look like pictures of another. Exit code 1: something is wrong.
+Looks for images without labels, cut files, sizes that differ, ids out of range, classes without a pixel, and
+images of one split that look like images of another. Exit code 1: something is wrong.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def list_rows(markdown: bool) -> str:
 
     if not markdown:
         return tabulate([(r.name, r.task, ", ".join(r.splits), r.licence) for r in ROWS], tablefmt="plain")
-    lines = ["| name | task | splits (pictures) | m a pixel | licence | size | command |", "|" + "---|" * 7]
+    lines = ["| name | task | splits (images) | m a pixel | licence | size | command |", "|" + "---|" * 7]
     for row in ROWS:
         main = {s: n for s in row.splits if not s.startswith(("scene", "without")) for n in [row.counts.get(s)]}
         splits = ", ".join(f"{s} ({n:,})" if n else s for s, n in main.items())
@@ -62,10 +62,10 @@ def run() -> int:
 
     reports = check(args.name, args.limit)
     rows = [
-        (r.name, r.pictures, "x".join(map(str, r.smallest)), "x".join(map(str, r.largest)), r.sha256[:16])
+        (r.name, r.images, "x".join(map(str, r.smallest)), "x".join(map(str, r.largest)), r.sha256[:16])
         for r in reports
     ]
-    print(tabulate(rows, ["split", "pictures", "smallest", "largest (h x w)", "sha256"]))
+    print(tabulate(rows, ["split", "images", "smallest", "largest (h x w)", "sha256"]))
     headers = ["class", *(h for r in reports for h in (f"{r.name} %", "in"))]
     print("\n" + tabulate(histogram(reports), headers, floatfmt=".2f"))
     for report in reports:

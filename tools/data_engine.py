@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""From unlabelled pictures to a set in the shape of Sky-SA, step by step, in one work folder (data_engine.md).
+"""From unlabelled images to a set in the shape of Sky-SA, step by step, in one work folder (data_engine.md).
 
 python tools/data_engine.py all --input "survey/*.jpg" --classes "building|house,road,tree" --work output/survey
 python tools/data_engine.py collect --input "survey/*.tif" --licence CC-BY-4.0 --credit "A. Person" --work output/survey
@@ -28,12 +28,12 @@ CURE = 'which is not installed: pip install -e ".[engine]"'
 
 def _input(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE", help="pictures, rasters, folders, globs in quotes"
+        "--input", nargs="+", required=True, metavar="FILE", help="images, rasters, folders, globs in quotes"
     )
     p.add_argument("--tile", type=int, default=512, metavar="PX", help="longest side of a tile (default: 512)")
-    p.add_argument("--licence", default="", metavar="TEXT", help="of these pictures, for the catalogue")
+    p.add_argument("--licence", default="", metavar="TEXT", help="of these images, for the catalogue")
     p.add_argument("--credit", default="", metavar="TEXT", help="whom to name, for the catalogue")
-    p.add_argument("--gsd", type=float, metavar="M", help="metres a pixel of pictures that do not say")
+    p.add_argument("--gsd", type=float, metavar="M", help="metres a pixel of images that do not say")
 
 
 def _duplicates(p: argparse.ArgumentParser) -> None:
@@ -41,9 +41,7 @@ def _duplicates(p: argparse.ArgumentParser) -> None:
         "--bits", type=int, default=8, help="hashes, of 256 bits, that differ in no more are one (default: 8)"
     )
     p.add_argument("--distance", type=float, default=0.005, help="1 - cosine of embeddings, likewise (default: 0.005)")
-    p.add_argument(
-        "--against", nargs="+", default=[], metavar="NAME", help="test sets whose pictures must not be in it"
-    )
+    p.add_argument("--against", nargs="+", default=[], metavar="NAME", help="test sets whose images must not be in it")
     p.add_argument("--hashes-only", action="store_true", help="without the tower: fast, finds plain copies only")
 
 
@@ -149,13 +147,13 @@ def _vocabulary(args: argparse.Namespace):
 
 def _collect(work, args) -> list[str]:
     from skysense_o.data_engine.collect import collect
-    from skysense_o.inference.pictures import find_pictures
+    from skysense_o.inference.images import find_images
 
-    pictures = find_pictures(args.input)
+    images = find_images(args.input)
     with work.step("collect", _options(args, "tile"), args.restart):
-        done = collect(work, pictures, side=args.tile, licence=args.licence, credit=args.credit, gsd=args.gsd)
+        done = collect(work, images, side=args.tile, licence=args.licence, credit=args.credit, gsd=args.gsd)
     empty = f", {done.empty} parts without data left out" if done.empty else ""
-    print(f"collect: {done.tiles} tiles, {done.sources} pictures read now{empty}, {len(done.errors)} unreadable")
+    print(f"collect: {done.tiles} tiles, {done.sources} images read now{empty}, {len(done.errors)} unreadable")
     return [f"{e['source']}: {e['error']}" for e in done.errors]
 
 
@@ -216,8 +214,8 @@ def _name(work, args) -> list[str]:
 
 
 def _namer(args: argparse.Namespace, predictor):
-    from skysense_o.data_engine.vlm_namer import AskingNamer, local_model, service
     from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer
+    from skysense_o.data_engine.vlm_namer import AskingNamer, local_model, service
     from skysense_o.inference.classify import load_tower
 
     if args.by == "service":
@@ -254,22 +252,22 @@ def _publish(work, args) -> list[str]:
 
     with work.step("publish", _options(args, "confidence val seed group title"), args.restart):
         s = publish(work, confidence=args.confidence, val=args.val, seed=args.seed, group=args.group, title=args.title)
-    pictures = s["pictures"]
-    parts = ", ".join(f"{pictures.get(which, 0)} {which}" for which in ("train", "val"))
-    print(f"publish: {pictures['all']} pictures ({parts}), {s['pairs']} pairs, {s['names']} names -> {work / 'set'}")
+    images = s["images"]
+    parts = ", ".join(f"{images.get(which, 0)} {which}" for which in ("train", "val"))
+    print(f"publish: {images['all']} images ({parts}), {s['pairs']} pairs, {s['names']} names -> {work / 'set'}")
     print(f"train on it: DATASETS.TRAIN \"('{work / 'set'}:train',)\"; check it: tools/check_dataset.py {work / 'set'}")
     return []
 
 
 Step = tuple[str, Iterable[Callable], Callable]
 STEPS: dict[str, Step] = {
-    "collect": ("pictures and rasters become tiles in a catalogue", [_input], _collect),
+    "collect": ("images and rasters become tiles in a catalogue", [_input], _collect),
     "deduplicate": ("leave out near duplicates and what test sets show", [_duplicates, _model], _deduplicate),
     "propose": ("regions of each tile", [_regions, _words, _model], _propose),
     "name": ("a name, a confidence and candidates of each region", [_naming, _words, _model], _name),
     "review": ("people decide: accept, rename, merge, split, reject", [review_cli.add_arguments], _review),
     "graph": ("how alike the names are, scores 1 to 10", [_sure, _model], _graph),
-    "publish": ("the set: pictures, labels, split, statistics, data sheet", [_sure, _publishing], _publish),
+    "publish": ("the set: images, labels, split, statistics, data sheet", [_sure, _publishing], _publish),
     "all": (
         "every step but people's review",
         [_input, _duplicates, _regions, _naming, _words, _sure, _publishing, _model],

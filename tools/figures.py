@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The pictures of README and docs, made by the model itself of what is shipped.
+"""The images of README and docs, made by the model itself of what is shipped.
 
 python tools/figures.py                                    # docs/figures/teaser.png and exer.png
 python tools/figures.py --weights output/mini/model_final.safetensors --output output/figures
 
-teaser.png: each shipped picture above its masks. exer.png: one picture asked for several lists of words.
+teaser.png: each shipped image above its masks. exer.png: one image asked for several lists of words.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def masks(image: np.ndarray, found) -> Image.Image:
-    """The masks over the picture, at WIDTH pixels of width, and below them what was asked for."""
+    """The masks over the image, at WIDTH pixels of width, and below them what was asked for."""
     from skysense_o.inference.drawing import overlay, with_legend
     from skysense_o.inference.export import palette_of
 
@@ -53,31 +53,31 @@ def masks(image: np.ndarray, found) -> Image.Image:
 
 
 def beside(columns: list[list[Image.Image]]) -> Image.Image:
-    """Columns of pictures on a white sheet; what stands in the same row begins at the same height."""
+    """Columns of images on a white sheet; what stands in the same row begins at the same height."""
     heights = [max(column[row].height for column in columns) for row in range(len(columns[0]))]
     size = len(columns) * (WIDTH + GAP) + GAP, sum(heights) + (len(heights) + 1) * GAP
     sheet = Image.new("RGB", size, "white")
     for place, column in enumerate(columns):
         top = GAP
-        for picture, height in zip(column, heights):
-            sheet.paste(picture, (GAP + place * (WIDTH + GAP), top))
+        for image, height in zip(column, heights):
+            sheet.paste(image, (GAP + place * (WIDTH + GAP), top))
             top += height + GAP
     return sheet
 
 
 def run() -> int:
     args = parser().parse_args()
-    from skysense_o.inference.pictures import read_picture
+    from skysense_o.inference.images import read_image
     from skysense_o.inference.predictor import Predictor
 
     predictor, folder = Predictor.from_pretrained(args.weights, "cpu"), Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     columns = []
     for name, words in TEASER.items():
-        image = read_picture(ROOT / "demo" / name)
+        image = read_image(ROOT / "demo" / name)
         columns.append([Image.fromarray(enlarged(image)), masks(image, predictor(image, words))])
     name, lists = ASKED
-    image = read_picture(ROOT / "demo" / name)
+    image = read_image(ROOT / "demo" / name)
     seen = predictor.set_image(image)
     answers = [[masks(image, predictor(seen, words))] for words in lists]
     for file, sheet in (("teaser.png", beside(columns)), ("exer.png", beside(answers))):

@@ -37,15 +37,15 @@ def parser() -> argparse.ArgumentParser:
 def run() -> int:
     args = parser().parse_args()
     vocabulary = Vocabulary.parse(args.classes, args.background)
+    from skysense_o.inference.images import find_images
     from skysense_o.scenes.georeference import scene_tools
-    from skysense_o.inference.pictures import find_pictures
 
     tools, formats = scene_tools(), args.save.split(",")
     tools.check_names(formats)
     from skysense_o.scenes.ray_archive import segment_archive
     from skysense_o.scenes.scene import SceneOptions, parse_bytes
 
-    paths = [path.resolve() for path in find_pictures(args.input)]
+    paths = [path.resolve() for path in find_images(args.input)]
     alone = [sum(p.stem == path.stem for p in paths) == 1 for path in paths]
     stems = [path.stem if one else f"{path.parent.name}_{path.stem}" for path, one in zip(paths, alone)]
     rows = segment_archive(

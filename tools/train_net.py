@@ -32,8 +32,8 @@ import skysense_o.data  # noqa: F401  (registers the data sets)
 from skysense_o.config import default_config, merge_file
 from skysense_o.errors import exit_code
 from skysense_o.evaluation.protocol import protocol_file
-from skysense_o.training.evaluate import ALL, test_sets
 from skysense_o.training.benchmark_suite import evaluate_run
+from skysense_o.training.evaluate import ALL, test_sets
 from skysense_o.training.run import check, fill_answers, train
 from skysense_o.training.trainer import join_processes
 

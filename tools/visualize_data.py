@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the mapper really gives the model: cropped and coloured pictures, their labels, and the names drawn for them.
+"""What the mapper really gives the model: cropped and coloured images, their labels, and the names drawn for them.
 
 python tools/visualize_data.py dubai_train --output output/dubai.png
 python tools/visualize_data.py skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
-    """Picture beside its labels; below, the names: those in the labels with their swatch, then the others in grey."""
+    """Image beside its labels; below, the names: those in the labels with their swatch, then the others in grey."""
     from skysense_o.inference.drawing import overlay
     from skysense_o.sample import IGNORE
 
@@ -105,7 +105,7 @@ def run() -> int:
         raise ValueError(f"config: {error}; keys are listed in skysense_o/config.py") from error
     records = records_of(args.name)
     if "sem_seg_file_name" not in records[0]:
-        raise ValueError(f"{args.name!r} has no label pictures: this shows sets for segmentation")
+        raise ValueError(f"{args.name!r} has no label images: this shows sets for segmentation")
     samples = NumberedSamples(records, TrainingMapper(cfg), args.seed)
     by_file, panels = {r["file_name"]: r for r in records}, []
     for number in range(min(args.count, len(records))):

@@ -1,4 +1,4 @@
-"""Augmentations of a picture and its labels, as transforms of Detectron2.
+"""Augmentations of an image and its labels, as transforms of Detectron2.
 
 All randomness comes from NumPy's global generator, which the loader seeds for each sample.
 """
@@ -23,7 +23,7 @@ def random_square(
 ) -> tuple[int, int, int, int]:
     """(x, y, width, height) of a crop that will be resized to `side`, drawn at a random scale.
 
-    Tried again while one class fills more than `max_area` of it. In a picture that is too small at the drawn scale the
+    Tried again while one class fills more than `max_area` of it. In an image that is too small at the drawn scale the
     crop is the largest square.
     """
     height, width = labels.shape
@@ -74,7 +74,7 @@ class QuarterTurn(T.Transform):
         return np.rot90(segmentation, self.times)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N,2), x before y, in pixels of the picture before -> after."""
+        """(N,2), x before y, in pixels of the image before -> after."""
         x, y = coords[:, 0], coords[:, 1]
         turned = ((x, y), (y, self.width - x), (self.width - x, self.height - y), (self.height - y, x))[self.times]
         return np.stack(turned, axis=1)

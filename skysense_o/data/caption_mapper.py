@@ -1,4 +1,4 @@
-"""From a record with captions to two views of its picture, one caption and a mask of hidden blocks."""
+"""From a record with captions to two views of its image, one caption and a mask of hidden blocks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from skysense_o.data.augment import QuarterTurn, color_jitter
+from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import row_of
 from skysense_o.data.classes import load_classes
-from skysense_o.data.captions import read_picture
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 
-CLASS_SENTENCES = ("{}", "an aerial photo of {}", "{} seen from above", "a satellite picture of {}")
+CLASS_SENTENCES = ("{}", "an aerial photo of {}", "{} seen from above", "a satellite image of {}")
 DIRECTION = re.compile(r"\b(left|right|top|bottom|upper|lower|north|south|east|west)\b", re.IGNORECASE)
 
 
@@ -30,7 +30,7 @@ class PairMapper:
     ) -> None:
         """
         Args:
-            crop: side of a view. share: of the picture's area that a view shows, least and most.
+            crop: side of a view. share: of the image's area that a view shows, least and most.
             turn: quarter turns, too. color: strength of the colour changes; 0: none.
             block, hidden: side of the blocks that reconstruction hides, and their share (SimMIM: 32 and 0.6).
         """
@@ -49,7 +49,7 @@ class PairMapper:
         }
 
     def __call__(self, record: dict) -> Sample:
-        image = read_picture(record)
+        image = read_record_image(record)
         texts = record.get("captions") or _class_sentences(record)
         caption = texts[np.random.randint(len(texts))]
         places = -(-self.crop // self.block)
@@ -84,7 +84,7 @@ class PairMapper:
 
 
 def _class_sentences(record: dict) -> list[str]:
-    """Of a picture that has a class and no captions: the class by any of its words."""
+    """Of an image that has a class and no captions: the class by any of its words."""
     table = load_classes(row_of(record["dataset"]).classes)
     words = (table.names[record["label"]], *table.synonyms[record["label"]])
     return [sentence.format(word) for word in words for sentence in CLASS_SENTENCES]

@@ -1,7 +1,7 @@
-"""Pictures with captions or a class, from files of the user's own: JSON lines, CSV, folders, webdataset shards.
+"""Images with captions or a class, from files of the user's own: JSON lines, CSV, folders, webdataset shards.
 
 A record is {"file_name", "captions": [...]} with, where a class is known, "label" and "names", all classes in order.
-In a shard `file_name` is the tar file and "at" (first byte, bytes) the picture in it.
+In a shard `file_name` is the tar file and "at" (first byte, bytes) the image in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from skysense_o.data.labels import read_image
 from skysense_o.data.shards import read_member, read_shard
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
 def is_pairs(source: str) -> bool:
@@ -30,10 +30,10 @@ def read_pairs(source: str, root: Path) -> list[dict]:
     Args:
         source: below `root` or absolute: `x.jsonl` or `x.csv` (a path in `image`, texts in `caption` or `captions`,
             perhaps `split`); a folder with one folder a class; shards by a pattern, `x-*.tar` (members of one stem: a
-            picture, a .txt or a .json with "caption"). `@train` at the end takes the lines of that split.
+            image, a .txt or a .json with "caption"). `@train` at the end takes the lines of that split.
 
     Raises:
-        FileNotFoundError: nothing there. ValueError: no record in it, or a line without picture or caption.
+        FileNotFoundError: nothing there. ValueError: no record in it, or a line without image or caption.
     """
     place, _, split = source.partition("@")
     path = root / place
@@ -51,8 +51,8 @@ def read_pairs(source: str, root: Path) -> list[dict]:
     return records
 
 
-def read_picture(record: dict) -> np.ndarray:
-    """uint8 (H,W,3) RGB of a record's picture, out of its shard where it lies in one.
+def read_record_image(record: dict) -> np.ndarray:
+    """uint8 (H,W,3) RGB of a record's image, out of its shard where it lies in one.
 
     Raises:
         BadData: it cannot be read.
@@ -94,5 +94,5 @@ def _folders(path: Path) -> list[dict]:
         {"file_name": str(file), "captions": [f"a satellite photo of {name}."], "label": label, "names": names}
         for label, (folder, name) in enumerate(zip(classes, names))
         for file in sorted(folder.iterdir())
-        if file.suffix.lower() in PICTURES
+        if file.suffix.lower() in IMAGES
     ]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from skysense_o.data.own import own_row
 from skysense_o.data.captions import is_pairs, read_pairs
-from skysense_o.data.records import load_split
-from skysense_o.data.datasets.spec import Row, data_root
-from skysense_o.data.datasets.language import LANGUAGE
 from skysense_o.data.datasets.classification import SCENES
+from skysense_o.data.datasets.language import LANGUAGE
 from skysense_o.data.datasets.segmentation import SEGMENTATION
+from skysense_o.data.datasets.spec import Row, data_root
+from skysense_o.data.own import own_row
+from skysense_o.data.records import load_split
 from skysense_o.sample import IGNORE
 
 __all__ = [
@@ -101,10 +101,10 @@ def evaluation_splits() -> list[tuple[str, Row]]:
 
 
 def records_of(name: str, skip_bad: bool = False) -> list[dict]:
-    """The records of a data set, by any of its names, or of a path to pictures with captions (see `read_pairs`).
+    """The records of a data set, by any of its names, or of a path to images with captions (see `read_pairs`).
 
     Args:
-        skip_bad: leave out pictures whose label is missing, with a warning that lists them.
+        skip_bad: leave out images whose label is missing, with a warning that lists them.
 
     Raises:
         KeyError: unknown name; offers near ones. FileNotFoundError: the data is not there; says what to do.

@@ -15,22 +15,22 @@ from tqdm import tqdm
 
 from skysense_o.data.catalog import find, load_split
 from skysense_o.data.classes import load_classes
-from skysense_o.data.labels import BadData, id_table, open_picture, read_labels, to_ids
 from skysense_o.data.datasets.spec import Row
+from skysense_o.data.labels import BadData, id_table, open_image, read_labels, to_ids
 from skysense_o.data.shards import read_member
 from skysense_o.sample import IGNORE
 
 ALIKE_BITS = 8
-"""Of 256 bits of a picture's hash: two pictures that differ in no more are taken for one."""
+"""Of 256 bits of an image's hash: two images that differ in no more are taken for one."""
 HASH_SIDE = 16
 
 
 @dataclass
 class SplitReport:
-    """What one split holds. `counts`: class (or answer) -> [pixels or pictures, pictures that show it]."""
+    """What one split holds. `counts`: class (or answer) -> [pixels or images, images that show it]."""
 
     name: str
-    pictures: int = 0
+    images: int = 0
     smallest: tuple[int, int] = (0, 0)
     largest: tuple[int, int] = (0, 0)
     ignored: int = 0
@@ -45,12 +45,12 @@ class SplitReport:
         total = sum(count for count, _ in self.counts.values()) or 1
         return {
             "name": self.name,
-            "pictures": self.pictures,
+            "images": self.images,
             "smallest": list(self.smallest),
             "largest": list(self.largest),
             "ignored": self.ignored,
             "classes": {
-                name: {"count": n, "share": round(n / total, 6), "pictures": p} for name, (n, p) in self.counts.items()
+                name: {"count": n, "share": round(n / total, 6), "images": p} for name, (n, p) in self.counts.items()
             },
             "sha256": self.sha256,
         }
@@ -78,7 +78,7 @@ def check(name: str, limit: int | None = None, progress: bool = True) -> list[Sp
             missing = missing or error
             if len(splits) > 1:
                 reports.append(SplitReport(f"{row.name}_{split}", notes=[str(error).split(": get ")[0]]))
-    if missing and not any(report.pictures for report in reports):
+    if missing and not any(report.images for report in reports):
         raise missing
     for one, two in combinations([r for r in reports if r.hashes], 2):
         _compare(one, two)
@@ -86,7 +86,7 @@ def check(name: str, limit: int | None = None, progress: bool = True) -> list[Sp
 
 
 def check_split(row: Row, split: str, limit: int | None = None, progress: bool = True) -> SplitReport:
-    """Read every picture and label of one split."""
+    """Read every image and label of one split."""
     report = SplitReport(f"{row.name}_{split}")
     records = load_split(row, split, skip_bad=True)
     if limit and limit < len(records):
@@ -94,7 +94,7 @@ def check_split(row: Row, split: str, limit: int | None = None, progress: bool =
         report.notes.append(f"only {limit} records were looked at")
     expected = row.counts.get(split)
     if expected and expected != len(records) and not limit:
-        report.notes.append(f"{expected} pictures are expected, {len(records)} are there")
+        report.notes.append(f"{expected} images are expected, {len(records)} are there")
     if row.classes:
         report.counts = {name: [0, 0] for name in load_classes(row.classes).names}
     digest, seen = hashlib.sha256(), {}
@@ -103,7 +103,7 @@ def check_split(row: Row, split: str, limit: int | None = None, progress: bool =
             _look(row, record, report, digest, seen)
         except (BadData, ValueError) as error:
             report.problems.append(str(error))
-    report.pictures, report.sha256 = len(seen), digest.hexdigest()
+    report.images, report.sha256 = len(seen), digest.hexdigest()
     empty = [name for name, (count, _) in report.counts.items() if not count]
     if empty and row.task in ("segmentation", "classification"):
         report.notes.append(f"{len(empty)} classes without any: {', '.join(empty)}")
@@ -113,12 +113,12 @@ def check_split(row: Row, split: str, limit: int | None = None, progress: bool =
 def _look(row: Row, record: dict, report: SplitReport, digest, seen: dict) -> None:
     key = record["file_name"] if "at" not in record else f"{record['file_name']}@{record['at'][0]}"
     if key not in seen:
-        image = read_member(record) if "at" in record else open_picture(record["file_name"])
+        image = read_member(record) if "at" in record else open_image(record["file_name"])
         size = image.height, image.width
         seen[key] = size
         report.smallest = size if len(seen) == 1 else min(report.smallest, size, key=np.prod)
         report.largest = max(report.largest, size, key=np.prod)
-        report.hashes[key] = picture_hash(image)
+        report.hashes[key] = image_hash(image)
         digest.update(Path(record["file_name"]).stem.encode())
         digest.update(np.asarray(image.convert("RGB")).tobytes() if image.format != "JPEG" else _bytes(record))
     if row.task == "segmentation":
@@ -169,7 +169,7 @@ def _bytes(record: dict) -> bytes:
         return file.read(record["at"][1] if "at" in record else -1)
 
 
-def picture_hash(image: Image.Image) -> np.ndarray:
+def image_hash(image: Image.Image) -> np.ndarray:
     """uint8 (32,): is each cell of a 16 x 16 grid brighter than its right neighbour? (the "difference hash").
 
     Survives resizing and compression. Of an even surface it is noise, so even surfaces seldom look alike by it.
@@ -195,11 +195,11 @@ def _compare(one: SplitReport, two: SplitReport) -> None:
     pairs = alike(one.hashes.values(), two.hashes.values())
     if pairs:
         some = "; ".join(f"{Path(names[i]).name} = {Path(others[j]).name}" for i, j in pairs[:10])
-        two.problems.append(f"{len(pairs)} pictures look like pictures of {one.name}: {some}")
+        two.problems.append(f"{len(pairs)} images look like images of {one.name}: {some}")
 
 
 def histogram(reports: list[SplitReport]) -> list[tuple]:
-    """(class, then of each split: share in %, pictures) for a table; the most frequent first where names are open."""
+    """(class, then of each split: share in %, images) for a table; the most frequent first where names are open."""
     total = Counter()
     for report in reports:
         total.update({name: count for name, (count, _) in report.counts.items()})
@@ -207,8 +207,8 @@ def histogram(reports: list[SplitReport]) -> list[tuple]:
     for name in list(total) if len(total) <= 60 else [n for n, _ in total.most_common(60)]:
         row = [name]
         for report in reports:
-            count, pictures = report.counts.get(name, (0, 0))
+            count, images = report.counts.get(name, (0, 0))
             share = 100 * count / max(1, sum(c for c, _ in report.counts.values()))
-            row += [round(share, 2), pictures]
+            row += [round(share, 2), images]
         rows.append(tuple(row))
     return rows

@@ -86,7 +86,7 @@ def _hue(place: int) -> tuple[int, int, int]:
 
 @lru_cache
 def load_distractors(file: str) -> tuple[str, ...]:
-    """Names that are in none of the training pictures, one a line, from `datasets/classes/<file>`."""
+    """Names that are in none of the training images, one a line, from `datasets/classes/<file>`."""
     path = CLASSES_FOLDER / file
     if not path.is_file():
         raise FileNotFoundError(f"INPUT.DISTRACTOR_FILE {file!r} is not in datasets/classes; 'distractors.txt' is")

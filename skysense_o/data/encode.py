@@ -15,19 +15,19 @@ from PIL import Image, UnidentifiedImageError
 
 from skysense_o.data.labels import BadData
 
-Image.MAX_IMAGE_PIXELS = None  # the sets that are cut into windows hold larger pictures than Pillow thinks safe
+Image.MAX_IMAGE_PIXELS = None  # the sets that are cut into windows hold larger images than Pillow thinks safe
 Decode = Callable[[bytes, str, tuple[int, int]], np.ndarray]
 Color = tuple[int, int, int]
 UNKNOWN = 254
 
 
-def decode_picture(data: bytes, name: str) -> Image.Image:
-    """A decoded picture. Raises BadData where it is none or cut short."""
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """A decoded image. Raises BadData where it is none or cut short."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise BadData(f"{name} is cut short or no picture ({error}): get it again from its publisher") from error
+        raise BadData(f"{name} is cut short or no image ({error}): get it again from its publisher") from error
     return image
 
 
@@ -40,9 +40,9 @@ def by_color(colors: Mapping[Color, int], tolerance: int = 0) -> Decode:
         table[(red << 16 | green << 8 | blue).ravel()] = number
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-        image = decode_picture(data, name)
+        image = decode_image(data, name)
         if image.mode in ("L", "I", "I;16"):
-            raise BadData(f"{name} is a grey picture where colours were expected: is it the publisher's label?")
+            raise BadData(f"{name} is a grey image where colours were expected: is it the publisher's label?")
         rgb = np.asarray(image.convert("RGB")).astype(np.uint32)
         ids = table[rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]]
         if (ids == UNKNOWN).any():
@@ -61,9 +61,9 @@ def by_value(values: Mapping[int, int]) -> Decode:
         table[value] = number
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-        image = decode_picture(data, name)
+        image = decode_image(data, name)
         if image.mode not in ("L", "P", "I", "I;16"):
-            raise BadData(f"{name} is a {image.mode} picture where one channel of values was expected")
+            raise BadData(f"{name} is a {image.mode} image where one channel of values was expected")
         stored = np.asarray(image)
         ids = table[np.clip(stored, 0, 255)]
         if (ids == UNKNOWN).any() or stored.max() > 255:
@@ -79,7 +79,7 @@ def by_value_or_color(values: Mapping[int, int], colors: Mapping[Color, int]) ->
     value, color = by_value(values), by_color(colors)
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-        grey = decode_picture(data, name).mode in ("L", "P", "I", "I;16")
+        grey = decode_image(data, name).mode in ("L", "P", "I", "I;16")
         return (value if grey else color)(data, name, size)
 
     return decode
@@ -89,7 +89,7 @@ def by_threshold(least: int = 128) -> Decode:
     """Of two classes: 1 where the grey value is `least` or more."""
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-        return (np.asarray(decode_picture(data, name).convert("L")) >= least).astype(np.uint8)
+        return (np.asarray(decode_image(data, name).convert("L")) >= least).astype(np.uint8)
 
     return decode
 

@@ -1,4 +1,4 @@
-"""Label pictures: reading them, and what is said when they are wrong."""
+"""Label images: reading them, and what is said when they are wrong."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class BadData(ValueError):
     """A file of a data set that cannot be used; the message names the file and the cure."""
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """A decoded picture of any mode.
+def open_image(path: str | Path) -> Image.Image:
+    """A decoded image of any mode.
 
     Raises:
-        BadData: no such file, not a picture, or cut short.
+        BadData: no such file, not an image, or cut short.
     """
     try:
         with Image.open(path) as image:
@@ -30,24 +30,24 @@ def open_picture(path: str | Path) -> Image.Image:
     except FileNotFoundError as error:
         raise BadData(f"{path} is missing: put it back, {SKIP}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        raise BadData(f"{path} is cut short or no picture ({error}): get it again, {SKIP}") from error
+        raise BadData(f"{path} is cut short or no image ({error}): get it again, {SKIP}") from error
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """uint8 (H,W,3), RGB. Raises BadData as `open_picture` does."""
-    return np.asarray(open_picture(path).convert("RGB"))
+    """uint8 (H,W,3), RGB. Raises BadData as `open_image` does."""
+    return np.asarray(open_image(path).convert("RGB"))
 
 
 def read_labels(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A label picture as it is stored, (H,W), of unsigned integers.
+    """A label image as it is stored, (H,W), of unsigned integers.
 
     Raises:
-        BadData: no picture, a colour picture, or another size than its image.
+        BadData: no image, a colour image, or another size than its image.
     """
-    image = open_picture(path)
+    image = open_image(path)
     if image.mode not in ("L", "P", "I", "I;16"):
         raise BadData(
-            f"{path} is a {image.mode} picture: labels must be one channel of class ids; the data set's"
+            f"{path} is a {image.mode} image: labels must be one channel of class ids; the data set's"
             f" datasets/prepare_*.py turns colours into ids, {SKIP}"
         )
     labels = np.asarray(image)

@@ -11,7 +11,7 @@ from pathlib import Path
 from skysense_o.data.datasets.spec import Row
 
 logger = logging.getLogger(__name__)
-PICTURE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")
+IMAGE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")
 TEXT_COLUMNS = ("title_multi_objects", "title", "title_raw", "caption", "captions", "text")
 
 
@@ -25,8 +25,8 @@ def index_file(row: Row, split: str) -> Path:
     raise FileNotFoundError(f"none of {', '.join(names)} in {row.place}: {row.cure}")
 
 
-def picture_folder(row: Row) -> Path:
-    """The first of the row's picture folders (alternatives with bars) that is there."""
+def image_folder(row: Row) -> Path:
+    """The first of the row's image folders (alternatives with bars) that is there."""
     for name in row.images.split("|"):
         if (row.place / name).is_dir():
             return row.place / name
@@ -41,39 +41,39 @@ def read_captions(row: Row, split: str) -> Iterator[dict]:
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             if split in (entry["split"], "all"):
-                yield _with_picture(row, row.place / entry["image"], captions=entry["captions"])
+                yield _with_image(row, row.place / entry["image"], captions=entry["captions"])
         return
-    folder = picture_folder(row)
+    folder = image_folder(row)
     for entry in json.loads(path.read_text())["images"]:
         if split in (entry["split"], "all"):
             sentences = [sentence["raw"].strip() for sentence in entry["sentences"]]
-            picture = folder / entry.get("filepath", "") / entry["filename"]
-            yield _with_picture(row, picture, captions=[s for s in sentences if s])
+            image = folder / entry.get("filepath", "") / entry["filename"]
+            yield _with_image(row, image, captions=[s for s in sentences if s])
 
 
 def read_table(row: Row, split: str) -> Iterator[dict]:
     """A CSV with a column of paths and one or more of texts (SkyScript, RS5M)."""
-    path, pictures = index_file(row, split), picture_folder(row)
+    path, images = index_file(row, split), image_folder(row)
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        where = next((c for c in PICTURE_COLUMNS if c in (rows.fieldnames or ())), None)
+        where = next((c for c in IMAGE_COLUMNS if c in (rows.fieldnames or ())), None)
         texts = [c for c in TEXT_COLUMNS if c in (rows.fieldnames or ())]
         if where is None or not texts:
             raise ValueError(
-                f"{path} has the columns {rows.fieldnames}: one of {', '.join(PICTURE_COLUMNS)} and one of"
+                f"{path} has the columns {rows.fieldnames}: one of {', '.join(IMAGE_COLUMNS)} and one of"
                 f" {', '.join(TEXT_COLUMNS)} are needed"
             )
         for line in rows:
             captions = list(dict.fromkeys(line[c].strip() for c in texts if (line[c] or "").strip()))
-            yield _with_picture(row, pictures / line[where], captions=captions)
+            yield _with_image(row, images / line[where], captions=captions)
 
 
 def read_rsvqa(row: Row, split: str) -> Iterator[dict]:
-    """RSVQA's three files: `*_questions.json` and `*_answers.json` share ids; a picture is `<img_id>.tif`.
+    """RSVQA's three files: `*_questions.json` and `*_answers.json` share ids; an image is `<img_id>.tif`.
 
     Entries that are not "active" only keep the numbering and are left out.
     """
-    path, pictures = index_file(row, split), picture_folder(row)
+    path, images = index_file(row, split), image_folder(row)
     answers_path = path.with_name(path.name.replace("_questions", "_answers"))
     if not answers_path.is_file():
         raise FileNotFoundError(f"{path} has no {answers_path.name} beside it: {row.cure}")
@@ -86,11 +86,11 @@ def read_rsvqa(row: Row, split: str) -> Iterator[dict]:
             yield {"bad": f"{path}: question {entry['id']} has no answer"}
             continue
         said = {"question": entry["question"], "answer": str(answer), "kind": entry["type"]}
-        yield _with_picture(row, pictures / f"{entry['img_id']}.tif", **said)
+        yield _with_image(row, images / f"{entry['img_id']}.tif", **said)
 
 
 def read_text_questions(row: Row, split: str) -> Iterator[dict]:
-    """RSIVQA's lines `picture:question?answer`; or JSON lines {"image", "split", "question", "answer", "kind"}.
+    """RSIVQA's lines `image:question?answer`; or JSON lines {"image", "split", "question", "answer", "kind"}.
 
     The row's `splits` say which split of the file, and after a space what its questions must contain.
     """
@@ -100,22 +100,22 @@ def read_text_questions(row: Row, split: str) -> Iterator[dict]:
             entry = json.loads(line)
             if wanted in (entry["split"], "all") and words in entry["question"].lower():
                 said = {key: entry[key] for key in ("question", "answer", "kind") if key in entry}
-                yield _with_picture(row, row.place / entry["image"], **said)
+                yield _with_image(row, row.place / entry["image"], **said)
         return
-    pictures = {p.name: p for p in picture_folder(row).rglob("*") if p.is_file()}
+    images = {p.name: p for p in image_folder(row).rglob("*") if p.is_file()}
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        picture, colon, rest = line.strip().partition(":")
+        image, colon, rest = line.strip().partition(":")
         question, mark, answer = rest.rpartition("?")
         if not line.strip():
             continue
         if not (colon and mark and answer.strip()):
-            yield {"bad": f"{path}, line {number}: {line[:80]!r} is not picture:question?answer"}
+            yield {"bad": f"{path}, line {number}: {line[:80]!r} is not image:question?answer"}
             continue
         if words not in question.lower():
             continue
-        name = Path(picture.strip().replace("\\", "/")).name
+        name = Path(image.strip().replace("\\", "/")).name
         said = {"question": question.strip() + "?", "answer": answer.strip()}
-        yield _with_picture(row, pictures.get(name, picture_folder(row) / name), **said)
+        yield _with_image(row, images.get(name, image_folder(row) / name), **said)
 
 
 def read_conversations(row: Row, split: str) -> Iterator[dict]:
@@ -124,11 +124,11 @@ def read_conversations(row: Row, split: str) -> Iterator[dict]:
     for entry in json.loads(path.read_text()):
         turns = {turn["from"]: turn["value"] for turn in entry["conversations"]}
         question = turns.get("human", "").replace("<image>", "").strip()
-        picture = path.parent / entry.get("image_path", "") / entry["image"]
-        yield _with_picture(row, picture, question=question, answer=turns.get("gpt", "").strip())
+        image = path.parent / entry.get("image_path", "") / entry["image"]
+        yield _with_image(row, image, question=question, answer=turns.get("gpt", "").strip())
 
 
-def _with_picture(row: Row, picture: Path, **rest) -> dict:
-    if not picture.is_file():
-        return {"bad": f"{picture} is missing"}
-    return {"file_name": str(picture), "dataset": row.key, **rest}
+def _with_image(row: Row, image: Path, **rest) -> dict:
+    if not image.is_file():
+        return {"bad": f"{image} is missing"}
+    return {"file_name": str(image), "dataset": row.key, **rest}

@@ -19,7 +19,7 @@ from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
 
 KEPT_BYTES = 512 * 2**20
-"""Decoded pictures that each loader process keeps: decoding a large JPEG costs more than all that follows."""
+"""Decoded images that each loader process keeps: decoding a large JPEG costs more than all that follows."""
 
 _kept: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 _kept_bytes = 0
@@ -137,7 +137,7 @@ def own_words(record: dict) -> ClassTable | tuple[str, ...]:
 
 
 def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:
-    """The whole picture, as it is, with its labels and the words that the evaluation asks for."""
+    """The whole image, as it is, with its labels and the words that the evaluation asks for."""
     image, labels = read_pair(record)
     if int(labels[labels != IGNORE].max(initial=0)) >= len(vocabulary):
         raise BadData(f"{record['sem_seg_file_name']} holds more classes than the {len(vocabulary)} names asked for")

@@ -1,8 +1,8 @@
-"""One's own data set: a folder with pictures, label pictures and a `dataset.yaml`.
+"""One's own data set: a folder with images, label images and a `dataset.yaml`.
 
     mine/
       dataset.yaml
-      img_dir/train/a.jpg   img_dir/val/b.jpg     (or pictures right below img_dir: one split, "all")
+      img_dir/train/a.jpg   img_dir/val/b.jpg     (or images right below img_dir: one split, "all")
       ann_dir/train/a.png   ann_dir/val/b.png     one channel, a pixel's value is its class
 
     # dataset.yaml
@@ -57,7 +57,7 @@ def own_row(path: str) -> Row:
         raise ValueError(f"{folder / OWN} holds {found!r}: permitted are {', '.join(sorted(known))}")
     load_classes(str(folder))
     if not (folder / "img_dir").is_dir():
-        raise FileNotFoundError(f"{folder} has no img_dir: pictures belong there, labels into ann_dir")
+        raise FileNotFoundError(f"{folder} has no img_dir: images belong there, labels into ann_dir")
     ignore = body.get("ignore", 255)
     return Row(
         name=str(body.get("name", folder.resolve().name)),

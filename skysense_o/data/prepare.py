@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from skysense_o.data.zip_source import Entry, entries_of
 from skysense_o.data.catalog import row_of
-from skysense_o.data.encode import Decode, decode_picture
+from skysense_o.data.encode import Decode, decode_image
 from skysense_o.data.labels import BadData
+from skysense_o.data.zip_source import Entry, entries_of
 from skysense_o.errors import exit_code
 
 Groups = dict[str, str]
@@ -38,7 +38,7 @@ def named_split(groups: Groups, place: int, count: int) -> str | None:
 
 def rgb(data: bytes, name: str) -> np.ndarray:
     """uint8 (H,W,3); further bands are dropped."""
-    array = np.asarray(decode_picture(data, name))
+    array = np.asarray(decode_image(data, name))
     return array[..., :3] if array.ndim == 3 and array.shape[2] >= 3 else np.repeat(array[..., None], 3, axis=2)
 
 
@@ -51,7 +51,7 @@ class Recipe:
         image, label: regular expressions for the end of a file's path, whatever its case, with the same named groups:
             `split`, and those that together are the stem. Alternatives: the first that matches any file is used.
         decode: label file -> stored ids (see `encode`).
-        split: (groups, place among all sorted, count) -> split, or None to leave a picture out.
+        split: (groups, place among all sorted, count) -> split, or None to leave an image out.
         read: image file -> uint8 (H,W,3). mask: (image, ids) -> ids, for ignored pixels that only the image shows.
         lists: files of stems, split -> file name, that publishers ship in place of folders; `split` is not asked then.
     """
@@ -68,7 +68,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture with its label file, and where it goes."""
+    """An image with its label file, and where it goes."""
 
     split: str
     stem: str
@@ -77,19 +77,19 @@ class Pair:
 
 
 def pairs_of(recipe: Recipe, entries: list[Entry], val: set[str] | None = None) -> list[Pair]:
-    """All pictures that the recipe takes, sorted; `label` is None where there is none.
+    """All images that the recipe takes, sorted; `label` is None where there is none.
 
     Args:
         val: stems of the val split, in place of the recipe's rule.
 
     Raises:
-        FileNotFoundError: no picture fits; shows what was looked for and what is there.
+        FileNotFoundError: no image fits; shows what was looked for and what is there.
     """
     images, labels = _matches(recipe.image, entries), _matches(recipe.label, entries)
     if not images:
         some = ", ".join(entry.name for entry in entries[:5]) or "nothing"
         raise FileNotFoundError(
-            f"no picture of {recipe.row} in --source: paths must end in {recipe.image!r}; there are {some}"
+            f"no image of {recipe.row} in --source: paths must end in {recipe.image!r}; there are {some}"
         )
     listed = _lists(recipe, entries) if val is None else None
     pairs = []
@@ -138,7 +138,7 @@ def _lists(recipe: Recipe, entries: list[Entry]) -> dict[str, str] | None:
 
 
 def windows(height: int, width: int, crop: tuple[int, int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """(x0, y0, x1, y1) that cover a picture; the last ones are moved in to end at its borders. (0, 0, 0): one."""
+    """(x0, y0, x1, y1) that cover an image; the last ones are moved in to end at its borders. (0, 0, 0): one."""
     wide, high, overlap = crop
     for y in _starts(height, high or height, overlap):
         for x in _starts(width, wide or width, overlap):
@@ -151,7 +151,7 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
-    """Read, encode, cut and write one picture; the names of what was written."""
+    """Read, encode, cut and write one image; the names of what was written."""
     row = row_of(recipe.row)
     data = pair.image.read()
     image = recipe.read(data, pair.image.name)
@@ -178,7 +178,7 @@ def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
 
 
 def _packed(array: np.ndarray, form: str) -> bytes:
-    """The file of a picture; (H,W) of uint8 gives mode L."""
+    """The file of an image; (H,W) of uint8 gives mode L."""
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(stream, form, quality=95)
     return stream.getvalue()
@@ -199,7 +199,7 @@ def prepare(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, list[
     done = _done(output / DONE, mark)
     count, errors = 0, []
     with open(output / DONE, "a") as journal:
-        for pair in tqdm(pairs, desc=recipe.row, unit="picture"):
+        for pair in tqdm(pairs, desc=recipe.row, unit="image"):
             name = f"{pair.split}/{pair.stem}"
             last = done.get(name)
             if last and (output / "ann_dir" / pair.split / f"{last[1]}.png").is_file():
@@ -237,7 +237,7 @@ def parser(description: str, choices: dict[str, Recipe] | None = None, option: s
 
 
 def run(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") -> int:
-    """The command line of a script: 0, or 1 where some pictures could not be prepared."""
+    """The command line of a script: 0, or 1 where some images could not be prepared."""
     choices = recipe if isinstance(recipe, dict) else None
     args = parser(description, choices, option).parse_args()
     recipe = choices[args.choice] if choices else recipe
@@ -250,7 +250,7 @@ def run(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") 
     count, errors = prepare(recipe, pairs, output)
     splits = {split: sum(p.split == split for p in pairs) for split in dict.fromkeys(p.split for p in pairs)}
     said = ", ".join(f"{split} {number}" for split, number in splits.items())
-    print(f"{len(pairs)} pictures ({said}), {count} windows in {output}")
+    print(f"{len(pairs)} images ({said}), {count} windows in {output}")
     print(f"Check them: python tools/check_dataset.py {recipe.row}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Clicks and boxes for a training picture, each meaning one connected part of a class."""
+"""Clicks and boxes for a training image, each meaning one connected part of a class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOX_JITTER = 0.1  # of the box's sides, standard deviation (Kirillov et al. 2023
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """K prompts a picture, half of them boxes, half one to three clicks inside the part (the first in its middle).
+    """K prompts an image, half of them boxes, half one to three clicks inside the part (the first in its middle).
 
     Uses NumPy's global generator, which the loader seeds for each sample.
     """
@@ -25,7 +25,7 @@ class PromptSampler:
     count: int
 
     def __call__(self, labels: np.ndarray) -> Prompts:
-        """(H,W) class ids -> prompts. A picture without a part gets empty masks, from which nothing is learned."""
+        """(H,W) class ids -> prompts. An image without a part gets empty masks, from which nothing is learned."""
         parts = components(labels, LEAST_PIXELS)
         masks = np.zeros((self.count, *labels.shape), bool)
         points = np.zeros((self.count, MOST_POINTS, 2), np.float32)

@@ -1,6 +1,6 @@
 """From a record with a question to a Sample.
 
-The picture stays as it is, since what is left and what is right must stay. Only where marked objects are given
+The image stays as it is, since what is left and what is right must stay. Only where marked objects are given
 (INPUT.POINTS), for training that counts, is it turned for a question of how many: their number stays.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from skysense_o.data.augment import QuarterTurn
+from skysense_o.data.captions import read_record_image
 from skysense_o.data.classes import CLASSES_FOLDER
 from skysense_o.data.mapper import KEPT_BYTES
-from skysense_o.data.captions import read_picture
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
 
@@ -25,37 +25,37 @@ OTHERS = 1 / 3
 
 
 class QuestionMapper:
-    """A picture is the same each time, or one of its four turns, so what a frozen tower sees of it can be kept."""
+    """An image is the same each time, or one of its four turns, so what a frozen tower sees of it can be kept."""
 
     def __init__(self, cfg) -> None:
         """
         Raises:
-            FileNotFoundError, ValueError: INPUT.POINTS names no file, or one with a line that is no marked picture.
+            FileNotFoundError, ValueError: INPUT.POINTS names no file, or one with a line that is no marked image.
         """
         self._points = read_points(cfg.INPUT.POINTS) if cfg.INPUT.POINTS else {}
-        self._kept: dict[str, np.ndarray] = {}  # several questions are about one picture: decoding costs most of all
+        self._kept: dict[str, np.ndarray] = {}  # several questions are about one image: decoding costs most of all
         self._bytes = 0
 
     def _read(self, record: dict) -> np.ndarray:
         key = f"{record['file_name']} {record.get('at')}"
         if key not in self._kept:
-            image = read_picture(record)
+            image = read_record_image(record)
             if self._bytes + image.nbytes > KEPT_BYTES:
                 return image
             self._kept[key], self._bytes = image, self._bytes + image.nbytes
         return self._kept[key]
 
     def __call__(self, record: dict) -> Sample:
-        """A picture with marks of other kinds than the question's is asked for those instead now and then."""
+        """An image with marks of other kinds than the question's is asked for those instead now and then."""
         image, points, file = self._read(record), None, record["file_name"]
         question, answer = record["question"], record["answer"]
         if self._points and asks_how_many(question):
-            marked = self._points.get(picture_key(file), {})
+            marked = self._points.get(image_key(file), {})
             what = next((kind for kind in marked if f"many {kind}" in question.lower()), None)
             others = [kind for kind in marked if kind != what]
             if others and np.random.rand() < (OTHERS if what else 0.5):
                 what = others[np.random.randint(len(others))]
-                question, answer = f"How many {what}s in the picture?", str(len(marked[what]))
+                question, answer = f"How many {what}s in the image?", str(len(marked[what]))
             if what is not None:
                 points = np.array(marked[what], np.float32).reshape(-1, 2)
                 if len(points) and (points.min() < 0 or (points.max(0) > image.shape[1::-1]).any()):
@@ -80,11 +80,11 @@ class QuestionMapper:
 
 
 def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
-    """`datasets/points/<file>`, or a file by its full path -> picture -> what -> points.
+    """`datasets/points/<file>`, or a file by its full path -> image -> what -> points.
 
     JSON lines {"image", "what", "points": [[x, y], ...]}, in pixels.
 
-    A picture is told by its folder and stem, since the same ones come as TIFF and as JPEG.
+    An image is told by its folder and stem, since the same ones come as TIFF and as JPEG.
     """
     path = POINTS_FOLDER / file
     if not path.is_file():
@@ -96,7 +96,7 @@ def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             entry = json.loads(line)
-            marked.setdefault(picture_key(entry["image"]), {})[entry["what"]] = [
+            marked.setdefault(image_key(entry["image"]), {})[entry["what"]] = [
                 [float(x), float(y)] for x, y in entry["points"]
             ]
         except (ValueError, KeyError, TypeError) as error:
@@ -110,6 +110,6 @@ def asks_how_many(question: str) -> bool:
     return "how many" in question.lower()
 
 
-def picture_key(path: str) -> str:
+def image_key(path: str) -> str:
     """Folder and stem."""
     return "/".join(Path(path).with_suffix("").parts[-2:])

@@ -13,8 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from skysense_o.data.classes import load_classes
-from skysense_o.data.language import read_captions, read_conversations, read_rsvqa, read_table, read_text_questions
 from skysense_o.data.datasets.spec import Row
+from skysense_o.data.language import read_captions, read_conversations, read_rsvqa, read_table, read_text_questions
 from skysense_o.data.shards import read_shards
 from skysense_o.data.skysa import read_skysa
 
@@ -25,7 +25,7 @@ def load_split(row: Row, split: str, skip_bad: bool = False) -> list[dict]:
     """Records of one split, in an order that is the same on every machine.
 
     Args:
-        skip_bad: leave out pictures whose label is missing, and say which, instead of stopping.
+        skip_bad: leave out images whose label is missing, and say which, instead of stopping.
 
     Raises:
         FileNotFoundError: the data is not there, or a label is missing; says where it looked and what to do.
@@ -41,7 +41,7 @@ def load_split(row: Row, split: str, skip_bad: bool = False) -> list[dict]:
         listed = "; ".join(record["bad"] for record in bad[:20])
         logger.warning("%s_%s: %d files passed over: %s", row.name, split, len(bad), listed)
     if not records:
-        raise FileNotFoundError(f"no pictures of {row.name}_{split} at {looked_at(row, split)}: {row.cure}")
+        raise FileNotFoundError(f"no images of {row.name}_{split} at {looked_at(row, split)}: {row.cure}")
     return records
 
 
@@ -53,7 +53,7 @@ def looked_at(row: Row, split: str) -> str:
 
 
 def read_pairs(row: Row, split: str) -> Iterator[dict]:
-    """Pictures and label pictures of the same stem in two folders."""
+    """Images and label images of the same stem in two folders."""
     images = row.place / row.images.format(split=split)
     labels = row.place / row.labels.format(split=split)
     there = {path.name for path in labels.iterdir()} if labels.is_dir() else set()
@@ -64,13 +64,13 @@ def read_pairs(row: Row, split: str) -> Iterator[dict]:
         names = [image.stem + suffix for suffix in label_suffixes]
         name = next((name for name in names if name in there), None)
         if name is None:
-            yield {"bad": f"{image} has no label picture {labels / names[0]}"}
+            yield {"bad": f"{image} has no label image {labels / names[0]}"}
             continue
         yield {"file_name": str(image), "sem_seg_file_name": str(labels / name), "dataset": row.key}
 
 
 def read_scenes(row: Row, split: str) -> Iterator[dict]:
-    """One folder a class. Pictures of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
+    """One folder a class. Images of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
     table, root = load_classes(row.classes), class_folders(row)
     there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
@@ -106,7 +106,7 @@ def _plain(name: str) -> str:
 
 
 def _listed(row: Row, split: str) -> set[tuple[str, str]]:
-    """(folder, stem) of the pictures that a file of {"image", "split"} lines gives to this split."""
+    """(folder, stem) of the images that a file of {"image", "split"} lines gives to this split."""
     path = row.place / row.splits[split]
     if not path.is_file():
         raise FileNotFoundError(f"{row.name}_{split} is what {path} lists, which is missing: {row.cure}")

@@ -79,7 +79,7 @@ class RelationGraph:
 
     def negatives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
         """Places of the names that every one of `names` relates to with low <= score <= high: the intersection, as the
-        published code draws it. Names of the picture that have no relations do not count; none that do: no places.
+        published code draws it. Names of the image that have no relations do not count; none that do: no places.
         """
         own = self.places(names)
         own_rows = own[self.scores[own].any(axis=1)] if len(own) else own

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from skysense_o.data.labels import BadData
 from skysense_o.data.datasets.spec import Row
+from skysense_o.data.labels import BadData
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # the last one is RS5M's
 TEXTS = ("txt", "caption")
@@ -27,7 +27,7 @@ def read_shards(row: Row, split: str) -> Iterator[dict]:
 def read_shard(shard: Path) -> Iterator[dict]:
     """Records {"file_name", "at": (first byte, bytes), "captions"} of one shard, or {"bad": message}.
 
-    `file_name` is the shard; `read_member` reads the picture. A shard is gone through once, and only captions are kept.
+    `file_name` is the shard; `read_member` reads the image. A shard is gone through once, and only captions are kept.
     """
     sample: dict = {}
     stem = None
@@ -59,12 +59,12 @@ def _take(sample: dict, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: s
 
 def _record(shard: Path, stem: str, sample: dict) -> dict:
     if "at" not in sample or not any(sample.get("captions", ())):
-        return {"bad": f"{shard}: sample {stem!r} has no {'caption' if 'at' in sample else 'picture'}"}
+        return {"bad": f"{shard}: sample {stem!r} has no {'caption' if 'at' in sample else 'image'}"}
     return {"file_name": str(shard), **sample}
 
 
 def read_member(record: dict) -> Image.Image:
-    """The picture of a record of `read_shards`."""
+    """The image of a record of `read_shards`."""
     first, count = record["at"]
     with open(record["file_name"], "rb") as file:
         file.seek(first)
@@ -74,5 +74,5 @@ def read_member(record: dict) -> Image.Image:
         image.load()
     except (UnidentifiedImageError, OSError) as error:
         place = f"{record['file_name']}, bytes {first} on"
-        raise BadData(f"{place}, is no picture ({error}): get the shard again") from error
+        raise BadData(f"{place}, is no image ({error}): get the shard again") from error
     return image

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = {"looks": 0.6, "words": 0.2, "company": 0.2}
 """Of the measures' ranks in a pair's score. Looks count most, since the scores are to say what is hardly told apart;
-company raises what stands together, for a name that is likely in the picture unlabelled is a bad negative."""
+company raises what stands together, for a name that is likely in the image unlabelled is a bad negative."""
 CONFUSED = 2
 """Times that people renamed one into the other, from which on a pair has the highest score."""
 
@@ -45,11 +45,11 @@ def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return prototypes @ prototypes.T
 
 
-def company(pictures: Iterable[Sequence[str]], names: Sequence[str]) -> np.ndarray:
-    """(T,T) Jaccard index: pictures that show both names, of those that show either."""
+def company(images: Iterable[Sequence[str]], names: Sequence[str]) -> np.ndarray:
+    """(T,T) Jaccard index: images that show both names, of those that show either."""
     place = {name: i for i, name in enumerate(names)}
     together = np.zeros((len(names), len(names)))
-    for shown in pictures:
+    for shown in images:
         ids = sorted({place[name] for name in shown if name in place})
         together[np.ix_(ids, ids)] += 1
     alone = np.diag(together)

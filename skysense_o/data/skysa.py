@@ -2,8 +2,8 @@
 
     {"flickr_url": "img_dir/a.jpg", "segmentation": "ann_dir/a.png", "ann_list": [{"category_name": "road"}, ...]}
 
-A label pixel of value k is the k-th entry of that picture's `ann_list`; 255 is ignored. Sets of our data engine say the
-"split" of each picture, too; Sky-SA's own does not, and all of it is for training.
+A label pixel of value k is the k-th entry of that image's `ann_list`; 255 is ignored. Sets of our data engine say the
+"split" of each image, too; Sky-SA's own does not, and all of it is for training.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
                 yield {"bad": f"{index}, line {number} is not as Sky-SA's are ({type(error).__name__}: {error})"}
                 continue
             if not any(names):
-                counts["pictures without names left out"] += 1
+                counts["images without names left out"] += 1
                 continue
             found = find_file(folder, "img_dir", image, counts), find_file(folder, "ann_dir", label, counts)
             if None in found:
@@ -72,7 +72,7 @@ def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
                 lost = label if found[1] is None else image
                 yield {"bad": f"{index}, line {number}: {lost!r} is not below {folder}"}
                 continue
-            counts["pictures"] += 1
+            counts["images"] += 1
             yield {"file_name": found[0], "sem_seg_file_name": found[1], **merged(names, counts)}
 
 
@@ -97,7 +97,7 @@ def merged(names: list[str], counts: Counter) -> dict:
         ValueError: more than 255 names, which one byte a pixel cannot tell apart from "ignored".
     """
     if len(names) > IGNORE:
-        raise ValueError(f"{len(names)} names for one picture: label pictures hold at most {IGNORE}")
+        raise ValueError(f"{len(names)} names for one image: label images hold at most {IGNORE}")
     place: dict[str, int] = {}
     kept: list[str] = []
     ids = []

@@ -1,4 +1,4 @@
-"""Which words go with a training picture: its own classes, each by one of its names, and others beside them."""
+"""Which words go with a training image: its own classes, each by one of its names, and others beside them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from skysense_o.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TextSampler:
-    """Samples a vocabulary that begins with the picture's own names, in their order: labels stay as they are.
+    """Samples a vocabulary that begins with the image's own names, in their order: labels stay as they are.
 
     synonyms: call a class by any of its words with equal chance, else by its name. pool: unrelated names. count: how
-    many names are added. batch: how many names there are in all (0: `count` decides); a picture with more of its own
+    many names are added. batch: how many names there are in all (0: `count` decides); an image with more of its own
     keeps a random part of them. graph: file of a relation graph, from which the added names are drawn then.
     thresholds: lowest and highest score of a negative, and of a name too near to be one, as the published sampler has
     them; its own code drew by [1, 3, 9, 10] whatever its config said.
@@ -43,7 +43,7 @@ class TextSampler:
         """Uses NumPy's global generator, which the loader seeds for each sample; nothing depends on hash order.
 
         Args:
-            own: the data set's classes, or the names of one picture. graph: of the data set, before the sampler's own.
+            own: the data set's classes, or the names of one image. graph: of the data set, before the sampler's own.
 
         Returns:
             The vocabulary, and, where not all own names fit, which of them it begins with (None: all).

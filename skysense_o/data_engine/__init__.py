@@ -1,1 +1,1 @@
-"""From unlabelled pictures to a labelled set that people can correct and models can train on."""
+"""From unlabelled images to a labelled set that people can correct and models can train on."""

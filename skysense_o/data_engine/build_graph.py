@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data.relation_graph import RelationGraph
+from skysense_o.data.similarity import combined, company, confusions, prototype_cosines, text_cosines
 from skysense_o.data_engine.annotations import annotations
 from skysense_o.data_engine.namers import embeddings
-from skysense_o.data.similarity import combined, company, confusions, prototype_cosines, text_cosines
 from skysense_o.data_engine.review.log import DecisionLog
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, whole
 
@@ -23,7 +23,7 @@ def build(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) ->
     """Relate all names of the set; written to graph/graph.json and graph/skysa_graph.jsonl.
 
     Looks: cosines of prototypes, the mean of the regions' features. Words: cosines of the names. Company: how often
-    they share a picture. What reviewers renamed into each other scores highest. Made anew by each call, but for the
+    they share an image. What reviewers renamed into each other scores highest. Made anew by each call, but for the
     regions' features, which are kept in graph/features.
 
     Args:
@@ -71,7 +71,7 @@ def _features(work: WorkFolder, predictor: Predictor, row: dict, regions: np.nda
     there, dense = there[there > 0], dense.reshape(regions.shape) + (0 if there[0] == 0 else 1)
     vectors = np.zeros((int(regions.max()), predictor.model.tower.dim), np.float32)
     if len(there):
-        vectors[there.astype(int) - 1] = embeddings(predictor.set_image(work.picture(row)), dense).cpu().numpy()
+        vectors[there.astype(int) - 1] = embeddings(predictor.set_image(work.image(row)), dense).cpu().numpy()
     with whole(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, regions=regions, vectors=vectors)
     return vectors

@@ -1,6 +1,6 @@
-"""Step 1: pictures and rasters of any size become tiles with their place and licence, listed in a catalogue.
+"""Step 1: images and rasters of any size become tiles with their place and licence, listed in a catalogue.
 
-Alphabet: H W pixels of a picture.
+Alphabet: H W pixels of an image.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data_engine.work_folder import Journal, WorkFolder, whole, write_map, write_table
+from skysense_o.inference.images import ImageError, read_image
 from skysense_o.scenes.georeference import is_georeferenced
-from skysense_o.inference.pictures import PictureError, read_picture
 
 FILL = (124, 116, 104)
 """RGB of pixels without data: the mean colour of ImageNet, which says little to any tower."""
@@ -28,7 +28,7 @@ LEAST_VALID = 0.5
 
 @dataclass
 class Cut:
-    """A part of a picture. row, column: of its first pixel, in the picture. pixels: uint8 (H,W,3), None where too
+    """A part of an image. row, column: of its first pixel, in the image. pixels: uint8 (H,W,3), None where too
     little of it is valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres a pixel or NaN).
     """
 
@@ -40,7 +40,7 @@ class Cut:
 
 @dataclass
 class Collected:
-    """What one call did. sources: pictures read now. errors: {"source", "error"}. empty: parts without data."""
+    """What one call did. sources: images read now. errors: {"source", "error"}. empty: parts without data."""
 
     sources: int = 0
     tiles: int = 0
@@ -49,15 +49,15 @@ class Collected:
 
 
 def collect(
-    work: WorkFolder, pictures: list[Path], *, side: int, licence: str = "", credit: str = "", gsd: float | None = None
+    work: WorkFolder, images: list[Path], *, side: int, licence: str = "", credit: str = "", gsd: float | None = None
 ) -> Collected:
-    """Cut every picture and write tiles and catalogue; pictures that an earlier call finished are passed over.
+    """Cut every image and write tiles and catalogue; images that an earlier call finished are passed over.
 
-    A picture longer than `side` is cut into equal parts of at most that; parts do not overlap, so no pixel is twice
-    in the set. A picture that cannot be read is listed and tried again by the next call.
+    An image longer than `side` is cut into equal parts of at most that; parts do not overlap, so no pixel is twice
+    in the set. An image that cannot be read is listed and tried again by the next call.
 
     Args:
-        side: pixels. licence, credit: of these pictures. gsd: metres a pixel of pictures that have no place.
+        side: pixels. licence, credit: of these images. gsd: metres a pixel of images that have no place.
 
     Raises:
         ValueError: a side below 16.
@@ -67,7 +67,7 @@ def collect(
     journal, result = Journal(work / "catalog.jsonl"), Collected()
     finished = {line["source"] for line in journal.lines if line.get("finished")}
     cut = {(line["source"], line["row"], line["column"]) for line in journal.lines if "row" in line}
-    for path in tqdm(pictures, unit="picture", desc="collect"):
+    for path in tqdm(images, unit="image", desc="collect"):
         key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]  # no machine's path is written
         if key in finished:
             continue
@@ -75,7 +75,7 @@ def collect(
             for part in cuts(path, side, gsd, lambda row, column, key=key: (key, row, column) in cut):
                 tile = None if part.pixels is None else _write_tile(work, path, part, licence, credit)
                 journal.add({"source": key, "row": part.row, "column": part.column, "tile": tile})
-        except (PictureError, OSError) as error:
+        except (ImageError, OSError) as error:
             message = str(error).replace(str(path), path.name)
             result.errors.append({"source": path.name, "error": message})
             continue
@@ -128,11 +128,11 @@ def spans(length: int, side: int) -> list[range]:
 def cuts(
     path: Path, side: int, gsd: float | None = None, known: Callable[[int, int], bool] = lambda row, column: False
 ) -> Iterator[Cut]:
-    """The parts of a picture, or of a raster read part by part, but those that are `known`."""
+    """The parts of an image, or of a raster read part by part, but those that are `known`."""
     if is_georeferenced(path):
         yield from _raster_cuts(path, side, known)
         return
-    image = read_picture(path)
+    image = read_image(path)
     for rows in spans(image.shape[0], side):
         for columns in spans(image.shape[1], side):
             if not known(rows.start, columns.start):

@@ -12,27 +12,27 @@ def datasheet(title: str, statistics: dict, rows: Sequence[dict], engine: dict) 
     """Markdown.
 
     Args:
-        statistics: see `Counts.summary`. rows: of the catalogue, of the pictures in the set. engine: what ran, with
+        statistics: see `Counts.summary`. rows: of the catalogue, of the images in the set. engine: what ran, with
             which options.
     """
-    pictures, sky = statistics["pictures"], statistics["Sky-SA, as published"]
+    images, sky = statistics["images"], statistics["Sky-SA, as published"]
     metres = statistics["metres a pixel"]
     ground = f"{metres[0]} to {metres[1]}" if metres else "not known"
     options = {step: entry["options"] for step, entry in engine.items()}
-    people = pictures["reviewed by people"]
+    people = images["reviewed by people"]
     table = [
-        ("pictures", pictures["all"], sky["pictures"]),
+        ("images", images["all"], sky["images"]),
         ("region-text pairs", statistics["pairs"], sky["pairs"]),
         ("names", statistics["names"], sky["names"]),
-        ("pairs a picture", statistics["pairs a picture"], sky["pairs a picture"]),
-        ("connected regions a picture", statistics["regions a picture"], "not published"),
+        ("pairs an image", statistics["pairs an image"], sky["pairs an image"]),
+        ("connected regions an image", statistics["regions an image"], "not published"),
         ("labelled share of pixels", statistics["labelled share of pixels"], "not published"),
     ]
     return f"""# {title}
 
 ## Motivation
 
-Open-vocabulary segmentation of pictures of the earth from above. {QUESTIONS_LEFT}
+Open-vocabulary segmentation of images of the earth from above. {QUESTIONS_LEFT}
 
 ## Composition
 
@@ -40,7 +40,7 @@ Open-vocabulary segmentation of pictures of the earth from above. {QUESTIONS_LEF
 |---|---|---|
 {chr(10).join(f"| {what} | {here} | {there} |" for what, here, there in table)}
 
-{pictures.get("train", 0)} pictures are for training, {pictures.get("val", 0)} for validation. Tiles of one source, and
+{images.get("train", 0)} images are for training, {images.get("val", 0)} for validation. Tiles of one source, and
 sources that touch on the ground, are on one side only. Metres a pixel: {ground}.
 Pixels of value 255 are unlabelled: nobody was sure enough. `statistics.json` and `figures/` have the rest.
 
@@ -52,7 +52,7 @@ Pixels of value 255 are unlabelled: nobody was sure enough. `statistics.json` an
 
 ## Labelling
 
-{_how(people, pictures["all"], statistics)}
+{_how(people, images["all"], statistics)}
 
 Options of each step:
 
@@ -65,7 +65,7 @@ it proposed. {QUESTIONS_LEFT}
 
 ## Distribution and maintenance
 
-The licence of each picture is in `skysa_dataset.jsonl`; `manifest.json` holds the sha256 of every file.
+The licence of each image is in `skysa_dataset.jsonl`; `manifest.json` holds the sha256 of every file.
 {QUESTIONS_LEFT}
 """
 
@@ -73,7 +73,7 @@ The licence of each picture is in `skysa_dataset.jsonl`; `manifest.json` holds t
 def _how(people: int, total: int, statistics: dict) -> str:
     if not people:
         return "Regions and names are a model's alone. No person has looked at them."
-    return f"Regions and names are a model's proposals; people decided on those of {people} of the {total} pictures."
+    return f"Regions and names are a model's proposals; people decided on those of {people} of the {total} images."
 
 
 def _table(title: str, key: str, rows: Sequence[dict]) -> str:

@@ -1,7 +1,7 @@
 """Step 2: leave out tiles that show the same, and tiles that show what a test set shows.
 
 First by the hash that tools/check_dataset.py compares splits with, then by the image tower's embeddings. Neighbours are
-found by faiss. Alphabet: N tiles, M pictures of test sets, D numbers of a vector.
+found by faiss. Alphabet: N tiles, M images of test sets, D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from skysense_o.data.catalog import find, records_of
-from skysense_o.data.check import ALIKE_BITS, picture_hash
+from skysense_o.data.check import ALIKE_BITS, image_hash
 from skysense_o.data.labels import BadData, read_image
 from skysense_o.data_engine.collect import spans
 from skysense_o.data_engine.vector_store import Vectors
@@ -47,8 +47,8 @@ def deduplicate(
     Args:
         predictor: whose tower embeds; None: by hashes alone.
         bits: of 256; tiles whose hashes differ in no more are the same. distance: 1 - cosine, likewise.
-        against: names of test sets; tiles like one of their pictures leave too.
-        side: their pictures are cut as tiles are.
+        against: names of test sets; tiles like one of their images leave too.
+        side: their images are cut as tiles are.
 
     Returns:
         the rows of duplicates.parquet: {"tile", "kept", "of", "why", "distance"}.
@@ -67,7 +67,7 @@ def deduplicate(
     reads.update((row["tile"], (work / row["file"], None)) for row in catalog)
 
     hashes = Vectors(work / "vectors/hashes")
-    hashes.add((name, picture_hash(Image.fromarray(pixels))) for name, pixels in pictures(hashes, names, reads, "hash"))
+    hashes.add((name, image_hash(Image.fromarray(pixels))) for name, pixels in images(hashes, names, reads, "hash"))
     damaged = [{**NOT_KEPT, "tile": name, "why": "unreadable"} for name in hashes.missing(names)]
     names = [name for name in names if name in hashes.known]
     found = {"hash": first_of_each(same_hash(hashes.of(names), bits), len(tested))}
@@ -75,7 +75,7 @@ def deduplicate(
     if predictor is not None:
         vectors = Vectors(work / "vectors/embeddings")
         wanted = [names[i] for i in rest]
-        vectors.add((name, embedding(predictor, pixels)) for name, pixels in pictures(vectors, wanted, reads, "embed"))
+        vectors.add((name, embedding(predictor, pixels)) for name, pixels in images(vectors, wanted, reads, "embed"))
         tests = sum(i < len(tested) for i in rest)
         near = first_of_each(near_vectors(vectors.of(wanted), distance), tests)
         found["embedding"] = {rest[i]: (rest[j], value) for i, (j, value) in near.items()}
@@ -102,7 +102,7 @@ def schema():
 
 
 def set_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, range]]]:
-    """("set:name/file@k", path, (rows, columns)) of each part of each picture of a data set."""
+    """("set:name/file@k", path, (rows, columns)) of each part of each image of a data set."""
     key = find(name)[0][0].name if ":" in name or "/" in name else name
     for path in dict.fromkeys(record["file_name"] for record in records_of(name)):
         with Image.open(path) as image:
@@ -112,7 +112,7 @@ def set_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, ra
             yield f"set:{key}/{Path(path).name}@{k}", Path(path), part
 
 
-def pictures(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> Iterator[tuple[str, np.ndarray]]:
+def images(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> Iterator[tuple[str, np.ndarray]]:
     """Names without a vector, with their pixels, uint8 (H,W,3); tiles that cannot be read are left out."""
     for name in tqdm(vectors.missing(names), unit="tile", desc=what):
         path, window = reads[name]
@@ -129,13 +129,13 @@ def pictures(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> 
 
 
 def embedding(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
-    """(D,) float32 unit vector: what the tower sees in the picture, uint8 (H,W,3), as a whole."""
+    """(D,) float32 unit vector: what the tower sees in the image, uint8 (H,W,3), as a whole."""
     import torch
 
-    from skysense_o.inference.classify import picture_vectors
+    from skysense_o.inference.classify import image_vectors
 
     with torch.inference_mode(), predictor.in_precision():
-        return picture_vectors(predictor.model.tower, [pixels])[0].cpu().numpy()
+        return image_vectors(predictor.model.tower, [pixels])[0].cpu().numpy()
 
 
 def same_hash(hashes: np.ndarray, bits: int) -> list[Pair]:

@@ -11,7 +11,7 @@ from skysense_o.data.relation_graph import RelationGraph
 from skysense_o.data_engine.namers import TOP, Namer
 from skysense_o.data_engine.synonyms import synonyms
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, write_json
-from skysense_o.inference.pictures import PictureError
+from skysense_o.inference.images import ImageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +40,8 @@ def name(
         if path.is_file():
             continue
         try:
-            named = namer(work.picture(row), work.regions(row["tile"]))
-        except (PictureError, FileNotFoundError) as error:
+            named = namer(work.image(row), work.regions(row["tile"]))
+        except (ImageError, FileNotFoundError) as error:
             errors.append({"tile": row["tile"], "error": str(error)})
             continue
         write_json(path, [_entry(k, candidates[:TOP]) for k, candidates in enumerate(named, 1)])

@@ -138,7 +138,7 @@ def by_masks(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -
 
 
 def shares(regions: np.ndarray, padded: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(R,hw): how much of each region lies in each cell of a grid over the padded picture; rows sum to 1."""
+    """(R,hw): how much of each region lies in each cell of a grid over the padded image; rows sum to 1."""
     (height, width), (h, w) = regions.shape, grid
     y = ((np.arange(height) + 0.5) * h / padded[0]).astype(int)
     x = ((np.arange(width) + 0.5) * w / padded[1]).astype(int)

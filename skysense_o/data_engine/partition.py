@@ -1,4 +1,4 @@
-"""Masks and label maps -> regions that are connected, not tiny, and together the whole picture.
+"""Masks and label maps -> regions that are connected, not tiny, and together the whole image.
 
 Alphabet: K masks, R regions, H W pixels.
 """
@@ -29,7 +29,7 @@ def tidy(labels: np.ndarray, least: int) -> np.ndarray:
     """Labels (H,W), 0 for the rest -> uint16 (H,W): 1..R connected, in the order of their first pixels; 0 the rest.
 
     A piece of fewer than `least` pixels, of the rest as well, goes to the neighbour with the longest shared border: the
-    smallest first. Only a picture that is smaller as a whole keeps such a piece. No pixel is lost.
+    smallest first. Only an image that is smaller as a whole keeps such a piece. No pixel is lost.
     """
     pieces = label(labels.astype(np.int64) + 1, connectivity=1) - 1
     parent = merged(pieces, least)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from skysense_o.data_engine.partition import paint, tidy
 from skysense_o.data_engine.work_folder import WorkFolder, write_json, write_map
 from skysense_o.inference.automatic_masks import everything
-from skysense_o.inference.pictures import PictureError
+from skysense_o.inference.images import ImageError
 from skysense_o.inference.predictor import NONE
 from skysense_o.vocabulary import Vocabulary
 
@@ -96,8 +96,8 @@ def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]
         if done.is_file():
             continue
         try:
-            rgb = work.picture(row)
-        except (PictureError, FileNotFoundError) as error:
+            rgb = work.image(row)
+        except (ImageError, FileNotFoundError) as error:
             errors.append({"tile": row["tile"], "error": str(error)})
             continue
         labels, score = find(rgb)

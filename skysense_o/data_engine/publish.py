@@ -23,7 +23,7 @@ def publish(
 ) -> dict:
     """Write set/: img_dir, ann_dir, skysa_dataset.jsonl, skysa_graph.jsonl, manifest, statistics, figures, data sheet.
 
-    A label pixel of value k is the k-th entry of its picture's `ann_list`; 255 is what nobody is sure of. Pictures
+    A label pixel of value k is the k-th entry of its image's `ann_list`; 255 is what nobody is sure of. Images
     without any name are left out. The set is made beside the old one and takes its place when it is whole.
 
     Args:
@@ -33,7 +33,7 @@ def publish(
         the statistics, as written.
 
     Raises:
-        ValueError, FileNotFoundError: see `annotations` and `split`; ValueError too where no picture has a name.
+        ValueError, FileNotFoundError: see `annotations` and `split`; ValueError too where no image has a name.
     """
     found = [(row, a) for row, a in annotations(work, confidence) if a.names]
     if not found:
@@ -45,7 +45,7 @@ def publish(
     shutil.rmtree(folder, ignore_errors=True)
     counts, lines = Counts(), []
     for row, annotation in tqdm(found, unit="tile", desc="publish"):
-        line = _write_picture(work, folder, row, annotation, splits[row["tile"]], counts)
+        line = _write_image(work, folder, row, annotation, splits[row["tile"]], counts)
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (folder / "skysa_dataset.jsonl").write_text("".join(lines), encoding="utf-8")
     graph = work / "graph/skysa_graph.jsonl"
@@ -64,9 +64,7 @@ def publish(
     return statistics
 
 
-def _write_picture(
-    work: WorkFolder, folder: Path, row: dict, annotation: Annotation, which: str, counts: Counts
-) -> dict:
+def _write_image(work: WorkFolder, folder: Path, row: dict, annotation: Annotation, which: str, counts: Counts) -> dict:
     image, label = (f"{kind}/{which}/{row['tile']}.png" for kind in ("img_dir", "ann_dir"))
     labels, names = annotation.labels()
     write_map(folder / label, labels)

@@ -15,7 +15,7 @@ from sklearn.cluster import AgglomerativeClustering
 from skysense_o.data_engine.partition import borders
 from skysense_o.inference.prompted_image import PromptedImage
 
-# Chosen on training pictures of Dubai, see docs/experiments-engine.md.
+# Chosen on training images of Dubai, see docs/experiments-engine.md.
 SUPERPIXEL = 120
 """Pixels, about, of a superpixel of SLIC (Achanta et al. 2012)."""
 COLOUR, LOOKS = 1 / 20, 0.5
@@ -66,7 +66,7 @@ def means_of(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def tower_means(seen: PromptedImage, parts: np.ndarray, number: int) -> np.ndarray:
-    """(S,D) unit vectors: the dense features of each superpixel, less what the whole picture shares."""
+    """(S,D) unit vectors: the dense features of each superpixel, less what the whole image shares."""
     (height, width), (padded_height, padded_width) = seen.size, seen.frame.padded
     h, w = seen.grid
     dense = F.normalize(seen.dense[0].float().flatten(1), dim=0).T.cpu().numpy()  # (hw,D)

@@ -22,7 +22,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 QUESTION = (
-    "This is a picture of the earth from above. What is the thing or the kind of ground inside the red outline?"
+    "This is an image of the earth from above. What is the thing or the kind of ground inside the red outline?"
     " Answer with its name only, one to three words."
 )
 MARGIN = 0.25
@@ -99,10 +99,10 @@ def local_model(path: Path, device: str = "cpu") -> Callable[[Image.Image, str],
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is no image-text-to-text model of transformers ({error})") from error
 
-    def ask(picture: Image.Image, question: str) -> Answer:
+    def ask(image: Image.Image, question: str) -> Answer:
         said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         prompt = processor.apply_chat_template(said, add_generation_prompt=True)
-        given = processor(images=picture, text=prompt, return_tensors="pt").to(device)
+        given = processor(images=image, text=prompt, return_tensors="pt").to(device)
         with torch.inference_mode():
             out = model.generate(
                 **given, max_new_tokens=MOST_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -116,7 +116,7 @@ def local_model(path: Path, device: str = "cpu") -> Callable[[Image.Image, str],
 
 
 def service(model: str = "", timeout: float = 60.0) -> Callable[[Image.Image, str], Answer]:
-    """A server of chat completions that takes pictures.
+    """A server of chat completions that takes images.
 
     Args:
         model: its name for the server, where that has several. timeout: seconds an answer may take.
@@ -128,9 +128,9 @@ def service(model: str = "", timeout: float = 60.0) -> Callable[[Image.Image, st
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{URL} is {url!r}: set it to the address of chat completions, http(s)://.../chat/completions")
 
-    def ask(picture: Image.Image, question: str) -> Answer:
+    def ask(image: Image.Image, question: str) -> Answer:
         stream = io.BytesIO()
-        picture.save(stream, "PNG")
+        image.save(stream, "PNG")
         data = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
         content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": data}}]
         body = {

@@ -114,11 +114,11 @@ class WorkFolder:
         left_out = {row["tile"] for row in self.table("duplicates.parquet", "deduplicate") if not row["kept"]}
         return [row for row in rows if row["tile"] not in left_out]
 
-    def picture(self, row: dict) -> np.ndarray:
+    def image(self, row: dict) -> np.ndarray:
         """uint8 (H,W,3) of a tile."""
-        from skysense_o.inference.pictures import read_picture
+        from skysense_o.inference.images import read_image
 
-        return read_picture(self / row["file"])
+        return read_image(self / row["file"])
 
     def regions(self, tile: str) -> np.ndarray:
         """uint16 (H,W): 0 the rest, 1..N the regions.

@@ -16,14 +16,14 @@ def box_average_precision(truth: dict, results: list[dict], most: int = 1000) ->
     Args:
         truth: COCO's annotation file, loaded: images, categories, annotations with bbox.
         results: COCO's result list: image_id, category_id, bbox (x, y, width, height), score.
-        most: boxes a class and picture that count, the best first; COCO's 100 are few for a scene.
+        most: boxes a class and image that count, the best first; COCO's 100 are few for a scene.
 
     Returns:
         AP over the overlaps 0.5 to 0.95, at 0.5 and at 0.75, and by size, in 0..1 or NaN where the truth has none;
         "per_class": name -> AP.
 
     Raises:
-        ValueError: a result of a picture or a class that the truth does not have.
+        ValueError: a result of an image or a class that the truth does not have.
     """
     for key, known in (
         ("image_id", {image["id"] for image in truth["images"]}),

@@ -1,4 +1,4 @@
-"""Predicted label maps as files: COCO's run-length masks in one JSON, PNG pictures."""
+"""Predicted label maps as files: COCO's run-length masks in one JSON, PNG images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("coco", "png")
 
 
 def as_coco(file_name: str, prediction: np.ndarray, classes: int) -> list[dict]:
-    """One entry a class that is in the picture, as Detectron2's SemSegEvaluator writes them to
+    """One entry a class that is in the image, as Detectron2's SemSegEvaluator writes them to
     sem_seg_predictions.json: {"file_name", "category_id" (the class id), "segmentation" (run-length mask)}.
     """
     rows = []
@@ -30,12 +30,12 @@ def as_coco(file_name: str, prediction: np.ndarray, classes: int) -> list[dict]:
 def save_png(path: Path, prediction: np.ndarray, colors: list[Color]) -> None:
     """One channel with the class ids and a palette of their colours; IGNORE, black, is none of them."""
     ids = np.where(prediction < len(colors), prediction, IGNORE).astype(np.uint8)
-    picture = Image.fromarray(ids)
+    image = Image.fromarray(ids)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colors)] = colors
-    picture.putpalette(palette.tobytes())  # of a grey picture it makes one with a palette
+    image.putpalette(palette.tobytes())  # of a grey image it makes one with a palette
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
 def write_coco(path: Path, rows: list[dict]) -> None:

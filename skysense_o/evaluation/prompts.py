@@ -19,8 +19,8 @@ from skysense_o.sample import IGNORE, Sample
 
 logger = logging.getLogger(__name__)
 CLICKS = 5
-LEAST_SHARE = 0.001  # of the picture, that a part must have to be asked for
-MOST_PARTS = 8  # a picture, the largest
+LEAST_SHARE = 0.001  # of the image, that a part must have to be asked for
+MOST_PARTS = 8  # an image, the largest
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def evaluate_prompts(
     Args:
         model: a SkySenseO that takes prompts; put into eval mode here, and back.
         samples: functions that give a Sample with `sem_seg`; every process takes its share.
-        folder: where a picture of the first sample's answers goes.
+        folder: where an image of the first sample's answers goes.
 
     Returns:
         click1, click5, box, box_filled (what the box itself has), quality_error (mean |predicted - true| IoU after one
@@ -45,11 +45,11 @@ def evaluate_prompts(
         if number % comm.get_world_size() != comm.get_rank():
             continue
         sample = get()
-        found, masks = _one_picture(model, sample)
+        found, masks = _one_image(model, sample)
         rows += found
         if number == 0 and folder and masks:
             folder.mkdir(parents=True, exist_ok=True)
-            _picture(sample, masks).save(folder / "prompts.jpg", quality=88)
+            _image(sample, masks).save(folder / "prompts.jpg", quality=88)
     model.train(was_training)
     rows = [row for part in comm.all_gather(rows) for row in part]
     if not rows:
@@ -63,7 +63,7 @@ def evaluate_prompts(
 Masks = list[tuple[np.ndarray, np.ndarray]]  # each part that was meant, and what its box gave
 
 
-def _one_picture(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]], Masks]:
+def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]], Masks]:
     labels = sample["sem_seg"].numpy()
     known = labels != IGNORE
     parts = sorted(components(labels, max(1, int(LEAST_SHARE * labels.size))), key=np.sum, reverse=True)[:MOST_PARTS]
@@ -93,8 +93,8 @@ def _iou(a: np.ndarray, b: np.ndarray, known: np.ndarray) -> float:
     return float((a & b & known).sum() / max(1, ((a | b) & known).sum()))
 
 
-def _picture(sample: Sample, masks: Masks) -> Image.Image:
-    """The picture, the parts that were meant, and what their boxes gave, the four largest in colours."""
+def _image(sample: Sample, masks: Masks) -> Image.Image:
+    """The image, the parts that were meant, and what their boxes gave, the four largest in colours."""
     image = sample["image"].permute(1, 2, 0).numpy()
     panels = [image]
     for side in (0, 1):

@@ -1,4 +1,4 @@
-"""How a picture is shown to the model and what counts as its answer. Alphabet: C classes, H W pixels, h w grid.
+"""How an image is shown to the model and what counts as its answer. Alphabet: C classes, H W pixels, h w grid.
 
 A protocol is a small YAML below configs/protocols, a change of the config like any other; TEST.PROTOCOL names it.
 """
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from skysense_o.geometry import Frame
 from skysense_o.inference.blending import Row, reflected, sweep
-from skysense_o.parallel import Lanes
 from skysense_o.inference.sliding import batch_size, lane_count, plan_windows, segment_array
 from skysense_o.inference.windows import Axis
+from skysense_o.parallel import Lanes
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary, read_retrieval_words
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "protocols"
 FLIPS = ((), (-1,), (-2,), (-2, -1))
-WHOLE = 2**50  # bytes: where all names are averaged over views, one strip holds the whole picture
+WHOLE = 2**50  # bytes: where all names are averaged over views, one strip holds the whole image
 
 
 def protocol_file(name: str) -> Path:
@@ -37,13 +37,13 @@ def protocol_file(name: str) -> Path:
     if path.is_file() or Path(name).is_file():
         return path if path.is_file() else Path(name)
     known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-    raise FileNotFoundError(f"TEST.PROTOCOL {name!r} is no file and no name: {known}; empty: whole pictures")
+    raise FileNotFoundError(f"TEST.PROTOCOL {name!r} is no file and no name: {known}; empty: whole images")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """short_side, long_side: pixels a picture is resized to, as Detectron2 does; 0: as it is. window: side of the
-    sliding windows; 0: the whole picture at once, -1: the model's own. overlap: pixels; -1: a quarter. scales, flips:
+    """short_side, long_side: pixels an image is resized to, as Detectron2 does; 0: as it is. window: side of the
+    sliding windows; 0: the whole image at once, -1: the model's own. overlap: pixels; -1: a quarter. scales, flips:
     views whose probabilities are averaged. background: words for the rest. threshold: probability that the best name
     needs; class_thresholds: the same for single names. retrieval: file of further words; {} is the class table's name.
     """
@@ -138,7 +138,7 @@ class Protocol:
         return tuple(max(1, n) for n in T.ResizeShortestEdge.get_output_shape(*size, self.short_side, longest))
 
     def _mean(self, model: nn.Module, image: Tensor, vocabulary: Vocabulary, shown: tuple[int, int]) -> Tensor:
-        """(C,h,w) probabilities at the masks' grid of the picture itself, the mean over the views."""
+        """(C,h,w) probabilities at the masks' grid of the image itself, the mean over the views."""
         grid = tuple(-(-side // model.stride) for side in image.shape[-2:])
         total, views = None, 0
         for scale in self.scales:
@@ -166,11 +166,11 @@ class Protocol:
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (3,H,W) resized by Pillow's bilinear filter, as Detectron2 resizes pictures."""
+    """uint8 (3,H,W) resized by Pillow's bilinear filter, as Detectron2 resizes images."""
     if tuple(image.shape[-2:]) == size:
         return image
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.BILINEAR)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def _rows(rows: Axis, cols: Axis, image: Tensor):

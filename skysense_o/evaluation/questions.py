@@ -1,4 +1,4 @@
-"""Visual question answering: accuracy by type of question, beside what the question alone and other pictures give."""
+"""Visual question answering: accuracy by type of question, beside what the question alone and other images give."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from skysense_o.vqa.vqa_model import Answerer, normalise
 
 logger = logging.getLogger(__name__)
-BATCH = 16  # pictures
+BATCH = 16  # images
 BUCKETS = (0, 10, 100, 1000)
 """Upper ends of RSVQA's quantised numbers (Lobry et al. 2020): 0, 1 to 10, 11 to 100, 101 to 1000, more."""
 
@@ -79,7 +79,7 @@ def evaluate_questions(
     training: Sequence[dict],
     seed: int = 0,
 ) -> tuple[dict[str, float], list[dict]]:
-    """Ask every question of its picture, and of another one.
+    """Ask every question of its image, and of another one.
 
     Args:
         read: record -> uint8 (H,W,3) RGB. training: records whose answers the question-only baseline looks up.
@@ -92,16 +92,16 @@ def evaluate_questions(
         buckets, "count_within_one" those that miss by one at most: no part of any mean.
         predictions: one row a question, to score again.
     """
-    lookup, rows, by_picture = QuestionOnly(training), [], defaultdict(list)
+    lookup, rows, by_image = QuestionOnly(training), [], defaultdict(list)
     for number, record in enumerate(records):
-        by_picture[record["file_name"]].append(number)
-    files = _in_a_ring(list(by_picture), seed)
+        by_image[record["file_name"]].append(number)
+    files = _in_a_ring(list(by_image), seed)
     mine = np.array_split(np.arange(len(files)), comm.get_world_size())[comm.get_rank()]
     for first in tqdm(range(0, len(mine), BATCH), desc="questions", disable=not comm.is_main_process()):
         places = mine[first : first + BATCH]
         around = {files[p % len(files)] for place in places for p in (place, place + 1)}
-        seen = {f: torch.from_numpy(read(records[by_picture[f][0]]).copy()).permute(2, 0, 1) for f in around}
-        asked = [(place, number) for place in places for number in by_picture[files[place]]]
+        seen = {f: torch.from_numpy(read(records[by_image[f][0]]).copy()).permute(2, 0, 1) for f in around}
+        asked = [(place, number) for place in places for number in by_image[files[place]]]
         own = [seen[files[place]] for place, _ in asked]
         others = [seen[files[(place + 1) % len(files)]] for place, _ in asked]
         questions = [records[number]["question"] for _, number in asked]
@@ -139,15 +139,15 @@ def shares(rows: Sequence[dict], who: str) -> dict[str, float]:
 
 
 def as_table(numbers: dict[str, float]) -> str:
-    """Type by type: the model, the question alone, other pictures."""
+    """Type by type: the model, the question alone, other images."""
     kinds = [key.partition("/")[2] for key in numbers if key.startswith("model/")]
     who = ("model", "question_only", "shuffled")
     rows = [[kind, *(numbers[f"{one}/{kind}"] for one in who)] for kind in kinds]
-    return tabulate(rows, ["type", "model", "question only", "pictures shuffled"], floatfmt=".3f")
+    return tabulate(rows, ["type", "model", "question only", "images shuffled"], floatfmt=".3f")
 
 
 def _in_a_ring(files: list[str], seed: int) -> list[str]:
-    """The pictures in a random order: shuffled, the questions of each are asked of the next one, in a ring."""
+    """The images in a random order: shuffled, the questions of each are asked of the next one, in a ring."""
     if len(files) < 2:
-        raise ValueError(f"all questions are about {files[0]!r}: with one picture nothing can be shuffled")
+        raise ValueError(f"all questions are about {files[0]!r}: with one image nothing can be shuffled")
     return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]

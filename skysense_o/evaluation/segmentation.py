@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from skysense_o.evaluation.figures import write_confusion
+from skysense_o.evaluation.images import side_by_side
 from skysense_o.evaluation.metrics import confusion, segmentation_metrics
-from skysense_o.evaluation.pictures import side_by_side
 from skysense_o.evaluation.predictions import as_coco, save_png, write_coco
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.inference.drawing import Color
@@ -35,7 +35,7 @@ class Task:
 
     name: of the data set, as files and the report have it. samples: functions, vocabulary -> Sample with
     `sem_seg`, called one at a time. colors, background: C each. folder: where the files go, named after the data set.
-    pictures: sheets of the best, as many of the middle and of the worst pictures. predictions: of coco, png.
+    images: sheets of the best, as many of the middle and of the worst images. predictions: of coco, png.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Task:
     background: Sequence[bool]
     folder: Path
     protocol: Protocol
-    pictures: int = 0
+    images: int = 0
     predictions: Sequence[str] = ()
 
     @property
@@ -82,7 +82,7 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
             path = task.folder / f"{task.name}_{title.replace(' ', '_')}_confusion"
             write_confusion(path, matrix.cpu().numpy(), names)
             logger.info("%s, classes called by %s\n%s", task.name, title, as_table(results[title], names))
-            if first and task.pictures:
+            if first and task.images:
                 _sheets(model, task, vocabulary, scores)
     comm.synchronize()
     model.train(was_training)
@@ -92,11 +92,11 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
 def _matrix(
     model: nn.Module, task: Task, title: str, vocabulary: Vocabulary, keep: bool
 ) -> tuple[Tensor, dict[int, float]]:
-    """The confusion matrix (C,C+1) of all processes, on the device, and each picture's own mIoU by its number."""
+    """The confusion matrix (C,C+1) of all processes, on the device, and each image's own mIoU by its number."""
     total = torch.zeros((task.classes, task.classes + 1), dtype=torch.int64, device=model.device)
     scores, rows = {}, []
     mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
-    for index in tqdm(mine, desc=f"{task.name}, {title}", unit="picture", disable=not comm.is_main_process()):
+    for index in tqdm(mine, desc=f"{task.name}, {title}", unit="image", disable=not comm.is_main_process()):
         sample = task.samples[index](vocabulary)
         prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
         matrix = confusion(sample["sem_seg"], prediction, task.classes, IGNORE)
@@ -119,9 +119,9 @@ def _matrix(
 
 
 def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[int, float]) -> None:
-    """Input | truth | prediction of the best, the middle and the worst pictures by their own mIoU."""
+    """Input | truth | prediction of the best, the middle and the worst images by their own mIoU."""
     order = sorted((i for i in scores if not np.isnan(scores[i])), key=lambda i: (-scores[i], i))
-    k, middle = min(task.pictures, len(order)), max(0, (len(order) - task.pictures) // 2)
+    k, middle = min(task.images, len(order)), max(0, (len(order) - task.images) // 2)
     chosen: dict[int, str] = {}
     for rank, some in (("worst", order[len(order) - k :]), ("best", order[:k]), ("median", order[middle:][:k])):
         chosen.update((i, rank) for i in some if i not in chosen)
@@ -129,10 +129,10 @@ def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[i
         sample = task.samples[index](vocabulary)
         prediction = task.protocol.labels(model, sample, task.rest).cpu().numpy()
         names = vocabulary.names[: task.classes]
-        picture = side_by_side(sample, prediction, task.colors, names, IGNORE)
-        folder = task.folder / f"{task.name}_pictures"
+        image = side_by_side(sample, prediction, task.colors, names, IGNORE)
+        folder = task.folder / f"{task.name}_images"
         folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg", quality=88)
+        image.save(folder / f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg", quality=88)
 
 
 def as_table(metrics: dict, names: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ def rows_of(results: Sequence[dict], left_out: dict[str, str]) -> list[dict]:
     """A row a data set: what was measured, then what was left out and why.
 
     Args:
-        results: bodies with "data_set", "row" (the data set without its split), "task", "numbers", "pictures".
+        results: bodies with "data_set", "row" (the data set without its split), "task", "numbers", "images".
         left_out: data set -> reason.
     """
     models = read_published()["models"]

@@ -1,4 +1,4 @@
-"""What an image-text tower knows without training for it: classes of whole pictures, captions of pictures."""
+"""What an image-text tower knows without training for it: classes of whole images, captions of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skysense_o.evaluation.figures import write_confusion
 from skysense_o.evaluation.metrics import wilson
-from skysense_o.inference.classify import BATCH, class_vectors, picture_vectors, text_vectors
+from skysense_o.inference.classify import BATCH, class_vectors, image_vectors, text_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -35,36 +35,36 @@ def evaluate_pairs(
         model: has a `tower`; put into eval mode here, and back. read: record -> uint8 (H,W,3) RGB.
         names: of the labels, in their order.
         templates: P sentences with one "{}"; a class is the mean of its sentences' unit vectors, normalised again.
-        side: pictures are resized to it, where the tower has no side of its own.
+        side: images are resized to it, where the tower has no side of its own.
         figure: where the confusion matrix goes, without suffix.
 
     Returns:
         top1 with its 95 % interval top1_low, top1_high (Wilson), top5, chance (one in C) and per_class, name ->
-        {"top1", "top5", "pictures"}; text_R@k (captions found for pictures) and image_R@k (pictures found for
-        captions) for k of 1, 5, 10, shares in 0..1. A caption that several pictures have is right for each of them.
+        {"top1", "top5", "images"}; text_R@k (captions found for images) and image_R@k (images found for
+        captions) for k of 1, 5, 10, shares in 0..1. A caption that several images have is right for each of them.
     """
     was_training = model.training
     model.eval()
-    pictures = _pictures(model.tower, records, read, model.tower.scene_side or side)
+    images = _images(model.tower, records, read, model.tower.scene_side or side)
     numbers: dict = {}
     if "label" in records[0]:
         classes = class_vectors(model.tower, names, templates)
-        truth = torch.tensor([r["label"] for r in records], device=pictures.device)
-        numbers, matrix = _accuracy(pictures @ classes.T, truth, names)
+        truth = torch.tensor([r["label"] for r in records], device=images.device)
+        numbers, matrix = _accuracy(images @ classes.T, truth, names)
         if figure and comm.is_main_process():
             write_confusion(figure, matrix, names)
     captions = list(dict.fromkeys(c for r in records for c in r.get("captions", ())))
     if len(captions) > len({r.get("label") for r in records}):
         place = {caption: i for i, caption in enumerate(captions)}
-        right = torch.zeros((len(records), len(captions)), dtype=torch.bool, device=pictures.device)
+        right = torch.zeros((len(records), len(captions)), dtype=torch.bool, device=images.device)
         for row, record in enumerate(records):
             right[row, [place[c] for c in record["captions"]]] = True
-        scores = pictures @ text_vectors(model.tower, captions).T
+        scores = images @ text_vectors(model.tower, captions).T
         numbers.update({f"text_{key}": value for key, value in recalls(scores, right).items()})
         numbers.update({f"image_{key}": value for key, value in recalls(scores.T, right.T).items()})
     model.train(was_training)
     shown = (f"{key} {value:.4f}" for key, value in numbers.items() if isinstance(value, float))
-    logger.info("%d pictures: %s", len(records), ", ".join(shown))
+    logger.info("%d images: %s", len(records), ", ".join(shown))
     return numbers
 
 
@@ -91,7 +91,7 @@ def _accuracy(scores: Tensor, truth: Tensor, names: Sequence[str]) -> tuple[dict
     matrix = torch.bincount(truth * len(names) + best[:, 0], minlength=len(names) ** 2).view(len(names), -1)
     low, high = wilson(int(first.sum()), len(truth))
     per_class = {
-        name: {"top1": float(first[own].float().mean()), "top5": float(among[own].float().mean()), "pictures": n}
+        name: {"top1": float(first[own].float().mean()), "top5": float(among[own].float().mean()), "images": n}
         for label, name in enumerate(names)
         if (n := int((own := truth == label).sum()))
     }
@@ -106,14 +106,14 @@ def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
     return {f"R@{k}": float(hits[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
 
 
-def _pictures(tower: nn.Module, records: Sequence[dict], read: Callable, side: int) -> Tensor:
+def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int) -> Tensor:
     """(N,D) unit vectors; every process takes its share."""
     mine = range(comm.get_rank(), len(records), comm.get_world_size())
     vectors = torch.zeros((len(records), tower.dim), device=tower.pixel_mean.device)
     for first in range(0, len(mine), BATCH):
         chosen = list(mine[first : first + BATCH])
         images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
-        vectors[chosen] = picture_vectors(tower, images)
+        vectors[chosen] = image_vectors(tower, images)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(vectors)
     return vectors

@@ -1,1 +1,1 @@
-"""From a user's picture to files a user can open."""
+"""From a user's image to files a user can open."""

@@ -1,4 +1,4 @@
-"""All regions of a picture without a word: a grid of clicks, the good masks kept, each once, then named.
+"""All regions of an image without a word: a grid of clicks, the good masks kept, each once, then named.
 
 After SamAutomaticMaskGenerator of Segment Anything (Kirillov et al. 2023). Alphabet: K clicks, H W pixels, h w grid.
 """
@@ -48,9 +48,9 @@ def everything(
 
     Args:
         vocabulary: what the regions are named from; None: they have no names.
-        side: clicks along the longer side of the picture; the other side has as many as keep the grid square.
+        side: clicks along the longer side of the image; the other side has as many as keep the grid square.
         quality, stability: least values of a mask, see `Proposal`. (The mini model thinks little of its masks: at 0.35
-            and 0.6 three pictures gave 9 to 19 regions over 40 to 68 % of them, at 0.5 none.)
+            and 0.6 three images gave 9 to 19 regions over 40 to 68 % of them, at 0.5 none.)
         overlap: IoU of the boxes above which the worse of two masks goes.
         most: how many masks are kept, the best.
 
@@ -68,7 +68,7 @@ def everything(
         return []
     boxes = masks_to_boxes(logits > 0)
     kept = nms(boxes, good, overlap)[:most]
-    masks = np.concatenate([(image.to_picture(logits[k : k + 1]) > 0).cpu().numpy() for k in kept.tolist()])
+    masks = np.concatenate([(image.to_image(logits[k : k + 1]) > 0).cpu().numpy() for k in kept.tolist()])
     some = masks.any((1, 2))  # what lay in the padding only is gone
     masks, kept = masks[some], kept[torch.from_numpy(some).to(kept.device)]
     if not len(masks):
@@ -82,7 +82,7 @@ def everything(
 
 
 def click_grid(size: tuple[int, int], side: int) -> Tensor:
-    """(K,2) x,y of pixels, evenly spread over a picture of (H,W), half a step from its rim.
+    """(K,2) x,y of pixels, evenly spread over an image of (H,W), half a step from its rim.
 
     Raises:
         ValueError: side below 1.

@@ -1,6 +1,6 @@
 """From windows to a label map: probabilities blended at the head's stride, labels at full size.
 
-Alphabet: B windows, C names, H W pixels, h w cells. Nothing here has the size of the picture times the names: a strip
+Alphabet: B windows, C names, H W pixels, h w cells. Nothing here has the size of the image times the names: a strip
 of columns is swept from top to bottom, and what is final leaves.
 """
 
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skysense_o.parallel import Lanes
 from skysense_o.inference.windows import Axis, Plan
+from skysense_o.parallel import Lanes
 
 PIXELS_AT_ONCE = 2**20
 ROWS_AT_ONCE = 2**13
@@ -200,7 +200,7 @@ def run(
 
 
 def reflected(length: int, begin: int, end: int) -> Tensor:
-    """Numbers of the pixels to read for begin..end where those beyond a picture of `length` are its reflection."""
+    """Numbers of the pixels to read for begin..end where those beyond an image of `length` are its reflection."""
     period = max(1, 2 * (length - 1))
     place = torch.arange(begin, end) % period
     return place.minimum(period - place) if length > 1 else torch.zeros(end - begin, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Which of some names fits a whole picture best, and answers to questions about it. Alphabet: C names, D embedding."""
+"""Which of some names fits a whole image best, and answers to questions about it. Alphabet: C names, D embedding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from skysense_o.vocabulary import TextBank, Vocabulary
 
 BATCH = 64
 LARGEST_SIDE = 512
-"""Pictures are shown no larger, if the weights name no side: a scene is known by the whole of it."""
+"""Images are shown no larger, if the weights name no side: a scene is known by the whole of it."""
 
 
 def class_vectors(tower: nn.Module, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -40,18 +40,18 @@ def text_vectors(tower: nn.Module, strings: Sequence[str]) -> Tensor:
     return torch.cat([tower.encode_text(strings[i : i + BATCH]).float() for i in range(0, len(strings), BATCH)])
 
 
-def picture_vectors(tower: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
-    """Pictures, uint8 (H,W,3) RGB of one size, -> (B,D) unit vectors: pooled features, in the space of the words."""
+def image_vectors(tower: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
+    """Images, uint8 (H,W,3) RGB of one size, -> (B,D) unit vectors: pooled features, in the space of the words."""
     x, _ = geometry.prepare([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images], tower)
     return F.normalize(tower.encode_image(x).pooled.float(), dim=-1)
 
 
 @torch.inference_mode()
 def classify(model: nn.Module, image: np.ndarray, names: Sequence[str]) -> list[tuple[str, float]]:
-    """Names and their cosine with a picture, uint8 (H,W,3) RGB, the best first; in the model's own templates."""
+    """Names and their cosine with an image, uint8 (H,W,3) RGB, the best first; in the model's own templates."""
     step = max(1, -(-max(image.shape[:2]) // LARGEST_SIDE))
     size = [model.tower.scene_side or max(1, side // step) for side in image.shape[:2]]
-    vector = picture_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
+    vector = image_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
     scores = (class_vectors(model.tower, names, model.templates) @ vector[0]).tolist()
     return sorted(zip(names, scores), key=lambda row: -row[1])
 
@@ -74,7 +74,7 @@ def load_tower(weights: str, device: str = "auto") -> tuple[nn.Module, tuple[str
     """The image-text tower of any weights that hold their config, and the templates it was trained with.
 
     Raises:
-        WeightsError: weights without a config: their templates and the size of their pictures are not known.
+        WeightsError: weights without a config: their templates and the size of their images are not known.
     """
     path = find_weights(weights)
     cfg = config_of(path)

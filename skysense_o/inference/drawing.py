@@ -1,4 +1,4 @@
-"""Overlays, legends and label pictures."""
+"""Overlays, legends and label images."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def highlight(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np
 def with_legend(
     image: np.ndarray, names: Sequence[str], colors: Sequence[Color], shares: Sequence[float]
 ) -> Image.Image:
-    """The picture with a strip below it: swatch, name and share of each class. Text never covers the picture.
+    """The image with a strip below it: swatch, name and share of each class. Text never covers the image.
 
     Of more than MOST_IN_LEGEND names only the largest are listed, and how many more there are.
     """

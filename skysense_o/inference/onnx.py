@@ -1,4 +1,4 @@
-"""The picture half of a model as an ONNX file: image and text embeddings in, a mask a phrase out.
+"""The image half of a model as an ONNX file: image and text embeddings in, a mask a phrase out.
 
 Alphabet: B images, T phrases, D embedding, H W pixels, h w grid. Words stay outside: their embeddings are computed once
 (`embed_words`) and given as an input, so a file knows no vocabulary and takes any number of names.
@@ -28,7 +28,7 @@ MOST_SIDE, MOST_BATCH, MOST_NAMES = 8192, 64, 65536
 TOLERANCE = 1e-3  # of logits, which reach some tens
 
 
-class PictureHalf(nn.Module):
+class ImageHalf(nn.Module):
     """image (B,3,H,W) 0..255 RGB and text (T,D) unit vectors -> logits (B,T,h,w), and presence (B,T) where there is
     such a head."""
 
@@ -85,7 +85,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
             f"{type(model.tower).__name__} with {type(model.sem_seg_head).__name__} cannot be exported yet:"
             " MiniTower with SAMMaskHead can"
         )
-    half, divisor = PictureHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor
+    half, divisor = ImageHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor
     fix_padding(half.tower)
     names = ["logits", *["presence"] * (model.sem_seg_head.presence is not None)]
     batch, height, width, phrases = (
@@ -114,7 +114,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
         },
         "outputs": {
             "logits": f"float32 (B,T,H/{model.stride},W/{model.stride}); sigmoid gives probabilities",
-            **({"presence": "float32 (B,T); sigmoid: is it in the picture at all"} if len(names) > 1 else {}),
+            **({"presence": "float32 (B,T); sigmoid: is it in the image at all"} if len(names) > 1 else {}),
         },
         "padding_value_rgb": [float(v) for v in model.tower.pixel_mean.flatten()],
         "divisor": divisor,
@@ -140,7 +140,7 @@ def difference(predictor: Predictor, path: Path, sizes: Sequence[tuple[int, int,
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    half, worst = PictureHalf(predictor.model).float().cpu().eval(), 0.0
+    half, worst = ImageHalf(predictor.model).float().cpu().eval(), 0.0
     g = torch.Generator().manual_seed(0)
     for batch, height, width, phrases in sizes:
         image = torch.randint(0, 256, (batch, 3, height, width), generator=g).float()

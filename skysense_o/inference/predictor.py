@@ -1,4 +1,4 @@
-"""One call from a picture and words to masks."""
+"""One call from an image and words to masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skysense_o import meta_arch  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
 from skysense_o.config import default_config, merge_file
 from skysense_o.device import choose_device, has_bf16
-from skysense_o.inference.pictures import as_rgb, read_picture
+from skysense_o.inference.images import as_rgb, read_image
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.sliding import segment_array
 from skysense_o.vocabulary import Vocabulary
@@ -33,12 +33,12 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass
 class Segmentation:
-    """What was found in one picture.
+    """What was found in one image.
 
     names: as the ids of `labels` count them; the first is "none" where there are background words or a threshold.
-    labels: (H,W) ids, int64 (unsigned of 8 or 16 bits where the picture was seen in windows). score: (H,W) float32,
+    labels: (H,W) ids, int64 (unsigned of 8 or 16 bits where the image was seen in windows). score: (H,W) float32,
     probability of the best name of all. probabilities: (C,H,W) float32 of the asked names, background included, or
-    None. presence: name -> probability that it is in the picture at all, or None.
+    None. presence: name -> probability that it is in the image at all, or None.
     threshold: the one that was applied, or None.
     """
 
@@ -51,7 +51,7 @@ class Segmentation:
     threshold: float | None = None
 
     def areas(self) -> list[dict]:
-        """One row a name: id, name, pixels, share of the picture."""
+        """One row a name: id, name, pixels, share of the image."""
         pixels = np.bincount(self.labels.ravel(), minlength=len(self.names)).tolist()
         return [
             {"id": i, "name": name, "pixels": n, "share": n / self.labels.size}
@@ -60,7 +60,7 @@ class Segmentation:
 
 
 class Predictor:
-    """Holds a model; call it with a picture and words.
+    """Holds a model; call it with an image and words.
 
     >>> predictor = Predictor.from_pretrained("mini")            # doctest: +SKIP
     >>> predictor("town.jpg", ["building|house", "road"]).areas()  # doctest: +SKIP
@@ -147,23 +147,23 @@ class Predictor:
         window: int | None = None,
         overlap: int | None = None,
     ) -> Segmentation:
-        """Segment one picture.
+        """Segment one image.
 
         Args:
             image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and 16 bits are understood. What
-                `set_image` gave saves looking at the picture again.
+                `set_image` gave saves looking at the image again.
             names: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
             background: words for the rest; pixels that fit them best get id 0, "none".
             threshold: 0..1; pixels whose best name has less get id 0, "none". A single name without background words
                 has nothing to compete with: its threshold is 0.5 where none is given.
             probabilities: keep the (C,H,W) of all names too.
-            window, overlap: go through the picture in windows of so many pixels (see `sliding.segment_array`), for
-                pictures that are too large to be seen at once; labels are then of 8 or 16 bits and there is no
+            window, overlap: go through the image in windows of so many pixels (see `sliding.segment_array`), for
+                images that are too large to be seen at once; labels are then of 8 or 16 bits and there is no
                 presence.
 
         Raises:
             ValueError: names (see Vocabulary), threshold out of range, a window that does not fit, or windows of a
-                picture that was looked at as a whole. PictureError, FileNotFoundError: the picture.
+                image that was looked at as a whole. ImageError, FileNotFoundError: the image.
         """
         vocabulary = _vocabulary(names, background)
         threshold = self.threshold_for(vocabulary, threshold)
@@ -171,7 +171,7 @@ class Predictor:
             raise ValueError("probabilities of all names are not kept in windows: leave out one of the two")
         if window is not None:
             if isinstance(image, PromptedImage):
-                raise ValueError("this picture was looked at as a whole: leave out window, or give the picture itself")
+                raise ValueError("this image was looked at as a whole: leave out window, or give the image itself")
             pixels = torch.tensor(_rgb(image)).permute(2, 0, 1)
             ask = partial(self.windows, vocabulary=vocabulary)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
@@ -194,7 +194,7 @@ class Predictor:
         )
 
     def set_image(self, image: str | Path | np.ndarray | Image.Image) -> PromptedImage:
-        """Look at a picture once, to be asked by `prompt`. It is returned as well, to keep several at hand.
+        """Look at an image once, to be asked by `prompt`. It is returned as well, to keep several at hand.
 
         >>> seen = predictor.set_image("town.jpg")                     # doctest: +SKIP
         >>> mask, quality = predictor.prompt(box=(10, 10, 90, 60))     # doctest: +SKIP
@@ -203,7 +203,7 @@ class Predictor:
         >>> predictor(seen, like).areas()                              # doctest: +SKIP
 
         Raises:
-            PictureError, FileNotFoundError: the picture.
+            ImageError, FileNotFoundError: the image.
         """
         self._prompted = PromptedImage(self.model, _rgb(image), self.in_precision)
         return self._prompted
@@ -214,9 +214,9 @@ class Predictor:
         labels: Sequence[int] = (),
         box: Sequence[float] | None = None,
     ) -> tuple[np.ndarray, float]:
-        """The mask that clicks and a box mean in the picture of `set_image`; see `PromptedImage.prompt`."""
+        """The mask that clicks and a box mean in the image of `set_image`; see `PromptedImage.prompt`."""
         if self._prompted is None:
-            raise ValueError("no picture to ask about: call set_image first")
+            raise ValueError("no image to ask about: call set_image first")
         return self._prompted.prompt(points, labels, box)
 
 
@@ -238,7 +238,7 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
 
 
 def _rgb(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
-    return read_picture(image) if isinstance(image, (str, Path)) else as_rgb(image)
+    return read_image(image) if isinstance(image, (str, Path)) else as_rgb(image)
 
 
 def _vocabulary(names: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:

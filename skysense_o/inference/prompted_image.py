@@ -1,4 +1,4 @@
-"""One picture that was looked at once: words, clicks and boxes are answered from its features.
+"""One image that was looked at once: words, clicks and boxes are answered from its features.
 
 Alphabet: C names, K regions, D embedding, H W pixels, h w grid.
 """
@@ -24,7 +24,7 @@ WORDS_ONLY = (
 
 
 class PromptedImage:
-    """One picture as the mask decoder has refined it. Ask it as often as you like."""
+    """One image as the mask decoder has refined it. Ask it as often as you like."""
 
     @torch.inference_mode()
     def __init__(
@@ -60,7 +60,7 @@ class PromptedImage:
         """The mask that clicks and a box mean.
 
         Args:
-            points: x,y of pixels of the picture. labels: 1 inside the mask, 0 outside it, one a point.
+            points: x,y of pixels of the image. labels: 1 inside the mask, 0 outside it, one a point.
             box: x0,y0,x1,y1, its first and last pixel.
 
         Returns:
@@ -68,18 +68,18 @@ class PromptedImage:
 
         Raises:
             ValueError: weights that take words only; nothing asked; labels that do not match; a place outside the
-                picture; a box inside out.
+                image; a box inside out.
         """
         points, labels, box = self._checked(points, labels, box)
         logits, quality = self.draw(points[None], labels[None], box[None])
-        return (self.to_picture(logits)[0] > 0).cpu().numpy(), float(quality[0].clamp(0, 1))
+        return (self.to_image(logits)[0] > 0).cpu().numpy(), float(quality[0].clamp(0, 1))
 
     @torch.inference_mode()
     def draw(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """K prompts at once: points (K,N,2) and labels (K,N), -1 for padding; boxes (K,4), NaN where there is none.
 
         Returns:
-            logits (K,h,w) at the masks' own grid over the padded picture, and predicted IoU (K).
+            logits (K,h,w) at the masks' own grid over the padded image, and predicted IoU (K).
 
         Raises:
             ValueError: weights that take words only.
@@ -92,8 +92,8 @@ class PromptedImage:
             logits, quality = self.model.draw(self.refined, *asked)
         return logits[0].float(), quality[0].float()
 
-    def to_picture(self, grid: Tensor) -> Tensor:
-        """(K,h,w) over the padded picture -> (K,H,W)."""
+    def to_image(self, grid: Tensor) -> Tensor:
+        """(K,h,w) over the padded image -> (K,H,W)."""
         full = F.interpolate(grid[None], size=self.frame.padded, mode="bilinear", align_corners=False)
         return full[0, :, : self.size[0], : self.size[1]]
 
@@ -108,12 +108,12 @@ class PromptedImage:
             (K,D) unit vectors.
 
         Raises:
-            ValueError: a mask of another size than the picture, or an empty one.
+            ValueError: a mask of another size than the image, or an empty one.
         """
         masks = np.asarray(masks, bool)
         if masks.ndim != 3 or masks.shape[1:] != self.size:
             height, width = self.size
-            raise ValueError(f"masks of shape {masks.shape} do not fit the picture: expected (K,{height},{width})")
+            raise ValueError(f"masks of shape {masks.shape} do not fit the image: expected (K,{height},{width})")
         if not masks.any((1, 2)).all():
             raise ValueError("a region is empty: it needs one pixel at least")
         below, right = (p - n for p, n in zip(self.frame.padded, self.size))
@@ -155,7 +155,7 @@ class PromptedImage:
         """x0,y0,x1,y1, first and last pixel -> bool (H,W), the box itself as a region.
 
         Raises:
-            ValueError: outside the picture, or inside out.
+            ValueError: outside the image, or inside out.
         """
         self._checked((), (), box)
         mask = np.zeros(self.size, bool)
@@ -177,7 +177,7 @@ class PromptedImage:
         height, width = self.size
         for x, y in [*points, *([box[:2], box[2:]] if box is not None else [])]:
             if not (0 <= x < width and 0 <= y < height):
-                raise ValueError(f"({x}, {y}) lies outside the picture, which is {width} x {height} (x, y)")
+                raise ValueError(f"({x}, {y}) lies outside the image, which is {width} x {height} (x, y)")
         if box is not None and (box[0] > box[2] or box[1] > box[3]):
             raise ValueError(f"box {tuple(box)} is inside out: give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
         return (

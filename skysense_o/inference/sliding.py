@@ -1,4 +1,4 @@
-"""Pictures in memory, of any size, through sliding windows. Alphabet: H W pixels, C names."""
+"""Images in memory, of any size, through sliding windows. Alphabet: H W pixels, C names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan_windows(
     memory: int = MEMORY,
     target: tuple[int, int] | None = None,
 ) -> Plan:
-    """The windows in which a model sees a picture of `size`; see `Plan.of`.
+    """The windows in which a model sees an image of `size`; see `Plan.of`.
 
     window: pixels; the tower's square where it has one, else 512. overlap: pixels; a quarter of the window. memory:
     bytes beside the weights.
@@ -85,7 +85,7 @@ def segment_array(
     probabilities: Callable[[Tensor], Tensor] | None = None,
     batch: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment a picture window by window; memory does not grow with its pixels times the names.
+    """Segment an image window by window; memory does not grow with its pixels times the names.
 
     Args:
         image: uint8 (3,H,W), RGB. window, overlap, memory: see `plan_windows`.

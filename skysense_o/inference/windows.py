@@ -1,7 +1,7 @@
-"""Which windows a picture of any size is seen through, and which of its pixels are ready when.
+"""Which windows an image of any size is seen through, and which of its pixels are ready when.
 
-Alphabet: H W pixels of the picture as the model sees it, h w cells (the head's grid, `stride` pixels a cell).
-The result has its own pixels: fewer or more than the model sees where a picture is resampled for it.
+Alphabet: H W pixels of the image as the model sees it, h w cells (the head's grid, `stride` pixels a cell).
+The result has its own pixels: fewer or more than the model sees where an image is resampled for it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along the rows or the columns of a picture.
+    """Windows along the rows or the columns of an image.
 
     length: pixels that the model sees. target: pixels of the result. window: pixels of a window, a multiple of
     `stride`. starts: of the windows, ascending multiples of `stride`; the last window ends at or, by less than the
-    model's divisor, beyond the picture's end.
+    model's divisor, beyond the image's end.
     """
 
     length: int
@@ -45,7 +45,7 @@ class Axis:
     ) -> Axis:
         """Windows of one size that start at multiples of `step` and share at least `overlap` pixels with the next.
 
-        A picture smaller than a window has a smaller one, unless their size is `fixed`.
+        An image smaller than a window has a smaller one, unless their size is `fixed`.
         """
         padded = padded_size((length,), step)[0]
         padded = max(padded, window) if fixed else padded
@@ -114,7 +114,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """Windows over a picture, and the column strips in which its result is made."""
+    """Windows over an image, and the column strips in which its result is made."""
 
     rows: Axis
     cols: Axis
@@ -140,7 +140,7 @@ class Plan:
             size: (H,W) that the model sees. target: of the result; the same where None.
             window, overlap: pixels. divisor, stride: of the model's input and of its head's grid.
             names: C. memory: bytes that may be used; the strips are as wide as the share for blending allows.
-            fixed: the model takes windows of this size only, however small the picture.
+            fixed: the model takes windows of this size only, however small the image.
 
         Raises:
             ValueError: a window that is no positive multiple of `divisor`, an overlap that is not below it, or a memory

@@ -1,4 +1,4 @@
-"""The prompt loop of `demo.py --interactive`: a line of words, a click or a box in, an answer and a picture out."""
+"""The prompt loop of `demo.py --interactive`: a line of words, a click or a box in, an answer and an image out."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from skysense_o.vocabulary import Vocabulary
 
 
 class Dialogue(cmd.Cmd):
-    """A line that begins with none of the commands is words. The picture is looked at once, whatever is asked."""
+    """A line that begins with none of the commands is words. The image is looked at once, whatever is asked."""
 
     prompt = "> "
 
     def __init__(self, session: Session, folder: Path, names: Callable[[], Vocabulary], **streams) -> None:
         """
         Args:
-            folder: where pictures and files go. names: what regions are named from, when first needed.
+            folder: where images and files go. names: what regions are named from, when first needed.
             streams: stdin, stdout of `cmd.Cmd`, for tests.
         """
         super().__init__(**streams)
         self.use_rawinput = "stdin" not in streams
         self.session, self.folder, self.names = session, folder, names
         height, width = session.seen.size
-        self.intro = f"{session.picture.name}, {width} x {height} pixels. Words, or help, or quit."
+        self.intro = f"{session.image.name}, {width} x {height} pixels. Words, or help, or quit."
         self.words: list[str] = []
 
     def default(self, line: str) -> None:
@@ -75,7 +75,7 @@ class Dialogue(cmd.Cmd):
         side = int(_numbers(line, (0, 1), "everything, or everything 24")[0]) if line else 16
         found = self.session.find_everything(self.names(), side=side)
         if not found:
-            self._say("no region that the model is sure of: try more clicks, everything 32, or a larger picture")
+            self._say("no region that the model is sure of: try more clicks, everything 32, or a larger image")
             return
         rows = [(i, p.names[0][0], p.names[0][1], p.quality, p.box) for i, p in enumerate(found, 1)]
         self._say(tabulate(rows, ["region", "name", "cosine", "quality", "box"], floatfmt=".2f"))
@@ -114,7 +114,7 @@ class Dialogue(cmd.Cmd):
         rows = [[r["name"], r["pixels"], f"{100 * r['share']:.1f} %"] for r in self.session.rows()]
         self._say(tabulate(rows, ["class", "pixels", "share"], intfmt=",", colalign=("left", "right", "right")))
         found, palette = self.session.found, self.session.palette
-        laid = overlay(self.session.picture.rgb, found.labels, palette)
+        laid = overlay(self.session.image.rgb, found.labels, palette)
         self._write(with_legend(laid, found.names, palette, [row["share"] for row in found.areas()]), "overlay")
 
     def _tell_region(self, region) -> None:
@@ -123,12 +123,12 @@ class Dialogue(cmd.Cmd):
         self._draw(region.mask.astype(np.uint8), "region")
 
     def _draw(self, labels: np.ndarray, what: str) -> None:
-        self._write(Image.fromarray(highlight(self.session.picture.rgb, labels)), what)
+        self._write(Image.fromarray(highlight(self.session.image.rgb, labels)), what)
 
-    def _write(self, picture: Image.Image, what: str) -> None:
+    def _write(self, image: Image.Image, what: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{self.session.picture.stem}_{what}.png"
-        picture.save(path)
+        path = self.folder / f"{self.session.image.stem}_{what}.png"
+        image.save(path)
         self._say(str(path))
 
     def _say(self, text: str) -> None:

@@ -1,18 +1,18 @@
-// A box dragged over the picture #view: drawn while it grows, then told to the server through the hidden field #dragged
-// as "x0 y0 x1 y1 n" in pixels of the picture as it is shown; n makes the same box twice two boxes. A click stays a click.
+// A box dragged over the image #view: drawn while it grows, then told to the server through the hidden field #dragged
+// as "x0 y0 x1 y1 n" in pixels of the image as it is shown; n makes the same box twice two boxes. A click stays a click.
 // See demo/app.py, review_page.py.
 "use strict";
 
 const LEAST_DRAG = 6;
-const picture = () => document.querySelector("#view img");
+const image = () => document.querySelector("#view img");
 let from = null, frame = null;
 
-document.addEventListener("dragstart", event => { if (event.target === picture()) event.preventDefault(); });
+document.addEventListener("dragstart", event => { if (event.target === image()) event.preventDefault(); });
 
 document.addEventListener("pointerdown", event => {
   dropFrame();
   const { target, clientX: x, clientY: y } = event;
-  const begun = target === picture() && event.isPrimary && event.button === 0;
+  const begun = target === image() && event.isPrimary && event.button === 0;
   from = begun ? { x, y, src: target.src, place: place(event) } : null;
 });
 
@@ -32,7 +32,7 @@ document.addEventListener("pointerup", event => {
   from = null;
   if (!begun || !frame) return;
   setTimeout(dropFrame);  // after the click that the browser makes of it
-  if (picture()?.src !== begun.src) return;  // the server has changed it meanwhile
+  if (image()?.src !== begun.src) return;  // the server has changed it meanwhile
   const field = document.querySelector("#dragged textarea, #dragged input");
   field.value = [...begun.place, ...place(event), Math.round(performance.now())].join(" ");
   field.dispatchEvent(new Event("input", { bubbles: true }));
@@ -49,9 +49,9 @@ function dropFrame() {
   frame = null;
 }
 
-// The picture is in the middle of its element, as large as its proportions (and "scale-down": its pixels) allow.
+// The image is in the middle of its element, as large as its proportions (and "scale-down": its pixels) allow.
 function place(event) {
-  const image = picture(), box = image.getBoundingClientRect();
+  const image = image(), box = image.getBoundingClientRect();
   const most = getComputedStyle(image).objectFit === "scale-down" ? 1 : Infinity;
   const zoom = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight, most);
   const along = (at, begin, size, pixels) => {

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from skysense_o.inference.export import save
-from skysense_o.scenes.georeference import scene_tools
 from skysense_o.interactive.session import Session
+from skysense_o.scenes.georeference import scene_tools
 
 SCENE = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
 
@@ -22,14 +22,14 @@ def export(session: Session) -> list[Path]:
     Raises:
         ValueError: nothing was found yet.
     """
-    found, picture, predictor = session.found, session.picture, session.predictor
+    found, image, predictor = session.found, session.image, session.predictor
     if found is None:
         raise ValueError("nothing to save yet: ask for some words first")
-    folder, stem = session.folder / "files", picture.stem
+    folder, stem = session.folder / "files", image.stem
     asked = [name for name, flag in zip(found.vocabulary.names, found.vocabulary.background) if not flag]
     colors = session.palette[len(found.names) - len(asked) :]
     settings = {
-        "input": picture.name,
+        "input": image.name,
         "weights": predictor.source,
         "weights_sha256": predictor.sha256,
         "words": [list(phrases) for phrases in found.vocabulary.phrases],
@@ -39,7 +39,7 @@ def export(session: Session) -> list[Path]:
         "gsd": None,
     }
     formats = ["overlay", "labels", "json"] + ["probabilities"] * (found.probabilities is not None)
-    written = save(found, picture.rgb, folder, stem, formats, settings, colors)
+    written = save(found, image.rgb, folder, stem, formats, settings, colors)
     try:
         scene_tools()
     except ModuleNotFoundError:
@@ -49,25 +49,25 @@ def export(session: Session) -> list[Path]:
 
 def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list) -> list[Path]:
     """The labels that people have seen, through the exports of scenes: nothing is computed anew."""
-    from skysense_o.scenes.raster import Raster
-    from skysense_o.scenes.scene import Scene, gdal
     from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.label_store import WorkFolder
+    from skysense_o.scenes.raster import Raster
+    from skysense_o.scenes.scene import Scene, gdal
 
-    found, picture = session.found, session.picture
-    path = picture.scene
+    found, image = session.found, session.image
+    path = image.scene
     if path is None:
-        path = session.folder / f"{picture.stem}.png"
-        Image.fromarray(picture.rgb).save(path)
+        path = session.folder / f"{image.stem}.png"
+        Image.fromarray(image.rgb).save(path)
     with gdal(), Raster(path) as raster:
         formats = [name for name in SCENE if name != "geojson" or raster.file.crs is not None]
         work = WorkFolder(session.folder / "work", raster.size, len(found.names), settings)
         rows, cols = (range(n) for n in raster.size)
-        valid = np.ones(raster.size, bool) if picture.valid is None else picture.valid
+        valid = np.ones(raster.size, bool) if image.valid is None else image.valid
         work.write(rows, cols, found.labels, found.score, valid)
         try:
             scene = Scene(raster, work, found.names, found.threshold, settings)
-            written, _ = save_scene(scene, folder, picture.stem, formats, colors)
+            written, _ = save_scene(scene, folder, image.stem, formats, colors)
         finally:
             work.remove()
     return written

@@ -1,4 +1,4 @@
-"""Pictures from people one does not know: measured before they are read, and told about without a path."""
+"""Images from people one does not know: measured before they are read, and told about without a path."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from skysense_o.errors import USER_ERRORS, message
+from skysense_o.inference.images import ImageError, read_image
 from skysense_o.scenes.georeference import is_georeferenced, scene_tools
-from skysense_o.inference.pictures import PictureError, read_picture
 
 MOST_PIXELS = 4_000_000
 """The mini model takes about 4 s and 2 GiB for so many on two cores."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class OpenedImage:
     """What people see and the model is shown: rgb uint8 (H,W,3). name: of the file, without its folder.
 
     scene: the file itself where it has a place on the ground. valid: bool (H,W), or None where all pixels are.
@@ -33,11 +33,11 @@ class Picture:
         return Path(self.name).stem
 
 
-def open_picture(path: str | Path, most_pixels: int | None = MOST_PIXELS) -> Picture:
-    """Read a picture, or a GeoTIFF with its place where the extra "geo" is installed. most_pixels: None for any.
+def open_upload(path: str | Path, most_pixels: int | None = MOST_PIXELS) -> OpenedImage:
+    """Read an image, or a GeoTIFF with its place where the extra "geo" is installed. most_pixels: None for any.
 
     Raises:
-        PictureError: more pixels than allowed (found without reading them), or nothing that can be read; the text
+        ImageError: more pixels than allowed (found without reading them), or nothing that can be read; the text
             holds the file's name and no folder.
         FileNotFoundError: no such file.
     """
@@ -45,12 +45,12 @@ def open_picture(path: str | Path, most_pixels: int | None = MOST_PIXELS) -> Pic
     try:
         scene = is_georeferenced(path) and _has_scene_tools()
         _refuse_large(path, _size_of(path), most_pixels)
-        return _open_scene(path) if scene else Picture(read_picture(path), path.name)
+        return _open_scene(path) if scene else OpenedImage(read_image(path), path.name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no picture at {path.name!r}") from error
+        raise FileNotFoundError(f"no image at {path.name!r}") from error
     except USER_ERRORS as error:
         text = message(error).replace(str(path), path.name)
-        raise PictureError(text.replace(str(path.parent), "")) from error
+        raise ImageError(text.replace(str(path.parent), "")) from error
 
 
 def _size_of(path: Path) -> tuple[int, int] | None:
@@ -59,7 +59,7 @@ def _size_of(path: Path) -> tuple[int, int] | None:
         with Image.open(path) as image:
             return image.size[::-1]
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{path} has too many pixels ({error})") from error
+        raise ImageError(f"{path} has too many pixels ({error})") from error
     except (UnidentifiedImageError, OSError, SyntaxError):
         if not (path.is_file() and path.stat().st_size and _has_scene_tools()):
             return None
@@ -74,12 +74,12 @@ def _size_of(path: Path) -> tuple[int, int] | None:
 
 
 def _refuse_large(path: Path, size: tuple[int, int] | None, most: int | None) -> None:
-    if size is None:  # read_picture would ask OpenCV, which reads first and counts later
+    if size is None:  # read_image would ask OpenCV, which reads first and counts later
         if not path.is_file() or not path.stat().st_size:
-            read_picture(path)  # has the better words
-        raise PictureError(f"{path.name} is not a picture that can be read: use JPEG, PNG or TIFF")
+            read_image(path)  # has the better words
+        raise ImageError(f"{path.name} is not an image that can be read: use JPEG, PNG or TIFF")
     if most is not None and size[0] * size[1] > most:
-        raise PictureError(
+        raise ImageError(
             f"{path.name} has {size[1]:,} x {size[0]:,} pixels and {most:,} in all are allowed here: cut it, make it"
             " smaller, or use demo/demo.py, which takes any size"
         )
@@ -93,7 +93,7 @@ def _has_scene_tools() -> bool:
     return True
 
 
-def _open_scene(path: Path) -> Picture:
+def _open_scene(path: Path) -> OpenedImage:
     from skysense_o.scenes.raster import Raster
     from skysense_o.scenes.scene import gdal
 
@@ -101,4 +101,4 @@ def _open_scene(path: Path) -> Picture:
         rows, cols = (range(n) for n in raster.size)
         valid = None if raster.all_valid else raster.valid(rows, cols)
         rgb = raster.pixels(rows, cols, (255, 255, 255)).transpose(1, 2, 0)
-        return Picture(np.ascontiguousarray(rgb), path.name, path, valid)
+        return OpenedImage(np.ascontiguousarray(rgb), path.name, path, valid)

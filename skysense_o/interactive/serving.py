@@ -33,18 +33,18 @@ def script(path: Path) -> str:
 
 
 DRAG = script(Path(__file__).with_name("drag.js"))
-"""Boxes dragged over the picture `view` arrive in the hidden field `dragged`; see `dragged_box`."""
+"""Boxes dragged over the image `view` arrive in the hidden field `dragged`; see `dragged_box`."""
 
 
 def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:
-    """What drag.js wrote -> (x0, y0, x1, y1), first and last pixel of a picture that is shown `zoom` times larger.
+    """What drag.js wrote -> (x0, y0, x1, y1), first and last pixel of an image that is shown `zoom` times larger.
 
     Raises:
         ValueError: something else was written.
     """
     numbers = text.split()[:4]
     if len(numbers) < 4 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"{text!r} is no box: x0 y0 x1 y1, in pixels of the picture as it is shown")
+        raise ValueError(f"{text!r} is no box: x0 y0 x1 y1, in pixels of the image as it is shown")
     x0, y0, x1, y1 = (int(number) // zoom for number in numbers)
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 

@@ -1,4 +1,4 @@
-"""One person's work on one picture: what was asked of it, what was found, and a folder that goes when they go."""
+"""One person's work on one image: what was asked of it, what was found, and a folder that goes when they go."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from skysense_o.inference.drawing import Color
 from skysense_o.inference.automatic_masks import Proposal, everything
+from skysense_o.inference.drawing import Color
 from skysense_o.inference.export import palette_of
 from skysense_o.inference.predictor import NONE, Predictor, Segmentation
 from skysense_o.inference.prompted_image import PromptedImage
-from skysense_o.interactive.opening import Picture
+from skysense_o.interactive.opening import OpenedImage
 from skysense_o.vocabulary import Vocabulary
 
 
@@ -34,12 +34,12 @@ class Region:
 
 
 class Session:
-    """A picture, its features, and the latest answers. Close it, so that its folder goes."""
+    """An image, its features, and the latest answers. Close it, so that its folder goes."""
 
-    def __init__(self, predictor: Predictor, picture: Picture, root: Path | None = None) -> None:
+    def __init__(self, predictor: Predictor, image: OpenedImage, root: Path | None = None) -> None:
         """root: where its folder is made; the system's place for temporary files where None."""
-        self.predictor, self.picture = predictor, picture
-        self.seen = PromptedImage(predictor.model, picture.rgb, predictor.in_precision)
+        self.predictor, self.image = predictor, image
+        self.seen = PromptedImage(predictor.model, image.rgb, predictor.in_precision)
         self.folder = Path(tempfile.mkdtemp(prefix="session_", dir=root))
         self.found: Segmentation | None = None
         self.region: Region | None = None
@@ -153,7 +153,7 @@ class Session:
 
     def rows(self) -> list[dict]:
         """One row a class: id, name, pixels, share of the valid pixels, area_m2 or None, color."""
-        found, valid = self.found, self.picture.valid
+        found, valid = self.found, self.image.valid
         rows = found.areas()
         inside = np.ones(found.labels.shape, bool) if valid is None else valid
         ground = self._ground(inside)
@@ -165,12 +165,12 @@ class Session:
     def _ground(self, inside: np.ndarray) -> list[float | None]:
         """Square metres of each id; None where they are not known."""
         names = len(self.found.names)
-        if self.picture.scene is None:
+        if self.image.scene is None:
             return [None] * names
         from skysense_o.scenes.raster import Raster
         from skysense_o.scenes.scene import gdal
 
-        with gdal(), Raster(self.picture.scene) as raster:
+        with gdal(), Raster(self.image.scene) as raster:
             areas = raster.areas
         if not areas.known:
             return [None] * names

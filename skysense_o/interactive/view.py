@@ -1,4 +1,4 @@
-"""What the web page shows of a session: the picture with masks, region and clicks on it, and tables as HTML."""
+"""What the web page shows of a session: the image with masks, region and clicks on it, and tables as HTML."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highlight, overlay
 from skysense_o.inference.automatic_masks import Proposal
+from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highlight, overlay
 from skysense_o.interactive.session import Session
 
 SHOWN_SIDE = 1000
@@ -37,27 +37,27 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
 
 
 def zoom_of(session: Session) -> int:
-    """How many times larger a small picture is shown, so that it can be clicked on."""
+    """How many times larger a small image is shown, so that it can be clicked on."""
     return max(1, SHOWN_SIDE // max(session.seen.size))
 
 
-def picture_of(session: Session, shown: Collection[str], opacity: float, zoom: int = 1) -> Image.Image:
-    """The picture with the masks of the names `shown`, then proposals, region, clicks and box. opacity: 0..1."""
-    image, found = session.picture.rgb, session.found
+def image_of(session: Session, shown: Collection[str], opacity: float, zoom: int = 1) -> Image.Image:
+    """The image with the masks of the names `shown`, then proposals, region, clicks and box. opacity: 0..1."""
+    image, found = session.image.rgb, session.found
     if found is not None:
         kept = np.array([name in shown for name in found.names])[found.labels]
-        if session.picture.valid is not None:
-            kept &= session.picture.valid
+        if session.image.valid is not None:
+            kept &= session.image.valid
         image = np.where(kept[..., None], overlay(image, found.labels, session.palette, opacity), image)
     if session.proposals:
         image = highlight(image, session.proposal_labels(), opacity)
     region = session.region
     if region is not None:
         image = highlight(image, region.mask.astype(np.uint8), opacity)
-    picture = Image.fromarray(image)
+    canvas = Image.fromarray(image)
     if zoom > 1:
-        picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
-    draw, size = ImageDraw.Draw(picture), max(3, max(picture.size) // 150)
+        canvas = canvas.resize((canvas.width * zoom, canvas.height * zoom), Image.Resampling.BICUBIC)
+    draw, size = ImageDraw.Draw(canvas), max(3, max(canvas.size) // 150)
     if region is not None and region.box is not None:
         x0, y0, x1, y1 = region.box
         corners = (x0 * zoom, y0 * zoom, (x1 + 1) * zoom - 1, (y1 + 1) * zoom - 1)
@@ -66,7 +66,7 @@ def picture_of(session: Session, shown: Collection[str], opacity: float, zoom: i
         _dot(draw, (x + 0.5) * zoom, (y + 0.5) * zoom, size, (40, 200, 60) if inside else (220, 40, 40))
     if session.corner is not None:
         _dot(draw, *((value + 0.5) * zoom for value in session.corner), size, REGION_COLOR)
-    return picture
+    return canvas
 
 
 def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, size: int, color: Color) -> None:

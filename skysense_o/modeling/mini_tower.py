@@ -46,7 +46,7 @@ class MiniTower(Tower):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """Weights of both halves come with installed packages; a picture half of a checkpoint replaces them later."""
+        """Weights of both halves come with installed packages; an image half of a checkpoint replaces them later."""
         image = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4))
         if cfg.MODEL.TOWER.PRETRAINED:
             missing = image.load_state_dict(_lite0_state(), strict=False).missing_keys

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skysense_o.modeling.decoder import Queries
 
 INSIDE, CORNER = 1, 2  # rows of the point embedding: 0 outside, 1 inside, 2 and 3 the corners of a box
-NEAR = 0.1  # reach of a click, as a share of the picture's sides
+NEAR = 0.1  # reach of a click, as a share of the image's sides
 NEARNESS, LIKENESS = 3, 3  # maps of each
 LOOK, MIX = 24, 16  # channels of what likeness is told by, and of the drawing's last steps
 

@@ -28,7 +28,7 @@ class RegionProjection(nn.Module):
             dense: (B,D,h,w). sem_seg: (B,hs,ws) int64, index of a name or IGNORE. names: T.
 
         Returns:
-            (B,T,D): the sum of the map under each name's mask, zero for a name that is not in the picture.
+            (B,T,D): the sum of the map under each name's mask, zero for a name that is not in the image.
         """
         b, d, h, w = dense.shape
         s = self.upscale

@@ -62,7 +62,7 @@ class SAMMaskHead(MaskDecoder):
             dim: D of the tower. pyramid_channels: of its two finer maps, coarse to fine.
             width, depth, heads, mlp: of the two-way transformer (SAM: 256, 2, 8, 2048).
             shared: how many learned tokens refine the image (SAM: 5, one for quality and four for masks).
-            presence: give each phrase a score for being in the picture at all.
+            presence: give each phrase a score for being in the image at all.
             prompts: take clicks and boxes, too. stride: of the tower's dense map, which tells where a click is.
         """
         super().__init__()

@@ -25,7 +25,7 @@ class SkySenseCLIP(Tower):
 
     @configurable
     def __init__(self, *, visual: SwinV2, text: TextTransformer, input_size: int | None) -> None:
-        """input_size: pictures are squeezed to this square (published: 384); None: native size."""
+        """input_size: images are squeezed to this square (published: 384); None: native size."""
         super().__init__(pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375))
         self.visual, self.text, self.input_size = visual, text, input_size
         self.dim = text.output_dim

@@ -1,4 +1,4 @@
-"""The image-text tower: pictures and words into one space. Alphabet: B images, N strings, D embedding, h w grid."""
+"""The image-text tower: images and words into one space. Alphabet: B images, N strings, D embedding, h w grid."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Tower(nn.Module):
     pyramid_channels: tuple[int, ...]
     input_size: int | None = None  # squeezed to this square; None: native size, padded to `divisor`
     divisor: int
-    scene_side: int = 0  # whole pictures are shown as this square, as in pretraining; 0: any size
+    scene_side: int = 0  # whole images are shown as this square, as in pretraining; 0: any size
     installed: tuple[str, ...] = ()  # prefixes of frozen weights that an installed package brings, so no file need
 
     def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from skysense_o.scenes.coco import coco_boxes, coco_dataset
 from skysense_o.inference.drawing import Color, overlay, with_legend
 from skysense_o.inference.export import palette_of
-from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
 from skysense_o.inference.predictor import NONE, Predictor
+from skysense_o.scenes.coco import coco_boxes, coco_dataset
+from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
+from skysense_o.scenes.label_store import NO_SCORE
+from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, SceneOptions, gdal, record, segment_scene
-from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
-from skysense_o.scenes.label_store import NO_SCORE
 from skysense_o.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ _WORLD = {
 
 
 def is_georeferenced(path: Path) -> bool:
-    """A GeoTIFF, or a picture with a world file beside it. What cannot be read is not."""
+    """A GeoTIFF, or an image with a world file beside it. What cannot be read is not."""
     worlds = [path.with_suffix(end) for end in (*_WORLD.get(path.suffix.lower(), ()), ".wld")]
     if path.is_file() and any(world.is_file() for world in worlds):
         return True

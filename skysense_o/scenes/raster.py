@@ -18,8 +18,8 @@ from rasterio.features import geometry_mask
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from skysense_o.inference.images import STRETCH_PERCENTILES, ImageError
 from skysense_o.scenes.pixel_area import PixelAreas
-from skysense_o.inference.pictures import STRETCH_PERCENTILES, PictureError
 
 OVERVIEW = 1024
 """Longest side of the reduced raster that the stretch is measured on."""
@@ -45,17 +45,17 @@ class Raster:
             aoi: vector file; only what lies inside is valid.
 
         Raises:
-            FileNotFoundError: no raster, no area. PictureError: unreadable, no such bands, a kind that is not read.
+            FileNotFoundError: no raster, no area. ImageError: unreadable, no such bands, a kind that is not read.
             ValueError: gsd or area for a raster that has no place on the ground; an area that is empty or elsewhere.
         """
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"no picture at {str(path)!r}")
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures without a place are welcome
+            raise FileNotFoundError(f"no image at {str(path)!r}")
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # images without a place are welcome
         try:
             self.file = rasterio.open(self.path)
         except RasterioError as error:
-            raise PictureError(f"{self.path} is not a raster that can be read ({error})") from error
+            raise ImageError(f"{self.path} is not a raster that can be read ({error})") from error
         self.size: tuple[int, int] = self.file.shape
         self.notes: list[str] = []  # what a user should know of how the raster is shown to the model
         self.bands, self.palette = self._choose(bands)
@@ -127,7 +127,7 @@ class Raster:
             return self.file.read(self.bands, window=window, out_shape=(len(self.bands), *shape), resampling=resampling)
         except RasterioError as error:
             row = int(window.row_off)
-            raise PictureError(
+            raise ImageError(
                 f"{self.path} is cut short or damaged: rows {row} to {row + int(window.height)} cannot be read"
             ) from error
 
@@ -135,7 +135,7 @@ class Raster:
         try:
             masks = self.file.read_masks(self.bands, window=window, out_shape=(len(self.bands), *shape))
         except RasterioError as error:
-            raise PictureError(f"{self.path} is cut short or damaged: its mask cannot be read") from error
+            raise ImageError(f"{self.path} is cut short or damaged: its mask cannot be read") from error
         valid = masks.any(axis=0)
         if raw is not None and raw.dtype.kind == "f":
             valid &= np.isfinite(raw).all(axis=0)
@@ -152,13 +152,13 @@ class Raster:
         """Which bands, and the colours of the only one where it has a palette."""
         kinds = self.file.colorinterp
         if self.file.dtypes[0].startswith("complex"):
-            raise PictureError(f"{self.path} has complex numbers ({self.file.dtypes[0]}): give it real ones")
+            raise ImageError(f"{self.path} has complex numbers ({self.file.dtypes[0]}): give it real ones")
         usable = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
         if bands is None:
             bands = usable[:3] if len(usable) >= 3 else usable[:1]
         wrong = [b for b in bands if not 1 <= b <= self.file.count]
         if wrong or len(bands) not in (1, 3):
-            raise PictureError(
+            raise ImageError(
                 f"bands {','.join(map(str, bands))} of {self.path}: it has bands 1 to {self.file.count}; give three of"
                 " them, or one"
             )
@@ -230,4 +230,4 @@ class Raster:
             values = raw[:, self._valid(window, shape, raw)]
             if values.size:
                 return values
-        raise PictureError(f"{self.path} has no valid pixel: all of it is nodata, transparent or not finite")
+        raise ImageError(f"{self.path} has no valid pixel: all of it is nodata, transparent or not finite")

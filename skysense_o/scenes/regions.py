@@ -16,8 +16,8 @@ from rasterio.windows import Window
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from skysense_o.scenes.pixel_area import PixelAreas
 from skysense_o.scenes.label_store import SCORE_STEPS
+from skysense_o.scenes.pixel_area import PixelAreas
 
 MOST_PIECES = 10_000_000
 """About 1 GB."""

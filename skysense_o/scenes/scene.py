@@ -20,17 +20,17 @@ from tqdm import tqdm
 
 from skysense_o.inference.blending import Row, reflected, run
 from skysense_o.inference.predictor import Predictor, fold_background
-from skysense_o.scenes.raster import Raster
 from skysense_o.inference.sliding import MEMORY, batch_size, lane_count, plan_windows
 from skysense_o.inference.windows import Plan
 from skysense_o.scenes.label_store import WorkFolder
+from skysense_o.scenes.raster import Raster
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 GDAL_CACHE = 64 * 2**20
 FAR_GSD = 2.0
-"""A scene whose pixels are so many times larger or smaller than those of the training pictures gets a warning."""
+"""A scene whose pixels are so many times larger or smaller than those of the training images gets a warning."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def segment_scene(
         process, processes: which share of the rows is done here; all shares go into the same folder.
 
     Raises:
-        ValueError, FileNotFoundError, PictureError: see `Raster` and `plan_windows`. OSError: no room on the disk.
+        ValueError, FileNotFoundError, ImageError: see `Raster` and `plan_windows`. OSError: no room on the disk.
     """
     threshold = predictor.threshold_for(vocabulary, options.threshold)
     plan = plan_windows(
@@ -224,7 +224,7 @@ def _settings(
 
 
 def _tell(raster: Raster, trained: float, gsd: float | None) -> None:
-    """How the raster is shown, and its scale, in the log; a warning where that is far from the training pictures'."""
+    """How the raster is shown, and its scale, in the log; a warning where that is far from the training images'."""
     for note in raster.notes:
         logger.info("%s: %s", raster.path.name, note)
     own, seen = raster.areas.gsd, gsd or raster.areas.gsd

@@ -22,13 +22,13 @@ from skysense_o.config import model_config
 from skysense_o.data.catalog import find, records_of, register_folders
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.evaluation.table import without_nan, write_tables
-from skysense_o.training.evaluate import WORDS_AND_PICTURES, answerer_of, evaluate_set, file_stem, task_of, test_sets
+from skysense_o.training.evaluate import WORDS_AND_IMAGES, answerer_of, evaluate_set, file_stem, task_of, test_sets
 from skysense_o.training.record import git_state, manifest, versions
 from skysense_o.training.run import build_model
 from skysense_o.training.trainer import peak_memory
 
 logger = logging.getLogger(__name__)
-CHANGES_NOTHING = ("PICTURES", "EVAL_PERIOD")
+CHANGES_NOTHING = ("IMAGES", "EVAL_PERIOD")
 
 
 def evaluate_run(cfg: CfgNode) -> dict[str, float]:
@@ -58,7 +58,7 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
             results.append(done)
             continue
         model = build_model(cfg) if model is None else model
-        if task_of(name) == "vqa" or (cfg.MODEL.ANSWERER.WEIGHTS and task_of(name) in WORDS_AND_PICTURES):
+        if task_of(name) == "vqa" or (cfg.MODEL.ANSWERER.WEIGHTS and task_of(name) in WORDS_AND_IMAGES):
             answerer = answerer or answerer_of(cfg, model)
         begun = time.perf_counter()
         if torch.cuda.is_available():
@@ -83,7 +83,7 @@ def _what(cfg: CfgNode, name: str, records: list[dict], hashes: dict) -> dict:
     what = {
         "weights": cfg.MODEL.WEIGHTS,
         "weights_sha256": hashes["weights"],
-        "answerer_sha256": hashes["answerer"] if task_of(name) in ("vqa", *WORDS_AND_PICTURES) else None,
+        "answerer_sha256": hashes["answerer"] if task_of(name) in ("vqa", *WORDS_AND_IMAGES) else None,
         "data": manifest(records),
         "protocol": {**asdict(Protocol.from_config(cfg)), "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS},
         "test": test,

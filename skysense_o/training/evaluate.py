@@ -13,12 +13,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from skysense_o.vqa import Answerer
 from skysense_o.checkpoint import find_weights
+from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import evaluation_splits, find, records_of, register_folders
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.mapper import evaluation_sample
-from skysense_o.data.captions import read_picture
 from skysense_o.evaluation.predictions import KINDS
 from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.evaluation.protocol import Protocol
@@ -28,13 +27,14 @@ from skysense_o.evaluation.table import without_nan
 from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
 from skysense_o.inference.classify import load_answerer
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.vqa import Answerer
 
 logger = logging.getLogger(__name__)
-WORDS_AND_PICTURES = ("classification", "image-text")
+WORDS_AND_IMAGES = ("classification", "image-text")
 ABLE = {
-    "SkySenseO": ("segmentation", *WORDS_AND_PICTURES),
-    "ImageTextPretraining": WORDS_AND_PICTURES,
-    "EmbeddedAnswerer": ("vqa", *WORDS_AND_PICTURES),
+    "SkySenseO": ("segmentation", *WORDS_AND_IMAGES),
+    "ImageTextPretraining": WORDS_AND_IMAGES,
+    "EmbeddedAnswerer": ("vqa", *WORDS_AND_IMAGES),
     "LlavaAnswerer": ("vqa",),
 }
 ALL = ("all",)
@@ -103,7 +103,7 @@ def check_tests(cfg: CfgNode) -> None:
         if task_of(name) == "segmentation":
             table = MetadataCatalog.get(name).class_table
             if not table:
-                reason = "its names differ from picture to picture; it is for training"
+                reason = "its names differ from image to image; it is for training"
                 raise ValueError(f"DATASETS.TEST {name!r}: {reason}")
             for vocabulary in ways_of_calling(cfg, load_classes(table), table).values():
                 classes.update(protocol.words(vocabulary, table).names)
@@ -163,7 +163,9 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer |
         was_training = getattr(who, "training", False)
         if isinstance(who, nn.Module):
             who.eval()
-        numbers, rows = evaluate_questions(who, records, read_picture, training_questions(cfg, name), max(cfg.SEED, 0))
+        numbers, rows = evaluate_questions(
+            who, records, read_record_image, training_questions(cfg, name), max(cfg.SEED, 0)
+        )
         if isinstance(who, nn.Module):
             who.train(was_training)
         if comm.is_main_process():
@@ -177,7 +179,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer |
     templates = read_templates(cfg.TEST.TEMPLATES) if cfg.TEST.TEMPLATES else cfg.MODEL.TEMPLATES
     figure = folder / f"{file_stem(name)}_confusion"
     asked = answerer if answerer is not None and task in ABLE.get(type(answerer).__name__, ()) else model
-    found = evaluate_pairs(asked, records, read_picture, names, templates, cfg.INPUT.CROP_SIZE, figure)
+    found = evaluate_pairs(asked, records, read_record_image, names, templates, cfg.INPUT.CROP_SIZE, figure)
     per_class = found.pop("per_class", None)
     return {"numbers": found, **({"per_class": per_class, "templates": list(templates)} if per_class else {})}
 
@@ -194,7 +196,7 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
         table.background or (False,) * len(table),
         folder,
         protocol,
-        cfg.TEST.PICTURES,
+        cfg.TEST.IMAGES,
         tuple(cfg.TEST.PREDICTIONS),
     )
     results = evaluate(model, task, asked)
@@ -205,7 +207,7 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
         logger.info("%s: mean mIoU %.4f over %s", name, numbers["mIoU"], each)
     if cfg.TEST.PROMPTS:
         scenes = [partial(evaluation_sample, record, next(iter(vocabularies.values()))) for record in records]
-        found = evaluate_prompts(model, scenes, folder / f"{file_stem(name)}_pictures")
+        found = evaluate_prompts(model, scenes, folder / f"{file_stem(name)}_images")
         numbers.update({f"prompt_{key}": value for key, value in found.items()})
     words = {title: list(v.phrases) for title, v in asked.items()}
     return {"numbers": numbers, "results": results, "words": words}

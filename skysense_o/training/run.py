@@ -19,14 +19,13 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from torch import nn
 
 from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
-from skysense_o.vqa import normalise
 from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
 from skysense_o.config import model_config
+from skysense_o.data.caption_mapper import PairMapper
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
-from skysense_o.data.caption_mapper import PairMapper
-from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, picture_key, read_points
+from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
 from skysense_o.device import choose_device
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
@@ -35,6 +34,7 @@ from skysense_o.training.optimizer import build_optimizer
 from skysense_o.training.record import WandbWriter, plot_metrics, write_run
 from skysense_o.training.stopping import StopOnSignal, Stopped
 from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
+from skysense_o.vqa import normalise
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
@@ -93,10 +93,10 @@ def _check_points(cfg: CfgNode) -> None:
     """Marks that no training would look at say nothing by themselves."""
     marked = read_points(cfg.INPUT.POINTS)
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
-    asked = [picture_key(record["file_name"]) for record in records if asks_how_many(record["question"])]
+    asked = [image_key(record["file_name"]) for record in records if asks_how_many(record["question"])]
     if marked.keys().isdisjoint(asked):
         raise ValueError(
-            f"INPUT.POINTS {cfg.INPUT.POINTS!r} marks no picture that DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} asks"
+            f"INPUT.POINTS {cfg.INPUT.POINTS!r} marks no image that DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} asks"
             f" how many of: it has {list(marked)[:2]}, and they {asked[:2]}; folder and stem have to agree"
         )
 
@@ -219,7 +219,7 @@ def learning_rate(cfg: CfgNode) -> float:
         raise ValueError(f"SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r} is not known: {', '.join(powers)}")
     rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.LR_BATCH) ** powers[cfg.SOLVER.LR_RULE]
     logger.info(
-        "Learning rate %.3g: BASE_LR for %d pictures a step, here %d",
+        "Learning rate %.3g: BASE_LR for %d images a step, here %d",
         rate,
         cfg.SOLVER.LR_BATCH,
         cfg.SOLVER.IMS_PER_BATCH,
@@ -228,7 +228,7 @@ def learning_rate(cfg: CfgNode) -> float:
 
 
 def micro_batch(cfg: CfgNode) -> int:
-    """Pictures a process takes at a time; IMS_PER_BATCH is the total of a step."""
+    """Images a process takes at a time; IMS_PER_BATCH is the total of a step."""
     parts = comm.get_world_size() * cfg.SOLVER.ACCUMULATION
     if cfg.SOLVER.IMS_PER_BATCH % parts:
         raise ValueError(

@@ -83,7 +83,7 @@ class LossError(FloatingPointError):
 def check_losses(losses: dict[str, Tensor], samples: Sequence[Sample], iteration: int, folder: str | Path) -> None:
     """
     Raises:
-        LossError: a term is infinite or NaN; names it, the pictures, and a dump of the batch for who looks into it.
+        LossError: a term is infinite or NaN; names it, the images, and a dump of the batch for who looks into it.
     """
     values = torch.stack([loss.detach().float() for loss in losses.values()])
     if torch.isfinite(values).all():
@@ -102,8 +102,8 @@ def dump(
     torch.save({"iteration": iteration, "losses": values, "samples": plain}, path)
     files = ", ".join(dict.fromkeys(str(sample.get("file_name", "?")) for sample in samples))
     return LossError(
-        f"{what}, of the pictures {files}; the batch is in {path}. Lower SOLVER.BASE_LR, set SOLVER.PRECISION no, or"
-        " leave the pictures out; then go on with --resume"
+        f"{what}, of the images {files}; the batch is in {path}. Lower SOLVER.BASE_LR, set SOLVER.PRECISION no, or"
+        " leave the images out; then go on with --resume"
     )
 
 

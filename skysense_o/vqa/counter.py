@@ -1,6 +1,6 @@
-"""How many: a map of density whose sum over the picture is the number.
+"""How many: a map of density whose sum over the image is the number.
 
-Alphabet: B pictures, D embedding, G cells in each direction, M numbers, K marked objects.
+Alphabet: B images, D embedding, G cells in each direction, M numbers, K marked objects.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skysense_o.vqa.vqa_model import choice_loss
 from skysense_o.modeling import Features
+from skysense_o.vqa.vqa_model import choice_loss
 
 CELLS = 32
 """Cells of the map in each direction: 8 pixels where the answerer sees 256, and a car at 0.3 m has about two."""
@@ -32,7 +32,7 @@ class Counter(nn.Module):
     ) -> None:
         """
         Args:
-            channels: of each map that `counting_maps` gives for pictures of one size: what is finer than a cell counts
+            channels: of each map that `counting_maps` gives for images of one size: what is finer than a cell counts
                 twice. text_dim: D.
             answers: as `normalise` writes them; the M numbers among them can be said.
             width: of everything between.
@@ -90,7 +90,7 @@ def counting_maps(seen: Features) -> list[Tensor]:
 
 
 def marked_density(points: Tensor, number: float) -> Tensor:
-    """Points (K,2), x before y, as shares of the picture's sides -> (G,G) of sum `number`: a Gaussian of a cell's width
+    """Points (K,2), x before y, as shares of the image's sides -> (G,G) of sum `number`: a Gaussian of a cell's width
     each. People count some kinds with more care than others (houses cut by the border), so their number is the sum;
     0 where there are no points.
     """

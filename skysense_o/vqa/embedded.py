@@ -1,6 +1,6 @@
-"""Answers without a language model: question and picture -> scores over a list of answers.
+"""Answers without a language model: question and image -> scores over a list of answers.
 
-Alphabet: B pictures, A answers, D embedding, N places of the picture, W width, G cells of the counter, M numbers.
+Alphabet: B images, A answers, D embedding, N places of the image, W width, G cells of the counter, M numbers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry
-from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
-from skysense_o.vqa.counter import Counter, counting_maps
 from skysense_o.modeling import Features, Tower, build_tower
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.vqa.counter import Counter, counting_maps
+from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
 
 KEPT_BYTES = 4 * 2**30
-"""Of what the tower saw of training pictures: 1 MiB each with a counter, 55 KB without."""
+"""Of what the tower saw of training images: 1 MiB each with a counter, 55 KB without."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -45,11 +45,11 @@ class EmbeddedAnswerer(nn.Module):
     ) -> None:
         """
         Args:
-            tower: sees pictures and reads questions; it stays as it is, so each picture is seen once in training.
-            answers: A of them, as `normalise` writes them. side: pictures are resized to this square.
+            tower: sees images and reads questions; it stays as it is, so each image is seen once in training.
+            answers: A of them, as `normalise` writes them. side: images are resized to this square.
             grid: they are read at grid x grid places.
             counting: with a counter, which can say the numbers among the answers; for this `side`.
-            templates: in which its tower is asked for the class of a whole picture.
+            templates: in which its tower is asked for the class of a whole image.
         """
         super().__init__()
         if not answers:
@@ -73,7 +73,7 @@ class EmbeddedAnswerer(nn.Module):
         self.counter = None
         if counting:
             seen_side = tower.input_size or side
-            if seen_side % tower.divisor:  # marks are shares of the picture, the map's cells of what is padded
+            if seen_side % tower.divisor:  # marks are shares of the image, the map's cells of what is padded
                 raise ValueError(
                     f"MODEL.ANSWERER.SIDE {side} with COUNTING: this tower needs a multiple of {tower.divisor}, such as"
                     f" {max(1, round(side / tower.divisor)) * tower.divisor}"
@@ -128,7 +128,7 @@ class EmbeddedAnswerer(nn.Module):
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """See `Answerer`."""
-        different = {id(image): image for image in images}  # several questions of one picture: it is seen once
+        different = {id(image): image for image in images}  # several questions of one image: it is seen once
         row = {key: i for i, key in enumerate(different)}
         places = self.places(self.see(list(different.values())))
         text = self._read(questions)
@@ -143,7 +143,7 @@ class EmbeddedAnswerer(nn.Module):
     @torch.no_grad()
     def count(self, images: Sequence[Tensor], text: Tensor) -> list[int]:
         """uint8 (3,H,W) each and their questions as (B,D) -> the number of what is asked for, of those that can be
-        said; by the mean over four turns of a picture, which change no number."""
+        said; by the mean over four turns of an image, which change no number."""
         shares = torch.zeros(len(images), len(self.counter.numbers), device=self.device)
         for turn in range(4):
             maps = counting_maps(self.see([torch.rot90(image, turn, (1, 2)) for image in images]))
@@ -178,7 +178,7 @@ class EmbeddedAnswerer(nn.Module):
         return self.text_bank(self.tower, said, ("{}",))[0][:, 0, 0].float()
 
     def _once(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """The places of pictures in training, then what the counter reads if there is one, in half precision.
+        """The places of images in training, then what the counter reads if there is one, in half precision.
 
         The tower never changes, so each is seen once, while what is kept fits in KEPT_BYTES. One by one, since the last
         bits depend on how many are seen at a time, and a resumed training has to see them again.

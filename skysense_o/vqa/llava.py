@@ -1,6 +1,6 @@
 """The image tower before a causal language model, arranged as LLaVA-1.5 (Liu et al. 2024), as the paper does it.
 
-Alphabet: B pictures, D embedding of the tower, E of the language model, N places of the dense map, L tokens.
+Alphabet: B images, D embedding of the tower, E of the language model, N places of the dense map, L tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from skysense_o import geometry
-from skysense_o.vqa.vqa_model import squared
 from skysense_o.modeling import Tower, build_tower
 from skysense_o.modeling.adapters import add_lora
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import TextBank
+from skysense_o.vqa.vqa_model import squared
 
-# The published prompt of LLaVA-1.5, before and after the picture; another one is another model.
+# The published prompt of LLaVA-1.5, before and after the image; another one is another model.
 BEFORE = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed,"
     " and polite answers to the human's questions. USER: "
@@ -53,7 +53,7 @@ class LlavaAnswerer(nn.Module):
         """
         Args:
             language: any causal model of transformers; it is frozen, but for low-rank updates of `lora_rank`.
-            side: pictures are resized to this square. most_tokens: of an answer.
+            side: images are resized to this square. most_tokens: of an answer.
         """
         super().__init__()
         self.tower, self.language = tower.requires_grad_(False), language.requires_grad_(False)
@@ -128,10 +128,10 @@ class LlavaAnswerer(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
     def _prompts(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[Tensor]:
-        """(L,E) each: the words before, the picture, the words after."""
+        """(L,E) each: the words before, the image, the words after."""
         embed, rows = self.language.get_input_embeddings(), []
         before = embed(torch.tensor(self._ids(BEFORE), device=self.device))
-        different = {id(image): image for image in images}  # several questions of one picture: it is seen once
+        different = {id(image): image for image in images}  # several questions of one image: it is seen once
         seen = dict(zip(different, self.see(list(different.values()))))
         for image, question in zip(images, questions):
             after = embed(torch.tensor(self._ids(AFTER.format(question), start=False), device=self.device))
@@ -139,7 +139,7 @@ class LlavaAnswerer(nn.Module):
         return rows
 
     def see(self, images: Sequence[Tensor]) -> Tensor:
-        """Pictures, uint8 (3,H,W) -> (B,N,E), the pictures as words."""
+        """Images, uint8 (3,H,W) -> (B,N,E), the images as words."""
         x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.no_grad():
             dense = self.tower.encode_image(x).dense

@@ -26,7 +26,7 @@ class Answerer(Protocol):
     """The interface of the embedded answerer and of those with a language model."""
 
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """One answer for each picture, uint8 (3,H,W) RGB of any size, and its question."""
+        """One answer for each image, uint8 (3,H,W) RGB of any size, and its question."""
 
 
 def normalise(answer: str) -> str:
@@ -40,7 +40,7 @@ def normalise(answer: str) -> str:
 
 
 def squared(image: Tensor, side: int) -> Tensor:
-    """uint8 (3,H,W) -> uint8 (3,side,side): an answerer sees every picture at the size that it was trained at."""
+    """uint8 (3,H,W) -> uint8 (3,side,side): an answerer sees every image at the size that it was trained at."""
     if tuple(image.shape[-2:]) == (side, side):
         return image
     return F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]

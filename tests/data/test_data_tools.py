@@ -30,7 +30,7 @@ def test_the_contact_sheet_shows_what_the_mapper_gives(dubai, call, tmp_path):
     assert code == 2
     assert "Non-existent key" in err
     trees.scenes(dubai.parent, "eurosat")
-    assert "has no label pictures" in call("tools/visualize_data.py", "eurosat_all")[2]
+    assert "has no label images" in call("tools/visualize_data.py", "eurosat_all")[2]
 
 
 def test_a_graph_from_names_says_where_it_comes_from(call, tmp_path):
@@ -44,7 +44,7 @@ def test_a_graph_from_names_says_where_it_comes_from(call, tmp_path):
     assert "5 names, 20 relations" in said
 
 
-def test_a_graph_from_pictures_finds_what_looks_alike(call, dubai, tmp_path):
+def test_a_graph_from_images_finds_what_looks_alike(call, dubai, tmp_path):
     path = tmp_path / "g.json"
     code, said, err = call(GRAPH, "--by", "images", "--dataset", "dubai_train", "--output", path)
     assert code == 0, err
@@ -82,7 +82,7 @@ def test_graph_mistakes_end_in_one_line(call, tmp_path, words, says):
     assert not (tmp_path / "g.json").exists()
 
 
-def test_the_benchmark_measures_made_up_pictures(call, tmp_path):
+def test_the_benchmark_measures_made_up_images(call, tmp_path):
     path = tmp_path / "n.json"
     words = ("--seconds", "0.2", "--workers", "0", "--crop", "64", "--json", path)
     code, said, err = call("tools/benchmark.py", "data", *words)
@@ -104,7 +104,7 @@ def test_open_world_words(dubai, monkeypatch):
 
 
 @pytest.mark.slow
-def test_open_world_on_the_shipped_picture(call, tmp_path):
+def test_open_world_on_the_shipped_image(call, tmp_path):
     words = ("--open-world", "--output", tmp_path, "--save", "json")
     code, said, err = call("demo/demo.py", "--input", ROOT / "demo/yellowstone_0.4m.jpg", *words)
     assert code == 0, err

@@ -17,10 +17,10 @@ from PIL import Image
 from skysense_o.config import default_config
 from skysense_o.data.catalog import ROWS, find, records_of, register_folders, row_of
 from skysense_o.data.classes import load_classes, table_of
+from skysense_o.data.datasets.classification import SCENES
 from skysense_o.data.labels import BadData
 from skysense_o.data.mapper import TrainingMapper, read_pair
 from skysense_o.data.own import own_row
-from skysense_o.data.datasets.classification import SCENES
 from skysense_o.data.shards import read_member
 
 CHECK = "tools/check_dataset.py"
@@ -210,7 +210,7 @@ def test_rsvqa(data, name, stem, folder, call):
 def test_rsivqa_s_lines(data):
     trees.scenes(data, "ucmerced")
     index = data / "ucmerced/ucm_vqa.txt"
-    index.write_text("UCM\\beach_1.tif:what is the theme of this picture?beach\nbeach_1.tif:Is it so? Really?yes\n")
+    index.write_text("UCM\\beach_1.tif:what is the theme of this image?beach\nbeach_1.tif:Is it so? Really?yes\n")
     records = records_of("rsivqa_all")
     assert [r["answer"] for r in records] == ["beach", "yes"]
     assert records[1]["question"] == "Is it so? Really?"
@@ -218,7 +218,7 @@ def test_rsivqa_s_lines(data):
     index.write_text("beach_1.tif:How many boats?two\nbeach_1.tif:Is it so?yes\n")
     assert [r["answer"] for r in records_of("rsivqa_train_count")] == ["two"]
     index.write_text("beach_1.tif what is it\n")
-    with pytest.raises(FileNotFoundError, match="line 1: .* is not picture:question"):
+    with pytest.raises(FileNotFoundError, match="line 1: .* is not image:question"):
         records_of("rsivqa_all")
 
 
@@ -235,7 +235,7 @@ def test_vhm_s_questions(data, name, file):
 def mine(tmp_path) -> Path:
     folder, rng = tmp_path / "mine", np.random.default_rng(0)
     for split in ("train", "val"):
-        trees.write(folder / f"img_dir/{split}/{split}_a.jpg", trees.picture(rng, (40, 50)))
+        trees.write(folder / f"img_dir/{split}/{split}_a.jpg", trees.image(rng, (40, 50)))
         labels = rng.integers(1, 4, (40, 50), dtype=np.uint8)
         labels[0], labels[1] = 0, 255
         trees.write(folder / f"ann_dir/{split}/{split}_a.png", labels)
@@ -296,14 +296,14 @@ def test_class_tables_check_themselves():
     assert len(set(table_of([f"c{i}" for i in range(300)], "x").colors)) > 250
 
 
-def test_pictures_in_train_and_test_alike_are_found(dubai, call):
-    picture = dubai / "images/tile5_001.jpg"
-    aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")  # made-up pictures are mostly even: noise to a hash
+def test_images_in_train_and_test_alike_are_found(dubai, call):
+    image = dubai / "images/tile5_001.jpg"
+    aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")  # made-up images are mostly even: noise to a hash
     aerial.resize((131, 97)).save(dubai / "images/tile1_001.jpg")
-    aerial.resize((120, 90)).resize((131, 97)).save(picture, quality=60)
+    aerial.resize((120, 90)).resize((131, 97)).save(image, quality=60)
     code, said, _ = call(CHECK, "dubai")
     assert code == 1
-    assert "1 pictures look like pictures of dubai_train: tile1_001.jpg = tile5_001.jpg" in said
+    assert "1 images look like images of dubai_train: tile1_001.jpg = tile5_001.jpg" in said
 
 
 def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tmp_path):
@@ -316,7 +316,7 @@ def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tm
     array = np.array(Image.open(label))
     Image.fromarray(array).save(label, compress_level=1)  # the same pixels in another file
     assert manifest() == first
-    assert first[0]["classes"]["water"]["pictures"] == 2
+    assert first[0]["classes"]["water"]["images"] == 2
     array[50, 50] = (array[50, 50] + 1) % 5
     Image.fromarray(array).save(label)
     assert manifest()[0]["sha256"] != first[0]["sha256"]
@@ -325,9 +325,9 @@ def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tm
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda p: Image.new("RGB", (131, 97)).save(p), "is a RGB picture: labels must be one channel"),
+        (lambda p: Image.new("RGB", (131, 97)).save(p), "is a RGB image: labels must be one channel"),
         (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: permitted are 0 to 4"),
-        (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or no picture"),
+        (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or no image"),
         (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
     ],
 )
@@ -351,13 +351,13 @@ REAL = ROOT / "../shared/data"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data here")
-@pytest.mark.parametrize(("name", "pictures"), [("dubai", 63), ("ucmerced", 2100), ("rsivqa_test", 210)])
+@pytest.mark.parametrize(("name", "images"), [("dubai", 63), ("ucmerced", 2100), ("rsivqa_test", 210)])
 @pytest.mark.slow
-def test_the_real_ones(name, pictures, monkeypatch, call, tmp_path):
+def test_the_real_ones(name, images, monkeypatch, call, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(REAL.resolve()))
     code, said, _ = call(CHECK, name, "--json", tmp_path / "m.json")
     assert code == 0, said
-    assert sum(part["pictures"] for part in json.loads((tmp_path / "m.json").read_text())) == pictures
+    assert sum(part["images"] for part in json.loads((tmp_path / "m.json").read_text())) == images
 
 
 def test_bad_data_is_one_kind_of_error():

@@ -35,7 +35,7 @@ def test_missing_data_says_where_it_looked(tmp_path, monkeypatch):
 
 def test_a_missing_label_names_the_file(dubai):
     (dubai / "labels" / "tile5_001.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tile5_001.jpg has no label picture .*tile5_001.png"):
+    with pytest.raises(FileNotFoundError, match=r"tile5_001.jpg has no label image .*tile5_001.png"):
         records_of("dubai_val")
 
 
@@ -56,7 +56,7 @@ def test_a_missing_distractor_file_is_named():
 
 def test_colour_labels_are_refused(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "label.png")
-    with pytest.raises(ValueError, match="is a RGB picture: labels must be one channel"):
+    with pytest.raises(ValueError, match="is a RGB image: labels must be one channel"):
         read_labels(str(tmp_path / "label.png"), (4, 4))
 
 
@@ -84,7 +84,7 @@ def test_a_sample_is_what_the_model_is_promised(dubai, cfg):
     assert len(sample["vocabulary"]) == 5 + cfg.INPUT.DISTRACTORS
 
 
-def test_picture_and_labels_move_together(dubai, cfg):
+def test_image_and_labels_move_together(dubai, cfg):
     """After scale, crop, flip and turn the colour of a pixel still says its class."""
     cfg.INPUT.CROP_SIZE, cfg.INPUT.COLOR_JITTER = 48, 0.0
     mapper, colors = TrainingMapper(cfg), torch.tensor(load_classes("dubai").colors)
@@ -119,7 +119,7 @@ def test_a_sample_is_a_function_of_seed_and_number(dubai, cfg, workers):
     assert not all(same(a, b) for a, b in zip(again, next(iter(other))))
 
 
-def test_every_picture_comes_once_an_epoch(dubai, cfg):
+def test_every_image_comes_once_an_epoch(dubai, cfg):
     cfg.INPUT.CROP_SIZE = 32
     records = records_of("dubai_train")
     loader = training_loader(records, TrainingMapper(cfg), batch=2, start=0, seed=0, workers=0)
@@ -127,7 +127,7 @@ def test_every_picture_comes_once_an_epoch(dubai, cfg):
     assert sorted(seen[:4]) == sorted(seen[4:]) == [r["file_name"] for r in records]
 
 
-def test_evaluation_keeps_the_whole_picture(dubai):
+def test_evaluation_keeps_the_whole_image(dubai):
     sample = evaluation_sample(records_of("dubai_val")[0], Vocabulary.of(load_classes("dubai").names))
     assert sample["image"].shape[1:] == sample["sem_seg"].shape == (97, 131)
 

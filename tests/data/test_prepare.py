@@ -90,7 +90,7 @@ def test_potsdam_infrared_is_a_split_of_its_own(data, run, tmp_path):
     code, said, _ = run("potsdam", "--source", tmp_path / "Potsdam", "--bands", "irrg")
     assert code == 0
     assert [Path(r["file_name"]).stem for r in records_of("isprs_potsdam_sem_seg_test_irrg")] == ["2_13_0_0_36_24"]
-    assert "1 pictures (val_irrg 1)" in said
+    assert "1 images (val_irrg 1)" in said
     assert len(truth) == 3
 
 
@@ -113,7 +113,7 @@ def test_zips_in_zips_are_read_where_they_are(data, run, tmp_path):
             outer.write(path, f"Potsdam/5_Labels_all_noBoundary/{path.name}")
     code, said, err = run("potsdam", "--source", tmp_path / "Potsdam.zip", "--bands", "rgb")
     assert code == 0, err
-    assert "3 pictures (train 2, val 1)" in said
+    assert "3 images (train 2, val 1)" in said
 
 
 def test_an_interrupted_run_goes_on(data, run, tmp_path):
@@ -144,7 +144,7 @@ def test_loveda_s_labels_stay_as_published_and_train_is_train(data, run, tmp_pat
 
 
 def test_isaid_s_labels_keep_their_sixteen_ids(data, run, tmp_path):
-    """The widely copied converter writes palette pictures whose ids collapse to 0 and 1 on newer Pillow."""
+    """The widely copied converter writes palette images whose ids collapse to 0 and 1 on newer Pillow."""
     trees.isaid(tmp_path)
     run("isaid", "--source", tmp_path / "iSAID")
     stored = Image.open(data / "isaid/ann_dir/train/P0000_0_0_36_24.png")
@@ -179,9 +179,9 @@ def test_windows_cover_everything_and_end_at_the_border():
     ("name", "spoil", "says"),
     [
         ("floodnet", lambda p: Image.new("L", (36, 24), 10).save(p), r"values that stand for nothing: \[10\]"),
-        ("floodnet", lambda p: Image.new("RGB", (36, 24)).save(p), "is a RGB picture where one channel"),
+        ("floodnet", lambda p: Image.new("RGB", (36, 24)).save(p), "is a RGB image where one channel"),
         ("floodnet", lambda p: Image.new("L", (30, 24)).save(p), r"is \(24, 30\), its image \(24, 36\)"),
-        ("floodnet", lambda p: p.write_bytes(p.read_bytes()[:60]), "cut short or no picture"),
+        ("floodnet", lambda p: p.write_bytes(p.read_bytes()[:60]), "cut short or no image"),
         ("floodnet", lambda p: p.unlink(), "has no label file"),
     ],
 )
@@ -202,10 +202,10 @@ def test_unknown_colours_and_values_are_refused(tmp_path):
     with pytest.raises(BadData, match=r"a.png holds colours that stand for nothing .*\(\(1, 2, 3\), 16\)"):
         by_color({(0, 0, 0): 0})(data, "a.png", (4, 4))
     assert by_color({(0, 0, 0): 7}, tolerance=3)(data, "a.png", (4, 4)).max() == 7
-    with pytest.raises(BadData, match="is a RGB picture where one channel"):
+    with pytest.raises(BadData, match="is a RGB image where one channel"):
         by_value({0: 0})(data, "a.png", (4, 4))
     assert by_threshold(2)(data, "a.png", (4, 4)).min() == 1
-    with pytest.raises(BadData, match="cut short or no picture"):
+    with pytest.raises(BadData, match="cut short or no image"):
         by_threshold()(data[:40], "a.png", (4, 4))
 
 
@@ -214,7 +214,7 @@ def test_a_source_without_the_publisher_s_files_shows_what_was_looked_for(data, 
     (tmp_path / "other/holiday.txt").write_text("")
     code, _, err = run("uavid", "--source", tmp_path / "other")
     assert code == 2
-    assert "no picture of uavid in --source" in err
+    assert "no image of uavid in --source" in err
     assert "other/holiday.txt" in err
     code, _, err = run("uavid", "--source", tmp_path / "nowhere")
     assert "is not there" in err
@@ -229,7 +229,7 @@ def test_nothing_is_written_where_it_was_read(data, run, tmp_path):
     assert "what was published stays as it is" in err
 
 
-def test_a_list_of_validation_pictures_can_be_given(data, run, tmp_path):
+def test_a_list_of_validation_images_can_be_given(data, run, tmp_path):
     _, folder, _, generate = trees.PREPARED["wbs_si"]
     generate(tmp_path)
     (tmp_path / "val.txt").write_text("water_body_2.jpg\n")

@@ -44,7 +44,7 @@ def test_the_index_is_read_with_all_its_oddities(skysa):
     ]  # fmt: skip
     assert records[1]["ids"] == (0, 1, 0)
     assert counts == {
-        "pictures": 5, "repeated names merged": 1, "pictures without names left out": 1,
+        "images": 5, "repeated names merged": 1, "images without names left out": 1,
         "paths found by their last parts": 2,
     }  # fmt: skip
     stored = np.asarray(Image.open(records[1]["sem_seg_file_name"]))
@@ -203,7 +203,7 @@ def drawn(sampler: TextSampler, own, graph="", seed=0):
     return sampler(own, graph)
 
 
-def test_words_are_the_picture_s_then_its_negatives(tmp_path):
+def test_words_are_the_image_s_then_its_negatives(tmp_path):
     small_graph().save(tmp_path / "g.json")
     sampler = TextSampler(False, (), 0, 4, str(tmp_path / "g.json"), (1, 3, 9, 10))
     vocabulary, kept = drawn(sampler, ("a", "d"))
@@ -290,10 +290,10 @@ def test_a_sky_sa_sample_is_a_function_of_seed_and_number(skysa, cfg, workers):
 
 
 def test_a_step_of_training_with_words_from_the_graph(skysa, dubai, tmp_path):
-    """By the command line, as users do. One picture is cut short: it is passed over and listed."""
+    """By the command line, as users do. One image is cut short: it is passed over and listed."""
     trees.skysa(dubai.parent)
-    picture = dubai.parent / "skysa/img_dir/part/5.jpg"
-    picture.write_bytes(picture.read_bytes()[:500])
+    image = dubai.parent / "skysa/img_dir/part/5.jpg"
+    image.write_bytes(image.read_bytes()[:500])
     words = ("DATASETS.TRAIN", "('skysa_graph_train',)", "INPUT.TEXT_BATCH", "5", "SOLVER.MAX_ITER", "4")
     done = train(tmp_path / "run", *words, "TEST.EVAL_PERIOD", "0", "DATALOADER.SKIP_BAD", "True", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -301,7 +301,7 @@ def test_a_step_of_training_with_words_from_the_graph(skysa, dubai, tmp_path):
     assert np.isfinite(rows[-1]["total_loss"])
     log = (tmp_path / "run/log.txt").read_text()
     assert "passed over, the 1. so far" in log
-    assert "5.jpg is cut short or no picture" in log
+    assert "5.jpg is cut short or no image" in log
 
 
 def test_open_names_are_for_training(skysa, dubai, call, tmp_path):
@@ -309,14 +309,14 @@ def test_open_names_are_for_training(skysa, dubai, call, tmp_path):
     config = ("--config-file", ROOT / "configs/mini/finetune.yaml")
     code, _, err = call("tools/train_net.py", *config, "--eval-only", "DATASETS.TEST", "('skysa_train',)")
     assert code == 2
-    assert "its names differ from picture to picture; it is for training" in err
+    assert "its names differ from image to image; it is for training" in err
 
 
 BAD = [
     (lambda image, label: Image.new("L", (131, 97), 9).save(label), r"tile1_001.png holds ids \[9\]"),
-    (lambda image, label: image.write_bytes(image.read_bytes()[:900]), "tile1_001.jpg is cut short or no picture"),
-    (lambda image, label: Image.new("RGB", (131, 97)).save(label), "tile1_001.png is a RGB picture"),
-    (lambda image, label: image.write_text("hello"), "tile1_001.jpg is cut short or no picture"),
+    (lambda image, label: image.write_bytes(image.read_bytes()[:900]), "tile1_001.jpg is cut short or no image"),
+    (lambda image, label: Image.new("RGB", (131, 97)).save(label), "tile1_001.png is a RGB image"),
+    (lambda image, label: image.write_text("hello"), "tile1_001.jpg is cut short or no image"),
 ]
 
 
@@ -337,7 +337,7 @@ def test_bad_files_stop_or_are_passed_over_counted_and_listed(dubai, cfg, spoil,
 
 def test_a_missing_label_is_passed_over_too(dubai, caplog):
     (dubai / "labels/tile1_001.png").unlink()
-    with pytest.raises(FileNotFoundError, match="tile1_001.jpg has no label picture .*SKIP_BAD"):
+    with pytest.raises(FileNotFoundError, match="tile1_001.jpg has no label image .*SKIP_BAD"):
         records_of("dubai_train")
     assert len(records_of("dubai_train", skip_bad=True)) == 3
     assert "1 files passed over" in caplog.text
@@ -354,7 +354,7 @@ def test_nothing_but_bad_files_is_an_error_all_the_same(dubai, cfg):
 
 
 def test_colours_are_detectron2_s(cfg):
-    """The same draws give the same picture, but for a rounding less."""
+    """The same draws give the same image, but for a rounding less."""
     import random
 
     from detectron2.projects.point_rend import ColorAugSSDTransform

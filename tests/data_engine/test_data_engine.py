@@ -1,4 +1,4 @@
-"""The data engine's steps: pictures in, a set that trains out; and what happens when something is wrong."""
+"""The data engine's steps: images in, a set that trains out; and what happens when something is wrong."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw_scene
+from made_scenes import fields, write_scene
 from PIL import Image
 from review_work import Said
-from made_scenes import fields, write_scene
 from training.test_whole_path import train
 
 pytest.importorskip("pyarrow", reason='the data engine needs pip install -e ".[engine]"')
@@ -37,7 +37,7 @@ WORDS = "water,land,road,building,vegetation"
 
 @pytest.fixture
 def survey(tmp_path) -> Path:
-    """Five pictures, a copy of one, a poorer JPEG of another, a raster with a place, and a file that is no picture."""
+    """Five images, a copy of one, a poorer JPEG of another, a raster with a place, and a file that is no image."""
     folder, rng = tmp_path / "survey", np.random.default_rng(3)
     folder.mkdir()
     for i in range(5):
@@ -56,8 +56,8 @@ def survey(tmp_path) -> Path:
 @pytest.fixture
 def work(survey, tmp_path) -> WorkFolder:
     folder = WorkFolder(tmp_path / "work")
-    pictures = sorted(p for p in survey.iterdir() if p.stem != "broken")
-    collect(folder, pictures, side=128, licence="CC0", credit="A. Person")
+    images = sorted(p for p in survey.iterdir() if p.stem != "broken")
+    collect(folder, images, side=128, licence="CC0", credit="A. Person")
     return folder
 
 
@@ -69,16 +69,16 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_one_command_from_pictures_to_a_set_that_passes_the_check(call, survey, tmp_path):
-    """One bad picture is told and does not stop the rest; the same command again changes nothing."""
+def test_one_command_from_images_to_a_set_that_passes_the_check(call, survey, tmp_path):
+    """One bad image is told and does not stop the rest; the same command again changes nothing."""
     out = tmp_path / "work"
     words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
     words += ("--val", "0.3", "--method", "superpixels", "--coarse", "0.5", "--licence", "CC0")
     code, text, err = call(ENGINE, *words)
     assert code == 1, err
-    assert "collect: 9 tiles, 8 pictures read now, 1 unreadable" in text
+    assert "collect: 9 tiles, 8 images read now, 1 unreadable" in text
     assert "7 of 9 tiles kept" in text
-    assert "\nerror: broken.png: broken.png is not a picture that can be read" in err
+    assert "\nerror: broken.png: broken.png is not an image that can be read" in err
     assert str(tmp_path) not in (out / "catalog_errors.jsonl").read_text()
     before = hashes(out)
     assert call(ENGINE, *words)[0] == 1
@@ -117,7 +117,7 @@ def test_tiles_share_no_pixel_and_cover_all(work, survey):
     whole = np.asarray(Image.open(survey / "4.png"))
     parts = [row for row in rows if row["source"] == "4.png"]
     assert len(parts) == 1  # 128 x 120
-    assert (work.picture(parts[0]) == whole).all()
+    assert (work.image(parts[0]) == whole).all()
     scene = sorted((row for row in rows if row["source"] == "scene.tif"), key=lambda row: row["column"])
     assert [(row["row"], row["column"], row["height"], row["width"]) for row in scene] == [
         (0, 0, 120, 100),
@@ -130,7 +130,7 @@ def test_tiles_share_no_pixel_and_cover_all(work, survey):
     assert [list(s) for s in spans(10, 4)] == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
 
 
-def test_two_pictures_of_one_name_are_two_and_a_later_one_is_added(work, survey, tmp_path):
+def test_two_images_of_one_name_are_two_and_a_later_one_is_added(work, survey, tmp_path):
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 30), (200, 30, 10)).save(tmp_path / "other/0.png")
     before = {row["tile"] for row in work.catalog()}
@@ -161,7 +161,7 @@ def test_copies_and_near_copies_go_and_one_of_each_stays(work, mini):
     assert len(work.kept()) == len(work.catalog()) - 2
 
 
-def test_pictures_of_a_test_set_leave(work, survey, dubai):
+def test_images_of_a_test_set_leave(work, survey, dubai):
     Image.open(survey / "2.png").save(dubai / "images/tile5_001.jpg", quality=90)
     rows = {row["tile"].rpartition("_")[0]: row for row in deduplicate(work, None, against=["dubai_val"], side=128)}
     assert (rows["2"]["kept"], rows["2"]["why"], rows["2"]["of"]) == (False, "leak", "set:dubai_val/tile5_001.jpg")
@@ -189,7 +189,7 @@ def test_neighbours_are_those_that_a_plain_search_finds():
 def test_a_chain_of_small_steps_swallows_nothing_but_neighbours():
     chain = [(1, 0, 0.1), (2, 1, 0.1), (3, 2, 0.1)]
     assert first_of_each(chain, 0) == {1: (0, 0.1), 3: (2, 0.1)}
-    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test pictures stay"
+    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test images stay"
 
 
 def test_regions_are_connected_cover_all_and_lose_no_pixel():
@@ -205,7 +205,7 @@ def test_regions_are_connected_cover_all_and_lose_no_pixel():
     assert (regions[20:30, 2:12] == 2).all()
     assert regions[39, 0] == 0, "a speck in the rest is rest"
     one = np.full((4, 4), 3)
-    assert (tidy(one, 100) == 1).all(), "a small picture keeps what it has"
+    assert (tidy(one, 100) == 1).all(), "a small image keeps what it has"
     entries = described(regions, np.where(regions == 2, 0.75, 0.5))
     assert entries[1] == {"region": 2, "box": [2, 20, 11, 29], "pixels": 100, "score": 0.75}
     assert sum(e["pixels"] for e in entries) + (regions == 0).sum() == regions.size
@@ -267,7 +267,7 @@ def test_people_decide_over_the_model(halves, mini):
     write_map(halves / f"review/final/{tiles[0]}.png", final)
     write_json(halves / f"review/final/{tiles[0]}.json", [{"region": 300, "name": "lake", "confidence": 0.0}])
     statistics = publish(halves, confidence=0.95, val=0.0)
-    assert statistics["pictures"] == {"all": 1, "train": 1, "reviewed by people": 1}
+    assert statistics["images"] == {"all": 1, "train": 1, "reviewed by people": 1}
     labels = read_map(halves / f"set/ann_dir/train/{tiles[0]}.png")
     assert (labels[:10] == 0).all()
     assert (labels[10:] == 255).all()

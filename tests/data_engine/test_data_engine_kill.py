@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, draw_scene
-from PIL import Image
 from data_engine.test_data_engine import hashes
+from PIL import Image
 from training.test_whole_path import command
 
 pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[engine]"')
@@ -71,12 +71,12 @@ print(json.dumps(killed))
 
 @pytest.mark.slow
 def test_killed_in_every_step_it_ends_with_the_same_files(tmp_path):
-    pictures, rng = tmp_path / "pictures", np.random.default_rng(0)
-    pictures.mkdir()
+    images, rng = tmp_path / "images", np.random.default_rng(0)
+    images.mkdir()
     for i in range(2):
         image = draw_scene(rng, 128, 128)[0].astype(int) + rng.integers(-60, 60, (128, 128, 3))
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(pictures / f"{i}.png")
-    done = command("-c", KILLER, ROOT, tmp_path / "killed", tmp_path / "whole", 2, pictures, cwd=tmp_path)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(images / f"{i}.png")
+    done = command("-c", KILLER, ROOT, tmp_path / "killed", tmp_path / "whole", 2, images, cwd=tmp_path)
     log = Path(f"{tmp_path / 'killed'}.log")
     assert done.returncode == 0, done.stderr[-2000:] + (log.read_text()[-2000:] if log.exists() else "")
     killed = json.loads(done.stdout.splitlines()[-1])

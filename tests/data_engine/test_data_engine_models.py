@@ -15,9 +15,9 @@ from PIL import Image
 pytest.importorskip("skimage", reason='the data engine needs pip install -e ".[engine]"')
 
 from skysense_o.checkpoint import WeightsError
-from skysense_o.data_engine.vlm_namer import KEY, QUESTION, URL, AskingNamer, cleaned, local_model, service, shown
 from skysense_o.data_engine.partition import paint, tidy
 from skysense_o.data_engine.sam import build_sam, load_sam, sam_masks
+from skysense_o.data_engine.vlm_namer import KEY, QUESTION, URL, AskingNamer, cleaned, local_model, service, shown
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_a_region_is_shown_with_its_outline_and_surroundings():
     rgb = np.full((100, 100, 3), 90, np.uint8)
     mask = np.zeros((100, 100), bool)
     mask[40:60, 50:90] = True
-    picture = np.asarray(shown(rgb, mask))
-    assert picture.shape == (85, 128, 3)  # 40 x 60 with margins, the picture's rim cut, enlarged to 128
-    red = (picture == (255, 0, 0)).all(-1)
+    image = np.asarray(shown(rgb, mask))
+    assert image.shape == (85, 128, 3)  # 40 x 60 with margins, the image's rim cut, enlarged to 128
+    red = (image == (255, 0, 0)).all(-1)
     assert red.any()
     assert not red[:10].any()
     assert not red[40:45, 60].any(), "only the outline"
@@ -147,24 +147,24 @@ def test_a_service_names_regions(server):
     assert namer.free
     asked = server["asked"][0]
     assert asked["model"] == "some-model"
-    text, picture = asked["messages"][0]["content"]
+    text, image = asked["messages"][0]["content"]
     assert text["text"] == QUESTION
-    assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
     assert server["keys"] == ["Bearer a-secret"] * 3
 
 
 def test_a_service_that_fails_is_named(server, monkeypatch):
-    picture = Image.new("RGB", (8, 8))
+    image = Image.new("RGB", (8, 8))
     server["answers"] = [(429, "slow down"), (200, "{}"), (200, "no json")]
     ask = service()
     with pytest.raises(OSError, match="chat/completions answered 429: slow down"):
-        ask(picture, "?")
+        ask(image, "?")
     for _ in range(2):
         with pytest.raises(OSError, match="does not answer as chat completions do"):
-            ask(picture, "?")
+            ask(image, "?")
     monkeypatch.setenv(URL, "http://127.0.0.1:9/")
     with pytest.raises(OSError, match="cannot be reached .*: is the address in SKYSENSE_O_VLM_URL right?"):
-        service()(picture, "?")
+        service()(image, "?")
     monkeypatch.delenv(URL)
     with pytest.raises(ValueError, match="SKYSENSE_O_VLM_URL is '': set it to the address of chat completions"):
         service()
@@ -219,9 +219,9 @@ def tiny_llava(tmp_path_factory):
         "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
         "{% endfor %}{% endfor %}ASSISTANT:"
     )
-    pictures = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     LlavaProcessor(
-        pictures, tokenizer, patch_size=14, vision_feature_select_strategy="default", chat_template=template,
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", chat_template=template,
         num_additional_image_tokens=1,
     ).save_pretrained(folder)  # fmt: skip
     return folder

@@ -14,32 +14,32 @@ WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 
 
-def test_a_kept_picture_answers_as_a_new_one(mini, picture, monkeypatch):
-    seen, calls, encode = mini.set_image(picture), [], mini.model.tower.encode_image
+def test_a_kept_image_answers_as_a_new_one(mini, image, monkeypatch):
+    seen, calls, encode = mini.set_image(image), [], mini.model.tower.encode_image
     monkeypatch.setattr(mini.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
     kept = mini(seen, WORDS, probabilities=True)
     assert calls == []
-    new = mini(picture, WORDS, probabilities=True)
+    new = mini(image, WORDS, probabilities=True)
     assert np.array_equal(kept.probabilities, new.probabilities)
     with pytest.raises(ValueError, match="was looked at as a whole: leave out window"):
         mini(seen, WORDS, window=64)
 
 
-def test_a_region_is_the_mean_of_what_lies_under_it(mini, picture):
-    """Over whole cells of 16 x 16 pixels the mean can be taken by hand; the picture is padded to 64 x 96."""
-    seen = mini.set_image(picture)
+def test_a_region_is_the_mean_of_what_lies_under_it(mini, image):
+    """Over whole cells of 16 x 16 pixels the mean can be taken by hand; the image is padded to 64 x 96."""
+    seen = mini.set_image(image)
     mask = np.zeros((50, 70), bool)
     mask[16:48, 32:64] = True
     naive = F.normalize(seen.dense[0, :, 1:3, 2:4].mean((1, 2)), dim=0)
     torch.testing.assert_close(seen.embed(mask[None])[0], naive, atol=1e-5, rtol=0)
 
 
-def test_regions_are_ranked_by_their_best_phrase(mini, picture):
-    seen = mini.set_image(picture)
+def test_regions_are_ranked_by_their_best_phrase(mini, image):
+    seen = mini.set_image(image)
     box = seen.box_mask((16, 16, 47, 31))
     assert box.sum() == 32 * 16
     (ranked,) = seen.name(box[None], WORDS)
@@ -52,16 +52,16 @@ def test_regions_are_ranked_by_their_best_phrase(mini, picture):
     assert values["road"] == pytest.approx(float(best), abs=1e-4)
 
 
-def test_a_region_is_asked_for_as_a_word_is(mini, picture):
+def test_a_region_is_asked_for_as_a_word_is(mini, image):
     """An example that is the vector of a word gives that word's mask, alone, beside words, and in windows."""
     text, _ = mini.model.text_bank(mini.model.tower, [Vocabulary.of(["road"])], ["{}"])
     monkey = {"like this": text[0, 0, 0]}
-    seen = mini.set_image(picture)
+    seen = mini.set_image(image)
     templates, mini.model.templates = mini.model.templates, ("{}",)
     try:
         word, example = Vocabulary.of(["water", "road"]), Vocabulary.of(["water"]).with_examples(monkey)
-        for image, how in ((seen, {}), (picture, {"window": 64})):
-            a, b = mini(image, word, **how), mini(image, example, **how)
+        for source, how in ((seen, {}), (image, {"window": 64})):
+            a, b = mini(source, word, **how), mini(source, example, **how)
             assert np.array_equal(a.labels, b.labels)
             assert b.names == ("water", "like this")
         alone = mini(seen, Vocabulary((), (), ()).with_examples(monkey))
@@ -75,13 +75,13 @@ def test_a_region_is_asked_for_as_a_word_is(mini, picture):
 @pytest.mark.parametrize(
     ("masks", "says"),
     [
-        (np.ones((1, 9, 9), bool), r"shape \(1, 9, 9\) do not fit the picture: expected \(K,50,70\)"),
+        (np.ones((1, 9, 9), bool), r"shape \(1, 9, 9\) do not fit the image: expected \(K,50,70\)"),
         (np.zeros((1, 50, 70), bool), "a region is empty"),
     ],
 )
-def test_regions_that_are_none(mini, picture, masks, says):
+def test_regions_that_are_none(mini, image, masks, says):
     with pytest.raises(ValueError, match=says):
-        mini.set_image(picture).embed(masks)
+        mini.set_image(image).embed(masks)
 
 
 def test_clicks_are_spread_evenly():
@@ -100,8 +100,8 @@ def test_steadiness_is_the_iou_of_a_tight_and_a_loose_mask():
     assert steadiness(logits).tolist() == naive == [1, 0.5, 0]
 
 
-def test_everything_is_found_once_and_named(prompted, picture):
-    seen = prompted.set_image(picture)
+def test_everything_is_found_once_and_named(prompted, image):
+    seen = prompted.set_image(image)
     loose = {"side": 6, "quality": 0, "stability": 0}
     every = everything(seen, WORDS, overlap=1, **loose)
     found = everything(seen, WORDS, overlap=0.5, **loose)
@@ -119,8 +119,8 @@ def test_everything_is_found_once_and_named(prompted, picture):
     assert everything(seen, quality=1, stability=1) == []
 
 
-def test_everything_needs_prompts_and_sound_numbers(words_only, prompted, picture):
+def test_everything_needs_prompts_and_sound_numbers(words_only, prompted, image):
     with pytest.raises(ValueError, match=r"take words only: use some .* \(configs/mini/prompts.yaml\)"):
-        everything(words_only.set_image(picture))
+        everything(words_only.set_image(image))
     with pytest.raises(ValueError, match="overlap 7 is out of range: 0 to 1"):
-        everything(prompted.set_image(picture), overlap=7)
+        everything(prompted.set_image(image), overlap=7)

@@ -1,4 +1,4 @@
-"""How pictures are shown to the model, on odd sizes, and what counts as its answer."""
+"""How images are shown to the model, on odd sizes, and what counts as its answer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_odd_sizes(small_model, name, size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["published", "native"])
-def test_a_large_picture(small_model, name):
+def test_a_large_image(small_model, name):
     assert tuple(protocol(name).labels(small_model, sample(3000, 4000)).shape) == (3000, 4000)
 
 
@@ -83,7 +83,7 @@ def test_views_and_windows_of_a_local_model_agree_with_the_whole(name, words):
 
 
 def test_scales_are_averaged():
-    """A picture of one colour stays so at every scale; another scale changes a checkerboard."""
+    """An image of one colour stays so at every scale; another scale changes a checkerboard."""
     even = {"image": torch.full((3, 64, 64), 90, dtype=torch.uint8), "vocabulary": WORDS}
     even["image"][1] = 200
     assert (protocol("multiscale").labels(Local(), even) == 1).all()

@@ -67,7 +67,7 @@ del COCO["hat"]  # id 25, which COCO never used
 BUILDINGS, ROADS, WATER = ({"background": 0, name: 255} for name in ("building", "road", "water"))
 
 
-def picture(rng: np.random.Generator, size=SIZE) -> np.ndarray:
+def random_image(rng: np.random.Generator, size=SIZE) -> np.ndarray:
     return rng.integers(0, 250, (*size, 3), dtype=np.uint8)
 
 
@@ -93,11 +93,11 @@ def write(path: Path, array: np.ndarray, **options) -> None:
 
 
 def paired(root: Path, codes: dict, files: list[tuple[str, str, str]], seed: int = 0, lossless=True) -> Truth:
-    """Write (picture, label, "split/stem") files with random content; what they mean."""
+    """Write (image, label, "split/stem") files with random content; what they mean."""
     rng, truth = np.random.default_rng(seed), {}
     for image, label, key in files:
         names = names_of(codes, rng)
-        write(root / image, picture(rng))
+        write(root / image, random_image(rng))
         write(root / label, encoded(names, codes))
         truth[key] = names
     return truth
@@ -189,8 +189,8 @@ def xbd(root: Path) -> Truth:
     truth = {}
     for split in ("train", "tier3", "test", "hold"):
         stem = f"guatemala-volcano_{len(truth):08d}_pre_disaster"
-        write(root / f"xview2/{split}/images/{stem}.png", picture(np.random.default_rng(0)))
-        write(root / f"xview2/{split}/images/{stem.replace('pre', 'post')}.png", picture(np.random.default_rng(1)))
+        write(root / f"xview2/{split}/images/{stem}.png", random_image(np.random.default_rng(0)))
+        write(root / f"xview2/{split}/images/{stem.replace('pre', 'post')}.png", random_image(np.random.default_rng(1)))
         outline = "POLYGON ((4 2, 20 2, 20 12, 4 12, 4 2), (8 5, 12 5, 12 8, 8 8, 8 5))"
         body = {"features": {"lng_lat": [], "xy": [{"properties": {"feature_type": "building"}, "wkt": outline}]}}
         label = root / f"xview2/{split}/labels/{stem}.json"
@@ -212,7 +212,7 @@ def spacenet(root: Path) -> Truth:
         tags.tagtype[33550] = tags.tagtype[33922] = 12
         base = root / "SN3_roads/AOI_2_Vegas"
         name = f"SN3_roads_train_AOI_2_Vegas_{{}}_img{n}"
-        write(base / "PS-RGB" / f"{name.format('PS-RGB')}.tif", picture(np.random.default_rng(n)), tiffinfo=tags)
+        write(base / "PS-RGB" / f"{name.format('PS-RGB')}.tif", random_image(np.random.default_rng(n)), tiffinfo=tags)
         line = [[-115.2, 36.2 - 12.5 * scale], [-115.2 + 36 * scale, 36.2 - 12.5 * scale]]
         feature = {"type": "Feature", "geometry": {"type": "LineString", "coordinates": line}}
         label = base / "geojson_roads" / f"{name.format('geojson_roads')}.geojson"
@@ -228,7 +228,9 @@ def fbp(root: Path) -> Truth:
     rng, truth = np.random.default_rng(0), {}
     for n in range(1, 6):
         stem, names = f"GF2_PMS1__L1A000{n}-MSS1", names_of(FBP, np.random.default_rng(n))
-        bands = np.concatenate([np.full((*SIZE, 1), 251, np.uint8), picture(rng)], axis=2)  # near infrared is first
+        bands = np.concatenate(
+            [np.full((*SIZE, 1), 251, np.uint8), random_image(rng)], axis=2
+        )  # near infrared is first
         base = root / "Five-Billion-Pixels"
         write(base / f"Image__8bit_NirRGB/{stem}.tif", bands)
         write(base / f"Annotation__index/{stem}_24label.png", encoded(names, FBP))
@@ -289,7 +291,7 @@ PREPARED: dict[str, tuple[str, str, list[str], Callable[[Path], Truth]]] = {
 
 
 def scenes(root: Path, name: str) -> int:
-    """A scene set below `root` as its publisher unpacks; how many pictures."""
+    """A scene set below `root` as its publisher unpacks; how many images."""
     row = row_of(name)
     rng = np.random.default_rng(0)
     folder = root / (row.folder or row.name) / row.images.split("|")[0]
@@ -298,18 +300,18 @@ def scenes(root: Path, name: str) -> int:
     for one in table.folders:
         for n in (1, 2):
             stem = f"{n:04d}" if name == "siri_whu" else f"{one}_{n}"
-            write(folder / one / (stem + suffix), picture(rng, (16, 16)))
+            write(folder / one / (stem + suffix), random_image(rng, (16, 16)))
     return 2 * len(table)
 
 
-def skysa(root: Path, pictures: int = 6) -> Path:
+def skysa(root: Path, images: int = 6) -> Path:
     """Sky-SA's shape: repeated names, an empty list, a path of its publishers' disk, and a relation graph."""
     folder, rng = root / "skysa", np.random.default_rng(0)
     lines = []
     lists = [["lake", "forest"], ["road", "car", "road"], ["roof"], [], ["lake", "pond", "Forest"], ["car"]]
-    for n in range(pictures):
+    for n in range(images):
         names = lists[n % len(lists)]
-        write(folder / f"img_dir/part/{n}.jpg", picture(rng, (80, 96)), quality=95)
+        write(folder / f"img_dir/part/{n}.jpg", random_image(rng, (80, 96)), quality=95)
         labels = rng.integers(0, max(1, len(names)), (80, 96), dtype=np.uint8)
         labels[:4] = 255
         write(folder / f"ann_dir/part/{n}.png", labels)

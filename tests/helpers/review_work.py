@@ -31,8 +31,8 @@ def make_work(work: Path, tiles: int = 2) -> list[str]:
         for region, (x0, y0, x1, y1) in BOXES.items():
             labels[y0:y1, x0:x1] = region
         colors = np.array([COLORS[region] for region in range(4)])
-        picture = np.clip(colors[labels] + rng.integers(-15, 16, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(work / "tiles" / f"{tile}.png")
+        image = np.clip(colors[labels] + rng.integers(-15, 16, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(work / "tiles" / f"{tile}.png")
         Image.fromarray(labels).save(work / "regions" / f"{tile}.png")
         regions = [
             {"region": r, "box": list(box), "pixels": int((labels == r).sum()), "score": 0.9}

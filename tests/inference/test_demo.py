@@ -13,18 +13,18 @@ DEMO = "demo/demo.py"
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "town.png"
     Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(path)
     return path
 
 
-def test_words_in_masks_out(call, picture, tmp_path):
+def test_words_in_masks_out(call, image, tmp_path):
     out = tmp_path / "out"
     formats = "overlay,labels,probabilities,json"
     code, text, _ = call(
-        DEMO, "--input", picture, "--classes", "building|house,road,tree", "--output", out, "--save", formats
+        DEMO, "--input", image, "--classes", "building|house,road,tree", "--output", out, "--save", formats
     )
     assert code == 0
     labels = np.asarray(Image.open(out / "town_labels.png"))
@@ -46,44 +46,44 @@ def test_words_in_masks_out(call, picture, tmp_path):
     assert "%" in text
 
 
-def test_one_class_is_enough(call, picture, tmp_path):
-    """And does not fill the picture: alone it is held against a threshold of 0.5."""
-    assert call(DEMO, "--input", picture, "--classes", "building", "--output", tmp_path / "out")[0] == 0
+def test_one_class_is_enough(call, image, tmp_path):
+    """And does not fill the image: alone it is held against a threshold of 0.5."""
+    assert call(DEMO, "--input", image, "--classes", "building", "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert [c["name"] for c in body["classes"]] == ["none", "building"]
     assert body["classes"][1]["share"] < 1
     assert body["settings"]["threshold"] == 0.5
 
 
-def test_background_and_threshold_make_id_0_none(call, picture, tmp_path):
+def test_background_and_threshold_make_id_0_none(call, image, tmp_path):
     words = ("--classes", "building,road", "--background", "sky,sea", "--threshold", "0.3")
-    assert call(DEMO, "--input", picture, *words, "--output", tmp_path / "out")[0] == 0
+    assert call(DEMO, "--input", image, *words, "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert [c["name"] for c in body["classes"]] == ["none", "building", "road"]
-    assert call(DEMO, "--input", picture, "--classes", "road", "--threshold", "1", "--output", tmp_path / "one")[0] == 0
+    assert call(DEMO, "--input", image, "--classes", "road", "--threshold", "1", "--output", tmp_path / "one")[0] == 0
     assert not np.asarray(Image.open(tmp_path / "one/town_labels.png")).any()
 
 
-def test_more_than_254_names_need_16_bits(call, picture, tmp_path):
+def test_more_than_254_names_need_16_bits(call, image, tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(f"thing {i}" for i in range(300)))
-    code, *_ = call(DEMO, "--input", picture, "--classes-file", tmp_path / "words.txt", "--output", tmp_path / "out")
+    code, *_ = call(DEMO, "--input", image, "--classes-file", tmp_path / "words.txt", "--output", tmp_path / "out")
     assert code == 0
     assert np.asarray(Image.open(tmp_path / "out/town_labels.png")).dtype == np.uint16
 
 
-def test_a_data_set_gives_names_and_colours(call, picture, tmp_path):
-    assert call(DEMO, "--input", picture, "--dataset", "dubai", "--output", tmp_path / "out")[0] == 0
+def test_a_data_set_gives_names_and_colours(call, image, tmp_path):
+    assert call(DEMO, "--input", image, "--dataset", "dubai", "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert body["classes"][0]["name"] == "water"
     assert body["classes"][0]["color"] == [38, 120, 226]
 
 
-def test_one_bad_picture_in_a_batch_is_told_and_the_rest_done(call, picture, tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
-    Image.open(picture).save(tmp_path / "town.tif")
+def test_one_bad_image_in_a_batch_is_told_and_the_rest_done(call, image, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    Image.open(image).save(tmp_path / "town.tif")
     code, _, err = call(DEMO, "--input", tmp_path / "*.[pt][ni][gf]", "--classes", "road", "--output", tmp_path / "out")
     assert code == 1
-    assert "bad.png is not a picture" in err
+    assert "bad.png is not an image" in err
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"town_labels.png", "town_png_labels.png"} == {n for n in written if n.endswith("labels.png")} or {
         "town_labels.png",
@@ -95,8 +95,8 @@ def test_one_bad_picture_in_a_batch_is_told_and_the_rest_done(call, picture, tmp
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--input": "nowhere.jpg"}, "no picture at 'nowhere.jpg'"),
-        ({"--input": "*.nothing"}, "matches no picture"),
+        ({"--input": "nowhere.jpg"}, "no image at 'nowhere.jpg'"),
+        ({"--input": "*.nothing"}, "matches no image"),
         ({"--classes": ""}, "are empty"),
         ({"--classes": "road,,tree"}, "a class name is blank"),
         ({"--classes": "road,road"}, "stands for two classes"),
@@ -107,9 +107,9 @@ def test_one_bad_picture_in_a_batch_is_told_and_the_rest_done(call, picture, tmp
         ({"--device": "tpu"}, "device 'tpu' is not known"),
     ],
 )
-def test_mistakes_get_one_line_code_2_and_no_output(call, picture, tmp_path, changes, says):
+def test_mistakes_get_one_line_code_2_and_no_output(call, image, tmp_path, changes, says):
     out = tmp_path / "out"
-    options = {"--input": picture, "--classes": "road", "--output": out, **changes}
+    options = {"--input": image, "--classes": "road", "--output": out, **changes}
     code, _, err = call(DEMO, *(word for pair in options.items() for word in pair))
     assert code == 2
     assert says in err
@@ -117,20 +117,20 @@ def test_mistakes_get_one_line_code_2_and_no_output(call, picture, tmp_path, cha
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("content", "says"), [(b"", "0 bytes"), (b"text", "is not a picture"), (None, "damaged")])
-def test_bad_pictures_get_code_2_and_no_output(call, picture, tmp_path, content, says):
+@pytest.mark.parametrize(("content", "says"), [(b"", "0 bytes"), (b"text", "is not an image"), (None, "damaged")])
+def test_bad_images_get_code_2_and_no_output(call, image, tmp_path, content, says):
     bad = tmp_path / "bad.png"
-    bad.write_bytes(picture.read_bytes()[:2000] if content is None else content)
+    bad.write_bytes(image.read_bytes()[:2000] if content is None else content)
     code, _, err = call(DEMO, "--input", bad, "--classes", "road", "--output", tmp_path / "out")
     assert code == 2
     assert says in err
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_fit_and_configs_that_are_none(call, picture, small_model, tmp_path):
+def test_weights_that_do_not_fit_and_configs_that_are_none(call, image, small_model, tmp_path):
     torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
     config = tmp_path / "c.yaml"
-    words = ("--input", picture, "--classes", "road", "--output", tmp_path / "out", "--weights", tmp_path / "w.pth")
+    words = ("--input", image, "--classes", "road", "--output", tmp_path / "out", "--weights", tmp_path / "w.pth")
     for text, says in (
         ("VERSION: 2\n", "misshaped: tower.lateral.0.weight (16, 320, 1, 1) for (96, 320, 1, 1)"),
         ("MODEL: {TOWERS: 1}\n", "Non-existent config key: MODEL.TOWERS"),
@@ -143,51 +143,51 @@ def test_weights_that_do_not_fit_and_configs_that_are_none(call, picture, small_
         assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_data_set(call, picture, tmp_path):
-    code, _, err = call(DEMO, "--input", picture, "--dataset", "mars", "--output", tmp_path / "out")
+def test_an_unknown_data_set(call, image, tmp_path):
+    code, _, err = call(DEMO, "--input", image, "--dataset", "mars", "--output", tmp_path / "out")
     assert code == 2
     assert "no class table 'mars' in datasets/classes; there are: " in err
     assert ", dubai, " in err
 
 
-def test_an_output_that_is_a_file(call, picture, tmp_path):
+def test_an_output_that_is_a_file(call, image, tmp_path):
     (tmp_path / "file").write_text("mine")
-    code, _, err = call(DEMO, "--input", picture, "--classes", "road", "--output", tmp_path / "file")
+    code, _, err = call(DEMO, "--input", image, "--classes", "road", "--output", tmp_path / "file")
     assert code == 2
     assert "is a file: give a folder" in err
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_where_there_is_none(call, picture, tmp_path):
-    code, _, err = call(DEMO, "--input", picture, "--classes", "road", "--device", "cuda", "--output", tmp_path / "out")
+def test_a_gpu_where_there_is_none(call, image, tmp_path):
+    code, _, err = call(DEMO, "--input", image, "--classes", "road", "--device", "cuda", "--output", tmp_path / "out")
     assert code == 2
     assert "device 'cuda' was asked for, but torch sees 0 GPUs: use cpu" in err
 
 
-def test_the_python_call_of_the_readme(mini, picture):
-    found = mini(picture, ["building", "road"])
+def test_the_python_call_of_the_readme(mini, image):
+    found = mini(image, ["building", "road"])
     assert found.names == ("building", "road")
     assert set(found.presence) == {"building", "road"}
-    again = mini(np.asarray(Image.open(picture)), "building,road")
+    again = mini(np.asarray(Image.open(image)), "building,road")
     assert np.array_equal(found.labels, again.labels)
 
 
-def test_background_in_python_is_words_and_not_letters(mini, picture):
-    found = mini(picture, ["road"], background="sky,sea")
+def test_background_in_python_is_words_and_not_letters(mini, image):
+    found = mini(image, ["road"], background="sky,sea")
     assert found.vocabulary.names == ("road", "sky", "sea")
     with pytest.raises(ValueError, match="holds its own background words"):
-        mini(picture, found.vocabulary, background=["sky"])
+        mini(image, found.vocabulary, background=["sky"])
     with pytest.raises(ValueError, match="are lists of words"):
         type(found.vocabulary).of("road")
 
 
-def test_added_names_change_no_mask_of_the_shipped_model(mini, picture):
-    few = mini(picture, ["road", "water"], probabilities=True).probabilities
-    many = mini(picture, ["road", "water", *(f"thing {i}" for i in range(30))], probabilities=True).probabilities
+def test_added_names_change_no_mask_of_the_shipped_model(mini, image):
+    few = mini(image, ["road", "water"], probabilities=True).probabilities
+    many = mini(image, ["road", "water", *(f"thing {i}" for i in range(30))], probabilities=True).probabilities
     assert np.abs(many[:2] - few).max() < 1e-6
 
 
-def test_a_threshold_out_of_range_is_refused(mini, picture):
+def test_a_threshold_out_of_range_is_refused(mini, image):
     with pytest.raises(ValueError, match="threshold 2 is out of range: 0 to 1"):
-        mini(picture, "road", threshold=2)
+        mini(image, "road", threshold=2)

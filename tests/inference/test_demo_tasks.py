@@ -1,4 +1,4 @@
-"""demo.py on whole pictures: --task classify and --task ask."""
+"""demo.py on whole images: --task classify and --task ask."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from conftest import small_config
 from vqa.test_questions import answerer_config
 
-from skysense_o.vqa import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.meta_arch import SkySenseO
+from skysense_o.vqa import EmbeddedAnswerer
 
 DEMO = "demo/demo.py"
 

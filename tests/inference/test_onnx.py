@@ -1,4 +1,4 @@
-"""The picture half as an ONNX file: any number of names, any size, the same numbers."""
+"""The image half as an ONNX file: any number of names, any size, the same numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import small_config
 from timm.layers import Conv2dSame
 
 from skysense_o import Predictor
-from skysense_o.inference.onnx import PictureHalf, difference, embed_words, export_onnx, fix_padding
+from skysense_o.inference.onnx import ImageHalf, difference, embed_words, export_onnx, fix_padding
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.vocabulary import Vocabulary
 
@@ -25,7 +25,7 @@ def predictor():
 
 def test_fixed_padding_changes_no_number(predictor):
     x, text = torch.rand(1, 3, 64, 96) * 255, torch.nn.functional.normalize(torch.randn(2, 384), dim=-1)
-    half = PictureHalf(predictor.model)
+    half = ImageHalf(predictor.model)
     with torch.inference_mode():
         before = half(x, text)
         fix_padding(half.tower)
@@ -40,7 +40,7 @@ def test_logits_are_those_of_the_predictor(predictor):
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     text = torch.from_numpy(embed_words(predictor, words))
     with torch.inference_mode():
-        logits, _ = PictureHalf(predictor.model)(torch.from_numpy(image).permute(2, 0, 1)[None].float(), text)
+        logits, _ = ImageHalf(predictor.model)(torch.from_numpy(image).permute(2, 0, 1)[None].float(), text)
         wanted = predictor.windows(torch.from_numpy(image).permute(2, 0, 1)[None], words)
     found = torch.stack([logits[0, :2].amax(0), logits[0, 2]]).sigmoid()
     torch.testing.assert_close(found, wanted[0], atol=1e-5, rtol=1e-4)

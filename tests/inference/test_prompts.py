@@ -121,7 +121,7 @@ def test_queries_never_see_each_other(head, features):
 
 
 def test_what_looks_like_what_is_clicked_stands_out():
-    """A picture of two halves: a click in the left one, another outside in the right one, a box over both."""
+    """An image of two halves: a click in the left one, another outside in the right one, a box over both."""
     look = torch.zeros(1, 2, 4, 8)
     look[:, 0, :, :4], look[:, 1, :, 4:] = 3.0, 5.0
     points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])
@@ -156,7 +156,7 @@ def test_what_is_asked_matters(head, features, change):
 
 
 def test_points_and_boxes_arrive_in_prepared_pixels():
-    """A picture of 100 x 50 padded to 128 x 64 and squeezed to 64 x 64; another one that is only padded."""
+    """An image of 100 x 50 padded to 128 x 64 and squeezed to 64 x 64; another one that is only padded."""
     frames = [Frame((50, 100), (64, 128), (64, 64)), Frame((50, 100), (64, 128), (64, 128))]
     given = {
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
@@ -209,10 +209,10 @@ def prompt_config():
 def scenes(count: int) -> list[dict]:
     rng, out = np.random.default_rng(3), []
     for _ in range(count):
-        image, labels = draw_scene(rng, 64, 96)
-        picture, truth = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels.astype(np.int64))
+        pixels, labels = draw_scene(rng, 64, 96)
+        image, truth = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels.astype(np.int64))
         words = Vocabulary.of(["water", "land", "road", "building", "vegetation"])
-        out.append({"image": picture, "sem_seg": truth, "vocabulary": words})
+        out.append({"image": image, "sem_seg": truth, "vocabulary": words})
     return out
 
 
@@ -251,15 +251,15 @@ def test_the_predictor_keeps_the_image(monkeypatch):
         predictor.prompt([(1, 1)], [1])
     calls, encode = [], predictor.model.tower.encode_image
     monkeypatch.setattr(predictor.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
-    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    kept = predictor.set_image(picture)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    kept = predictor.set_image(image)
     mask, quality = predictor.prompt([(10, 20), (60, 40)], [1, 0])
     assert mask.shape == (50, 70)
     assert mask.dtype == bool
     assert 0 <= quality <= 1
     predictor.prompt(box=(5, 5, 40, 40))
     assert len(calls) == 1
-    predictor.set_image(picture[:30])
+    predictor.set_image(image[:30])
     again, _ = kept.prompt([(10, 20), (60, 40)], [1, 0])
     assert (again == mask).all()
 
@@ -270,7 +270,7 @@ def test_the_predictor_keeps_the_image(monkeypatch):
         ({}, "neither a point nor a box"),
         ({"points": [(1, 1)]}, "1 points with 0 labels"),
         ({"points": [(1, 1)], "labels": [2]}, r"point labels \[2\]: permitted are 1"),
-        ({"points": [(70, 1)], "labels": [1]}, r"\(70, 1\) lies outside the picture, which is 70 x 50"),
+        ({"points": [(70, 1)], "labels": [1]}, r"\(70, 1\) lies outside the image, which is 70 x 50"),
         ({"box": (9, 9, 3, 20)}, "is inside out"),
     ],
 )

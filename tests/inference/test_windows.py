@@ -33,7 +33,7 @@ class Local:
         return torch.einsum("cd,bdhw->bchw", self.mixing, cells).mul(6).sigmoid()
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -42,7 +42,7 @@ def words(count):
 
 
 def whole(model, image):
-    """What the model says of the whole picture at once, padded by reflection and resized by torch: the naive twin."""
+    """What the model says of the whole image at once, padded by reflection and resized by torch: the naive twin."""
     h, w = image.shape[-2:]
     y, x = reflected(h, 0, -(-h // 32) * 32), reflected(w, 0, -(-w // 32) * 32)
     grid = model.predict_windows(image[:, y][:, :, x][None])
@@ -52,7 +52,7 @@ def whole(model, image):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("overlap", [0, 32])
 def test_a_local_model_tiled_equals_whole(size, overlap):
-    model, image = Local(7), picture(*size)
+    model, image = Local(7), random_image(*size)
     labels, score = segment_array(image, words(7), model, window=64, overlap=overlap)
     assert all(shape[-2] <= 64 and shape[-1] <= 64 for shape in model.calls)
     best, index = whole(model, image).max(dim=0)
@@ -63,7 +63,7 @@ def test_a_local_model_tiled_equals_whole(size, overlap):
 
 
 def test_narrow_strips_give_what_one_strip_gives():
-    model, image = Local(5), picture(150, 1300)
+    model, image = Local(5), random_image(150, 1300)
     once = segment_array(image, words(5), model, window=64, overlap=32)
     plan = plan_windows(model, (150, 1300), 5, 64, 32, memory=2**18)
     assert len(plan.strips) == 3
@@ -74,7 +74,7 @@ def test_narrow_strips_give_what_one_strip_gives():
 
 def test_rows_may_be_begun_anywhere_and_give_the_same_bits():
     """What a resumed run relies on."""
-    model, image = Local(5), picture(300, 200)
+    model, image = Local(5), random_image(300, 200)
     plan = plan_windows(model, (300, 200), 5, 64, 32)
     pad = F.pad(image.float(), (0, 32, 0, 32), mode="reflect").to(torch.uint8)
 
@@ -141,7 +141,7 @@ def test_resolving_between_cells_is_bilinear_then_the_best_name(target):
     assert (labels == index).float().mean() > 0.999
 
 
-def test_reflection_of_tiny_pictures():
+def test_reflection_of_tiny_images():
     assert reflected(1, 0, 4).tolist() == [0, 0, 0, 0]
     assert reflected(3, 0, 8).tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
 
@@ -162,7 +162,7 @@ def test_windows_that_do_not_fit(options, says):
 def test_a_square_tower_takes_its_own_windows():
     model = Local(3)
     model.tower = type("T", (), {"input_size": 48, "divisor": 32})
-    labels, _ = segment_array(picture(70, 30), words(3), model)
+    labels, _ = segment_array(random_image(70, 30), words(3), model)
     assert labels.shape == (70, 30)
     assert {shape[-2:] for shape in model.calls} == {(48, 48)}
     with pytest.raises(ValueError, match="a window of 64 pixels does not fit the model: its own is 48"):
@@ -170,8 +170,8 @@ def test_a_square_tower_takes_its_own_windows():
 
 
 def test_the_model_whole_and_in_windows_agree_inside(small_model):
-    """One window over the whole picture is the whole picture."""
-    image, vocabulary = picture(64, 96), words(4)
+    """One window over the whole image is the whole image."""
+    image, vocabulary = random_image(64, 96), words(4)
     labels, score = segment_array(image, vocabulary, small_model, window=96)
     expected = small_model.predict([{"image": image, "vocabulary": vocabulary}], "labels")[0]
     assert np.abs(score - expected["score"].numpy()).max() < 1e-5
@@ -179,15 +179,15 @@ def test_the_model_whole_and_in_windows_agree_inside(small_model):
 
 
 def test_the_published_model_has_windows_of_its_own_square():
-    """One window of a picture of that square says what the model says of the whole."""
+    """One window of an image of that square says what the model says of the whole."""
     from modeling.test_published import build
 
     model = build().eval()
     side = model.tower.input_size
-    image, vocabulary = picture(side, side), words(5)
+    image, vocabulary = random_image(side, side), words(5)
     labels, score = segment_array(image, vocabulary, model)
     expected = model.predict([{"image": image, "vocabulary": vocabulary}], "labels")[0]
     assert np.abs(score - expected["score"].numpy()).max() < 1e-5
     assert (labels == expected["labels"].numpy()).mean() > 0.999
-    labels, _ = segment_array(picture(side + 40, 2 * side), vocabulary, model)
+    labels, _ = segment_array(random_image(side + 40, 2 * side), vocabulary, model)
     assert labels.shape == (side + 40, 2 * side)

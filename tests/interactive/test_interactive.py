@@ -1,4 +1,4 @@
-"""One picture with a person before it: opening with limits, sessions, exports, the prompt loop, hidden paths."""
+"""One image with a person before it: opening with limits, sessions, exports, the prompt loop, hidden paths."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import pytest
 from conftest import ROOT, draw_scene
 from PIL import Image
 
-from skysense_o.inference.pictures import PictureError
+from skysense_o.inference.images import ImageError
 from skysense_o.interactive.dialogue import Dialogue
 from skysense_o.interactive.exports import export
 from skysense_o.interactive.hidden_paths import HiddenPaths
-from skysense_o.interactive.opening import Picture, open_picture
+from skysense_o.interactive.opening import OpenedImage, open_upload
 from skysense_o.interactive.session import Session
-from skysense_o.interactive.view import legend, picture_of, region_text, words_and_colors
+from skysense_o.interactive.view import image_of, legend, region_text, words_and_colors
 from skysense_o.vocabulary import Vocabulary
 
 NAMES = Vocabulary.parse("water,road,tree")
 
 
 @pytest.fixture
-def picture():
-    return Picture(draw_scene(np.random.default_rng(0), 60, 90)[0], "town.png")
+def image():
+    return OpenedImage(draw_scene(np.random.default_rng(0), 60, 90)[0], "town.png")
 
 
 @pytest.fixture
-def session(words_only, picture, tmp_path):
-    made = Session(words_only, picture, tmp_path)
+def session(words_only, image, tmp_path):
+    made = Session(words_only, image, tmp_path)
     yield made
     made.close()
 
@@ -39,36 +39,36 @@ def session(words_only, picture, tmp_path):
 # Opening
 
 
-def test_a_picture_with_too_many_pixels_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_a_image_with_too_many_pixels_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "big.png"
     Image.new("L", (3000, 2000)).save(path)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(PictureError, match=r"^big.png has 3,000 x 2,000 pixels and 4,000,000 in all are allowed here"):
-        open_picture(path)
+    with pytest.raises(ImageError, match=r"^big.png has 3,000 x 2,000 pixels and 4,000,000 in all are allowed here"):
+        open_upload(path)
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", r"^bad.png is empty"), (b"no picture", r"^bad.png is not a picture that can be read"), (None, "damaged")],
+    [(b"", r"^bad.png is empty"), (b"no image", r"^bad.png is not an image that can be read"), (None, "damaged")],
 )
-def test_broken_files_are_named_without_their_folder(tmp_path, picture, content, says):
+def test_broken_files_are_named_without_their_folder(tmp_path, image, content, says):
     whole = io.BytesIO()
-    Image.fromarray(picture.rgb).save(whole, "png")
+    Image.fromarray(image.rgb).save(whole, "png")
     path = tmp_path / "bad.png"
     path.write_bytes(whole.getvalue()[:2000] if content is None else content)
-    with pytest.raises(PictureError, match=says) as caught:
-        open_picture(path)
+    with pytest.raises(ImageError, match=says) as caught:
+        open_upload(path)
     assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="^no picture at 'none.png'"):
-        open_picture(tmp_path / "none.png")
+    with pytest.raises(FileNotFoundError, match="^no image at 'none.png'"):
+        open_upload(tmp_path / "none.png")
 
 
 def test_a_bomb_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     Image.new("1", (300, 300)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(PictureError, match="bomb.png has too many pixels"):
-        open_picture(path)
+    with pytest.raises(ImageError, match="bomb.png has too many pixels"):
+        open_upload(path)
 
 
 def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):
@@ -76,7 +76,7 @@ def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):
     pixels = scenes.fields(40, 60)
     pixels[:, :10] = 0
     path = scenes.write_scene(tmp_path / "s.tif", pixels, nodata=0)
-    opened = open_picture(path)
+    opened = open_upload(path)
     assert opened.scene == path
     assert not opened.valid[:10].any()
     assert opened.valid[10:].all()
@@ -87,10 +87,10 @@ def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):
 # Sessions
 
 
-def test_a_session_looks_once_and_takes_its_folder_along(mini, picture, tmp_path, monkeypatch):
+def test_a_session_looks_once_and_takes_its_folder_along(mini, image, tmp_path, monkeypatch):
     calls, encode = [], mini.model.tower.encode_image
     monkeypatch.setattr(mini.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
-    session = Session(mini, picture, tmp_path)
+    session = Session(mini, image, tmp_path)
     region = session.click(20, 10)
     assert region.mask[10, 20], "the shipped weights take clicks"
     session.segment(["road", "water"])
@@ -124,11 +124,11 @@ def test_like_is_a_class_beside_the_words_or_alone(session):
         session.segment()
 
 
-def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, picture, tmp_path):
-    session = Session(prompted, picture, tmp_path)
+def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, image, tmp_path):
+    session = Session(prompted, image, tmp_path)
     session.click(30, 30)
     region = session.click(60, 50, inside=False)
-    mask, quality = prompted.set_image(picture.rgb).prompt([(30, 30), (60, 50)], [1, 0])
+    mask, quality = prompted.set_image(image.rgb).prompt([(30, 30), (60, 50)], [1, 0])
     assert np.array_equal(region.mask, mask)
     assert region.quality == quality
     assert session.corner_at(70, 50) is None
@@ -143,21 +143,21 @@ def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, pictur
 
 
 def test_the_view(session):
-    plain = np.asarray(picture_of(session, (), 0.5))
-    assert np.array_equal(plain, session.picture.rgb)
+    plain = np.asarray(image_of(session, (), 0.5))
+    assert np.array_equal(plain, session.image.rgb)
     session.segment(["water", "<b>road</b>"], colors={"water": (1, 2, 3)})
-    assert np.array_equal(np.asarray(picture_of(session, (), 1)), session.picture.rgb), "every mask is switched off"
-    shown = np.asarray(picture_of(session, ("water",), 1))
+    assert np.array_equal(np.asarray(image_of(session, (), 1)), session.image.rgb), "every mask is switched off"
+    shown = np.asarray(image_of(session, ("water",), 1))
     water = session.found.labels == 0
     assert (shown[water] == (1, 2, 3)).all()
-    assert np.array_equal(shown[~water], session.picture.rgb[~water])
+    assert np.array_equal(shown[~water], session.image.rgb[~water])
     table = legend(session)
     assert "#010203" in table
     assert "&lt;b&gt;road" in table
     assert "<b>road" not in table
     session.draw_box(10, 10, 40, 30)
     assert "651 pixels, the box itself" in region_text(session, session.name(NAMES))
-    assert not np.array_equal(np.asarray(picture_of(session, (), 0.5)), session.picture.rgb)
+    assert not np.array_equal(np.asarray(image_of(session, (), 0.5)), session.image.rgb)
 
 
 def test_words_may_have_colours():
@@ -173,7 +173,7 @@ def test_words_may_have_colours():
 # Files
 
 
-def test_every_file_of_a_plain_picture(session):
+def test_every_file_of_a_plain_image(session):
     with pytest.raises(ValueError, match="nothing to save yet"):
         export(session)
     session.segment(["water", "road"], ["tree"])
@@ -196,7 +196,7 @@ def test_files_of_a_scene_hold_what_was_seen_in_its_place(mini, tmp_path):
 
     pixels = scenes.fields(60, 80)
     pixels[:, :10] = 0
-    session = Session(mini, open_picture(scenes.write_scene(tmp_path / "s.tif", pixels, nodata=0)), tmp_path)
+    session = Session(mini, open_upload(scenes.write_scene(tmp_path / "s.tif", pixels, nodata=0)), tmp_path)
     session.segment(["water", "road", "tree"])
     files = {path.name: path for path in export(session)}
     with rasterio.open(files["s_labels.tif"]) as file:
@@ -235,16 +235,16 @@ def test_the_prompt_loop(session, tmp_path):
     assert {"town_overlay.png", "town_region.png", "town_labels.tif"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
-def test_everything_that_finds_nothing_says_so(prompted, picture, tmp_path, monkeypatch):
-    session, said = Session(prompted, picture, tmp_path), io.StringIO()
+def test_everything_that_finds_nothing_says_so(prompted, image, tmp_path, monkeypatch):
+    session, said = Session(prompted, image, tmp_path), io.StringIO()
     monkeypatch.setattr(session, "find_everything", partial(session.find_everything, quality=1, stability=1))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO("everything 2"), stdout=said).cmdloop()
     assert "no region that the model is sure of: try more clicks" in said.getvalue()
     session.close()
 
 
-def test_the_prompt_loop_with_prompts(prompted, picture, tmp_path, monkeypatch):
-    session, said = Session(prompted, picture, tmp_path), io.StringIO()
+def test_the_prompt_loop_with_prompts(prompted, image, tmp_path, monkeypatch):
+    session, said = Session(prompted, image, tmp_path), io.StringIO()
     lines = "point 20 20\npoint 70 50 0\neverything 4\nwords point of view\nclear\nname"
     monkeypatch.setattr(session, "find_everything", partial(session.find_everything, quality=0, stability=0))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO(lines), stdout=said).cmdloop()
@@ -265,7 +265,7 @@ def test_the_command_line(call, tmp_path, monkeypatch):
     assert (tmp_path / "yellowstone_0.4m_overlay.png").is_file()
     code, _, err = call("demo/demo.py", "--input", shipped, shipped.parent / "fields_30m.jpg", *words)
     assert code == 2
-    assert "takes one picture and --input gives 2" in err
+    assert "takes one image and --input gives 2" in err
     code, _, err = call("demo/demo.py", "--input", shipped, "--output", tmp_path)
     assert code == 2
     assert "no words: give --classes" in err

@@ -103,10 +103,10 @@ def segment(page, words: str) -> str:
 
 
 def click(page, x: float, y: float) -> None:
-    """At a share of the picture's width and height."""
-    picture = page.locator("#view img")
-    box = picture.bounding_box()
-    picture.click(position={"x": box["width"] * x, "y": box["height"] * y})
+    """At a share of the image's width and height."""
+    image = page.locator("#view img")
+    box = image.bounding_box()
+    image.click(position={"x": box["width"] * x, "y": box["height"] * y})
 
 
 @needs_chromium
@@ -152,13 +152,13 @@ def test_a_box_is_dragged(visit, town):
     page = visit()
     page.locator("input[type=file]").set_input_files(town)
     page.get_by_text("town.png, 180 x 120 pixels").wait_for()
-    picture = page.locator("#view img")
-    picture.evaluate("img => img.decode()")
-    box = picture.bounding_box()
+    image = page.locator("#view img")
+    image.evaluate("img => img.decode()")
+    box = image.bounding_box()
     zoom = box["width"] / 180
 
     def drag(*corners: tuple[int, int]) -> None:
-        before = picture.get_attribute("src")
+        before = image.get_attribute("src")
         (x, y), *rest = [(box["x"] + x * zoom, box["y"] + y * zoom) for x, y in corners]
         page.mouse.move(x, y)
         page.mouse.down()
@@ -205,8 +205,8 @@ def test_uploads_mistakes_and_a_question(visit, town, tmp_path):
     page.get_by_label("Classes").fill("road,,tree")
     page.get_by_role("button", name="Segment").click()
     page.get_by_text("a class name is blank").wait_for()
-    page.get_by_label("Ask about the picture").fill("How far?")
-    page.get_by_label("Ask about the picture").press("Enter")
+    page.get_by_label("Ask about the image").fill("How far?")
+    page.get_by_label("Ask about the image").press("Enter")
     page.get_by_text("How far? 180 wide").wait_for()
 
 
@@ -233,7 +233,7 @@ def test_two_people_at_once_and_their_folders_go(visit, served, town, tmp_path):
     sessions = set(served[1].glob("session_*"))
     first.get_by_role("button", name="Road in a forest").click()
     first.get_by_text("312 x 259").wait_for()
-    assert len(set(served[1].glob("session_*")) & sessions) == len(sessions) - 1, "the picture before is gone"
+    assert len(set(served[1].glob("session_*")) & sessions) == len(sessions) - 1, "the image before is gone"
 
 
 def test_without_an_answerer_there_is_no_question_box(app, mini, tmp_path):
@@ -241,8 +241,8 @@ def test_without_an_answerer_there_is_no_question_box(app, mini, tmp_path):
         return {getattr(block, "label", None) for block in blocks.blocks.values()}
 
     page = app.Page(mini, tmp_path, 1000)
-    assert "Ask about the picture" not in labels(app.build(page))
-    assert "Ask about the picture" in labels(app.build(page, answer=lambda rgb, text: ""))
+    assert "Ask about the image" not in labels(app.build(page))
+    assert "Ask about the image" in labels(app.build(page, answer=lambda rgb, text: ""))
 
 
 def test_words_only_weights_are_told_what_to_load(app, words_only, tmp_path):
@@ -260,7 +260,7 @@ def test_weights_with_prompts_take_clicks_and_everything(app, tmp_path):
     assert choices == [app.INSIDE, app.OUTSIDE, app.BOX]
     session = page.open(ROOT / "demo/fields_30m.jpg", None)[0]
     session, view, text = page.select(session, app.INSIDE, [], 0.5, (300, 240))
-    assert session.region.points == [(100, 80)], "the picture is shown three times larger"
+    assert session.region.points == [(100, 80)], "the image is shown three times larger"
     assert "IoU thought to be" in text
     assert view.size == (900, 840)
     _, _, text = page.everything(session, [], 0.5)
@@ -276,5 +276,5 @@ def test_a_bug_is_not_told_to_the_browser(app):
 
     with pytest.raises(gr.Error, match="server's log says why"):
         app.guarded(broken)(object())
-    with pytest.raises(gr.Error, match="No picture yet"):
+    with pytest.raises(gr.Error, match="No image yet"):
         app.guarded(broken)(None)

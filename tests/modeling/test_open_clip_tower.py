@@ -54,7 +54,7 @@ COLORS = {"red": (1.0, -1, -1), "green": (-1, 1.0, -1), "blue": (-1, -1, 1.0), "
 
 
 def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of one colour with noise, and which colour."""
+    """Images of one colour with noise, and which colour."""
     kinds = torch.randint(0, len(COLORS), (count,), generator=generator)
     flat = torch.tensor(list(COLORS.values()))[kinds][:, :, None, None]
     return flat + torch.randn(count, 3, size, size, generator=generator) * 0.7, kinds
@@ -62,7 +62,7 @@ def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Te
 
 @pytest.mark.parametrize(("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-convnext", 64)])
 def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size):
-    """On a tower that was trained for a moment to tell colours apart; also on a picture of another size and shape."""
+    """On a tower that was trained for a moment to tell colours apart; also on an image of another size and shape."""
     torch.manual_seed(0)
     tower, generator = OpenCLIPTower(config(name)), torch.Generator().manual_seed(1)
     if name == "tiny-convnext":  # random features do, and its convolutions are slow to train

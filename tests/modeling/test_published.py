@@ -343,9 +343,9 @@ def test_to_safetensors_and_back_bit_for_bit(call, published_file):
 
 def test_converted_weights_segment_without_a_config(call, published_file):
     folder, _ = published_file
-    picture = folder / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(picture)
-    words = ("--input", picture, "--classes", "ship,harbor", "--save", "labels", "--device", "cpu")
+    image = folder / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(image)
+    words = ("--input", image, "--classes", "ship,harbor", "--save", "labels", "--device", "cpu")
     config = ("--config-file", folder / "small.yaml")
     assert call(CONVERT, folder / "model_final.pth", folder / "ours.safetensors", *config)[0] == 0
     for weights, more in (("model_final.pth", config), ("ours.safetensors", ())):

@@ -145,16 +145,16 @@ def test_a_checkpoint_that_is_not_sams_or_does_not_fit(tmp_path):
         load_sam_decoder(head, tmp_path / "sam.pth")
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_batch_of_two_equals_two_of_one(small_model):
     """Different sizes and different words in one call."""
     samples = [
-        {"image": picture(70, 90), "vocabulary": Vocabulary.parse("road,water|lake,tree")},
-        {"image": picture(65, 81, 1), "vocabulary": Vocabulary.parse("building")},
-        {"image": picture(40, 30, 2), "vocabulary": Vocabulary.parse("grass,sand"), "height": 55, "width": 21},
+        {"image": image(70, 90), "vocabulary": Vocabulary.parse("road,water|lake,tree")},
+        {"image": image(65, 81, 1), "vocabulary": Vocabulary.parse("building")},
+        {"image": image(40, 30, 2), "vocabulary": Vocabulary.parse("grass,sand"), "height": 55, "width": 21},
     ]
     together = small_model.predict(samples, "probabilities")
     for sample, one in zip(samples, together):
@@ -166,14 +166,14 @@ def test_a_batch_of_two_equals_two_of_one(small_model):
 
 def test_a_thousand_names(small_model):
     names = Vocabulary.of([f"thing {i}" for i in range(1000)])
-    (out,) = small_model.predict([{"image": picture(64, 64), "vocabulary": names}], "labels")
+    (out,) = small_model.predict([{"image": image(64, 64), "vocabulary": names}], "labels")
     assert out["labels"].max() < 1000
     assert out["presence"].shape == (1000,)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (33, 31)])
 def test_odd_sizes(small_model, size):
-    (out,) = small_model.predict([{"image": picture(*size), "vocabulary": Vocabulary.parse("road")}], "labels")
+    (out,) = small_model.predict([{"image": image(*size), "vocabulary": Vocabulary.parse("road")}], "labels")
     assert out["labels"].shape == size
 
 

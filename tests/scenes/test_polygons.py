@@ -12,18 +12,18 @@ pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
 import geopandas
 import rasterio
 import shapely
+from made_scenes import UTM, fields
 from pycocotools import mask
 from rasterio.transform import Affine
-from made_scenes import UTM, fields
 from scipy import ndimage
 
-from skysense_o.scenes import regions as regions_module
 from skysense_o.scenes import polygons as vectors
+from skysense_o.scenes import regions as regions_module
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
-from skysense_o.scenes.pixel_area import PixelAreas
-from skysense_o.scenes.regions import find_regions
-from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
 from skysense_o.scenes.label_store import SCORE_STEPS
+from skysense_o.scenes.pixel_area import PixelAreas
+from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
+from skysense_o.scenes.regions import find_regions
 
 NAMES, COLORS = ("none", "red", "green & <blue>"), ((9, 9, 9), (255, 0, 0), (0, 255, 99))
 CRS = rasterio.crs.CRS.from_epsg(32633)

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
 import rasterio
+from made_scenes import UTM, fields, write_scene
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.warp import transform_geom
-from made_scenes import UTM, fields, write_scene
 
-from skysense_o.inference.pictures import PictureError
+from skysense_o.inference.images import ImageError
 from skysense_o.scenes.raster import Raster
 
 FILL = (100, 110, 120)
@@ -162,14 +162,14 @@ def test_bad_rasters_are_told_apart(tmp_path):
     (tmp_path / "no.geojson").write_text("{")
     near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)], name="near.geojson")
     for path, options, error, says in (
-        (tmp_path / "absent.tif", {}, FileNotFoundError, "no picture at"),
-        (tmp_path / "text.tif", {}, PictureError, "is not a raster that can be read"),
-        (tmp_path / "cut.tif", {}, PictureError, "cut short or damaged"),
-        (empty, {}, PictureError, "has no valid pixel"),
-        (nan, {}, PictureError, "has no valid pixel"),
-        (waves, {}, PictureError, "complex numbers"),
-        (good, {"bands": (4, 3, 2)}, PictureError, "it has bands 1 to 3"),
-        (good, {"bands": (1, 2)}, PictureError, "give three of them, or one"),
+        (tmp_path / "absent.tif", {}, FileNotFoundError, "no image at"),
+        (tmp_path / "text.tif", {}, ImageError, "is not a raster that can be read"),
+        (tmp_path / "cut.tif", {}, ImageError, "cut short or damaged"),
+        (empty, {}, ImageError, "has no valid pixel"),
+        (nan, {}, ImageError, "has no valid pixel"),
+        (waves, {}, ImageError, "complex numbers"),
+        (good, {"bands": (4, 3, 2)}, ImageError, "it has bands 1 to 3"),
+        (good, {"bands": (1, 2)}, ImageError, "give three of them, or one"),
         (good, {"gsd": 0}, ValueError, "--gsd 0 is out of range"),
         (nowhere, {"gsd": 1}, ValueError, "has no CRS and transform"),
         (nowhere, {"aoi": near}, ValueError, "has no CRS and transform, so the area"),

@@ -14,16 +14,16 @@ import pytest
 pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
 import rasterio
 from conftest import ROOT
+from made_scenes import UTM, WORDS, colour_predictor, fields, write_scene
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
-from made_scenes import UTM, WORDS, colour_predictor, fields, write_scene
 from scenes.test_raster import area
 
-from skysense_o.scenes.scene import SceneOptions
-from skysense_o.scenes.export import FORMATS, run_scene
 from skysense_o.inference.sliding import segment_array
+from skysense_o.scenes.export import FORMATS, run_scene
+from skysense_o.scenes.scene import SceneOptions
 from skysense_o.vocabulary import Vocabulary
 
 SMALL = {"window": 64, "overlap": 32}
@@ -43,7 +43,7 @@ def labels_of(path) -> np.ndarray:
 
 
 def expected_labels(pixels: np.ndarray) -> np.ndarray:
-    """What ColourModel says of the whole picture, by torch's own resizing."""
+    """What ColourModel says of the whole image, by torch's own resizing."""
     import torch
     import torch.nn.functional as F
 
@@ -288,9 +288,9 @@ def test_damage_in_the_middle_leaves_nothing_under_a_final_name(tmp_path):
 
 
 def test_shares_of_several_processes_make_the_whole(tmp_path):
+    from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.raster import Raster
     from skysense_o.scenes.scene import gdal, segment_scene
-    from skysense_o.scenes.export import save_scene
 
     path = write_scene(tmp_path / "s.tif", fields(200, 300))
     files, _ = make(path, tmp_path / "one")
@@ -374,7 +374,7 @@ def test_no_seams_on_a_real_scene(mini):
     assert min(excess[0, 0], excess[0, 1]) > 1.5, "the test can tell"
 
 
-def test_without_the_extra_plain_pictures_work_and_scenes_name_the_cure(tmp_path):
+def test_without_the_extra_plain_images_work_and_scenes_name_the_cure(tmp_path):
     Image.fromarray(fields(40, 60).transpose(1, 2, 0)).save(tmp_path / "p.png")
     write_scene(tmp_path / "s.tif", fields(40, 60))
     code = (
@@ -390,7 +390,7 @@ def test_without_the_extra_plain_pictures_work_and_scenes_name_the_cure(tmp_path
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert [line for line in done.stdout.split("\n") if "code" in line] == ["code 0", "code 2"], done.stderr
-    assert "s.tif is read as a plain picture, its place is lost" in done.stderr
+    assert "s.tif is read as a plain image, its place is lost" in done.stderr
     assert 'which is not installed: pip install -e ".[geo]"' in done.stderr
 
 
@@ -451,7 +451,7 @@ def test_mistakes_get_one_line_and_no_output(call, tmp_path, changes, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plain_picture_can_be_seen_in_windows(mini):
+def test_a_plain_image_can_be_seen_in_windows(mini):
     image = fields(100, 150).transpose(1, 2, 0)
     found = mini(image, "water,land,road", window=64)
     assert found.labels.dtype == np.uint8

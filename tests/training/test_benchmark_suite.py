@@ -15,16 +15,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 from pycocotools import mask
-from vqa.test_questions import answerer_config
 from training.test_whole_path import SMALL, command
+from vqa.test_questions import answerer_config
 
-from skysense_o.vqa import EmbeddedAnswerer
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import evaluation_splits, records_of
 from skysense_o.evaluation.predictions import as_coco
 from skysense_o.evaluation.table import read_published, rows_of
 from skysense_o.meta_arch import SkySenseO
+from skysense_o.vqa import EmbeddedAnswerer
 
 CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml", "--eval-only")
 
@@ -80,8 +80,8 @@ def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):
     said = json.loads((inference / "rsivqa_test_predictions.json").read_text())
     assert len(said) == 9
     assert {"question", "answer", "kind", "said"} < set(said[0])
-    pictures = sorted(p.name for p in (inference / "dubai_val_pictures").iterdir())
-    assert [name.split("_")[0] for name in pictures] == ["best", "worst"], "two pictures: the middle one is the best"
+    images = sorted(p.name for p in (inference / "dubai_val_images").iterdir())
+    assert [name.split("_")[0] for name in images] == ["best", "worst"], "two images: the middle one is the best"
     assert (inference / "dubai_val_names_confusion.png").is_file()
     _predictions_agree(inference / "dubai_val_predictions", body["results"][0]["results"]["names"])
 
@@ -91,7 +91,7 @@ def test_a_folder_of_ones_own_by_its_path(run, dubai, tmp_path):
     for kind, own in (("images", "img_dir/val"), ("labels", "ann_dir/val")):
         shutil.copytree(dubai / kind, folder / own)
     (folder / "dataset.yaml").write_text("classes: [water, land, road, building, vegetation]\n")
-    code, out, body = run("DATASETS.TEST", f"('{folder}:val',)", "TEST.PICTURES", 1)
+    code, out, body = run("DATASETS.TEST", f"('{folder}:val',)", "TEST.IMAGES", 1)
     assert code == 0, out
     assert [r["data_set"] for r in body["results"]] == [f"{folder}:val"]
     assert 0 <= body["results"][0]["numbers"]["mIoU"] <= 1
@@ -123,7 +123,7 @@ def test_what_is_done_is_read_back(run, dubai, weights, tmp_path, monkeypatch):
     """By calls of the model: none the second time; again with another protocol; again with other data."""
     calls, predict = [], SkySenseO.predict
     monkeypatch.setattr(SkySenseO, "predict", lambda self, s, r: calls.append(1) or predict(self, s, r))
-    quiet = ("TEST.PICTURES", 0)
+    quiet = ("TEST.IMAGES", 0)
     first = run(*quiet)[2]
     assert len(calls) == 2
     again = run(*quiet)[2]
@@ -143,7 +143,7 @@ def test_what_is_done_is_read_back(run, dubai, weights, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
-    """Three pictures on two processes: none counts twice, none is lost."""
+    """Three images on two processes: none counts twice, none is lost."""
     (dubai / "images/tile6_002.jpg").write_bytes((dubai / "images/tile1_001.jpg").read_bytes())
     (dubai / "labels/tile6_002.png").write_bytes((dubai / "labels/tile1_001.png").read_bytes())
     cfg = answerer_config(records_of("rsivqa_train"))

@@ -58,7 +58,7 @@ def test_tower_and_head(model_on, fake, device):
 
 @pytest.mark.parametrize("device", ["cuda", "meta"])
 def test_losses_of_samples_from_the_cpu(model_on, fake, device):
-    """As the loader gives them: pictures and labels in main memory, different sizes and words."""
+    """As the loader gives them: images and labels in main memory, different sizes and words."""
     model = model_on(device)
     with fake:
         samples = [

@@ -149,14 +149,14 @@ def test_old_checkpoints_are_pruned(tmp_path):
     assert names == {"model_0000003.pth", "model_0000004.pth", "model_best.pth"}
 
 
-def test_a_loss_that_is_no_number_names_itself_and_the_pictures(tmp_path):
+def test_a_loss_that_is_no_number_names_itself_and_the_images(tmp_path):
     sample = {
         "image": torch.zeros(3, 4, 4, dtype=torch.uint8),
         "vocabulary": Vocabulary.parse("road"),
         "file_name": "a.jpg",
     }
     losses = {"loss_bce": torch.tensor(1.0), "loss_region": torch.tensor(float("nan"))}
-    with pytest.raises(LossError, match=r"loss_region.*nan.*step 8, of the pictures a.jpg; the batch is in") as error:
+    with pytest.raises(LossError, match=r"loss_region.*nan.*step 8, of the images a.jpg; the batch is in") as error:
         check_losses(losses, [sample], 7, tmp_path)
     assert "loss_bce" not in str(error.value)
     dump = torch.load(tmp_path / "nan_0000007_0.pth", weights_only=True)
@@ -170,7 +170,7 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     words = tiny(config, **{"SOLVER.BASE_LR": 1e30, "SOLVER.MAX_ITER": 4, "SOLVER.WARMUP_ITERS": 0})
     code, _, err = call("tools/train_net.py", "--config-file", config, "OUTPUT_DIR", tmp_path / "run", *words)
     assert code == 2
-    assert re.search(r"error: .*nan.* in step \d, of the pictures .*tile\d_00\d.jpg", err)
+    assert re.search(r"error: .*nan.* in step \d, of the images .*tile\d_00\d.jpg", err)
     assert list((tmp_path / "run").glob("nan_*.pth"))
 
 

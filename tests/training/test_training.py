@@ -89,7 +89,7 @@ def four_scenes() -> list[dict]:
     return samples
 
 
-def test_it_learns_four_pictures_by_heart():
+def test_it_learns_four_images_by_heart():
     torch.manual_seed(0)
     cfg = default_config()
     cfg.MODEL.TOWER.WIDTH = 32
@@ -132,7 +132,7 @@ def test_each_training_config_uses_all_its_parameters(root):
 @pytest.mark.parametrize("tower", ["MiniTower", "SkySenseCLIP"])
 @pytest.mark.parametrize("head", ["SAMMaskHead", "CostAggregationHead"])
 def test_each_head_works_with_each_tower(cfg, tower, head):
-    """Built from the config at a fraction of the size: one training step, and a picture of an odd size."""
+    """Built from the config at a fraction of the size: one training step, and an image of an odd size."""
     cfg.MODEL.TOWER.NAME, cfg.MODEL.SEM_SEG_HEAD.NAME = tower, head
     swin, text = cfg.MODEL.TOWER.SWIN, cfg.MODEL.TOWER.CLIP_TEXT
     swin.DIM, swin.DEPTHS, swin.HEADS, swin.WINDOWS = 16, [2, 2, 2, 2], [2, 2, 4, 4], [4, 4, 4, 4]

@@ -57,7 +57,7 @@ def test_train_evaluate_demo(dubai, tmp_path):
     assert "eta" in (out / "log.txt").read_text()
     assert "model" in torch.load(out / "model_final.pth", weights_only=True)
     assert (out / "inference/dubai_val_names_confusion.csv").read_text().startswith("truth")
-    sheets = [path.name for path in (out / "inference/dubai_val_pictures").iterdir()]
+    sheets = [path.name for path in (out / "inference/dubai_val_images").iterdir()]
     assert {name.split("_")[0] for name in sheets} >= {"best", "worst"}
     trained = json.loads((out / "inference/dubai_val.json").read_text())["results"]["names"]["mIoU"]
 
@@ -69,8 +69,8 @@ def test_train_evaluate_demo(dubai, tmp_path):
     again = json.loads((tmp_path / "eval/inference/dubai_val.json").read_text())["results"]["names"]["mIoU"]
     assert again == pytest.approx(trained, abs=1e-6)
 
-    picture = dubai / "images/tile5_001.jpg"
-    options = ["--input", picture, "--classes", "water,land", "--output", tmp_path / "demo"]
+    image = dubai / "images/tile5_001.jpg"
+    options = ["--input", image, "--classes", "water,land", "--output", tmp_path / "demo"]
     done = command(ROOT / "demo/demo.py", *options, "--weights", out / "model_final.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo/tile5_001_overlay.png").is_file()

@@ -11,8 +11,6 @@ import torch
 from conftest import ROOT, small_config
 from PIL import Image
 
-from skysense_o.vqa import EmbeddedAnswerer, embedded
-from skysense_o.vqa.counter import CELLS, MARKED, Counter, counting_maps, density_loss, marked_density
 from skysense_o.checkpoint import WeightsError, load_weights, save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
@@ -20,6 +18,8 @@ from skysense_o.data.question_mapper import QuestionMapper, read_points
 from skysense_o.inference.classify import load_answerer
 from skysense_o.modeling import Features
 from skysense_o.training.run import build_model, check, fill_answers
+from skysense_o.vqa import EmbeddedAnswerer, embedded
+from skysense_o.vqa.counter import CELLS, MARKED, Counter, counting_maps, density_loss, marked_density
 
 ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
@@ -98,7 +98,7 @@ def test_what_is_smaller_than_a_cell_is_not_lost():
 
 @pytest.fixture
 def cars(tmp_path, monkeypatch):
-    """Pictures with one white car each, as RSIVQA has them, and where the car is."""
+    """Images with one white car each, as RSIVQA has them, and where the car is."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     folder, lines, marks = tmp_path / "ucmerced", [], []
     (folder / "images" / "overpass").mkdir(parents=True)
@@ -108,7 +108,7 @@ def cars(tmp_path, monkeypatch):
         image[y - 2 : y + 3, x - 2 : x + 3] = 255
         name = f"images/overpass/overpass{number:02}.jpg"
         Image.fromarray(image).save(folder / name, quality=100)
-        for question, answer in (("How many cars in the picture?", "one"), ("Is there a car?", "yes")):
+        for question, answer in (("How many cars in the image?", "one"), ("Is there a car?", "yes")):
             entry = {"image": name, "split": "train", "question": question, "answer": answer, "kind": "human"}
             lines.append(json.dumps(entry))
         marks.append(json.dumps({"image": name, "what": "car", "points": [[x + 0.5, y + 0.5]]}))
@@ -126,9 +126,9 @@ def counting_config(points):
     return cfg
 
 
-def test_marks_turn_with_the_picture(cars):
+def test_marks_turn_with_the_image(cars):
     records = records_of("rsivqa_train_count")
-    assert {record["question"] for record in records} == {"How many cars in the picture?"}
+    assert {record["question"] for record in records} == {"How many cars in the image?"}
     assert len(records_of("rsivqa_train")) == 6
     mapper, turns = QuestionMapper(counting_config(cars)), set()
     for _ in range(20):
@@ -139,16 +139,14 @@ def test_marks_turn_with_the_picture(cars):
             assert sample["image"][:, y, x].min() > 200, "the mark is on the car"
             turns.add(sample["file_name"][-1])
     assert turns == set("0123")
-    reds = [
-        mapper({**records[0], "question": "How many red cars in the picture?", "answer": "zero"}) for _ in range(20)
-    ]
+    reds = [mapper({**records[0], "question": "How many red cars in the image?", "answer": "zero"}) for _ in range(20)]
     asked = {(sample["question"], sample["answer"], len(sample.get("points", ()))) for sample in reds}
-    assert asked == {("How many red cars in the picture?", "zero", 0), ("How many cars in the picture?", "1", 1)}
+    assert asked == {("How many red cars in the image?", "zero", 0), ("How many cars in the image?", "1", 1)}
     where = mapper({**records[0], "question": "Where is the car?", "answer": "left"})
     assert where["file_name"] == records[0]["file_name"], "left would not stay left"
 
 
-def test_a_picture_is_asked_for_all_that_is_marked_in_it(cars):
+def test_a_image_is_asked_for_all_that_is_marked_in_it(cars):
     marks = {"red car": [[6, 16]], "car": [[24, 32], [6, 16]]}
     cars.write_text(
         "\n".join(json.dumps({"image": "overpass/overpass00", "what": k, "points": p}) for k, p in marks.items())
@@ -157,11 +155,11 @@ def test_a_picture_is_asked_for_all_that_is_marked_in_it(cars):
     np.random.seed(0)
     samples = [mapper(record) for _ in range(300)]
     asked = Counts((sample["question"], sample["answer"]) for sample in samples)
-    assert set(asked) == {("How many cars in the picture?", "one"), ("How many red cars in the picture?", "1")}
-    assert 170 < asked["How many cars in the picture?", "one"] < 230, "two times of three what people asked"
+    assert set(asked) == {("How many cars in the image?", "one"), ("How many red cars in the image?", "1")}
+    assert 170 < asked["How many cars in the image?", "one"] < 230, "two times of three what people asked"
     unturned = {s["question"]: s["points"].tolist() for s in samples if s["file_name"].endswith("turned 0")}
-    assert unturned["How many red cars in the picture?"] == [[0.125, 0.25]], "shares of 48 x 64"
-    assert unturned["How many cars in the picture?"] == [[0.5, 0.5], [0.125, 0.25]]
+    assert unturned["How many red cars in the image?"] == [[0.125, 0.25]], "shares of 48 x 64"
+    assert unturned["How many cars in the image?"] == [[0.5, 0.5], [0.125, 0.25]]
 
 
 def test_the_counter_leaves_other_answers_as_they_are(cars):
@@ -171,8 +169,8 @@ def test_the_counter_leaves_other_answers_as_they_are(cars):
     losses = model.train()([mapper(record) for record in records_of("rsivqa_train_count")])
     assert set(losses) == {"loss_answer", "loss_count", "loss_density"}
     assert losses["loss_density"] > 0
-    pictures = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(4)]
-    asked = pictures, ["Is there a car?", "How many cars?"] * 2
+    images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(4)]
+    asked = images, ["Is there a car?", "How many cars?"] * 2
     model.eval()
     with torch.no_grad():
         model.counter.habit.bias[4] += 100
@@ -185,23 +183,23 @@ def test_the_counter_leaves_other_answers_as_they_are(cars):
 
 def test_each_number_goes_to_its_question(cars, monkeypatch):
     model = EmbeddedAnswerer(counting_config(cars)).eval()
-    pictures = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (10, 20, 30)]
+    images = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (10, 20, 30)]
     questions = ["Is there a car?", "How many cars?", "How many boats?"]
     said = torch.tensor([[0.0] * 7 + [1], [1] + [0.0] * 7, [1] + [0.0] * 7])
     monkeypatch.setattr(model, "scores", lambda places, text: said)
     given = {}
 
-    def count(images, text):
-        given.update(values=[int(image[0, 0, 0]) for image in images], text=text)
+    def count(seen, text):
+        given.update(values=[int(image[0, 0, 0]) for image in seen], text=text)
         return [3, 5]
 
     monkeypatch.setattr(model, "count", count)
-    assert model.answer(pictures, questions) == ["yes", "3", "5"]
+    assert model.answer(images, questions) == ["yes", "3", "5"]
     assert given["values"] == [20, 30]
     assert torch.equal(given["text"], model._read(questions[1:]))
 
 
-def test_a_turned_picture_has_the_same_number(cars):
+def test_a_turned_image_has_the_same_number(cars):
     """The mean over all four turns is the same whichever came first; of each alone it is not."""
     torch.manual_seed(0)
     model, shares = EmbeddedAnswerer(counting_config(cars)).eval(), []
@@ -209,9 +207,9 @@ def test_a_turned_picture_has_the_same_number(cars):
         model.counter.near.weight.normal_(std=3.0)  # so that it matters what lies left and what above
         model.counter.sharpness.bias.fill_(-5)
     model.counter.register_forward_hook(lambda module, given, gives: shares.append(gives[0].softmax(1)))
-    picture, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._read(["How many cars?"])
+    image, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._read(["How many cars?"])
     for turn in range(2):
-        model.count([torch.rot90(picture, turn, (1, 2))], text)
+        model.count([torch.rot90(image, turn, (1, 2))], text)
     assert len(shares) == 8
     assert torch.allclose(sum(shares[:4]), sum(shares[4:]), atol=1e-5)
     assert not torch.allclose(shares[0], shares[1], atol=1e-4)
@@ -245,7 +243,7 @@ def test_a_side_that_the_tower_would_pad_is_refused(cars):
         EmbeddedAnswerer(cfg)
 
 
-def test_marks_beyond_the_picture_are_named(cars):
+def test_marks_beyond_the_image_are_named(cars):
     cars.write_text(json.dumps({"image": "overpass/overpass00", "what": "car", "points": [[100, 3]]}))
     with pytest.raises(ValueError, match=r"marks up to \[100.0, 3.0\] in .*overpass00.jpg, which is 48 x 64"):
         QuestionMapper(counting_config(cars))(records_of("rsivqa_train_count")[0])
@@ -289,15 +287,15 @@ def test_marks_that_no_training_would_see_are_refused(cars, tmp_path):
 
 
 def test_the_marks_we_ship_are_those_that_are_written_of():
-    marks, points, pictures = read_points("ucmerced.jsonl"), Counts(), Counts()
+    marks, points, images = read_points("ucmerced.jsonl"), Counts(), Counts()
     for kinds in marks.values():
         for kind, some in kinds.items():
-            pictures[kind] += 1
+            images[kind] += 1
             points[kind] += len(some)
     table = (ROOT / "datasets/README.md").read_text()
-    assert f"in {len(marks)} of UC Merced's training pictures\n({points.total():,} points)" in table
-    for kind in pictures:
-        assert f"\n| {kind} | {pictures[kind]} | {points[kind]:,} |" in table
+    assert f"in {len(marks)} of UC Merced's training images\n({points.total():,} points)" in table
+    for kind in images:
+        assert f"\n| {kind} | {images[kind]} | {points[kind]:,} |" in table
     places = np.array([point for kinds in marks.values() for some in kinds.values() for point in some])
     assert places.min() >= 0
     assert places.max() < 256
@@ -308,10 +306,10 @@ def test_a_file_holds_the_counter(cars, tmp_path):
     model = EmbeddedAnswerer(cfg).eval()
     save_weights(model, tmp_path / "count.safetensors", model_config(cfg).dump())
     again = load_answerer(tmp_path / "count.safetensors", "cpu")
-    pictures, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._read(["How many cars?"])
+    images, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._read(["How many cars?"])
     assert again.counter.numbers == model.counter.numbers
     with torch.no_grad():
-        before, after = (m.counter(counting_maps(m.see(pictures)), text)[0] for m in (model, again))
+        before, after = (m.counter(counting_maps(m.see(images)), text)[0] for m in (model, again))
     assert torch.allclose(before, after, atol=1e-4)
     without = counting_config("")
     without.MODEL.ANSWERER.COUNTING = False

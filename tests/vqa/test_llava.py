@@ -8,9 +8,9 @@ from conftest import small_config
 from tiny_llama import ANSWERS, QUESTIONS
 from torch import nn
 
-from skysense_o.vqa.llava import LlavaAnswerer
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import model_config
+from skysense_o.vqa.llava import LlavaAnswerer
 
 COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30))
 
@@ -25,9 +25,9 @@ def answerer_config(llama, rank: int, precision: str = "fp32"):
 
 @pytest.fixture
 def samples():
-    """Four pictures, two questions each: no question alone gives its answer away."""
-    pictures = [torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 64) for color in COLORS]
-    pairs = [(picture, question) for picture in pictures for question in QUESTIONS]
+    """Four images, two questions each: no question alone gives its answer away."""
+    images = [torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 64) for color in COLORS]
+    pairs = [(image, question) for image in images for question in QUESTIONS]
     return [{"image": i, "question": q, "answer": a} for (i, q), a in zip(pairs, ANSWERS)]
 
 
@@ -49,7 +49,7 @@ def test_eight_questions_are_learned_by_heart(llama, samples, tmp_path):
     assert model.answer(images, questions) == list(ANSWERS)
     assert model.answer(images, questions, cache=False) == list(ANSWERS)
     assert [model.answer([i], [q])[0] for i, q in zip(images, questions)] == list(ANSWERS), "alone as in a batch"
-    assert model.answer(images[2:] + images[:2], questions) != list(ANSWERS), "the picture decides"
+    assert model.answer(images[2:] + images[:2], questions) != list(ANSWERS), "the image decides"
 
     save_weights(model, tmp_path / "merged.safetensors", model_config(cfg).dump())
     again = LlavaAnswerer(answerer_config(llama, rank=0)).eval()

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import small_config
 
-from skysense_o.vqa import EmbeddedAnswerer, normalise
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
+from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import records_of
-from skysense_o.data.captions import read_picture
 from skysense_o.data.question_mapper import QuestionMapper
 from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of, near
 from skysense_o.inference.classify import load_answerer
+from skysense_o.vqa import EmbeddedAnswerer, normalise
 
 
 def answerer_config(records):
@@ -45,10 +45,10 @@ def test_a_miss_by_one_is_told_apart():
 @pytest.mark.parametrize(
     ("question", "kind"),
     [
-        ("How many boats in the picture?", "count"),
-        ("Does this picture contain trees?", "presence"),
-        ("What is the location of the white car in this picture?", "location"),
-        ("What is the theme of this picture?", "theme by people"),
+        ("How many boats in the image?", "count"),
+        ("Does this image contain trees?", "presence"),
+        ("What is the location of the white car in this image?", "location"),
+        ("What is the theme of this image?", "theme by people"),
         ("Which colour?", "other"),
     ],
 )
@@ -65,7 +65,7 @@ def test_the_question_alone():
 
 
 def test_it_learns_to_look(questions, tmp_path):
-    """After a few steps it beats the question alone and itself on other pictures, and a file holds all of it."""
+    """After a few steps it beats the question alone and itself on other images, and a file holds all of it."""
     torch.manual_seed(0)
     records = records_of("rsivqa_train")
     cfg = answerer_config(records)
@@ -80,10 +80,10 @@ def test_it_learns_to_look(questions, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert sum(calls) == 9, "each picture is seen once in all of training"
+    assert sum(calls) == 9, "each image is seen once in all of training"
     assert all(p.grad is not None for p in trained)
     model.eval()
-    numbers, rows = evaluate_questions(model, records_of("rsivqa_test"), read_picture, records)
+    numbers, rows = evaluate_questions(model, records_of("rsivqa_test"), read_record_image, records)
     assert numbers["model/overall"] > max(numbers["question_only/overall"], numbers["shuffled/overall"]) + 0.2
     assert numbers["model/human"] > numbers["question_only/human"] + 0.1
     assert numbers["question_only/presence"] == numbers["question_only/count"] == pytest.approx(2 / 3)
@@ -94,7 +94,7 @@ def test_it_learns_to_look(questions, tmp_path):
     save_weights(model, tmp_path / "vqa.safetensors", model_config(cfg).dump())
     again = load_answerer(tmp_path / "vqa.safetensors", "cpu")
     large = torch.tensor((40, 60, 200), dtype=torch.uint8).view(3, 1, 1).expand(3, 200, 300)
-    asked = [large, large], ["How many boats in the picture?", "Does this picture contain trees?"]
+    asked = [large, large], ["How many boats in the image?", "Does this image contain trees?"]
     assert again.answer(*asked) == model.answer(*asked) == ["2", "no"]
 
 
@@ -104,5 +104,5 @@ def test_mistakes_are_named(questions):
     with pytest.raises(ValueError, match="ANSWERER.ANSWERS is empty"):
         EmbeddedAnswerer(small_config())
     one = records_of("rsivqa_test")[:3]
-    with pytest.raises(ValueError, match="with one picture nothing can be shuffled"):
-        evaluate_questions(None, one, read_picture, one)
+    with pytest.raises(ValueError, match="with one image nothing can be shuffled"):
+        evaluate_questions(None, one, read_record_image, one)

@@ -3,7 +3,7 @@
 python tools/benchmark.py data
 python tools/benchmark.py data --dataset dubai_train --crop 256 --workers 0,1,2
 
-Without --dataset, 16 pictures of 512 x 512 (JPEG, with PNG labels) are made up in a temporary folder. Nothing decoded
+Without --dataset, 16 images of 512 x 512 (JPEG, with PNG labels) are made up in a temporary folder. Nothing decoded
 is kept between samples here, as in a set that is larger than memory; training keeps what fits.
 """
 
@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--dataset", metavar="NAME", help="a registered set of label pictures; default: made-up pictures")
+    p.add_argument("--dataset", metavar="NAME", help="a registered set of label images; default: made-up images")
     p.add_argument("--crop", type=int, default=512, metavar="N", help="INPUT.CROP_SIZE (default: 512)")
     p.add_argument("--workers", default="0,1,2", metavar="LIST", help="numbers of workers to try (default: 0,1,2)")
     p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each measurement (default: 4)")
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make_up(folder: Path, count: int = 16, side: int = 512) -> str:
-    """Pictures with edges and texture, as photographs have, and a dataset.yaml; the path."""
+    """Images with edges and texture, as photographs have, and a dataset.yaml; the path."""
     rng = np.random.default_rng(0)
     for kind in ("img_dir", "ann_dir"):
         (folder / kind).mkdir(parents=True)
@@ -102,8 +102,8 @@ def run() -> int:
     with tempfile.TemporaryDirectory() as folder:
         name = args.dataset or make_up(Path(folder) / "made_up")
         numbers = measure(name, args.crop, workers, args.seconds)
-    print(f"{args.dataset or 'made-up pictures of 512 x 512'}, crops of {args.crop}")
-    print(f"decoding picture and labels   {numbers['decode_ms']:7.2f} ms")
+    print(f"{args.dataset or 'made-up images of 512 x 512'}, crops of {args.crop}")
+    print(f"decoding image and labels   {numbers['decode_ms']:7.2f} ms")
     print(f"file to sample, all in all    {numbers['sample_ms']:7.2f} ms")
     print(f"mapping costs {numbers['mapping_over_decoding']:.2f} of a decoding")
     rows = [(w, r, r / max(1, int(w))) for w, r in numbers["samples_a_second"].items()]

@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", default="", metavar="W", help="default: mini, or random ones where a config is named")
     p.add_argument("--config-file", default="", metavar="FILE", help="of the model, where its weights do not hold it")
     p.add_argument("--names", default="1,16,100,256", metavar="N,N", help="numbers of names")
-    p.add_argument("--batch", default="1", metavar="N,N", help="numbers of pictures a call")
-    p.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default: 512)")
+    p.add_argument("--batch", default="1", metavar="N,N", help="numbers of images a call")
+    p.add_argument("--size", type=int, default=512, help="side of the image in pixels (default: 512)")
     p.add_argument("--precision", default="", metavar="P,P", help="fp32,bf16; default: those that the device has")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     p.add_argument("--repeats", type=int, default=3, help="calls of which the median is taken")
@@ -77,7 +77,7 @@ def as_table(rows: list[dict]) -> str:
         totals = [f"{row['cached']:.2f}", f"{row['first_call']:.2f}", f"{row['batch'] / row['cached']:.2f}"]
         body.append([row["precision"], row["batch"], row["names"], *parts, *totals, f"{row['memory']['peak']:.1f}"])
     headers = ["precision", "batch", "names", *(f"{p}: s (GFLOP; of peak)" for p in PARTS)]
-    headers += ["cached s", "first call s", "pictures/s", "peak GiB"]
+    headers += ["cached s", "first call s", "images/s", "peak GiB"]
     return tabulate(body, headers, tablefmt="github")
 
 

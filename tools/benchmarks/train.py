@@ -44,11 +44,11 @@ def _integers(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config-file", required=True, metavar="FILE", help="YAML below configs/")
-    p.add_argument("--batch", type=_integers, default=[1], metavar="B,B", help="pictures a step, by commas")
+    p.add_argument("--batch", type=_integers, default=[1], metavar="B,B", help="images a step, by commas")
     p.add_argument("--precision", type=_words, default=["no"], metavar="P,P", help="no (float32), bf16, fp16")
     p.add_argument("--losses", type=_words, default=[LEFT_TO_CONFIG], metavar="A+B,A", help=LOSSES)
-    p.add_argument("--names", type=int, default=16, metavar="T", help="names a picture")
-    p.add_argument("--size", type=int, metavar="PIXELS", help="side of a picture; INPUT.CROP_SIZE if not given")
+    p.add_argument("--names", type=int, default=16, metavar="T", help="names an image")
+    p.add_argument("--size", type=int, metavar="PIXELS", help="side of an image; INPUT.CROP_SIZE if not given")
     p.add_argument("--steps", type=int, default=3, metavar="N", help="steps that are timed, after one that is not")
     p.add_argument("--peak", type=float, metavar="TFLOPS", help="the processor's peak, for the share of it")
     p.add_argument("--output", metavar="FILE", help="write the rows as JSON, too")
@@ -73,7 +73,7 @@ def config(args: argparse.Namespace, precision: str, losses: str):
 
 
 def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
-    """One row; drawn pictures and labels, `names` of them in bands, so that no data set is needed."""
+    """One row; drawn images and labels, `names` of them in bands, so that no data set is needed."""
     torch.manual_seed(0)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.NEW_PARAMETERS).train()

@@ -3,7 +3,7 @@
 
 python tools/experiments/data_engine.py regions --data dubai_val          # borders and parts, against squares
 python tools/experiments/data_engine.py names --count 5                   # UC Merced: folder names and captions
-python tools/experiments/data_engine.py copies --count 4                  # altered copies, and other pictures
+python tools/experiments/data_engine.py copies --count 4                  # altered copies, and other images
 python tools/experiments/data_engine.py scale --tiles 100000 --work DIR   # time and memory
 """
 
@@ -50,10 +50,10 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=("regions", "names", "copies", "scale"))
     p.add_argument("--data", default="dubai_val", help="for regions: a data set with labels (default: dubai_val)")
-    p.add_argument("--limit", type=int, default=1000, help="for regions: so many pictures, evenly spread")
+    p.add_argument("--limit", type=int, default=1000, help="for regions: so many images, evenly spread")
     p.add_argument("--open-world", action="store_true", help="for regions: words of the open world, too (slow)")
     p.add_argument("--coarse", default="1", metavar="LIST", help="for regions: of superpixels, with commas between")
-    p.add_argument("--count", type=int, default=5, help="pictures a class of UC Merced's test split (default: 5)")
+    p.add_argument("--count", type=int, default=5, help="images a class of UC Merced's test split (default: 5)")
     p.add_argument("--method", default="superpixels", help="for names: superpixels or words (default: superpixels)")
     p.add_argument("--tiles", type=int, default=100_000, help="for scale (default: 100000)")
     p.add_argument("--work", type=Path, help="for scale: a folder for the tiles")
@@ -104,7 +104,7 @@ def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
         methods["words, open world"] = proposer("words", predictor, vocabulary=open_world()[0])
     scores: dict = defaultdict(list)
     records = records_of(args.data)
-    for i in tqdm(np.unique(np.linspace(0, len(records) - 1, args.limit).astype(int)), unit="picture"):
+    for i in tqdm(np.unique(np.linspace(0, len(records) - 1, args.limit).astype(int)), unit="image"):
         record = records[i]
         image, truth = read_pair(record)
         for rows in spans(image.shape[0], 512):
@@ -135,7 +135,7 @@ def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
 
 
 def sample(count: int) -> list[dict]:
-    """`count` pictures a class of UC Merced's test split."""
+    """`count` images a class of UC Merced's test split."""
     by_class: dict = defaultdict(list)
     for record in records_of("ucmerced_test"):
         by_class[record["label"]].append(record)
@@ -165,7 +165,7 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
         else:
             namers = {key: VocabularyNamer(predictor, v, by) for key, v in (("classes", classes), ("world", world))}
         right, called, confidences = [], [], []
-        for record in tqdm(records, unit="picture", desc=by):
+        for record in tqdm(records, unit="image", desc=by):
             rgb = read_image(record["file_name"])
             regions = tidy(find(rgb)[0], LEAST)
             pixels = np.bincount(regions.ravel(), minlength=int(regions.max()) + 1)[1:]
@@ -184,8 +184,8 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
         share = np.mean([r for _, r in surest])
         print(f"{by}: of the surest quarter of regions, confidence {surest[-1][0]:.2f} and more, {share:.3f} are right")
         rows.append((by, np.mean(right), 1 / len(classes), np.mean([r for _, r in confidences]), own, others))
-    head = ["by", "picture = folder", "chance", "region = folder", "in its captions", "in captions of other classes"]
-    print(f"UC Merced, {len(records)} test pictures; {len(classes)} classes, and {len(world)} names of the open world")
+    head = ["by", "image = folder", "chance", "region = folder", "in its captions", "in captions of other classes"]
+    print(f"UC Merced, {len(records)} test images; {len(classes)} classes, and {len(world)} names of the open world")
     print(tabulate(rows, head, floatfmt=".3f"))
 
 
@@ -209,22 +209,22 @@ def copies_of(args: argparse.Namespace, predictor: Predictor) -> None:
         apart = 1 - np.array([embedding(predictor, change(i)) @ v for i, v in zip(images, vectors)])
         rows.append((name, *np.percentile(apart, (5, 50, 95)), (apart <= 0.005).mean()))
     nearest = 1 - cosines.max(1)
-    rows.append(("nearest other picture", *np.percentile(nearest, (5, 50, 95)), (nearest <= 0.005).mean()))
+    rows.append(("nearest other image", *np.percentile(nearest, (5, 50, 95)), (nearest <= 0.005).mean()))
     print(tabulate(rows, ["1 - cosine", "5 %", "50 %", "95 %", "share <= 0.005"], floatfmt=".4f"))
 
 
 def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
     if args.work is None:
         raise ValueError("scale needs --work DIR, a folder for the tiles")
-    pictures, rng = args.work / "pictures", np.random.default_rng(0)
-    pictures.mkdir(parents=True, exist_ok=True)
+    images, rng = args.work / "images", np.random.default_rng(0)
+    images.mkdir(parents=True, exist_ok=True)
     copies = args.tiles // 20
     for i in tqdm(range(args.tiles), unit="tile", desc="make"):
         if i >= args.tiles - copies:  # of an earlier one, its contrast changed a little
-            image = (np.asarray(Image.open(pictures / f"{i - args.tiles + copies:06d}.png")) * 0.95).astype(np.uint8)
+            image = (np.asarray(Image.open(images / f"{i - args.tiles + copies:06d}.png")) * 0.95).astype(np.uint8)
         else:
             image = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
-        Image.fromarray(image).save(pictures / f"{i:06d}.png", compress_level=1)
+        Image.fromarray(image).save(images / f"{i:06d}.png", compress_level=1)
     work, rows = WorkFolder(args.work / "work"), []
 
     def timed(what, run):
@@ -234,7 +234,7 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
         rows.append((what, time.monotonic() - start, time.process_time() - cpu, peak))
         return result
 
-    timed("collect", lambda: collect(work, sorted(pictures.iterdir()), side=512))
+    timed("collect", lambda: collect(work, sorted(images.iterdir()), side=512))
     found = timed("deduplicate, hashes", lambda: deduplicate(work, None))
     out = {row["tile"].split("_")[0] for row in found if not row["kept"]}
     wanted = {f"{i:06d}" for i in range(args.tiles - copies, args.tiles)}
@@ -242,7 +242,7 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     timed("neighbours of embeddings, exact (random vectors)", lambda: near_vectors(vectors, 0.005))
     timed("neighbours of embeddings, HNSW (random vectors)", lambda: near_vectors(vectors, 0.005, exact=0))
-    some = [np.array(Image.open(p)) for p in sorted(pictures.iterdir())[:500]]
+    some = [np.array(Image.open(p)) for p in sorted(images.iterdir())[:500]]
     timed("embed 500 tiles", lambda: [embedding(predictor, image) for image in some])
     print(
         tabulate(

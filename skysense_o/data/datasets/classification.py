@@ -6,7 +6,7 @@ from skysense_o.data.datasets.spec import Row
 
 
 def _scenes(name: str, **rest) -> Row:
-    # Zero-shot evaluation takes every picture: most of these sets have no split of their own.
+    # Zero-shot evaluation takes every image: most of these sets have no split of their own.
     splits = rest.pop("splits", {"all": "*"})
     aliases = {f"{name}_test": "all"} if "test" not in splits else {}
     return Row(name=name, task="classification", form="scenes", splits=splits, aliases=aliases, **rest)
@@ -93,6 +93,6 @@ SCENES: tuple[Row, ...] = (
         citation="Zhao et al., Dirichlet-derived multiple topic scene classification, TGRS 2016",
         gsd="2",
         size="100 MB",
-        note="files of different classes share their names (0001.tif): a picture is its folder and its name",
+        note="files of different classes share their names (0001.tif): an image is its folder and its name",
     ),
 )

@@ -1,4 +1,4 @@
-"""Rows of pictures with captions or questions, in their published file forms."""
+"""Rows of images with captions or questions, in their published file forms."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ LANGUAGE: tuple[Row, ...] = (
         homepage="https://github.com/om-ai-lab/RS5M",
         licence="CC0 (captions); imagery by source",
         citation="Zhang et al., RS5M and GeoRSCLIP, TGRS 2024",
-        note="the CSV files with unpacked pictures",
+        note="the CSV files with unpacked images",
     ),
     Row(
         name="webdataset",
@@ -95,7 +95,7 @@ LANGUAGE: tuple[Row, ...] = (
         homepage="https://github.com/webdataset/webdataset",
         licence="that of what is in it",
         citation="",
-        note="any shards of your own: pictures beside txt, caption or json",
+        note="any shards of your own: images beside txt, caption or json",
     ),
     _rsvqa(
         name="rsvqa_lr",

@@ -1,4 +1,4 @@
-"""Rows of labelled pictures. Crops, colour codes and their sources: the scripts that `prepare` names."""
+"""Rows of labelled images. Crops, colour codes and their sources: the scripts that `prepare` names."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ SEGMENTATION: tuple[Row, ...] = (
         homepage="https://huggingface.co/zqcraft/SkySense-O",
         licence="none stated; imagery of several public sets",
         citation="Zhu et al., SkySense-O, CVPR 2025",
-        size="35,000 pictures",
-        note="open names: each picture brings its own; graph_train draws negatives by the relation graph",
+        size="35,000 images",
+        note="open names: each image brings its own; graph_train draws negatives by the relation graph",
     ),
     _prepared(
         "isaid",
@@ -71,7 +71,7 @@ SEGMENTATION: tuple[Row, ...] = (
         citation="Waqas Zamir et al., iSAID, CVPR Workshops 2019",
         gsd="0.1 to 4.5",
         size="about 20 GB",
-        note="the widely copied converter writes palette pictures whose ids collapse to 0 and 1 on newer Pillow",
+        note="the widely copied converter writes palette images whose ids collapse to 0 and 1 on newer Pillow",
     ),
     _samrs("samrs_sota", "prepare_samrs.py", "FOLDER --set sota", aliases={"samrs_sota_test": "val"}, gsd="0.1 to 4.5"),
     _samrs("samrs_fast", "prepare_samrs.py", "FOLDER --set fast", aliases={"samrs_fast_test": "val"}, gsd="0.3 to 0.8"),
@@ -209,7 +209,7 @@ SEGMENTATION: tuple[Row, ...] = (
         citation="Maggiori et al., IGARSS 2017",
         gsd="0.3",
         size="20 GB",
-        note="val is the first five pictures of each city, as its publishers advise; others cut other splits",
+        note="val is the first five images of each city, as its publishers advise; others cut other splits",
     ),
     _prepared(
         "xbd_pre",
@@ -220,7 +220,7 @@ SEGMENTATION: tuple[Row, ...] = (
         citation="Gupta et al., xBD, CVPR Workshops 2019",
         gsd="below 0.8",
         size="50 GB",
-        note="pictures before the disaster only; outlines are drawn from the JSON labels",
+        note="images before the disaster only; outlines are drawn from the JSON labels",
     ),
     _prepared(
         "chn6_cug",
@@ -254,7 +254,7 @@ SEGMENTATION: tuple[Row, ...] = (
         citation="Mnih, Machine learning for aerial image labeling, 2013",
         gsd="1",
         size="10 GB",
-        note="white borders of the pictures have no labels and are ignored",
+        note="white borders of the images have no labels and are ignored",
     ),
     _prepared(
         "spacenet_road",
@@ -264,7 +264,7 @@ SEGMENTATION: tuple[Row, ...] = (
         citation="Van Etten et al., SpaceNet, 2018",
         gsd="0.3",
         size="25 GB",
-        note="centre lines drawn 4 m wide; val is every tenth picture of a city",
+        note="centre lines drawn 4 m wide; val is every tenth image of a city",
     ),
     _prepared(
         "wbs_si",
@@ -276,7 +276,7 @@ SEGMENTATION: tuple[Row, ...] = (
         citation="Water body segmentation in satellite images, Kaggle",
         gsd="10",
         size="300 MB",
-        note="2,495 pictures without a published split: val is every fifth, or what --val-list names",
+        note="2,495 images without a published split: val is every fifth, or what --val-list names",
     ),
     _prepared(
         "fbp",
@@ -297,9 +297,9 @@ SEGMENTATION: tuple[Row, ...] = (
         image_suffix=".jpg",
         counts={"train": 118287, "val": 5000},
         homepage="https://github.com/nightrome/cocostuff",
-        licence="annotations CC BY 4.0; pictures on Flickr's terms",
+        licence="annotations CC BY 4.0; images on Flickr's terms",
         citation="Caesar, Uijlings and Ferrari, COCO-Stuff, CVPR 2018",
-        gsd="no aerial pictures",
+        gsd="no aerial images",
         size="20 GB",
         note="171 classes: the 11 ids that COCO never used are left out",
     ),

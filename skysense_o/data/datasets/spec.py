@@ -24,21 +24,21 @@ class Row:
     citation: str
     folder: str = ""  # below DETECTRON2_DATASETS; the name where empty
     form: str = "pairs"  # how the files are read: see `records.READERS`
-    splits: dict[str, str] = field(default_factory=dict)  # split -> glob of picture stems, or what the form says
+    splits: dict[str, str] = field(default_factory=dict)  # split -> glob of image stems, or what the form says
     images: str = "img_dir/{split}"
     labels: str = "ann_dir/{split}"
     image_suffix: str = ".png"  # alternatives with bars: ".jpg|.tif"
     label_suffix: str = ".png"
-    index: str = ""  # the file that lists pictures, captions or questions; alternatives with bars
+    index: str = ""  # the file that lists images, captions or questions; alternatives with bars
     class_file: str = ""  # datasets/classes/<class_file>.json; the name where empty; "-": names are in the records
     ignore: tuple[int, ...] = (255,)  # stored label values that belong to no class
     offset: int = 0  # stored label value minus this is the class id
     aliases: dict[str, str] = field(default_factory=dict)  # another name -> split
     gsd: str = ""  # metres a pixel
     size: str = ""  # of the download
-    counts: dict[str, int] = field(default_factory=dict)  # split -> pictures (questions for vqa) expected
+    counts: dict[str, int] = field(default_factory=dict)  # split -> images (questions for vqa) expected
     prepare: str = ""  # the command that makes the folders; empty: used as published
-    crop: tuple[int, int, int] = (0, 0, 0)  # width, height, overlap that `prepare` cuts to; 0: whole pictures
+    crop: tuple[int, int, int] = (0, 0, 0)  # width, height, overlap that `prepare` cuts to; 0: whole images
     graph: str = ""  # file of the relation graph, for splits named graph_*
     note: str = ""
 

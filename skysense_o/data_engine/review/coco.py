@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from skysense_o.data_engine.review.session import Review
 from skysense_o.data_engine.review.exchange import Annotation, annotations, tile_of
 from skysense_o.data_engine.review.masks import box_of, polygons_mask, rle_mask, rle_of
+from skysense_o.data_engine.review.session import Review
 
 
 def to_coco(review: Review, reviewer: str | None = None) -> dict:
@@ -38,7 +38,7 @@ def _row(number: int, image: int, one: Annotation, category: int) -> dict:
 
 
 def from_coco(review: Review, data: dict) -> dict[str, list[Annotation]]:
-    """tile -> its annotations; pictures that are no tiles of ours, and those without annotations, are left out.
+    """tile -> its annotations; images that are no tiles of ours, and those without annotations, are left out.
 
     Raises:
         ValueError: a mask that does not have its tile's size, or an unknown category.

@@ -1,4 +1,4 @@
-"""The picture that a reviewer looks at: regions outlined and numbered, the current one highlighted."""
+"""The image that a reviewer looks at: regions outlined and numbered, the current one highlighted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DIMMED = 0.72
 
 
 def zoom_of(size: tuple[int, ...]) -> int:
-    """How many times larger a picture of (H,W) is shown."""
+    """How many times larger an image of (H,W) is shown."""
     return max(1, round(SHOWN_SIDE / max(size[:2])))
 
 
 def draw(
-    picture: np.ndarray,
+    image: np.ndarray,
     labels: np.ndarray,
     current: int,
     decided: Collection[int],
@@ -30,11 +30,11 @@ def draw(
 ) -> Image.Image:
     """
     Args:
-        picture: uint8 (H,W,3). labels: (H,W), 0 the rest. current: the region to decide on. decided: those outlined in
+        image: uint8 (H,W,3). labels: (H,W), 0 the rest. current: the region to decide on. decided: those outlined in
             green. corner: x, y of the first corner of a box being drawn.
     """
     zoom = zoom_of(labels.shape)
-    shown = picture.repeat(zoom, 0).repeat(zoom, 1)
+    shown = image.repeat(zoom, 0).repeat(zoom, 1)
     large = labels.repeat(zoom, 0).repeat(zoom, 1)
     here = large == current
     shown = np.where(here[..., None], shown, shown * DIMMED).astype(np.uint8)
@@ -44,8 +44,8 @@ def draw(
     shown[edge & np.isin(large, list(decided))] = DECIDED
     core = cv2.erode(here.astype(np.uint8), np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
     shown[here & ~core.astype(bool)] = REGION_COLOR
-    image = Image.fromarray(shown)
-    pen = ImageDraw.Draw(image)
+    canvas = Image.fromarray(shown)
+    pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(SHOWN_SIDE // 40)
     for region in np.unique(labels):
         if region:
@@ -55,7 +55,7 @@ def draw(
     if corner is not None:
         x, y = ((value + 0.5) * zoom for value in corner)
         pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=REGION_COLOR, outline="black", width=2)
-    return image
+    return canvas
 
 
 def _thicker(lines: np.ndarray, size: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def _edges(labels: np.ndarray) -> np.ndarray:
 
 
 def _thickest(mask: np.ndarray, zoom: int) -> tuple[float, float]:
-    """x, y on the enlarged picture where a region is thickest: a number there lies in it, whatever its shape."""
+    """x, y on the enlarged image where a region is thickest: a number there lies in it, whatever its shape."""
     x0, y0, width, height = cv2.boundingRect(mask.astype(np.uint8))
     inside = np.pad(mask[y0 : y0 + height, x0 : x0 + width], 1)
     depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skysense_o.data_engine.review.session import REST, Review, View
 from skysense_o.data_engine.review.log import Decision
 from skysense_o.data_engine.review.masks import box_of, rle_of
+from skysense_o.data_engine.review.session import REST, Review, View
 
 UNNAMED = "unnamed"
 SAME_IOU = 0.9
@@ -45,7 +45,7 @@ def annotations(review: Review, tile: str, reviewer: str | None) -> list[Annotat
 
 
 def tile_of(review: Review, file: str) -> str | None:
-    """The tile that a picture's name or address in another program means; None where it is none of ours."""
+    """The tile that an image's name or address in another program means; None where it is none of ours."""
     stem = Path(str(file).replace("\\", "/").rsplit("=", 1)[-1]).stem
     return stem if stem in review.tiles.proposed else None
 

@@ -26,7 +26,7 @@ class Finished:
 def finish(review: Review) -> Finished:
     """Write what most reviewers want of each tile that anybody looked at; a tie decides nothing.
 
-    The picture of labels is uint16, 0 where nothing has a name; the JSON lists {"region", "name", "confidence",
+    The image of labels is uint16, 0 where nothing has a name; the JSON lists {"region", "name", "confidence",
     "candidates"}, the confidence being the share of the region's reviewers who want just this.
     """
     folder, done = review.work / "review" / "final", Finished()

@@ -1,6 +1,6 @@
 """Regions to and from Label Studio: tasks with brush masks as its predictions, which annotators correct.
 
-A brush mask is run lengths over the picture's RGBA values, packed in bits: the count of values (32 bits), word size
+A brush mask is run lengths over the image's RGBA values, packed in bits: the count of values (32 bits), word size
 less 1 (5), four run sizes less 1 (4 each); then blocks of a flag (1 bit: one value repeated, or values one by one),
 which of the run sizes (2), a length less 1, and the value or values. The mask is the alpha channel.
 """
@@ -12,9 +12,9 @@ from html import escape
 
 import numpy as np
 
-from skysense_o.data_engine.review.session import Review
 from skysense_o.data_engine.review.exchange import Annotation, annotations, tile_of
 from skysense_o.data_engine.review.masks import polygons_mask
+from skysense_o.data_engine.review.session import Review
 
 WORD = 8
 RUN_SIZES = (3, 4, 8, 16)
@@ -23,7 +23,7 @@ FILES = "/data/local-files/?d=tiles/"
 
 
 def to_label_studio(review: Review, reviewer: str | None = None, files: str = FILES) -> list[dict]:
-    """One task a tile. files: what stands before a tile's file name in its picture's address."""
+    """One task a tile. files: what stands before a tile's file name in its image's address."""
     tasks = []
     for tile in review.tiles:
         height, width = review.tiles.labels(tile).shape
@@ -55,7 +55,7 @@ def labelling_config(names) -> str:
 
 
 def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[tuple[str, str], list[Annotation]]:
-    """(annotator, tile) -> annotations, of a JSON export. Tasks nobody finished and other pictures are left out.
+    """(annotator, tile) -> annotations, of a JSON export. Tasks nobody finished and other images are left out.
 
     reviewer: who annotated where the file does not say.
 
@@ -125,7 +125,7 @@ def unpack_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
     """Bytes as numbers -> bool (H,W).
 
     Raises:
-        ValueError: run lengths that do not make a picture of this size.
+        ValueError: run lengths that do not make an image of this size.
     """
     bits = "".join(f"{byte:08b}" for byte in packed)
     place = 0
@@ -134,7 +134,7 @@ def unpack_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
         nonlocal place
         place += count
         if place > len(bits):
-            raise ValueError(f"a brush mask ends after {len(packed)} bytes, before its picture is whole")
+            raise ValueError(f"a brush mask ends after {len(packed)} bytes, before its image is whole")
         return int(bits[place - count : place], 2)
 
     total, word = read(32), read(5) + 1

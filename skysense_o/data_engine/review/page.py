@@ -6,9 +6,9 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
-from skysense_o.data_engine.review.session import Review
 from skysense_o.data_engine.review.agreement import agreement
 from skysense_o.data_engine.review.drawing import draw, zoom_of
+from skysense_o.data_engine.review.session import Review
 from skysense_o.data_engine.review.steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
 from skysense_o.interactive import serving
 from skysense_o.interactive.serving import guarded
@@ -71,7 +71,7 @@ class ReviewPage:
         return self.step("click", where, mode, int(x) // zoom, int(y) // zoom)
 
     def drag(self, where: str, corners: str):
-        """A box drawn on the picture, as drag.js tells it: what of the region is in it becomes a region."""
+        """A box drawn on the image, as drag.js tells it: what of the region is in it becomes a region."""
         zoom = zoom_of(self.review.tiles.labels(Place.read(where).tile).shape)
         x0, y0, x1, y1 = serving.dragged_box(corners, zoom)
         return self.step("split", where, (x0, y0, x1 + 1, y1 + 1))
@@ -86,7 +86,7 @@ class ReviewPage:
         return f'<datalist id="names">{options}</datalist>'
 
     def show(self, place: Place | None, said: str) -> list:
-        """-> where, start, desk, picture, region, said, progress, mode, entry, rename, the choices."""
+        """-> where, start, desk, image, region, said, progress, mode, entry, rename, the choices."""
         import gradio as gr
 
         started = place is not None
@@ -98,11 +98,11 @@ class ReviewPage:
         view = self.steps.view(place)
         labels = self.review.labels_of(place.tile, view, merged=True)
         root = view.root(place.region)
-        picture = draw(self.review.tiles.picture(place.tile), labels, root, list(view.last), place.corner)
+        image = draw(self.review.tiles.image(place.tile), labels, root, list(view.last), place.corner)
         choices = self.steps.choices(place)
         buttons = [gr.Button(f"{k + 1}  {choice}", visible=True) for k, choice in enumerate(choices)]
         buttons += [gr.Button(visible=False)] * (MOST_CHOICES - len(buttons))
-        shown = [picture, self._region(place, view, labels == root), escape(said), self._progress(place)]
+        shown = [image, self._region(place, view, labels == root), escape(said), self._progress(place)]
         return [*head, *shown, *rest, *buttons]
 
     def _region(self, place: Place, view, mask) -> str:
@@ -152,7 +152,7 @@ def _lay_out(page: ReviewPage) -> SimpleNamespace:
         gr.HTML(HELP, elem_id="help")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                p.picture = gr.Image(
+                p.image = gr.Image(
                     elem_id="view", show_label=False, format="jpeg", type="pil", interactive=False, buttons=[]
                 )
                 p.said = gr.HTML(elem_id="said")
@@ -166,7 +166,7 @@ def _lay_out(page: ReviewPage) -> SimpleNamespace:
                     p.undo = gr.Button("Undo (u)", elem_id="undo", min_width=100)
                 p.rename = gr.Textbox(label="Another name (r)", elem_id="rename", max_lines=1, info="Enter saves it.")
                 gr.HTML("<ul></ul>", elem_id="offers")
-                p.mode = gr.Radio([CHOOSE, MERGE, SPLIT], value=CHOOSE, label="Click on the picture", elem_id="mode")
+                p.mode = gr.Radio([CHOOSE, MERGE, SPLIT], value=CHOOSE, label="Click on the image", elem_id="mode")
                 p.entry = gr.Textbox(
                     label="Or type it", elem_id="entry", max_lines=1, info="A region's number, or x0 y0 x1 y1."
                 )
@@ -182,7 +182,7 @@ def _wire(page: ReviewPage, blocks, p: SimpleNamespace) -> None:
     """What each part does; p: of `_lay_out`."""
     import gradio as gr
 
-    outputs = [p.where, p.start, p.desk, p.picture, p.region, p.said, p.progress, p.mode, p.entry, p.rename, *p.choices]
+    outputs = [p.where, p.start, p.desk, p.image, p.region, p.said, p.progress, p.mode, p.entry, p.rename, *p.choices]
     private = {"api_visibility": "private", "show_progress": "hidden"}
     private |= {"concurrency_id": "review", "concurrency_limit": 1}
 
@@ -213,5 +213,5 @@ def _wire(page: ReviewPage, blocks, p: SimpleNamespace) -> None:
         return click(text, chosen, *event.index)
 
     p.dragged.change(guarded(page.drag), [p.where, p.dragged], outputs, **private)
-    p.picture.select(on_select, [p.where, p.mode], outputs, **private)
+    p.image.select(on_select, [p.where, p.mode], outputs, **private)
     p.agree.click(guarded(page.agreement), None, p.agreed, **private)

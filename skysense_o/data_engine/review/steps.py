@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
-from skysense_o.data_engine.review.session import Review, View
 from skysense_o.data_engine.review.log import Decision
+from skysense_o.data_engine.review.session import Review, View
 
 CHOOSE, MERGE, SPLIT = "Choose (c)", "Merge into (m)", "Split by a box (s)"
 MOST_CHOICES = 5

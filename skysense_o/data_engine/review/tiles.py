@@ -68,7 +68,7 @@ class Tiles:
         """(H,W) int32, the number of the region each pixel is in; 0 is the rest."""
         return read_map(self.work / "regions" / f"{tile}.png").astype(np.int32)
 
-    def picture(self, tile: str) -> np.ndarray:
+    def image(self, tile: str) -> np.ndarray:
         """(H,W,3) uint8."""
         with Image.open(self.work / "tiles" / f"{tile}.png") as file:
             return np.array(file.convert("RGB"))

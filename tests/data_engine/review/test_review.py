@@ -14,10 +14,10 @@ from conftest import ROOT
 from PIL import Image
 from review_work import BOXES, command
 
-from skysense_o.data_engine.review.session import Review, Verdict, View
 from skysense_o.data_engine.review.agreement import agreement, cohen_kappa, krippendorff_alpha
 from skysense_o.data_engine.review.finish import finish
 from skysense_o.data_engine.review.log import Decision, DecisionLog
+from skysense_o.data_engine.review.session import Review, Verdict, View
 from skysense_o.data_engine.review.steps import CHOOSE, MERGE, SPLIT, Place, Steps
 
 
@@ -413,12 +413,12 @@ def test_no_regions_yet(tmp_path):
         command(tmp_path)
 
 
-def test_the_picture_shows_the_region_it_asks_for(review, tile):
+def test_the_image_shows_the_region_it_asks_for(review, tile):
     from skysense_o.data_engine.review.drawing import draw
     from skysense_o.inference.drawing import REGION_COLOR
 
     labels = review.tiles.labels(tile)
-    shown = np.array(draw(review.tiles.picture(tile), labels, 2, {1}, (5, 5)))
+    shown = np.array(draw(review.tiles.image(tile), labels, 2, {1}, (5, 5)))
     assert shown.shape == (640, 960, 3)
     yellow = (shown == REGION_COLOR).all(2)
     x0, y0, _, y1 = (8 * value for value in BOXES[2])

@@ -10,13 +10,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from review_work import HEIGHT, WIDTH, command
 
-from skysense_o.data_engine.review.session import Review, piece_mask
 from skysense_o.data_engine.review.coco import from_coco, to_coco
 from skysense_o.data_engine.review.exchange import annotations
 from skysense_o.data_engine.review.finish import finish
 from skysense_o.data_engine.review.label_studio import pack_brush, to_label_studio, unpack_brush
 from skysense_o.data_engine.review.log import Decision, DecisionLog
 from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
+from skysense_o.data_engine.review.session import Review, piece_mask
 
 
 def said(work, reviewer: str) -> dict[tuple[str, int], tuple]:
@@ -183,7 +183,7 @@ def test_a_redrawn_mask_takes_pixels_and_gives_them_up(review, work, tile, tmp_p
 def test_all_forms_of_coco_masks_are_read(review, tile):
     mask = mask_of(0, 0, 50, 40)
     runs = [0, *[40] * 99, 80 * 120 - 99 * 40]
-    image = {"id": 1, "file_name": f"C:\\pictures\\{tile}.png"}
+    image = {"id": 1, "file_name": f"C:\\images\\{tile}.png"}
     data = {"images": [image, {"id": 2, "file_name": "other.png"}], "categories": [{"id": 1, "name": "shed"}]}
     forms = [rle_of(mask), {"size": [HEIGHT, WIDTH], "counts": runs}, [[0, 0, 50, 0, 50, 40, 0, 40]]]
     rows = [{"id": k, "image_id": 1, "category_id": 1, "segmentation": form} for k, form in enumerate(forms)]
@@ -242,7 +242,7 @@ def test_a_brush_mask_keeps_every_pixel():
     assert len(pack_brush(np.zeros((300, 400), bool))) < 50
     with pytest.raises(ValueError, match="has 16 values, and a tile of 3 x 3 has 4 a pixel"):
         unpack_brush(pack_brush(np.ones((2, 2), bool)), (3, 3))
-    with pytest.raises(ValueError, match="ends after 7 bytes, before its picture is whole"):
+    with pytest.raises(ValueError, match="ends after 7 bytes, before its image is whole"):
         unpack_brush(pack_brush(np.ones((2, 2), bool))[:7], (2, 2))
 
 
@@ -278,7 +278,7 @@ def test_a_piece_of_any_shape_is_kept_in_the_log(review, work, tile):
     assert np.array_equal(piece_mask(labels, again.pieces[tile][number]), mask & (labels == 1))
 
 
-def test_tasks_without_a_tile_key_are_known_by_their_picture(work, tile, tmp_path):
+def test_tasks_without_a_tile_key_are_known_by_their_image(work, tile, tmp_path):
     file = tmp_path / "tasks.json"
     tasks = to_label_studio(Review(work))
     results = tasks[0]["predictions"][0]["result"]

@@ -182,8 +182,8 @@ def test_a_whole_batch_by_keys(visit, server, tmp_path):
     review = Review(work)
     for tile in map(tile_name, range(TILES)):
         assert review.view("bob", tile).verdicts() == review.view("ann", tile).verdicts()
-    with Image.open(tmp_path / "desktop.png") as picture:
-        assert np.array(picture.convert("L")).std() > 20, "something is on the page"
+    with Image.open(tmp_path / "desktop.png") as image:
+        assert np.array(image.convert("L")).std() > 20, "something is on the page"
 
 
 @needs_chromium
@@ -192,9 +192,9 @@ def test_clicks_mistakes_and_names(visit, server):
     page.locator("#view img").wait_for()
 
     def click(x: int, y: int) -> None:
-        picture = page.locator("#view img")
-        box = picture.bounding_box()
-        picture.click(position={"x": (x + 0.5) * box["width"] / 120, "y": (y + 0.5) * box["height"] / 80})
+        image = page.locator("#view img")
+        box = image.bounding_box()
+        image.click(position={"x": (x + 0.5) * box["width"] / 120, "y": (y + 0.5) * box["height"] / 80})
 
     page.locator("#view img").evaluate("img => img.decode()")
     click(60, 60)

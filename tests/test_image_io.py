@@ -1,4 +1,4 @@
-"""Pictures as people have them."""
+"""Images as people have them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from skysense_o.inference.drawing import colors_for, overlay, paint, with_legend
-from skysense_o.inference.pictures import PictureError, as_rgb, read_picture
+from skysense_o.inference.images import ImageError, as_rgb, read_image
 
 RED = (200, 30, 10)
 
@@ -26,7 +26,7 @@ RED = (200, 30, 10)
 )
 def test_every_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
     Image.new("RGB", (6, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / name)
-    image = read_picture(tmp_path / name)
+    image = read_image(tmp_path / name)
     assert image.shape == (4, 6, 3)
     assert image.dtype == np.uint8
     assert np.abs(image[1, 1].astype(int) - want).max() <= 3
@@ -34,12 +34,12 @@ def test_every_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
-def test_16_bits_are_stretched_over_the_whole_picture(tmp_path, caplog, channels, suffix):
+def test_16_bits_are_stretched_over_the_whole_image(tmp_path, caplog, channels, suffix):
     ramp = np.linspace(3000, 9000, 40 * 50).reshape(40, 50).astype(np.uint16)
     alpha = np.full_like(ramp, 65535)
     deep = ramp if channels == 1 else np.stack([ramp, ramp // 2, ramp // 4, alpha][:channels], -1)
     cv2.imwrite(str(tmp_path / f"deep{suffix}"), deep)  # OpenCV writes blue first
-    image = read_picture(tmp_path / f"deep{suffix}")
+    image = read_image(tmp_path / f"deep{suffix}")
     assert image.dtype == np.uint8
     assert image.min() == 0
     assert image.max() == 255
@@ -55,32 +55,32 @@ def test_float_arrays_ignore_what_is_not_finite():
 
 
 def test_nothing_finite_is_refused():
-    with pytest.raises(PictureError, match="no finite value"):
+    with pytest.raises(ImageError, match="no finite value"):
         as_rgb(np.full((3, 3), np.nan))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5, 2), (5,), (2, 5, 5, 3)])
-def test_shapes_that_are_no_picture(shape):
-    with pytest.raises(PictureError, match="expected"):
+def test_shapes_that_are_no_image(shape):
+    with pytest.raises(ImageError, match="expected"):
         as_rgb(np.zeros(shape, np.uint8))
 
 
 def test_missing_empty_false_and_truncated_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no picture at"):
-        read_picture(tmp_path / "none.png")
+    with pytest.raises(FileNotFoundError, match="no image at"):
+        read_image(tmp_path / "none.png")
     (tmp_path / "empty.png").touch()
-    with pytest.raises(PictureError, match=r"is empty \(0 bytes\)"):
-        read_picture(tmp_path / "empty.png")
-    (tmp_path / "text.jpg").write_text("not a picture")
-    with pytest.raises(PictureError, match="is not a picture that can be read"):
-        read_picture(tmp_path / "text.jpg")
+    with pytest.raises(ImageError, match=r"is empty \(0 bytes\)"):
+        read_image(tmp_path / "empty.png")
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(ImageError, match="is not an image that can be read"):
+        read_image(tmp_path / "text.jpg")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for name in ("cut.jpg", "cut.png"):
         Image.fromarray(noise).save(tmp_path / name)
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2])
-        with pytest.raises(PictureError, match="cut short or damaged"):
-            read_picture(tmp_path / name)
+        with pytest.raises(ImageError, match="cut short or damaged"):
+            read_image(tmp_path / name)
 
 
 def test_colours_differ_even_for_hundreds_of_names():
@@ -99,7 +99,7 @@ def test_overlay_keeps_red_red_and_marks_borders():
 
 
 @pytest.mark.parametrize("size", [(4, 4), (60, 1200), (900, 300)])
-def test_the_legend_covers_no_pixel_of_the_picture(size):
+def test_the_legend_covers_no_pixel_of_the_image(size):
     image = np.full((*size, 3), 7, np.uint8)
     names = ["a rather long name of a class", "b", "c", "d", "e"]
     sheet = np.asarray(with_legend(image, names, colors_for(names), [0.2] * 5))

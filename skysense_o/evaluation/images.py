@@ -1,4 +1,4 @@
-"""Pictures for people who check results by eye."""
+"""Images for people who check results by eye."""
 
 from __future__ import annotations
 
