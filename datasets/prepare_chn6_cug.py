@@ -18,7 +18,7 @@ from skysense_o.data.encode import by_threshold
 from skysense_o.data.prepare import Recipe, main
 
 RECIPE = Recipe(
-    row="chn6_cug",
+    spec="chn6_cug",
     image=r"(?P<split>train|val)/images/(?P<stem>[^/]+)_sat\.jpg",
     label=r"(?P<split>train|val)/gt/(?P<stem>[^/]+)_mask\.png",
     decode=by_threshold(),

@@ -21,7 +21,7 @@ from skysense_o.data.prepare import Recipe, main
 UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 USED = [value for value in range(182) if value not in UNUSED]
 RECIPE = Recipe(
-    row="coco_stuff",
+    spec="coco_stuff",
     image=r"(?P<split>train|val)2017/(?P<stem>\d{12})\.jpg",
     label=r"(?P<split>train|val)2017/(?P<stem>\d{12})\.png",
     decode=by_value({**{value: place for place, value in enumerate(USED)}, 255: 255}),

@@ -25,7 +25,7 @@ def split(groups: Groups, place: int, count: int) -> str:
 
 
 RECIPE = Recipe(
-    row="deepglobe_road",
+    spec="deepglobe_road",
     image=r"(?P<stem>\d+)_sat\.jpg",
     label=r"(?P<stem>\d+)_mask\.png",
     decode=by_threshold(128),

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from skysense_o.data.encode import by_value, decode_image, same
+from skysense_o.data.encode import by_value, decode_image, unchanged
 from skysense_o.data.prepare import Groups, Recipe, main
 
 
@@ -32,10 +32,10 @@ def split(groups: Groups, place: int, count: int) -> str:
 
 
 RECIPE = Recipe(
-    row="fbp",
+    spec="fbp",
     image=r"Image__8bit_NirRGB/(?P<stem>[^/]+)\.tiff?",
     label=r"Annotation__index/(?P<stem>[^/]+)_24label\.png",
-    decode=by_value(same(25)),
+    decode=by_value(unchanged(25)),
     split=split,
     read=natural_color,
 )

@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from skysense_o.data.encode import by_value, same
+from skysense_o.data.encode import by_value, unchanged
 from skysense_o.data.prepare import Recipe, main
 
 RECIPE = Recipe(
-    row="floodnet",
+    spec="floodnet",
     image=r"(?P<split>train|val|test)/\w+-org-img/(?P<stem>[^/]+)\.jpg",
     label=r"(?P<split>train|val|test)/\w+-label-img/(?P<stem>[^/]+)_lab\.png",
-    decode=by_value(same(10)),
+    decode=by_value(unchanged(10)),
 )
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def split(groups: Groups, place: int, count: int) -> str:
 
 
 RECIPE = Recipe(
-    row="inria",
+    spec="inria",
     image=r"train/images/(?P<city>[a-z-]+)(?P<number>\d+)\.tif",
     label=r"train/gt/(?P<city>[a-z-]+)(?P<number>\d+)\.tif",
     decode=by_threshold(),

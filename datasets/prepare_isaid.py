@@ -38,7 +38,7 @@ COLORS = {
     (0, 100, 155): 15,  # harbor
 }
 RECIPE = Recipe(
-    row="isaid",
+    spec="isaid",
     image=r"(?P<split>train|val)/(?:.*/)?(?P<stem>P\d+)\.png",
     label=r"(?P<split>train|val)/(?:.*/)?(?P<stem>P\d+)_instance_color_RGB\.png",
     decode=by_color(COLORS),

@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from skysense_o.data.encode import by_value, same
+from skysense_o.data.encode import by_value, unchanged
 from skysense_o.data.prepare import Recipe, main
 
 RECIPE = Recipe(
-    row="loveda",
+    spec="loveda",
     image=r"(?P<split>train|val)/(?:rural|urban)/images_png/(?P<stem>\d+)\.png",
     label=r"(?P<split>train|val)/(?:rural|urban)/masks_png/(?P<stem>\d+)\.png",
-    decode=by_value(same(8)),
+    decode=by_value(unchanged(8)),
 )
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def ignore_white(image: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 RECIPE = Recipe(
-    row="massachusetts_road",
+    spec="massachusetts_road",
     image=(
         r"(?P<split>train|valid|val|test)/sat/(?P<stem>[^/]+)\.tiff?",
         r"tiff/(?P<split>train|val|test)/(?P<stem>[^/]+)\.tiff?",

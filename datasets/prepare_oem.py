@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from skysense_o.data.encode import by_value, same
+from skysense_o.data.encode import by_value, unchanged
 from skysense_o.data.prepare import Recipe, main
 
 RECIPE = Recipe(
-    row="oem",
+    spec="oem",
     image=r"images/(?P<stem>[^/]+_\d+)\.tif",
     label=r"labels/(?P<stem>[^/]+_\d+)\.tif",
-    decode=by_value(same(9)),
+    decode=by_value(unchanged(9)),
     lists=(("train", "train.txt"), ("val", "val.txt")),
 )
 

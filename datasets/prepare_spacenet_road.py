@@ -76,7 +76,7 @@ def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 RECIPE = Recipe(
-    row="spacenet_road",
+    spec="spacenet_road",
     image=r"SN3_roads_train_(?P<city>AOI_\d+_[A-Za-z]+)_PS-RGB_img(?P<number>\d+)\.tif",
     label=(
         r"SN3_roads_train_(?P<city>AOI_\d+_[A-Za-z]+)_geojson_roads_img(?P<number>\d+)\.geojson",

@@ -29,7 +29,7 @@ COLORS = {
     (64, 0, 128): 7,  # moving car
 }
 RECIPE = Recipe(
-    row="uavid",
+    spec="uavid",
     image=r"(?:uavid_)?(?P<split>train|val)/(?P<sequence>seq\d+)/Images/(?P<frame>\d+)\.png",
     label=r"(?:uavid_)?(?P<split>train|val)/(?P<sequence>seq\d+)/Labels/(?P<frame>\d+)\.png",
     decode=by_color(COLORS),

@@ -14,15 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from skysense_o.data.encode import by_value_or_color, same
+from skysense_o.data.encode import by_value_or_color, unchanged
 from skysense_o.data.prepare import Recipe, main
 
 COLORS = {(107, 142, 35): 0, (102, 102, 156): 1, (128, 64, 128): 2, (0, 0, 142): 3, (0, 0, 0): 4}
 RECIPE = Recipe(
-    row="udd5",
+    spec="udd5",
     image=r"(?P<split>train|val)/src/(?P<stem>[^/]+)\.jpg",
     label=r"(?P<split>train|val)/gt/(?P<stem>[^/]+)\.png",
-    decode=by_value_or_color(same(5), COLORS),
+    decode=by_value_or_color(unchanged(5), COLORS),
 )
 
 if __name__ == "__main__":

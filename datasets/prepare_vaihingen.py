@@ -39,7 +39,7 @@ def split(groups: Groups, place: int, count: int) -> str:
 
 
 RECIPE = Recipe(
-    row="vaihingen",
+    spec="vaihingen",
     image=r"top/top_mosaic_09cm_(?P<area>area\d+)\.tif",
     label=(
         r"top_mosaic_09cm_(?P<area>area\d+)_noBoundary\.tif",

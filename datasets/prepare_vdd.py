@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from skysense_o.data.encode import by_value, same
+from skysense_o.data.encode import by_value, unchanged
 from skysense_o.data.prepare import Recipe, main
 
 RECIPE = Recipe(
-    row="vdd",
+    spec="vdd",
     image=r"(?P<split>train|val|test)/src/(?P<stem>[^/]+)\.jpg",
     label=r"(?P<split>train|val|test)/gt/(?P<stem>[^/]+)\.png",
-    decode=by_value(same(7)),
+    decode=by_value(unchanged(7)),
 )
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def split(groups: Groups, place: int, count: int) -> str:
 
 
 RECIPE = Recipe(
-    row="wbs_si",
+    spec="wbs_si",
     image=r"Images/(?P<stem>[^/]+)\.(?:jpg|png)",
     label=r"Masks/(?P<stem>[^/]+)\.(?:jpg|png)",
     decode=by_threshold(128),

@@ -19,7 +19,7 @@ from skysense_o.data.encode import by_threshold
 from skysense_o.data.prepare import Recipe, main
 
 RECIPE = Recipe(
-    row="whu_aerial",
+    spec="whu_aerial",
     image=r"(?P<split>train|val|test)/image/(?P<stem>[^/]+)\.(?:tif|png)",
     label=r"(?P<split>train|val|test)/(?:label|mask)/(?P<stem>[^/]+)\.(?:tif|png)",
     decode=by_threshold(),

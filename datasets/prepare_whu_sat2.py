@@ -18,7 +18,7 @@ from skysense_o.data.encode import by_threshold
 from skysense_o.data.prepare import Recipe, main
 
 RECIPE = Recipe(
-    row="whu_sat2",
+    spec="whu_sat2",
     image=r"(?P<split>train|test)/image/(?P<stem>[^/]+)\.tif",
     label=r"(?P<split>train|test)/label/(?P<stem>[^/]+)\.tif",
     decode=by_threshold(),

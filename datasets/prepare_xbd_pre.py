@@ -41,7 +41,7 @@ def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 RECIPE = Recipe(
-    row="xbd_pre",
+    spec="xbd_pre",
     image=r"(?P<split>train|tier3|test|hold)/images/(?P<stem>[^/]+_pre_disaster)\.png",
     label=r"(?P<split>train|tier3|test|hold)/labels/(?P<stem>[^/]+_pre_disaster)\.json",
     decode=draw,

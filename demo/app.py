@@ -120,7 +120,7 @@ class Page:
         from skysense_o.inference.predictor import NONE
         from skysense_o.interactive.view import legend
 
-        names = [name for name in session.found.names if name != NONE]
+        names = [name for name in session.found.classes if name != NONE]
         toggles = gr.CheckboxGroup(choices=names, value=names, visible=True)
         return session, self._view(session, names, opacity), legend(session), toggles, gr.Files(None, visible=False)
 
@@ -129,9 +129,9 @@ class Page:
 
     def select(self, session, mode: str, shown: list[str], opacity: float, place: tuple[float, float]):
         """A click on the image -> session, image, region."""
-        from skysense_o.interactive.view import zoom_of
+        from skysense_o.interactive.view import page_zoom
 
-        x, y = (value // zoom_of(session) for value in place)
+        x, y = (value // page_zoom(session) for value in place)
         region = session.corner_at(x, y) if mode == BOX else session.click(x, y, mode == INSIDE)
         text = self._region(session) if region else "Now the opposite corner."
         return session, self._view(session, shown, opacity), text
@@ -139,10 +139,10 @@ class Page:
     def drag(self, session, corners: str, shown: list[str], opacity: float):
         """A box drawn on the image, as drag.js tells it -> session, image, region."""
         from skysense_o.interactive.serving import dragged_box
-        from skysense_o.interactive.view import zoom_of
+        from skysense_o.interactive.view import page_zoom
 
         session.corner = None
-        session.draw_box(*dragged_box(corners, zoom_of(session)))
+        session.draw_box(*dragged_box(corners, page_zoom(session)))
         return session, self._view(session, shown, opacity), self._region(session)
 
     def _region(self, session) -> str:
@@ -162,7 +162,7 @@ class Page:
         from skysense_o.interactive.view import proposals_text
 
         session.region = None
-        text = proposals_text(session.find_everything(self.all_names()))
+        text = proposals_text(session.find_all_regions(self.all_names()))
         return session, self._view(session, shown, opacity), text
 
     def clear(self, session, shown: list[str], opacity: float):
@@ -177,9 +177,9 @@ class Page:
         return gr.Files([str(path) for path in export(session)], visible=True)
 
     def _view(self, session, shown, opacity: float):
-        from skysense_o.interactive.view import image_of, zoom_of
+        from skysense_o.interactive.view import page_zoom, render_view
 
-        return image_of(session, shown, opacity, zoom_of(session))
+        return render_view(session, shown, opacity, page_zoom(session))
 
 
 NO_IMAGE = "No image yet: drop one, or take an example."
@@ -199,7 +199,7 @@ def guarded(callback: Callable, needs_image: bool = True) -> Callable:
 
 
 def build(page: Page, answer: Callable | None = None):
-    """Lay the page out and wire it. answer: (rgb, question) -> text, where an answerer is loaded."""
+    """Lay the page out and wire it. answer: (rgb, question) -> text, where a VQA model is loaded."""
     import gradio as gr
 
     from skysense_o.inference.images import SUFFIXES
@@ -287,14 +287,14 @@ def _question_box(session, answer: Callable) -> None:
     question.submit(reply, [session, question], said, concurrency_id="model", api_visibility="private")
 
 
-def answer_with(answerer) -> Callable:
+def answer_with(vqa_model) -> Callable:
     """(rgb, question) -> text."""
     import torch
 
     def answer(rgb, question: str) -> str:
         if not question.strip():
             return "Type a question first."
-        return answerer.answer([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], [question])[0]
+        return vqa_model.answer([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], [question])[0]
 
     return answer
 
@@ -312,7 +312,7 @@ def run() -> int:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('the web page needs gradio: pip install -e ".[app]"', name="gradio") from error
-    from skysense_o.inference.classify import load_answerer
+    from skysense_o.inference.classify import load_vqa_model
     from skysense_o.inference.predictor import Predictor
 
     root = Path(tempfile.mkdtemp(prefix="skysense_o_page_"))
@@ -321,7 +321,7 @@ def run() -> int:
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
         page = Page(predictor, root, args.max_pixels)
         threading.Thread(target=page.read_names, daemon=True).start()
-        answer = answer_with(load_answerer(args.answerer, args.device)) if args.answerer else None
+        answer = answer_with(load_vqa_model(args.vqa_model, args.device)) if args.vqa_model else None
         serve(build(page, answer), root, args.host, args.port, args.max_upload, block=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)

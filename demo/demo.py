@@ -111,7 +111,7 @@ def words_of(args: argparse.Namespace):
         from skysense_o.data.classes import load_classes
 
         table = load_classes(args.dataset)
-        return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], background), table.colors
+        return Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)], background), table.colors
     if args.open_world:
         from skysense_o.data.open_world import open_world
 
@@ -263,7 +263,7 @@ def whole_images(args: argparse.Namespace) -> int:
     """--task classify: the names of an image, ranked. --task ask: the answers to questions about it."""
     import torch
 
-    from skysense_o.inference.classify import classify, load_answerer
+    from skysense_o.inference.classify import classify, load_vqa_model
     from skysense_o.inference.images import find_images, read_image
     from skysense_o.inference.predictor import Predictor
 
@@ -272,7 +272,7 @@ def whole_images(args: argparse.Namespace) -> int:
     names = words_of(args)[0].names if args.task == "classify" else ()
     images = find_images(args.input)
     if args.task == "ask":
-        model = load_answerer(args.weights, args.device)
+        model = load_vqa_model(args.weights, args.device)
     else:
         model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model
     Path(args.output).mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from skysense_o.modeling.adapters import merged, with_original_names
+from skysense_o.modeling.adapters import merge_lora, with_original_names
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, published_names, to_ours
 
 logger = logging.getLogger(__name__)
@@ -181,22 +181,26 @@ def _typed(state: dict[str, Tensor], half: bool) -> dict[str, Tensor]:
     return {name: tensor if NOT_NEEDED.search(name) else typed(tensor) for name, tensor in state.items()}
 
 
-def load_weights(model: nn.Module, path: Path, may_lack: Sequence[str] = (), unwanted: Sequence[str] = ()) -> Report:
+def load_weights(
+    model: nn.Module, path: Path, allow_missing: Sequence[str] = (), ignore_unexpected: Sequence[str] = ()
+) -> Report:
     """Copy a file's tensors into a model.
 
     What an installed package brings (`tower.installed`) may be missing; anything else that is missing, unexpected or
-    of another shape is an error, but for what is missing and fits a pattern of `may_lack`. Names that fit one of
-    `unwanted` are passed over.
+    of another shape is an error, but for what is missing and fits a pattern of `allow_missing`. Names that fit one of
+    `ignore_unexpected` are passed over.
     """
     state = read_weights(path)
     ours = set(model.state_dict())
-    left_out = [n for n in state if n not in ours and any(re.search(p, n) for p in unwanted)]
-    report = load_state(model, {n: t for n, t in state.items() if n not in set(left_out)}, path, may_lack)
+    left_out = [n for n in state if n not in ours and any(re.search(p, n) for p in ignore_unexpected)]
+    report = load_state(model, {n: t for n, t in state.items() if n not in set(left_out)}, path, allow_missing)
     report.passed_over += left_out
     return report
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path, may_lack: Sequence[str] = ()) -> Report:
+def load_state(
+    model: nn.Module, state: dict[str, Tensor], source: str | Path, allow_missing: Sequence[str] = ()
+) -> Report:
     """As `load_weights`, for a table of tensors that is at hand; `source` names it in the error. A model on the meta
     device takes the tensors themselves.
     """
@@ -213,9 +217,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path, m
             report.misshaped.append(f"{name} {tuple(tensor.shape)} for {tuple(ours[name].shape)}")
         else:
             report.loaded.append(name)
-    brought = _brought_by_packages(model)
-    report.missing = [name for name in ours if name not in state and not name.startswith(brought)]
-    report.new = [name for name in report.missing if any(re.search(pattern, name) for pattern in may_lack)]
+    external = _external_prefixes(model)
+    report.missing = [name for name in ours if name not in state and not name.startswith(external)]
+    report.new = [name for name in report.missing if any(re.search(pattern, name) for pattern in allow_missing)]
     report.missing = [name for name in report.missing if name not in report.new]
     if report.missing or report.unexpected or report.misshaped:
         raise WeightsError(f"{source} does not fit this config's model: {report}; use the config it was trained with")
@@ -249,14 +253,14 @@ def load_sam_decoder(head: nn.Module, path: Path) -> Report:
 
 def state_to_save(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors without what installed packages bring."""
-    brought = _brought_by_packages(model)
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(brought)}
+    external = _external_prefixes(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(external)}
 
 
 def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype | None = None) -> None:
     """Write safetensors; the config's YAML goes along, so that the file is enough; low-rank updates are
     merged. dtype: of floating tensors."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merged(state_to_save(model)).items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merge_lora(state_to_save(model)).items()}
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     save_file(state, path, metadata={"format": "pt", "config": config})
@@ -275,5 +279,5 @@ def _digest(file) -> str:  # Python 3.10 has no file_digest
     return digest.hexdigest()
 
 
-def _brought_by_packages(model: nn.Module) -> tuple[str, ...]:
-    return (*(f"tower.{prefix}" for prefix in model.tower.installed), *getattr(model, "brought", ()))
+def _external_prefixes(model: nn.Module) -> tuple[str, ...]:
+    return (*(f"tower.{prefix}" for prefix in model.tower.installed), *getattr(model, "external", ()))

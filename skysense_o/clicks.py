@@ -47,7 +47,7 @@ def corrective(target: np.ndarray, predicted: np.ndarray, known: np.ndarray) -> 
     return (*middle(sizes[0][1] if inside else sizes[1][1]), int(inside))
 
 
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+def box_from_mask(mask: np.ndarray) -> tuple[int, int, int, int]:
     """The first and the last pixel of a mask, x0,y0,x1,y1, both within."""
     x, y = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return int(x[0]), int(y[0]), int(x[-1]), int(y[-1])

@@ -65,33 +65,33 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.PAD_LEN = 256  # class attention sees at least so many rows; changing it changes every mask
     head.MAX_CLASSES = 256  # above so many phrases only the best are decoded (published); 0: all
 
-    # Questions about images (MODEL.META_ARCHITECTURE EmbeddedAnswerer or LlavaAnswerer).
-    cfg.MODEL.ANSWERER = answerer = CfgNode()
+    # Questions about images (MODEL.META_ARCHITECTURE EmbeddedVQA or LlavaVQA).
+    cfg.MODEL.VQA = vqa_model = CfgNode()
     # Who is asked about whole images (questions; classes and captions, if it can) when another model is evaluated:
     # weights that hold their config.
-    answerer.WEIGHTS = ""
-    answerer.ANSWERS = []  # EmbeddedAnswerer: what it can say; empty: all answers of DATASETS.TRAIN
-    answerer.SIDE = 256  # images are resized to this square
-    answerer.WIDTH = 256
-    answerer.GRID = 8  # it reads the image at so many places in each direction
-    answerer.DROPOUT = 0.3  # a few thousand questions are soon known by heart
-    answerer.COUNTING = False  # EmbeddedAnswerer: a map of density says which number, where the answer is one
-    answerer.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaAnswerer: a name or folder for transformers; as published
-    answerer.LANGUAGE_LORA_RANK = 0  # updates of this rank to train in the language model; 0: it stays as it is
-    answerer.PRECISION = "bf16"  # of the language model: bf16 or fp32
-    answerer.MOST_TOKENS = 16  # of an answer; a word or a phrase is wanted
+    vqa_model.WEIGHTS = ""
+    vqa_model.ANSWERS = []  # EmbeddedVQA: what it can say; empty: all answers of DATASETS.TRAIN
+    vqa_model.SIDE = 256  # images are resized to this square
+    vqa_model.WIDTH = 256
+    vqa_model.GRID = 8  # it reads the image at so many places in each direction
+    vqa_model.DROPOUT = 0.3  # a few thousand questions are soon known by heart
+    vqa_model.COUNTING = False  # EmbeddedVQA: a map of density says which number, where the answer is one
+    vqa_model.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaVQA: a name or folder for transformers; as published
+    vqa_model.LANGUAGE_LORA_RANK = 0  # updates of this rank to train in the language model; 0: it stays as it is
+    vqa_model.PRECISION = "bf16"  # of the language model: bf16 or fp32
+    vqa_model.MOST_TOKENS = 16  # of an answer; a word or a phrase is wanted
 
     # Do as the published code where it errs, to compare with published numbers: padding is not undone.
-    cfg.MODEL.PUBLISHED_QUIRKS = False
+    cfg.MODEL.REFERENCE_COMPAT = False
 
     # Patterns of parameters that MODEL.WEIGHTS may lack in training: they start from scratch. Anything else that is
     # missing is an error, and in evaluation these are too.
-    cfg.MODEL.NEW_PARAMETERS = []
+    cfg.MODEL.ALLOW_MISSING = []
 
     # Patterns of tensors of MODEL.WEIGHTS that the model may do without (by default what pretraining alone needs, and
-    # clicks and boxes where SEM_SEG_HEAD.PROMPTS is False, the counter where ANSWERER.COUNTING is); anything else that
+    # clicks and boxes where SEM_SEG_HEAD.PROMPTS is False, the counter where VQA.COUNTING is); anything else that
     # it has not is an error.
-    cfg.MODEL.PASSED_OVER = ["^pretraining\\.", "^sem_seg_head\\.prompt", "^counter\\."]
+    cfg.MODEL.IGNORE_UNEXPECTED = ["^pretraining\\.", "^sem_seg_head\\.prompt", "^counter\\."]
 
     # Words. A phrase is rendered in each template, and the unit vectors are averaged.
     cfg.MODEL.TEMPLATES = ["{}"]
@@ -113,7 +113,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.REGION_TEMPERATURE = 0.07  # CLIP's starting value
     loss.REGION_UPSCALE = 0  # 16: regions are pooled from the published code's map, of 269.7 M parameters; 0: none
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
-    loss.NAME_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
+    loss.CLASS_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
 
     # Pretraining (MODEL.META_ARCHITECTURE ImageTextPretraining): weights of its terms, 0: not computed.
     cfg.PRETRAIN = CfgNode()
@@ -129,7 +129,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # Training images.
     cfg.INPUT.MAPPER = "labels"  # labels: with label images; pairs: with captions; questions: with answers
-    cfg.INPUT.POINTS = ""  # where objects are that ANSWERER.COUNTING counts: a file below datasets/points
+    cfg.INPUT.POINTS = ""  # where objects are that VQA.COUNTING counts: a file below datasets/points
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # a crop with more of one class is drawn again; 1.0: any crop will do
@@ -189,7 +189,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
 
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
-MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "PUBLISHED_QUIRKS", "GSD", "ANSWERER")
+MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES",
@@ -199,11 +199,53 @@ HEAD_KEYS = (
 def model_config(cfg: CfgNode) -> CfgNode:
     """The part of a config that describes the model, for the metadata of its weights."""
     part = CfgNode({"MODEL": {key: cfg.MODEL[key] for key in MODEL_KEYS}})
-    part.MODEL.TOWER, part.MODEL.ANSWERER = part.MODEL.TOWER.clone(), part.MODEL.ANSWERER.clone()
-    part.MODEL.ANSWERER.WEIGHTS, part.MODEL.ANSWERER.LANGUAGE_LORA_RANK = "", 0
+    part.MODEL.TOWER, part.MODEL.VQA = part.MODEL.TOWER.clone(), part.MODEL.VQA.clone()
+    part.MODEL.VQA.WEIGHTS, part.MODEL.VQA.LANGUAGE_LORA_RANK = "", 0
     part.MODEL.TOWER.LORA_RANK, part.MODEL.TOWER.RECOMPUTE = 0, False  # the one is merged, the other is of a run
     part.MODEL.SEM_SEG_HEAD = CfgNode({key: cfg.MODEL.SEM_SEG_HEAD[key] for key in HEAD_KEYS})
     return part
+
+
+# Keys that had another name: YAMLs and weights written with the old one are still read.
+RENAMED_KEYS = {
+    "MODEL.ANSWERER": "MODEL.VQA",
+    "MODEL.PUBLISHED_QUIRKS": "MODEL.REFERENCE_COMPAT",
+    "MODEL.NEW_PARAMETERS": "MODEL.ALLOW_MISSING",
+    "MODEL.PASSED_OVER": "MODEL.IGNORE_UNEXPECTED",
+    "MODEL.LOSS.NAME_CHUNK": "MODEL.LOSS.CLASS_CHUNK",
+    "TEST.PICTURES": "TEST.IMAGES",
+}
+RENAMED_VALUES = {
+    ("MODEL.META_ARCHITECTURE", "EmbeddedAnswerer"): "EmbeddedVQA",
+    ("MODEL.META_ARCHITECTURE", "LlavaAnswerer"): "LlavaVQA",
+    ("INPUT.MAPPER", "pairs"): "captions",
+}
+
+
+def renamed_key(key: str) -> str:
+    """Today's name of a config key such as "MODEL.ANSWERER.GRID"."""
+    for old, new in RENAMED_KEYS.items():
+        if key == old or key.startswith(old + "."):
+            return new + key[len(old) :]
+    return key
+
+
+def with_new_names(tree: dict, prefix: str = "") -> dict:
+    """A config tree as a YAML holds it, with today's names for keys and values."""
+    renamed = {}
+    for key, value in tree.items():
+        path = renamed_key(prefix + str(key))
+        if isinstance(value, dict):
+            value = with_new_names(value, path + ".")
+        elif isinstance(value, str):
+            value = RENAMED_VALUES.get((path, value), value)
+        renamed[path.rpartition(".")[2]] = value
+    return renamed
+
+
+def merge_tree(cfg: CfgNode, tree: dict) -> None:
+    """Merge a config tree, as a YAML holds it, into a config."""
+    cfg.merge_from_other_cfg(CfgNode(with_new_names(tree)))
 
 
 def merge_file(cfg: CfgNode, path: str | Path) -> None:
@@ -215,7 +257,7 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no config at {str(path)!r}: see configs/")
     try:
-        cfg.merge_from_file(str(path))
+        merge_tree(cfg, CfgNode.load_yaml_with_base(str(path)))
     except (KeyError, AssertionError, YAMLError) as error:
         raise ValueError(
             f"config {path}: {error.args[0] if error.args else error}; see skysense_o/config.py"

@@ -1,7 +1,7 @@
-"""From images to the model's input and back. Alphabet: B images, T phrases, C names, H W pixels, h w grid.
+"""From images to the model's input and back. Alphabet: B images, T phrases, C classes, H W pixels, h w grid.
 
 Each step has its inverse here, undone in reverse: normalise and pad (and, for a tower of fixed input, squeeze) in
-`prepare`; unsqueeze, cut the padding and resize in `Frame.restore`.
+`prepare`; unsqueeze, cut the padding and resize in `ImageTransform.restore`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageTransform:
     """How one image was prepared, and the way back.
 
     size: (H,W) of the image; padded: its (H,W) after padding right and below; prepared: the (h0,w0) the tower sees,
@@ -49,33 +49,35 @@ class Frame:
     def restore(
         self,
         logits: Tensor,
-        owner: Sequence[int],
-        names: int,
+        phrase_to_class: Sequence[int],
+        num_classes: int,
         size: tuple[int, int] | None = None,
         reduce: Reduce = "labels",
-        published_quirks: bool = False,
+        reference_compat: bool = False,
     ) -> dict[str, Tensor]:
         """Bring the logits of phrases back to the image as the probabilities of names.
 
-        Sigmoid, maximum over the phrases of a name, resize over the padding, cut it, resize to `size`; names go
-        through in chunks, so that memory does not grow with names times pixels unless all probabilities are asked for.
+        Sigmoid, maximum over the phrases of each class, resize over the padding, cut it, resize to `size`. Classes go
+        through in chunks, so memory does not grow with classes times pixels unless all probabilities are asked for.
 
         Args:
             logits: (T,h',w') of the valid phrases, on any grid that covers the prepared image.
-            owner: T numbers, ascending: the name each phrase belongs to.
-            names: C, how many names there are.
+            phrase_to_class: T numbers, ascending: the name each phrase belongs to.
+            classes: C, how many names there are.
             size: (height, width) wanted; the image's own where None.
-            published_quirks: leave the padding in, stretched over the image, as the published code does.
+            reference_compat: leave the padding in, stretched over the image, as the published code does.
             reduce: "labels" -> {"labels": int64 (H,W), "score": (H,W)}; "probabilities" -> {"sem_seg": (C,H,W)}.
         """
         height, width = size or self.size
         chunk = max(1, RESTORE_BYTES // (4 * max(self.padded[0] * self.padded[1], height * width)))
         maps, best, labels = [], None, None
-        for first in range(0, names, chunk):
-            count = min(chunk, names - first)
-            start, stop = bisect_left(owner, first), bisect_left(owner, first + count)
-            grid = best_of_phrases(logits[start:stop].float().sigmoid(), [c - first for c in owner[start:stop]], count)
-            full = self._to_image(grid, (height, width), published_quirks)
+        for first in range(0, num_classes, chunk):
+            count = min(chunk, num_classes - first)
+            start, stop = bisect_left(phrase_to_class, first), bisect_left(phrase_to_class, first + count)
+            grid = best_of_phrases(
+                logits[start:stop].float().sigmoid(), [c - first for c in phrase_to_class[start:stop]], count
+            )
+            full = self._to_image(grid, (height, width), reference_compat)
             if reduce == "probabilities":
                 maps.append(full)
                 continue
@@ -88,9 +90,9 @@ class Frame:
                 labels = torch.where(better, index + first, labels)
         return {"sem_seg": torch.cat(maps)} if reduce == "probabilities" else {"labels": labels, "score": best}
 
-    def _to_image(self, grid: Tensor, size: tuple[int, int], published_quirks: bool) -> Tensor:
+    def _to_image(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""
-        if published_quirks:
+        if reference_compat:
             cut = grid[None, :, : self.size[0], : self.size[1]]  # of the grid, where pixels were meant
             return F.interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]
         scaled = [p * out / side for p, out, side in zip(self.padded, size, self.size)]
@@ -106,22 +108,22 @@ class Frame:
         return F.grid_sample(grid[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
-def best_of_phrases(values: Tensor, owner: Sequence[int], names: int) -> Tensor:
+def best_of_phrases(values: Tensor, phrase_to_class: Sequence[int], num_classes: int) -> Tensor:
     """(T,...) of phrases -> (C,...) of names: the maximum over each name's phrases, of which each has one at least."""
-    if len(owner) == names:  # one phrase a name: nothing to reduce
+    if len(phrase_to_class) == num_classes:  # one phrase a name: nothing to reduce
         return values
-    index = torch.tensor(owner, device=values.device).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
-    least = values.new_full((names, *values.shape[1:]), -torch.inf)
+    index = torch.tensor(phrase_to_class, device=values.device).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    least = values.new_full((num_classes, *values.shape[1:]), -torch.inf)
     return least.scatter_reduce(0, index, values, "amax")
 
 
-def frame_of(size: tuple[int, int], tower: Tower) -> Frame:
+def image_transform_for(size: tuple[int, int], tower: Tower) -> ImageTransform:
     """The frame in which `tower` sees an image of `size` (H,W) when it comes alone."""
     padded = padded_size(size, tower.divisor)
-    return Frame(size, padded, padded if tower.input_size is None else (tower.input_size, tower.input_size))
+    return ImageTransform(size, padded, padded if tower.input_size is None else (tower.input_size, tower.input_size))
 
 
-def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[Frame]]:
+def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[ImageTransform]]:
     """Normalise, pad right and below with the mean colour, squeeze where the tower asks for it, and stack.
 
     Args:
@@ -129,20 +131,20 @@ def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[Frame]
         tower: gives `pixel_mean`, `pixel_std`, `divisor`, `input_size`.
 
     Returns:
-        x (B,3,h0,w0) float, normalised; one `Frame` an image. Without a fixed input size all images share the padded
-        size of the largest.
+        x (B,3,h0,w0) float, normalised; one `ImageTransform` per image. Without a fixed input size all
+        images share the padded size of the largest.
     """
     normalised = [(image.to(tower.pixel_mean.device).float() - tower.pixel_mean) / tower.pixel_std for image in images]
     sizes = [tuple(image.shape[-2:]) for image in images]
     if tower.input_size is None:
         shared = padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)), tower.divisor)
-        frames = [Frame(size, shared, shared) for size in sizes]
+        transforms = [ImageTransform(size, shared, shared) for size in sizes]
     else:
-        frames = [frame_of(size, tower) for size in sizes]
+        transforms = [image_transform_for(size, tower) for size in sizes]
     batch = []
-    for image, frame in zip(normalised, frames):
-        x = F.pad(image, (0, frame.padded[1] - frame.size[1], 0, frame.padded[0] - frame.size[0]))[None]
-        if frame.prepared != frame.padded:
-            x = F.interpolate(x, size=frame.prepared, mode="bilinear", align_corners=False)
+    for image, transform in zip(normalised, transforms):
+        x = F.pad(image, (0, transform.padded[1] - transform.size[1], 0, transform.padded[0] - transform.size[0]))[None]
+        if transform.prepared != transform.padded:
+            x = F.interpolate(x, size=transform.prepared, mode="bilinear", align_corners=False)
         batch.append(x)
-    return torch.cat(batch), frames
+    return torch.cat(batch), transforms

@@ -1,4 +1,4 @@
-"""Training losses: pure functions. Alphabet: B images, T names, D embedding, H W pixels, h w grid.
+"""Training losses: pure functions. Alphabet: B images, T classes, D embedding, H W pixels, h w grid.
 
 Each is a mean per sample over its valid pixels and names, then over the samples, so that it does not depend on how a
 batch is shared between processes. Each is finite, and zero, where a sample has nothing to learn from.
@@ -19,17 +19,17 @@ from skysense_o.sample import IGNORE
 POOL_CHUNK = 64  # names whose masks are pooled at a time; changes memory only
 
 
-def one_hot(sem_seg: Tensor, names: int, first: int = 0) -> Tensor:
-    """(B,H,W) indices -> (B,names,H,W) bool for the names from `first` on; ignored pixels belong to no name."""
-    index = torch.arange(first, first + names, device=sem_seg.device)[:, None, None]
+def one_hot(sem_seg: Tensor, num_classes: int, first: int = 0) -> Tensor:
+    """(B,H,W) indices -> (B,names,H,W) bool for the classes from `first` on; ignored pixels belong to no name."""
+    index = torch.arange(first, first + num_classes, device=sem_seg.device)[:, None, None]
     return (sem_seg[:, None] == index) & (sem_seg != IGNORE)[:, None]
 
 
-def present_names(sem_seg: Tensor, names: int) -> Tensor:
+def present_classes(sem_seg: Tensor, num_classes: int) -> Tensor:
     """(B,H,W) indices -> (B,T) bool, whether any pixel has the name."""
-    index = sem_seg.flatten(1).masked_fill(sem_seg.flatten(1) == IGNORE, names)
-    found = torch.zeros((len(sem_seg), names + 1), dtype=torch.bool, device=sem_seg.device)
-    return found.scatter_(1, index, True)[:, :names]
+    index = sem_seg.flatten(1).masked_fill(sem_seg.flatten(1) == IGNORE, num_classes)
+    found = torch.zeros((len(sem_seg), num_classes + 1), dtype=torch.bool, device=sem_seg.device)
+    return found.scatter_(1, index, True)[:, :num_classes]
 
 
 def pixel_bce(
@@ -40,7 +40,7 @@ def pixel_bce(
     Args:
         logits: (B,T,h',w'), resized to the labels here.
         sem_seg: (B,H,W) int64.
-        valid: (B,T) bool, the names that a sample really has.
+        valid: (B,T) bool, the classes that a sample really has.
         ignored_as_negative: an ignored pixel counts as one of no name, as in the published code; else not at all.
         chunk: names at full size at a time, computed again in the backward pass; None: all. Changes no result.
     """
@@ -66,7 +66,7 @@ def focal(
 
 
 def pixel_cross_entropy(logits: Tensor, sem_seg: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy over the names of a sample: they compete, as they do in the arg max. Arguments as `pixel_bce`."""
+    """Cross-entropy over the classes of a sample: they compete, as they do in the arg max. Arguments as `pixel_bce`."""
     masked = _at_labels(logits, sem_seg).masked_fill(~valid[..., None, None], float("-inf"))
     each = F.cross_entropy(masked, sem_seg, ignore_index=IGNORE, reduction="none")
     return mean_of_means(each, sem_seg != IGNORE)
@@ -79,7 +79,7 @@ def dice(logits: Tensor, sem_seg: Tensor, valid: Tensor, *, chunk: int | None = 
     def term(full: Tensor, target: Tensor) -> Tensor:
         return mask_dice(full, target, known)
 
-    return mean_of_means(_each_name(term, logits, sem_seg, chunk), valid & present_names(sem_seg, logits.shape[1]))
+    return mean_of_means(_each_name(term, logits, sem_seg, chunk), valid & present_classes(sem_seg, logits.shape[1]))
 
 
 def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
     return 1 - (2 * both + 1) / (either + 1)
 
 
-def pool_regions(dense: Tensor, sem_seg: Tensor, names: int) -> Tensor:
+def pool_regions(dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
     """The mean feature under each name's mask; zero for a name that is not in the image.
 
     Args:
@@ -99,8 +99,8 @@ def pool_regions(dense: Tensor, sem_seg: Tensor, names: int) -> Tensor:
         (B,T,D), not normalised.
     """
     parts = []
-    for first in range(0, names, POOL_CHUNK):
-        masks = one_hot(sem_seg, min(POOL_CHUNK, names - first), first).to(_wide(dense).dtype)
+    for first in range(0, num_classes, POOL_CHUNK):
+        masks = one_hot(sem_seg, min(POOL_CHUNK, num_classes - first), first).to(_wide(dense).dtype)
         parts.append(F.adaptive_avg_pool2d(masks, dense.shape[-2:]))
     masks = torch.cat(parts, dim=1)
     return torch.einsum("bthw,bdhw->btd", masks, _wide(dense)) / masks.sum((2, 3)).clamp(min=1e-6)[..., None]
@@ -111,7 +111,7 @@ def region_contrast(regions: Tensor, present: Tensor, text: Tensor, valid: Tenso
 
     Args:
         regions: (B,T,D), see `pool_regions`. present: (B,T) bool. text: (B,T,D) unit vectors. valid: (B,T) bool.
-        temperature: of the softmax over names, above 0.
+        temperature: of the softmax over classes, above 0.
     """
     scores = _cosines(regions, text) / temperature
     scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
@@ -120,9 +120,9 @@ def region_contrast(regions: Tensor, present: Tensor, text: Tensor, valid: Tenso
 
 
 def published_region_scores(regions: Tensor, text: Tensor, valid: Tensor) -> Tensor:
-    """Cosines of all regions with all names, scaled so that a sample's smallest is 0 and its largest 1.
+    """Cosines of all regions with all classes, scaled so that a sample's smallest is 0 and its largest 1.
 
-    So the published code has it: names that are not in the image are regions too, of cosine 0 with everything.
+    So the published code has it: classes that are not in the image are regions too, of cosine 0 with everything.
 
     Returns:
         (B,T,T), region by name; 0 where either is invalid.
@@ -149,7 +149,7 @@ def vision_centric(
     text: Tensor,
     valid: Tensor,
     similarity: Tensor,
-    relevance: Tensor,
+    visual_similarity: Tensor,
     temperature: float,
 ) -> Tensor:
     """Words that mean alike but look different must not be taken for each other.
@@ -161,27 +161,31 @@ def vision_centric(
     Args:
         regions, present, text, valid, temperature: as `region_contrast`.
         similarity: (B,T,T) S_t, cosines of sentence embeddings; negative ones count as 0.
-        relevance: (B,T,T) S_v in 0..1, how alike two names look; 0 where unknown. The diagonal counts as 1.
+        visual_similarity: (B,T,T) S_v in 0..1, how alike two names look; 0 where unknown. The diagonal counts as 1.
     """
     scores = _cosines(regions, text) / temperature
     own = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)
     each = F.binary_cross_entropy_with_logits(scores, own.expand_as(scores), reduction="none")
-    factor = (1 - relevance.to(scores.dtype)) * (1 - own) * similarity.to(scores.dtype).clamp(min=0)
+    factor = (1 - visual_similarity.to(scores.dtype)) * (1 - own) * similarity.to(scores.dtype).clamp(min=0)
     squares = (factor * each).square().masked_fill(~present[:, :, None], 0.0)
     return mean_of_means(squares, valid[:, :, None] & valid[:, None, :])
 
 
 def published_vision_centric(
-    scores: Tensor, present: Tensor, valid: Tensor, similarity: Tensor, relevance: Tensor | None
+    scores: Tensor, present: Tensor, valid: Tensor, similarity: Tensor, visual_similarity: Tensor | None
 ) -> Tensor:
     """The regulariser of the published code: mean |S_t (11 - score) S'| over pairs of different names.
 
     Args:
         scores: (B,T,T) S', see `published_region_scores`. similarity: (B,T,T) S_t.
-        relevance: (B,T,T) score / 10, 0 where the graph has no such pair, which then counts as 0; None: no graph, and
-            the factor is 1.
+        visual_similarity: (B,T,T) score / 10, 0 where the graph has no such pair, which then counts as 0; None: no graph,
+            and the factor is 1.
     """
-    factor = 1.0 if relevance is None else torch.where(relevance > 0, 11 - 10 * relevance.to(scores.dtype), 0.0)
+    factor = (
+        1.0
+        if visual_similarity is None
+        else torch.where(visual_similarity > 0, 11 - 10 * visual_similarity.to(scores.dtype), 0.0)
+    )
     different = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
     each = (similarity.to(scores.dtype) * scores * factor).abs()
     return mean_of_means(each, valid[:, :, None] & valid[:, None, :] & different, counts=present.sum(1) > 1)
@@ -195,7 +199,7 @@ def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Ten
         presence: (B,T) logits. complete: (B,) bool, every pixel of the image (padding is none) is labelled.
             Others as `pixel_bce`.
     """
-    present, presence = present_names(sem_seg, presence.shape[1]), _wide(presence)
+    present, presence = present_classes(sem_seg, presence.shape[1]), _wide(presence)
     each = F.binary_cross_entropy_with_logits(presence, present.to(presence.dtype), reduction="none")
     return mean_of_means(each, valid & (present | complete[:, None]))
 
@@ -224,17 +228,17 @@ def _each_name(term: Callable, logits: Tensor, sem_seg: Tensor, chunk: int | Non
     def part(some: Tensor, first: int) -> Tensor:
         return term(_at_labels(some, sem_seg), one_hot(sem_seg, some.shape[1], first))
 
-    names = logits.shape[1]
-    if not chunk or chunk >= names:
+    num_classes = logits.shape[1]
+    if not chunk or chunk >= num_classes:
         return part(logits, 0)
-    starts = range(0, names, chunk)
+    starts = range(0, num_classes, chunk)
     return torch.cat([checkpoint(part, logits[:, s : s + chunk], s, use_reentrant=False) for s in starts], dim=1)
 
 
 def _pixel_mean(
     term: Callable, logits: Tensor, sem_seg: Tensor, valid: Tensor, ignored_as_negative: bool, chunk: int | None
 ) -> Tensor:
-    """Mean over known pixels and valid names of a pixelwise term."""
+    """Mean over known pixels and valid classes of a pixelwise term."""
     known = torch.ones_like(sem_seg, dtype=torch.bool) if ignored_as_negative else sem_seg != IGNORE
     sums = _each_name(lambda full, t: (term(full, t) * known[:, None]).sum((2, 3)), logits, sem_seg, chunk)
     return mean_of_means(sums / known.sum((1, 2)).clamp(min=1)[:, None], valid)

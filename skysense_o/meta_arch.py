@@ -1,6 +1,6 @@
 """SkySenseO, the one meta-architecture.
 
-Alphabet: B images, T phrases, C names, P templates, D embedding, H W pixels.
+Alphabet: B images, T phrases, C classes, P templates, D embedding, H W pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skysense_o import geometry, losses
 from skysense_o.modeling import MaskDecoder, Queries, RegionProjection, Tower, build_tower
-from skysense_o.modeling.sam_head import Refined
+from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.objective import Objective
 from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
@@ -39,7 +39,7 @@ class SkySenseO(nn.Module):
         region_projection: RegionProjection | None = None,
         text_noise: float = 0.0,
         phrase_chunk: int = 256,
-        published_quirks: bool = False,
+        reference_compat: bool = False,
         gsd: float = 0.0,
     ) -> None:
         """
@@ -50,7 +50,7 @@ class SkySenseO(nn.Module):
             region_projection: the published code's region map; None: regions are pooled from the dense features.
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
-            published_quirks: see `Frame.restore`.
+            reference_compat: see `ImageTransform.restore`.
             gsd: metres a pixel that the weights were trained at; 0: not known. For the record, it changes nothing.
         """
         super().__init__()
@@ -58,7 +58,7 @@ class SkySenseO(nn.Module):
         self.templates, self.text_bank = tuple(templates), TextBank()
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
-        self.phrase_chunk, self.published_quirks, self.gsd = phrase_chunk, published_quirks, gsd
+        self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -73,7 +73,7 @@ class SkySenseO(nn.Module):
             "region_projection": RegionProjection(tower.dim, upscale) if upscale and objective.needs_regions else None,
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
-            "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS,
+            "reference_compat": cfg.MODEL.REFERENCE_COMPAT,
             "gsd": cfg.MODEL.GSD,
         }
 
@@ -97,84 +97,90 @@ class SkySenseO(nn.Module):
         """Windows of one size, uint8 (B,3,H,W), sides multiples of the divisor or the tower's fixed square.
 
         Returns:
-            (B,C,h,w) probabilities of the names at the masks' own grid, H / `stride` cells high: to be blended there.
+            (B,C,h,w) probabilities of the classes at the masks' own grid, H / `stride` cells high: to be blended there.
         """
         x, _ = geometry.prepare(list(windows), self.tower)
         text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
         queries = Queries(text.expand(len(x), -1, -1, -1), valid.expand(len(x), -1))
         logits, _, _ = self.sem_seg_head(self.tower.encode_image(x), queries, self.phrase_chunk)
-        owner, names = vocabulary.owner, len(vocabulary)
-        return torch.stack([geometry.best_of_phrases(masks.float().sigmoid_(), owner, names) for masks in logits])
+        phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
+        return torch.stack(
+            [geometry.best_of_phrases(masks.float().sigmoid_(), phrase_to_class, num_classes) for masks in logits]
+        )
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
         """Any sizes, any vocabularies. Samples that share a padded size run together; no result depends on it."""
-        frames = [geometry.frame_of(tuple(sample["image"].shape[-2:]), self.tower) for sample in samples]
+        transforms = [geometry.image_transform_for(tuple(sample["image"].shape[-2:]), self.tower) for sample in samples]
         groups: dict[tuple[int, int], list[int]] = {}
-        for index, frame in enumerate(frames):
-            groups.setdefault(frame.padded, []).append(index)
+        for index, transform in enumerate(transforms):
+            groups.setdefault(transform.padded, []).append(index)
         predictions: dict[int, Prediction] = {}
         for indices in groups.values():
             predictions.update(zip(indices, self._predict_group([samples[i] for i in indices], reduce)))
         return [predictions[i] for i in range(len(samples))]
 
     def _predict_group(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
-        x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
-        refined = self.sem_seg_head.refine(self.tower.encode_image(x))
-        sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, frames)]
-        return self.ask(refined, frames, [s["vocabulary"] for s in samples], sizes, reduce)
+        x, transforms = geometry.prepare([sample["image"] for sample in samples], self.tower)
+        image_embedding = self.sem_seg_head.refine(self.tower.encode_image(x))
+        sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, transforms)]
+        return self.predict_text(image_embedding, transforms, [s["vocabulary"] for s in samples], sizes, reduce)
 
     @torch.no_grad()
-    def ask(
+    def predict_text(
         self,
-        refined: object,
-        frames: Sequence[geometry.Frame],
+        image_embedding: object,
+        transforms: Sequence[geometry.ImageTransform],
         vocabularies: Sequence[Vocabulary],
         sizes: Sequence[tuple[int, int]],
         reduce: Reduce,
     ) -> list[Prediction]:
         """Words asked of images that the decoder has refined: one vocabulary, frame and size (H,W) wanted an image."""
         text, valid = self.text_bank(self.tower, vocabularies, self.templates)
-        logits, presence, _ = self.sem_seg_head.decode(refined, Queries(text, valid), self.phrase_chunk)
+        logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid), self.phrase_chunk)
         predictions = []
-        for b, (vocabulary, frame, size) in enumerate(zip(vocabularies, frames, sizes)):
-            owner, names = vocabulary.owner, len(vocabulary)
-            prediction = frame.restore(logits[b, : len(owner)], owner, names, size, reduce, self.published_quirks)
+        for b, (vocabulary, transform, size) in enumerate(zip(vocabularies, transforms, sizes)):
+            phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
+            prediction = transform.restore(
+                logits[b, : len(phrase_to_class)], phrase_to_class, num_classes, size, reduce, self.reference_compat
+            )
             if presence is not None:
-                found = presence[b, : len(owner)].float().sigmoid()
-                prediction["presence"] = geometry.best_of_phrases(found, owner, names)
+                found = presence[b, : len(phrase_to_class)].float().sigmoid()
+                prediction["presence"] = geometry.best_of_phrases(found, phrase_to_class, num_classes)
             predictions.append(prediction)
         return predictions
 
     def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
-        x, frames = geometry.prepare([sample["image"] for sample in samples], self.tower)
+        x, transforms = geometry.prepare([sample["image"] for sample in samples], self.tower)
         features = self.tower.encode_image(x)
-        refined = self.sem_seg_head.refine(features)
-        sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, frames)])
+        image_embedding = self.sem_seg_head.refine(features)
+        sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, transforms)])
         terms: dict[str, Tensor] = {}
         if self.objective.weights:
             text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
             text = self._blur(text)
-            logits, presence, _ = self.sem_seg_head.decode(refined, Queries(text, valid))
+            logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid))
             regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
             terms |= self.objective(samples, sem_seg, logits, presence, text, valid, regions)
         if self.prompt_objective is not None:
-            terms |= self.prompt_objective(partial(self.draw, refined), samples, frames, sem_seg)
+            terms |= self.prompt_objective(partial(self.predict_prompts, image_embedding), samples, transforms, sem_seg)
         return terms
 
-    def draw(self, refined: Refined, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_prompts(
+        self, image_embedding: ImageEmbedding, points: Tensor, labels: Tensor, boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Clicks and boxes, see `Queries` -> logits (B,K,h',w') and predicted IoU (B,K); no words."""
         text = points.new_zeros((len(points), 0, len(self.templates), self.tower.dim))
         queries = Queries(text, text[..., 0, 0].bool(), points, labels, boxes)
-        logits, _, quality = self.sem_seg_head.decode(refined, queries)
-        return logits, quality
+        logits, _, iou_pred = self.sem_seg_head.decode(image_embedding, queries)
+        return logits, iou_pred
 
-    def _regions(self, dense: Tensor, sem_seg: Tensor, names: int) -> Tensor:
-        """(B,T,D) features of the names' regions, not normalised."""
+    def _regions(self, dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
+        """(B,T,D) features of the classes' regions, not normalised."""
         if self.region_projection is not None:
-            return self.region_projection(dense.to(self.region_projection.mix.weight.dtype), sem_seg, names)
-        return losses.pool_regions(dense, sem_seg, names)
+            return self.region_projection(dense.to(self.region_projection.mix.weight.dtype), sem_seg, num_classes)
+        return losses.pool_regions(dense, sem_seg, num_classes)
 
     def _blur(self, text: Tensor) -> Tensor:
         """Unit vectors with Gaussian noise of expected length `text_noise`, normalised again."""
@@ -184,7 +190,7 @@ class SkySenseO(nn.Module):
         return F.normalize(text + noise, dim=-1)
 
 
-def _padded_labels(sem_seg: Tensor, frame: geometry.Frame) -> Tensor:
+def _padded_labels(sem_seg: Tensor, transform: geometry.ImageTransform) -> Tensor:
     """(H,W) labels -> the padded (H,W), where the padding is ignored."""
-    bottom, right = frame.padded[0] - frame.size[0], frame.padded[1] - frame.size[1]
+    bottom, right = transform.padded[0] - transform.size[0], transform.padded[1] - transform.size[1]
     return F.pad(sem_seg, (0, right, 0, bottom), value=IGNORE)

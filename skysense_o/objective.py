@@ -1,4 +1,7 @@
-"""What fine-tuning minimises: the weighted losses of a batch. Alphabet: B images, T names, P templates, D embedding."""
+"""What fine-tuning minimises: the weighted losses of a batch.
+
+Alphabet: B images, T classes, P templates, D embedding.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ class Objective:
         *,
         temperature: float = 0.07,
         ignored_as_negative: bool = False,
-        name_chunk: int | None = None,
+        class_chunk: int | None = None,
     ) -> None:
         """
         Args:
             weights: by name, see TERMS; absent or 0: not computed.
             temperature: of the region contrast and of the vision-centric loss.
-            ignored_as_negative, name_chunk: see `losses.pixel_bce`.
+            ignored_as_negative, class_chunk: see `losses.pixel_bce`.
 
         Raises:
             ValueError: a term that is not known, or a negative weight.
@@ -42,7 +45,7 @@ class Objective:
         if wrong:
             raise ValueError(f"loss weights {wrong}: permitted are numbers from 0 for {', '.join(TERMS)}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
-        self.temperature, self.ignored_as_negative, self.name_chunk = temperature, ignored_as_negative, name_chunk
+        self.temperature, self.ignored_as_negative, self.class_chunk = temperature, ignored_as_negative, class_chunk
         regular = {"vision_centric", "vision_centric_published"} & set(self.weights)
         self.similarity = SentenceSimilarity() if regular else None
 
@@ -64,7 +67,7 @@ class Objective:
             weights,
             temperature=loss.REGION_TEMPERATURE,
             ignored_as_negative=loss.IGNORED_AS_NEGATIVE,
-            name_chunk=loss.NAME_CHUNK or None,
+            class_chunk=loss.CLASS_CHUNK or None,
         )
 
     @property
@@ -93,7 +96,7 @@ class Objective:
         """
         if presence is None and "presence" in self.weights:
             raise ValueError("this decoder gives no presence scores: set MODEL.LOSS.PRESENCE 0.0")
-        pixels, chunk = (logits, sem_seg, valid), self.name_chunk
+        pixels, chunk = (logits, sem_seg, valid), self.class_chunk
         complete = torch.stack([(s["sem_seg"] != IGNORE).all() for s in samples]).to(sem_seg.device)
         with full_precision(sem_seg.device):
             terms = {
@@ -109,24 +112,24 @@ class Objective:
     def _of_regions(
         self, samples: Sequence[Sample], sem_seg: Tensor, text: Tensor, valid: Tensor, regions: Tensor
     ) -> dict[str, Callable[[], Tensor]]:
-        present = losses.present_names(sem_seg, valid.shape[1])
+        present = losses.present_classes(sem_seg, valid.shape[1])
         unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
         plain = (regions, present, unit, valid)
         published = {name for name in self.weights if name.endswith("_published")}
         scores = losses.published_region_scores(regions, unit, valid) if published else None
-        alike, relevance = None, None
+        alike, visual_similarity = None, None
         if self.similarity is not None:
-            names = [s["vocabulary"].names for s in samples]
-            alike = _stacked([self.similarity(n) for n in names], valid)
-            if any("relevance" in s for s in samples):
-                relevance = _stacked([s.get("relevance", torch.zeros(0, 0)) for s in samples], valid)
-        unknown = torch.zeros((), device=valid.device) if relevance is None else relevance
+            classes = [s["vocabulary"].classes for s in samples]
+            alike = _stacked([self.similarity(n) for n in classes], valid)
+            if any("visual_similarity" in s for s in samples):
+                visual_similarity = _stacked([s.get("visual_similarity", torch.zeros(0, 0)) for s in samples], valid)
+        unknown = torch.zeros((), device=valid.device) if visual_similarity is None else visual_similarity
         return {
             "region": lambda: losses.region_contrast(*plain, self.temperature),
             "region_published": lambda: losses.published_region_bce(scores, present, valid),
             "vision_centric": lambda: losses.vision_centric(*plain, alike, unknown, self.temperature),
             "vision_centric_published": lambda: losses.published_vision_centric(
-                scores, present, valid, alike, relevance
+                scores, present, valid, alike, visual_similarity
             ),
         }
 

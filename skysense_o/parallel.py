@@ -13,7 +13,7 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 
 
-class Lanes:
+class OrderedThreadPool:
     """A function of which several calls run at a time, each on one thread of torch's; results come in order.
 
     For inference only: gradients are not kept.
@@ -24,7 +24,7 @@ class Lanes:
         self.function, self.count = function, count
         self.pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Lanes:
+    def __enter__(self) -> OrderedThreadPool:
         if self.count > 1:
             self.threads = torch.get_num_threads()
             # What a thread sets holds for itself and for those begun later.

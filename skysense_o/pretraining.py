@@ -85,13 +85,13 @@ class ImageTextPretraining(nn.Module):
         return self.tower.pixel_mean.device
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Samples of `PairMapper` -> weighted losses of this process's share."""
+        """Samples of `CaptionMapper` -> weighted losses of this process's share."""
         x, _ = geometry.prepare([s["image"] for s in samples], self.tower)
         terms, pooled = {}, None
         if "image_text" in self.weights or "image_image" in self.weights:
             pooled = self._embed(self._pooled, x)
         if "image_text" in self.weights:
-            captions = [s["vocabulary"].names[0] for s in samples]
+            captions = [s["vocabulary"].classes[0] for s in samples]
             text = self._embed(self.tower.encode_text, captions)
             with full_precision(self.device):
                 terms["image_text"] = self._image_text(pooled, F.normalize(text.float(), dim=-1), captions)

@@ -32,8 +32,10 @@ class Sample(TypedDict):
     vocabulary: Vocabulary
     height: NotRequired[int]  # size wanted for the output; that of the image where absent
     width: NotRequired[int]
-    sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.names, or IGNORE; needed in training
-    relevance: NotRequired[Tensor]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown
+    sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.classes, or IGNORE; needed in training
+    visual_similarity: NotRequired[
+        Tensor
+    ]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown
     view: NotRequired[Tensor]  # uint8 (3,H,W), another view of the same place; in pretraining
     hidden: NotRequired[Tensor]  # bool (H,W), pixels to be reconstructed; in pretraining
     prompts: NotRequired[Prompts]  # in training, for a decoder that takes them
@@ -45,7 +47,7 @@ class Sample(TypedDict):
 
 
 class Prediction(TypedDict):
-    """What the model says of one sample; C names, H W the size asked for."""
+    """What the model says of one sample; C classes, H W the size asked for."""
 
     sem_seg: NotRequired[Tensor]  # float (C,H,W), probabilities in 0..1, each name by itself; reduce="probabilities"
     labels: NotRequired[Tensor]  # int64 (H,W), index of the best name; reduce="labels"

@@ -1,6 +1,6 @@
 """Words: class names, synonyms, background words, templates, and the one cache of text embeddings.
 
-Alphabet: B images, T phrases (a name with three synonyms is three phrases), C names, P templates, D embedding.
+Alphabet: B images, T phrases (a name with three synonyms is three phrases), C classes, P templates, D embedding.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ HOW_TO_WRITE_WORDS = 'write them as "building,road" or, with synonyms, "building
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is asked of one image: C names, the phrases of each, and which names only stand for the rest.
+    """What is asked of one image: C classes, the phrases of each, and which names only stand for the rest.
 
     examples: phrases that are no words but regions seen somewhere, each with its unit vector (D,).
     """
 
-    names: tuple[str, ...]
+    classes: tuple[str, ...]
     phrases: tuple[tuple[str, ...], ...]
     background: tuple[bool, ...]
     examples: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, names: Iterable[str | Sequence[str]], background: Iterable[str] = ()) -> Vocabulary:
+    def of(cls, classes: Iterable[str | Sequence[str]], background: Iterable[str] = ()) -> Vocabulary:
         """Check and build. Each entry is a name "road", synonyms "road|street", or a sequence of synonyms.
 
         The first synonym is the name. `background` names are added at the end.
 
         Raises:
-            ValueError: no names, a blank one, or the same one twice (upper and lower case are not told apart).
+            ValueError: no classes, a blank one, or the same one twice (upper and lower case are not told apart).
         """
-        if isinstance(names, str) or isinstance(background, str):
+        if isinstance(classes, str) or isinstance(background, str):
             raise ValueError("names and background are lists of words; one line of words is for Vocabulary.parse")
         phrases, flags = [], []
-        for entries, flag in ((names, False), (background, True)):
+        for entries, flag in ((classes, False), (background, True)):
             for entry in entries:
                 words = entry.split("|") if isinstance(entry, str) else list(entry)
                 words = tuple(dict.fromkeys(" ".join(word.split()) for word in words))
@@ -74,7 +74,7 @@ class Vocabulary:
     def parse(cls, text: str, background: str = "") -> Vocabulary:
         """From one line, as people type it: names with commas between, synonyms with bars.
 
-        >>> Vocabulary.parse("building|house, road").names
+        >>> Vocabulary.parse("building|house, road").classes
         ('building', 'road')
         """
         if not text.strip():
@@ -82,7 +82,7 @@ class Vocabulary:
         return cls.of(text.split(","), background.split(",") if background.strip() else ())
 
     def with_words(self, words: dict[str, Sequence[str]]) -> Vocabulary:
-        """More phrases for the names, the best of which counts (the paper's retrieval augmentation).
+        """More phrases for the classes, the best of which counts (the paper's retrieval augmentation).
 
         Matched by name, whatever its case, spaces, hyphens or underscores, and never by position. A word may serve
         several names here, as it does in the published lists.
@@ -90,13 +90,13 @@ class Vocabulary:
         Raises:
             ValueError: words for a name that is not in the vocabulary.
         """
-        plain = {_plain(name): name for name in self.names}
+        plain = {_plain(name): name for name in self.classes}
         unknown = [name for name in words if _plain(name) not in plain]
         if unknown:
-            raise ValueError(f"words were given for {unknown}, which are not among the names {list(self.names)}")
+            raise ValueError(f"words were given for {unknown}, which are not among the classes {list(self.classes)}")
         more = {plain[_plain(name)]: tuple(extra) for name, extra in words.items()}
         phrases = tuple(
-            tuple(dict.fromkeys((*own, *more.get(name, ())))) for name, own in zip(self.names, self.phrases)
+            tuple(dict.fromkeys((*own, *more.get(name, ())))) for name, own in zip(self.classes, self.phrases)
         )
         return replace(self, phrases=phrases)
 
@@ -114,17 +114,17 @@ class Vocabulary:
         if twice:
             raise ValueError(f"{twice} are words that are asked for already: give the examples other names")
         return Vocabulary(
-            (*self.names, *examples),
+            (*self.classes, *examples),
             (*self.phrases, *((name,) for name in examples)),
             (*self.background, *(False for _ in examples)),
             {**self.examples, **examples},
         )
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.classes)
 
     @property
-    def owner(self) -> list[int]:
+    def phrase_to_class(self) -> list[int]:
         """T numbers, ascending: the name that each phrase belongs to, all phrases in a row."""
         return [c for c, words in enumerate(self.phrases) for _ in words]
 
@@ -168,7 +168,7 @@ class TextBank:
 
         Returns:
             text (B,T,P,D) unit vectors, zero where invalid; valid (B,T) bool, True then False. T is the most phrases
-            that a vocabulary of the batch has; `Vocabulary.owner` says which name each belongs to.
+            that a vocabulary of the batch has; `Vocabulary.phrase_to_class` says which name each belongs to.
         """
         flat = [[p for words in v.phrases for p in words] for v in vocabularies]
         most = max(len(phrases) for phrases in flat)

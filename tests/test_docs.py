@@ -13,8 +13,8 @@ from conftest import ROOT, load_script, small_config
 from skysense_o import losses
 from skysense_o.config import default_config
 from skysense_o.data import records
-from skysense_o.data.check import check
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.check import check_data_set
+from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.sample import IGNORE
 from skysense_o.vocabulary import Vocabulary
@@ -138,13 +138,13 @@ def test_the_page_s_reader(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/train.txt").write_text("a.jpg\tb.png\n")
     facts = {"homepage": "", "licence": "", "citation": "", "splits": {"train": "*"}}
-    row = Row(name="mine", task="segmentation", form="named pairs", index="{split}.txt", **facts)
+    spec = DatasetSpec(name="mine", task="segmentation", format="named pairs", index="{split}.txt", **facts)
     with pytest.raises(FileNotFoundError, match=r"mine/a.jpg has no label image .*mine/b.png: get mine"):
-        records.load_split(row, "train")
+        records.load_split(spec, "train")
     with pytest.raises(FileNotFoundError, match=r"no .*mine/val.txt, which lists mine_val: get mine"):
-        records.load_split(row, "val")
+        records.load_split(spec, "val")
     (tmp_path / "mine/b.png").touch()
-    (record,) = records.load_split(row, "train")
+    (record,) = records.load_split(spec, "train")
     assert record["file_name"].endswith("mine/a.jpg")
     assert record["sem_seg_file_name"].endswith("mine/b.png")
 
@@ -152,14 +152,14 @@ def test_the_page_s_reader(tmp_path, monkeypatch):
 def test_the_page_s_data_set_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(blocks("own_dataset.md", "python")[0], {})
-    train, val = check("mine", progress=False)
+    train, val = check_data_set("mine", progress=False)
     assert (train.images, val.images) == (4, 2)
     assert train.problems == val.problems == []
 
 
 def test_the_page_s_row_and_class_table():
-    row = eval(blocks("own_dataset.md", "python")[1], {"Row": Row})
-    assert row.names() == {"harbor_train": "train", "harbor_val": "val"}
+    spec = eval(blocks("own_dataset.md", "python")[1], {"DatasetSpec": DatasetSpec})
+    assert spec.split_names() == {"harbor_train": "train", "harbor_val": "val"}
     from skysense_o.data.classes import table_of
 
-    assert table_of(json.loads(blocks("own_dataset.md", "json")[0])["classes"], "the page").names[1] == "quay"
+    assert table_of(json.loads(blocks("own_dataset.md", "json")[0])["classes"], "the page").classes[1] == "quay"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from skysense_o import geometry
-from skysense_o.geometry import frame_of, prepare
+from skysense_o.geometry import image_transform_for, prepare
 
 
 def tower(input_size=None, divisor=32):
@@ -35,8 +35,8 @@ def test_a_marked_pixel_comes_back_in_place(size):
     for mark in {(0, 0), (size[0] // 2, size[1] // 3), (size[0] - 1, size[1] - 1)}:
         image = torch.zeros(3, *size, dtype=torch.uint8)
         image[:, mark[0], mark[1]] = 255
-        x, (frame,) = prepare([image], tower())
-        back = frame.restore(x[0, :1], [0], 1, reduce="probabilities")["sem_seg"][0]
+        x, (transform,) = prepare([image], tower())
+        back = transform.restore(x[0, :1], [0], 1, reduce="probabilities")["sem_seg"][0]
         assert back.shape == size
         assert peak(back) == mark
 
@@ -47,9 +47,9 @@ def test_a_blob_keeps_its_centre_through_a_coarse_grid(size, input_size):
     ys, xs = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     cy, cx = size[0] * 0.6, size[1] * 0.7
     blob = torch.exp(-((ys + 0.5 - cy) ** 2 + (xs + 0.5 - cx) ** 2) / 60)
-    x, (frame,) = prepare([(255 * blob).byte().expand(3, -1, -1)], tower(input_size))
+    x, (transform,) = prepare([(255 * blob).byte().expand(3, -1, -1)], tower(input_size))
     grid = F.avg_pool2d((x[0, :1] * 50 + 100) / 255, 4)
-    back = frame.restore(torch.logit(grid, 1e-6), [0], 1, reduce="probabilities")["sem_seg"][0]
+    back = transform.restore(torch.logit(grid, 1e-6), [0], 1, reduce="probabilities")["sem_seg"][0]
     weight = torch.where(back > 0.2, back, 0)
     centre = ((ys + 0.5) * weight).sum() / weight.sum(), ((xs + 0.5) * weight).sum() / weight.sum()
     assert centre[0] == pytest.approx(cy, abs=0.7)
@@ -57,36 +57,36 @@ def test_a_blob_keeps_its_centre_through_a_coarse_grid(size, input_size):
 
 
 def test_points_follow_the_image_into_a_squeezed_one():
-    frame = frame_of((100, 140), tower(input_size=384))
-    corner = frame.points(torch.tensor([[-0.5, -0.5], [159.5, 127.5]]))
+    transform = image_transform_for((100, 140), tower(input_size=384))
+    corner = transform.points(torch.tensor([[-0.5, -0.5], [159.5, 127.5]]))
     assert torch.allclose(corner, torch.tensor([[-0.5, -0.5], [383.5, 383.5]]))
 
 
 def test_padding_is_the_mean_colour():
-    x, (frame,) = prepare([torch.full((3, 5, 7), 200, dtype=torch.uint8)], tower())
+    x, (transform,) = prepare([torch.full((3, 5, 7), 200, dtype=torch.uint8)], tower())
     assert x.shape == (1, 3, 32, 32)
     assert (x[..., :5, :7] == 2).all()
     assert x[..., 5:, :].abs().max() == 0
-    assert frame.size == (5, 7)
+    assert transform.size == (5, 7)
 
 
 def test_labels_in_chunks_equal_labels_at_once(monkeypatch):
     torch.manual_seed(0)
-    frame = frame_of((45, 61), tower())
-    logits, owner = torch.randn(9, 16, 16), [0, 0, 1, 2, 2, 2, 3, 4, 5]
-    whole = frame.restore(logits, owner, 6, reduce="probabilities")["sem_seg"]
+    transform = image_transform_for((45, 61), tower())
+    logits, phrase_to_class = torch.randn(9, 16, 16), [0, 0, 1, 2, 2, 2, 3, 4, 5]
+    whole = transform.restore(logits, phrase_to_class, 6, reduce="probabilities")["sem_seg"]
     monkeypatch.setattr(geometry, "RESTORE_BYTES", 1)  # one name at a time
-    parts = frame.restore(logits, owner, 6, reduce="labels")
+    parts = transform.restore(logits, phrase_to_class, 6, reduce="labels")
     score, labels = whole.max(0)
     assert torch.equal(parts["labels"], labels)
     assert torch.equal(parts["score"], score)
 
 
 def test_synonyms_count_by_their_best():
-    frame = frame_of((32, 32), tower())
+    transform = image_transform_for((32, 32), tower())
     logits = torch.full((3, 8, 8), -2.0)
     logits[1] = 2.0
-    out = frame.restore(logits, [0, 0, 1], 2, size=(10, 12), reduce="probabilities")["sem_seg"]
+    out = transform.restore(logits, [0, 0, 1], 2, size=(10, 12), reduce="probabilities")["sem_seg"]
     assert out.shape == (2, 10, 12)
     assert torch.allclose(out[0], torch.tensor(2.0).sigmoid())
     assert torch.allclose(out[1], torch.tensor(-2.0).sigmoid())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skysense_o.inference.drawing import colors_for, overlay, paint, with_legend
+from skysense_o.inference.drawing import color_labels, colors_for, overlay, with_legend
 from skysense_o.inference.images import ImageError, as_rgb, read_image
 
 RED = (200, 30, 10)
@@ -95,7 +95,7 @@ def test_overlay_keeps_red_red_and_marks_borders():
     laid = overlay(image, labels, [RED, (0, 0, 250)])
     assert laid[0, 0].tolist() == [150, 65, 55]
     assert laid[0, 4].tolist() == [0, 0, 250]
-    assert paint(labels, [RED, (0, 0, 250)])[0, 0].tolist() == list(RED)
+    assert color_labels(labels, [RED, (0, 0, 250)])[0, 0].tolist() == list(RED)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (60, 1200), (900, 300)])

@@ -115,7 +115,7 @@ def regions(batch):
     dense = torch.randn(B, D, H, W, generator=g)
     text = torch.nn.functional.normalize(torch.randn(B, T, D, generator=g), dim=-1)
     pooled = losses.pool_regions(dense, sem_seg, T)
-    present = losses.present_names(sem_seg, T)
+    present = losses.present_classes(sem_seg, T)
     for b in range(B):
         for t in range(T):
             mask = sem_seg[b] == t
@@ -143,13 +143,13 @@ def test_region_contrast_equals_its_naive_twin(regions):
 def pairs():
     """S_t, also negative, and S_v with unknown pairs, for T names."""
     g = torch.Generator().manual_seed(4)
-    relevance = torch.randint(0, 11, (B, T, T), generator=g) / 10
-    return torch.rand(B, T, T, generator=g) * 2 - 1, relevance
+    visual_similarity = torch.randint(0, 11, (B, T, T), generator=g) / 10
+    return torch.rand(B, T, T, generator=g) * 2 - 1, visual_similarity
 
 
 def test_vision_centric_equals_its_naive_twin(regions, pairs):
     pooled, present, text, valid = regions
-    alike, relevance = pairs
+    alike, visual_similarity = pairs
     samples = []
     for b in range(B):
         total, names = 0.0, [t for t in range(T) if valid[b, t]]
@@ -158,7 +158,7 @@ def test_vision_centric_equals_its_naive_twin(regions, pairs):
                 if present[b, i] and i != j:  # S_v is 1 on the diagonal
                     region = torch.nn.functional.normalize(pooled[b, i], dim=0)
                     bce = -torch.log(1 - torch.sigmoid(region @ text[b, j] / 0.1))
-                    total += ((1 - relevance[b, i, j]) * max(alike[b, i, j], 0) * bce) ** 2
+                    total += ((1 - visual_similarity[b, i, j]) * max(alike[b, i, j], 0) * bce) ** 2
         samples.append(total / len(names) ** 2)
     torch.testing.assert_close(losses.vision_centric(*regions, *pairs, 0.1), sum(samples) / B, atol=1e-6, rtol=1e-5)
 
@@ -166,7 +166,7 @@ def test_vision_centric_equals_its_naive_twin(regions, pairs):
 @pytest.mark.parametrize("graph", [True, False])
 def test_published_regional_losses_equal_their_naive_twins(regions, pairs, graph):
     pooled, present, text, valid = regions
-    alike, relevance = pairs
+    alike, visual_similarity = pairs
     region, regular = [], []
     for b in range(B):
         n = int(valid[b].sum())
@@ -175,14 +175,14 @@ def test_published_regional_losses_equal_their_naive_twins(regions, pairs, graph
         s = (s - s.min()) / (s.max() - s.min())
         y = torch.diag(present[b, :n].float())
         region.append(torch.nn.functional.binary_cross_entropy_with_logits(s, y))
-        score = (10 * relevance[b, :n, :n]).round()
+        score = (10 * visual_similarity[b, :n, :n]).round()
         factor = torch.where(score > 0, 11 - score, 0.0) if graph else torch.ones(n, n)
         m = (alike[b, :n, :n] * s * factor).abs()
         regular.append(m[~torch.eye(n, dtype=torch.bool)].mean())
     scores = losses.published_region_scores(pooled, text, valid)
     got = losses.published_region_bce(scores, present, valid)
     torch.testing.assert_close(got, sum(region) / B, atol=1e-6, rtol=1e-5)
-    got = losses.published_vision_centric(scores, present, valid, alike, relevance if graph else None)
+    got = losses.published_vision_centric(scores, present, valid, alike, visual_similarity if graph else None)
     torch.testing.assert_close(got, sum(regular) / B, atol=1e-6, rtol=1e-5)
 
 
@@ -201,7 +201,7 @@ def test_name_255_is_not_what_ignored_pixels_are():
     sem_seg = torch.full((1, 4, 4), 255)
     sem_seg[0, 0] = 3
     assert losses.one_hot(sem_seg, 300).nonzero()[:, 1].unique().tolist() == [3]
-    assert losses.present_names(sem_seg, 300).nonzero()[:, 1].tolist() == [3]
+    assert losses.present_classes(sem_seg, 300).nonzero()[:, 1].tolist() == [3]
     assert losses.pool_regions(torch.ones(1, 2, 4, 4), sem_seg, 300)[0, 255].tolist() == [0, 0]
 
 
@@ -261,7 +261,7 @@ def test_edges_are_finite(case, dtype):
     text = torch.nn.functional.normalize(torch.randn(1, names, D), dim=-1)
     sem_seg = torch.full((1, 4, 4), 255 if case == "all ignored" else 0)
     valid = torch.ones(1, names, dtype=torch.bool)
-    pooled, present = losses.pool_regions(dense, sem_seg, names), losses.present_names(sem_seg, names)
+    pooled, present = losses.pool_regions(dense, sem_seg, names), losses.present_classes(sem_seg, names)
     alike, scores = torch.ones(1, names, names), losses.published_region_scores(pooled, text, valid)
     terms = [
         losses.pixel_bce(logits, sem_seg, valid, chunk=64),

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from skysense_o.inference.sliding import lane_count, plan_windows
-from skysense_o.parallel import Lanes
+from skysense_o.inference.sliding import plan_windows, thread_count
+from skysense_o.parallel import OrderedThreadPool
 
 
 def test_results_come_in_order_and_only_so_many_are_under_way():
@@ -32,8 +32,8 @@ def test_results_come_in_order_and_only_so_many_are_under_way():
             taken.append(number)
             yield number
 
-    with Lanes(slow, 3) as lanes:
-        results = lanes(items())
+    with OrderedThreadPool(slow, 3) as pool:
+        results = pool(items())
         assert next(results) == 0
         assert len(taken) == 4, "three under way, one that waits, no further one"
         assert list(results) == [n * n for n in range(1, 9)]
@@ -42,8 +42,8 @@ def test_results_come_in_order_and_only_so_many_are_under_way():
 
 def test_each_lane_has_one_thread_and_afterwards_all_is_as_before():
     before = torch.get_num_threads()
-    with Lanes(lambda _: (torch.get_num_threads(), torch.is_inference_mode_enabled()), 2) as lanes:
-        assert list(lanes(range(4))) == [(1, True)] * 4
+    with OrderedThreadPool(lambda _: (torch.get_num_threads(), torch.is_inference_mode_enabled()), 2) as pool:
+        assert list(pool(range(4))) == [(1, True)] * 4
     assert torch.get_num_threads() == before
     found = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
@@ -53,8 +53,8 @@ def test_each_lane_has_one_thread_and_afterwards_all_is_as_before():
 
 
 def test_one_lane_is_the_callers_own_thread():
-    with Lanes(lambda _: threading.get_ident(), 1) as lanes:
-        assert set(lanes(range(2))) == {threading.get_ident()}
+    with OrderedThreadPool(lambda _: threading.get_ident(), 1) as pool:
+        assert set(pool(range(2))) == {threading.get_ident()}
 
 
 def test_an_error_in_a_lane_comes_out():
@@ -63,16 +63,16 @@ def test_an_error_in_a_lane_comes_out():
             raise ValueError("window 2 is broken")
         return number
 
-    with Lanes(fails, 2) as lanes, pytest.raises(ValueError, match="window 2 is broken"):
-        list(lanes(range(5)))
+    with OrderedThreadPool(fails, 2) as pool, pytest.raises(ValueError, match="window 2 is broken"):
+        list(pool(range(5)))
 
 
 def test_lanes_fit_the_memory_the_device_and_the_model(small_model, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     plan = plan_windows(small_model, (2000, 2000), 100)
-    assert lane_count(small_model, 1, plan, 2**34) == 8, "a core each"
-    assert lane_count(small_model, 1, plan, 2**31) == 3, "a quarter of the memory"
-    assert lane_count(small_model, 1, plan, 2**20) == 1
-    assert lane_count(small_model, 4, plan) == 1, "a batch of several keeps all cores busy"
+    assert thread_count(small_model, 1, plan, 2**34) == 8, "a core each"
+    assert thread_count(small_model, 1, plan, 2**31) == 3, "a quarter of the memory"
+    assert thread_count(small_model, 1, plan, 2**20) == 1
+    assert thread_count(small_model, 4, plan) == 1, "a batch of several keeps all cores busy"
     monkeypatch.setattr("skysense_o.inference.sliding.LARGE", 10**5)
-    assert lane_count(small_model, 1, plan, 2**34) == 1, "a large model's layers do so by themselves"
+    assert thread_count(small_model, 1, plan, 2**34) == 1, "a large model's layers do so by themselves"

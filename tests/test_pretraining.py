@@ -17,8 +17,8 @@ from training.test_whole_path import command
 
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import default_config, model_config
-from skysense_o.data.caption_mapper import PairMapper
-from skysense_o.data.captions import read_pairs, read_record_image, words_of
+from skysense_o.data.caption_mapper import CaptionMapper
+from skysense_o.data.captions import read_captioned_images, read_record_image, words_of
 from skysense_o.data.catalog import records_of
 from skysense_o.evaluation.zero_shot import evaluate_pairs, recalls
 from skysense_o.meta_arch import SkySenseO
@@ -112,8 +112,8 @@ def batch(folder, count: int = 6) -> list[dict]:
     random.seed(0)  # colours come from there
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
-    mapper = PairMapper(cfg)
-    return [mapper(record) for record in read_pairs("captions.jsonl@train", folder)[:count]]
+    mapper = CaptionMapper(cfg)
+    return [mapper(record) for record in read_captioned_images("captions.jsonl@train", folder)[:count]]
 
 
 def test_chunks_change_no_loss_and_no_gradient(pairs):
@@ -162,7 +162,7 @@ def test_two_colours_are_learned(pairs):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    records = read_pairs("captions.jsonl@test", pairs)
+    records = read_captioned_images("captions.jsonl@test", pairs)
     numbers = evaluate_pairs(model, records, read_record_image, records[0]["names"], ["a {} ."], 64)
     assert numbers["top1"] == 1.0
     assert {"text_R@1", "text_R@5", "text_R@10", "image_R@1", "image_R@5", "image_R@10"} < set(numbers)
@@ -180,7 +180,7 @@ def test_fine_tuning_starts_from_a_pretrained_tower(tmp_path):
     model = pretraining()
     save_weights(model, tmp_path / "clip.safetensors", model_config(cfg).dump())
     fresh = SkySenseO(cfg)
-    report = load_weights(fresh, tmp_path / "clip.safetensors", [r"^sem_seg_head\."], cfg.MODEL.PASSED_OVER)
+    report = load_weights(fresh, tmp_path / "clip.safetensors", [r"^sem_seg_head\."], cfg.MODEL.IGNORE_UNEXPECTED)
     assert torch.equal(fresh.tower.project.weight, model.tower.project.weight)
     assert {n.split(".")[0] for n in report.new} == {"sem_seg_head"}
     assert {n.split(".")[0] for n in report.passed_over} == {"pretraining"}
@@ -188,18 +188,18 @@ def test_fine_tuning_starts_from_a_pretrained_tower(tmp_path):
 
 def test_sources(pairs, tmp_path):
     """The same images as JSON lines, CSV, folders and shards."""
-    wanted = read_pairs("captions.jsonl@train", pairs)
+    wanted = read_captioned_images("captions.jsonl@train", pairs)
     assert len(wanted) == 8
     assert wanted[0]["names"] == ["green forest", "river"]
     with open(pairs / "table.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "caption"])
         writer.writerows([r["file_name"].removeprefix(f"{pairs}/"), r["captions"][0]] for r in wanted)
-    table = read_pairs("table.csv", pairs)
+    table = read_captioned_images("table.csv", pairs)
     assert [(r["file_name"], r["captions"][:1], r["label"]) for r in table] == [
         (r["file_name"], r["captions"][:1], r["label"]) for r in wanted
     ]
-    assert {r["captions"][0] for r in read_pairs("images/", pairs)} == {
+    assert {r["captions"][0] for r in read_captioned_images("images/", pairs)} == {
         "a satellite photo of green forest.",
         "a satellite photo of river.",
     }
@@ -211,7 +211,7 @@ def test_sources(pairs, tmp_path):
                 info = tarfile.TarInfo(f"{i:04d}.json")
                 info.size = len(body)
                 tar.addfile(info, io.BytesIO(body))
-    shards = read_pairs("shard-*.tar", pairs)
+    shards = read_captioned_images("shard-*.tar", pairs)
     assert [r["captions"] for r in shards] == [r["captions"][1:] for r in wanted]
     for shard, record in zip(shards, wanted):
         assert np.array_equal(read_record_image(shard), read_record_image(record))
@@ -228,7 +228,7 @@ def test_sources(pairs, tmp_path):
 def test_bad_sources_are_named(pairs, source, error, says):
     (pairs / "bad.jsonl").write_text('{"path": "a.jpg"}\n')
     with pytest.raises(error, match=says):
-        read_pairs(source, pairs)
+        read_captioned_images(source, pairs)
 
 
 def test_names_of_folders():
@@ -244,7 +244,7 @@ def test_left_stays_left(pairs):
     from PIL import Image
 
     Image.fromarray(image).save(pairs / "half.png")
-    mapper = PairMapper(cfg)
+    mapper = CaptionMapper(cfg)
     for caption, kinds in (("snow on the left", 1), ("snow on a side", 4)):
         record, seen = {"file_name": str(pairs / "half.png"), "captions": [caption]}, set()
         for seed in range(24):
@@ -259,9 +259,9 @@ def test_a_image_of_a_class_without_captions_is_called_by_any_word_of_its_class(
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
     image = next((pairs / "images/river").iterdir())
-    record, mapper = {"file_name": str(image), "dataset": "eurosat", "label": 8}, PairMapper(cfg)
+    record, mapper = {"file_name": str(image), "dataset": "eurosat", "label": 8}, CaptionMapper(cfg)
     np.random.seed(0)
-    said = {mapper(record)["vocabulary"].names[0] for _ in range(200)}
+    said = {mapper(record)["vocabulary"].classes[0] for _ in range(200)}
     assert len(said) == 16
     assert {"river", "an aerial photo of watercourse"} < said
 

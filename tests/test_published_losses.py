@@ -39,7 +39,7 @@ def model():
     model.region_projection = RegionProjection(32, 16)
     report = load_state(model, published_state(), "the published state")
     assert {"pixel_shuffle_conv0.weight", "pixel_shuffle_conv1.bias"}.isdisjoint(report.passed_over)
-    model.objective = Objective(WEIGHTS, ignored_as_negative=True, name_chunk=5)
+    model.objective = Objective(WEIGHTS, ignored_as_negative=True, class_chunk=5)
     return model.train()
 
 
@@ -48,8 +48,13 @@ def sample(arrays, case) -> dict:
     names = arrays[f"{case}_texts"].tolist()
     sem_seg = arrays["sem_seg_one" if case == "one" else "sem_seg"].long()
     graph = json.loads(str(arrays["graph_json"]))
-    relevance = torch.tensor([[graph.get(a, {}).get(b, 0) / 10 for b in names] for a in names])
-    return {"image": arrays["image"], "sem_seg": sem_seg, "vocabulary": Vocabulary.of(names), "relevance": relevance}
+    visual_similarity = torch.tensor([[graph.get(a, {}).get(b, 0) / 10 for b in names] for a in names])
+    return {
+        "image": arrays["image"],
+        "sem_seg": sem_seg,
+        "vocabulary": Vocabulary.of(names),
+        "visual_similarity": visual_similarity,
+    }
 
 
 @pytest.mark.parametrize("case", ["dyn", "one"])

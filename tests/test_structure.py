@@ -16,8 +16,8 @@ from skysense_o.config import default_config
 
 # From the foundation up; a room may import itself and rooms before it, but for these pairs.
 ROOMS = [
-    "sample", "config", "errors", "device", "parallel", "geometry", "clicks", "vocabulary", "modeling", "losses", "objective",
-    "prompt_objective", "published", "checkpoint", "meta_arch", "pretraining", "vqa", "data", "inference", "scenes",
+    "sample", "config", "errors", "device", "parallel", "geometry", "clicks", "vocabulary", "modeling", "losses",
+    "objective", "prompt_objective", "published", "checkpoint", "meta_arch", "pretraining", "vqa", "data", "inference", "scenes",
     "evaluation", "training", "interactive", "data_engine",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
@@ -149,3 +149,23 @@ def test_help_teaches(script, monkeypatch, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert f"python {script}" in shown, "an example of its use"
+
+
+def public_definitions() -> dict[str, list[str]]:
+    """Name of each public class and function at the top of a module -> the modules that define one."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_no_two_public_things_share_a_name():
+    shared = {name: modules for name, modules in public_definitions().items() if len(modules) > 1}
+    assert shared == {}, "give each its own name"
+
+
+def test_no_module_is_long():
+    lengths = {str(p.relative_to(PACKAGE)): p.read_text().count("\n") for p in PACKAGE.rglob("*.py")}
+    assert {path: n for path, n in lengths.items() if n > 300} == {}

@@ -10,7 +10,7 @@ from skysense_o.vocabulary import TextBank, Vocabulary
 
 def test_a_line_becomes_names_and_synonyms():
     v = Vocabulary.parse("building|house| roof , road", background="sky,sea")
-    assert v.names == ("building", "road", "sky", "sea")
+    assert v.classes == ("building", "road", "sky", "sea")
     assert v.phrases[0] == ("building", "house", "roof")
     assert v.background == (False, False, True, True)
 
@@ -68,7 +68,7 @@ def test_cached_equals_uncached_and_padding_is_marked():
     text, valid = TextBank()(tower, [Vocabulary.parse("road"), TWO], ["{}"])
     assert text.shape == (2, 3, 1, 4)
     assert valid.tolist() == [[True, False, False], [True, True, True]]
-    assert ONE.owner == [0, 1, 1]
+    assert ONE.phrase_to_class == [0, 1, 1]
     assert torch.equal(text[1, :, 0], tower.encode_text(["tree", "car", "oak"]))
 
 

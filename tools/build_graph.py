@@ -48,13 +48,13 @@ def names_of(args: argparse.Namespace) -> list[str]:
     from skysense_o.vocabulary import Vocabulary
 
     if args.classes:
-        return list(Vocabulary.parse(args.classes).names)
+        return list(Vocabulary.parse(args.classes).classes)
     if not args.dataset:
         raise ValueError("give --dataset, or --classes for --by text")
     row = find(args.dataset)[0][0]
     if not row.classes:
         raise ValueError(f"{args.dataset!r} has no class table: its names differ from image to image")
-    return list(load_classes(row.classes).names)
+    return list(load_classes(row.classes).classes)
 
 
 def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -62,14 +62,14 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
     import torch
 
     from skysense_o.data.labels import read_image
-    from skysense_o.data.mapper import read_pair
+    from skysense_o.data.mapper import read_image_and_labels
     from skysense_o.geometry import prepare
     from skysense_o.sample import IGNORE
 
     for record in tqdm(records, unit="image"):
         scene = "label" in record
-        image, labels = (read_image(record["file_name"]), None) if scene else read_pair(record)
-        x, frames = prepare(
+        image, labels = (read_image(record["file_name"]), None) if scene else read_image_and_labels(record)
+        x, transforms = prepare(
             [torch.from_numpy(np.array(image.transpose(2, 0, 1))).to(model.tower.pixel_mean.device)], model.tower
         )
         with torch.no_grad():
@@ -77,8 +77,8 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
         height, width = dense.shape[1:]
         cells = np.full((height, width), IGNORE)
         # A cell is of the class at its middle, in the image that the frame padded on the right and below.
-        y = ((np.arange(height) + 0.5) * frames[0].padded[0] / height).astype(int)
-        z = ((np.arange(width) + 0.5) * frames[0].padded[1] / width).astype(int)
+        y = ((np.arange(height) + 0.5) * transforms[0].padded[0] / height).astype(int)
+        z = ((np.arange(width) + 0.5) * transforms[0].padded[1] / width).astype(int)
         inside = np.ix_(y < image.shape[0], z < image.shape[1])
         cells[inside] = record["label"] if scene else labels[np.ix_(y[y < image.shape[0]], z[z < image.shape[1]])]
         yield dense.flatten(1).cpu().numpy(), cells.ravel()

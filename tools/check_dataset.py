@@ -35,17 +35,17 @@ def parser() -> argparse.ArgumentParser:
 
 def list_rows(markdown: bool) -> str:
     """One line a row."""
-    from skysense_o.data.catalog import ROWS
+    from skysense_o.data.catalog import SPECS
 
     if not markdown:
-        return tabulate([(r.name, r.task, ", ".join(r.splits), r.licence) for r in ROWS], tablefmt="plain")
+        return tabulate([(r.name, r.task, ", ".join(r.splits), r.licence) for r in SPECS], tablefmt="plain")
     lines = ["| name | task | splits (images) | m a pixel | licence | size | command |", "|" + "---|" * 7]
-    for row in ROWS:
-        main = {s: n for s in row.splits if not s.startswith(("scene", "without")) for n in [row.counts.get(s)]}
+    for spec in SPECS:
+        main = {s: n for s in spec.splits if not s.startswith(("scene", "without")) for n in [spec.counts.get(s)]}
         splits = ", ".join(f"{s} ({n:,})" if n else s for s, n in main.items())
-        command = f"`{row.prepare}`" if row.prepare else "as published"
-        name = f"[{row.name}]({row.homepage})"
-        lines.append(f"| {name} | {row.task} | {splits} | {row.gsd} | {row.licence} | {row.size} | {command} |")
+        command = f"`{spec.prepare}`" if spec.prepare else "as published"
+        name = f"[{spec.name}]({spec.homepage})"
+        lines.append(f"| {name} | {spec.task} | {splits} | {spec.gsd} | {spec.licence} | {spec.size} | {command} |")
     return "\n".join(lines)
 
 
@@ -58,9 +58,9 @@ def run() -> int:
     if not args.name:
         raise ValueError("give the name of a data set, or --list")
     import skysense_o.data  # noqa: F401  (registers the rows)
-    from skysense_o.data.check import check, histogram
+    from skysense_o.data.check import check_data_set, histogram
 
-    reports = check(args.name, args.limit)
+    reports = check_data_set(args.name, args.limit)
     rows = [
         (r.name, r.images, "x".join(map(str, r.smallest)), "x".join(map(str, r.largest)), r.sha256[:16])
         for r in reports

@@ -141,7 +141,7 @@ def _vocabulary(args: argparse.Namespace):
         return Vocabulary.parse(args.classes, args.background)
     if args.dataset:
         table = load_classes(args.dataset)
-        return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], extra)
+        return Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)], extra)
     return open_world(extra)[0]
 
 
@@ -181,7 +181,7 @@ def _propose(work, args) -> list[str]:
         args.method, predictor, vocabulary=vocabulary, sam=args.sam, device=_device(args), regions=args.coarse
     )
     options = {**_options(args, "method least coarse sam"), "weights": predictor.sha256 if predictor else ""}
-    options["words"] = list(vocabulary.names) if vocabulary else []
+    options["words"] = list(vocabulary.classes) if vocabulary else []
     with work.step("propose", options, args.restart):
         errors = propose(work, find, least=args.least)
     print(f"propose: regions of {len(work.kept()) - len(errors)} tiles")
@@ -197,7 +197,7 @@ def _device(args: argparse.Namespace) -> str:
 def _name(work, args) -> list[str]:
     from skysense_o.checkpoint import find_weights, weights_hash
     from skysense_o.data.relation_graph import load_graph
-    from skysense_o.data_engine.name import name
+    from skysense_o.data_engine.name import name_regions
 
     predictor = _predictor(args)
     namer, words = _namer(args, predictor)
@@ -208,22 +208,22 @@ def _name(work, args) -> list[str]:
         options["tower"] = weights_hash(find_weights(args.tower))
     options["graph"] = Path(args.graph).name if args.graph else ""
     with work.step("name", options, args.restart):
-        errors = name(work, namer, predictor.model, merge=merge, graph=graph)
+        errors = name_regions(work, namer, predictor.model, merge=merge, graph=graph)
     print(f"name: regions of {len(work.kept()) - len(errors)} tiles named")
     return [f"{e['tile']}: {e['error']}" for e in errors]
 
 
 def _namer(args: argparse.Namespace, predictor):
     from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer
-    from skysense_o.data_engine.vlm_namer import AskingNamer, local_model, service
+    from skysense_o.data_engine.vlm_namer import VLMNamer, local_model, service
     from skysense_o.inference.classify import load_tower
 
     if args.by == "service":
-        return AskingNamer(service(args.vlm_name)), []
+        return VLMNamer(service(args.vlm_name)), []
     if args.by == "vlm":
         if args.vlm is None:
             raise ValueError("--by vlm needs --vlm DIR, a folder with an image-text-to-text model of transformers")
-        return AskingNamer(local_model(args.vlm, _device(args))), []
+        return VLMNamer(local_model(args.vlm, _device(args))), []
     vocabulary = _vocabulary(args)
     words = ["|".join(words) for words in vocabulary.phrases]
     if args.by == "tower":
@@ -238,11 +238,11 @@ def _review(work, args) -> list[str]:
 
 
 def _graph(work, args) -> list[str]:
-    from skysense_o.data_engine.build_graph import build
+    from skysense_o.data_engine.build_graph import build_relation_graph
 
     predictor = _predictor(args)
     with work.step("graph", {**_options(args, "confidence"), "weights": predictor.sha256}, args.restart):
-        graph = build(work, predictor, confidence=args.confidence)
+        graph = build_relation_graph(work, predictor, confidence=args.confidence)
     print(f"graph: {len(graph)} names, {int((graph.scores > 0).sum())} relations -> {work / 'graph/skysa_graph.jsonl'}")
     return []
 
@@ -287,7 +287,7 @@ def run() -> int:
             errors += STEPS[step][2](work, args)
             args.restart = False  # the first of them has removed what the others wrote
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"the data engine needs {error.name}, {CURE}", name=error.name) from error
+        raise ModuleNotFoundError(f"the data engine needs {error.name_regions}, {CURE}", name=error.name) from error
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0

@@ -89,7 +89,7 @@ def check_devices(checks: Checks) -> None:
 
 def check_weights_and_data(checks: Checks) -> None:
     from skysense_o.checkpoint import SHIPPED
-    from skysense_o.data.catalog import ROWS, data_root, load_split
+    from skysense_o.data.catalog import SPECS, data_root, load_split
 
     found = sorted(SHIPPED.glob("*.safetensors"))
     for path in found:
@@ -97,16 +97,16 @@ def check_weights_and_data(checks: Checks) -> None:
         checks.good(f"weights {path.stem!r}", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}...")
     if not found:
         checks.absent("weights", "none in skysense_o/weights: check the file out of the repository", needed=True)
-    there = [row for row in ROWS if row.place.is_dir()]
-    for row in there:
-        for split in (s for s in row.splits if s in ("train", "val", "test", "all")):
+    there = [spec for spec in SPECS if spec.root.is_dir()]
+    for spec in there:
+        for split in (s for s in spec.splits if s in ("train", "val", "test", "all")):
             try:
-                checks.good(f"data {row.name}_{split}", f"{len(load_split(row, split))} records in {row.place}")
+                checks.good(f"data {spec.name}_{split}", f"{len(load_split(spec, split))} records in {spec.root}")
             except (FileNotFoundError, ValueError) as error:
-                checks.absent(f"data {row.name}_{split}", str(error), needed=False)
+                checks.absent(f"data {spec.name}_{split}", str(error), needed=False)
     if not there:
         cure = "set DETECTRON2_DATASETS to the folder that holds them; datasets/README.md says how to get them"
-        checks.absent("data", f"none of the {len(ROWS)} data sets is in {data_root()}: {cure}", needed=False)
+        checks.absent("data", f"none of the {len(SPECS)} data sets is in {data_root()}: {cure}", needed=False)
 
 
 def run() -> int:

@@ -55,9 +55,12 @@ def run() -> int:
         raise ValueError(f"{path} differs from torch by {worst:.1e} (permitted: {TOLERANCE:.0e}): do not use it")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from torch by {worst:.1e}; {path.with_suffix('.json')}")
     if vocabulary is not None:
-        words = {"names": np.array(vocabulary.names), "phrases": np.array([p for ps in vocabulary.phrases for p in ps])}
+        words = {
+            "names": np.array(vocabulary.classes),
+            "phrases": np.array([p for ps in vocabulary.phrases for p in ps]),
+        }
         text = embed_words(predictor, vocabulary)
-        np.savez(path.with_suffix(".npz"), **words, owner=np.array(vocabulary.owner), text=text)
+        np.savez(path.with_suffix(".npz"), **words, phrase_to_class=np.array(vocabulary.phrase_to_class), text=text)
         print(f"{len(text)} phrases -> {path.with_suffix('.npz')}")
     return 0
 

@@ -46,10 +46,10 @@ def masks(image: np.ndarray, found) -> Image.Image:
     from skysense_o.inference.drawing import overlay, with_legend
     from skysense_o.inference.export import palette_of
 
-    palette, shares = palette_of(found.names), [row["share"] for row in found.areas()]
+    palette, shares = palette_of(found.classes), [row["share"] for row in found.areas()]
     large = enlarged(image)
     labels = Image.fromarray(found.labels.astype(np.uint8)).resize(large.shape[1::-1], Image.Resampling.NEAREST)
-    return with_legend(overlay(large, np.asarray(labels), palette), found.names, palette, shares)
+    return with_legend(overlay(large, np.asarray(labels), palette), found.classes, palette, shares)
 
 
 def beside(columns: list[list[Image.Image]]) -> Image.Image:

@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 python=$(sh "$here/tools/setup.sh")
 mini="$here/configs/mini/finetune.yaml"
 
-sh "$here/run_eval.sh" "$mini" 1 "$out/all" MODEL.WEIGHTS mini MODEL.ANSWERER.WEIGHTS mini_vqa DATASETS.TEST all
+sh "$here/run_eval.sh" "$mini" 1 "$out/all" MODEL.WEIGHTS mini MODEL.VQA.WEIGHTS mini_vqa DATASETS.TEST all
 if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/dubai" ]; then
     sh "$here/run_eval.sh" "$mini" 1 "$out/scenes" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_scene5','dubai_scene6')"
     sh "$here/run_eval.sh" "$mini" 1 "$out/heldout" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)" \

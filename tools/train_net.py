@@ -29,12 +29,12 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
-from skysense_o.config import default_config, merge_file
+from skysense_o.config import default_config, merge_file, renamed_key
 from skysense_o.errors import exit_code
 from skysense_o.evaluation.protocol import protocol_file
 from skysense_o.training.benchmark_suite import evaluate_run
 from skysense_o.training.evaluate import ALL, test_sets
-from skysense_o.training.run import check, fill_answers, train
+from skysense_o.training.run import check_config, fill_answers, train
 from skysense_o.training.trainer import join_processes
 
 
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def merge_words(cfg, words: list[str]) -> None:
     """KEY VALUE pairs of the command line; DATASETS.TEST all may stand without brackets."""
     plain = [f"('{b}',)" if a.startswith("DATASETS.T") and b[:1].isalpha() else b for a, b in zip(["", *words], words)]
+    plain[::2] = map(renamed_key, plain[::2])
     try:
         cfg.merge_from_list(plain)
     except (KeyError, AssertionError) as error:
@@ -79,7 +80,7 @@ def set_up(args: argparse.Namespace):
         raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} is a file: give a folder")
     if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu" and args.num_gpus > torch.cuda.device_count():
         raise ValueError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPUs")
-    check(cfg, args.eval_only, args.resume)
+    check_config(cfg, args.eval_only, args.resume)
     fill_answers(cfg, args.eval_only)
     cfg.freeze()
     return cfg

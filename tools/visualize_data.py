@@ -39,7 +39,7 @@ def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
     painted = overlay(image, np.where(labels == IGNORE, len(colors), labels), [*colors, (0, 0, 0)], 0.6)
     side, font, line = image.shape[0], ImageFont.load_default(13), 17
     there = [c for c in np.unique(labels) if c != IGNORE]
-    names = sample["vocabulary"].names
+    names = sample["vocabulary"].classes
     others = ", ".join(name for c, name in enumerate(names) if c not in there)
     lines = _wrapped(f"also: {others}", font, 2 * side - 8)[:4] if others else []
     ignored = float((labels == IGNORE).mean())
@@ -93,7 +93,7 @@ def run() -> int:
     from skysense_o.data.catalog import records_of
     from skysense_o.data.classes import ClassTable
     from skysense_o.data.loader import NumberedSamples
-    from skysense_o.data.mapper import TrainingMapper, own_words
+    from skysense_o.data.mapper import TrainingMapper, classes_of_record
     from skysense_o.inference.drawing import colors_for
 
     cfg = default_config()
@@ -110,9 +110,9 @@ def run() -> int:
     by_file, panels = {r["file_name"]: r for r in records}, []
     for number in range(min(args.count, len(records))):
         sample = samples[number]
-        own = own_words(by_file[sample["file_name"]])
+        own = classes_of_record(by_file[sample["file_name"]])
         given = own.colors if isinstance(own, ClassTable) else ()
-        colors = [*given, *colors_for(sample["vocabulary"].names)[len(given) :]]
+        colors = [*given, *colors_for(sample["vocabulary"].classes)[len(given) :]]
         panels.append(panel(sample, colors))
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(panels).save(args.output)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from skysense_o.data.augment import QuarterTurn, color_jitter
 from skysense_o.data.captions import read_record_image
-from skysense_o.data.catalog import row_of
+from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary
@@ -21,7 +21,7 @@ CLASS_SENTENCES = ("{}", "an aerial photo of {}", "{} seen from above", "a satel
 DIRECTION = re.compile(r"\b(left|right|top|bottom|upper|lower|north|south|east|west)\b", re.IGNORECASE)
 
 
-class PairMapper:
+class CaptionMapper:
     """All randomness comes from the global generators, which the loader seeds for each sample."""
 
     @configurable
@@ -85,6 +85,6 @@ class PairMapper:
 
 def _class_sentences(record: dict) -> list[str]:
     """Of an image that has a class and no captions: the class by any of its words."""
-    table = load_classes(row_of(record["dataset"]).classes)
-    words = (table.names[record["label"]], *table.synonyms[record["label"]])
+    table = load_classes(spec_of(record["dataset"]).classes)
+    words = (table.classes[record["label"]], *table.synonyms[record["label"]])
     return [sentence.format(word) for word in words for sentence in CLASS_SENTENCES]

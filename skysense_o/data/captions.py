@@ -19,12 +19,12 @@ from skysense_o.data.shards import read_member, read_shard
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
-def is_pairs(source: str) -> bool:
+def is_caption_source(source: str) -> bool:
     """Whether a name of a data set is a path that `read_pairs` reads; a folder is written with a slash at its end."""
     return source.partition("@")[0].endswith((".jsonl", ".csv", ".tar", "/"))
 
 
-def read_pairs(source: str, root: Path) -> list[dict]:
+def read_captioned_images(source: str, root: Path) -> list[dict]:
     """Records of a source, whose paths start at its own folder.
 
     Args:

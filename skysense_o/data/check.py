@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from skysense_o.data.catalog import find, load_split
 from skysense_o.data.classes import load_classes
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.labels import BadData, id_table, open_image, read_labels, to_ids
 from skysense_o.data.shards import read_member
 from skysense_o.sample import IGNORE
@@ -56,7 +56,7 @@ class SplitReport:
         }
 
 
-def check(name: str, limit: int | None = None, progress: bool = True) -> list[SplitReport]:
+def check_data_set(name: str, limit: int | None = None, progress: bool = True) -> list[SplitReport]:
     """Reports of the splits that a name means; of a whole row those that do not overlap by intention.
 
     Args:
@@ -66,18 +66,18 @@ def check(name: str, limit: int | None = None, progress: bool = True) -> list[Sp
         KeyError, FileNotFoundError: as `records_of`.
     """
     splits = find(name)
-    plain = [(row, s) for row, s in splits if s.partition("_")[0] in ("train", "val", "test", "tier3", "hold", "all")]
+    plain = [(spec, s) for spec, s in splits if s.partition("_")[0] in ("train", "val", "test", "tier3", "hold", "all")]
     if len(splits) > 1 and plain:
         parted = {s for _, s in plain} - {"all"}
-        splits = [(row, s) for row, s in plain if s != "all" or not parted]
+        splits = [(spec, s) for spec, s in plain if s != "all" or not parted]
     reports, missing = [], None
-    for row, split in splits:
+    for spec, split in splits:
         try:
-            reports.append(check_split(row, split, limit, progress))
+            reports.append(check_split(spec, split, limit, progress))
         except FileNotFoundError as error:  # of several splits some may not have been got
             missing = missing or error
             if len(splits) > 1:
-                reports.append(SplitReport(f"{row.name}_{split}", notes=[str(error).split(": get ")[0]]))
+                reports.append(SplitReport(f"{spec.name}_{split}", notes=[str(error).split(": get ")[0]]))
     if missing and not any(report.images for report in reports):
         raise missing
     for one, two in combinations([r for r in reports if r.hashes], 2):
@@ -85,32 +85,32 @@ def check(name: str, limit: int | None = None, progress: bool = True) -> list[Sp
     return reports
 
 
-def check_split(row: Row, split: str, limit: int | None = None, progress: bool = True) -> SplitReport:
+def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progress: bool = True) -> SplitReport:
     """Read every image and label of one split."""
-    report = SplitReport(f"{row.name}_{split}")
-    records = load_split(row, split, skip_bad=True)
+    report = SplitReport(f"{spec.name}_{split}")
+    records = load_split(spec, split, skip_bad=True)
     if limit and limit < len(records):
         records = [records[i] for i in np.linspace(0, len(records) - 1, limit).astype(int)]
         report.notes.append(f"only {limit} records were looked at")
-    expected = row.counts.get(split)
+    expected = spec.counts.get(split)
     if expected and expected != len(records) and not limit:
         report.notes.append(f"{expected} images are expected, {len(records)} are there")
-    if row.classes:
-        report.counts = {name: [0, 0] for name in load_classes(row.classes).names}
+    if spec.class_table_name:
+        report.counts = {name: [0, 0] for name in load_classes(spec.class_table_name).classes}
     digest, seen = hashlib.sha256(), {}
     for record in tqdm(records, desc=report.name, unit="record", disable=not progress):
         try:
-            _look(row, record, report, digest, seen)
+            _look(spec, record, report, digest, seen)
         except (BadData, ValueError) as error:
             report.problems.append(str(error))
     report.images, report.sha256 = len(seen), digest.hexdigest()
     empty = [name for name, (count, _) in report.counts.items() if not count]
-    if empty and row.task in ("segmentation", "classification"):
+    if empty and spec.task in ("segmentation", "classification"):
         report.notes.append(f"{len(empty)} classes without any: {', '.join(empty)}")
     return report
 
 
-def _look(row: Row, record: dict, report: SplitReport, digest, seen: dict) -> None:
+def _look(spec: DatasetSpec, record: dict, report: SplitReport, digest, seen: dict) -> None:
     key = record["file_name"] if "at" not in record else f"{record['file_name']}@{record['at'][0]}"
     if key not in seen:
         image = read_member(record) if "at" in record else open_image(record["file_name"])
@@ -121,11 +121,11 @@ def _look(row: Row, record: dict, report: SplitReport, digest, seen: dict) -> No
         report.hashes[key] = image_hash(image)
         digest.update(Path(record["file_name"]).stem.encode())
         digest.update(np.asarray(image.convert("RGB")).tobytes() if image.format != "JPEG" else _bytes(record))
-    if row.task == "segmentation":
-        _look_at_labels(row, record, report, digest, seen[key])
-    elif row.task == "classification":
-        _add(report, load_classes(row.classes).names[record["label"]], 1)
-    elif row.task == "vqa":
+    if spec.task == "segmentation":
+        _look_at_labels(spec, record, report, digest, seen[key])
+    elif spec.task == "classification":
+        _add(report, load_classes(spec.class_table_name).classes[record["label"]], 1)
+    elif spec.task == "vqa":
         digest.update(f"{record['question']}\0{record['answer']}".encode())
         _add(report, record.get("kind", "question"), 1)
         if not record["question"].strip() or not record["answer"].strip():
@@ -137,13 +137,13 @@ def _look(row: Row, record: dict, report: SplitReport, digest, seen: dict) -> No
             raise BadData(f"{key} has no caption")
 
 
-def _look_at_labels(row: Row, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
+def _look_at_labels(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
     if "names" in record:
         names = [record["names"][i] if i != IGNORE else "" for i in record.get("ids", range(len(record["names"])))]
         table = id_table(len(names))
     else:
-        names = list(load_classes(row.classes).names)
-        table = id_table(len(names), row.ignore, row.offset)
+        names = list(load_classes(spec.class_table_name).classes)
+        table = id_table(len(names), spec.ignore, spec.offset)
     path = record["sem_seg_file_name"]
     ids = to_ids(read_labels(path, size), table, len(names), path)
     digest.update(ids.tobytes())

@@ -18,7 +18,7 @@ OWN = "dataset.yaml"
 class ClassTable:
     """C classes in the order of their ids."""
 
-    names: tuple[str, ...]
+    classes: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]  # without the name itself
     colors: tuple[tuple[int, int, int], ...]  # RGB
     background: tuple[bool, ...] = field(default=())  # the class only stands for the rest
@@ -26,7 +26,7 @@ class ClassTable:
     parents: tuple[str, ...] = field(default=())  # a coarser name; "" at the top
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.classes)
 
 
 @lru_cache
@@ -61,12 +61,12 @@ def table_of(rows: list, source: str) -> ClassTable:
     ids = [row.get("id", place) for place, row in enumerate(rows)]
     if ids != list(range(len(rows))):
         raise ValueError(f"{source}: ids must run 0, 1, 2, ... in order, found {ids}")
-    names = [" ".join(str(row["name"]).split()) for row in rows]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    classes = [" ".join(str(row["name"]).split()) for row in rows]
+    twice = sorted({name for name in classes if classes.count(name) > 1}) if len(set(classes)) < len(classes) else []
     if twice:
         raise ValueError(f"{source}: {twice} stand for two classes: give each class its own name")
     return ClassTable(
-        tuple(names),
+        tuple(classes),
         tuple(tuple(row.get("synonyms", ())) for row in rows),
         tuple(tuple(row.get("color") or _hue(place)) for place, row in enumerate(rows)),
         tuple(bool(row.get("background", False)) for row in rows),

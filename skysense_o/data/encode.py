@@ -94,6 +94,6 @@ def by_threshold(least: int = 128) -> Decode:
     return decode
 
 
-def same(count: int) -> dict[int, int]:
+def unchanged(count: int) -> dict[int, int]:
     """Values 0 to count - 1 that already are ids."""
     return {value: value for value in range(count)}

@@ -8,52 +8,52 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")
 TEXT_COLUMNS = ("title_multi_objects", "title", "title_raw", "caption", "captions", "text")
 
 
-def index_file(row: Row, split: str) -> Path:
+def index_file(spec: DatasetSpec, split: str) -> Path:
     """The first of the row's index files (alternatives with bars) that is there."""
-    names = [name.format(split=row.splits[split]) for name in row.index.split("|")]
+    names = [name.format(split=spec.splits[split]) for name in spec.index.split("|")]
     for name in names:
-        found = sorted(row.place.glob(name))
+        found = sorted(spec.root.glob(name))
         if found:
             return found[0]
-    raise FileNotFoundError(f"none of {', '.join(names)} in {row.place}: {row.cure}")
+    raise FileNotFoundError(f"none of {', '.join(names)} in {spec.root}: {spec.hint}")
 
 
-def image_folder(row: Row) -> Path:
+def image_folder(spec: DatasetSpec) -> Path:
     """The first of the row's image folders (alternatives with bars) that is there."""
-    for name in row.images.split("|"):
-        if (row.place / name).is_dir():
-            return row.place / name
-    raise FileNotFoundError(f"none of the folders {row.images.replace('|', ', ')} in {row.place}: {row.cure}")
+    for name in spec.images.split("|"):
+        if (spec.root / name).is_dir():
+            return spec.root / name
+    raise FileNotFoundError(f"none of the folders {spec.images.replace('|', ', ')} in {spec.root}: {spec.hint}")
 
 
-def read_captions(row: Row, split: str) -> Iterator[dict]:
+def read_captions(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Karpathy's JSON, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as RSICD, RSITMD and UCM-captions
     come; or JSON lines {"image", "split", "captions"}, the image's path from the data set's folder."""
-    path = index_file(row, split)
+    path = index_file(spec, split)
     if path.suffix == ".jsonl":
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             if split in (entry["split"], "all"):
-                yield _with_image(row, row.place / entry["image"], captions=entry["captions"])
+                yield _with_image(spec, spec.root / entry["image"], captions=entry["captions"])
         return
-    folder = image_folder(row)
+    folder = image_folder(spec)
     for entry in json.loads(path.read_text())["images"]:
         if split in (entry["split"], "all"):
             sentences = [sentence["raw"].strip() for sentence in entry["sentences"]]
             image = folder / entry.get("filepath", "") / entry["filename"]
-            yield _with_image(row, image, captions=[s for s in sentences if s])
+            yield _with_image(spec, image, captions=[s for s in sentences if s])
 
 
-def read_table(row: Row, split: str) -> Iterator[dict]:
+def read_table(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """A CSV with a column of paths and one or more of texts (SkyScript, RS5M)."""
-    path, images = index_file(row, split), image_folder(row)
+    path, images = index_file(spec, split), image_folder(spec)
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         where = next((c for c in IMAGE_COLUMNS if c in (rows.fieldnames or ())), None)
@@ -65,18 +65,18 @@ def read_table(row: Row, split: str) -> Iterator[dict]:
             )
         for line in rows:
             captions = list(dict.fromkeys(line[c].strip() for c in texts if (line[c] or "").strip()))
-            yield _with_image(row, images / line[where], captions=captions)
+            yield _with_image(spec, images / line[where], captions=captions)
 
 
-def read_rsvqa(row: Row, split: str) -> Iterator[dict]:
+def read_rsvqa(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """RSVQA's three files: `*_questions.json` and `*_answers.json` share ids; an image is `<img_id>.tif`.
 
     Entries that are not "active" only keep the numbering and are left out.
     """
-    path, images = index_file(row, split), image_folder(row)
+    path, images = index_file(spec, split), image_folder(spec)
     answers_path = path.with_name(path.name.replace("_questions", "_answers"))
     if not answers_path.is_file():
-        raise FileNotFoundError(f"{path} has no {answers_path.name} beside it: {row.cure}")
+        raise FileNotFoundError(f"{path} has no {answers_path.name} beside it: {spec.hint}")
     answers = {a["id"]: a["answer"] for a in json.loads(answers_path.read_text())["answers"] if a.get("active")}
     for entry in json.loads(path.read_text())["questions"]:
         if not entry.get("active"):
@@ -86,23 +86,23 @@ def read_rsvqa(row: Row, split: str) -> Iterator[dict]:
             yield {"bad": f"{path}: question {entry['id']} has no answer"}
             continue
         said = {"question": entry["question"], "answer": str(answer), "kind": entry["type"]}
-        yield _with_image(row, images / f"{entry['img_id']}.tif", **said)
+        yield _with_image(spec, images / f"{entry['img_id']}.tif", **said)
 
 
-def read_text_questions(row: Row, split: str) -> Iterator[dict]:
+def read_text_questions(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """RSIVQA's lines `image:question?answer`; or JSON lines {"image", "split", "question", "answer", "kind"}.
 
     The row's `splits` say which split of the file, and after a space what its questions must contain.
     """
-    path, (wanted, _, words) = index_file(row, split), row.splits[split].partition(" ")
+    path, (wanted, _, words) = index_file(spec, split), spec.splits[split].partition(" ")
     if path.suffix == ".jsonl":
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             if wanted in (entry["split"], "all") and words in entry["question"].lower():
                 said = {key: entry[key] for key in ("question", "answer", "kind") if key in entry}
-                yield _with_image(row, row.place / entry["image"], **said)
+                yield _with_image(spec, spec.root / entry["image"], **said)
         return
-    images = {p.name: p for p in image_folder(row).rglob("*") if p.is_file()}
+    images = {p.name: p for p in image_folder(spec).rglob("*") if p.is_file()}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         image, colon, rest = line.strip().partition(":")
         question, mark, answer = rest.rpartition("?")
@@ -115,20 +115,20 @@ def read_text_questions(row: Row, split: str) -> Iterator[dict]:
             continue
         name = Path(image.strip().replace("\\", "/")).name
         said = {"question": question.strip() + "?", "answer": answer.strip()}
-        yield _with_image(row, images.get(name, image_folder(row) / name), **said)
+        yield _with_image(spec, images.get(name, image_folder(spec) / name), **said)
 
 
-def read_conversations(row: Row, split: str) -> Iterator[dict]:
+def read_conversations(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """VHM's evaluation files: a list of {"image", "image_path", "conversations": [{"from", "value"}, ...]}."""
-    path = index_file(row, split)
+    path = index_file(spec, split)
     for entry in json.loads(path.read_text()):
         turns = {turn["from"]: turn["value"] for turn in entry["conversations"]}
         question = turns.get("human", "").replace("<image>", "").strip()
         image = path.parent / entry.get("image_path", "") / entry["image"]
-        yield _with_image(row, image, question=question, answer=turns.get("gpt", "").strip())
+        yield _with_image(spec, image, question=question, answer=turns.get("gpt", "").strip())
 
 
-def _with_image(row: Row, image: Path, **rest) -> dict:
+def _with_image(spec: DatasetSpec, image: Path, **rest) -> dict:
     if not image.is_file():
         return {"bad": f"{image} is missing"}
-    return {"file_name": str(image), "dataset": row.key, **rest}
+    return {"file_name": str(image), "dataset": spec.key, **rest}

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import configurable
 
 from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
-from skysense_o.data.catalog import row_of
+from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import ClassTable, load_classes, load_distractors
 from skysense_o.data.labels import BadData, id_table, read_image, read_labels, to_ids
 from skysense_o.data.prompt_sampler import PromptSampler
@@ -25,7 +25,7 @@ _kept: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 _kept_bytes = 0
 
 
-def read_pair(record: dict) -> tuple[np.ndarray, np.ndarray]:
+def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (H,W,3) RGB and ids, uint8 (H,W): 0..C-1 or IGNORE; kept while there is room.
 
     Raises:
@@ -45,7 +45,7 @@ def read_pair(record: dict) -> tuple[np.ndarray, np.ndarray]:
             again[:count] = record["ids"]
             labels = again[labels]
     else:
-        table = load_classes(row_of(record["dataset"]).classes)
+        table = load_classes(spec_of(record["dataset"]).classes)
         labels = to_ids(stored, _table_of(record["dataset"]), len(table), key[1])
     size = image.nbytes + labels.nbytes
     if _kept_bytes + size <= KEPT_BYTES:
@@ -56,8 +56,8 @@ def read_pair(record: dict) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache
 def _table_of(key: str) -> np.ndarray:
-    row = row_of(key)
-    return id_table(len(load_classes(row.classes)), row.ignore, row.offset)
+    spec = spec_of(key)
+    return id_table(len(load_classes(spec.class_table_name)), spec.ignore, spec.offset)
 
 
 class TrainingMapper:
@@ -78,11 +78,11 @@ class TrainingMapper:
         max_area: float,
         words: TextSampler,
         prompts: PromptSampler | None = None,
-        relevance: bool = False,
+        visual_similarity: bool = False,
     ) -> None:
-        """relevance: samples carry what the relation graph says of their names, for the vision-centric loss."""
+        """visual_similarity: samples carry what the relation graph says of their names, for the vision-centric loss."""
         self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
-        self.max_area, self.prompts, self.relevance = max_area, prompts, relevance
+        self.max_area, self.prompts, self.visual_similarity = max_area, prompts, visual_similarity
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -103,17 +103,17 @@ class TrainingMapper:
                 tuple(i.SAMPLING_HYPER),
             ),
             "prompts": PromptSampler(i.PROMPTS) if i.PROMPTS else None,
-            "relevance": bool(cfg.MODEL.LOSS.VISION_CENTRIC or cfg.MODEL.LOSS.VISION_CENTRIC_PUBLISHED),
+            "visual_similarity": bool(cfg.MODEL.LOSS.VISION_CENTRIC or cfg.MODEL.LOSS.VISION_CENTRIC_PUBLISHED),
         }
 
     def __call__(self, record: dict) -> Sample:
-        image, labels = read_pair(record)
+        image, labels = read_image_and_labels(record)
         box = random_square(labels, self.crop, self.scale, self.max_area)
         image, labels = crop_and_resize(image, labels, box, self.crop)
         for transform in random_transforms(self.crop, self.turn, self.color):
             image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
         graph = record.get("graph") or self.words.graph
-        vocabulary, kept = self.words(own_words(record), graph)
+        vocabulary, kept = self.words(classes_of_record(record), graph)
         if kept is not None:
             places = np.full(256, IGNORE, np.uint8)
             places[kept] = np.arange(len(kept))
@@ -124,21 +124,21 @@ class TrainingMapper:
             "vocabulary": vocabulary,
             "file_name": record["file_name"],
         }
-        if self.relevance and graph:
-            sample["relevance"] = torch.from_numpy(load_graph(graph).between(vocabulary.names))
+        if self.visual_similarity and graph:
+            sample["visual_similarity"] = torch.from_numpy(load_graph(graph).between(vocabulary.classes))
         if self.prompts:
             sample["prompts"] = self.prompts(labels)
         return sample
 
 
-def own_words(record: dict) -> ClassTable | tuple[str, ...]:
-    """The names that a record's ids stand for."""
-    return record["names"] if "names" in record else load_classes(row_of(record["dataset"]).classes)
+def classes_of_record(record: dict) -> ClassTable | tuple[str, ...]:
+    """The classes that a record's ids stand for."""
+    return record["names"] if "names" in record else load_classes(spec_of(record["dataset"]).classes)
 
 
 def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:
     """The whole image, as it is, with its labels and the words that the evaluation asks for."""
-    image, labels = read_pair(record)
+    image, labels = read_image_and_labels(record)
     if int(labels[labels != IGNORE].max(initial=0)) >= len(vocabulary):
         raise BadData(f"{record['sem_seg_file_name']} holds more classes than the {len(vocabulary)} names asked for")
     return {

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skysense_o.data.catalog import row_of
+from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.relation_graph import load_graph
 from skysense_o.vocabulary import Vocabulary
 
 
 def open_world(background: Sequence[str] = ()) -> tuple[Vocabulary, Sequence[tuple[int, int, int]] | None]:
-    """(vocabulary, colours or None): the names of Sky-SA's relation graph where it is, else of open_world.json."""
-    row = row_of("skysa")
-    if (row.place / row.graph).is_file():
-        return Vocabulary.of(load_graph(row.place / row.graph).names, background), None
+    """(vocabulary, colours or None): the classes of Sky-SA's relation graph where it is, else of open_world.json."""
+    spec = spec_of("skysa")
+    if (spec.root / spec.graph).is_file():
+        return Vocabulary.of(load_graph(spec.root / spec.graph).names, background), None
     table = load_classes("open_world")
-    return Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)], background), table.colors
+    return Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)], background), table.colors

@@ -28,14 +28,14 @@ from pathlib import Path
 import yaml
 
 from skysense_o.data.classes import OWN, load_classes
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 
 INDEX, GRAPH = "skysa_dataset.jsonl", "skysa_graph.jsonl"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 @lru_cache
-def own_row(path: str) -> Row:
+def own_spec(path: str) -> DatasetSpec:
     """The row of a folder.
 
     Raises:
@@ -59,7 +59,7 @@ def own_row(path: str) -> Row:
     if not (folder / "img_dir").is_dir():
         raise FileNotFoundError(f"{folder} has no img_dir: images belong there, labels into ann_dir")
     ignore = body.get("ignore", 255)
-    return Row(
+    return DatasetSpec(
         name=str(body.get("name", folder.resolve().name)),
         task="segmentation",
         folder=str(folder.resolve()),
@@ -80,17 +80,17 @@ def _splits(folder: Path) -> list[str]:
     return sorted(p.name for p in (folder / "img_dir").iterdir() if p.is_dir()) or ["all"]
 
 
-def _skysa_row(folder: Path) -> Row:
+def _skysa_row(folder: Path) -> DatasetSpec:
     with open(folder / INDEX, encoding="utf-8") as file:
         found = {json.loads(line).get("split", "train") for line in file if line.strip()}
     splits = sorted(found)
     if (folder / GRAPH).is_file() and "train" in found:
         splits.append("graph_train")
-    return Row(
+    return DatasetSpec(
         name=folder.resolve().name,
         task="segmentation",
         folder=str(folder.resolve()),
-        form="skysa",
+        format="skysa",
         splits=dict.fromkeys(splits, "*"),
         index=INDEX,
         graph=GRAPH,

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from skysense_o.data.catalog import row_of
+from skysense_o.data.catalog import spec_of
 from skysense_o.data.encode import Decode, decode_image
 from skysense_o.data.labels import BadData
 from skysense_o.data.zip_source import Entry, entries_of
@@ -47,7 +47,7 @@ class Recipe:
     """How one data set is prepared.
 
     Args:
-        row: name in the table; says suffixes and crop.
+        spec: name in the table; says suffixes and crop.
         image, label: regular expressions for the end of a file's path, whatever its case, with the same named groups:
             `split`, and those that together are the stem. Alternatives: the first that matches any file is used.
         decode: label file -> stored ids (see `encode`).
@@ -56,7 +56,7 @@ class Recipe:
         lists: files of stems, split -> file name, that publishers ship in place of folders; `split` is not asked then.
     """
 
-    row: str
+    spec: str
     image: str | tuple[str, ...]
     label: str | tuple[str, ...]
     decode: Decode
@@ -89,7 +89,7 @@ def pairs_of(recipe: Recipe, entries: list[Entry], val: set[str] | None = None) 
     if not images:
         some = ", ".join(entry.name for entry in entries[:5]) or "nothing"
         raise FileNotFoundError(
-            f"no image of {recipe.row} in --source: paths must end in {recipe.image!r}; there are {some}"
+            f"no image of {recipe.spec} in --source: paths must end in {recipe.image!r}; there are {some}"
         )
     listed = _lists(recipe, entries) if val is None else None
     pairs = []
@@ -131,7 +131,7 @@ def _lists(recipe: Recipe, entries: list[Entry]) -> dict[str, str] | None:
         entry = next((e for e in entries if e.name.rpartition("/")[2].lower() == name), None)
         if entry is None:
             raise FileNotFoundError(
-                f"{recipe.row}: no {name} in --source, which says its {split} split: add it, or give --val-list"
+                f"{recipe.spec}: no {name} in --source, which says its {split} split: add it, or give --val-list"
             )
         splits.update((Path(line.strip()).stem, split) for line in entry.read().decode().splitlines() if line.strip())
     return splits
@@ -152,7 +152,7 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
 
 def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
     """Read, encode, cut and write one image; the names of what was written."""
-    row = row_of(recipe.row)
+    spec = spec_of(recipe.spec)
     data = pair.image.read()
     image = recipe.read(data, pair.image.name)
     ids = recipe.decode(pair.label.read(), pair.label.name, image.shape[:2])
@@ -163,15 +163,15 @@ def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
     images, labels = (output / kind / pair.split for kind in ("img_dir", "ann_dir"))
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)
-    whole = row.crop == (0, 0, 0)
+    whole = spec.crop == (0, 0, 0)
     written = []
-    for x0, y0, x1, y1 in windows(*ids.shape, row.crop):
+    for x0, y0, x1, y1 in windows(*ids.shape, spec.crop):
         stem = pair.stem if whole else f"{pair.stem}_{x0}_{y0}_{x1}_{y1}"
-        target = images / (stem + row.image_suffix)
-        if whole and Path(pair.image.name).suffix.lower() == row.image_suffix:
+        target = images / (stem + spec.image_suffix)
+        if whole and Path(pair.image.name).suffix.lower() == spec.image_suffix:
             _write(target, data)  # as it is: a JPEG is not decoded and packed again
         else:
-            _write(target, _packed(image[y0:y1, x0:x1], "JPEG" if row.image_suffix == ".jpg" else "PNG"))
+            _write(target, _packed(image[y0:y1, x0:x1], "JPEG" if spec.image_suffix == ".jpg" else "PNG"))
         _write(labels / f"{stem}.png", _packed(ids[y0:y1, x0:x1].astype(np.uint8), "PNG"))
         written.append(stem)
     return written
@@ -191,15 +191,15 @@ def _write(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
-def prepare(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, list[str]]:
+def prepare_all(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, list[str]]:
     """Write all pairs; (windows written now or before, errors). What an earlier call finished is passed over."""
     output.mkdir(parents=True, exist_ok=True)
-    row = row_of(recipe.row)
-    mark = hashlib.sha256(repr((row.crop, row.image_suffix, recipe.label)).encode()).hexdigest()[:12]
+    spec = spec_of(recipe.spec)
+    mark = hashlib.sha256(repr((spec.crop, spec.image_suffix, recipe.label)).encode()).hexdigest()[:12]
     done = _done(output / DONE, mark)
     count, errors = 0, []
     with open(output / DONE, "a") as journal:
-        for pair in tqdm(pairs, desc=recipe.row, unit="image"):
+        for pair in tqdm(pairs, desc=recipe.spec, unit="image"):
             name = f"{pair.split}/{pair.stem}"
             last = done.get(name)
             if last and (output / "ann_dir" / pair.split / f"{last[1]}.png").is_file():
@@ -236,22 +236,22 @@ def parser(description: str, choices: dict[str, Recipe] | None = None, option: s
     return p
 
 
-def run(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") -> int:
+def run_recipe(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") -> int:
     """The command line of a script: 0, or 1 where some images could not be prepared."""
     choices = recipe if isinstance(recipe, dict) else None
     args = parser(description, choices, option).parse_args()
     recipe = choices[args.choice] if choices else recipe
-    output = Path(args.output) if args.output else row_of(recipe.row).place
+    output = Path(args.output) if args.output else spec_of(recipe.spec).root
     for source in map(Path, args.source):
         if source.is_dir() and (output.resolve() == source.resolve() or source.resolve() in output.resolve().parents):
             raise ValueError(f"--output {output} is in --source {source}: what was published stays as it is; elsewhere")
     val = {Path(line.strip()).stem for line in Path(args.val_list).read_text().split()} if args.val_list else None
     pairs = pairs_of(recipe, entries_of(args.source), val)
-    count, errors = prepare(recipe, pairs, output)
+    count, errors = prepare_all(recipe, pairs, output)
     splits = {split: sum(p.split == split for p in pairs) for split in dict.fromkeys(p.split for p in pairs)}
     said = ", ".join(f"{split} {number}" for split, number in splits.items())
     print(f"{len(pairs)} images ({said}), {count} windows in {output}")
-    print(f"Check them: python tools/check_dataset.py {recipe.row}")
+    print(f"Check them: python tools/check_dataset.py {recipe.spec}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0
@@ -259,4 +259,4 @@ def run(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") 
 
 def main(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") -> int:
     """`run`, ending on a user's mistake in one line."""
-    return exit_code(lambda: run(description, recipe, option))
+    return exit_code(lambda: run_recipe(description, recipe, option))

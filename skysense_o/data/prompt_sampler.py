@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from skysense_o.clicks import box_of, components, middle
+from skysense_o.clicks import box_from_mask, components, middle
 from skysense_o.sample import Prompts
 
 LEAST_PIXELS = 64  # smaller parts are specks of the labelling
@@ -34,7 +34,7 @@ class PromptSampler:
         for k in range(self.count if parts else 0):
             masks[k] = parts[np.random.randint(len(parts))]
             if np.random.rand() < 0.5:
-                boxes[k] = _jittered(box_of(masks[k]), labels.shape)
+                boxes[k] = _jittered(box_from_mask(masks[k]), labels.shape)
                 continue
             count = np.random.randint(1, MOST_POINTS + 1)
             y, x = np.nonzero(masks[k])

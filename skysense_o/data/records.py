@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from skysense_o.data.classes import load_classes
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import read_captions, read_conversations, read_rsvqa, read_table, read_text_questions
 from skysense_o.data.shards import read_shards
 from skysense_o.data.skysa import read_skysa
@@ -21,7 +21,7 @@ from skysense_o.data.skysa import read_skysa
 logger = logging.getLogger(__name__)
 
 
-def load_split(row: Row, split: str, skip_bad: bool = False) -> list[dict]:
+def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[dict]:
     """Records of one split, in an order that is the same on every machine.
 
     Args:
@@ -30,74 +30,74 @@ def load_split(row: Row, split: str, skip_bad: bool = False) -> list[dict]:
     Raises:
         FileNotFoundError: the data is not there, or a label is missing; says where it looked and what to do.
     """
-    if not row.place.is_dir():
-        raise FileNotFoundError(f"no data of {row.name}_{split} at {looked_at(row, split)}: {row.cure}")
+    if not spec.root.is_dir():
+        raise FileNotFoundError(f"no data of {spec.name}_{split} at {looked_at(spec, split)}: {spec.hint}")
     records, bad = [], []
-    for record in READERS[row.form](row, split):
+    for record in READERS[spec.format](spec, split):
         (bad if "bad" in record else records).append(record)
     if bad and not skip_bad:
-        raise FileNotFoundError(f"{bad[0]['bad']}: {row.cure}; DATALOADER.SKIP_BAD True passes such files over")
+        raise FileNotFoundError(f"{bad[0]['bad']}: {spec.hint}; DATALOADER.SKIP_BAD True passes such files over")
     if bad:
         listed = "; ".join(record["bad"] for record in bad[:20])
-        logger.warning("%s_%s: %d files passed over: %s", row.name, split, len(bad), listed)
+        logger.warning("%s_%s: %d files passed over: %s", spec.name, split, len(bad), listed)
     if not records:
-        raise FileNotFoundError(f"no images of {row.name}_{split} at {looked_at(row, split)}: {row.cure}")
+        raise FileNotFoundError(f"no images of {spec.name}_{split} at {looked_at(spec, split)}: {spec.hint}")
     return records
 
 
-def looked_at(row: Row, split: str) -> str:
+def looked_at(spec: DatasetSpec, split: str) -> str:
     """The pattern that was searched for, for messages."""
-    if row.form == "pairs":
-        return str(row.place / row.images.format(split=split) / (row.splits[split] + row.image_suffix))
-    return str(row.place / (row.index.format(split=split) or row.images.format(split=split)))
+    if spec.format == "pairs":
+        return str(spec.root / spec.images.format(split=split) / (spec.splits[split] + spec.image_suffix))
+    return str(spec.root / (spec.index.format(split=split) or spec.images.format(split=split)))
 
 
-def read_pairs(row: Row, split: str) -> Iterator[dict]:
+def read_label_pairs(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Images and label images of the same stem in two folders."""
-    images = row.place / row.images.format(split=split)
-    labels = row.place / row.labels.format(split=split)
+    images = spec.root / spec.images.format(split=split)
+    labels = spec.root / spec.labels.format(split=split)
     there = {path.name for path in labels.iterdir()} if labels.is_dir() else set()
-    suffixes, label_suffixes = tuple(row.image_suffix.split("|")), row.label_suffix.split("|")
+    suffixes, label_suffixes = tuple(spec.image_suffix.split("|")), spec.label_suffix.split("|")
     for image in sorted(images.iterdir()) if images.is_dir() else ():
-        if image.suffix.lower() not in suffixes or not fnmatch(image.stem, row.splits[split]):
+        if image.suffix.lower() not in suffixes or not fnmatch(image.stem, spec.splits[split]):
             continue
         names = [image.stem + suffix for suffix in label_suffixes]
         name = next((name for name in names if name in there), None)
         if name is None:
             yield {"bad": f"{image} has no label image {labels / names[0]}"}
             continue
-        yield {"file_name": str(image), "sem_seg_file_name": str(labels / name), "dataset": row.key}
+        yield {"file_name": str(image), "sem_seg_file_name": str(labels / name), "dataset": spec.key}
 
 
-def read_scenes(row: Row, split: str) -> Iterator[dict]:
+def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """One folder a class. Images of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
-    table, root = load_classes(row.classes), class_folders(row)
+    table, root = load_classes(spec.class_table_name), class_folders(spec)
     there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
     if unknown:
-        logger.warning("%s: folders %s are no class of datasets/classes/%s.json", root, unknown, row.classes)
-    chosen = _listed(row, split) if row.splits[split].endswith(".jsonl") else None
+        logger.warning("%s: folders %s are no class of datasets/classes/%s.json", root, unknown, spec.class_table_name)
+    chosen = _listed(spec, split) if spec.splits[split].endswith(".jsonl") else None
     for label, name in enumerate(table.folders):
         folder = there.get(_plain(name))
         if folder is None:
             yield {"bad": f"{root} has no folder {name!r}"}
             continue
         for image in sorted(folder.iterdir()):
-            if image.suffix.lower() not in row.image_suffix.split("|"):
+            if image.suffix.lower() not in spec.image_suffix.split("|"):
                 continue
             if chosen is None or (folder.name, image.stem) in chosen:
-                yield {"file_name": str(image), "label": label, "dataset": row.key}
+                yield {"file_name": str(image), "label": label, "dataset": spec.key}
 
 
-def class_folders(row: Row) -> Path:
+def class_folders(spec: DatasetSpec) -> Path:
     """The first of the row's folders (alternatives with bars) that holds a folder of one of its classes."""
-    table = load_classes(row.classes)
+    table = load_classes(spec.class_table_name)
     names = {_plain(folder) for folder in table.folders}
-    for name in row.images.split("|"):
-        root = row.place / name
+    for name in spec.images.split("|"):
+        root = spec.root / name
         if root.is_dir() and any(p.is_dir() and _plain(p.name) in names for p in root.iterdir()):
             return root
-    raise FileNotFoundError(f"no folder of a class such as {table.folders[0]!r} in {row.place}: {row.cure}")
+    raise FileNotFoundError(f"no folder of a class such as {table.folders[0]!r} in {spec.root}: {spec.hint}")
 
 
 def _plain(name: str) -> str:
@@ -105,17 +105,17 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def _listed(row: Row, split: str) -> set[tuple[str, str]]:
+def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
     """(folder, stem) of the images that a file of {"image", "split"} lines gives to this split."""
-    path = row.place / row.splits[split]
+    path = spec.root / spec.splits[split]
     if not path.is_file():
-        raise FileNotFoundError(f"{row.name}_{split} is what {path} lists, which is missing: {row.cure}")
+        raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     return {(Path(r["image"]).parent.name, Path(r["image"]).stem) for r in lines if r["split"] == split}
 
 
-READERS: dict[str, Callable[[Row, str], Iterator[dict]]] = {
-    "pairs": read_pairs,
+READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {
+    "pairs": read_label_pairs,
     "scenes": read_scenes,
     "skysa": read_skysa,
     "captions": read_captions,

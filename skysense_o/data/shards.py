@@ -10,18 +10,18 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.labels import BadData
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # the last one is RS5M's
 TEXTS = ("txt", "caption")
 
 
-def read_shards(row: Row, split: str) -> Iterator[dict]:
+def read_shards(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Records of all shards that the split's glob matches."""
-    for shard in sorted(row.place.glob(row.splits[split])):
+    for shard in sorted(spec.root.glob(spec.splits[split])):
         for record in read_shard(shard):
-            yield record if "bad" in record else {**record, "dataset": row.key}
+            yield record if "bad" in record else {**record, "dataset": spec.key}
 
 
 def read_shard(shard: Path) -> Iterator[dict]:

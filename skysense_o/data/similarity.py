@@ -18,9 +18,9 @@ from skysense_o.inference.classify import class_vectors
 if TYPE_CHECKING:
     from torch import nn
 
-WEIGHTS = {"looks": 0.6, "words": 0.2, "company": 0.2}
+WEIGHTS = {"looks": 0.6, "words": 0.2, "cooccurrence": 0.2}
 """Of the measures' ranks in a pair's score. Looks count most, since the scores are to say what is hardly told apart;
-company raises what stands together, for a name that is likely in the image unlabelled is a bad negative."""
+cooccurrence raises what stands together, for a name that is likely in the image unlabelled is a bad negative."""
 CONFUSED = 2
 """Times that people renamed one into the other, from which on a pair has the highest score."""
 
@@ -45,7 +45,7 @@ def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return prototypes @ prototypes.T
 
 
-def company(images: Iterable[Sequence[str]], names: Sequence[str]) -> np.ndarray:
+def cooccurrence(images: Iterable[Sequence[str]], names: Sequence[str]) -> np.ndarray:
     """(T,T) Jaccard index: images that show both names, of those that show either."""
     place = {name: i for i, name in enumerate(names)}
     together = np.zeros((len(names), len(names)))

@@ -14,28 +14,28 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.sample import IGNORE
 
 logger = logging.getLogger(__name__)
 
 
-def read_skysa(row: Row, split: str) -> Iterator[dict]:
+def read_skysa(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Records with "names" and, where a name is repeated, "ids": stored value k -> index into names.
 
     Splits named graph_* carry "graph", the file of the relation graph. What was odd is counted and logged at the end.
     """
-    index = row.place / row.index
-    graph = {"graph": str(row.place / row.graph)} if split.startswith("graph") else {}
+    index = spec.root / spec.index
+    graph = {"graph": str(spec.root / spec.graph)} if split.startswith("graph") else {}
     if not index.is_file():
-        raise FileNotFoundError(f"{row.name} has no {index}: {row.cure}")
+        raise FileNotFoundError(f"{spec.name} has no {index}: {spec.hint}")
     if graph and not Path(graph["graph"]).is_file():
         raise FileNotFoundError(
-            f"{row.name}_{split} needs {graph['graph']}: tools/build_graph.py makes one; {row.cure}"
+            f"{spec.name}_{split} needs {graph['graph']}: tools/build_graph.py makes one; {spec.hint}"
         )
     counts: Counter = Counter()
     for record in read_index(index, counts, split.removeprefix("graph_")):
-        yield {**record, **graph, "dataset": row.key} if "bad" not in record else record
+        yield {**record, **graph, "dataset": spec.key} if "bad" not in record else record
     logger.info("%s: %s", index, ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
@@ -73,7 +73,7 @@ def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
                 yield {"bad": f"{index}, line {number}: {lost!r} is not below {folder}"}
                 continue
             counts["images"] += 1
-            yield {"file_name": found[0], "sem_seg_file_name": found[1], **merged(names, counts)}
+            yield {"file_name": found[0], "sem_seg_file_name": found[1], **merge_duplicate_names(names, counts)}
 
 
 def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | None:
@@ -90,7 +90,7 @@ def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | 
     return None
 
 
-def merged(names: list[str], counts: Counter) -> dict:
+def merge_duplicate_names(names: list[str], counts: Counter) -> dict:
     """Repeated names become one (upper and lower case are not told apart): {"names" [, "ids"]}.
 
     Raises:

@@ -43,44 +43,44 @@ class TextSampler:
         """Uses NumPy's global generator, which the loader seeds for each sample; nothing depends on hash order.
 
         Args:
-            own: the data set's classes, or the names of one image. graph: of the data set, before the sampler's own.
+            own: the data set's classes, or the classes of one image. graph: of the data set, before the sampler's own.
 
         Returns:
             The vocabulary, and, where not all own names fit, which of them it begins with (None: all).
         """
         table = own if isinstance(own, ClassTable) else None
-        names = list(table.names if table else own)
-        words = [self._called(table, place) if table else name for place, name in enumerate(names)]
+        classes = list(table.classes if table else own)
+        words = [self._called(table, place) if table else name for place, name in enumerate(classes)]
         kept = None
         if self.batch and len(words) > self.batch:
             kept = sorted(np.random.choice(len(words), self.batch, replace=False).tolist())
             words = [words[place] for place in kept]
         wanted = self.batch - len(words) if self.batch else self.count
         path = graph or self.graph
-        pool = self._related(load_graph(path), own, names) if path else free_of(self.pool, own)
+        pool = self._related(load_graph(path), own, classes) if path else without_overlap(self.pool, own)
         drawn = np.random.choice(len(pool), min(wanted, len(pool)), replace=False) if pool and wanted > 0 else ()
         more = [pool[i] for i in drawn]
         return Vocabulary.of([(word,) for word in (*words, *more)]), kept
 
     def _called(self, table: ClassTable, place: int) -> str:
-        pool = (table.names[place], *table.synonyms[place]) if self.synonyms else (table.names[place],)
+        pool = (table.classes[place], *table.synonyms[place]) if self.synonyms else (table.classes[place],)
         return pool[np.random.randint(len(pool))]
 
     def _related(
-        self, graph: RelationGraph, own: ClassTable | tuple[str, ...], names: Sequence[str]
+        self, graph: RelationGraph, own: ClassTable | tuple[str, ...], classes: Sequence[str]
     ) -> tuple[str, ...]:
         """Negatives by the graph; any of its names but the near ones where it gives none."""
         low, high, near, nearest = self.thresholds
-        pool = free_of(tuple(graph.names[i] for i in graph.negatives(names, low, high)), own)
+        pool = without_overlap(tuple(graph.classes[i] for i in graph.negatives(classes, low, high)), own)
         if pool:
             return pool
-        too_near = set(graph.positives(names, near, nearest).tolist())
-        return free_of(tuple(name for i, name in enumerate(graph.names) if i not in too_near), own)
+        too_near = set(graph.positives(classes, near, nearest).tolist())
+        return without_overlap(tuple(name for i, name in enumerate(graph.classes) if i not in too_near), own)
 
 
 @lru_cache(1024)
-def free_of(pool: tuple[str, ...], own: ClassTable | tuple[str, ...]) -> tuple[str, ...]:
+def without_overlap(pool: tuple[str, ...], own: ClassTable | tuple[str, ...]) -> tuple[str, ...]:
     """The names of the pool that no class or synonym of `own` is called, upper and lower case not told apart."""
-    words = (*own.names, *(w for s in own.synonyms for w in s)) if isinstance(own, ClassTable) else own
+    words = (*own.classes, *(w for s in own.synonyms for w in s)) if isinstance(own, ClassTable) else own
     taken = {word.lower() for word in words}
     return tuple(name for name in pool if name.lower() not in taken)

@@ -15,7 +15,7 @@ from skysense_o.sample import IGNORE
 
 
 @dataclass
-class Annotation:
+class TileAnnotation:
     """names: region -> name, of the regions that count. regions: (H,W). reviewed: people decided."""
 
     tile: str
@@ -38,7 +38,7 @@ class Annotation:
         return table[self.regions], names
 
 
-def annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict, Annotation]]:
+def tile_annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict, TileAnnotation]]:
     """(row of the catalogue, annotation) of each kept tile that has names.
 
     review/final counts wherever it holds a tile, whatever the model's confidence; else names of at least `confidence`.
@@ -61,6 +61,6 @@ def annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict, Ann
             for entry in read_json(path)
             if entry.get("name") and (reviewed or entry["confidence"] >= confidence)
         }
-        yield row, Annotation(row["tile"], regions, names, reviewed)
+        yield row, TileAnnotation(row["tile"], regions, names, reviewed)
     if not found:
         raise FileNotFoundError(f"no names in {work.folder}: run name first")

@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data.relation_graph import RelationGraph
-from skysense_o.data.similarity import combined, company, confusions, prototype_cosines, text_cosines
-from skysense_o.data_engine.annotations import annotations
+from skysense_o.data.similarity import combined, confusions, cooccurrence, prototype_cosines, text_cosines
+from skysense_o.data_engine.annotations import tile_annotations
 from skysense_o.data_engine.namers import embeddings
 from skysense_o.data_engine.review.log import DecisionLog
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, whole
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
 
 
-def build(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) -> RelationGraph:
+def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) -> RelationGraph:
     """Relate all names of the set; written to graph/graph.json and graph/skysa_graph.jsonl.
 
     Looks: cosines of prototypes, the mean of the regions' features. Words: cosines of the names. Company: how often
@@ -32,8 +32,8 @@ def build(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) ->
     Raises:
         ValueError: fewer than two names, which have no relation.
     """
-    found = list(annotations(work, confidence))
-    names = sorted({name for _, a in found for name in a.names.values()})
+    found = list(tile_annotations(work, confidence))
+    names = sorted({name for _, a in found for name in a.classes.values()})
     if len(names) < 2:
         raise ValueError(f"a graph needs two names at least, {len(names)} are in {work.folder}: lower --confidence?")
     place = {name: i for i, name in enumerate(names)}
@@ -50,7 +50,7 @@ def build(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) ->
     measures = {
         "looks": prototype_cosines(sums, counts),
         "words": text_cosines(predictor.model, names),
-        "company": company((list(a.names.values()) for _, a in found), names),
+        "cooccurrence": cooccurrence((list(a.classes.values()) for _, a in found), names),
     }
     graph = combined(names, measures, confusions(renames(work)))
     with whole(work / "graph/graph.json") as part:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skysense_o.data_engine.annotations import Annotation
+from skysense_o.data_engine.annotations import TileAnnotation
 from skysense_o.sample import IGNORE
 
 SKY_SA = {"images": 35_000, "pairs": 183_375, "names": 1_763, "pairs an image": 5.2}
@@ -32,7 +32,7 @@ class Counts:
     seen: int = 0
     gsd: list[float] = field(default_factory=list)
 
-    def add(self, row: dict, labels: np.ndarray, names: list[str], annotation: Annotation, split: str) -> None:
+    def add(self, row: dict, labels: np.ndarray, names: list[str], annotation: TileAnnotation, split: str) -> None:
         """One image: labels uint8 (H,W), ids into names."""
         pixels = np.bincount(labels.ravel(), minlength=256)
         self.images[split] += 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def name(
+def name_regions(
     work: WorkFolder, namer: Namer, model: nn.Module, *, merge: float = 2.0, graph: RelationGraph | None = None
 ) -> list[dict]:
     """Name the regions of each kept tile that has no names yet, then merge synonyms over all of them.

@@ -1,6 +1,6 @@
 """Who names regions: a vocabulary and the model, or a vision-language model.
 
-Alphabet: R regions, C names, H W pixels, h w grid.
+Alphabet: R regions, C classes, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Namer(Protocol):
 class VocabularyNamer:
     """The names of a vocabulary that regions look most like.
 
-    by "features": softmax over the cosines of mask-pooled features with the names. by "masks": the mean, over the
+    by "features": softmax over the cosines of mask-pooled features with the classes. by "masks": the mean, over the
     region, of the probability that the decoder gives each name.
     """
 
@@ -96,18 +96,18 @@ class TowerNamer:
             return []
         x, _ = geometry.prepare([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], self.tower)
         dense = self.tower.encode_image(x).dense[0].float()
-        share = shares(regions, tuple(x.shape[-2:]), tuple(dense.shape[-2:])).to(dense)
+        share = region_shares(regions, tuple(x.shape[-2:]), tuple(dense.shape[-2:])).to(dense)
         cosines = F.normalize(share @ dense.flatten(1).T, dim=1) @ self.text.T
-        nearest = geometry.best_of_phrases(cosines.T, self.vocabulary.owner, len(self.vocabulary)).T
+        nearest = geometry.best_of_phrases(cosines.T, self.vocabulary.phrase_to_class, len(self.vocabulary)).T
         return ranked(F.softmax(nearest / TEMPERATURE, dim=1), self.vocabulary)
 
 
 def ranked(values: Tensor, vocabulary: Vocabulary) -> list[list[tuple[str, float]]]:
-    """(R,C) -> for each region its `TOP` names and their values, best first; background words are no names."""
+    """(R,C) -> for each region its `TOP` names and their values, best first; background words are no classes."""
     asked = [i for i, background in enumerate(vocabulary.background) if not background]
     best, order = values[:, asked].topk(min(TOP, len(asked)), dim=1)
     return [
-        [(vocabulary.names[asked[i]], round(v, 4)) for i, v in zip(places, row)]
+        [(vocabulary.classes[asked[i]], round(v, 4)) for i, v in zip(places, row)]
         for places, row in zip(order.tolist(), best.tolist())
     ]
 
@@ -122,7 +122,7 @@ def embeddings(seen: PromptedImage, regions: np.ndarray) -> Tensor:
 
 
 def by_features(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:
-    """(R,C): softmax over the names of the cosines with the regions' mean features."""
+    """(R,C): softmax over the classes of the cosines with the regions' mean features."""
     return F.softmax(seen.cosines(embeddings(seen, regions), vocabulary) / TEMPERATURE, dim=1)
 
 
@@ -131,13 +131,13 @@ def by_masks(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -
     model = seen.model
     text, valid = model.text_bank(model.tower, [vocabulary], model.templates)
     with seen.precision():
-        logits, _, _ = model.sem_seg_head.decode(seen.refined, Queries(text, valid), model.phrase_chunk)
-    grid = geometry.best_of_phrases(logits[0].float().sigmoid(), vocabulary.owner, len(vocabulary))  # (C,h,w)
-    share = shares(regions, seen.frame.padded, grid.shape[-2:]).to(grid)
+        logits, _, _ = model.sem_seg_head.decode(seen.image_embedding, Queries(text, valid), model.phrase_chunk)
+    grid = geometry.best_of_phrases(logits[0].float().sigmoid(), vocabulary.phrase_to_class, len(vocabulary))  # (C,h,w)
+    share = region_shares(regions, seen.transform.padded, grid.shape[-2:]).to(grid)
     return torch.einsum("rn,cn->rc", share, grid.flatten(1))
 
 
-def shares(regions: np.ndarray, padded: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def region_shares(regions: np.ndarray, padded: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """(R,hw): how much of each region lies in each cell of a grid over the padded image; rows sum to 1."""
     (height, width), (h, w) = regions.shape, grid
     y = ((np.arange(height) + 0.5) * h / padded[0]).astype(int)

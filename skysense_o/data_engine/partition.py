@@ -11,17 +11,17 @@ import numpy as np
 from skimage.measure import label
 
 
-def paint(masks: np.ndarray, quality: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def paint_masks(masks: np.ndarray, iou_pred: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Masks that may overlap -> labels (H,W), 0 where none is, and the quality of each pixel's mask, float (H,W).
 
     Large masks are painted first, so what lies on something else stays whole.
 
     Args:
-        masks: bool (K,H,W). quality: (K,), 0..1.
+        masks: bool (K,H,W). iou_pred: (K,), 0..1.
     """
     labels, score = np.zeros(size, np.int32), np.zeros(size, np.float32)
     for k in np.argsort(-masks.sum((1, 2)), kind="stable") if len(masks) else ():
-        labels[masks[k]], score[masks[k]] = k + 1, quality[k]
+        labels[masks[k]], score[masks[k]] = k + 1, iou_pred[k]
     return labels, score
 
 
@@ -32,7 +32,7 @@ def tidy(labels: np.ndarray, least: int) -> np.ndarray:
     smallest first. Only an image that is smaller as a whole keeps such a piece. No pixel is lost.
     """
     pieces = label(labels.astype(np.int64) + 1, connectivity=1) - 1
-    parent = merged(pieces, least)
+    parent = merge_regions(pieces, least)
     is_rest = np.zeros(len(parent), bool)
     is_rest[pieces[labels == 0]] = True
     whose = parent[pieces]
@@ -54,7 +54,7 @@ def borders(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(pairs, axis=0, return_counts=True)
 
 
-def merged(pieces: np.ndarray, least: int) -> np.ndarray:
+def merge_regions(pieces: np.ndarray, least: int) -> np.ndarray:
     """Pieces (H,W), numbered from 0 -> for each number the piece it belongs to now."""
     sizes = np.bincount(pieces.ravel()).tolist()
     neighbours: list[Counter] = [Counter() for _ in sizes]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from skysense_o.data_engine.partition import paint, tidy
+from skysense_o.data_engine.partition import paint_masks, tidy
 from skysense_o.data_engine.work_folder import WorkFolder, write_json, write_map
-from skysense_o.inference.automatic_masks import everything
+from skysense_o.inference.automatic_masks import generate_masks
 from skysense_o.inference.images import ImageError
 from skysense_o.inference.predictor import NONE
 from skysense_o.vocabulary import Vocabulary
@@ -52,7 +52,7 @@ def proposer(
         if sam is None:
             raise ValueError("--method sam needs --sam FILE, a checkpoint of Segment Anything")
         generate = sam_masks(sam, device)
-        return lambda rgb: paint(*generate(rgb), rgb.shape[:2])
+        return lambda rgb: paint_masks(*generate(rgb), rgb.shape[:2])
     if method == "superpixels":
         from skysense_o.data_engine.superpixels import superpixels
 
@@ -69,14 +69,14 @@ def proposer(
 def by_words(predictor: Predictor, rgb: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Each name's part of the label map, counted from 1; background words are the rest."""
     found = predictor(rgb, vocabulary)
-    return found.labels + (found.names[0] != NONE), found.score
+    return found.labels + (found.classes[0] != NONE), found.score
 
 
 def by_clicks(predictor: Predictor, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The masks of `everything`; weights trained with prompts are needed."""
-    proposals = everything(predictor.set_image(rgb))
+    proposals = generate_masks(predictor.set_image(rgb))
     masks = np.stack([p.mask for p in proposals]) if proposals else np.zeros((0, *rgb.shape[:2]), bool)
-    return paint(masks, np.array([p.quality for p in proposals]), rgb.shape[:2])
+    return paint_masks(masks, np.array([p.iou_pred for p in proposals]), rgb.shape[:2])
 
 
 def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]:

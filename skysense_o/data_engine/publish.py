@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from skysense_o.data_engine.annotations import Annotation, annotations
+from skysense_o.data_engine.annotations import TileAnnotation, tile_annotations
 from skysense_o.data_engine.counts import Counts, draw_figures
 from skysense_o.data_engine.datasheet import datasheet
 from skysense_o.data_engine.splitting import split
@@ -35,7 +35,7 @@ def publish(
     Raises:
         ValueError, FileNotFoundError: see `annotations` and `split`; ValueError too where no image has a name.
     """
-    found = [(row, a) for row, a in annotations(work, confidence) if a.names]
+    found = [(row, a) for row, a in tile_annotations(work, confidence) if a.classes]
     if not found:
         raise ValueError(
             f"no region in {work.folder} has a name of confidence {confidence} or more: lower --confidence"
@@ -64,7 +64,9 @@ def publish(
     return statistics
 
 
-def _write_image(work: WorkFolder, folder: Path, row: dict, annotation: Annotation, which: str, counts: Counts) -> dict:
+def _write_image(
+    work: WorkFolder, folder: Path, row: dict, annotation: TileAnnotation, which: str, counts: Counts
+) -> dict:
     image, label = (f"{kind}/{which}/{row['tile']}.png" for kind in ("img_dir", "ann_dir"))
     labels, names = annotation.labels()
     write_map(folder / label, labels)

@@ -67,7 +67,7 @@ def means_of(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def tower_means(seen: PromptedImage, parts: np.ndarray, number: int) -> np.ndarray:
     """(S,D) unit vectors: the dense features of each superpixel, less what the whole image shares."""
-    (height, width), (padded_height, padded_width) = seen.size, seen.frame.padded
+    (height, width), (padded_height, padded_width) = seen.size, seen.transform.padded
     h, w = seen.grid
     dense = F.normalize(seen.dense[0].float().flatten(1), dim=0).T.cpu().numpy()  # (hw,D)
     y = ((np.arange(height) + 0.5) * h / padded_height).astype(int)

@@ -39,8 +39,10 @@ def synonyms(
     if len(names) < 2 or cosine > 1:
         return {}
     near = text_cosines(model, names)
-    looks = np.ones_like(near) if graph is None else np.maximum(graph.between(names), graph.between(names).T)
-    allowed = (near >= cosine) & ((looks == 0) | (looks * 10 >= LOOKS_SAME))
+    visual_similarity = (
+        np.ones_like(near) if graph is None else np.maximum(graph.between(names), graph.between(names).T)
+    )
+    allowed = (near >= cosine) & ((visual_similarity == 0) | (visual_similarity * 10 >= LOOKS_SAME))
     replaced: dict[str, str] = {}
     for i, name in enumerate(names):
         target = next((j for j in range(i) if allowed[i, j] and names[j] not in replaced), None)

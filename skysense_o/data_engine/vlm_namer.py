@@ -38,7 +38,7 @@ Answer = tuple[str, float]
 """What was said, and the geometric mean of its tokens' probabilities, 0..1."""
 
 
-class AskingNamer:
+class VLMNamer:
     """Shows each region, outlined in red, to a model that answers in free text."""
 
     free = True

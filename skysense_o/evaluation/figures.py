@@ -11,7 +11,7 @@ import numpy as np
 MOST_NUMBERS = 25
 
 
-def write_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
+def write_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> None:
     """`<path>.csv` with the counts and `<path>.png` with the shares of each row.
 
     Args:
@@ -19,24 +19,24 @@ def write_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> Non
     """
     from matplotlib.figure import Figure  # reads its list of fonts when it is imported
 
-    columns = [*names, "none"][: matrix.shape[1]]
+    columns = [*classes, "none"][: matrix.shape[1]]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{path}.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["truth \\ prediction", *columns])
-        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist()))
-    if matrix.shape[1] > len(names) and not matrix[:, -1].any():
+        writer.writerows([name, *row] for name, row in zip(classes, matrix.tolist()))
+    if matrix.shape[1] > len(classes) and not matrix[:, -1].any():
         matrix, columns = matrix[:, :-1], columns[:-1]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = min(24.0, 2.5 + 0.42 * len(names))
+    side = min(24.0, 2.5 + 0.42 * len(classes))
     figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")  # no global state of pyplot
     axes = figure.add_subplot()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    size = 9 if len(names) <= MOST_NUMBERS else 6
+    size = 9 if len(classes) <= MOST_NUMBERS else 6
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
     axes.set(xlabel="prediction", ylabel="truth")
-    for row, column in np.argwhere(shares >= 0.005) if len(names) <= MOST_NUMBERS else ():
+    for row, column in np.argwhere(shares >= 0.005) if len(classes) <= MOST_NUMBERS else ():
         color = "white" if shares[row, column] > 0.55 else "black"
         text = f"{100 * shares[row, column]:.0f}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from skysense_o.inference.drawing import NONE_COLOR, Color, paint, with_legend
+from skysense_o.inference.drawing import NONE_COLOR, Color, color_labels, with_legend
 from skysense_o.sample import Sample
 
 MAX_SIDE = 700
 
 
 def side_by_side(
-    sample: Sample, prediction: np.ndarray, colors: Sequence[Color], names: Sequence[str], ignore: int
+    sample: Sample, prediction: np.ndarray, colors: Sequence[Color], classes: Sequence[str], ignore: int
 ) -> Image.Image:
     """Input | truth | prediction, with a legend; ignored pixels of the truth are black, "none" is grey."""
     image = sample["image"].numpy().transpose(1, 2, 0)
     truth = sample["sem_seg"].numpy()
-    painted_truth = paint(truth, colors)
+    painted_truth = color_labels(truth, colors)
     painted_truth[truth == ignore] = 0
     step = max(1, -(-max(truth.shape) // MAX_SIDE))
     gap = np.full((-(-truth.shape[0] // step), 6, 3), 255, np.uint8)
-    parts = [image, painted_truth, paint(prediction, [*colors, NONE_COLOR])]
+    parts = [image, painted_truth, color_labels(prediction, [*colors, NONE_COLOR])]
     row = np.concatenate([parts[0][::step, ::step], gap, parts[1][::step, ::step], gap, parts[2][::step, ::step]], 1)
-    shares = [(prediction == i).mean() for i in range(len(names))]
-    return with_legend(row, names, colors, shares)
+    shares = [(prediction == i).mean() for i in range(len(classes))]
+    return with_legend(row, classes, colors, shares)

@@ -12,8 +12,8 @@ from detectron2.utils import comm
 from PIL import Image
 from torch import nn
 
-from skysense_o.clicks import box_of, components, corrective, middle
-from skysense_o.inference.drawing import paint
+from skysense_o.clicks import box_from_mask, components, corrective, middle
+from skysense_o.inference.drawing import color_labels
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.sample import IGNORE, Sample
 
@@ -49,7 +49,7 @@ def evaluate_prompts(
         rows += found
         if number == 0 and folder and masks:
             folder.mkdir(parents=True, exist_ok=True)
-            _image(sample, masks).save(folder / "prompts.jpg", quality=88)
+            _image(sample, masks).save(folder / "prompts.jpg", iou_pred=88)
     model.train(was_training)
     rows = [row for part in comm.all_gather(rows) for row in part]
     if not rows:
@@ -72,14 +72,14 @@ def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]]
     for part in parts:
         points, kinds, row = [middle(part)], [1], {}
         for count in range(1, CLICKS + 1):
-            mask, quality = image.prompt(points, kinds)
+            mask, iou_pred = image.prompt(points, kinds)
             if count == 1:
                 row["click1"] = _iou(part, mask, known)
-                row["quality_error"] = abs(quality - row["click1"])
+                row["quality_error"] = abs(iou_pred - row["click1"])
             x, y, kind = corrective(part, mask, known)
             points, kinds = [*points, (x, y)], [*kinds, kind]
         row[f"click{CLICKS}"] = _iou(part, mask, known)
-        box = box_of(part)
+        box = box_from_mask(part)
         filled = np.zeros_like(part)
         filled[box[1] : box[3] + 1, box[0] : box[2] + 1] = True
         mask, _ = image.prompt(box=box)
@@ -102,6 +102,6 @@ def _image(sample: Sample, masks: Masks) -> Image.Image:
         for i, pair in enumerate(masks[:4]):
             ids[pair[side]] = i
         colors = [(230, 60, 60), (60, 160, 230), (240, 200, 40), (80, 190, 90), (0, 0, 0)]
-        mixed = image // 3 + paint(ids, colors) // 3 * 2
+        mixed = image // 3 + color_labels(ids, colors) // 3 * 2
         panels.append(np.where((ids < 4)[..., None], mixed, image).astype(np.uint8))
     return Image.fromarray(np.concatenate(panels, axis=1))

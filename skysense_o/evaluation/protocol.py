@@ -14,24 +14,24 @@ from detectron2.data import transforms as T
 from PIL import Image
 from torch import Tensor, nn
 
-from skysense_o.geometry import Frame
-from skysense_o.inference.blending import Row, reflected, sweep
-from skysense_o.inference.sliding import batch_size, lane_count, plan_windows, segment_array
+from skysense_o.geometry import ImageTransform
+from skysense_o.inference.blending import WindowRow, reflected, sweep
+from skysense_o.inference.sliding import batch_size, plan_windows, segment_array, thread_count
 from skysense_o.inference.windows import Axis
-from skysense_o.parallel import Lanes
+from skysense_o.parallel import OrderedThreadPool
 from skysense_o.sample import Sample
 from skysense_o.vocabulary import Vocabulary, read_retrieval_words
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "protocols"
 FLIPS = ((), (-1,), (-2,), (-2, -1))
-WHOLE = 2**50  # bytes: where all names are averaged over views, one strip holds the whole image
+WHOLE = 2**50  # bytes: where all classes are averaged over views, one strip holds the whole image
 
 
 def protocol_file(name: str) -> Path:
     """The YAML of a protocol, by its name or its path.
 
     Raises:
-        FileNotFoundError: neither; lists the names.
+        FileNotFoundError: neither; lists the classes.
     """
     path = FOLDER / f"{name}.yaml"
     if path.is_file() or Path(name).is_file():
@@ -100,14 +100,14 @@ class Protocol:
         return vocabulary.with_words(read_retrieval_words(path))
 
     def labels(self, model: nn.Module, sample: Sample, rest: int | None = None) -> Tensor:
-        """(H,W) int64 of a sample: ids of the C names that are asked for, or `rest` (C where None) for none of them."""
+        """(H,W) int64: ids of the C requested classes, or `rest` (C where None) for none of them."""
         vocabulary = sample["vocabulary"]
         classes = len(vocabulary) - sum(vocabulary.background)
         found, score = self._best(model, sample)
         ids = torch.arange(len(vocabulary), device=found.device)
         ids[classes:] = classes if rest is None else rest
         by_name = dict(self.class_thresholds)
-        least = torch.tensor([by_name.get(name, self.threshold) for name in vocabulary.names], device=found.device)
+        least = torch.tensor([by_name.get(name, self.threshold) for name in vocabulary.classes], device=found.device)
         folded = ids[found]
         if least.any():
             folded[score < least[found]] = classes if rest is None else rest
@@ -120,7 +120,7 @@ class Protocol:
         shown = self._shown(size)
         if self.flips or self.scales != (1.0,) or (self.window and shown != size):
             grid = self._mean(model, image, vocabulary, shown)
-            whole = Frame(size, size, size)
+            whole = ImageTransform(size, size, size)
             out = whole.restore(grid.logit(), range(len(vocabulary)), len(vocabulary))  # it takes the sigmoid again
             return out["labels"], out["score"]
         if self.window:
@@ -157,8 +157,8 @@ class Protocol:
         plan = plan_windows(model, size, len(vocabulary), window, overlap, WHOLE, target=grid)
         ask, cells = lambda windows: model.predict_windows(windows, vocabulary), None
         load, batch = _rows(plan.rows, plan.cols, image), batch_size(model.device)
-        with Lanes(ask, lane_count(model, batch, plan)) as lanes:
-            for band in sweep(plan, plan.strips[0], range(grid[0]), load, lanes, batch):
+        with OrderedThreadPool(ask, thread_count(model, batch, plan)) as pool:
+            for band in sweep(plan, plan.strips[0], range(grid[0]), load, pool, batch):
                 if cells is None:
                     cells = band.grid.new_zeros(plan.rows.cells, band.grid.shape[1], band.grid.shape[2])
                 cells[band.top : band.top + len(band.grid)] = band.grid
@@ -176,9 +176,9 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 def _rows(rows: Axis, cols: Axis, image: Tensor):
     x = reflected(image.shape[-1], cols.starts[0], cols.starts[-1] + cols.window)
 
-    def load(k: int) -> Row:
+    def load(k: int) -> WindowRow:
         y = reflected(image.shape[-2], rows.starts[k], rows.starts[k] + rows.window)
-        return Row(image[:, y][:, :, x], (True,) * len(cols.starts))
+        return WindowRow(image[:, y][:, :, x], (True,) * len(cols.starts))
 
     return load
 

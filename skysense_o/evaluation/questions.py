@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from tqdm import tqdm
 
-from skysense_o.vqa.vqa_model import Answerer, normalise
+from skysense_o.vqa.vqa_model import VQAModel, normalise
 
 logger = logging.getLogger(__name__)
 BATCH = 16  # images
@@ -45,12 +45,12 @@ def bucket(answer: str) -> str:
     return f"bucket {place}{match[2] or ''}"
 
 
-def same(answer: str, truth: str) -> bool:
+def answers_match(answer: str, truth: str) -> bool:
     """Exact match after `normalise`."""
     return normalise(answer) == normalise(truth)
 
 
-def near(answer: str, truth: str) -> bool:
+def within_one(answer: str, truth: str) -> bool:
     """Numbers at most one apart; anything else must be the same."""
     said, right = normalise(answer), normalise(truth)
     return abs(int(said) - int(right)) <= 1 if said.isdecimal() and right.isdecimal() else said == right
@@ -73,7 +73,7 @@ class QuestionOnly:
 
 
 def evaluate_questions(
-    answerer: Answerer,
+    vqa_model: VQAModel,
     records: Sequence[dict],
     read: Callable[[dict], np.ndarray],
     training: Sequence[dict],
@@ -105,7 +105,7 @@ def evaluate_questions(
         own = [seen[files[place]] for place, _ in asked]
         others = [seen[files[(place + 1) % len(files)]] for place, _ in asked]
         questions = [records[number]["question"] for _, number in asked]
-        said = answerer.answer([*own, *others], [*questions, *questions])
+        said = vqa_model.answer([*own, *others], [*questions, *questions])
         for (_, number), model, shuffled in zip(asked, said, said[len(asked) :]):
             record = records[number]
             answers = {"model": model, "question_only": lookup(record), "shuffled": shuffled}
@@ -113,23 +113,23 @@ def evaluate_questions(
             human = record.get("kind") == "human"
             rows.append({"number": number, **row, "kind": kind_of(record), "human": human, "said": answers})
     rows = sorted((row for part in comm.all_gather(rows) for row in part), key=lambda row: row["number"])
-    numbers = {f"{who}/{key}": share for who in rows[0]["said"] for key, share in shares(rows, who).items()}
-    logger.info("%d questions\n%s", len(rows), as_table(numbers))
+    numbers = {f"{who}/{key}": share for who in rows[0]["said"] for key, share in accuracy_by_kind(rows, who).items()}
+    logger.info("%d questions\n%s", len(rows), question_table(numbers))
     return numbers, rows
 
 
-def shares(rows: Sequence[dict], who: str) -> dict[str, float]:
+def accuracy_by_kind(rows: Sequence[dict], who: str) -> dict[str, float]:
     """Right answers of one of the three, by type and as means; see `evaluate_questions`."""
     by_kind, human, leniently = defaultdict(list), [], defaultdict(list)
     for row in rows:
-        right = same(row["said"][who], row["answer"])
+        right = answers_match(row["said"][who], row["answer"])
         by_kind[row["kind"]].append(right)
         if row["human"]:
             human.append(right)
         if row["kind"] in ("count", "area"):
             leniently[f"{row['kind']}_bucketed"].append(bucket(row["said"][who]) == bucket(row["answer"]))
         if row["kind"] == "count":
-            leniently["count_within_one"].append(near(row["said"][who], row["answer"]))
+            leniently["count_within_one"].append(within_one(row["said"][who], row["answer"]))
     numbers = {kind: float(np.mean(right)) for kind, right in sorted(by_kind.items())}
     overall = float(np.mean([right for some in by_kind.values() for right in some]))
     means = {"average": float(np.mean(list(numbers.values()))), "overall": overall}
@@ -138,7 +138,7 @@ def shares(rows: Sequence[dict], who: str) -> dict[str, float]:
     return {**numbers, **means, **{key: float(np.mean(right)) for key, right in leniently.items()}}
 
 
-def as_table(numbers: dict[str, float]) -> str:
+def question_table(numbers: dict[str, float]) -> str:
     """Type by type: the model, the question alone, other images."""
     kinds = [key.partition("/")[2] for key in numbers if key.startswith("model/")]
     who = ("model", "question_only", "shuffled")

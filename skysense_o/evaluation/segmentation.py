@@ -48,7 +48,7 @@ class Task:
     predictions: Sequence[str] = ()
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         return len(self.colors)
 
     @property
@@ -65,7 +65,7 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
     Args:
         model: a SkySenseO; put into eval mode here, and back. Its `predict` is called and not its forward, which a
             trainer may have wrapped in half precision: the numbers are those of full precision, always.
-        vocabularies: title -> C names in the order of the class ids, background words behind them.
+        vocabularies: title -> C classes in the order of the class ids, background words behind them.
 
     Returns:
         title -> metrics (see `segmentation_metrics`), equal on every process.
@@ -78,10 +78,10 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
         matrix, scores = _matrix(model, task, title, vocabulary, first)
         results[title] = segmentation_metrics(matrix, task.background)
         if comm.is_main_process():
-            names = vocabulary.names[: task.classes]
+            classes = vocabulary.classes[: task.num_classes]
             path = task.folder / f"{task.name}_{title.replace(' ', '_')}_confusion"
-            write_confusion(path, matrix.cpu().numpy(), names)
-            logger.info("%s, classes called by %s\n%s", task.name, title, as_table(results[title], names))
+            write_confusion(path, matrix.cpu().numpy(), classes)
+            logger.info("%s, classes called by %s\n%s", task.name, title, metrics_table(results[title], classes))
             if first and task.images:
                 _sheets(model, task, vocabulary, scores)
     comm.synchronize()
@@ -93,19 +93,19 @@ def _matrix(
     model: nn.Module, task: Task, title: str, vocabulary: Vocabulary, keep: bool
 ) -> tuple[Tensor, dict[int, float]]:
     """The confusion matrix (C,C+1) of all processes, on the device, and each image's own mIoU by its number."""
-    total = torch.zeros((task.classes, task.classes + 1), dtype=torch.int64, device=model.device)
+    total = torch.zeros((task.num_classes, task.num_classes + 1), dtype=torch.int64, device=model.device)
     scores, rows = {}, []
     mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
     for index in tqdm(mine, desc=f"{task.name}, {title}", unit="image", disable=not comm.is_main_process()):
         sample = task.samples[index](vocabulary)
         prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
-        matrix = confusion(sample["sem_seg"], prediction, task.classes, IGNORE)
+        matrix = confusion(sample["sem_seg"], prediction, task.num_classes, IGNORE)
         scores[index] = segmentation_metrics(matrix)["mIoU"]
         total += matrix
         if keep and task.predictions:
             found, name = prediction.cpu().numpy(), sample["file_name"]
             if "coco" in task.predictions:
-                rows += as_coco(name, found, task.classes)
+                rows += as_coco(name, found, task.num_classes)
             if "png" in task.predictions:  # numbered: files of one set may share their names
                 folder = task.folder / f"{task.name}_predictions"
                 save_png(folder / f"{index:05d}_{Path(name).stem}.png", found, list(task.colors))
@@ -128,17 +128,17 @@ def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[i
     for index, rank in chosen.items():
         sample = task.samples[index](vocabulary)
         prediction = task.protocol.labels(model, sample, task.rest).cpu().numpy()
-        names = vocabulary.names[: task.classes]
-        image = side_by_side(sample, prediction, task.colors, names, IGNORE)
+        classes = vocabulary.classes[: task.num_classes]
+        image = side_by_side(sample, prediction, task.colors, classes, IGNORE)
         folder = task.folder / f"{task.name}_images"
         folder.mkdir(parents=True, exist_ok=True)
         image.save(folder / f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg", quality=88)
 
 
-def as_table(metrics: dict, names: Sequence[str]) -> str:
+def metrics_table(metrics: dict, classes: Sequence[str]) -> str:
     """One row a class, and a line of the means."""
     columns = ("IoU", "precision", "recall", "F1")
-    rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(names)]
+    rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(classes)]
     table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")
     means = "   ".join(f"{key} {metrics[key]:.4f}" for key in MEANS if key in metrics)
     return f"{table}\n{means}\n(mIoU: absent classes dropped; mIoU_predicted: absent but predicted classes count as 0)"

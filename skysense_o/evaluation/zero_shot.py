@@ -24,7 +24,7 @@ def evaluate_pairs(
     model: nn.Module,
     records: Sequence[dict],
     read: Callable[[dict], np.ndarray],
-    names: Sequence[str] | None,
+    classes: Sequence[str] | None,
     templates: Sequence[str],
     side: int,
     figure: Path | None = None,
@@ -33,7 +33,7 @@ def evaluate_pairs(
 
     Args:
         model: has a `tower`; put into eval mode here, and back. read: record -> uint8 (H,W,3) RGB.
-        names: of the labels, in their order.
+        classes: of the labels, in their order.
         templates: P sentences with one "{}"; a class is the mean of its sentences' unit vectors, normalised again.
         side: images are resized to it, where the tower has no side of its own.
         figure: where the confusion matrix goes, without suffix.
@@ -48,11 +48,11 @@ def evaluate_pairs(
     images = _images(model.tower, records, read, model.tower.scene_side or side)
     numbers: dict = {}
     if "label" in records[0]:
-        classes = class_vectors(model.tower, names, templates)
+        classes = class_vectors(model.tower, classes, templates)
         truth = torch.tensor([r["label"] for r in records], device=images.device)
-        numbers, matrix = _accuracy(images @ classes.T, truth, names)
+        numbers, matrix = _accuracy(images @ classes.T, truth, classes)
         if figure and comm.is_main_process():
-            write_confusion(figure, matrix, names)
+            write_confusion(figure, matrix, classes)
     captions = list(dict.fromkeys(c for r in records for c in r.get("captions", ())))
     if len(captions) > len({r.get("label") for r in records}):
         place = {caption: i for i, caption in enumerate(captions)}
@@ -84,18 +84,18 @@ def read_templates(path: str | Path) -> list[str]:
     return lines
 
 
-def _accuracy(scores: Tensor, truth: Tensor, names: Sequence[str]) -> tuple[dict, np.ndarray]:
+def _accuracy(scores: Tensor, truth: Tensor, classes: Sequence[str]) -> tuple[dict, np.ndarray]:
     """(N,C) scores and N classes -> the numbers and the confusion matrix (C,C)."""
-    best = scores.topk(min(5, len(names)), dim=1).indices
+    best = scores.topk(min(5, len(classes)), dim=1).indices
     first, among = best[:, 0] == truth, (best == truth[:, None]).any(1)
-    matrix = torch.bincount(truth * len(names) + best[:, 0], minlength=len(names) ** 2).view(len(names), -1)
+    matrix = torch.bincount(truth * len(classes) + best[:, 0], minlength=len(classes) ** 2).view(len(classes), -1)
     low, high = wilson(int(first.sum()), len(truth))
     per_class = {
         name: {"top1": float(first[own].float().mean()), "top5": float(among[own].float().mean()), "images": n}
-        for label, name in enumerate(names)
+        for label, name in enumerate(classes)
         if (n := int((own := truth == label).sum()))
     }
-    numbers = {"top1": float(first.float().mean()), "top1_low": low, "top1_high": high, "chance": 1 / len(names)}
+    numbers = {"top1": float(first.float().mean()), "top1_low": low, "top1_high": high, "chance": 1 / len(classes)}
     return {**numbers, "top5": float(among.float().mean()), "per_class": per_class}, matrix.cpu().numpy()
 
 

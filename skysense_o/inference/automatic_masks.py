@@ -23,34 +23,34 @@ STABILITY_OFFSET = 1.0
 
 @dataclass(frozen=True)
 class Proposal:
-    """One region. mask: bool (H,W). box: x0,y0,x1,y1, its first and last pixel. quality: predicted IoU, 0..1.
-    stability: IoU of the mask drawn tightly with the mask drawn loosely, 0..1. names: (name, cosine), best first.
+    """One region. mask: bool (H,W). box: x0,y0,x1,y1, its first and last pixel. iou_pred: predicted IoU, 0..1.
+    stability_score: IoU of the mask drawn tightly with the mask drawn loosely, 0..1. names: (name, cosine), best first.
     """
 
     mask: np.ndarray
     box: tuple[int, int, int, int]
-    quality: float
-    stability: float
-    names: tuple[tuple[str, float], ...] = ()
+    iou_pred: float
+    stability_score: float
+    classes: tuple[tuple[str, float], ...] = ()
 
 
-def everything(
+def generate_masks(
     image: PromptedImage,
     vocabulary: Vocabulary | None = None,
     *,
     side: int = 16,
-    quality: float = 0.35,
-    stability: float = 0.6,
+    iou_pred: float = 0.35,
+    stability_score: float = 0.6,
     overlap: float = 0.7,
     most: int = 100,
 ) -> list[Proposal]:
     """Click on a grid and keep the masks that are good, stable and not told twice.
 
     Args:
-        vocabulary: what the regions are named from; None: they have no names.
+        vocabulary: what the regions are named from; None: they have no classes.
         side: clicks along the longer side of the image; the other side has as many as keep the grid square.
-        quality, stability: least values of a mask, see `Proposal`. (The mini model thinks little of its masks: at 0.35
-            and 0.6 three images gave 9 to 19 regions over 40 to 68 % of them, at 0.5 none.)
+        iou_pred, stability_score: thresholds of a mask, see `Proposal`. (The mini model predicts low IoU for its masks:
+            at 0.35 and 0.6 three images gave 9 to 19 regions over 40 to 68 % of them, at 0.5 none.)
         overlap: IoU of the boxes above which the worse of two masks goes.
         most: how many masks are kept, the best.
 
@@ -60,10 +60,10 @@ def everything(
     Raises:
         ValueError: weights that take words only; `side` below 1, or a value outside 0..1.
     """
-    for what, value in (("quality", quality), ("stability", stability), ("overlap", overlap)):
+    for what, value in (("quality", iou_pred), ("stability", stability_score), ("overlap", overlap)):
         if not 0 <= value <= 1:
             raise ValueError(f"{what} {value} is out of range: 0 to 1")
-    logits, good, stable = _clicked(image, click_grid(image.size, side), quality, stability)
+    logits, good, stable = _clicked(image, click_grid(image.size, side), iou_pred, stability_score)
     if not len(logits):
         return []
     boxes = masks_to_boxes(logits > 0)
@@ -73,11 +73,11 @@ def everything(
     masks, kept = masks[some], kept[torch.from_numpy(some).to(kept.device)]
     if not len(masks):
         return []
-    names = image.name(masks, vocabulary) if vocabulary else [[]] * len(masks)
+    classes = image.name(masks, vocabulary) if vocabulary else [[]] * len(masks)
     corners = masks_to_boxes(torch.from_numpy(masks)).int().tolist()
     return [
         Proposal(mask, tuple(box), float(good[k]), float(stable[k]), tuple(called))
-        for mask, box, k, called in zip(masks, corners, kept.tolist(), names)
+        for mask, box, k, called in zip(masks, corners, kept.tolist(), classes)
     ]
 
 
@@ -94,21 +94,23 @@ def click_grid(size: tuple[int, int], side: int) -> Tensor:
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 2)
 
 
-def _clicked(image: PromptedImage, clicks: Tensor, quality: float, stability: float) -> tuple[Tensor, Tensor, Tensor]:
+def _clicked(
+    image: PromptedImage, clicks: Tensor, iou_pred: float, stability_score: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (K,h,w), quality (K) and stability (K) of the clicks whose masks are good enough and not empty."""
     logits, good, stable = [], [], []
     for points in clicks.split(CHUNK):
         nowhere = torch.full((len(points), 4), float("nan"))
-        drawn, value = image.draw(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), nowhere)
-        value, steady = value.clamp(0, 1), steadiness(drawn)
-        some = (value >= quality) & (steady >= stability) & (drawn > 0).any(-1).any(-1)
+        drawn, value = image.predict_prompts(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), nowhere)
+        value, steady = value.clamp(0, 1), stability_score(drawn)
+        some = (value >= iou_pred) & (steady >= stability_score) & (drawn > 0).any(-1).any(-1)
         logits.append(drawn[some])
         good.append(value[some])
         stable.append(steady[some])
     return torch.cat(logits), torch.cat(good), torch.cat(stable)
 
 
-def steadiness(logits: Tensor, offset: float = STABILITY_OFFSET) -> Tensor:
+def stability_score(logits: Tensor, offset: float = STABILITY_OFFSET) -> Tensor:
     """(K,h,w) -> (K): IoU of the masks at `offset` above and below 0; 0 for a mask that is empty even there."""
     tight, loose = ((logits > level).sum((-2, -1)) for level in (offset, -offset))
     return tight / loose.clamp(min=1)

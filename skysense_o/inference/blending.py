@@ -1,6 +1,6 @@
 """From windows to a label map: probabilities blended at the head's stride, labels at full size.
 
-Alphabet: B windows, C names, H W pixels, h w cells. Nothing here has the size of the image times the names: a strip
+Alphabet: B windows, C classes, H W pixels, h w cells. Nothing here has the size of the image times the classes: a strip
 of columns is swept from top to bottom, and what is final leaves.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skysense_o.inference.windows import Axis, Plan
-from skysense_o.parallel import Lanes
+from skysense_o.parallel import OrderedThreadPool
 
 PIXELS_AT_ONCE = 2**20
 ROWS_AT_ONCE = 2**13
@@ -26,7 +26,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Row:
+class WindowRow:
     """One row of windows over a strip, read."""
 
     pixels: Tensor  # uint8 (3,window,W'), the columns that the strip's windows cover together
@@ -43,7 +43,7 @@ class Band:
 
 
 def sweep(
-    plan: Plan, strip: range, rows: range, load: Callable[[int], Row], lanes: Lanes, batch: int = 1
+    plan: Plan, strip: range, rows: range, load: Callable[[int], WindowRow], pool: OrderedThreadPool, batch: int = 1
 ) -> Iterator[Band]:
     """Run the windows of a strip from top to bottom and hand on what is final.
 
@@ -62,12 +62,12 @@ def sweep(
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(load, numbers[0])
         for k in numbers:
-            row: Row = ahead.result()
+            row: WindowRow = ahead.result()
             if k + 1 in numbers:
                 ahead = reader.submit(load, k + 1)
             if buffer is None:
-                buffer = torch.zeros(n + 3, len(cells), plan.names)
-            buffer = _add_row(plan, buffer, top, cells, k, columns, row, lanes, batch)
+                buffer = torch.zeros(n + 3, len(cells), plan.num_classes)
+            buffer = _add_row(plan, buffer, top, cells, k, columns, row, pool, batch)
             end = min(plan.rows.ready(k), rows.stop)
             if end > done:
                 height = plan.rows.span(range(done, end)).stop - top
@@ -88,8 +88,8 @@ def _add_row(
     cells: range,
     k: int,
     columns: list[int],
-    row: Row,
-    lanes: Lanes,
+    row: WindowRow,
+    pool: OrderedThreadPool,
     batch: int,
 ) -> Tensor:
     """Add the wanted windows of row k to the buffer; the buffer, on the model's device from the first window on."""
@@ -100,7 +100,7 @@ def _add_row(
     left = cols.starts[columns[0]]
     groups = [wanted[first : first + batch] for first in range(0, len(wanted), batch)]
     windows = (torch.stack([row.pixels[:, :, cols.starts[c] - left :][..., : cols.window] for c in g]) for g in groups)
-    for some, answers in zip(groups, lanes(windows)):
+    for some, answers in zip(groups, pool(windows)):
         for c, p in zip(some, answers):
             buffer = buffer.to(p.device)
             begin = cols.starts[c] // cols.stride
@@ -116,7 +116,7 @@ def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
     """Labels (H,W) int32 and scores (H,W) float of a band's pixels: bilinear between the cells, then the best name.
 
     The bilinear weights of a pixel are not negative and sum to 1. So a name that is best in all four cells round a
-    pixel is best there too, and only pixels between cells of different winners need the numbers of all names.
+    pixel is best there too, and only pixels between cells of different winners need the numbers of all classes.
     """
     grid, top = band.grid, band.top
     best, winner = _best(grid)
@@ -162,7 +162,7 @@ def _places(axis: Axis, pixels: range, first: int, grid: Tensor) -> tuple[Tensor
 
 
 def _between(grid: Tensor, y: tuple[Tensor, Tensor, Tensor], x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """(N,C): the numbers of all names at N places between cells (h,w,C). y, x: as `_places` gives them."""
+    """(N,C): the numbers of all classes at N places between cells (h,w,C). y, x: as `_places` gives them."""
     (y0, y1, fy), (x0, x1, fx) = y, x
     width = grid.shape[1]
     corners = torch.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1], dim=1)
@@ -170,26 +170,26 @@ def _between(grid: Tensor, y: tuple[Tensor, Tensor, Tensor], x: tuple[Tensor, Te
     return F.embedding_bag(corners, grid.flatten(0, 1), per_sample_weights=weights, mode="sum")
 
 
-def run(
+def run_windows(
     plan: Plan,
     strip: range,
     rows: range,
-    load: Callable[[int], Row],
+    load: Callable[[int], WindowRow],
     model: Model,
     write: Callable[[range, range, Tensor, Tensor], None],
     batch: int = 1,
-    lanes: int = 1,
+    pool: int = 1,
 ) -> None:
     """Sweep a strip; what is final is resolved and handed to `write(rows, strip, labels, score)` in another thread.
 
-    lanes: batches that the model runs side by side, see `Lanes`.
+    lanes: batches that the model runs side by side, see `OrderedThreadPool`.
     """
 
     def finish(band: Band) -> None:
         with torch.inference_mode():
             write(band.rows, strip, *resolve(band, plan, strip))
 
-    with Lanes(model, lanes) as several, ThreadPoolExecutor(1) as writer:
+    with OrderedThreadPool(model, pool) as several, ThreadPoolExecutor(1) as writer:
         pending: Future | None = None
         for band in sweep(plan, strip, rows, load, several, batch):
             if pending is not None:

@@ -1,4 +1,4 @@
-"""Which of some names fits a whole image best, and answers to questions about it. Alphabet: C names, D embedding."""
+"""Which of some names fits a whole image best, and answers to questions about it. Alphabet: C classes, D embedding."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LARGEST_SIDE = 512
 """Images are shown no larger, if the weights name no side: a scene is known by the whole of it."""
 
 
-def class_vectors(tower: nn.Module, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def class_vectors(tower: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(C,D) unit vectors: the mean of a name in all templates, normalised again (Radford et al. 2021)."""
-    sentences = [template.format(name) for name in names for template in templates]
-    return F.normalize(text_vectors(tower, sentences).view(len(names), len(templates), -1).mean(1), dim=-1)
+    sentences = [template.format(name) for name in classes for template in templates]
+    return F.normalize(text_vectors(tower, sentences).view(len(classes), len(templates), -1).mean(1), dim=-1)
 
 
 def phrase_vectors(tower: nn.Module, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
@@ -47,17 +47,17 @@ def image_vectors(tower: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
 
 
 @torch.inference_mode()
-def classify(model: nn.Module, image: np.ndarray, names: Sequence[str]) -> list[tuple[str, float]]:
+def classify(model: nn.Module, image: np.ndarray, classes: Sequence[str]) -> list[tuple[str, float]]:
     """Names and their cosine with an image, uint8 (H,W,3) RGB, the best first; in the model's own templates."""
     step = max(1, -(-max(image.shape[:2]) // LARGEST_SIDE))
     size = [model.tower.scene_side or max(1, side // step) for side in image.shape[:2]]
     vector = image_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
-    scores = (class_vectors(model.tower, names, model.templates) @ vector[0]).tolist()
-    return sorted(zip(names, scores), key=lambda row: -row[1])
+    scores = (class_vectors(model.tower, classes, model.templates) @ vector[0]).tolist()
+    return sorted(zip(classes, scores), key=lambda row: -row[1])
 
 
-def load_answerer(weights: str, device: str = "auto") -> nn.Module:
-    """An `Answerer` from weights that hold their config.
+def load_vqa_model(weights: str, device: str = "auto") -> nn.Module:
+    """An `VQAModel` from weights that hold their config.
 
     Raises:
         WeightsError: weights without a config. ValueError: of a model that does not answer.
@@ -65,7 +65,7 @@ def load_answerer(weights: str, device: str = "auto") -> nn.Module:
     path = find_weights(weights)
     cfg = config_of(path)
     if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
-        raise ValueError(f"{path} holds no answerer: train one (configs/mini/vqa.yaml), give its safetensors")
+        raise ValueError(f"{path} holds no VQA model: train one (configs/mini/vqa.yaml), give its safetensors")
     model, _ = build_with_weights(cfg, path)
     return model.to(choose_device(device)).eval()
 
@@ -80,5 +80,5 @@ def load_tower(weights: str, device: str = "auto") -> tuple[nn.Module, tuple[str
     cfg = config_of(path)
     whole = nn.Module()
     whole.tower, whole.text_bank = build_tower(cfg), TextBank()
-    load_weights(whole, path, unwanted=[r"^(?!tower\.)"])
+    load_weights(whole, path, ignore_unexpected=[r"^(?!tower\.)"])
     return whole.tower.to(choose_device(device)).eval(), tuple(cfg.MODEL.TEMPLATES)

@@ -23,12 +23,12 @@ _KNOWN: dict[str, Color] = {
 }  # fmt: skip
 
 
-def colors_for(names: Sequence[str], given: Sequence[Color] | None = None) -> list[Color]:
+def colors_for(classes: Sequence[str], given: Sequence[Color] | None = None) -> list[Color]:
     """One RGB colour a name: those given, else the customary one, else well-spread hues; never the same one twice."""
     if given is not None:
         return list(given)
     taken, colors = set(), []
-    for index, name in enumerate(names):
+    for index, name in enumerate(classes):
         color = _KNOWN.get(name.lower()) or _KNOWN.get(name.lower().removesuffix("s"))
         step = index
         while color is None or color in taken:
@@ -41,7 +41,7 @@ def colors_for(names: Sequence[str], given: Sequence[Color] | None = None) -> li
     return colors
 
 
-def paint(labels: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
+def color_labels(labels: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
     """(H,W) ids -> (H,W,3) uint8; ids beyond the colours become black."""
     table = np.zeros((max(len(colors), int(labels.max(initial=0)) + 1), 3), np.uint8)
     table[: len(colors)] = colors
@@ -50,7 +50,7 @@ def paint(labels: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
 
 def overlay(image: np.ndarray, labels: np.ndarray, colors: Sequence[Color], opacity: float = 0.5) -> np.ndarray:
     """(H,W,3) uint8 with the masks laid over it and their borders drawn in full colour."""
-    painted = paint(labels, colors)
+    painted = color_labels(labels, colors)
     mixed = (image * (1 - opacity) + painted * opacity).astype(np.uint8)
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
@@ -67,23 +67,23 @@ def highlight(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np
 
 
 def with_legend(
-    image: np.ndarray, names: Sequence[str], colors: Sequence[Color], shares: Sequence[float]
+    image: np.ndarray, classes: Sequence[str], colors: Sequence[Color], shares: Sequence[float]
 ) -> Image.Image:
     """The image with a strip below it: swatch, name and share of each class. Text never covers the image.
 
     Of more than MOST_IN_LEGEND names only the largest are listed, and how many more there are.
     """
-    if len(names) > MOST_IN_LEGEND:
-        order = sorted(range(len(names)), key=lambda i: -shares[i])[: MOST_IN_LEGEND - 1]
+    if len(classes) > MOST_IN_LEGEND:
+        order = sorted(range(len(classes)), key=lambda i: -shares[i])[: MOST_IN_LEGEND - 1]
         rest = 1 - sum(shares[i] for i in order)
-        title = f"{len(names) - len(order)} more"
-        names, colors = [*(names[i] for i in order), title], [*(colors[i] for i in order), (255, 255, 255)]
+        title = f"{len(classes) - len(order)} more"
+        classes, colors = [*(classes[i] for i in order), title], [*(colors[i] for i in order), (255, 255, 255)]
         shares = [*(shares[i] for i in order), rest]
     height, width = image.shape[:2]
     canvas_width = max(width, 320)
     size = int(np.clip(canvas_width / 45, 13, 40))
     font = ImageFont.load_default(size)
-    texts = [f"{name}  {100 * share:.1f} %" for name, share in zip(names, shares)]
+    texts = [f"{name}  {100 * share:.1f} %" for name, share in zip(classes, shares)]
     cell = min(canvas_width, max(round(font.getlength(text)) for text in texts) + 3 * size)
     columns = max(1, canvas_width // cell)
     rows = -(-len(texts) // columns)

@@ -12,13 +12,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode
 from PIL import Image
 from torch import nn
 
 from skysense_o import meta_arch  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
-from skysense_o.config import default_config, merge_file
+from skysense_o.config import default_config, merge_file, merge_tree
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.inference.images import as_rgb, read_image
 from skysense_o.inference.prompted_image import PromptedImage
@@ -35,14 +36,14 @@ Precision = Literal["fp32", "bf16"]
 class Segmentation:
     """What was found in one image.
 
-    names: as the ids of `labels` count them; the first is "none" where there are background words or a threshold.
+    classes: as the ids of `labels` count them; the first is "none" where there are background words or a threshold.
     labels: (H,W) ids, int64 (unsigned of 8 or 16 bits where the image was seen in windows). score: (H,W) float32,
     probability of the best name of all. probabilities: (C,H,W) float32 of the asked names, background included, or
     None. presence: name -> probability that it is in the image at all, or None.
     threshold: the one that was applied, or None.
     """
 
-    names: tuple[str, ...]
+    classes: tuple[str, ...]
     labels: np.ndarray
     score: np.ndarray
     vocabulary: Vocabulary
@@ -52,10 +53,10 @@ class Segmentation:
 
     def areas(self) -> list[dict]:
         """One row a name: id, name, pixels, share of the image."""
-        pixels = np.bincount(self.labels.ravel(), minlength=len(self.names)).tolist()
+        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes)).tolist()
         return [
             {"id": i, "name": name, "pixels": n, "share": n / self.labels.size}
-            for i, (name, n) in enumerate(zip(self.names, pixels))
+            for i, (name, n) in enumerate(zip(self.classes, pixels))
         ]
 
 
@@ -139,7 +140,7 @@ class Predictor:
     def __call__(
         self,
         image: str | Path | np.ndarray | Image.Image | PromptedImage,
-        names: Vocabulary | Sequence[str] | str,
+        classes: Vocabulary | Sequence[str] | str,
         *,
         background: Sequence[str] | str = (),
         threshold: float | None = None,
@@ -152,11 +153,11 @@ class Predictor:
         Args:
             image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and 16 bits are understood. What
                 `set_image` gave saves looking at the image again.
-            names: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
+            classes: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
             background: words for the rest; pixels that fit them best get id 0, "none".
             threshold: 0..1; pixels whose best name has less get id 0, "none". A single name without background words
                 has nothing to compete with: its threshold is 0.5 where none is given.
-            probabilities: keep the (C,H,W) of all names too.
+            probabilities: keep the (C,H,W) of all classes too.
             window, overlap: go through the image in windows of so many pixels (see `sliding.segment_array`), for
                 images that are too large to be seen at once; labels are then of 8 or 16 bits and there is no
                 presence.
@@ -165,31 +166,31 @@ class Predictor:
             ValueError: names (see Vocabulary), threshold out of range, a window that does not fit, or windows of a
                 image that was looked at as a whole. ImageError, FileNotFoundError: the image.
         """
-        vocabulary = _vocabulary(names, background)
+        vocabulary = _vocabulary(classes, background)
         threshold = self.threshold_for(vocabulary, threshold)
         if window is not None and probabilities:
-            raise ValueError("probabilities of all names are not kept in windows: leave out one of the two")
+            raise ValueError("probabilities of all classes are not kept in windows: leave out one of the two")
         if window is not None:
             if isinstance(image, PromptedImage):
                 raise ValueError("this image was looked at as a whole: leave out window, or give the image itself")
             pixels = torch.tensor(_rgb(image)).permute(2, 0, 1)
             ask = partial(self.windows, vocabulary=vocabulary)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
-            names, labels = fold_background(vocabulary, labels, score, threshold)
-            return Segmentation(names, labels, score, vocabulary, threshold=threshold)
+            classes, labels = fold_background(vocabulary, labels, score, threshold)
+            return Segmentation(classes, labels, score, vocabulary, threshold=threshold)
         seen = image if isinstance(image, PromptedImage) else PromptedImage(self.model, _rgb(image), self.in_precision)
-        out = seen.answer(vocabulary, "probabilities" if probabilities else "labels")
+        out = seen.predict_text(vocabulary, "probabilities" if probabilities else "labels")
         kept = out.get("sem_seg")
         score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
         presence = out.get("presence")
-        names, labels = fold_background(vocabulary, labels.cpu().numpy(), score.cpu().numpy(), threshold)
+        classes, labels = fold_background(vocabulary, labels.cpu().numpy(), score.cpu().numpy(), threshold)
         return Segmentation(
-            names,
+            classes,
             labels,
             score.float().cpu().numpy(),
             vocabulary,
             None if kept is None else kept.float().cpu().numpy(),
-            None if presence is None else dict(zip(vocabulary.names, presence.tolist())),
+            None if presence is None else dict(zip(vocabulary.classes, presence.tolist())),
             threshold,
         )
 
@@ -232,7 +233,7 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
                 f"{path} does not hold its config: name it (--config-file, config_file=), or give the .safetensors that"
                 " training writes"
             )
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(stored))
+        merge_tree(cfg, yaml.safe_load(stored))
     cfg.MODEL.TOWER.PRETRAINED = False  # the checkpoint brings what it has learned
     return cfg
 
@@ -241,25 +242,25 @@ def _rgb(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     return read_image(image) if isinstance(image, (str, Path)) else as_rgb(image)
 
 
-def _vocabulary(names: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
+def _vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
     extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
-    if isinstance(names, Vocabulary):
+    if isinstance(classes, Vocabulary):
         if extra:
             raise ValueError("the Vocabulary that was given holds its own background words: pass none beside it")
-        return names
-    return Vocabulary.of(names.split(",") if isinstance(names, str) else names, extra)
+        return classes
+    return Vocabulary.of(classes.split(",") if isinstance(classes, str) else classes, extra)
 
 
 def fold_background(
     vocabulary: Vocabulary, labels: np.ndarray, score: np.ndarray, threshold: float | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Ids 0.. of the names; with background words or a threshold 0 is "none" and the names start at 1."""
+    """Ids 0.. of the classes; with background words or a threshold 0 is "none" and the classes start at 1."""
     if threshold is None and not any(vocabulary.background):
-        return vocabulary.names, labels
+        return vocabulary.classes, labels
     asked = [i for i, flag in enumerate(vocabulary.background) if not flag]
     ids = np.zeros(len(vocabulary), np.promote_types(labels.dtype, np.min_scalar_type(len(asked))))
     ids[asked] = np.arange(1, len(asked) + 1)
     folded = ids[labels]
     if threshold is not None:
         folded[score < threshold] = 0
-    return (NONE, *(vocabulary.names[i] for i in asked)), folded
+    return (NONE, *(vocabulary.classes[i] for i in asked)), folded

@@ -1,6 +1,6 @@
 """One image that was looked at once: words, clicks and boxes are answered from its features.
 
-Alphabet: C names, K regions, D embedding, H W pixels, h w grid.
+Alphabet: C classes, K regions, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class PromptedImage:
             model: a SkySenseO in eval mode. rgb: uint8 (H,W,3). precision: the context that the model runs in.
         """
         self.model, self.size, self.precision = model, rgb.shape[:2], precision
-        x, (self.frame,) = geometry.prepare([torch.tensor(rgb).permute(2, 0, 1)], model.tower)
+        x, (self.transform,) = geometry.prepare([torch.tensor(rgb).permute(2, 0, 1)], model.tower)
         with precision():
             features = model.tower.encode_image(x)
-            self.dense, self.refined = features.dense, model.sem_seg_head.refine(features)
+            self.dense, self.image_embedding = features.dense, model.sem_seg_head.refine(features)
 
     @property
     def takes_prompts(self) -> bool:
         return self.model.sem_seg_head.takes_prompts
 
     @torch.inference_mode()
-    def answer(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
+    def predict_text(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
         """Masks of names, as `SkySenseO.predict` gives them."""
         with self.precision():
-            return self.model.ask(self.refined, [self.frame], [vocabulary], [self.size], reduce)[0]
+            return self.model.predict_text(self.image_embedding, [self.transform], [vocabulary], [self.size], reduce)[0]
 
     @torch.inference_mode()
     def prompt(
@@ -71,11 +71,11 @@ class PromptedImage:
                 image; a box inside out.
         """
         points, labels, box = self._checked(points, labels, box)
-        logits, quality = self.draw(points[None], labels[None], box[None])
-        return (self.to_image(logits)[0] > 0).cpu().numpy(), float(quality[0].clamp(0, 1))
+        logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
+        return (self.to_image(logits)[0] > 0).cpu().numpy(), float(iou_pred[0].clamp(0, 1))
 
     @torch.inference_mode()
-    def draw(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """K prompts at once: points (K,N,2) and labels (K,N), -1 for padding; boxes (K,4), NaN where there is none.
 
         Returns:
@@ -86,15 +86,15 @@ class PromptedImage:
         """
         if not self.takes_prompts:
             raise ValueError(WORDS_ONLY)
-        xy, corners = self.frame.points(points), self.frame.points(boxes.view(-1, 2, 2)).view(-1, 4)
+        xy, corners = self.transform.points(points), self.transform.points(boxes.view(-1, 2, 2)).view(-1, 4)
         with self.precision():
             asked = (x[None].to(self.model.device) for x in (xy, labels, corners))
-            logits, quality = self.model.draw(self.refined, *asked)
-        return logits[0].float(), quality[0].float()
+            logits, iou_pred = self.model.predict_prompts(self.image_embedding, *asked)
+        return logits[0].float(), iou_pred[0].float()
 
     def to_image(self, grid: Tensor) -> Tensor:
         """(K,h,w) over the padded image -> (K,H,W)."""
-        full = F.interpolate(grid[None], size=self.frame.padded, mode="bilinear", align_corners=False)
+        full = F.interpolate(grid[None], size=self.transform.padded, mode="bilinear", align_corners=False)
         return full[0, :, : self.size[0], : self.size[1]]
 
     @torch.inference_mode()
@@ -116,7 +116,7 @@ class PromptedImage:
             raise ValueError(f"masks of shape {masks.shape} do not fit the image: expected (K,{height},{width})")
         if not masks.any((1, 2)).all():
             raise ValueError("a region is empty: it needs one pixel at least")
-        below, right = (p - n for p, n in zip(self.frame.padded, self.size))
+        below, right = (p - n for p, n in zip(self.transform.padded, self.size))
         share = torch.stack(  # one by one: full-size masks in float would not fit for a hundred regions
             [
                 F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], self.grid)[0]
@@ -129,7 +129,7 @@ class PromptedImage:
         """(K,D) of `embed` -> (K,C), -1..1: with each name, its best phrase."""
         text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
         cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
-        return geometry.best_of_phrases(cosines.T, vocabulary.owner, len(vocabulary)).T
+        return geometry.best_of_phrases(cosines.T, vocabulary.phrase_to_class, len(vocabulary)).T
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -137,7 +137,7 @@ class PromptedImage:
 
     @torch.inference_mode()
     def name(self, masks: np.ndarray, vocabulary: Vocabulary, top: int = 5) -> list[list[tuple[str, float]]]:
-        """The names that regions look most like.
+        """The classes that regions look most like.
 
         Args:
             masks: bool (K,H,W). top: how many names to tell.
@@ -147,7 +147,7 @@ class PromptedImage:
         """
         values, order = self.cosines(self.embed(masks), vocabulary).sort(dim=1, descending=True)
         return [
-            [(vocabulary.names[i], round(value, 4)) for i, value in zip(ids[:top], row[:top])]
+            [(vocabulary.classes[i], round(value, 4)) for i, value in zip(ids[:top], row[:top])]
             for ids, row in zip(order.tolist(), values.tolist())
         ]
 

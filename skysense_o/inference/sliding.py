@@ -1,4 +1,4 @@
-"""Images in memory, of any size, through sliding windows. Alphabet: H W pixels, C names."""
+"""Images in memory, of any size, through sliding windows. Alphabet: H W pixels, C classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skysense_o.inference.blending import Row, reflected, run
+from skysense_o.inference.blending import WindowRow, reflected, run_windows
 from skysense_o.inference.windows import OVERLAP, WINDOW, Plan
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ LARGE = 10**8
 def plan_windows(
     model: SkySenseO,
     size: tuple[int, int],
-    names: int,
+    num_classes: int,
     window: int | None = None,
     overlap: int | None = None,
     memory: int = MEMORY,
@@ -53,7 +53,7 @@ def plan_windows(
         overlap=overlap,
         divisor=divisor,
         stride=model.stride,
-        names=names,
+        num_classes=num_classes,
         memory=memory,
         fixed=bool(square),
         target=target,
@@ -65,13 +65,13 @@ def batch_size(device: torch.device) -> int:
     return BATCH.get(device.type, OTHER_BATCH)
 
 
-def lane_count(model: SkySenseO, batch: int, plan: Plan, memory: int = MEMORY) -> int:
+def thread_count(model: SkySenseO, batch: int, plan: Plan, memory: int = MEMORY) -> int:
     """How many batches to run side by side: on a CPU one a core, where the model is small and a batch a single window,
     as far as a quarter of the memory goes."""
     size = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
     if model.device.type != "cpu" or batch > 1 or size > LARGE:
         return 1
-    window, cells = plan.rows.window * plan.cols.window, plan.names * (plan.rows.window // plan.rows.stride) ** 2
+    window, cells = plan.rows.window * plan.cols.window, plan.num_classes * (plan.rows.window // plan.rows.stride) ** 2
     return max(1, min(torch.get_num_threads(), memory // 4 // (BYTES_A_PIXEL * window + BYTES_A_NUMBER * cells)))
 
 
@@ -85,7 +85,7 @@ def segment_array(
     probabilities: Callable[[Tensor], Tensor] | None = None,
     batch: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment an image window by window; memory does not grow with its pixels times the names.
+    """Segment an image window by window; memory does not grow with its pixels times the classes.
 
     Args:
         image: uint8 (3,H,W), RGB. window, overlap, memory: see `plan_windows`.
@@ -111,17 +111,17 @@ def segment_array(
         for strip in plan.strips:
             columns = plan.cols.touching(plan.cols.span(strip))
             load = _from_array(plan, image, columns)
-            run(plan, strip, range(height), load, ask, write, batch, lane_count(model, batch, plan, memory))
+            run_windows(plan, strip, range(height), load, ask, write, batch, thread_count(model, batch, plan, memory))
     return labels, score
 
 
-def _from_array(plan: Plan, image: Tensor, columns: list[int]) -> Callable[[int], Row]:
+def _from_array(plan: Plan, image: Tensor, columns: list[int]) -> Callable[[int], WindowRow]:
     begin, end = plan.cols.starts[columns[0]], plan.cols.starts[columns[-1]] + plan.cols.window
     x = reflected(image.shape[-1], begin, end)
 
-    def load(k: int) -> Row:
+    def load(k: int) -> WindowRow:
         top = plan.rows.starts[k]
         y = reflected(image.shape[-2], top, top + plan.rows.window)
-        return Row(image[:, y][:, :, x], (True,) * len(columns))
+        return WindowRow(image[:, y][:, :, x], (True,) * len(columns))
 
     return load

@@ -119,7 +119,7 @@ class Plan:
     rows: Axis
     cols: Axis
     strips: tuple[range, ...]  # of the result's columns, from left to right
-    names: int
+    num_classes: int
 
     @classmethod
     def of(
@@ -130,7 +130,7 @@ class Plan:
         overlap: int,
         divisor: int,
         stride: int,
-        names: int,
+        num_classes: int,
         memory: int,
         fixed: bool = False,
         target: tuple[int, int] | None = None,
@@ -139,7 +139,7 @@ class Plan:
         Args:
             size: (H,W) that the model sees. target: of the result; the same where None.
             window, overlap: pixels. divisor, stride: of the model's input and of its head's grid.
-            names: C. memory: bytes that may be used; the strips are as wide as the share for blending allows.
+            classes: C. memory: bytes that may be used; the strips are as wide as the share for blending allows.
             fixed: the model takes windows of this size only, however small the image.
 
         Raises:
@@ -153,19 +153,21 @@ class Plan:
         if not 0 <= overlap <= window - step:
             raise ValueError(f"an overlap of {overlap} pixels is out of range: 0 to {window - step} for this window")
         rows, cols = (Axis.plan(n, t, window, overlap, step, stride, fixed) for n, t in zip(size, target))
-        column = strip_bytes(rows, names) * size[1] / target[1] / stride  # bytes a column of the result
+        column = strip_bytes(rows, num_classes) * size[1] / target[1] / stride  # bytes a column of the result
         share = memory * BLENDING_SHARE
         width = int(share // column) // BLOCK * BLOCK
         if width == 0 and target[1] * column > share:
             least = math.ceil(min(BLOCK, target[1]) * column / BLENDING_SHARE / 2**20)
             raise ValueError(
-                f"{memory / 2**20:.0f} MiB are too few to blend {names} names in windows of {window}: at least {least}"
-                " MiB are needed; give more memory, fewer names or a smaller window"
+                f"{memory / 2**20:.0f} MiB are too few to blend {num_classes} classes in windows of {window}: at"
+                f" least {least} MiB are needed; give more memory, fewer classes or a smaller window"
             )
         width = width or target[1]
-        return cls(rows, cols, tuple(range(x, min(x + width, target[1])) for x in range(0, target[1], width)), names)
+        return cls(
+            rows, cols, tuple(range(x, min(x + width, target[1])) for x in range(0, target[1], width)), num_classes
+        )
 
 
-def strip_bytes(rows: Axis, names: int) -> int:
+def strip_bytes(rows: Axis, num_classes: int) -> int:
     """Bytes a column of cells: the rows being blended and, handed to the thread that writes, those just finished."""
-    return 2 * 4 * names * (rows.window // rows.stride + 3)
+    return 2 * 4 * num_classes * (rows.window // rows.stride + 3)

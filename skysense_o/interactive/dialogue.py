@@ -22,7 +22,7 @@ class Dialogue(cmd.Cmd):
 
     prompt = "> "
 
-    def __init__(self, session: Session, folder: Path, names: Callable[[], Vocabulary], **streams) -> None:
+    def __init__(self, session: Session, folder: Path, classes: Callable[[], Vocabulary], **streams) -> None:
         """
         Args:
             folder: where images and files go. names: what regions are named from, when first needed.
@@ -30,7 +30,7 @@ class Dialogue(cmd.Cmd):
         """
         super().__init__(**streams)
         self.use_rawinput = "stdin" not in streams
-        self.session, self.folder, self.names = session, folder, names
+        self.session, self.folder, self.classes = session, folder, classes
         height, width = session.seen.size
         self.intro = f"{session.image.name}, {width} x {height} pixels. Words, or help, or quit."
         self.words: list[str] = []
@@ -57,7 +57,7 @@ class Dialogue(cmd.Cmd):
 
     def do_name(self, line: str) -> None:
         """name [a,b,c]    what the region looks most like, of these words or of names of all kinds"""
-        ranked = self.session.name(Vocabulary.parse(line) if line else self.names())
+        ranked = self.session.name(Vocabulary.parse(line) if line else self.classes())
         self._say(tabulate(ranked, ["name", "cosine"], floatfmt=".3f"))
 
     def do_like(self, _: str) -> None:
@@ -73,11 +73,11 @@ class Dialogue(cmd.Cmd):
     def do_everything(self, line: str) -> None:
         """everything [n]  regions without a word, from clicks on a grid with n along the longer side (16)"""
         side = int(_numbers(line, (0, 1), "everything, or everything 24")[0]) if line else 16
-        found = self.session.find_everything(self.names(), side=side)
+        found = self.session.find_all_regions(self.classes(), side=side)
         if not found:
             self._say("no region that the model is sure of: try more clicks, everything 32, or a larger image")
             return
-        rows = [(i, p.names[0][0], p.names[0][1], p.quality, p.box) for i, p in enumerate(found, 1)]
+        rows = [(i, p.classes[0][0], p.classes[0][1], p.iou_pred, p.box) for i, p in enumerate(found, 1)]
         self._say(tabulate(rows, ["region", "name", "cosine", "quality", "box"], floatfmt=".2f"))
         self._draw(self.session.proposal_labels(), "everything")
 
@@ -115,10 +115,10 @@ class Dialogue(cmd.Cmd):
         self._say(tabulate(rows, ["class", "pixels", "share"], intfmt=",", colalign=("left", "right", "right")))
         found, palette = self.session.found, self.session.palette
         laid = overlay(self.session.image.rgb, found.labels, palette)
-        self._write(with_legend(laid, found.names, palette, [row["share"] for row in found.areas()]), "overlay")
+        self._write(with_legend(laid, found.classes, palette, [row["share"] for row in found.areas()]), "overlay")
 
     def _tell_region(self, region) -> None:
-        thought = "" if region.quality is None else f", IoU thought to be {region.quality:.2f}"
+        thought = "" if region.iou_pred is None else f", IoU thought to be {region.iou_pred:.2f}"
         self._say(f"{int(region.mask.sum()):,} pixels{thought}")
         self._draw(region.mask.astype(np.uint8), "region")
 

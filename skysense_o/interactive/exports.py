@@ -26,8 +26,8 @@ def export(session: Session) -> list[Path]:
     if found is None:
         raise ValueError("nothing to save yet: ask for some words first")
     folder, stem = session.folder / "files", image.stem
-    asked = [name for name, flag in zip(found.vocabulary.names, found.vocabulary.background) if not flag]
-    colors = session.palette[len(found.names) - len(asked) :]
+    asked = [name for name, flag in zip(found.vocabulary.classes, found.vocabulary.background) if not flag]
+    colors = session.palette[len(found.classes) - len(asked) :]
     settings = {
         "input": image.name,
         "weights": predictor.source,
@@ -50,7 +50,7 @@ def export(session: Session) -> list[Path]:
 def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list) -> list[Path]:
     """The labels that people have seen, through the exports of scenes: nothing is computed anew."""
     from skysense_o.scenes.export import save_scene
-    from skysense_o.scenes.label_store import WorkFolder
+    from skysense_o.scenes.label_store import LabelStore
     from skysense_o.scenes.raster import Raster
     from skysense_o.scenes.scene import Scene, gdal
 
@@ -61,12 +61,12 @@ def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list)
         Image.fromarray(image.rgb).save(path)
     with gdal(), Raster(path) as raster:
         formats = [name for name in SCENE if name != "geojson" or raster.file.crs is not None]
-        work = WorkFolder(session.folder / "work", raster.size, len(found.names), settings)
+        work = LabelStore(session.folder / "work", raster.size, len(found.classes), settings)
         rows, cols = (range(n) for n in raster.size)
         valid = np.ones(raster.size, bool) if image.valid is None else image.valid
         work.write(rows, cols, found.labels, found.score, valid)
         try:
-            scene = Scene(raster, work, found.names, found.threshold, settings)
+            scene = Scene(raster, work, found.classes, found.threshold, settings)
             written, _ = save_scene(scene, folder, image.stem, formats, colors)
         finally:
             work.remove()

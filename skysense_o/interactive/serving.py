@@ -27,12 +27,12 @@ def guarded(callback: Callable) -> Callable:
     return run
 
 
-def script(path: Path) -> str:
+def script_tag(path: Path) -> str:
     """A file of JavaScript for a page's head, with names of its own."""
     return f"<script type='module'>{path.read_text()}</script>"
 
 
-DRAG = script(Path(__file__).with_name("drag.js"))
+DRAG = script_tag(Path(__file__).with_name("drag.js"))
 """Boxes dragged over the image `view` arrive in the hidden field `dragged`; see `dragged_box`."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from skysense_o.inference.automatic_masks import Proposal, everything
+from skysense_o.inference.automatic_masks import Proposal, generate_masks
 from skysense_o.inference.drawing import Color
 from skysense_o.inference.export import palette_of
 from skysense_o.inference.predictor import NONE, Predictor, Segmentation
@@ -22,12 +22,12 @@ from skysense_o.vocabulary import Vocabulary
 
 @dataclass
 class Region:
-    """What the latest clicks or box mean. mask: bool (H,W). quality: its predicted IoU; None where the box itself is
+    """What the latest clicks or box mean. mask: bool (H,W). iou_pred: its predicted IoU; None where the box itself is
     the region, as with weights that take words only. points, labels, box: what was asked.
     """
 
     mask: np.ndarray
-    quality: float | None
+    iou_pred: float | None
     points: list[tuple[float, float]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     box: tuple[float, float, float, float] | None = None
@@ -54,8 +54,8 @@ class Session:
     @property
     def palette(self) -> list[Color]:
         """A colour for each id of what was found: the person's own where one was given."""
-        names = self.found.names
-        return [self.colors.get(name, color) for name, color in zip(names, palette_of(names))]
+        classes = self.found.classes
+        return [self.colors.get(name, color) for name, color in zip(classes, palette_of(classes))]
 
     def segment(
         self,
@@ -85,21 +85,21 @@ class Session:
         Raises:
             ValueError: see `PromptedImage.prompt`.
         """
-        old = self.region if self.region is not None and self.region.quality is not None else None
+        old = self.region if self.region is not None and self.region.iou_pred is not None else None
         points = [*(old.points if old else []), (x, y)]
         labels = [*(old.labels if old else []), int(inside)]
-        mask, quality = self.seen.prompt(points, labels, old.box if old else None)
-        self.region = Region(mask, quality, points, labels, old.box if old else None)
+        mask, iou_pred = self.seen.prompt(points, labels, old.box if old else None)
+        self.region = Region(mask, iou_pred, points, labels, old.box if old else None)
         return self.region
 
     def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Region:
         """Begin a region by two opposite corners: its mask, or the box itself with weights that take words only."""
         box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         if self.seen.takes_prompts:
-            mask, quality = self.seen.prompt(box=box)
+            mask, iou_pred = self.seen.prompt(box=box)
         else:
-            mask, quality = self.seen.box_mask(box), None
-        self.region = Region(mask, quality, box=box)
+            mask, iou_pred = self.seen.box_mask(box), None
+        self.region = Region(mask, iou_pred, box=box)
         return self.region
 
     def corner_at(self, x: float, y: float) -> Region | None:
@@ -132,9 +132,9 @@ class Session:
         self.examples[name] = self.seen.embed(self._mask()[None])[0]
         return name
 
-    def find_everything(self, vocabulary: Vocabulary, **limits) -> list[Proposal]:
+    def find_all_regions(self, vocabulary: Vocabulary, **limits) -> list[Proposal]:
         """Regions without a word; see `everything`."""
-        self.proposals = everything(self.seen, vocabulary, **limits)
+        self.proposals = generate_masks(self.seen, vocabulary, **limits)
         return self.proposals
 
     def proposal_labels(self) -> np.ndarray:
@@ -164,15 +164,15 @@ class Session:
 
     def _ground(self, inside: np.ndarray) -> list[float | None]:
         """Square metres of each id; None where they are not known."""
-        names = len(self.found.names)
+        classes = len(self.found.classes)
         if self.image.scene is None:
-            return [None] * names
+            return [None] * classes
         from skysense_o.scenes.raster import Raster
         from skysense_o.scenes.scene import gdal
 
         with gdal(), Raster(self.image.scene) as raster:
             areas = raster.areas
         if not areas.known:
-            return [None] * names
+            return [None] * classes
         y, x = np.nonzero(inside)
-        return np.bincount(self.found.labels[y, x], areas.at(y, x), names).tolist()
+        return np.bincount(self.found.labels[y, x], areas.at(y, x), classes).tolist()

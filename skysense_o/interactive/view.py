@@ -36,16 +36,16 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
     return words, colors
 
 
-def zoom_of(session: Session) -> int:
+def page_zoom(session: Session) -> int:
     """How many times larger a small image is shown, so that it can be clicked on."""
     return max(1, SHOWN_SIDE // max(session.seen.size))
 
 
-def image_of(session: Session, shown: Collection[str], opacity: float, zoom: int = 1) -> Image.Image:
-    """The image with the masks of the names `shown`, then proposals, region, clicks and box. opacity: 0..1."""
+def render_view(session: Session, shown: Collection[str], opacity: float, zoom: int = 1) -> Image.Image:
+    """The image with the masks of the classes `shown`, then proposals, region, clicks and box. opacity: 0..1."""
     image, found = session.image.rgb, session.found
     if found is not None:
-        kept = np.array([name in shown for name in found.names])[found.labels]
+        kept = np.array([name in shown for name in found.classes])[found.labels]
         if session.image.valid is not None:
             kept &= session.image.valid
         image = np.where(kept[..., None], overlay(image, found.labels, session.palette, opacity), image)
@@ -98,18 +98,20 @@ def _area(square_metres: float) -> str:
 
 
 def region_text(session: Session, ranked: Sequence[tuple[str, float]]) -> str:
-    """The region's size, what it is thought to be worth, and the names it looks most like, with their cosines."""
+    """The region's size, what it is thought to be worth, and the classes it looks most like, with their cosines."""
     region = session.region
     size = f"{int(region.mask.sum()):,} pixels"
-    worth = "the box itself" if region.quality is None else f"IoU thought to be {region.quality:.2f}"
-    names = "".join(f"<li>{escape(name)} <small>{value:.3f}</small></li>" for name, value in ranked)
-    return f'<div class="region"><b>Region</b>: {size}, {worth}. It looks most like<ol>{names}</ol></div>'
+    worth = "the box itself" if region.iou_pred is None else f"IoU thought to be {region.iou_pred:.2f}"
+    classes = "".join(f"<li>{escape(name)} <small>{value:.3f}</small></li>" for name, value in ranked)
+    return f'<div class="region"><b>Region</b>: {size}, {worth}. It looks most like<ol>{classes}</ol></div>'
 
 
 def proposals_text(proposals: Sequence[Proposal]) -> str:
     """How many regions were found, and how often each best name was given."""
     counts: dict[str, int] = {}
     for proposal in proposals:
-        counts[proposal.names[0][0]] = counts.get(proposal.names[0][0], 0) + 1
-    names = ", ".join(f"{escape(n)} ({c})" for n, c in sorted(counts.items(), key=lambda pair: -pair[1])[:12])
-    return f'<div class="region"><b>{len(proposals)} regions</b> without a word{": " + names if names else ""}.</div>'
+        counts[proposal.classes[0][0]] = counts.get(proposal.classes[0][0], 0) + 1
+    classes = ", ".join(f"{escape(n)} ({c})" for n, c in sorted(counts.items(), key=lambda pair: -pair[1])[:12])
+    return (
+        f'<div class="region"><b>{len(proposals)} regions</b> without a word{": " + classes if classes else ""}.</div>'
+    )

@@ -58,7 +58,7 @@ def add_lora(attentions: Iterable[nn.Module], rank: int) -> int:
     return count
 
 
-def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def merge_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state without low-rank updates: they are added to their matrices, which get their plain names back."""
     plain = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""The published mask decoder: a correlation volume, aggregated over space and over names (after CAT-Seg, Cho et al.
+"""The published mask decoder: a correlation volume, aggregated over space and over classes (after CAT-Seg, Cho et al.
 2024, from the description of its equations). Names compete: what else is asked for changes every mask.
 
 Alphabet: B images, T phrases, P templates, D embedding, d hidden channels, h w grid, S rows of class attention.

@@ -45,7 +45,7 @@ class MaskDecoder(nn.Module):
             chunk: how many phrases to hold in memory at a time; None: all.
 
         Returns:
-            logits (B,T+K,h',w'), presence (B,T) logits or None, quality (B,K) or None: the IoU that a
+            logits (B,T+K,h',w'), presence (B,T) logits or None, iou_pred (B,K) or None: the IoU that a
             prompt's mask is thought to have.
         """
         raise NotImplementedError
@@ -55,10 +55,10 @@ class MaskDecoder(nn.Module):
         return features
 
     def decode(
-        self, refined: object, queries: Queries, chunk: int | None = None
+        self, image_embedding: object, queries: Queries, chunk: int | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As `forward`, of an image that `refine` has seen already."""
-        return self.forward(refined, queries, chunk)
+        return self.forward(image_embedding, queries, chunk)
 
     def check(self, queries: Queries) -> None:
         """Refuse prompts that this decoder was not built for."""

@@ -77,12 +77,12 @@ class SentenceSimilarity:
         self._encoder: tuple[BertModel, Tokenizer] | None = None
 
     @torch.no_grad()
-    def __call__(self, names: Sequence[str]) -> Tensor:
+    def __call__(self, classes: Sequence[str]) -> Tensor:
         """T names -> (T,T) cosines of their sentence embeddings."""
-        missing = [name for name in dict.fromkeys(names) if name not in self._vectors]
+        missing = [name for name in dict.fromkeys(classes) if name not in self._vectors]
         if missing:
             self._encoder = self._encoder or load_minilm()
             for name in missing:  # by itself: in a batch its last bits depend on the others, and so would a resumed run
                 self._vectors[name] = encode_sentences(*self._encoder, [name], torch.device("cpu"))[0]
-        vectors = torch.stack([self._vectors[name] for name in names])
+        vectors = torch.stack([self._vectors[name] for name in classes])
         return vectors @ vectors.T

@@ -1,4 +1,4 @@
-"""The published code's own map of regions, at the labels' resolution. D embedding, T names, h w grid, s upscaling."""
+"""The published code's own map of regions, at the labels' resolution. D embedding, T classes, h w grid, s upscaling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RegionProjection(nn.Module):
         self.expand = nn.Conv2d(dim, dim * upscale**2, 1)
         self.mix = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, dense: Tensor, sem_seg: Tensor, names: int) -> Tensor:
+    def forward(self, dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
         """
         Args:
             dense: (B,D,h,w). sem_seg: (B,hs,ws) int64, index of a name or IGNORE. names: T.
@@ -38,10 +38,10 @@ class RegionProjection(nn.Module):
                 " pixels a cell; set MODEL.LOSS.REGION_UPSCALE to their ratio, or 0 for none"
             )
         weight, bias = self.expand.weight.view(d, s, s, d), self.expand.bias.view(d, s, s)
-        regions = dense.new_zeros((b, names, d))
+        regions = dense.new_zeros((b, num_classes, d))
         for image, labels, row in zip(dense, sem_seg, range(b)):
             found = labels.unique()
-            found = found[(found != IGNORE) & (found < names)]
+            found = found[(found != IGNORE) & (found < num_classes)]
             masks = (labels == found[:, None, None]).to(dense.dtype).view(len(found), h, s, w, s)
             summed = torch.einsum("tyixj,dyx->tijd", masks, image)
             area = masks.sum((1, 3))  # (T',s,s)

@@ -27,7 +27,7 @@ from skysense_o.modeling.tower import Features
 
 
 @dataclass
-class Refined:
+class ImageEmbedding:
     """An image as all queries read it."""
 
     stages: list[tuple[Tensor, Tensor]]  # what each layer reads: keys (B,hw,width), shared (B,S,width); last the end's
@@ -107,20 +107,20 @@ class SAMMaskHead(MaskDecoder):
         """See MaskDecoder. Logits come at a quarter of the dense map's stride: stride 4 for one of 16."""
         return self.decode(self.refine(features), queries, chunk)
 
-    def refine(self, features: Features) -> Refined:
+    def refine(self, features: Features) -> ImageEmbedding:
         """The part that no query changes; keep it to ask the same image again."""
         stages, position = self._refine(features.dense)
         h, w = features.dense.shape[-2:]
         canvas = self._upscale(stages[-1][0], features)
-        return Refined(stages, position, canvas, (h * self.stride, w * self.stride))
+        return ImageEmbedding(stages, position, canvas, (h * self.stride, w * self.stride))
 
     def decode(
-        self, image: Refined, queries: Queries, chunk: int | None = None
+        self, image: ImageEmbedding, queries: Queries, chunk: int | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As `forward`, of an image that is refined already. There may be no phrase at all (T = 0)."""
         self.check(queries)
         text = F.normalize(queries.text.mean(dim=2), dim=-1, eps=1e-6)
-        logits, presence, quality = [], [], None
+        logits, presence, iou_pred = [], [], None
         parts = () if text.shape[1] == 0 else text.split(chunk, dim=1) if chunk else (text,)
         for part in parts:
             words = self.text_projection(part)
@@ -134,10 +134,10 @@ class SAMMaskHead(MaskDecoder):
             token = self._read(tokens, image, given)[:, :, 0]
             drawn = self._draw(self.hypernetwork(token), token, image)
             logits.append(self.prompts.draw(drawn, token, queries, image.size, image.canvas, self.position))
-            quality = self.prompt_quality(token)[..., 0]
-        return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, quality
+            iou_pred = self.prompt_quality(token)[..., 0]
+        return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, iou_pred
 
-    def _draw(self, weights: Tensor, tokens: Tensor, image: Refined) -> Tensor:
+    def _draw(self, weights: Tensor, tokens: Tensor, image: ImageEmbedding) -> Tensor:
         """(B,T,width/8) and (B,T,width) -> (B,T,4h,4w)."""
         return torch.einsum("btc,bchw->bthw", weights, image.canvas) + self.bias(tokens)[..., None]
 
@@ -158,7 +158,7 @@ class SAMMaskHead(MaskDecoder):
         stages.append((keys, shared))
         return stages, position
 
-    def _read(self, tokens: Tensor, image: Refined, given: Tensor | None = None) -> Tensor:
+    def _read(self, tokens: Tensor, image: ImageEmbedding, given: Tensor | None = None) -> Tensor:
         """(B,T,M,width) -> the same: the transformer's own layers without their image update, each query by itself.
 
         given: (B,T,M) bool, tokens that are no padding; None: all.

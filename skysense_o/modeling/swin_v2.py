@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from skysense_o.modeling.weight_cache import Derived
+from skysense_o.modeling.weight_cache import WeightCache
 from skysense_o.modeling.window_attention import from_windows, region_mask, shift_regions, to_windows
 
 MAX_LOG_SCALE = math.log(100)
@@ -91,7 +91,7 @@ class TokenMerge(nn.Module):
         super().__init__()
         self.keep_size = keep_size
         self.reduction, self.norm = nn.Linear(4 * dim, 2 * dim, bias=False), nn.LayerNorm(2 * dim)
-        self._summed = Derived()
+        self._summed = WeightCache()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.keep_size:
@@ -165,7 +165,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
-        self._bias = Derived()
+        self._bias = WeightCache()
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
         """(B,H,W,C) -> the same shape: pad, shift, cut into windows, attend, and all of it back.

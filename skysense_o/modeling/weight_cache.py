@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Derived:
+class WeightCache:
     """A tensor computed from parameters and no input: once per weights where no gradient is wanted. In no state."""
 
     def __init__(self) -> None:

@@ -16,10 +16,10 @@ COLUMNS = 256
 IMAGE_ID = 1
 
 
-def coco_dataset(regions: Regions, size: tuple[int, int], names: Sequence[str], first: int, file_name: str) -> dict:
+def coco_dataset(regions: Regions, size: tuple[int, int], classes: Sequence[str], first: int, file_name: str) -> dict:
     """COCO's annotation file with one annotation a region, `score` beside COCO's own keys.
 
-    names: by id; the first `first` of them (0 or 1: "none") have no category.
+    classes: by id; the first `first` of them (0 or 1: "none") have no category.
 
     Raises:
         ValueError: a scene of more pixels than COCO's 32-bit runs can count.
@@ -32,7 +32,7 @@ def coco_dataset(regions: Regions, size: tuple[int, int], names: Sequence[str], 
     ]
     return {
         "images": [{"id": IMAGE_ID, "file_name": file_name, "height": size[0], "width": size[1]}],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(names) if i >= first],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes) if i >= first],
         "annotations": annotations,
     }
 

@@ -72,11 +72,11 @@ def save_scene(
     Returns:
         the paths in order, and one row a class: id, name, pixels, share of the valid pixels, area_m2 or None.
     """
-    palette, rows, written = palette_of(scene.names, colors), class_areas(scene), []
+    palette, rows, written = palette_of(scene.classes, colors), class_areas(scene), []
     work, source, tags = scene.work, scene.raster.file, record(scene)
     if {"geotiff", "labels"} & set(formats):
         written.append(folder / f"{stem}_labels.tif")
-        describe = describe_labels(scene.names, palette, work.nodata, tags)
+        describe = describe_labels(scene.classes, palette, work.nodata, tags)
         write_geotiff(
             written[-1], source, work.dtype, work.nodata, work.bands(), partial(work.read, "labels"), describe
         )
@@ -104,7 +104,7 @@ def save_scene(
 
 def class_areas(scene: Scene) -> list[dict]:
     """One row a class: id, name, pixels, share of the valid pixels, area_m2 (None where the ground is not known)."""
-    ids, work, areas = len(scene.names), scene.work, scene.raster.areas
+    ids, work, areas = len(scene.classes), scene.work, scene.raster.areas
     pixels, ground = np.zeros(ids, np.int64), np.zeros(ids)
     for rows in work.bands():
         labels = work.read("labels", rows)
@@ -123,7 +123,7 @@ def class_areas(scene: Scene) -> list[dict]:
             "share": float(n / total),
             "area_m2": float(a) if areas.known else None,
         }
-        for i, (name, n, a) in enumerate(zip(scene.names, pixels, ground))
+        for i, (name, n, a) in enumerate(zip(scene.classes, pixels, ground))
     ]
 
 
@@ -138,24 +138,24 @@ def _save_regions(
 ) -> list[Path]:
     if not {"gpkg", "geojson", "coco", "boxes"} & set(formats):
         return []
-    work, raster, names = scene.work, scene.raster, scene.names
+    work, raster, classes = scene.work, scene.raster, scene.classes
     wanted = np.zeros(np.iinfo(work.dtype).max + 1, bool)
-    first = 1 if names[0] == NONE else 0
-    wanted[first : len(names)] = True
+    first = 1 if classes[0] == NONE else 0
+    wanted[first : len(classes)] = True
     path = work.folder / "regions.tif"
     regions: Regions = find_regions(work.read, work.bands(), work.size, wanted, raster.areas, path, min_area)
     written = []
     if {"gpkg", "geojson"} & set(formats):
-        table = polygons(regions, names, raster.file.transform, raster.file.crs, raster.path.name, simplify)
+        table = polygons(regions, classes, raster.file.transform, raster.file.crs, raster.path.name, simplify)
         if "gpkg" in formats:
             written.append(folder / f"{stem}.gpkg")
-            write_geopackage(table, written[-1], names, palette)
+            write_geopackage(table, written[-1], classes, palette)
         if "geojson" in formats:
             written.append(folder / f"{stem}.geojson")
             write_geojson(table, written[-1])
     if "coco" in formats:
         written.append(folder / f"{stem}_coco.json")
-        _write(written[-1], json.dumps(coco_dataset(regions, work.size, names, first, raster.path.name)))
+        _write(written[-1], json.dumps(coco_dataset(regions, work.size, classes, first, raster.path.name)))
     if "boxes" in formats:
         written.append(folder / f"{stem}_boxes.json")
         _write(written[-1], json.dumps(coco_boxes(regions)))
@@ -173,7 +173,7 @@ def _overlay(scene: Scene, palette: Sequence[Color], rows: Sequence[dict]) -> Im
     image = scene.raster.thumbnail(shape).transpose(1, 2, 0)
     colors = np.full((scene.work.nodata + 1, 3), 255, np.uint8)
     colors[: len(palette)] = palette
-    return with_legend(overlay(image, labels, colors), scene.names, palette, [row["share"] for row in rows])
+    return with_legend(overlay(image, labels, colors), scene.classes, palette, [row["share"] for row in rows])
 
 
 def run_scene(

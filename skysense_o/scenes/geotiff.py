@@ -59,7 +59,7 @@ def write_geotiff(
             rest.unlink(missing_ok=True)
 
 
-def describe_labels(names: Sequence[str], colors: Sequence[Color], nodata: int, settings: dict):
+def describe_labels(classes: Sequence[str], colors: Sequence[Color], nodata: int, settings: dict):
     """Colour table and tags: CLASS_<id> = name, and how the map was made."""
 
     def describe(file) -> None:
@@ -67,7 +67,7 @@ def describe_labels(names: Sequence[str], colors: Sequence[Color], nodata: int, 
         if nodata == 255:  # the format's colour tables have 256 entries for a byte
             file.write_colormap(1, {**table, nodata: (0, 0, 0, 0)})
             file.colorinterp = [ColorInterp.palette]
-        file.update_tags(**{f"CLASS_{i}": name for i, name in enumerate(names)}, **settings)
+        file.update_tags(**{f"CLASS_{i}": name for i, name in enumerate(classes)}, **settings)
         file.set_band_description(1, "class id")
 
     return describe

@@ -21,7 +21,7 @@ SCORE_STEPS = 250
 NO_SCORE = 255
 
 
-class WorkFolder:
+class LabelStore:
     """Labels and scores of a scene, (H,W) each, and how far each strip of each process has come.
 
     labels: uint8, or uint16 above 254 names, whose largest value stands for "no data". score: uint8, see SCORE_STEPS.

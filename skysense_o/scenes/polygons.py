@@ -26,7 +26,7 @@ LAYER = "regions"
 
 
 def polygons(
-    regions: Regions, names: Sequence[str], transform: Affine, crs, source: str, simplify: float = 0.0
+    regions: Regions, classes: Sequence[str], transform: Affine, crs, source: str, simplify: float = 0.0
 ) -> geopandas.GeoDataFrame:
     """One row a region: class_id, class_name, score_mean, area_m2, pixels, source and its polygon in the scene's CRS.
 
@@ -53,7 +53,7 @@ def polygons(
     shape = shapely.transform(shape, lambda xy: np.stack(transform @ (xy[:, 0], xy[:, 1]), axis=1))
     columns = {
         "class_id": regions.label.astype(np.int32),
-        "class_name": pandas.Series([names[i] for i in regions.label], dtype="object"),
+        "class_name": pandas.Series([classes[i] for i in regions.label], dtype="object"),
         "score_mean": regions.score.astype(np.float64),
         "area_m2": regions.area.astype(np.float64) if crs else np.full(len(regions), np.nan),
         "pixels": regions.pixels.astype(np.int64),
@@ -62,7 +62,9 @@ def polygons(
     return geopandas.GeoDataFrame(columns, geometry=list(shape), crs=crs.to_wkt() if crs else None)
 
 
-def write_geopackage(table: geopandas.GeoDataFrame, path: Path, names: Sequence[str], colors: Sequence[Color]) -> None:
+def write_geopackage(
+    table: geopandas.GeoDataFrame, path: Path, classes: Sequence[str], colors: Sequence[Color]
+) -> None:
     """A GeoPackage in the scene's CRS, which QGIS opens in the colours of the classes."""
     part = path.with_suffix(".part.gpkg")
     part.unlink(missing_ok=True)
@@ -70,7 +72,7 @@ def write_geopackage(table: geopandas.GeoDataFrame, path: Path, names: Sequence[
         pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", geometry_type="Polygon")
         style = {
             "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
-            "styleName": "classes", "styleQML": qgis_style(names, colors), "styleSLD": "", "useAsDefault": True,
+            "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
             "description": "one colour a class", "owner": "", "ui": "",
         }  # fmt: skip
         pyogrio.write_dataframe(pandas.DataFrame([style]), part, layer="layer_styles", driver="GPKG", append=True)
@@ -98,10 +100,10 @@ def write_geojson(table: geopandas.GeoDataFrame, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def qgis_style(names: Sequence[str], colors: Sequence[Color]) -> str:
+def qgis_style(classes: Sequence[str], colors: Sequence[Color]) -> str:
     """QML of a fill by class id."""
     categories = "".join(
-        f'<category symbol="{i}" value="{i}" label={quoteattr(name)} render="true"/>' for i, name in enumerate(names)
+        f'<category symbol="{i}" value="{i}" label={quoteattr(name)} render="true"/>' for i, name in enumerate(classes)
     )
     symbols = "".join(
         f'<symbol type="fill" name="{i}" alpha="0.6"><layer class="SimpleFill" enabled="1"><Option type="Map">'

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from skysense_o.inference.blending import Row, reflected, run
+from skysense_o.inference.blending import WindowRow, reflected, run_windows
 from skysense_o.inference.predictor import Predictor, fold_background
-from skysense_o.inference.sliding import MEMORY, batch_size, lane_count, plan_windows
+from skysense_o.inference.sliding import MEMORY, batch_size, plan_windows, thread_count
 from skysense_o.inference.windows import Plan
-from skysense_o.scenes.label_store import WorkFolder
+from skysense_o.scenes.label_store import LabelStore
 from skysense_o.scenes.raster import Raster
 from skysense_o.vocabulary import Vocabulary
 
@@ -52,8 +52,8 @@ class Scene:
     """A segmented scene, still in its work folder. names: as the ids of the labels count them."""
 
     raster: Raster
-    work: WorkFolder
-    names: tuple[str, ...]
+    work: LabelStore
+    classes: tuple[str, ...]
     threshold: float | None
     settings: dict = field(default_factory=dict)
 
@@ -107,13 +107,13 @@ def segment_scene(
     plan = plan_windows(
         predictor.model, raster.seen, len(vocabulary), options.window, options.overlap, options.memory, raster.size
     )
-    names, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
+    classes, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
     _tell(raster, predictor.model.gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
     batch = options.batch or batch_size(predictor.model.device)
-    lanes = lane_count(predictor.model, batch, plan, options.memory)
-    _check_room(folder.parent, raster.size, len(names))
-    work = WorkFolder(folder, raster.size, len(names), {**settings, "batch": batch}, process)
+    pool = thread_count(predictor.model, batch, plan, options.memory)
+    _check_room(folder.parent, raster.size, len(classes))
+    work = LabelStore(folder, raster.size, len(classes), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
 
     def ask(windows: Tensor) -> Tensor:
@@ -129,16 +129,16 @@ def segment_scene(
             if rows:
                 load = _loader(plan, strip, raster, predictor.fill, bar)
                 write = _writer(work, number, mine, vocabulary, threshold)
-                run(plan, strip, rows, load, ask, write, batch, lanes)
-    return Scene(raster, work, names, threshold, settings)
+                run_windows(plan, strip, rows, load, ask, write, batch, pool)
+    return Scene(raster, work, classes, threshold, settings)
 
 
-def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar: tqdm) -> Callable[[int], Row]:
+def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar: tqdm) -> Callable[[int], WindowRow]:
     """Reads a row of windows: their pixels, and which of them hold any valid one."""
     columns = plan.cols.touching(plan.cols.span(strip))
     begin, end = plan.cols.starts[columns[0]], plan.cols.starts[columns[-1]] + plan.cols.window
 
-    def load(k: int) -> Row:
+    def load(k: int) -> WindowRow:
         top = plan.rows.starts[k]
         y, x = reflected(raster.seen[0], top, top + plan.rows.window), reflected(raster.seen[1], begin, end)
         across = [plan.cols.pixels_of(c) for c in columns]
@@ -147,18 +147,18 @@ def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar
         wanted = tuple(bool(valid[p.start - across[0].start : p.stop - across[0].start].any()) for p in across)
         bar.update(wanted.count(False))
         if not any(wanted):
-            return Row(torch.empty(3, 0, 0, dtype=torch.uint8), wanted)
+            return WindowRow(torch.empty(3, 0, 0, dtype=torch.uint8), wanted)
         y0, x0 = int(y.min()), int(x.min())
         pixels = torch.from_numpy(raster.pixels(range(y0, int(y.max()) + 1), range(x0, int(x.max()) + 1), fill))
         if pixels.shape[1:] != (len(y), len(x)):  # at the scene's end
             pixels = pixels[:, y - y0][:, :, x - x0]
-        return Row(pixels, wanted)
+        return WindowRow(pixels, wanted)
 
     return load
 
 
 def _writer(
-    work: WorkFolder, strip_number: int, raster: Raster, vocabulary: Vocabulary, threshold: float | None
+    work: LabelStore, strip_number: int, raster: Raster, vocabulary: Vocabulary, threshold: float | None
 ) -> Callable[[range, range, Tensor, Tensor], None]:
     def write(rows: range, cols: range, labels: Tensor, score: Tensor) -> None:
         score = score.numpy()

@@ -22,7 +22,7 @@ from skysense_o.config import model_config
 from skysense_o.data.catalog import find, records_of, register_folders
 from skysense_o.evaluation.protocol import Protocol
 from skysense_o.evaluation.table import without_nan, write_tables
-from skysense_o.training.evaluate import WORDS_AND_IMAGES, answerer_of, evaluate_set, file_stem, task_of, test_sets
+from skysense_o.training.evaluate import WORDS_AND_IMAGES, evaluate_set, file_stem, task_of, test_sets, vqa_model_of
 from skysense_o.training.record import git_state, manifest, versions
 from skysense_o.training.run import build_model
 from skysense_o.training.trainer import peak_memory
@@ -43,10 +43,10 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
     names, left_out = test_sets(cfg)
     for name, reason in left_out.items():
         logger.info("left out: %s: %s", name, reason)
-    model, answerer, results = None, None, []
+    model, vqa_model, results = None, None, []
     hashes = {
         key: weights_hash(find_weights(value)) if value else None
-        for key, value in (("weights", cfg.MODEL.WEIGHTS), ("answerer", cfg.MODEL.ANSWERER.WEIGHTS))
+        for key, value in (("weights", cfg.MODEL.WEIGHTS), ("answerer", cfg.MODEL.VQA.WEIGHTS))
     }
     for name in names:
         path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
@@ -58,15 +58,15 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
             results.append(done)
             continue
         model = build_model(cfg) if model is None else model
-        if task_of(name) == "vqa" or (cfg.MODEL.ANSWERER.WEIGHTS and task_of(name) in WORDS_AND_IMAGES):
-            answerer = answerer or answerer_of(cfg, model)
+        if task_of(name) == "vqa" or (cfg.MODEL.VQA.WEIGHTS and task_of(name) in WORDS_AND_IMAGES):
+            vqa_model = vqa_model or vqa_model_of(cfg, model)
         begun = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        body = evaluate_set(cfg, model, name, answerer)
+        body = evaluate_set(cfg, model, name, vqa_model)
         record = _record(cfg, what, time.perf_counter() - begun, peak_memory(model.tower.pixel_mean.device))
-        rows = {"data_set": name, "row": _row(name), "task": task_of(name), "items": len(records)}
-        results.append({**rows, **body, "key": what["key"], "record": record})
+        facts = {"data_set": name, "row": _row(name), "task": task_of(name), "items": len(records)}
+        results.append({**facts, **body, "key": what["key"], "record": record})
         if comm.is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(without_nan(results[-1]), indent=1))
@@ -85,7 +85,7 @@ def _what(cfg: CfgNode, name: str, records: list[dict], hashes: dict) -> dict:
         "weights_sha256": hashes["weights"],
         "answerer_sha256": hashes["answerer"] if task_of(name) in ("vqa", *WORDS_AND_IMAGES) else None,
         "data": manifest(records),
-        "protocol": {**asdict(Protocol.from_config(cfg)), "published_quirks": cfg.MODEL.PUBLISHED_QUIRKS},
+        "protocol": {**asdict(Protocol.from_config(cfg)), "reference_compat": cfg.MODEL.REFERENCE_COMPAT},
         "test": test,
         "seed": cfg.SEED,
         "side": cfg.INPUT.CROP_SIZE,

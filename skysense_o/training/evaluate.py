@@ -25,17 +25,17 @@ from skysense_o.evaluation.questions import evaluate_questions
 from skysense_o.evaluation.segmentation import MEANS, Task, evaluate
 from skysense_o.evaluation.table import without_nan
 from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
-from skysense_o.inference.classify import load_answerer
+from skysense_o.inference.classify import load_vqa_model
 from skysense_o.vocabulary import Vocabulary
-from skysense_o.vqa import Answerer
+from skysense_o.vqa import VQAModel
 
 logger = logging.getLogger(__name__)
 WORDS_AND_IMAGES = ("classification", "image-text")
 ABLE = {
     "SkySenseO": ("segmentation", *WORDS_AND_IMAGES),
     "ImageTextPretraining": WORDS_AND_IMAGES,
-    "EmbeddedAnswerer": ("vqa", *WORDS_AND_IMAGES),
-    "LlavaAnswerer": ("vqa",),
+    "EmbeddedVQA": ("vqa", *WORDS_AND_IMAGES),
+    "LlavaVQA": ("vqa",),
 }
 ALL = ("all",)
 
@@ -53,9 +53,9 @@ def task_of(name: str) -> str:
 def able(cfg: CfgNode, task: str) -> str:
     """Why the config's model cannot do a task; empty where it can."""
     architecture = cfg.MODEL.META_ARCHITECTURE
-    if task in ABLE.get(architecture, ()) or (task == "vqa" and cfg.MODEL.ANSWERER.WEIGHTS):
+    if task in ABLE.get(architecture, ()) or (task == "vqa" and cfg.MODEL.VQA.WEIGHTS):
         return ""
-    cure = "; give one that does by MODEL.ANSWERER.WEIGHTS" if task == "vqa" else ""
+    cure = "; give one that does by MODEL.VQA.WEIGHTS" if task == "vqa" else ""
     return f"{architecture} does no {task}{cure}"
 
 
@@ -65,14 +65,14 @@ def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
     if tuple(cfg.DATASETS.TEST) != ALL:
         return list(cfg.DATASETS.TEST), {}
     found, left_out = [], {}
-    for name, row in evaluation_splits():
+    for name, spec in evaluation_splits():
         try:
             records_of(name, cfg.DATALOADER.SKIP_BAD)
         except FileNotFoundError as error:
-            there = row.place.is_dir() and row.folder in ("", row.name)  # of shared folders another row may be meant
-            left_out[name] = f"{error}" if there else f"not found: {row.prepare or f'get it from {row.homepage}'}"
+            there = spec.root.is_dir() and spec.folder in ("", spec.name)  # of shared folders another row may be meant
+            left_out[name] = f"{error}" if there else f"not found: {spec.prepare or f'get it from {spec.homepage}'}"
             continue
-        reason = able(cfg, row.task)
+        reason = able(cfg, spec.task)
         if reason:
             left_out[name] = reason
         else:
@@ -92,8 +92,8 @@ def check_tests(cfg: CfgNode) -> None:
         raise ValueError(f"TEST.PREDICTIONS {wrong} are not known: {', '.join(KINDS)}")
     if cfg.TEST.TEMPLATES:
         read_templates(cfg.TEST.TEMPLATES)
-    if cfg.MODEL.ANSWERER.WEIGHTS:
-        find_weights(cfg.MODEL.ANSWERER.WEIGHTS)
+    if cfg.MODEL.VQA.WEIGHTS:
+        find_weights(cfg.MODEL.VQA.WEIGHTS)
     classes: set[str] = set()
     for name in names:
         records_of(name, cfg.DATALOADER.SKIP_BAD)
@@ -105,19 +105,19 @@ def check_tests(cfg: CfgNode) -> None:
             if not table:
                 reason = "its names differ from image to image; it is for training"
                 raise ValueError(f"DATASETS.TEST {name!r}: {reason}")
-            for vocabulary in ways_of_calling(cfg, load_classes(table), table).values():
-                classes.update(protocol.words(vocabulary, table).names)
+            for vocabulary in evaluation_vocabularies(cfg, load_classes(table), table).values():
+                classes.update(protocol.words(vocabulary, table).classes)
     unknown = [name for name, _ in protocol.class_thresholds if name not in classes]
     if unknown and names:
         raise ValueError(f"TEST.CLASS_THRESHOLDS has {unknown}, which no set of DATASETS.TEST has: {sorted(classes)}")
 
 
-def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Vocabulary]:
+def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Vocabulary]:
     """The vocabularies that TEST.WORDS asks for: title -> one name for each class, in the order of the ids."""
     if cfg.TEST.WORDS == "names":
-        return {"names": Vocabulary.of(table.names)}
+        return {"names": Vocabulary.of(table.classes)}
     if cfg.TEST.WORDS == "synonyms":
-        return {"synonyms": Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)])}
+        return {"synonyms": Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)])}
     if cfg.TEST.WORDS == "heldout":
         if not Path(cfg.TEST.HELDOUT_FILE).is_file():
             raise FileNotFoundError(
@@ -125,11 +125,11 @@ def ways_of_calling(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Voc
                 " -> class -> words, such as tests/reference/heldout_words.json"
             )
         words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text()).get(name, {})
-        lacking = [n for n in table.names if not words.get(n)]
+        lacking = [n for n in table.classes if not words.get(n)]
         if lacking:
             raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {lacking} of {name}: give each class some")
-        count = min(len(words[n]) for n in table.names)
-        return {f"heldout {k + 1}": Vocabulary.of([words[n][k] for n in table.names]) for k in range(count)}
+        count = min(len(words[n]) for n in table.classes)
+        return {f"heldout {k + 1}": Vocabulary.of([words[n][k] for n in table.classes]) for k in range(count)}
     raise ValueError(f"TEST.WORDS {cfg.TEST.WORDS!r} is not known: names, synonyms or heldout")
 
 
@@ -148,7 +148,7 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     return numbers
 
 
-def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer | None = None) -> dict:
+def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel | None = None) -> dict:
     """One data set -> {"numbers": name -> share} and what else there is to know of it, by task.
 
     Numbers: of segmentation those of `segmentation_metrics`, means where classes are called several ways; of scenes and
@@ -159,7 +159,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer |
     if task == "segmentation":
         return _segmentation(cfg, model, name, records, folder)
     if task == "vqa":
-        who = answerer or answerer_of(cfg, model)
+        who = vqa_model or vqa_model_of(cfg, model)
         was_training = getattr(who, "training", False)
         if isinstance(who, nn.Module):
             who.eval()
@@ -175,10 +175,10 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer |
         first = "model/human" if "model/human" in numbers else "model/overall"
         return {"numbers": {first: numbers[first], **numbers}}
     table = MetadataCatalog.get(name).get("class_table")
-    names = load_classes(table).names if table else records[0].get("names")
+    names = load_classes(table).classes if table else records[0].get("names")
     templates = read_templates(cfg.TEST.TEMPLATES) if cfg.TEST.TEMPLATES else cfg.MODEL.TEMPLATES
     figure = folder / f"{file_stem(name)}_confusion"
-    asked = answerer if answerer is not None and task in ABLE.get(type(answerer).__name__, ()) else model
+    asked = vqa_model if vqa_model is not None and task in ABLE.get(type(vqa_model).__name__, ()) else model
     found = evaluate_pairs(asked, records, read_record_image, names, templates, cfg.INPUT.CROP_SIZE, figure)
     per_class = found.pop("per_class", None)
     return {"numbers": found, **({"per_class": per_class, "templates": list(templates)} if per_class else {})}
@@ -187,7 +187,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, answerer: Answerer |
 def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict], folder: Path) -> dict:
     table_name = MetadataCatalog.get(name).class_table
     table, protocol = load_classes(table_name), Protocol.from_config(cfg)
-    vocabularies = ways_of_calling(cfg, table, table_name)
+    vocabularies = evaluation_vocabularies(cfg, table, table_name)
     asked = {title: protocol.words(vocabulary, table_name) for title, vocabulary in vocabularies.items()}
     task = Task(
         file_stem(name),
@@ -215,8 +215,8 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
 
 def training_questions(cfg: CfgNode, name: str) -> list[dict]:
     """Questions whose answers may be looked up: of the train split of the same set, else of DATASETS.TRAIN."""
-    row = find(name)[0][0]
-    names = [f"{row.name}_train"] if "train" in row.splits else list(cfg.DATASETS.TRAIN)
+    spec = find(name)[0][0]
+    names = [f"{spec.name}_train"] if "train" in spec.splits else list(cfg.DATASETS.TRAIN)
     try:
         return [r for n in names for r in records_of(n, cfg.DATALOADER.SKIP_BAD) if "question" in r]
     except FileNotFoundError:
@@ -224,6 +224,6 @@ def training_questions(cfg: CfgNode, name: str) -> list[dict]:
         return []
 
 
-def answerer_of(cfg: CfgNode, model: nn.Module) -> Answerer:
-    """The model itself where it answers, else that of MODEL.ANSWERER.WEIGHTS."""
-    return model if hasattr(model, "answer") else load_answerer(cfg.MODEL.ANSWERER.WEIGHTS, cfg.MODEL.DEVICE)
+def vqa_model_of(cfg: CfgNode, model: nn.Module) -> VQAModel:
+    """The model itself where it answers, else that of MODEL.VQA.WEIGHTS."""
+    return model if hasattr(model, "answer") else load_vqa_model(cfg.MODEL.VQA.WEIGHTS, cfg.MODEL.DEVICE)

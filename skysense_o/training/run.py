@@ -20,8 +20,8 @@ from torch import nn
 
 from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
 from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
-from skysense_o.config import model_config
-from skysense_o.data.caption_mapper import PairMapper
+from skysense_o.config import model_config, with_new_names
+from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
@@ -38,12 +38,12 @@ from skysense_o.vqa import normalise
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
-MAPPERS = {"labels": TrainingMapper, "pairs": PairMapper, "questions": QuestionMapper}
+MAPPERS = {"labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
 # What a record must have for each mapper, one of these.
 NEEDS = {"labels": ("sem_seg_file_name",), "pairs": ("captions", "label"), "questions": ("answer",)}
 
 
-def check(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
+def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     """Everything that can be known to be wrong before anything is built or written, so that no hour of training is lost
     to a typo in the name of the test set.
 
@@ -102,24 +102,24 @@ def _check_points(cfg: CfgNode) -> None:
 
 
 def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
-    """EmbeddedAnswerer: the list of what it can say, from its weights, or from its training where its head is new."""
-    if cfg.MODEL.META_ARCHITECTURE != "EmbeddedAnswerer" or cfg.MODEL.ANSWERER.ANSWERS:
+    """EmbeddedVQA: the list of what it can say, from its weights, or from its training where its head is new."""
+    if cfg.MODEL.META_ARCHITECTURE != "EmbeddedVQA" or cfg.MODEL.VQA.ANSWERS:
         return
-    new_head = any(re.search(pattern, "head.5.weight") for pattern in cfg.MODEL.NEW_PARAMETERS)
+    new_head = any(re.search(pattern, "head.5.weight") for pattern in cfg.MODEL.ALLOW_MISSING)
     if cfg.MODEL.WEIGHTS and (eval_only or not new_head):
         stored = read_config(find_weights(cfg.MODEL.WEIGHTS))
-        if stored and (answers := CfgNode.load_cfg(stored).MODEL.ANSWERER.ANSWERS):
-            cfg.MODEL.ANSWERER.ANSWERS = answers
+        if stored and (answers := with_new_names(yaml.safe_load(stored))["MODEL"]["VQA"].get("ANSWERS")):
+            cfg.MODEL.VQA.ANSWERS = answers
             return
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
-    cfg.MODEL.ANSWERER.ANSWERS = sorted({normalise(record["answer"]) for record in records})
+    cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for record in records})
 
 
-def build_model(cfg: CfgNode, may_lack: Sequence[str] = ()) -> nn.Module:
+def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any.
 
     Args:
-        may_lack: patterns of parameters that start from scratch where the weights have none: in training only.
+        allow_missing: patterns of parameters that start from scratch where the weights have none: in training only.
     """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS:
@@ -127,7 +127,7 @@ def build_model(cfg: CfgNode, may_lack: Sequence[str] = ()) -> nn.Module:
         logger.info("%s: %s", path, load_sam_decoder(model.sem_seg_head, path))
     if cfg.MODEL.WEIGHTS:
         path = find_weights(cfg.MODEL.WEIGHTS)
-        logger.info("%s: %s", path, load_weights(model, path, may_lack, cfg.MODEL.PASSED_OVER))
+        logger.info("%s: %s", path, load_weights(model, path, allow_missing, cfg.MODEL.IGNORE_UNEXPECTED))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
 
@@ -136,7 +136,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
     records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
     accelerator = build_accelerator(cfg)
-    model = build_model(cfg, cfg.MODEL.NEW_PARAMETERS)
+    model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
     scheduler = build_lr_scheduler(cfg, optimizer)
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None

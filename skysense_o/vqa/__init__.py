@@ -1,7 +1,7 @@
 """Questions about images, answered in words."""
 
-from skysense_o.vqa.embedded import EmbeddedAnswerer
-from skysense_o.vqa.llava import LlavaAnswerer
-from skysense_o.vqa.vqa_model import Answerer, normalise
+from skysense_o.vqa.embedded import EmbeddedVQA
+from skysense_o.vqa.llava import LlavaVQA
+from skysense_o.vqa.vqa_model import VQAModel, normalise
 
-__all__ = ["Answerer", "EmbeddedAnswerer", "LlavaAnswerer", "normalise"]
+__all__ = ["EmbeddedVQA", "LlavaVQA", "VQAModel", "normalise"]

@@ -15,7 +15,7 @@ from skysense_o.modeling import Features
 from skysense_o.vqa.vqa_model import choice_loss
 
 CELLS = 32
-"""Cells of the map in each direction: 8 pixels where the answerer sees 256, and a car at 0.3 m has about two."""
+"""Cells of the map in each direction: 8 pixels where the VQA model sees 256, and a car at 0.3 m has about two."""
 MARKED = 3.0
 """Weight of the loss on marked objects beside that on their number."""
 

@@ -25,7 +25,7 @@ KEPT_BYTES = 4 * 2**30
 
 
 @META_ARCH_REGISTRY.register()
-class EmbeddedAnswerer(nn.Module):
+class EmbeddedVQA(nn.Module):
     """The question asks a grid of places of a frozen tower's features: it attends to them, and adds up those that
     fit; a two-layer head scores the answers. Where the best one is a number, the counter, if there is one, says which.
     """
@@ -53,7 +53,7 @@ class EmbeddedAnswerer(nn.Module):
         """
         super().__init__()
         if not answers:
-            raise ValueError("MODEL.ANSWERER.ANSWERS is empty: train on questions, or give weights that hold them")
+            raise ValueError("MODEL.VQA.ANSWERS is empty: train on questions, or give weights that hold them")
         self.tower, self.text_bank = tower.requires_grad_(False), TextBank()
         self.answers, self.side, self.grid = tuple(answers), side, grid
         self._place = {answer: i for i, answer in enumerate(self.answers)}
@@ -75,7 +75,7 @@ class EmbeddedAnswerer(nn.Module):
             seen_side = tower.input_size or side
             if seen_side % tower.divisor:  # marks are shares of the image, the map's cells of what is padded
                 raise ValueError(
-                    f"MODEL.ANSWERER.SIDE {side} with COUNTING: this tower needs a multiple of {tower.divisor}, such as"
+                    f"MODEL.VQA.SIDE {side} with COUNTING: this tower needs a multiple of {tower.divisor}, such as"
                     f" {max(1, round(side / tower.divisor)) * tower.divisor}"
                 )
             with torch.no_grad():  # how many channels it will see; on whatever device, meta too
@@ -86,7 +86,7 @@ class EmbeddedAnswerer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        c = cfg.MODEL.ANSWERER
+        c = cfg.MODEL.VQA
         return {
             "tower": build_tower(cfg),
             "answers": c.ANSWERS,
@@ -102,7 +102,7 @@ class EmbeddedAnswerer(nn.Module):
     def device(self) -> torch.device:
         return self.tower.pixel_mean.device
 
-    def train(self, mode: bool = True) -> EmbeddedAnswerer:
+    def train(self, mode: bool = True) -> EmbeddedVQA:
         super().train(mode)
         self.tower.eval()
         return self
@@ -127,7 +127,7 @@ class EmbeddedAnswerer(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """See `Answerer`."""
+        """See `VQAModel`."""
         different = {id(image): image for image in images}  # several questions of one image: it is seen once
         row = {key: i for i, key in enumerate(different)}
         places = self.places(self.see(list(different.values())))

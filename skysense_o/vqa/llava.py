@@ -32,7 +32,7 @@ NOT_SCORED = -100
 
 
 @META_ARCH_REGISTRY.register()
-class LlavaAnswerer(nn.Module):
+class LlavaVQA(nn.Module):
     """The places of the tower's dense map, through a two-layer GELU projector, are read as words.
 
     Stage 1 trains the projector alone; stage 2, with LANGUAGE_LORA_RANK above 0, the language model's matrices as
@@ -61,16 +61,16 @@ class LlavaAnswerer(nn.Module):
         self.text_bank = TextBank()  # every model of ours has one
         size = language.get_input_embeddings().embedding_dim
         self.projector = nn.Sequential(nn.Linear(tower.dim, size), nn.GELU(), nn.Linear(size, size))
-        self.brought = () if lora_rank else ("language.",)
+        self.external = () if lora_rank else ("language.",)
         if lora_rank:
             layers = [m for m in language.base_model.modules() if any(isinstance(c, nn.Linear) for c in m.children())]
             add_lora(layers, lora_rank)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        c = cfg.MODEL.ANSWERER
+        c = cfg.MODEL.VQA
         if c.PRECISION not in DTYPES:
-            raise ValueError(f"MODEL.ANSWERER.PRECISION {c.PRECISION!r} is not known: {', '.join(DTYPES)}")
+            raise ValueError(f"MODEL.VQA.PRECISION {c.PRECISION!r} is not known: {', '.join(DTYPES)}")
         with torch.device("cpu"):  # real, even where a model is built on the meta device
             language, tokenizer = load_language_model(c.LANGUAGE_MODEL, DTYPES[c.PRECISION])
         return {
@@ -86,7 +86,7 @@ class LlavaAnswerer(nn.Module):
     def device(self) -> torch.device:
         return self.tower.pixel_mean.device
 
-    def train(self, mode: bool = True) -> LlavaAnswerer:
+    def train(self, mode: bool = True) -> LlavaVQA:
         super().train(mode)
         self.tower.eval()
         return self
@@ -113,7 +113,7 @@ class LlavaAnswerer(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str], cache: bool = True) -> list[str]:
-        """See `Answerer`. Greedy; cache: keep keys and values of what was read, which changes no answer."""
+        """See `VQAModel`. Greedy; cache: keep keys and values of what was read, which changes no answer."""
         rows = self._prompts(images, questions)
         mask = [torch.ones(len(row), dtype=torch.int64, device=self.device) for row in rows]
         tokens = self.language.generate(
@@ -162,6 +162,6 @@ def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel,
     except (OSError, ValueError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"MODEL.ANSWERER.LANGUAGE_MODEL {name!r} cannot be loaded ({why}): give the folder of a causal language"
+            f"MODEL.VQA.LANGUAGE_MODEL {name!r} cannot be loaded ({why}): give the folder of a causal language"
             " model for transformers, or a name that the hub or its local cache has"
         ) from error

@@ -1,4 +1,4 @@
-"""What every answerer can do, and when two answers are the same."""
+"""What every VQA model can do, and when two answers are the same."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 NUMBER = re.compile(r"\b(" + "|".join(sorted(NUMBERS, key=len, reverse=True)) + r")\b")
 
 
-class Answerer(Protocol):
-    """The interface of the embedded answerer and of those with a language model."""
+class VQAModel(Protocol):
+    """The interface of the embedded VQA model and of those with a language model."""
 
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """One answer for each image, uint8 (3,H,W) RGB of any size, and its question."""
@@ -40,7 +40,7 @@ def normalise(answer: str) -> str:
 
 
 def squared(image: Tensor, side: int) -> Tensor:
-    """uint8 (3,H,W) -> uint8 (3,side,side): an answerer sees every image at the size that it was trained at."""
+    """uint8 (3,H,W) -> uint8 (3,side,side): a VQA model sees every image at the size that it was trained at."""
     if tuple(image.shape[-2:]) == (side, side):
         return image
     return F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]

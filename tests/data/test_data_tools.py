@@ -49,7 +49,7 @@ def test_a_graph_from_images_finds_what_looks_alike(call, dubai, tmp_path):
     code, said, err = call(GRAPH, "--by", "images", "--dataset", "dubai_train", "--output", path)
     assert code == 0, err
     graph = load_graph(path)
-    assert graph.names == load_classes("dubai").names
+    assert graph.names == load_classes("dubai").classes
     assert (graph.scores == graph.scores.T).all()
     assert sorted(set(graph.scores.ravel().tolist()))[0] == 0
     assert "5 names, 20 relations" in said
@@ -99,7 +99,7 @@ def test_open_world_words(dubai, monkeypatch):
     assert len(vocabulary) == len(colors) == len(load_classes("open_world"))
     trees.skysa(dubai.parent)
     vocabulary, colors = demo.words_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
-    assert set(vocabulary.names) == {"lake", "pond", "forest", "road", "car", "roof"}
+    assert set(vocabulary.classes) == {"lake", "pond", "forest", "road", "car", "roof"}
     assert colors is None
 
 

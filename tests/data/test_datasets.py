@@ -15,12 +15,12 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from skysense_o.config import default_config
-from skysense_o.data.catalog import ROWS, find, records_of, register_folders, row_of
+from skysense_o.data.catalog import SPECS, find, records_of, register_folders, spec_of
 from skysense_o.data.classes import load_classes, table_of
 from skysense_o.data.datasets.classification import SCENES
 from skysense_o.data.labels import BadData
-from skysense_o.data.mapper import TrainingMapper, read_pair
-from skysense_o.data.own import own_row
+from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
+from skysense_o.data.own import own_spec
 from skysense_o.data.shards import read_member
 
 CHECK = "tools/check_dataset.py"
@@ -39,15 +39,15 @@ def write_json(path: Path, body) -> None:
 
 
 def test_names_are_unique_and_rows_are_complete():
-    names = Counter(name for row in ROWS for name in row.names())
+    names = Counter(name for spec in SPECS for name in spec.split_names())
     assert [name for name, count in names.items() if count > 1] == []
-    for row in ROWS:
-        assert row.homepage.startswith("http"), row.name
-        assert row.licence, row.name
-        assert set(row.counts) <= set(row.splits), row.name
-        assert set(row.aliases.values()) <= set(row.splits), row.name
-        if row.classes:
-            assert len(load_classes(row.classes)) > 1
+    for spec in SPECS:
+        assert spec.homepage.startswith("http"), spec.name
+        assert spec.licence, spec.name
+        assert set(spec.counts) <= set(spec.splits), spec.name
+        assert set(spec.aliases.values()) <= set(spec.splits), spec.name
+        if spec.class_table_name:
+            assert len(load_classes(spec.class_table_name)) > 1
 
 
 def test_published_names_mean_our_splits():
@@ -66,17 +66,17 @@ def test_class_files_are_those_of_the_published_benchmarks():
     if not path.is_file():
         pytest.skip("no ../shared/facts/benchmarks.json here")
     for name, body in json.loads(path.read_text()).items():
-        assert list(load_classes(name).names) == [c.replace("_", " ") for c in body["classes"]], name
+        assert list(load_classes(name).classes) == [c.replace("_", " ") for c in body["classes"]], name
 
 
 def test_the_open_world_is_a_tree_of_some_hundred_names():
     table = load_classes("open_world")
     assert 300 <= len(table) <= 400
-    assert len({w.lower() for n, s in zip(table.names, table.synonyms) for w in (n, *s)}) > 500
-    groups = set(table.parents) - set(table.names) - {""}
+    assert len({w.lower() for n, s in zip(table.classes, table.synonyms) for w in (n, *s)}) > 500
+    groups = set(table.parents) - set(table.classes) - {""}
     assert groups == {"coast", "ice and snow", "relief", "people", "sport and leisure", "industry and energy",
                       "small structures", "sky and artefacts"}  # fmt: skip
-    parent = dict(zip(table.names, table.parents))
+    parent = dict(zip(table.classes, table.parents))
     assert parent["lake"] == "water"
     assert parent["water"] == ""
 
@@ -86,20 +86,20 @@ def test_the_table_of_datasets_readme_is_what_the_rows_say(call):
     assert code == 0
     assert table.strip() in (ROOT / "datasets/README.md").read_text(), f"run python {CHECK} --list --markdown"
     code, lines, _ = call(CHECK, "--list")
-    assert len(lines.strip().splitlines()) == len(ROWS)
+    assert len(lines.strip().splitlines()) == len(SPECS)
 
 
-@pytest.mark.parametrize("name", [row.name for row in ROWS])
+@pytest.mark.parametrize("name", [spec.name for spec in SPECS])
 def test_a_missing_set_says_where_it_looked_and_what_to_run(name, data):
-    row, split = find(name)[0]
+    spec, split = find(name)[0]
     with pytest.raises(FileNotFoundError) as error:
         records_of(f"{name}_{split}")
-    assert str(data / (row.folder or row.name)) in str(error.value)
-    assert row.homepage in str(error.value)
-    assert row.prepare in str(error.value)
+    assert str(data / (spec.folder or spec.name)) in str(error.value)
+    assert spec.homepage in str(error.value)
+    assert spec.prepare in str(error.value)
 
 
-@pytest.mark.parametrize("name", [row.name for row in SCENES])
+@pytest.mark.parametrize("name", [spec.name for spec in SCENES])
 def test_scenes_are_read_as_published(name, data, call):
     count = trees.scenes(data, name)
     records, table = records_of(f"{name}_all"), load_classes(name)
@@ -109,7 +109,7 @@ def test_scenes_are_read_as_published(name, data, call):
     assert len({r["file_name"] for r in records}) == count, "SIRI-WHU's files of different classes share their names"
     code, said, _ = call(CHECK, f"{name}_all")
     assert code == 0, said
-    assert table.names[-1] in said
+    assert table.classes[-1] in said
 
 
 def test_a_class_folder_may_be_spelled_otherwise_and_a_missing_one_is_told(data, call):
@@ -250,12 +250,12 @@ def test_one_s_own_by_path_and_by_name(mine, cfg, call):
     assert [r["dataset"] for r in records_of(f"{mine}:val")] == [str(mine)]
     assert len(records_of(str(mine))) == 2
     table = load_classes(MetadataCatalog.get(f"{mine}:val").class_table)
-    assert table.names == ("water", "road", "other")
+    assert table.classes == ("water", "road", "other")
     assert (table.colors[1], table.background, table.synonyms[1]) == ((1, 2, 3), (False, False, True), ("street",))
     register_folders([str(mine)])
     (record,) = records_of("my_town_train")
     stored = np.asarray(Image.open(record["sem_seg_file_name"]))
-    _, ids = read_pair(record)
+    _, ids = read_image_and_labels(record)
     assert (ids[2:] == stored[2:] - 1).all()
     assert (ids[:2] == 255).all()
     cfg.INPUT.CROP_SIZE = 32
@@ -276,7 +276,7 @@ def test_one_s_own_by_path_and_by_name(mine, cfg, call):
 def test_a_wrong_dataset_yaml_names_the_key(mine, tmp_path, text, says):
     (mine / "dataset.yaml").write_text(text)
     with pytest.raises(ValueError, match=says):
-        own_row.__wrapped__(str(mine))
+        own_spec.__wrapped__(str(mine))
 
 
 def test_a_folder_that_is_no_data_set(mine, tmp_path):
@@ -285,7 +285,7 @@ def test_a_folder_that_is_no_data_set(mine, tmp_path):
     with pytest.raises(KeyError, match="has no split 'test': there are train, val"):
         find(f"{mine}:test")
     (mine / "dataset.yaml").write_text("name: dubai\nclasses: [a]")
-    own_row.cache_clear()
+    own_spec.cache_clear()
     with pytest.raises(ValueError, match="the name 'dubai' is that of a row of ours"):
         register_folders([str(mine)])
 
@@ -363,4 +363,4 @@ def test_the_real_ones(name, images, monkeypatch, call, tmp_path):
 def test_bad_data_is_one_kind_of_error():
     assert issubclass(BadData, ValueError)
     assert default_config().DATALOADER.SKIP_BAD is False
-    assert row_of("loveda").offset == 1
+    assert spec_of("loveda").offset == 1

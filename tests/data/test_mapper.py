@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from skysense_o.data.catalog import ROWS, records_of
+from skysense_o.data.catalog import SPECS, records_of
 from skysense_o.data.classes import load_classes, load_distractors
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper, evaluation_sample, read_labels
@@ -128,7 +128,7 @@ def test_every_image_comes_once_an_epoch(dubai, cfg):
 
 
 def test_evaluation_keeps_the_whole_image(dubai):
-    sample = evaluation_sample(records_of("dubai_val")[0], Vocabulary.of(load_classes("dubai").names))
+    sample = evaluation_sample(records_of("dubai_val")[0], Vocabulary.of(load_classes("dubai").classes))
     assert sample["image"].shape[1:] == sample["sem_seg"].shape == (97, 131)
 
 
@@ -147,11 +147,11 @@ def test_heldout_words_share_no_stem_with_training(root):
     cfg.merge_from_file(str(root / "configs/mini/finetune.yaml"))
     for name, classes in heldout.items():
         table = load_classes(name)
-        trained = [*table.names, *itertools.chain(*table.synonyms), *load_distractors(cfg.INPUT.DISTRACTOR_FILE)]
+        trained = [*table.classes, *itertools.chain(*table.synonyms), *load_distractors(cfg.INPUT.DISTRACTOR_FILE)]
         stems = {
             stem(w) for phrase in (*trained, *cfg.MODEL.TEMPLATES) for w in phrase.lower().replace("-", " ").split()
         }
-        assert list(classes) == list(table.names)
+        assert list(classes) == list(table.classes)
         for words in classes.values():
             assert len(set(words)) == 3
             for word in words:
@@ -166,12 +166,12 @@ def test_heldout_words_share_no_stem_with_training(root):
 def test_class_tables_are_sound(root):
     for path in (root / "datasets/classes").glob("*.json"):
         table = load_classes(path.stem)
-        Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)])  # no word stands for two classes
+        Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)])  # no word stands for two classes
         assert len(set(table.colors)) == len(table)
-        assert {row.classes for row in ROWS} | {"open_world"} >= {path.stem}
+        assert {spec.class_table_name for spec in SPECS} | {"open_world"} >= {path.stem}
 
 
 def test_distractors_are_no_synonyms():
     table = load_classes("dubai")
-    known = {w.lower() for n, s in zip(table.names, table.synonyms) for w in (n, *s)}
+    known = {w.lower() for n, s in zip(table.classes, table.synonyms) for w in (n, *s)}
     assert not known & {w.lower() for w in load_distractors("distractors.txt")}

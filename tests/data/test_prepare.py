@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT, load_script
 from PIL import Image
 
-from skysense_o.data.catalog import ROWS, find, records_of, row_of
+from skysense_o.data.catalog import SPECS, find, records_of, spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.encode import by_color, by_threshold, by_value
 from skysense_o.data.labels import BadData
-from skysense_o.data.mapper import TrainingMapper, read_pair
+from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
 from skysense_o.data.prepare import windows
 
 
@@ -45,10 +45,10 @@ def run(monkeypatch, capsys):
 
 
 def test_each_row_that_needs_one_has_a_script_and_a_tree():
-    needing = {row.name for row in ROWS if row.prepare}
+    needing = {spec.name for spec in SPECS if spec.prepare}
     assert needing == set(trees.PREPARED)
     for name in needing:
-        script = row_of(name).prepare.split()[1]
+        script = spec_of(name).prepare.split()[1]
         assert (ROOT / script).is_file(), f"{name}: {script}"
 
 
@@ -65,16 +65,16 @@ def test_published_files_become_the_named_classes(name, data, run, tmp_path, cfg
         (record,) = [r for r in records_of(f"{name}_{split}") if Path(r["file_name"]).stem == stem]
         with Image.open(record["sem_seg_file_name"]) as label:
             assert label.mode == "L"
-        image, ids = read_pair(record)
+        image, ids = read_image_and_labels(record)
         assert image.shape == (*names.shape, 3)
-        shown = np.array([*table.names, *[""] * 256], dtype=object)[ids]
+        shown = np.array([*table.classes, *[""] * 256], dtype=object)[ids]
         assert (shown == names).mean() == 1.0, f"{key}: {set(shown[shown != names])}"
         met.add(split)
         cfg.INPUT.CROP_SIZE = 16
         sample = TrainingMapper(cfg)(record)
         assert sample["sem_seg"].shape == (16, 16)
-        assert sample["vocabulary"].names[: len(table)] or table
-    assert met == {s for row, s in find(name) if s not in ("val_irrg",)}
+        assert sample["vocabulary"].classes[: len(table)] or table
+    assert met == {s for spec, s in find(name) if s not in ("val_irrg",)}
 
 
 @pytest.mark.parametrize("script", sorted({script for script, *_ in trees.PREPARED.values()}))
@@ -97,7 +97,7 @@ def test_potsdam_infrared_is_a_split_of_its_own(data, run, tmp_path):
 def test_near_infrared_is_dropped(data, run, tmp_path):
     trees.fbp(tmp_path)
     assert run("fbp", "--source", tmp_path / "Five-Billion-Pixels")[0] == 0
-    image, _ = read_pair(records_of("fbp_train")[0])
+    image, _ = read_image_and_labels(records_of("fbp_train")[0])
     assert image.max() < 251
 
 
@@ -136,7 +136,7 @@ def test_loveda_s_labels_stay_as_published_and_train_is_train(data, run, tmp_pat
     run("loveda", "--source", tmp_path / "LoveDA")
     stored = np.asarray(Image.open(data / "loveda/ann_dir/train/0.png"))
     assert set(np.unique(stored)) == set(range(8))
-    _, ids = read_pair(records_of("loveda_train")[0])
+    _, ids = read_image_and_labels(records_of("loveda_train")[0])
     assert (ids[stored == 0] == 255).all()
     assert (ids[stored > 0] == stored[stored > 0] - 1).all()
     train, val = ({r["file_name"] for r in records_of(f"loveda_{split}")} for split in ("train", "val"))

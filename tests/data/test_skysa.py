@@ -24,7 +24,7 @@ from skysense_o.data.catalog import records_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.labels import BadData
 from skysense_o.data.loader import training_loader
-from skysense_o.data.mapper import TrainingMapper, read_pair
+from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
 from skysense_o.data.relation_graph import RelationGraph, load_graph, load_graph_with_report, parse_relations
 from skysense_o.data.skysa import read_index
 from skysense_o.data.text_sampler import TextSampler
@@ -48,7 +48,7 @@ def test_the_index_is_read_with_all_its_oddities(skysa):
         "paths found by their last parts": 2,
     }  # fmt: skip
     stored = np.asarray(Image.open(records[1]["sem_seg_file_name"]))
-    _, ids = read_pair({**records[1], "dataset": "skysa"})
+    _, ids = read_image_and_labels({**records[1], "dataset": "skysa"})
     assert ((ids == 0) == np.isin(stored, (0, 2))).all()
     assert ((ids == 255) == (stored == 255)).all()
 
@@ -59,7 +59,7 @@ def test_blank_names_are_ignored_pixels(skysa):
     entry["ann_list"][0]["category_name"] = "  "
     index.write_text(json.dumps(entry))
     (record,) = records_of("skysa_train")
-    _, ids = read_pair(record)
+    _, ids = read_image_and_labels(record)
     assert set(np.unique(ids)) == {0, 255}
     assert record["names"] == ("forest",)
 
@@ -161,7 +161,7 @@ def test_directions_similarity_and_the_way_through_a_file(tmp_path):
     graph.save(tmp_path / "deep/graph.json")
     again, odd = load_graph_with_report(str(tmp_path / "deep/graph.json"))
     assert odd == {}
-    assert (again.names, again.sources) == (graph.names, graph.sources)
+    assert (again.classes, again.sources) == (graph.names, graph.sources)
     assert (again.scores == graph.scores).all()
     assert (again.origin == graph.origin).all()
 
@@ -208,17 +208,17 @@ def test_words_are_the_image_s_then_its_negatives(tmp_path):
     sampler = TextSampler(False, (), 0, 4, str(tmp_path / "g.json"), (1, 3, 9, 10))
     vocabulary, kept = drawn(sampler, ("a", "d"))
     assert kept is None
-    assert vocabulary.names == ("a", "d", "b"), "of a and d both: b alone has 1 to 3"
+    assert vocabulary.classes == ("a", "d", "b"), "of a and d both: b alone has 1 to 3"
     vocabulary, _ = drawn(sampler, ("a",))
-    assert set(vocabulary.names) == {"a", "b"}
+    assert set(vocabulary.classes) == {"a", "b"}
 
 
 def test_without_negatives_any_name_but_the_near_ones_is_drawn(tmp_path):
     small_graph().save(tmp_path / "g.json")
     sampler = TextSampler(False, (), 0, 10, str(tmp_path / "g.json"), (5, 6, 9, 10))
     vocabulary, _ = drawn(sampler, ("a",))
-    assert vocabulary.names[0] == "a"
-    assert set(vocabulary.names) == {"a", "b", "d", "e"}, "c looks like a (9): it may be there, unlabelled"
+    assert vocabulary.classes[0] == "a"
+    assert set(vocabulary.classes) == {"a", "b", "d", "e"}, "c looks like a (9): it may be there, unlabelled"
     vocabulary, _ = drawn(sampler, ("unheard of",))
     assert len(vocabulary) == 6
 
@@ -232,21 +232,21 @@ def test_more_names_than_fit_are_thinned_and_their_pixels_ignored(skysa, cfg):
         np.random.seed(seed)
         sample = mapper(record)
         assert len(sample["vocabulary"]) == 2
-        assert set(sample["vocabulary"].names) < set(record["names"])
+        assert set(sample["vocabulary"].classes) < set(record["names"])
         assert set(sample["sem_seg"].unique().tolist()) == {0, 1, 255}
-        seen.add(sample["vocabulary"].names)
+        seen.add(sample["vocabulary"].classes)
     assert len(seen) == 3
 
 
 def test_a_class_table_keeps_its_order_under_a_graph(dubai, cfg, tmp_path):
-    names = [*load_classes("dubai").names, "glacier", "volcano", "harbor"]
+    names = [*load_classes("dubai").classes, "glacier", "volcano", "harbor"]
     scores = np.full((8, 8), 2, np.uint8)
     RelationGraph(tuple(names), scores).save(tmp_path / "g.json")
     cfg.INPUT.CROP_SIZE, cfg.INPUT.GRAPH, cfg.INPUT.TEXT_BATCH = 32, str(tmp_path / "g.json"), 7
     cfg.INPUT.SYNONYMS = False
     np.random.seed(0)
-    words = TrainingMapper(cfg)(records_of("dubai_train")[0])["vocabulary"].names
-    assert words[:5] == load_classes("dubai").names
+    words = TrainingMapper(cfg)(records_of("dubai_train")[0])["vocabulary"].classes
+    assert words[:5] == load_classes("dubai").classes
     assert set(words[5:]) < {"glacier", "volcano", "harbor"}
     assert len(words) == 7
 

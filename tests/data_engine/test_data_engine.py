@@ -19,12 +19,12 @@ pytest.importorskip("pyarrow", reason='the data engine needs pip install -e ".[e
 pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[engine]"')
 
 from skysense_o.data.catalog import records_of
-from skysense_o.data_engine.annotations import annotations
+from skysense_o.data_engine.annotations import tile_annotations
 from skysense_o.data_engine.collect import collect, spans
 from skysense_o.data_engine.deduplicate import deduplicate, first_of_each, near_vectors, same_hash
-from skysense_o.data_engine.name import name
+from skysense_o.data_engine.name import name_regions
 from skysense_o.data_engine.namers import VocabularyNamer
-from skysense_o.data_engine.partition import paint, tidy
+from skysense_o.data_engine.partition import paint_masks, tidy
 from skysense_o.data_engine.propose import described, propose, proposer
 from skysense_o.data_engine.publish import publish
 from skysense_o.data_engine.splitting import split
@@ -215,7 +215,7 @@ def test_large_masks_are_painted_first():
     masks = np.zeros((2, 10, 10), bool)
     masks[0, 4:6, 4:6] = True
     masks[1, 2:9, 2:9] = True
-    labels, score = paint(masks, np.array([0.3, 0.9]), (10, 10))
+    labels, score = paint_masks(masks, np.array([0.3, 0.9]), (10, 10))
     assert (labels[4:6, 4:6] == 1).all()
     assert labels[2, 2] == 2
     assert labels[0, 0] == 0
@@ -260,7 +260,7 @@ def test_a_method_that_lacks_something_says_what(mini, words_only, tmp_path):
 
 def test_people_decide_over_the_model(halves, mini):
     """review/final counts whatever the confidence, and what it does not name is nobody's."""
-    name(halves, Said("road", "tree"), mini.model)
+    name_regions(halves, Said("road", "tree"), mini.model)
     tiles = [row["tile"] for row in halves.kept()]
     final = np.ones((48, 64), np.uint16)
     final[:10] = 300
@@ -275,7 +275,7 @@ def test_people_decide_over_the_model(halves, mini):
     assert "people decided on those of 1 of the 4" in (halves / "set/DATASHEET.md").read_text()
 
 
-def row_of(tile: str, source: str, **place) -> dict:
+def spec_of(tile: str, source: str, **place) -> dict:
     return {"tile": tile, "source": source, "crs": "", "transform": None, "width": 10, "height": 10, **place}
 
 
@@ -284,10 +284,10 @@ def test_what_lies_together_stays_together():
 
     utm = CRS.from_epsg(32633).to_wkt()
     other = CRS.from_epsg(32632).to_wkt()
-    rows = [row_of(f"a{i}", "a.tif", crs=utm, transform=[2, 0, 500000 + 20 * i, 0, -2, 5200000]) for i in range(3)]
-    rows += [row_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]  # begins where a ends
-    rows += [row_of("far", "far.tif", crs=other, transform=[2, 0, 300000, 0, -2, 5000000])]
-    rows += [row_of(f"s{i}", f"scene{i // 4}_{i % 4}.jpg") for i in range(12)]
+    rows = [spec_of(f"a{i}", "a.tif", crs=utm, transform=[2, 0, 500000 + 20 * i, 0, -2, 5200000]) for i in range(3)]
+    rows += [spec_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]  # begins where a ends
+    rows += [spec_of("far", "far.tif", crs=other, transform=[2, 0, 300000, 0, -2, 5000000])]
+    rows += [spec_of(f"s{i}", f"scene{i // 4}_{i % 4}.jpg") for i in range(12)]
     for seed in range(5):
         sides = split(rows, 0.35, seed, group=r"(scene\d+)_")
         assert len({sides[f"a{i}"] for i in range(3)} | {sides["b"]}) == 1
@@ -302,7 +302,7 @@ def test_what_lies_together_stays_together():
 
 
 def test_a_published_folder_is_a_data_set_by_its_path(halves, mini):
-    name(halves, Said("road", "tree"), mini.model)
+    name_regions(halves, Said("road", "tree"), mini.model)
     publish(halves, val=0.25)
     assert len(records_of(f"{halves / 'set'}:train")) == 3
     assert records_of(f"{halves / 'set'}:val")[0]["names"] == ("road", "tree")
@@ -356,15 +356,15 @@ def test_a_tile_that_was_damaged_is_told_and_the_others_are_done(work, mini):
     errors = propose(work, proposer("superpixels", mini))
     assert [e["tile"] for e in errors] == [bad["tile"]]
     assert len(list((work / "regions").glob("*.json"))) == len(work.catalog()) - 1
-    errors = name(work, VocabularyNamer(mini, Vocabulary.parse(WORDS)), mini.model)
+    errors = name_regions(work, VocabularyNamer(mini, Vocabulary.parse(WORDS)), mini.model)
     assert [e["tile"] for e in errors] == [bad["tile"]]
-    assert sum(1 for _ in annotations(work, 0.0)) == len(work.catalog()) - 1
+    assert sum(1 for _ in tile_annotations(work, 0.0)) == len(work.catalog()) - 1
     rows = {row["tile"]: row for row in deduplicate(work, None)}
     assert rows[bad["tile"]]["why"] == "unreadable"
     assert len(rows) == len(work.catalog())
 
 
 def test_a_set_without_a_name_says_so(halves, mini):
-    name(halves, Said("road"), mini.model)
+    name_regions(halves, Said("road"), mini.model)
     with pytest.raises(ValueError, match="no region in .* has a name of confidence 0.99 or more: lower --confidence"):
         publish(halves, confidence=0.99)

@@ -15,9 +15,9 @@ from PIL import Image
 pytest.importorskip("skimage", reason='the data engine needs pip install -e ".[engine]"')
 
 from skysense_o.checkpoint import WeightsError
-from skysense_o.data_engine.partition import paint, tidy
+from skysense_o.data_engine.partition import paint_masks, tidy
 from skysense_o.data_engine.sam import build_sam, load_sam, sam_masks
-from skysense_o.data_engine.vlm_namer import KEY, QUESTION, URL, AskingNamer, cleaned, local_model, service, shown
+from skysense_o.data_engine.vlm_namer import KEY, QUESTION, URL, VLMNamer, cleaned, local_model, service, shown
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def test_its_masks_become_regions(sam_file):
     find = sam_masks(
         sam_file[0], points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0, box_nms_thresh=1.0
     )
-    masks, quality = find(rgb)
+    masks, iou_pred = find(rgb)
     assert len(masks) > 1
     assert masks.shape[1:] == (90, 120)
-    assert ((quality >= 0) & (quality <= 1)).all()
-    regions = tidy(paint(masks, quality, (90, 120))[0], 30)
+    assert ((iou_pred >= 0) & (iou_pred <= 1)).all()
+    regions = tidy(paint_masks(masks, iou_pred, (90, 120))[0], 30)
     assert regions.shape == (90, 120)
     assert regions.max() >= 1
     none = sam_masks(sam_file[0], points_per_side=2, pred_iou_thresh=1e9)(rgb)[0]
@@ -141,7 +141,7 @@ def reply(text: str, logprobs: list[float] | None = None) -> tuple[int, str]:
 def test_a_service_names_regions(server):
     server["answers"] = [reply("A harbour.", [-0.1, -0.3]), reply("ship"), reply("I am not sure what this could be")]
     regions = np.repeat(np.array([0, 1, 2, 3], np.uint16), 20)[None].repeat(40, 0)
-    namer = AskingNamer(service("some-model"))
+    namer = VLMNamer(service("some-model"))
     named = namer(np.zeros((40, 80, 3), np.uint8), regions)
     assert named == [[("harbour", pytest.approx(np.exp(-0.2), abs=1e-4))], [("ship", 0.5)], []]
     assert namer.free
@@ -236,7 +236,7 @@ def test_a_local_model_names_regions(tiny_llava):
     assert isinstance(answer, str)
     assert 0 < confidence < 1
     assert ask(shown(rgb, regions == 1), QUESTION) == (answer, confidence)
-    assert len(AskingNamer(ask)(rgb, regions)) == 2
+    assert len(VLMNamer(ask)(rgb, regions)) == 2
 
 
 def test_what_is_no_local_model_says_so(tmp_path):

@@ -16,8 +16,8 @@ pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[eng
 from review_work import Said
 
 from skysense_o.data.relation_graph import load_graph
-from skysense_o.data_engine.name import name
-from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer, shares
+from skysense_o.data_engine.name import name_regions
+from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer, region_shares
 from skysense_o.data_engine.work_folder import read_json, write_json
 from skysense_o.geometry import prepare
 from skysense_o.inference.classify import load_tower
@@ -32,7 +32,7 @@ def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
     seen = mini.set_image(image)
     plain = mini(seen, words, probabilities=True).probabilities
     for k, candidates in enumerate(VocabularyNamer(mini, words, "masks")(image, regions)):
-        means = {n: float(plain[c][masks[k]].mean()) for c, n in enumerate(words.names) if n != "sky"}
+        means = {n: float(plain[c][masks[k]].mean()) for c, n in enumerate(words.classes) if n != "sky"}
         assert dict(candidates) == pytest.approx(means, abs=0.1), "at a quarter of the size"
         assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
     for candidates, cosines in zip(
@@ -57,13 +57,13 @@ def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini, tmp_path
     with torch.inference_mode():
         dense = tower.encode_image(x).dense[0].flatten(1)
     for k, candidates in enumerate(namer(image, regions), 1):
-        vector = (dense * shares(regions, (128, 160), (8, 10))[k - 1]).sum(1)
+        vector = (dense * region_shares(regions, (128, 160), (8, 10))[k - 1]).sum(1)
         cosines = {
             name: max(
                 float(torch.cosine_similarity(vector, tower.encode_text([t.format(p) for t in templates]).mean(0), 0))
                 for p in phrases
             )
-            for name, phrases in zip(words.names, words.phrases)
+            for name, phrases in zip(words.classes, words.phrases)
         }
         odds = {name: np.exp(value / 0.05) for name, value in cosines.items()}
         assert dict(candidates) == pytest.approx(
@@ -79,7 +79,7 @@ def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini, tmp_path
 def test_shares_are_those_of_a_plain_count():
     regions = np.zeros((6, 8), np.uint16)
     regions[:3, :4], regions[3:, 4:] = 1, 2
-    got = shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4; two rows of padding
+    got = region_shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4; two rows of padding
     assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
 
 
@@ -89,7 +89,7 @@ def test_synonyms_become_one_name_and_what_was_said_is_kept(halves, mini):
         said = ("building", "buildings" if i else "forest")
         entries = [{"region": k, "name": n, "confidence": 0.9, "candidates": [[n, 0.9]]} for k, n in enumerate(said, 1)]
         write_json(halves / f"names/{tile}.json", entries)
-    assert name(halves, Said(), mini.model, merge=0.85) == []
+    assert name_regions(halves, Said(), mini.model, merge=0.85) == []
     assert read_json(halves / "synonyms.json") == {"buildings": "building"}
     entries = read_json(halves / f"names/{tiles[1]}.json")
     assert [e["name"] for e in entries] == ["building", "building"]
@@ -108,23 +108,23 @@ def test_a_graph_holds_against_synonyms_that_look_different(mini, tmp_path):
 
 
 def test_what_reviewers_confuse_scores_highest(halves, mini):
-    from skysense_o.data_engine.build_graph import build
+    from skysense_o.data_engine.build_graph import build_relation_graph
 
-    name(halves, Said("road", "tree"), mini.model)
+    name_regions(halves, Said("road", "tree"), mini.model)
     tile = halves.kept()[0]["tile"]
     write_json(halves / f"names/{tile}.json", [{"region": 1, "name": "lake", "confidence": 0.9, "candidates": []}])
-    assert build(halves, mini).scores.max() <= 10
+    assert build_relation_graph(halves, mini).scores.max() <= 10
     path, lines = halves / "review/decisions.jsonl", []
     path.parent.mkdir()
     said = {"tile": tile, "region": 1, "action": "rename", "name": "tree"}
     for reviewer, action in (("ann", "rename"), ("bob", "rename"), ("bob", "undo")):
         lines.append(json.dumps({**said, "reviewer": reviewer, "action": action}))
     path.write_text("\n".join(lines))
-    graph = build(halves, mini)
+    graph = build_relation_graph(halves, mini)
     i, j = graph.index["lake"], graph.index["tree"]
     assert "confused by reviewers" not in graph.sources[graph.origin[i, j]], "once, since Bob took it back"
     path.write_text("\n".join(lines[:2]) + '\n{"torn')
-    graph = build(halves, mini)
+    graph = build_relation_graph(halves, mini)
     assert graph.scores[i, j] == graph.scores[j, i] == 10
     assert graph.sources[graph.origin[i, j]] == "confused by reviewers"
     again = load_graph(halves / "graph/skysa_graph.jsonl")
@@ -134,22 +134,22 @@ def test_what_reviewers_confuse_scores_highest(halves, mini):
 
 
 def test_a_graph_needs_two_names(halves, mini):
-    from skysense_o.data_engine.build_graph import build
+    from skysense_o.data_engine.build_graph import build_relation_graph
 
-    name(halves, Said("road"), mini.model)
+    name_regions(halves, Said("road"), mini.model)
     with pytest.raises(ValueError, match="a graph needs two names at least, 1 are in"):
-        build(halves, mini)
+        build_relation_graph(halves, mini)
 
 
 def test_measures_of_likeness_by_hand():
-    from skysense_o.data.similarity import combined, company, confusions, ranks
+    from skysense_o.data.similarity import combined, confusions, cooccurrence, ranks
 
     names = ["a", "b", "c"]
-    together = company([["a", "b"], ["a", "b", "x"], ["a", "c"]], names)
+    together = cooccurrence([["a", "b"], ["a", "b", "x"], ["a", "c"]], names)
     assert together[0, 1] == pytest.approx(2 / 3)
     assert together[1, 2] == 0
     assert ranks(np.array([[9, 1, 2], [1, 9, 3], [2, 3, 9.0]]))[0].tolist()[1:] == pytest.approx([0.25, 7 / 12])
     assert confusions([("b", "a"), ("a", "b"), ("a", "a"), ("", "a")]) == {("a", "b"): 2}
-    graph = combined(names, {"company": together}, {("b", "c"): 2})
+    graph = combined(names, {"cooccurrence": together}, {("b", "c"): 2})
     assert graph.scores[0, 1] > graph.scores[0, 2]
     assert graph.scores[1, 2] == 10

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.inference.automatic_masks import click_grid, everything, steadiness
+from skysense_o.inference.automatic_masks import click_grid, generate_masks, stability_score
 from skysense_o.vocabulary import Vocabulary
 
 WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])
@@ -63,7 +63,7 @@ def test_a_region_is_asked_for_as_a_word_is(mini, image):
         for source, how in ((seen, {}), (image, {"window": 64})):
             a, b = mini(source, word, **how), mini(source, example, **how)
             assert np.array_equal(a.labels, b.labels)
-            assert b.names == ("water", "like this")
+            assert b.classes == ("water", "like this")
         alone = mini(seen, Vocabulary((), (), ()).with_examples(monkey))
         assert np.array_equal(alone.labels, mini(seen, "road").labels)
     finally:
@@ -97,30 +97,30 @@ def test_steadiness_is_the_iou_of_a_tight_and_a_loose_mask():
     logits[0, :5], logits[1, :4], logits[1, 4:8] = 5.0, 5.0, 0.5
     tight, loose = logits > 1, logits > -1
     naive = [float((t & w).sum() / max(1, (t | w).sum())) for t, w in zip(tight, loose)]
-    assert steadiness(logits).tolist() == naive == [1, 0.5, 0]
+    assert stability_score(logits).tolist() == naive == [1, 0.5, 0]
 
 
 def test_everything_is_found_once_and_named(prompted, image):
     seen = prompted.set_image(image)
     loose = {"side": 6, "quality": 0, "stability": 0}
-    every = everything(seen, WORDS, overlap=1, **loose)
-    found = everything(seen, WORDS, overlap=0.5, **loose)
+    every = generate_masks(seen, WORDS, overlap=1, **loose)
+    found = generate_masks(seen, WORDS, overlap=0.5, **loose)
     assert 0 < len(found) < len(every)
     best = found[0]
     assert best.mask.shape == (50, 70)
     x0, y0, x1, y1 = best.box
     assert best.mask[y0 : y1 + 1, x0 : x1 + 1].sum() == best.mask.sum() > 0
-    assert best.names == tuple(seen.name(best.mask[None], WORDS)[0])
-    assert [p.quality for p in found] == sorted((p.quality for p in found), reverse=True)
+    assert best.classes == tuple(seen.name(best.mask[None], WORDS)[0])
+    assert [p.iou_pred for p in found] == sorted((p.iou_pred for p in found), reverse=True)
     point = click_grid(seen.size, 6)
     alone = [seen.prompt([p], [1]) for p in point.tolist()]
-    assert any(np.array_equal(mask, best.mask) and q == pytest.approx(best.quality, abs=1e-5) for mask, q in alone)
-    assert len(everything(seen, overlap=1, most=2, **loose)) == 2
-    assert everything(seen, quality=1, stability=1) == []
+    assert any(np.array_equal(mask, best.mask) and q == pytest.approx(best.iou_pred, abs=1e-5) for mask, q in alone)
+    assert len(generate_masks(seen, overlap=1, most=2, **loose)) == 2
+    assert generate_masks(seen, iou_pred=1, stability_score=1) == []
 
 
 def test_everything_needs_prompts_and_sound_numbers(words_only, prompted, image):
     with pytest.raises(ValueError, match=r"take words only: use some .* \(configs/mini/prompts.yaml\)"):
-        everything(words_only.set_image(image))
+        generate_masks(words_only.set_image(image))
     with pytest.raises(ValueError, match="overlap 7 is out of range: 0 to 1"):
-        everything(prompted.set_image(image), overlap=7)
+        generate_masks(prompted.set_image(image), overlap=7)

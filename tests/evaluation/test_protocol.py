@@ -101,7 +101,7 @@ def test_published_resizes_as_detectron2_does(monkeypatch):
     assert [tuple(x) for x in shown] == [(3, 640, 1280), (3, 15, 2560)]
     cfg = default_config()
     merge_file(cfg, protocol_file("published"))
-    assert cfg.MODEL.PUBLISHED_QUIRKS
+    assert cfg.MODEL.REFERENCE_COMPAT
 
 
 def test_background_words_and_thresholds():
@@ -110,7 +110,7 @@ def test_background_words_and_thresholds():
     image[0, 0, 0], image[1, 0, 1], image[1, 0, 2], image[2, 0, 3] = 255, 255, 100, 255
     one = protocol("native", "TEST.WINDOW", 0, "TEST.BACKGROUND", ["sky"], "TEST.CLASS_THRESHOLDS", [["road", 0.5]])
     words = one.words(Vocabulary.of(["water", "road"]), "any")
-    assert words.names == ("water", "road", "sky")
+    assert words.classes == ("water", "road", "sky")
     s = {"image": image, "vocabulary": words}
     assert one.labels(Local(), s).tolist() == [[0, 1, 2, 2]], "2 of 2 names: none"
     assert one.labels(Local(), s, rest=0).tolist() == [[0, 1, 0, 0]]

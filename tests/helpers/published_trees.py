@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from skysense_o.data.catalog import row_of
+from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 
 SIZE = (24, 36)
@@ -292,7 +292,7 @@ PREPARED: dict[str, tuple[str, str, list[str], Callable[[Path], Truth]]] = {
 
 def scenes(root: Path, name: str) -> int:
     """A scene set below `root` as its publisher unpacks; how many images."""
-    row = row_of(name)
+    row = spec_of(name)
     rng = np.random.default_rng(0)
     folder = root / (row.folder or row.name) / row.images.split("|")[0]
     suffix = row.image_suffix.split("|")[0]

@@ -167,7 +167,7 @@ def test_a_gpu_where_there_is_none(call, image, tmp_path):
 
 def test_the_python_call_of_the_readme(mini, image):
     found = mini(image, ["building", "road"])
-    assert found.names == ("building", "road")
+    assert found.classes == ("building", "road")
     assert set(found.presence) == {"building", "road"}
     again = mini(np.asarray(Image.open(image)), "building,road")
     assert np.array_equal(found.labels, again.labels)
@@ -175,7 +175,7 @@ def test_the_python_call_of_the_readme(mini, image):
 
 def test_background_in_python_is_words_and_not_letters(mini, image):
     found = mini(image, ["road"], background="sky,sea")
-    assert found.vocabulary.names == ("road", "sky", "sea")
+    assert found.vocabulary.classes == ("road", "sky", "sea")
     with pytest.raises(ValueError, match="holds its own background words"):
         mini(image, found.vocabulary, background=["sky"])
     with pytest.raises(ValueError, match="are lists of words"):

@@ -6,13 +6,13 @@ import json
 
 import torch
 from conftest import small_config
-from vqa.test_questions import answerer_config
+from vqa.test_questions import vqa_config
 
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.meta_arch import SkySenseO
-from skysense_o.vqa import EmbeddedAnswerer
+from skysense_o.vqa import EmbeddedVQA
 
 DEMO = "demo/demo.py"
 
@@ -28,9 +28,9 @@ def test_classify_ranks_the_names(call, dubai, tmp_path):
 
 
 def test_ask(call, questions, tmp_path):
-    cfg = answerer_config(records_of("rsivqa_train"))
+    cfg = vqa_config(records_of("rsivqa_train"))
     torch.manual_seed(0)
-    save_weights(EmbeddedAnswerer(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
+    save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
     words = ("--input", questions / "images/river/test0.png", "--task", "ask", "--output", tmp_path / "out")
     asked = ("How many boats?", "Is there a river?")
     both = [word for question in asked for word in ("--question", question)]
@@ -39,12 +39,12 @@ def test_ask(call, questions, tmp_path):
     answers = json.loads((tmp_path / "out/test0_ask.json").read_text())["answers"]
     assert tuple(one["question"] for one in answers) == asked
     for one in answers:
-        assert one["answer"] in cfg.MODEL.ANSWERER.ANSWERS
+        assert one["answer"] in cfg.MODEL.VQA.ANSWERS
         assert f"test0.png: {one['question']} {one['answer']}" in out
     save_weights(SkySenseO(small_config()), tmp_path / "masks.safetensors", model_config(small_config()).dump())
     code, _, err = call(DEMO, *words, "--question", "How many boats?", "--weights", tmp_path / "masks.safetensors")
     assert code == 2
-    assert "holds no answerer: train one" in err
+    assert "holds no VQA model: train one" in err
     assert call(DEMO, *words, "--question", "How many boats?")[0] == 0, "the shipped one, where none is named"
     assert json.loads((tmp_path / "out/test0_ask.json").read_text())["weights"] == "mini_vqa"
     code, _, err = call(DEMO, *words)

@@ -8,10 +8,10 @@ import torch
 from conftest import draw_scene, small_config
 
 from skysense_o import Predictor
-from skysense_o.clicks import box_of, components, corrective, middle
+from skysense_o.clicks import box_from_mask, components, corrective, middle
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.prompts import evaluate_prompts
-from skysense_o.geometry import Frame
+from skysense_o.geometry import ImageTransform
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import Features, Queries
 from skysense_o.modeling.prompt_encoder import _likeness, _nearness
@@ -32,7 +32,7 @@ def two_squares() -> np.ndarray:
 def test_parts_middles_boxes():
     parts = components(two_squares(), 10)
     assert len(parts) == 3, "the ground and two squares"
-    assert box_of(parts[1]) == (3, 2, 8, 7)
+    assert box_from_mask(parts[1]) == (3, 2, 8, 7)
     x, y = middle(parts[1])
     assert 5 <= x <= 6
     assert 4 <= y <= 5
@@ -96,10 +96,10 @@ def queries(words: int = 2, prompts: int = 3, padding: int = 0) -> Queries:
 
 
 def test_shapes(head, features):
-    logits, presence, quality = head(features, queries())
+    logits, presence, iou_pred = head(features, queries())
     assert logits.shape == (2, 5, 20, 28)
     assert presence.shape == (2, 2)
-    assert quality.shape == (2, 3)
+    assert iou_pred.shape == (2, 3)
 
 
 def test_queries_never_see_each_other(head, features):
@@ -110,9 +110,9 @@ def test_queries_never_see_each_other(head, features):
         one = Queries(
             q.text[:, :0], q.valid[:, :0], q.points[:, k : k + 1], q.labels[:, k : k + 1], q.boxes[:, k : k + 1]
         )
-        logits, _, quality = head(features, one)
+        logits, _, iou_pred = head(features, one)
         torch.testing.assert_close(logits[:, 0], whole[0][:, 2 + k], atol=1e-5, rtol=0)
-        torch.testing.assert_close(quality[:, 0], whole[2][:, k], atol=1e-5, rtol=0)
+        torch.testing.assert_close(iou_pred[:, 0], whole[2][:, k], atol=1e-5, rtol=0)
     padded = head(features, queries(padding=4))
     torch.testing.assert_close(padded[0], whole[0], atol=1e-5, rtol=0)
     words = head(features, Queries(q.text, q.valid))
@@ -157,7 +157,7 @@ def test_what_is_asked_matters(head, features, change):
 
 def test_points_and_boxes_arrive_in_prepared_pixels():
     """An image of 100 x 50 padded to 128 x 64 and squeezed to 64 x 64; another one that is only padded."""
-    frames = [Frame((50, 100), (64, 128), (64, 64)), Frame((50, 100), (64, 128), (64, 128))]
+    transforms = [ImageTransform((50, 100), (64, 128), (64, 64)), ImageTransform((50, 100), (64, 128), (64, 128))]
     given = {
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
         "points": torch.tensor([[[99.0, 49.0]]]),
@@ -165,7 +165,7 @@ def test_points_and_boxes_arrive_in_prepared_pixels():
         "boxes": torch.tensor([[0.0, 0.0, 99.0, 49.0]]),
     }
     twice = {**given, "points": given["points"].repeat(1, 2, 1), "labels": given["labels"].repeat(1, 2)}
-    points, labels, boxes = prepared_prompts([given, twice], frames)
+    points, labels, boxes = prepared_prompts([given, twice], transforms)
     assert points[0, 0, 0].tolist() == [49.25, 49.0]
     assert points[1, 0, 1].tolist() == [99.0, 49.0]
     assert labels.tolist() == [[[1, -1]], [[1, 1]]]
@@ -174,7 +174,7 @@ def test_points_and_boxes_arrive_in_prepared_pixels():
 
 def test_terms_equal_their_naive_twin():
     g = torch.Generator().manual_seed(3)
-    logits, quality = torch.randn(2, 3, 6, 8, generator=g), torch.rand(2, 3, generator=g)
+    logits, iou_pred = torch.randn(2, 3, 6, 8, generator=g), torch.rand(2, 3, generator=g)
     target = torch.rand(2, 3, 6, 8, generator=g) > 0.6
     target[1, 2] = False  # nothing is meant there, so nothing is learned
     known = (torch.rand(2, 1, 6, 8, generator=g) > 0.1).expand(2, 3, 6, 8)
@@ -190,13 +190,13 @@ def test_terms_equal_their_naive_twin():
             mask.append((bce * w).sum() / w.sum() + dice)
             guess = (logits[b, k] > 0) & known[b, k]
             iou = (guess & target[b, k]).sum() / (guess | target[b, k]).sum()
-            error.append((quality[b, k] - iou) ** 2)
+            error.append((iou_pred[b, k] - iou) ** 2)
         masks.append(sum(mask) / len(mask))
         errors.append(sum(error) / len(error))
-    got = prompt_terms(logits, quality, target, known)
+    got = prompt_terms(logits, iou_pred, target, known)
     torch.testing.assert_close(got[0], sum(masks) / 2, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got[1], sum(errors) / 2, atol=1e-5, rtol=1e-5)
-    nothing = prompt_terms(logits, quality, torch.zeros_like(target), known)
+    nothing = prompt_terms(logits, iou_pred, torch.zeros_like(target), known)
     assert [x.item() for x in nothing] == [0, 0]
 
 
@@ -253,10 +253,10 @@ def test_the_predictor_keeps_the_image(monkeypatch):
     monkeypatch.setattr(predictor.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     kept = predictor.set_image(image)
-    mask, quality = predictor.prompt([(10, 20), (60, 40)], [1, 0])
+    mask, iou_pred = predictor.prompt([(10, 20), (60, 40)], [1, 0])
     assert mask.shape == (50, 70)
     assert mask.dtype == bool
-    assert 0 <= quality <= 1
+    assert 0 <= iou_pred <= 1
     predictor.prompt(box=(5, 5, 40, 40))
     assert len(calls) == 1
     predictor.set_image(image[:30])

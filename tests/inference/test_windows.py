@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.inference.blending import Band, Row, reflected, resolve, run
+from skysense_o.inference.blending import Band, WindowRow, reflected, resolve, run_windows
 from skysense_o.inference.sliding import plan_windows, segment_array
 from skysense_o.inference.windows import Axis, Plan
 from skysense_o.vocabulary import Vocabulary
@@ -80,11 +80,11 @@ def test_rows_may_be_begun_anywhere_and_give_the_same_bits():
 
     def load(k):
         top = plan.rows.starts[k]
-        return Row(pad[:, top : top + 64], (True,) * len(plan.cols.starts))
+        return WindowRow(pad[:, top : top + 64], (True,) * len(plan.cols.starts))
 
     def make(begin):
         out = torch.full((300, 200), -1.0)
-        run(
+        run_windows(
             plan,
             range(200),
             range(begin, 300),

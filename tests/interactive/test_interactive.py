@@ -18,7 +18,7 @@ from skysense_o.interactive.exports import export
 from skysense_o.interactive.hidden_paths import HiddenPaths
 from skysense_o.interactive.opening import OpenedImage, open_upload
 from skysense_o.interactive.session import Session
-from skysense_o.interactive.view import image_of, legend, region_text, words_and_colors
+from skysense_o.interactive.view import legend, region_text, render_view, words_and_colors
 from skysense_o.vocabulary import Vocabulary
 
 NAMES = Vocabulary.parse("water,road,tree")
@@ -106,7 +106,7 @@ def test_a_session_looks_once_and_takes_its_folder_along(mini, image, tmp_path, 
 def test_words_only_weights_take_a_box_as_it_is(session):
     region = session.draw_box(50, 40, 10, 20)
     assert region.mask.sum() == 41 * 21
-    assert region.quality is None
+    assert region.iou_pred is None
     with pytest.raises(ValueError, match="take words only"):
         session.click(3, 3)
 
@@ -116,9 +116,9 @@ def test_like_is_a_class_beside_the_words_or_alone(session):
         session.add_example()
     session.draw_box(0, 0, 80, 18)  # the water of the drawn scene
     assert session.add_example() == "like region 1"
-    assert session.segment(["road"]).names == ("road", "like region 1")
-    assert session.segment().names == ("none", "like region 1")
-    assert session.segment(background=["road"]).names == ("none", "like region 1")
+    assert session.segment(["road"]).classes == ("road", "like region 1")
+    assert session.segment().classes == ("none", "like region 1")
+    assert session.segment(background=["road"]).classes == ("none", "like region 1")
     session.clear()
     with pytest.raises(ValueError, match="no class names were given"):
         session.segment()
@@ -128,14 +128,14 @@ def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, image,
     session = Session(prompted, image, tmp_path)
     session.click(30, 30)
     region = session.click(60, 50, inside=False)
-    mask, quality = prompted.set_image(image.rgb).prompt([(30, 30), (60, 50)], [1, 0])
+    mask, iou_pred = prompted.set_image(image.rgb).prompt([(30, 30), (60, 50)], [1, 0])
     assert np.array_equal(region.mask, mask)
-    assert region.quality == quality
+    assert region.iou_pred == iou_pred
     assert session.corner_at(70, 50) is None
     region = session.corner_at(10, 20)
     assert region.box == (10, 20, 70, 50)
     assert session.corner is None
-    assert session.find_everything(NAMES, side=4, quality=0, stability=0)
+    assert session.find_all_regions(NAMES, side=4, iou_pred=0, stability_score=0)
     labels = session.proposal_labels()
     smallest = min(range(len(session.proposals)), key=lambda i: session.proposals[i].mask.sum())
     assert (labels[session.proposals[smallest].mask] == smallest + 1).all()
@@ -143,11 +143,11 @@ def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, image,
 
 
 def test_the_view(session):
-    plain = np.asarray(image_of(session, (), 0.5))
+    plain = np.asarray(render_view(session, (), 0.5))
     assert np.array_equal(plain, session.image.rgb)
     session.segment(["water", "<b>road</b>"], colors={"water": (1, 2, 3)})
-    assert np.array_equal(np.asarray(image_of(session, (), 1)), session.image.rgb), "every mask is switched off"
-    shown = np.asarray(image_of(session, ("water",), 1))
+    assert np.array_equal(np.asarray(render_view(session, (), 1)), session.image.rgb), "every mask is switched off"
+    shown = np.asarray(render_view(session, ("water",), 1))
     water = session.found.labels == 0
     assert (shown[water] == (1, 2, 3)).all()
     assert np.array_equal(shown[~water], session.image.rgb[~water])
@@ -157,7 +157,7 @@ def test_the_view(session):
     assert "<b>road" not in table
     session.draw_box(10, 10, 40, 30)
     assert "651 pixels, the box itself" in region_text(session, session.name(NAMES))
-    assert not np.array_equal(np.asarray(image_of(session, (), 0.5)), session.image.rgb)
+    assert not np.array_equal(np.asarray(render_view(session, (), 0.5)), session.image.rgb)
 
 
 def test_words_may_have_colours():
@@ -237,7 +237,7 @@ def test_the_prompt_loop(session, tmp_path):
 
 def test_everything_that_finds_nothing_says_so(prompted, image, tmp_path, monkeypatch):
     session, said = Session(prompted, image, tmp_path), io.StringIO()
-    monkeypatch.setattr(session, "find_everything", partial(session.find_everything, quality=1, stability=1))
+    monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=1, stability_score=1))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO("everything 2"), stdout=said).cmdloop()
     assert "no region that the model is sure of: try more clicks" in said.getvalue()
     session.close()
@@ -246,7 +246,7 @@ def test_everything_that_finds_nothing_says_so(prompted, image, tmp_path, monkey
 def test_the_prompt_loop_with_prompts(prompted, image, tmp_path, monkeypatch):
     session, said = Session(prompted, image, tmp_path), io.StringIO()
     lines = "point 20 20\npoint 70 50 0\neverything 4\nwords point of view\nclear\nname"
-    monkeypatch.setattr(session, "find_everything", partial(session.find_everything, quality=0, stability=0))
+    monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=0, stability_score=0))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO(lines), stdout=said).cmdloop()
     assert said.getvalue().count("IoU thought to be") == 2
     assert "point of view" in said.getvalue()

@@ -234,7 +234,7 @@ def test_masks_of_odd_sizes_with_the_published_quirks(model, case, monkeypatch):
     arrays = stored("inference")
     names = Vocabulary.of(arrays["names"].tolist())
     ours = predict(model, arrays, case, names)
-    monkeypatch.setattr(model, "published_quirks", True)
+    monkeypatch.setattr(model, "reference_compat", True)
     torch.testing.assert_close(predict(model, arrays, case, names), arrays[case], atol=1e-4, rtol=0)
     assert (ours - arrays[case]).abs().max() > 0.01, "by default the padding is undone"
 
@@ -245,7 +245,7 @@ def test_retrieval_words(model, monkeypatch):
     names, extra = texts[: len(counts)], texts[len(counts) :]
     words = {name: [extra.pop(0) for _ in range(n)] for name, n in zip(names, counts)}
     vocabulary = Vocabulary.of(names).with_words(dict(reversed(words.items())))  # by name, whatever their order
-    monkeypatch.setattr(model, "published_quirks", True)
+    monkeypatch.setattr(model, "reference_compat", True)
     sample = {"image": arrays["image_100x140"], "vocabulary": vocabulary}
     (got,) = model.predict([sample], "probabilities")
     torch.testing.assert_close(got["sem_seg"], arrays["rag_sem_seg"], atol=1e-4, rtol=0)

@@ -32,10 +32,10 @@ def queries(phrases: int, templates: int = 1) -> Queries:
 
 
 def test_shapes(head, features):
-    logits, presence, quality = head(features, queries(6, templates=3))
+    logits, presence, iou_pred = head(features, queries(6, templates=3))
     assert logits.shape == (2, 6, 20, 28)
     assert presence.shape == (2, 6)
-    assert quality is None
+    assert iou_pred is None
 
 
 def test_permuted_phrases_permute_masks(head, features):

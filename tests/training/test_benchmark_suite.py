@@ -16,7 +16,7 @@ from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 from pycocotools import mask
 from training.test_whole_path import SMALL, command
-from vqa.test_questions import answerer_config
+from vqa.test_questions import vqa_config
 
 from skysense_o.checkpoint import save_weights
 from skysense_o.config import model_config
@@ -24,7 +24,7 @@ from skysense_o.data.catalog import evaluation_splits, records_of
 from skysense_o.evaluation.predictions import as_coco
 from skysense_o.evaluation.table import read_published, rows_of
 from skysense_o.meta_arch import SkySenseO
-from skysense_o.vqa import EmbeddedAnswerer
+from skysense_o.vqa import EmbeddedVQA
 
 CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml", "--eval-only")
 
@@ -57,9 +57,9 @@ def run(call, tmp_path, weights):
 def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):
     """Segmentation, scenes by a model; questions by another; what is not there is listed with its cure."""
     records = records_of("rsivqa_train")
-    cfg = answerer_config(records)
-    save_weights(EmbeddedAnswerer(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
-    words = ("DATASETS.TEST", "all", "MODEL.ANSWERER.WEIGHTS", tmp_path / "vqa.safetensors")
+    cfg = vqa_config(records)
+    save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
+    words = ("DATASETS.TEST", "all", "MODEL.VQA.WEIGHTS", tmp_path / "vqa.safetensors")
     code, out, body = run(*words, "TEST.PREDICTIONS", "('coco','png')", "TEST.PROTOCOL", "native")
     assert code == 0, out
     assert [r["data_set"] for r in body["results"]] == ["dubai_val", "rsivqa_test"]
@@ -146,12 +146,12 @@ def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
     """Three images on two processes: none counts twice, none is lost."""
     (dubai / "images/tile6_002.jpg").write_bytes((dubai / "images/tile1_001.jpg").read_bytes())
     (dubai / "labels/tile6_002.png").write_bytes((dubai / "labels/tile1_001.png").read_bytes())
-    cfg = answerer_config(records_of("rsivqa_train"))
-    save_weights(EmbeddedAnswerer(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
+    cfg = vqa_config(records_of("rsivqa_train"))
+    save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
     bodies = []
     for count in (1, 2):
         words = ["--num-gpus", count, *SMALL, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / f"eval{count}"]
-        words += ["MODEL.ANSWERER.WEIGHTS", tmp_path / "vqa.safetensors", "TEST.PREDICTIONS", "('coco',)"]
+        words += ["MODEL.VQA.WEIGHTS", tmp_path / "vqa.safetensors", "TEST.PREDICTIONS", "('coco',)"]
         done = command(
             ROOT / "tools/train_net.py", *CONFIG, *words, "DATASETS.TEST", "('dubai_val','rsivqa_test')", cwd=tmp_path
         )
@@ -170,7 +170,7 @@ def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
 def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):
     code, out, body = run("DATASETS.TEST", "rsivqa_test")
     assert code == 2
-    assert "SkySenseO does no vqa; give one that does by MODEL.ANSWERER.WEIGHTS" in out
+    assert "SkySenseO does no vqa; give one that does by MODEL.VQA.WEIGHTS" in out
     assert body is None
     code, out, _ = run("TEST.CLASS_THRESHOLDS", "[['watr', 0.5]]")
     assert code == 2

@@ -82,7 +82,7 @@ def tiny_config(path, folder, **changes):
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_training_config_takes_two_steps(dubai, pairs, questions, llama, tmp_path, path):
-    train_run(tiny_config(path, tmp_path / "run", **{"MODEL.ANSWERER.LANGUAGE_MODEL": llama}), resume=False)
+    train_run(tiny_config(path, tmp_path / "run", **{"MODEL.VQA.LANGUAGE_MODEL": llama}), resume=False)
     last = json.loads((tmp_path / "run/metrics.json").read_text().splitlines()[-1])
     assert last["iteration"] == 1
     assert last["total_loss"] > 0
@@ -94,7 +94,7 @@ def test_every_training_config_takes_two_steps(dubai, pairs, questions, llama, t
 def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, questions, llama, tmp_path, path):
     """So no parameter lacks its gradient, which would end the second step."""
     words = ["--config-file", path, "--num-gpus", 2, "OUTPUT_DIR", tmp_path / "run"]
-    words += tiny(path, **{"MODEL.ANSWERER.LANGUAGE_MODEL": llama})
+    words += tiny(path, **{"MODEL.VQA.LANGUAGE_MODEL": llama})
     done = command(ROOT / "tools/train_net.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run/model_final.pth").is_file()
@@ -339,7 +339,7 @@ def test_low_rank_updates(tmp_path):
     plain = SkySenseO(swin_config())
     cfg = swin_config(LORA_RANK=2)
     model = SkySenseO(cfg)
-    load_state(model, state_to_save(plain), "plain weights", may_lack=[r"\.parametrizations\.\w+\.0\."])
+    load_state(model, state_to_save(plain), "plain weights", allow_missing=[r"\.parametrizations\.\w+\.0\."])
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.tower.encode_image(x).dense, plain.tower.encode_image(x).dense)
     attention = model.tower.visual.stages[0].blocks[0].attn.qkv

@@ -75,7 +75,7 @@ def test_the_moving_average_is_what_it_says_and_gives_back_what_it_took():
 
 def four_scenes() -> list[dict]:
     rng = np.random.default_rng(3)
-    names = Vocabulary.of(load_classes("dubai").names)
+    names = Vocabulary.of(load_classes("dubai").classes)
     samples = []
     for _ in range(4):
         image, labels = draw_scene(rng, 64, 96)
@@ -116,7 +116,7 @@ def test_each_training_config_uses_all_its_parameters(root):
     for path in configs:
         cfg = default_config()
         cfg.merge_from_file(str(path))
-        if cfg.MODEL.META_ARCHITECTURE != "SkySenseO":  # answerers have tests of their own
+        if cfg.MODEL.META_ARCHITECTURE != "SkySenseO":  # VQA models have tests of their own
             continue
         cfg.MODEL.TOWER.PRETRAINED = False
         model = SkySenseO(cfg).train()

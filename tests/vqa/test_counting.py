@@ -15,10 +15,10 @@ from skysense_o.checkpoint import WeightsError, load_weights, save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
 from skysense_o.data.question_mapper import QuestionMapper, read_points
-from skysense_o.inference.classify import load_answerer
+from skysense_o.inference.classify import load_vqa_model
 from skysense_o.modeling import Features
-from skysense_o.training.run import build_model, check, fill_answers
-from skysense_o.vqa import EmbeddedAnswerer, embedded
+from skysense_o.training.run import build_model, check_config, fill_answers
+from skysense_o.vqa import EmbeddedVQA, embedded
 from skysense_o.vqa.counter import CELLS, MARKED, Counter, counting_maps, density_loss, marked_density
 
 ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
@@ -119,10 +119,10 @@ def cars(tmp_path, monkeypatch):
 
 def counting_config(points):
     cfg = small_config()
-    cfg.MODEL.META_ARCHITECTURE = "EmbeddedAnswerer"
-    cfg.MODEL.ANSWERER.ANSWERS = list(ANSWERS)
-    cfg.MODEL.ANSWERER.SIDE, cfg.MODEL.ANSWERER.WIDTH, cfg.MODEL.ANSWERER.GRID = 64, 32, 2
-    cfg.MODEL.ANSWERER.COUNTING, cfg.INPUT.POINTS = True, str(points)
+    cfg.MODEL.META_ARCHITECTURE = "EmbeddedVQA"
+    cfg.MODEL.VQA.ANSWERS = list(ANSWERS)
+    cfg.MODEL.VQA.SIDE, cfg.MODEL.VQA.WIDTH, cfg.MODEL.VQA.GRID = 64, 32, 2
+    cfg.MODEL.VQA.COUNTING, cfg.INPUT.POINTS = True, str(points)
     return cfg
 
 
@@ -165,7 +165,7 @@ def test_a_image_is_asked_for_all_that_is_marked_in_it(cars):
 def test_the_counter_leaves_other_answers_as_they_are(cars):
     torch.manual_seed(0)
     cfg = counting_config(cars)
-    model, mapper = EmbeddedAnswerer(cfg), QuestionMapper(cfg)
+    model, mapper = EmbeddedVQA(cfg), QuestionMapper(cfg)
     losses = model.train()([mapper(record) for record in records_of("rsivqa_train_count")])
     assert set(losses) == {"loss_answer", "loss_count", "loss_density"}
     assert losses["loss_density"] > 0
@@ -182,7 +182,7 @@ def test_the_counter_leaves_other_answers_as_they_are(cars):
 
 
 def test_each_number_goes_to_its_question(cars, monkeypatch):
-    model = EmbeddedAnswerer(counting_config(cars)).eval()
+    model = EmbeddedVQA(counting_config(cars)).eval()
     images = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (10, 20, 30)]
     questions = ["Is there a car?", "How many cars?", "How many boats?"]
     said = torch.tensor([[0.0] * 7 + [1], [1] + [0.0] * 7, [1] + [0.0] * 7])
@@ -202,7 +202,7 @@ def test_each_number_goes_to_its_question(cars, monkeypatch):
 def test_a_turned_image_has_the_same_number(cars):
     """The mean over all four turns is the same whichever came first; of each alone it is not."""
     torch.manual_seed(0)
-    model, shares = EmbeddedAnswerer(counting_config(cars)).eval(), []
+    model, shares = EmbeddedVQA(counting_config(cars)).eval(), []
     with torch.no_grad():
         model.counter.near.weight.normal_(std=3.0)  # so that it matters what lies left and what above
         model.counter.sharpness.bias.fill_(-5)
@@ -218,7 +218,7 @@ def test_a_turned_image_has_the_same_number(cars):
 def test_it_learns_under_bf16_too(cars):
     """What is kept is in half precision, which autocast does not stack."""
     cfg = counting_config(cars)
-    model, mapper = EmbeddedAnswerer(cfg).train(), QuestionMapper(cfg)
+    model, mapper = EmbeddedVQA(cfg).train(), QuestionMapper(cfg)
     with torch.autocast("cpu", torch.bfloat16):
         losses = model([mapper(record) for record in records_of("rsivqa_train_count")])
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -227,7 +227,7 @@ def test_it_learns_under_bf16_too(cars):
 def test_what_is_seen_does_not_depend_on_the_batch(cars):
     cfg = counting_config(cars)
     samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
-    model = EmbeddedAnswerer(cfg).train()
+    model = EmbeddedVQA(cfg).train()
     together = model._once(samples)
     for i, sample in enumerate(samples):
         model._seen.clear()
@@ -236,11 +236,9 @@ def test_what_is_seen_does_not_depend_on_the_batch(cars):
 
 def test_a_side_that_the_tower_would_pad_is_refused(cars):
     cfg = counting_config(cars)
-    cfg.MODEL.ANSWERER.SIDE = 72
-    with pytest.raises(
-        ValueError, match="ANSWERER.SIDE 72 with COUNTING: this tower needs a multiple of 32, such as 64"
-    ):
-        EmbeddedAnswerer(cfg)
+    cfg.MODEL.VQA.SIDE = 72
+    with pytest.raises(ValueError, match="VQA.SIDE 72 with COUNTING: this tower needs a multiple of 32, such as 64"):
+        EmbeddedVQA(cfg)
 
 
 def test_marks_beyond_the_image_are_named(cars):
@@ -271,19 +269,19 @@ def test_a_missing_file_of_marks_is_named(cars):
 def test_marks_that_no_training_would_see_are_refused(cars, tmp_path):
     cfg = counting_config(cars)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.INPUT.MAPPER = ("rsivqa_train_count",), (), "questions"
-    check(cfg, eval_only=False, resume=False)
+    check_config(cfg, eval_only=False, resume=False)
     elsewhere = tmp_path / "elsewhere.jsonl"
     elsewhere.write_text('{"image": "a/b.tif", "what": "car", "points": [[1, 2]]}')
     cfg.INPUT.POINTS = str(elsewhere)
     with pytest.raises(ValueError, match=r"marks no .* how many of: it has \['a/b'\], and they \['overpass/over"):
-        check(cfg, eval_only=False, resume=False)
-    check(cfg, eval_only=True, resume=False)
+        check_config(cfg, eval_only=False, resume=False)
+    check_config(cfg, eval_only=True, resume=False)
     elsewhere.write_text("")
     with pytest.raises(ValueError, match=r"it has \[\], and they"):
-        check(cfg, eval_only=False, resume=False)
+        check_config(cfg, eval_only=False, resume=False)
     cfg.INPUT.MAPPER = "labels"
     with pytest.raises(ValueError, match="INPUT.POINTS are for INPUT.MAPPER 'questions', not 'labels'"):
-        check(cfg, eval_only=False, resume=False)
+        check_config(cfg, eval_only=False, resume=False)
 
 
 def test_the_marks_we_ship_are_those_that_are_written_of():
@@ -303,46 +301,48 @@ def test_the_marks_we_ship_are_those_that_are_written_of():
 
 def test_a_file_holds_the_counter(cars, tmp_path):
     cfg = counting_config(cars)
-    model = EmbeddedAnswerer(cfg).eval()
+    model = EmbeddedVQA(cfg).eval()
     save_weights(model, tmp_path / "count.safetensors", model_config(cfg).dump())
-    again = load_answerer(tmp_path / "count.safetensors", "cpu")
+    again = load_vqa_model(tmp_path / "count.safetensors", "cpu")
     images, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._read(["How many cars?"])
     assert again.counter.numbers == model.counter.numbers
     with torch.no_grad():
         before, after = (m.counter(counting_maps(m.see(images)), text)[0] for m in (model, again))
     assert torch.allclose(before, after, atol=1e-4)
     without = counting_config("")
-    without.MODEL.ANSWERER.COUNTING = False
-    left = load_weights(EmbeddedAnswerer(without), tmp_path / "count.safetensors", unwanted=without.MODEL.PASSED_OVER)
+    without.MODEL.VQA.COUNTING = False
+    left = load_weights(
+        EmbeddedVQA(without), tmp_path / "count.safetensors", ignore_unexpected=without.MODEL.IGNORE_UNEXPECTED
+    )
     assert "counter.density.weight" in left.passed_over, "it may be left out"
 
 
 def test_what_can_be_said_comes_with_the_head(cars, tmp_path):
     cfg = counting_config(cars)
-    save_weights(EmbeddedAnswerer(cfg), tmp_path / "count.safetensors", model_config(cfg).dump())
+    save_weights(EmbeddedVQA(cfg), tmp_path / "count.safetensors", model_config(cfg).dump())
     cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN = str(tmp_path / "count.safetensors"), ("rsivqa_train_count",)
     said = {}
     for new in ("^counter", "^(head|counter)"):
-        cfg.MODEL.ANSWERER.ANSWERS, cfg.MODEL.NEW_PARAMETERS = [], [new]
+        cfg.MODEL.VQA.ANSWERS, cfg.MODEL.ALLOW_MISSING = [], [new]
         fill_answers(cfg, eval_only=False)
-        said[new] = tuple(cfg.MODEL.ANSWERER.ANSWERS)
+        said[new] = tuple(cfg.MODEL.VQA.ANSWERS)
     assert said == {"^counter": ANSWERS, "^(head|counter)": ("1",)}
 
 
 def test_only_training_starts_a_counter_from_scratch(cars, tmp_path):
     cfg = counting_config(cars)
-    cfg.MODEL.ANSWERER.COUNTING = False
-    save_weights(EmbeddedAnswerer(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
-    cfg.MODEL.ANSWERER.COUNTING, cfg.MODEL.NEW_PARAMETERS = True, [r"^counter\."]
+    cfg.MODEL.VQA.COUNTING = False
+    save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
+    cfg.MODEL.VQA.COUNTING, cfg.MODEL.ALLOW_MISSING = True, [r"^counter\."]
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = str(tmp_path / "vqa.safetensors"), "cpu"
-    assert build_model(cfg, cfg.MODEL.NEW_PARAMETERS).counter is not None
+    assert build_model(cfg, cfg.MODEL.ALLOW_MISSING).counter is not None
     with pytest.raises(WeightsError, match=r"missing.*counter\."):
         build_model(cfg)
 
 
 def test_what_is_kept_has_a_bound(cars, monkeypatch):
     cfg = counting_config(cars)
-    model = EmbeddedAnswerer(cfg).train()
+    model = EmbeddedVQA(cfg).train()
     samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
     seen, see = [], model.see
     model.see = lambda images: seen.append(len(images)) or see(images)

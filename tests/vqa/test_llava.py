@@ -10,16 +10,16 @@ from torch import nn
 
 from skysense_o.checkpoint import load_weights, save_weights
 from skysense_o.config import model_config
-from skysense_o.vqa.llava import LlavaAnswerer
+from skysense_o.vqa.llava import LlavaVQA
 
 COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30))
 
 
-def answerer_config(llama, rank: int, precision: str = "fp32"):
+def vqa_config(llama, rank: int, precision: str = "fp32"):
     cfg = small_config()
-    cfg.MODEL.META_ARCHITECTURE = "LlavaAnswerer"
-    cfg.MODEL.ANSWERER.LANGUAGE_MODEL, cfg.MODEL.ANSWERER.LANGUAGE_LORA_RANK = str(llama), rank
-    cfg.MODEL.ANSWERER.PRECISION, cfg.MODEL.ANSWERER.SIDE = precision, 64
+    cfg.MODEL.META_ARCHITECTURE = "LlavaVQA"
+    cfg.MODEL.VQA.LANGUAGE_MODEL, cfg.MODEL.VQA.LANGUAGE_LORA_RANK = str(llama), rank
+    cfg.MODEL.VQA.PRECISION, cfg.MODEL.VQA.SIDE = precision, 64
     return cfg
 
 
@@ -33,8 +33,8 @@ def samples():
 
 def test_eight_questions_are_learned_by_heart(llama, samples, tmp_path):
     torch.manual_seed(0)
-    cfg = answerer_config(llama, rank=16)
-    model = LlavaAnswerer(cfg).train()
+    cfg = vqa_config(llama, rank=16)
+    model = LlavaVQA(cfg).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"projector", "language"}
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
@@ -52,24 +52,24 @@ def test_eight_questions_are_learned_by_heart(llama, samples, tmp_path):
     assert model.answer(images[2:] + images[:2], questions) != list(ANSWERS), "the image decides"
 
     save_weights(model, tmp_path / "merged.safetensors", model_config(cfg).dump())
-    again = LlavaAnswerer(answerer_config(llama, rank=0)).eval()
+    again = LlavaVQA(vqa_config(llama, rank=0)).eval()
     load_weights(again, tmp_path / "merged.safetensors")
     assert again.answer(images, questions) == list(ANSWERS)
 
 
 def test_the_first_stage_trains_the_projector_alone_and_its_file_is_small(llama, samples, tmp_path):
-    cfg = answerer_config(llama, rank=0, precision="bf16")
-    model = LlavaAnswerer(cfg).train()
+    cfg = vqa_config(llama, rank=0, precision="bf16")
+    model = LlavaVQA(cfg).train()
     model(samples[:2])["loss_answer"].backward()
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"projector"}
     assert model.language.dtype == torch.bfloat16
     save_weights(model, tmp_path / "projector.safetensors", model_config(cfg).dump())
-    report = load_weights(LlavaAnswerer(cfg), tmp_path / "projector.safetensors")
+    report = load_weights(LlavaVQA(cfg), tmp_path / "projector.safetensors")
     assert not any(name.startswith("language.") for name in report.loaded)
 
 
 def test_low_rank_updates_train_in_half_precision(llama, samples):
-    model = LlavaAnswerer(answerer_config(llama, rank=2, precision="bf16")).train()
+    model = LlavaVQA(vqa_config(llama, rank=2, precision="bf16")).train()
     model(samples[:2])["loss_answer"].backward()
     moved = [name for name, p in model.named_parameters() if p.grad is not None and "parametrizations" in name]
     assert len(moved) == 2 * 2 * 7, "A and B of seven matrices in two layers"
@@ -77,9 +77,9 @@ def test_low_rank_updates_train_in_half_precision(llama, samples):
 
 def test_a_language_model_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="LANGUAGE_MODEL .* cannot be loaded .*: give the folder"):
-        LlavaAnswerer(answerer_config(tmp_path / "nowhere", rank=0))
+        LlavaVQA(vqa_config(tmp_path / "nowhere", rank=0))
 
 
 def test_an_unknown_precision(llama):
     with pytest.raises(ValueError, match="PRECISION 'int4' is not known: bf16, fp32"):
-        LlavaAnswerer(answerer_config(llama, rank=0, precision="int4"))
+        LlavaVQA(vqa_config(llama, rank=0, precision="int4"))

@@ -1,4 +1,4 @@
-"""Questions: when answers are the same, what is compared with what, and an answerer that learns to look."""
+"""Questions: when answers are the same, what is compared with what, and a VQA model that learns to look."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from skysense_o.config import model_config
 from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import records_of
 from skysense_o.data.question_mapper import QuestionMapper
-from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of, near
-from skysense_o.inference.classify import load_answerer
-from skysense_o.vqa import EmbeddedAnswerer, normalise
+from skysense_o.evaluation.questions import QuestionOnly, bucket, evaluate_questions, kind_of, within_one
+from skysense_o.inference.classify import load_vqa_model
+from skysense_o.vqa import EmbeddedVQA, normalise
 
 
-def answerer_config(records):
+def vqa_config(records):
     cfg = small_config()
-    cfg.MODEL.META_ARCHITECTURE = "EmbeddedAnswerer"
-    cfg.MODEL.ANSWERER.ANSWERS = sorted({normalise(r["answer"]) for r in records})
-    cfg.MODEL.ANSWERER.SIDE, cfg.MODEL.ANSWERER.WIDTH, cfg.MODEL.ANSWERER.GRID = 64, 32, 2
+    cfg.MODEL.META_ARCHITECTURE = "EmbeddedVQA"
+    cfg.MODEL.VQA.ANSWERS = sorted({normalise(r["answer"]) for r in records})
+    cfg.MODEL.VQA.SIDE, cfg.MODEL.VQA.WIDTH, cfg.MODEL.VQA.GRID = 64, 32, 2
     return cfg
 
 
@@ -38,8 +38,8 @@ def test_buckets_are_those_of_rsvqa():
 
 
 def test_a_miss_by_one_is_told_apart():
-    assert [near(said, "eight") for said in ("7", "8", "nine", "10", "many")] == [True, True, True, False, False]
-    assert near("Several.", "several")
+    assert [within_one(said, "eight") for said in ("7", "8", "nine", "10", "many")] == [True, True, True, False, False]
+    assert within_one("Several.", "several")
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_it_learns_to_look(questions, tmp_path):
     """After a few steps it beats the question alone and itself on other images, and a file holds all of it."""
     torch.manual_seed(0)
     records = records_of("rsivqa_train")
-    cfg = answerer_config(records)
-    model, mapper = EmbeddedAnswerer(cfg).train(), QuestionMapper(cfg)
+    cfg = vqa_config(records)
+    model, mapper = EmbeddedVQA(cfg).train(), QuestionMapper(cfg)
     calls, encode = [], model.tower.encode_image
     model.tower.encode_image = lambda x: calls.append(len(x)) or encode(x)
     samples = [mapper(record) for record in records]
@@ -92,17 +92,17 @@ def test_it_learns_to_look(questions, tmp_path):
     assert numbers["model/overall"] == np.mean(right), "the rows are enough to score again"
 
     save_weights(model, tmp_path / "vqa.safetensors", model_config(cfg).dump())
-    again = load_answerer(tmp_path / "vqa.safetensors", "cpu")
+    again = load_vqa_model(tmp_path / "vqa.safetensors", "cpu")
     large = torch.tensor((40, 60, 200), dtype=torch.uint8).view(3, 1, 1).expand(3, 200, 300)
     asked = [large, large], ["How many boats in the image?", "Does this image contain trees?"]
     assert again.answer(*asked) == model.answer(*asked) == ["2", "no"]
 
 
 def test_mistakes_are_named(questions):
-    with pytest.raises(ValueError, match="holds no answerer: train one"):
-        load_answerer("mini", "cpu")
-    with pytest.raises(ValueError, match="ANSWERER.ANSWERS is empty"):
-        EmbeddedAnswerer(small_config())
+    with pytest.raises(ValueError, match="holds no VQA model: train one"):
+        load_vqa_model("mini", "cpu")
+    with pytest.raises(ValueError, match="VQA.ANSWERS is empty"):
+        EmbeddedVQA(small_config())
     one = records_of("rsivqa_test")[:3]
     with pytest.raises(ValueError, match="with one image nothing can be shuffled"):
         evaluate_questions(None, one, read_record_image, one)

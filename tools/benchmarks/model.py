@@ -144,7 +144,7 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
         result["cached"] = seconds(lambda: model.predict(samples, "labels"), device, args.repeats)
         result["memory"] = memory(device)
 
-        x, frames = geometry.prepare([image] * batch, model.tower)
+        x, transforms = geometry.prepare([image] * batch, model.tower)
         features = model.tower.encode_image(x)
         queries = Queries(*text())
         logits = torch.empty(0)
@@ -158,8 +158,8 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
             logits = model.sem_seg_head(features, queries, model.phrase_chunk)[0]
 
         def resize() -> None:
-            for b, frame in enumerate(frames):
-                frame.restore(logits[b], words.owner, names)
+            for b, transform in enumerate(transforms):
+                transform.restore(logits[b], words.phrase_to_class, names)
 
         steps = {"text": new_text, "image": lambda: model.tower.encode_image(x), "decoder": decode, "resize": resize}
         for name, step in steps.items():

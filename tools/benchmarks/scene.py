@@ -151,7 +151,7 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
     from skysense_o.scenes.scene import SceneOptions, gdal, parse_bytes
 
     tools, scene, words = scene_tools(), folder / "scene.tif", folder / "words.txt"
-    words.write_text("\n".join(vocabulary.names))
+    words.write_text("\n".join(vocabulary.classes))
     loaded = psutil.Process().memory_info().rss
     with gdal():
         make_scene(scene, args.height, args.width)

@@ -76,7 +76,7 @@ def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
     """One row; drawn images and labels, `names` of them in bands, so that no data set is needed."""
     torch.manual_seed(0)
     accelerator = build_accelerator(cfg)
-    model = build_model(cfg, cfg.MODEL.NEW_PARAMETERS).train()
+    model = build_model(cfg, cfg.MODEL.ALLOW_MISSING).train()
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY)
     side = args.size or cfg.INPUT.CROP_SIZE
     bands = (torch.arange(side) * args.names // side).expand(side, side)
@@ -84,7 +84,7 @@ def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
         "image": torch.randint(0, 256, (3, side, side), dtype=torch.uint8),
         "sem_seg": bands.clone(),
         "vocabulary": Vocabulary.of([f"thing {i}" for i in range(args.names)]),
-        "relevance": torch.eye(args.names),
+        "visual_similarity": torch.eye(args.names),
     }
     model, optimizer = accelerator.prepare(model, optimizer)
     whole, half, loss = [], [], 0.0

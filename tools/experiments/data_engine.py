@@ -25,10 +25,10 @@ from skimage.segmentation import find_boundaries
 from tabulate import tabulate
 from tqdm import tqdm
 
-from skysense_o.data.catalog import records_of, row_of
+from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.labels import read_image
-from skysense_o.data.mapper import read_pair
+from skysense_o.data.mapper import read_image_and_labels
 from skysense_o.data.open_world import open_world
 from skysense_o.data_engine.collect import collect, spans
 from skysense_o.data_engine.deduplicate import deduplicate, embedding, near_vectors
@@ -95,18 +95,18 @@ def squares(size: tuple[int, int], count: int) -> np.ndarray:
 
 
 def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
-    table = load_classes(row_of("dubai").classes)
+    table = load_classes(spec_of("dubai").classes)
     methods = {
         f"superpixels, coarse {c}": proposer("superpixels", predictor, regions=float(c)) for c in args.coarse.split(",")
     }
-    methods["words, 5 classes"] = proposer("words", predictor, vocabulary=Vocabulary.of(table.names))
+    methods["words, 5 classes"] = proposer("words", predictor, vocabulary=Vocabulary.of(table.classes))
     if args.open_world:
         methods["words, open world"] = proposer("words", predictor, vocabulary=open_world()[0])
     scores: dict = defaultdict(list)
     records = records_of(args.data)
     for i in tqdm(np.unique(np.linspace(0, len(records) - 1, args.limit).astype(int)), unit="image"):
         record = records[i]
-        image, truth = read_pair(record)
+        image, truth = read_image_and_labels(record)
         for rows in spans(image.shape[0], 512):
             for columns in spans(image.shape[1], 512):
                 cut = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
@@ -152,9 +152,9 @@ def said_in(words: tuple[str, ...], captions: str) -> bool:
 
 def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
     table = load_classes("ucmerced")
-    classes, world = Vocabulary.of([(n, *s) for n, s in zip(table.names, table.synonyms)]), open_world()[0]
+    classes, world = Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)]), open_world()[0]
     captions = {}
-    with open(row_of("ucmerced").place / "captions.jsonl") as file:
+    with open(spec_of("ucmerced").place / "captions.jsonl") as file:
         for line in map(json.loads, file):
             captions[Path(line["image"]).stem] = " ".join(line["captions"])
     find, records, rows = proposer(args.method, predictor, vocabulary=classes), sample(args.count), []
@@ -172,10 +172,10 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
             votes: dict = defaultdict(float)
             for n, candidates in zip(pixels, namers["classes"](rgb, regions)):
                 votes[candidates[0][0]] += n
-                confidences.append((candidates[0][1], candidates[0][0] == table.names[record["label"]]))
-            right.append(max(votes, key=votes.get) == table.names[record["label"]])
+                confidences.append((candidates[0][1], candidates[0][0] == table.classes[record["label"]]))
+            right.append(max(votes, key=votes.get) == table.classes[record["label"]])
             called.append(sorted({c[0][0] for c in namers["world"](rgb, regions)}))
-        phrases = dict(zip(world.names, world.phrases))
+        phrases = dict(zip(world.classes, world.phrases))
         texts = [captions[Path(r["file_name"]).stem] for r in records]
         hits = np.array([[np.mean([said_in(phrases[n], text) for n in names]) for text in texts] for names in called])
         labels = np.array([r["label"] for r in records])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 
 
-def _scenes(name: str, **rest) -> Row:
+def _scenes(name: str, **rest) -> DatasetSpec:
     # Zero-shot evaluation takes every image: most of these sets have no split of their own.
     splits = rest.pop("splits", {"all": "*"})
     aliases = {f"{name}_test": "all"} if "test" not in splits else {}
-    return Row(name=name, task="classification", form="scenes", splits=splits, aliases=aliases, **rest)
+    return DatasetSpec(name=name, task="classification", format="scenes", splits=splits, aliases=aliases, **rest)
 
 
-SCENES: tuple[Row, ...] = (
+SCENES: tuple[DatasetSpec, ...] = (
     _scenes(
         "resisc45",
         images="NWPU-RESISC45|.",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 
 KARPATHY = {"train": "train", "val": "val", "test": "test"}
-_captions = partial(Row, task="image-text", form="captions", splits=KARPATHY)
+_captions = partial(DatasetSpec, task="image-text", format="captions", splits=KARPATHY)
 _rsvqa = partial(
-    Row,
+    DatasetSpec,
     task="vqa",
-    form="rsvqa",
+    format="rsvqa",
     image_suffix=".tif",
     homepage="https://rsvqa.sylvainlobry.com",
     citation="Lobry et al., RSVQA, TGRS 2020",
 )
 
-LANGUAGE: tuple[Row, ...] = (
+LANGUAGE: tuple[DatasetSpec, ...] = (
     _captions(
         name="rsicd",
         index="dataset_rsicd.json",
@@ -50,10 +50,10 @@ LANGUAGE: tuple[Row, ...] = (
         gsd="0.3",
         size="250 MB",
     ),
-    Row(
+    DatasetSpec(
         name="skyscript",
         task="image-text",
-        form="table",
+        format="table",
         splits={"train": "train_top30pct", "val": "val_5K", "test": "test_30K"},
         index="SkyScript_{split}_filtered_by_CLIP_openai.csv|dataframe/SkyScript_{split}_filtered_by_CLIP_openai.csv",
         images=".",
@@ -63,10 +63,10 @@ LANGUAGE: tuple[Row, ...] = (
         gsd="0.1 to 30",
         size="200 GB",
     ),
-    Row(
+    DatasetSpec(
         name="rs5m",
         task="image-text",
-        form="shards",
+        format="shards",
         splits={"train": "**/*train*.tar", "val": "**/*val*.tar"},
         homepage="https://github.com/om-ai-lab/RS5M",
         licence="CC0 (captions); imagery by source",
@@ -74,10 +74,10 @@ LANGUAGE: tuple[Row, ...] = (
         size="500 GB",
         note="webdataset shards, members img_content and caption; read without unpacking",
     ),
-    Row(
+    DatasetSpec(
         name="rs5m_table",
         task="image-text",
-        form="table",
+        format="table",
         folder="rs5m",
         splits={"train": "train"},
         index="*{split}*.csv",
@@ -87,10 +87,10 @@ LANGUAGE: tuple[Row, ...] = (
         citation="Zhang et al., RS5M and GeoRSCLIP, TGRS 2024",
         note="the CSV files with unpacked images",
     ),
-    Row(
+    DatasetSpec(
         name="webdataset",
         task="image-text",
-        form="shards",
+        format="shards",
         splits={"train": "**/*.tar"},
         homepage="https://github.com/webdataset/webdataset",
         licence="that of what is in it",
@@ -116,10 +116,10 @@ LANGUAGE: tuple[Row, ...] = (
         size="15 GB",
         note="test_phili is the second test set, of a city that training never saw",
     ),
-    Row(
+    DatasetSpec(
         name="rsivqa",
         task="vqa",
-        form="text questions",
+        format="text questions",
         folder="ucmerced",
         splits={"all": "all", "train": "train", "test": "test", "train_count": "train how many"},
         index="vqa.jsonl|ucm_vqa.txt|UCM/ucm_vqa.txt",
@@ -132,10 +132,10 @@ LANGUAGE: tuple[Row, ...] = (
         note="the UC Merced part; the text form has no split, so all its questions are in each",
     ),
     *(
-        Row(
+        DatasetSpec(
             name=name,
             task="vqa",
-            form="conversations",
+            format="conversations",
             folder="vhm_eval",
             splits={"test": "test"},
             index=f"{file}|datasets_eval/{file}",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from skysense_o.data.datasets.spec import Row
+from skysense_o.data.datasets.spec import DatasetSpec
 
 TRAIN_VAL, ALL = {"train": "*", "val": "*"}, {"train": "*", "val": "*", "test": "*"}
 
 
-def _prepared(name: str, script: str = "", source: str = "", **rest) -> Row:
+def _prepared(name: str, script: str = "", source: str = "", **rest) -> DatasetSpec:
     """A row whose folders a script of datasets/ makes."""
     script = script or f"prepare_{name}.py"
     command = f"python datasets/{script} --source {source or 'FOLDER_OR_ZIP'}"
-    return Row(name=name, task="segmentation", prepare=command, **rest)
+    return DatasetSpec(name=name, task="segmentation", prepare=command, **rest)
 
 
 _samrs = partial(
@@ -25,8 +25,8 @@ _samrs = partial(
     note="255 of the publishers (not annotated) is class 0, others, and every other value is one more",
 )
 
-SEGMENTATION: tuple[Row, ...] = (
-    Row(
+SEGMENTATION: tuple[DatasetSpec, ...] = (
+    DatasetSpec(
         name="dubai",
         task="segmentation",
         # By scene, never by part: the nine parts of a scene adjoin.
@@ -45,10 +45,10 @@ SEGMENTATION: tuple[Row, ...] = (
         gsd="about 1",
         counts={"train": 45, "val": 18},
     ),
-    Row(
+    DatasetSpec(
         name="skysa",
         task="segmentation",
-        form="skysa",
+        format="skysa",
         splits={"train": "*", "graph_train": "*"},
         index="skysa_dataset.jsonl",
         graph="skysa_graph.jsonl",

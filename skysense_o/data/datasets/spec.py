@@ -11,7 +11,7 @@ Task = Literal["segmentation", "classification", "image-text", "vqa"]
 
 
 @dataclass(frozen=True)
-class Row:
+class DatasetSpec:
     """One data set. Its splits are named `<name>_<split>`, as `dubai_val`; `aliases` are names that others use.
 
     Folders are relative to `<DETECTRON2_DATASETS>/<folder>`; "{split}" in them is the split's name.
@@ -23,7 +23,7 @@ class Row:
     licence: str
     citation: str
     folder: str = ""  # below DETECTRON2_DATASETS; the name where empty
-    form: str = "pairs"  # how the files are read: see `records.READERS`
+    format: str = "pairs"  # how the files are read: see `records.READERS`
     splits: dict[str, str] = field(default_factory=dict)  # split -> glob of image stems, or what the form says
     images: str = "img_dir/{split}"
     labels: str = "ann_dir/{split}"
@@ -43,7 +43,7 @@ class Row:
     note: str = ""
 
     @property
-    def classes(self) -> str:
+    def class_table_name(self) -> str:
         """Name of the class table; "" where there is none, or each record brings its own names."""
         if self.class_file == "-" or self.task in ("image-text", "vqa"):
             return ""
@@ -55,18 +55,18 @@ class Row:
         return self.folder if Path(self.folder).is_absolute() else self.name
 
     @property
-    def place(self) -> Path:
+    def root(self) -> Path:
         """The folder of the data set, there or not."""
         return data_root() / (self.folder or self.name)
 
     @property
-    def cure(self) -> str:
+    def hint(self) -> str:
         """What to do when something is missing."""
         get = f"get {self.name} from {self.homepage} ({self.licence})"
         steps = f"{get} and run: {self.prepare}" if self.prepare else f"{get} and put it there"
         return f"{steps}; or set DETECTRON2_DATASETS to the folder that holds {self.folder or self.name!r}"
 
-    def names(self) -> dict[str, str]:
+    def split_names(self) -> dict[str, str]:
         """Every name this row answers to -> split."""
         return {**{f"{self.name}_{split}": split for split in self.splits}, **self.aliases}
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--finish", action="store_true", help="write review/final: what most reviewers want")
 
 
-def run(args: argparse.Namespace) -> None:
+def run_review(args: argparse.Namespace) -> None:
     """
     Raises:
         ValueError: options that do not go together. FileNotFoundError: nothing to review, or no such file.
@@ -124,7 +124,7 @@ def _serve(review, args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('the review page needs gradio: pip install -e ".[app]"', name="gradio") from error
-    from skysense_o.data_engine.review.page import CSS, ReviewPage, build, script
+    from skysense_o.data_engine.review.page import CSS, ReviewPage, build_page, page_script
     from skysense_o.interactive.serving import serve
 
     names = Path(args.names).read_text().splitlines() if args.names else []
@@ -132,7 +132,7 @@ def _serve(review, args: argparse.Namespace) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     try:
         page = ReviewPage(review, names, args.reviewer, args.round)
-        options = {"css": CSS, "head": script(), "title": "The review"}
-        serve(build(page), root, args.host, args.port, block=True, **options)
+        options = {"css": CSS, "head": page_script(), "title": "The review"}
+        serve(build_page(page), root, args.host, args.port, block=True, **options)
     finally:
         shutil.rmtree(root, ignore_errors=True)

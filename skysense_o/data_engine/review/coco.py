@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skysense_o.data_engine.review.exchange import Annotation, annotations, tile_of
+from skysense_o.data_engine.review.exchange import ExchangedRegion, exchanged_regions, tile_of
 from skysense_o.data_engine.review.masks import box_of, polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review
 
@@ -13,7 +13,7 @@ def to_coco(review: Review, reviewer: str | None = None) -> dict:
     for k, tile in enumerate(review.tiles, 1):
         height, width = review.tiles.labels(tile).shape
         images.append({"id": k, "file_name": f"tiles/{tile}.png", "height": height, "width": width})
-        rows += [(k, one) for one in annotations(review, tile, reviewer) if one.mask.any()]
+        rows += [(k, one) for one in exchanged_regions(review, tile, reviewer) if one.mask.any()]
     names = sorted({one.name for _, one in rows})
     ids = {name: k for k, name in enumerate(names, 1)}
     return {
@@ -23,7 +23,7 @@ def to_coco(review: Review, reviewer: str | None = None) -> dict:
     }
 
 
-def _row(number: int, image: int, one: Annotation, category: int) -> dict:
+def _row(number: int, image: int, one: ExchangedRegion, category: int) -> dict:
     x0, y0, x1, y1 = box_of(one.mask)
     return {
         "id": number,
@@ -37,7 +37,7 @@ def _row(number: int, image: int, one: Annotation, category: int) -> dict:
     }
 
 
-def from_coco(review: Review, data: dict) -> dict[str, list[Annotation]]:
+def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
     """tile -> its annotations; images that are no tiles of ours, and those without annotations, are left out.
 
     Raises:
@@ -45,7 +45,7 @@ def from_coco(review: Review, data: dict) -> dict[str, list[Annotation]]:
     """
     names = {row["id"]: row["name"] for row in data["categories"]}
     tiles = {row["id"]: tile_of(review, row["file_name"]) for row in data["images"]}
-    found: dict[str, list[Annotation]] = {}
+    found: dict[str, list[ExchangedRegion]] = {}
     for row in data["annotations"]:
         tile = tiles.get(row["image_id"])
         if tile is None:
@@ -54,7 +54,7 @@ def from_coco(review: Review, data: dict) -> dict[str, list[Annotation]]:
             raise ValueError(f"annotation {row['id']} has category {row['category_id']}, which the file does not list")
         size = review.tiles.labels(tile).shape
         mask, exact = _mask(row["segmentation"], size, row["id"])
-        found.setdefault(tile, []).append(Annotation(mask, names[row["category_id"]], row.get("region"), exact))
+        found.setdefault(tile, []).append(ExchangedRegion(mask, names[row["category_id"]], row.get("region"), exact))
     return found
 
 

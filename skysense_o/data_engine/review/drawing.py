@@ -16,12 +16,12 @@ OPEN, DECIDED = (255, 255, 255), (90, 230, 110)
 DIMMED = 0.72
 
 
-def zoom_of(size: tuple[int, ...]) -> int:
+def review_zoom(size: tuple[int, ...]) -> int:
     """How many times larger an image of (H,W) is shown."""
     return max(1, round(SHOWN_SIDE / max(size[:2])))
 
 
-def draw(
+def draw_regions(
     image: np.ndarray,
     labels: np.ndarray,
     current: int,
@@ -33,7 +33,7 @@ def draw(
         image: uint8 (H,W,3). labels: (H,W), 0 the rest. current: the region to decide on. decided: those outlined in
             green. corner: x, y of the first corner of a box being drawn.
     """
-    zoom = zoom_of(labels.shape)
+    zoom = review_zoom(labels.shape)
     shown = image.repeat(zoom, 0).repeat(zoom, 1)
     large = labels.repeat(zoom, 0).repeat(zoom, 1)
     here = large == current

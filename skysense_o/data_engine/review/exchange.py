@@ -19,7 +19,7 @@ SAME_IOU = 0.9
 
 
 @dataclass
-class Annotation:
+class ExchangedRegion:
     """mask: bool (H,W). name: UNNAMED where it has none. region: its number here, None where the program lost it or it
     is new. exact: the mask has every pixel, as run lengths do and polygons do not.
     """
@@ -30,7 +30,7 @@ class Annotation:
     exact: bool = True
 
 
-def annotations(review: Review, tile: str, reviewer: str | None) -> list[Annotation]:
+def exchanged_regions(review: Review, tile: str, reviewer: str | None) -> list[ExchangedRegion]:
     """What a tile's regions are to a reviewer, without those rejected; as proposed where there is no reviewer."""
     view = review.view(reviewer, tile) if reviewer else View.of(review.tiles.known(tile), [])
     labels = review.labels_of(tile, view, merged=True)
@@ -40,7 +40,7 @@ def annotations(review: Review, tile: str, reviewer: str | None) -> list[Annotat
         if view.root(region) != region or (last is not None and last.action == "reject"):
             continue
         name = last.name if last is not None else review.proposed(tile, view, region).name
-        found.append(Annotation(labels == region, name or UNNAMED, region))
+        found.append(ExchangedRegion(labels == region, name or UNNAMED, region))
     return found
 
 
@@ -50,7 +50,7 @@ def tile_of(review: Review, file: str) -> str | None:
     return stem if stem in review.tiles.proposed else None
 
 
-def take_over(review: Review, reviewer: str, tile: str, given: Sequence[Annotation], round: int = 1) -> Counter:
+def take_over(review: Review, reviewer: str, tile: str, given: Sequence[ExchangedRegion], round: int = 1) -> Counter:
     """Say in `reviewer`'s name what turns their view of a tile into the annotations; how often which action was needed.
 
     Each part of a region that lies in another annotation is cut out and merged into that one's region, or made one;
@@ -97,7 +97,7 @@ def take_over(review: Review, reviewer: str, tile: str, given: Sequence[Annotati
     return done
 
 
-def _match(labels: np.ndarray, view: View, given: Sequence[Annotation]) -> dict[int, int]:
+def _match(labels: np.ndarray, view: View, given: Sequence[ExchangedRegion]) -> dict[int, int]:
     """index in given -> region: by its number where it came back, else the region it covers best, by half at least.
 
     A polygon that is as good as its region gets the region's mask.
@@ -118,7 +118,7 @@ def _match(labels: np.ndarray, view: View, given: Sequence[Annotation]) -> dict[
     return homes
 
 
-def _paint(size: tuple[int, ...], given: Sequence[Annotation]) -> np.ndarray:
+def _paint(size: tuple[int, ...], given: Sequence[ExchangedRegion]) -> np.ndarray:
     """(H,W) index of the annotation each pixel is in, -1 for none."""
     painted = np.full(size, -1, np.int32)
     for k in sorted(range(len(given)), key=lambda k: -int(given[k].mask.sum())):

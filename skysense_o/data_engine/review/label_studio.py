@@ -12,7 +12,7 @@ from html import escape
 
 import numpy as np
 
-from skysense_o.data_engine.review.exchange import Annotation, annotations, tile_of
+from skysense_o.data_engine.review.exchange import ExchangedRegion, exchanged_regions, tile_of
 from skysense_o.data_engine.review.masks import polygons_mask
 from skysense_o.data_engine.review.session import Review
 
@@ -38,7 +38,7 @@ def to_label_studio(review: Review, reviewer: str | None = None, files: str = FI
                 "image_rotation": 0,
                 "value": {"format": "rle", "rle": pack_brush(one.mask), "brushlabels": [one.name]},
             }
-            for one in annotations(review, tile, reviewer)
+            for one in exchanged_regions(review, tile, reviewer)
             if one.mask.any()
         ]
         data = {"image": f"{files}{tile}.png", "tile": tile}
@@ -54,7 +54,7 @@ def labelling_config(names) -> str:
     return f'<View><Image name="image" value="$image" zoom="true"/>{rows}</View>\n'
 
 
-def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[tuple[str, str], list[Annotation]]:
+def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[tuple[str, str], list[ExchangedRegion]]:
     """(annotator, tile) -> annotations, of a JSON export. Tasks nobody finished and other images are left out.
 
     reviewer: who annotated where the file does not say.
@@ -80,7 +80,7 @@ def _annotator(annotation: dict, reviewer: str) -> str:
     return reviewer if who is None else f"label-studio {who}"
 
 
-def _annotation(row: dict, size: tuple[int, int], tile: str) -> Annotation | None:
+def _annotation(row: dict, size: tuple[int, int], tile: str) -> ExchangedRegion | None:
     value, kind = row.get("value", {}), row.get("type")
     if kind not in ("brushlabels", "polygonlabels", "rectanglelabels") or not value.get(kind):
         return None
@@ -90,7 +90,7 @@ def _annotation(row: dict, size: tuple[int, int], tile: str) -> Annotation | Non
     number = str(row.get("id", "")).removeprefix("region")
     region = int(number) if number.isdigit() else None
     if kind == "brushlabels":
-        return Annotation(unpack_brush(value["rle"], size), value[kind][0], region)
+        return ExchangedRegion(unpack_brush(value["rle"], size), value[kind][0], region)
     if value.get("rotation"):
         raise ValueError(f"{tile} has a turned box, which is not read: draw a polygon instead")
     scale = np.array([size[1], size[0]]) / 100
@@ -99,7 +99,9 @@ def _annotation(row: dict, size: tuple[int, int], tile: str) -> Annotation | Non
     else:
         (x, y), (w, h) = (value["x"], value["y"]), (value["width"], value["height"])
         points = np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], float)
-    return Annotation(polygons_mask([(points * scale).ravel().tolist()], size), value[kind][0], region, exact=False)
+    return ExchangedRegion(
+        polygons_mask([(points * scale).ravel().tolist()], size), value[kind][0], region, exact=False
+    )
 
 
 def pack_brush(mask: np.ndarray) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from skysense_o.data_engine.review.agreement import agreement
-from skysense_o.data_engine.review.drawing import draw, zoom_of
+from skysense_o.data_engine.review.drawing import draw_regions, review_zoom
 from skysense_o.data_engine.review.session import Review
 from skysense_o.data_engine.review.steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
 from skysense_o.interactive import serving
@@ -30,7 +30,7 @@ _ADDRESS = """text => { if (text) { const place = JSON.parse(text);
   history.replaceState(null, "", "?" + new URLSearchParams({reviewer: place.reviewer, round: place.round})); } }"""
 
 
-def script() -> str:
+def page_script() -> str:
     """For the page's head: its keys, and boxes that are dragged."""
     return serving.script(Path(__file__).with_suffix(".js")) + serving.DRAG
 
@@ -67,12 +67,12 @@ class ReviewPage:
 
     def click(self, where: str, mode: str, x: float, y: float):
         tile = Place.read(where).tile
-        zoom = zoom_of(self.review.tiles.labels(tile).shape)
+        zoom = review_zoom(self.review.tiles.labels(tile).shape)
         return self.step("click", where, mode, int(x) // zoom, int(y) // zoom)
 
     def drag(self, where: str, corners: str):
         """A box drawn on the image, as drag.js tells it: what of the region is in it becomes a region."""
-        zoom = zoom_of(self.review.tiles.labels(Place.read(where).tile).shape)
+        zoom = review_zoom(self.review.tiles.labels(Place.read(where).tile).shape)
         x0, y0, x1, y1 = serving.dragged_box(corners, zoom)
         return self.step("split", where, (x0, y0, x1 + 1, y1 + 1))
 
@@ -98,7 +98,7 @@ class ReviewPage:
         view = self.steps.view(place)
         labels = self.review.labels_of(place.tile, view, merged=True)
         root = view.root(place.region)
-        image = draw(self.review.tiles.image(place.tile), labels, root, list(view.last), place.corner)
+        image = draw_regions(self.review.tiles.image(place.tile), labels, root, list(view.last), place.corner)
         choices = self.steps.choices(place)
         buttons = [gr.Button(f"{k + 1}  {choice}", visible=True) for k, choice in enumerate(choices)]
         buttons += [gr.Button(visible=False)] * (MOST_CHOICES - len(buttons))
@@ -126,7 +126,7 @@ class ReviewPage:
         )
 
 
-def build(page: ReviewPage):
+def build_page(page: ReviewPage):
     """The page, laid out and wired."""
     import gradio as gr
 

@@ -414,11 +414,11 @@ def test_no_regions_yet(tmp_path):
 
 
 def test_the_image_shows_the_region_it_asks_for(review, tile):
-    from skysense_o.data_engine.review.drawing import draw
+    from skysense_o.data_engine.review.drawing import draw_regions
     from skysense_o.inference.drawing import REGION_COLOR
 
     labels = review.tiles.labels(tile)
-    shown = np.array(draw(review.tiles.image(tile), labels, 2, {1}, (5, 5)))
+    shown = np.array(draw_regions(review.tiles.image(tile), labels, 2, {1}, (5, 5)))
     assert shown.shape == (640, 960, 3)
     yellow = (shown == REGION_COLOR).all(2)
     x0, y0, _, y1 = (8 * value for value in BOXES[2])

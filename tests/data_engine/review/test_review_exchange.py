@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from review_work import HEIGHT, WIDTH, command
 
 from skysense_o.data_engine.review.coco import from_coco, to_coco
-from skysense_o.data_engine.review.exchange import annotations
+from skysense_o.data_engine.review.exchange import exchanged_regions
 from skysense_o.data_engine.review.finish import finish
 from skysense_o.data_engine.review.label_studio import pack_brush, to_label_studio, unpack_brush
 from skysense_o.data_engine.review.log import Decision, DecisionLog
@@ -103,8 +103,11 @@ def test_what_a_reviewer_made_goes_out_and_comes_back_as_it_was(review, work, ti
             who = "dan"
         command(work, "--import", file, "--reviewer", "dan")
         back = Review(work)
-        assert [(a.name, a.mask.sum()) for a in annotations(back, tile, who)] == [("river", 4000), ("building", 800)]
-        for mine, theirs in zip(annotations(review, tile, "ann"), annotations(back, tile, who)):
+        assert [(a.name, a.mask.sum()) for a in exchanged_regions(back, tile, who)] == [
+            ("river", 4000),
+            ("building", 800),
+        ]
+        for mine, theirs in zip(exchanged_regions(review, tile, "ann"), exchanged_regions(back, tile, who)):
             assert np.array_equal(mine.mask, theirs.mask)
     assert {r: votes["ann"] for r, votes in Review(work).verdicts(tile).items() if "ann" in votes} == {
         r: votes["ann"] for r, votes in before.items() if "ann" in votes
@@ -173,7 +176,7 @@ def test_a_redrawn_mask_takes_pixels_and_gives_them_up(review, work, tile, tmp_p
     file = tmp_path / "redrawn.json"
     file.write_text(json.dumps(data))
     command(work, "--import", file)
-    back = {a.name: a.mask for a in annotations(Review(work), tile, "coco")}
+    back = {a.name: a.mask for a in exchanged_regions(Review(work), tile, "coco")}
     assert np.array_equal(back["building"], mask_of(0, 0, 60, 30))
     assert np.array_equal(back["water"], mask_of(60, 0, 120, 40))
     finish(Review(work))
