@@ -178,8 +178,8 @@ def published_vision_centric(
 
     Args:
         scores: (B,T,T) S', see `published_region_scores`. similarity: (B,T,T) S_t.
-        visual_similarity: (B,T,T) score / 10, 0 where the graph has no such pair, which then counts as 0; None: no graph,
-            and the factor is 1.
+        visual_similarity: (B,T,T) score / 10, 0 where the graph has no such pair (it then counts as 0);
+            None: no graph, and the factor is 1.
     """
     factor = (
         1.0
