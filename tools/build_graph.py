@@ -132,7 +132,7 @@ def run() -> int:
 
         predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
         if args.by == "text":
-            from skysense_o.data.similarity import text_cosines
+            from skysense_o.inference.classify import text_cosines
 
             values = text_cosines(predictor.model, names)
         else:

@@ -7,29 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from skysense_o.data.relation_graph import HIGHEST, RelationGraph
-from skysense_o.inference.classify import class_vectors
-
-if TYPE_CHECKING:
-    from torch import nn
 
 WEIGHTS = {"looks": 0.6, "words": 0.2, "cooccurrence": 0.2}
 """Of the measures' ranks in a pair's score. Looks count most, since the scores are to say what is hardly told apart;
 cooccurrence raises what stands together, for a name that is likely in the image unlabelled is a bad negative."""
 CONFUSED = 2
 """Times that people renamed one into the other, from which on a pair has the highest score."""
-
-
-def text_cosines(model: nn.Module, names: Sequence[str]) -> np.ndarray:
-    """(T,T) cosines of the names in the text tower of a SkySenseO, each the mean over its templates."""
-    with torch.no_grad():
-        vectors = class_vectors(model.tower, names, model.templates)
-    return (vectors @ vectors.T).cpu().numpy()
 
 
 def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -9,11 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data.relation_graph import RelationGraph
-from skysense_o.data.similarity import combined, confusions, cooccurrence, prototype_cosines, text_cosines
+from skysense_o.data.similarity import combined, confusions, cooccurrence, prototype_cosines
 from skysense_o.data_engine.annotations import tile_annotations
 from skysense_o.data_engine.namers import embeddings
 from skysense_o.data_engine.review.log import DecisionLog
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, whole
+from skysense_o.inference.classify import text_cosines
 
 if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skysense_o.data.relation_graph import RelationGraph
-from skysense_o.data.similarity import text_cosines
+from skysense_o.inference.classify import text_cosines
 
 if TYPE_CHECKING:
     from torch import nn

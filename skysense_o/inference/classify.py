@@ -30,6 +30,13 @@ def class_vectors(tower: nn.Module, classes: Sequence[str], templates: Sequence[
     return F.normalize(text_vectors(tower, sentences).view(len(classes), len(templates), -1).mean(1), dim=-1)
 
 
+def text_cosines(model: nn.Module, names: Sequence[str]) -> np.ndarray:
+    """(T,T) cosines of the names in the text tower of a SkySenseO, each the mean over its templates."""
+    with torch.no_grad():
+        vectors = class_vectors(model.tower, names, model.templates)
+    return (vectors @ vectors.T).cpu().numpy()
+
+
 def phrase_vectors(tower: nn.Module, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
     """(T,D) unit vectors, one a phrase of the vocabulary, as `class_vectors`."""
     return class_vectors(tower, list(chain.from_iterable(vocabulary.phrases)), templates)

@@ -235,7 +235,7 @@ def test_vhm_s_questions(data, name, file):
 def mine(tmp_path) -> Path:
     folder, rng = tmp_path / "mine", np.random.default_rng(0)
     for split in ("train", "val"):
-        trees.write(folder / f"img_dir/{split}/{split}_a.jpg", trees.image(rng, (40, 50)))
+        trees.write(folder / f"img_dir/{split}/{split}_a.jpg", trees.random_image(rng, (40, 50)))
         labels = rng.integers(1, 4, (40, 50), dtype=np.uint8)
         labels[0], labels[1] = 0, 255
         trees.write(folder / f"ann_dir/{split}/{split}_a.png", labels)

@@ -72,7 +72,7 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):
-    scenes = pytest.importorskip("scenes", reason="needs the extra geo")
+    scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     pixels = scenes.fields(40, 60)
     pixels[:, :10] = 0
     path = scenes.write_scene(tmp_path / "s.tif", pixels, nodata=0)
@@ -190,7 +190,7 @@ def test_every_file_of_a_plain_image(session):
 
 
 def test_files_of_a_scene_hold_what_was_seen_in_its_place(mini, tmp_path):
-    scenes = pytest.importorskip("scenes", reason="needs the extra geo")
+    scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     import geopandas
     import rasterio
 
