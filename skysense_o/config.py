@@ -113,6 +113,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.REGION_TEMPERATURE = 0.07  # CLIP's starting value
     loss.REGION_UPSCALE = 0  # 16: regions are pooled from the published code's map, of 269.7 M parameters; 0: none
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
+    loss.BAGS = 0.0  # of words that are known to be somewhere in an image; only samples that say so have any
+    loss.CAPTIONS = 0.0  # which of several captions is the image's own; keeps whole images in a mixed training
+    loss.GRID = 2  # pixels of a label that one cell of the losses takes, where labels do not say everything
     loss.CLASS_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
 
     # Pretraining (MODEL.META_ARCHITECTURE ImageTextPretraining): weights of its terms, 0: not computed.
@@ -128,7 +131,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
 
     # Training images.
-    cfg.INPUT.MAPPER = "labels"  # labels: with label images; pairs: with captions; questions: with answers
+    # labels: with label images; pairs: with captions; questions: with answers; mixed: any labels, see data/mixture.py
+    cfg.INPUT.MAPPER = "labels"
     cfg.INPUT.POINTS = ""  # where objects are that VQA.COUNTING counts: a file below datasets/points
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
@@ -146,7 +150,14 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.GRAPH = ""  # relation graph to draw the others from; splits named graph_* bring their own
     cfg.INPUT.SAMPLING_HYPER = [1, 3, 9, 10]  # scores of a negative, of a near synonym; what the published code uses
 
+    # Mixed training (INPUT.MAPPER mixed).
+    cfg.INPUT.BOX_MASKS = ""  # folder that tools/box_masks.py wrote to; needed by data sets with boxes
+    cfg.INPUT.WORDS = 14  # names a sample is asked for, its own first
+    cfg.INPUT.HYPERNYMS = 0.3  # how often a wider word of what is there is asked for, too
+    cfg.INPUT.CAPTIONS = 32  # captions that an image is compared with, its own among them
+
     # Data.
+    cfg.DATASETS.WEIGHTS = ()  # of each set of TRAIN, whole numbers: so many samples of each round; (): by size
     cfg.DATASETS.FOLDERS = []  # folders of one's own with a dataset.yaml; each gets names, <name>_<split>
     cfg.DATALOADER.SKIP_BAD = False  # pass over files that cannot be used, count and list them, instead of stopping
 

@@ -18,6 +18,7 @@ from skysense_o import geometry, losses
 from skysense_o.modeling import MaskDecoder, Queries, RegionProjection, Tower, build_tower
 from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.objective import Objective
+from skysense_o.partial_objective import partial_terms
 from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
 from skysense_o.vocabulary import TextBank, Vocabulary
@@ -161,8 +162,12 @@ class SkySenseO(nn.Module):
             text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
             text = self._blur(text)
             logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid))
-            regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
-            terms |= self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+            batch = samples, sem_seg, logits, presence, text, valid
+            if any("says" in sample for sample in samples):
+                terms |= partial_terms(self.objective, *batch, features, self._encode_phrases)
+            else:
+                regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
+                terms |= self.objective(*batch, regions)
         if self.prompt_objective is not None:
             terms |= self.prompt_objective(partial(self.predict_prompts, image_embedding), samples, transforms, sem_seg)
         return terms
@@ -175,6 +180,12 @@ class SkySenseO(nn.Module):
         queries = Queries(text, text[..., 0, 0].bool(), points, labels, boxes)
         logits, _, iou_pred = self.sem_seg_head.decode(image_embedding, queries)
         return logits, iou_pred
+
+    def _encode_phrases(self, phrases: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Phrases of R images, as they are -> unit vectors (R,N,D) and which of them are real (R,N)."""
+        asked = [Vocabulary(tuple(p), tuple((w,) for w in p), (False,) * len(p)) for p in phrases]
+        text, valid = self.text_bank(self.tower, asked, ("{}",))
+        return text[:, :, 0], valid
 
     def _regions(self, dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
         """(B,T,D) features of the classes' regions, not normalised."""

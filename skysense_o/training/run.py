@@ -25,6 +25,8 @@ from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
+from skysense_o.data.mixed_mapper import MixedMapper
+from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
 from skysense_o.device import choose_device
 from skysense_o.training.checkpointer import RunCheckpointer
@@ -38,9 +40,14 @@ from skysense_o.vqa import normalise
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
-MAPPERS = {"labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
+MAPPERS = {"mixed": MixedMapper, "labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
 # What a record must have for each mapper, one of these.
-NEEDS = {"labels": ("sem_seg_file_name",), "pairs": ("captions", "label"), "questions": ("answer",)}
+NEEDS = {
+    "mixed": ("sem_seg_file_name", "boxes", "points", "label"),
+    "labels": ("sem_seg_file_name",),
+    "pairs": ("captions", "label"),
+    "questions": ("answer",),
+}
 
 
 def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
@@ -73,6 +80,8 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
+    if cfg.DATASETS.WEIGHTS and not eval_only:
+        check_weights(cfg.DATASETS.WEIGHTS, len(cfg.DATASETS.TRAIN))
     for name in () if eval_only else cfg.DATASETS.TRAIN:
         records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
         if not any(key in records[0] for key in needs):
@@ -154,9 +163,14 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
         with ema.applied() if ema else nullcontext():
             return evaluate_all(cfg, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
+    mapper, skip = MAPPERS[cfg.INPUT.MAPPER](cfg), cfg.DATALOADER.SKIP_BAD
+    mixed = [records_of(name, skip) for name in cfg.DATASETS.TRAIN]
+    weights = cfg.DATASETS.WEIGHTS
+    samples = MixedSamples(mixed, weights, mapper, seed, skip) if weights else None
     loader = training_loader(
         records,
-        MAPPERS[cfg.INPUT.MAPPER](cfg),
+        mapper,
+        samples=samples,
         batch=micro_batch(cfg),
         start=start * cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,

@@ -1,0 +1,165 @@
+"""Tests by everyday words, each a function of an `Asker` -> name -> number. What is asked stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from skysense_o.data.catalog import records_of, spec_of
+from skysense_o.data.classes import load_classes
+from skysense_o.data.labels import read_image
+from skysense_o.data.mapper import read_image_and_labels
+from skysense_o.evaluation.coverage import BoxCounts, count_boxes, coverage
+from skysense_o.sample import IGNORE
+from skysense_o.vocabulary import Vocabulary
+
+ROADS = ("road", "building", "tree", "grass", "bare land", "parking lot", "water")
+ROOFS = ("building", "road", "tree", "grass", "bare land", "water", "car")
+AIRFIELD = (
+    "airplane",
+    "boat",
+    "car",
+    "truck",
+    "building",
+    "road",
+    "runway",
+    "grass",
+    "tree",
+    "bare land",
+    "water",
+    "pavement",
+)
+HARBOUR = ("ship", "boat", "building", "road", "tree", "grass", "bare land", "water", "pavement")
+FOREST = ("tree", "grass", "road", "bare land", "building", "water")
+AEROPLANES = ("airliner", "propeller", "trainer", "chartered", "fighter")
+DRONE = {"paved area": (0,), "grass": (2,), "tree": (7, 18), "roof": (8,), "water": (4, 6), "car": (16,)}
+LAND = {"vegetation": (0,), "land": (1,), "paved area": (2,), "building": (3,), "unpaved road": (5,)}
+KINDS = {
+    "airplane": ("airplane",),
+    "boat": ("harbor",),
+    "car": ("parking lot", "freeway", "intersection", "mobile home park", "dense residential", "medium residential",
+            "overpass", "tennis court", "sparse residential", "buildings", "storage tanks", "airplane", "baseball diamond"),
+    "tennis court": ("tennis court",),
+    "storage tank": ("storage tanks",),
+    "runway": ("runway",),
+    "river": ("river",),
+    "sea": ("beach",),
+    "crop field": ("agricultural",),
+    "forest": ("forest",),
+    "house": ("dense residential", "medium residential", "sparse residential", "mobile home park", "tennis court",
+              "intersection", "buildings"),
+    "golf bunker": ("golf course",),
+}  # fmt: skip
+BESIDE = ("road", "parking lot", "grass", "tree", "bare land", "building", "shrub")
+
+
+class Asker:
+    """A model and how many images of each set it is shown."""
+
+    def __init__(self, model: nn.Module, limit: int = 0) -> None:
+        self.model, self.limit = model, limit
+
+    def records(self, name: str) -> list[dict]:
+        """All records of a set, or `limit` of them, evenly spread."""
+        records = records_of(name)
+        if not self.limit or self.limit >= len(records):
+            return records
+        return [records[i] for i in np.linspace(0, len(records) - 1, self.limit).round().astype(int)]
+
+    def __call__(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
+        """uint8 (H,W,3) -> (H,W), the index of the word that each pixel gets."""
+        sample = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "vocabulary": Vocabulary.of(words)}
+        return self.model.predict([sample], "labels")[0]["labels"].cpu().numpy()
+
+
+def roads(ask: Asker) -> dict[str, float]:
+    """IoU of "road"."""
+    return {"IoU of road": _one_class(ask, "epfl_roads_val", ROADS)}
+
+
+def buildings(ask: Asker) -> dict[str, float]:
+    """IoU of "building"."""
+    return {"IoU of building": _one_class(ask, "oam_buildings_val", ROOFS)}
+
+
+def czech(ask: Asker) -> dict[str, float]:
+    """mIoU of five; water is absent."""
+    return _means(ask, "czech_landcover_val", LAND, ())
+
+
+def drone(ask: Asker) -> dict[str, float]:
+    """mIoU of six, on a source that no training sees; pixels of other classes count as none of them."""
+    return _means(ask, "semantic_drone_test", DRONE, ("dirt", "gravel"))
+
+
+def boxes(ask: Asker) -> dict[str, float]:
+    """Of objects in boxes: how many are hit, and how many of the word's pixels are inside of a box."""
+    found = {}
+    for name, words, meant in (
+        ("simd_val", AIRFIELD, {"airplane": AEROPLANES, "boat": ("boat",), "car": ("car",)}),
+        ("harbor_ships_test", HARBOUR, {"ship": ("ship",)}),
+        ("neon_crowns_val", FOREST, {"tree": ("tree",)}),
+    ):
+        counts = {word: BoxCounts() for word in meant}
+        for record in ask.records(name):
+            labels = ask(read_image(record["file_name"]), words)
+            folders = load_classes(spec_of(record["dataset"]).classes).folders
+            for word, classes in meant.items():
+                these = [box[:4] for box in record["boxes"] if folders[int(box[4])] in classes]
+                if these:
+                    count_boxes(counts[word], labels == words.index(word), these)
+        for word, c in counts.items():
+            found |= {f"{name} {word} hit": c.hit_share, f"{name} {word} inside": c.inside_share}
+    return found
+
+
+def coverage_of_words(ask: Asker) -> dict[str, float]:
+    """UC Merced's test images: does each of twelve words find its own kinds, and no others?"""
+    words, records = (*KINDS, *BESIDE), ask.records("ucmerced_test")
+    table = load_classes("ucmerced")
+    shares = np.stack(
+        [np.bincount(ask(read_image(r["file_name"]), words).ravel(), minlength=len(words)) / 65536 for r in records]
+    )
+    shares /= shares.sum(1, keepdims=True)
+    found = coverage(shares, [table.classes[r["label"]] for r in records], words, KINDS)
+    numbers = {"words of 12": float(sum(good for _, _, good in found.values()))}
+    for word, (here, there, _) in found.items():
+        numbers |= {f"{word}, own images": here, f"{word}, others": there}
+    return numbers
+
+
+def _one_class(ask: Asker, name: str, words: Sequence[str]) -> float:
+    both = either = 0
+    for record in ask.records(name):
+        image, labels = read_image_and_labels(record)
+        found, known = ask(image, words) == 0, labels != IGNORE
+        both += int((found & (labels == 1) & known).sum())
+        either += int(((found | (labels == 1)) & known).sum())
+    return both / max(1, either)
+
+
+def _means(ask: Asker, name: str, classes: dict[str, tuple[int, ...]], beside: Sequence[str]) -> dict[str, float]:
+    words = (*classes, *beside)
+    both, either = np.zeros(len(classes)), np.zeros(len(classes))
+    for record in ask.records(name):
+        image, labels = read_image_and_labels(record)
+        found, known = ask(image, words), np.isin(labels, [c for these in classes.values() for c in these])
+        for k, these in enumerate(classes.values()):
+            mine, meant = (found == k) & known, np.isin(labels, these)
+            both[k] += (mine & meant).sum()
+            either[k] += (mine | meant).sum()
+    ious = both / np.maximum(1, either)
+    return {"mIoU": float(ious.mean()), **{f"IoU of {word}": float(iou) for word, iou in zip(classes, ious)}}
+
+
+TESTS: dict[str, Callable[[Asker], dict[str, float]]] = {
+    "roads": roads,
+    "buildings": buildings,
+    "czech": czech,
+    "drone": drone,
+    "boxes": boxes,
+    "coverage": coverage_of_words,
+}
