@@ -21,7 +21,7 @@ TRAINED = ("dubai", *NEW, *SHARED)
 """The tables whose words training may draw; held-out words are far from all of them."""
 TESTED = (*NEW, "drone")
 WITHOUT_ROW = {"open_world", *TESTED, *SHARED}
-HELDOUT = json.loads((ROOT / "tests/heldout_words.json").read_text())
+HELDOUT = json.loads((ROOT / "tests/reference/heldout_words.json").read_text())
 SEA_BLUE = (38, 120, 226)
 WATER = {
     "water",
