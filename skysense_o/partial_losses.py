@@ -19,7 +19,7 @@ from skysense_o.sample import NO, UNKNOWN, YES
 ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials, and whose gradient is finite
 
 
-def lookup(says: Sequence[Tensor], names: int) -> Tensor:
+def says_table(says: Sequence[Tensor], names: int) -> Tensor:
     """(V,C) int8 tables of a batch -> (B,names,256): what each label value says of each name; the rest UNKNOWN."""
     table = torch.full((len(says), names, 256), UNKNOWN, dtype=torch.int8)
     for row, one in zip(table, says):
@@ -27,25 +27,25 @@ def lookup(says: Sequence[Tensor], names: int) -> Tensor:
     return table
 
 
-def targets(sem_seg: Tensor, table: Tensor) -> Tensor:
-    """(B,H,W) label values and a `lookup` table -> (B,T,H,W) int8: YES, NO or UNKNOWN (which bags are, too)."""
+def partial_targets(sem_seg: Tensor, table: Tensor) -> Tensor:
+    """(B,H,W) label values and a `says_table` table -> (B,T,H,W) int8: YES, NO or UNKNOWN (which bags are, too)."""
     table = torch.where(table > YES, UNKNOWN, table)
     return torch.stack([one[:, values] for one, values in zip(table, sem_seg)])
 
 
-def bce(logits: Tensor, target: Tensor) -> Tensor:
+def partial_bce(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over the known (name, pixel) pairs of each sample. logits, target: (B,T,H,W)."""
     each = F.binary_cross_entropy_with_logits(logits, (target == YES).to(logits.dtype), reduction="none")
     return mean_of_means(each, target != UNKNOWN)
 
 
-def focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
-    """As `bce`, weighted as in Lin et al. 2017."""
+def partial_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """As `partial_bce`, weighted as in Lin et al. 2017."""
     each = sigmoid_focal_loss(logits, (target == YES).to(logits.dtype), alpha=alpha, gamma=gamma)
     return mean_of_means(each, target != UNKNOWN)
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def partial_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Names compete at each pixel: each that is YES against all that are NO there; the mean over those that are YES.
 
     The mean is over pixels that have a YES.
@@ -59,18 +59,18 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return (sums / (count > 0).flatten(1).sum(1).clamp(min=1)).mean()
 
 
-def dice(logits: Tensor, target: Tensor) -> Tensor:
+def partial_dice(logits: Tensor, target: Tensor) -> Tensor:
     """Of each name with a YES, over its known pixels."""
     yes = target == YES
     return mean_of_means(mask_dice(logits, yes, target != UNKNOWN), yes.flatten(2).any(-1))
 
 
 def bags(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
-    """Multiple-instance learning (Pathak et al. 2015): of the pixels with a value that says n percent of a name, those n
-    percent that fit the name best must fit it. The mean over the bags of a sample; a sample without any gives 0.
+    """Multiple-instance learning (Pathak et al. 2015): of the pixels with a value that says n percent of a name, those
+    n percent that fit the name best must fit it. The mean over the bags of a sample; a sample without any gives 0.
 
     Args:
-        logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `lookup`; n from 2 to 100 makes a bag.
+        logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `says_table`; n from 2 to 100 makes a bag.
     """
     means = []
     for one, values, says in zip(logits, sem_seg, table):
@@ -84,11 +84,11 @@ def bags(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
     return torch.stack(means).mean()
 
 
-def presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
+def partial_presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
     """Is the name in the image? Yes where a pixel is YES or a bag holds it, no where every pixel is NO; else not asked.
 
     Args:
-        scores: (B,T) logits. Others as in `bags` and `bce`.
+        scores: (B,T) logits. Others as in `bags` and `partial_bce`.
     """
     shown = torch.zeros_like(table[:, 0], dtype=torch.bool).scatter_(1, sem_seg.flatten(1), True)
     found = (target == YES).flatten(2).any(-1) | ((table > YES) & shown[:, None]).any(-1)
@@ -97,7 +97,7 @@ def presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Tensor) -> 
     return mean_of_means(each, found | absent)
 
 
-def opposed(sem_seg: Tensor, table: Tensor) -> Tensor:
+def opposed_names(sem_seg: Tensor, table: Tensor) -> Tensor:
     """(B,T,T) bool: name j is NO wherever name i is YES, so that the region of i may be held against the word j."""
     counts = torch.zeros(len(table), 256, device=table.device)
     counts.scatter_add_(1, sem_seg.flatten(1), torch.ones_like(sem_seg.flatten(1), dtype=counts.dtype))
@@ -105,18 +105,18 @@ def opposed(sem_seg: Tensor, table: Tensor) -> Tensor:
     return torch.einsum("btv,bv,buv->btu", yes, counts, doubtful) == 0
 
 
-def pool(dense: Tensor, target: Tensor) -> Tensor:
-    """(B,D,h,w) features, (B,T,H,W) targets -> (B,T,D): the mean feature where a name is YES; zero where it never is."""
+def pool_yes(dense: Tensor, target: Tensor) -> Tensor:
+    """(B,D,h,w) features, (B,T,H,W) targets -> (B,T,D): the mean feature where a name is YES; 0 where it never is."""
     masks = F.adaptive_avg_pool2d((target == YES).float(), dense.shape[-2:])
     return torch.einsum("bthw,bdhw->btd", masks, dense.float()) / masks.sum((2, 3)).clamp(min=1e-6)[..., None]
 
 
-def region_contrast(
+def partial_region_contrast(
     regions: Tensor, present: Tensor, text: Tensor, valid: Tensor, against: Tensor, temperature: float
 ) -> Tensor:
     """`losses.region_contrast`, where each region meets only the words that it is known not to be, and its own.
 
-    against: (B,T,T) bool, see `opposed`; the region first.
+    against: (B,T,T) bool, see `opposed_names`; the region first.
     """
     scores = torch.einsum("bid,bjd->bij", F.normalize(regions, dim=-1, eps=1e-6), text.float()) / temperature
     own = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)

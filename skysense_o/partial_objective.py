@@ -42,25 +42,25 @@ def partial_terms(
             f" part: set them to 0; permitted are {', '.join(KNOWN_TERMS).upper()}"
         )
     names, step = logits.shape[1], objective.grid
-    table = partly.lookup([_says(s) for s in samples], names).to(sem_seg.device)
+    table = partly.says_table([_says(s) for s in samples], names).to(sem_seg.device)
     labels = sem_seg[:, step // 2 :: step, step // 2 :: step]
-    target = partly.targets(labels, table)
+    target = partly.partial_targets(labels, table)
     unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
     with full_precision(sem_seg.device):
         full = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         terms = {
-            "bce": lambda: partly.bce(full, target),
-            "focal": lambda: partly.focal(full, target),
-            "cross_entropy": lambda: partly.cross_entropy(full, target),
-            "dice": lambda: partly.dice(full, target),
-            "presence": lambda: partly.presence(presence, target, labels, table),
+            "bce": lambda: partly.partial_bce(full, target),
+            "focal": lambda: partly.partial_focal(full, target),
+            "cross_entropy": lambda: partly.partial_cross_entropy(full, target),
+            "dice": lambda: partly.partial_dice(full, target),
+            "presence": lambda: partly.partial_presence(presence, target, labels, table),
             "bags": lambda: partly.bags(full, labels, table),
-            "region": lambda: partly.region_contrast(
-                partly.pool(features.dense, target),
+            "region": lambda: partly.partial_region_contrast(
+                partly.pool_yes(features.dense, target),
                 (target == YES).flatten(2).any(-1),
                 unit,
                 valid,
-                partly.opposed(labels, table),
+                partly.opposed_names(labels, table),
                 objective.temperature,
             ),
             "captions": lambda: _captions(samples, features.pooled, encode, objective.temperature),

@@ -34,22 +34,22 @@ def partial_batch(batch):
     says = [torch.randint(-1, 2, (4, T), generator=generator).to(torch.int8) for _ in range(B)]
     says[1][2] = UNKNOWN
     says[2][:, 3] = UNKNOWN
-    table = partly.lookup(says, T)
-    return labels, logits, says, table, partly.targets(labels, table)
+    table = partly.says_table(says, T)
+    return labels, logits, says, table, partly.partial_targets(labels, table)
 
 
 @pytest.mark.parametrize(
     ("full", "part"),
     [
-        (losses.pixel_bce, partly.bce),
-        (losses.focal, partly.focal),
-        (losses.pixel_cross_entropy, partly.cross_entropy),
-        (losses.dice, partly.dice),
+        (losses.pixel_bce, partly.partial_bce),
+        (losses.focal, partly.partial_focal),
+        (losses.pixel_cross_entropy, partly.partial_cross_entropy),
+        (losses.dice, partly.partial_dice),
     ],
 )
 def test_where_all_is_known_they_are_those_of_complete_labels(batch, full, part):
     labels, logits, valid = batch
-    target = partly.targets(labels, partly.lookup([complete()] * B, T))
+    target = partly.partial_targets(labels, partly.says_table([complete()] * B, T))
     one, other = full(logits, labels, valid), part(logits, target)
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (one, other)), rtol=1e-5, atol=1e-9)
@@ -57,19 +57,19 @@ def test_where_all_is_known_they_are_those_of_complete_labels(batch, full, part)
 
 def test_presence_and_regions_of_complete_labels(batch):
     labels, _, valid = batch
-    table = partly.lookup([complete()] * B, T)
-    target = partly.targets(labels, table)
+    table = partly.says_table([complete()] * B, T)
+    target = partly.partial_targets(labels, table)
     generator = torch.Generator().manual_seed(2)
     scores, dense = torch.randn(B, T, generator=generator), torch.randn(B, 8, 4, 4, generator=generator)
     text = F.normalize(torch.randn(B, T, 8, generator=generator), dim=-1)
     whole = (labels != IGNORE).flatten(1).all(1)
     torch.testing.assert_close(
-        losses.presence_bce(scores, labels, valid, whole), partly.presence(scores, target, labels, table)
+        losses.presence_bce(scores, labels, valid, whole), partly.partial_presence(scores, target, labels, table)
     )
     present = losses.present_classes(labels, T)
     one = losses.region_contrast(losses.pool_regions(dense, labels, T), present, text, valid, 0.07)
-    other = partly.region_contrast(
-        partly.pool(dense, target), present, text, valid, partly.opposed(labels, table), 0.07
+    other = partly.partial_region_contrast(
+        partly.pool_yes(dense, target), present, text, valid, partly.opposed_names(labels, table), 0.07
     )
     torch.testing.assert_close(one, other)
 
@@ -99,8 +99,8 @@ def test_bce_and_cross_entropy_by_a_loop(partial_batch):
                     competing.append(sum(each) / len(each))
         bce.append(sum(known) / len(known))
         cross.append(sum(competing) / len(competing))
-    assert float(partly.bce(logits, target)) == pytest.approx(sum(bce) / B, abs=1e-9)
-    assert float(partly.cross_entropy(logits, target)) == pytest.approx(sum(cross) / B, abs=1e-6)
+    assert float(partly.partial_bce(logits, target)) == pytest.approx(sum(bce) / B, abs=1e-9)
+    assert float(partly.partial_cross_entropy(logits, target)) == pytest.approx(sum(cross) / B, abs=1e-6)
 
 
 def test_dice_by_a_loop(partial_batch):
@@ -115,10 +115,12 @@ def test_dice_by_a_loop(partial_batch):
                 y = yes[known].double()
                 each.append(float(1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)))
         means.append(sum(each) / len(each))
-    assert float(partly.dice(logits, target)) == pytest.approx(sum(means) / B, abs=1e-9)
+    assert float(partly.partial_dice(logits, target)) == pytest.approx(sum(means) / B, abs=1e-9)
 
 
-@pytest.mark.parametrize("part", [partly.bce, partly.focal, partly.cross_entropy, partly.dice])
+@pytest.mark.parametrize(
+    "part", [partly.partial_bce, partly.partial_focal, partly.partial_cross_entropy, partly.partial_dice]
+)
 def test_unknown_pixels_have_no_gradient(partial_batch, part):
     _, logits, _, _, target = partial_batch
     gradient = torch.autograd.grad(part(logits, target), logits)[0]
@@ -127,7 +129,9 @@ def test_unknown_pixels_have_no_gradient(partial_batch, part):
     assert gradient[target == UNKNOWN].abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("part", [partly.bce, partly.focal, partly.cross_entropy, partly.dice])
+@pytest.mark.parametrize(
+    "part", [partly.partial_bce, partly.partial_focal, partly.partial_cross_entropy, partly.partial_dice]
+)
 def test_nothing_known_is_zero(batch, part):
     _, logits, _ = batch
     loss = part(logits, torch.full((B, T, SIDE, SIDE), UNKNOWN, dtype=torch.int8))
@@ -140,7 +144,7 @@ def test_bags_by_a_loop():
     labels = torch.randint(0, 2, (2, 6, 6), generator=generator)
     logits = torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64)
     says = torch.tensor([[25, 0, -1], [1, 0, 50]], dtype=torch.int8)
-    table = partly.lookup([says, torch.zeros_like(says)], 3)
+    table = partly.says_table([says, torch.zeros_like(says)], 3)
     terms = []
     for name, value, percent in ((0, 0, 25), (2, 1, 50)):
         inside = sorted(logits[0, name][labels[0] == value].tolist(), reverse=True)
@@ -148,23 +152,23 @@ def test_bags_by_a_loop():
         terms.append(math.log1p(math.exp(-sum(best) / len(best))))
     expected = (sum(terms) / 2 + 0) / 2  # the second sample has no bag
     assert float(partly.bags(logits, labels, table)) == pytest.approx(expected, abs=1e-9)
-    assert (partly.targets(labels, table) <= YES).all()  # a bag is no pixel's YES
+    assert (partly.partial_targets(labels, table) <= YES).all()  # a bag is no pixel's YES
 
 
 def test_presence_asks_only_what_is_known():
     says = torch.tensor([[1, 0, -1, 20]], dtype=torch.int8)
     labels = torch.zeros(1, 4, 4, dtype=torch.long)
-    table = partly.lookup([says], 4)
+    table = partly.says_table([says], 4)
     scores = torch.tensor([[2.0, -1.0, 3.0, 0.5]])
     expected = [F.softplus(torch.tensor(v)) for v in (-2.0, -1.0, -0.5)]
-    found = partly.presence(scores, partly.targets(labels, table), labels, table)
+    found = partly.partial_presence(scores, partly.partial_targets(labels, table), labels, table)
     torch.testing.assert_close(found, torch.stack(expected).mean())
 
 
 def test_a_region_meets_only_words_that_it_is_known_not_to_be():
     labels = torch.tensor([[[0, 1]]])
     says = torch.tensor([[1, 0, -1], [0, 1, 0]], dtype=torch.int8)
-    against = partly.opposed(labels, partly.lookup([says], 3))[0]
+    against = partly.opposed_names(labels, partly.says_table([says], 3))[0]
     assert against.tolist() == [[False, True, False], [True, False, True], [True, True, True]]
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from skysense_o.data.captions import is_caption_source, read_captioned_images
-from skysense_o.data.datasets.broad import BROAD
 from skysense_o.data.datasets.classification import SCENES
 from skysense_o.data.datasets.language import LANGUAGE
 from skysense_o.data.datasets.segmentation import SEGMENTATION
 from skysense_o.data.datasets.spec import DatasetSpec, data_root
+from skysense_o.data.datasets.weak import WEAK
 from skysense_o.data.own import own_spec
 from skysense_o.data.records import load_split
 from skysense_o.sample import IGNORE
@@ -32,7 +32,7 @@ __all__ = [
     "spec_of",
 ]
 
-SPECS: tuple[DatasetSpec, ...] = (*SEGMENTATION, *SCENES, *LANGUAGE, *BROAD)
+SPECS: tuple[DatasetSpec, ...] = (*SEGMENTATION, *SCENES, *LANGUAGE, *WEAK)
 _BY_NAME = {spec.name: spec for spec in SPECS}
 
 
@@ -94,9 +94,11 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
 
 
 def evaluation_splits() -> list[tuple[str, DatasetSpec]]:
-    """What "all" means in an evaluation: of each row its test split, else val, else all; rows without are left out."""
+    """What "all" means in an evaluation: of each row its test split, else val, else all; rows without are left out, and
+    so are boxes and points, which `evaluation.words` asks for.
+    """
     chosen = []
-    for spec in SPECS:
+    for spec in (s for s in SPECS if s.task not in ("boxes", "points")):
         split = next((s for s in ("test", "val", "all") if s in spec.splits), None)
         if split:
             chosen.append((f"{spec.name}_{split}", spec))

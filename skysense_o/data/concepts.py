@@ -1,7 +1,7 @@
 """What a label says of words that are not its own: a table of concepts, `datasets/concepts.json`.
 
 A label says of a word yes, no or nothing. "Grass" is vegetation (yes), no building (no), and perhaps a meadow.
-Alphabet: K concepts, V label values.
+K concepts, V label values.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class Concepts:
-    """K concepts: names, words for each, and what a pixel of one says of another, int8 (K,K)."""
+    """K concepts: names, words for each, and what a pixel of one says of another."""
 
     names: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
-    says: np.ndarray
+    kinds: tuple[tuple[str, ...], ...]  # words for a part of each: what is no crop field is no "wheat field"
+    says: np.ndarray  # int8 (K,K)
     above: np.ndarray  # bool (K,K): row is, or is below, column
     fits: np.ndarray  # bool (K,K), symmetric: the two may be seen in one pixel
     place: np.ndarray  # bool (K,)
@@ -51,19 +52,19 @@ class Concepts:
             raise KeyError(f"{name!r} is no concept of {CONCEPTS_FILE.name}; there are: {', '.join(self.names)}")
         return self.names.index(name)
 
-    def of_class(self, table: str, place: int) -> int | None:
+    def of_class(self, table: str, label: int) -> int | None:
         """The concept of a class of a table; None for one that only stands for the rest.
 
         Raises:
             KeyError: a class that no concept names.
         """
         classes = load_classes(table)
-        for word in (classes.names[place], classes.folders[place]):
+        for word in (classes.classes[label], classes.folders[label]):
             if f"{table}/{word}" in self.classes:
                 return self.classes[f"{table}/{word}"]
-        if classes.background[place]:
+        if classes.background[label]:
             return None
-        raise KeyError(f"no concept of {CONCEPTS_FILE.name} is 'of' {table}/{classes.names[place]}: add one")
+        raise KeyError(f"no concept of {CONCEPTS_FILE.name} is 'of' {table}/{classes.classes[label]}: add one")
 
     def scene_says(self, scene: Scene, mentioned: dict[int, int] | None = None) -> np.ndarray:
         """int8 (K,): what an image of this kind says of each concept in each of its pixels.
@@ -98,18 +99,20 @@ def load_concepts() -> Concepts:
     body = json.loads(CONCEPTS_FILE.read_text())
     entries = body["concepts"]
     names = tuple(entries)
-    place_of = {name: k for k, name in enumerate(names)}
+    index_of = {name: k for k, name in enumerate(names)}
     count = len(names)
 
     def at(name: str, where: str) -> int:
-        if name not in place_of:
-            raise ValueError(f"{CONCEPTS_FILE.name}: {where} names {name!r}, which is no concept: add it or mend it")
-        return place_of[name]
+        if name not in index_of:
+            raise ValueError(
+                f"{CONCEPTS_FILE.name}: {where} names {name!r}, which is no concept: add it or correct the name"
+            )
+        return index_of[name]
 
     above = np.eye(count, dtype=bool)
     for name, entry in entries.items():
         for parent in entry.get("is", ()):
-            above[place_of[name], at(parent, name)] = True
+            above[index_of[name], at(parent, name)] = True
     for _ in range(count):
         wider = (above.astype(int) @ above) > 0
         if (wider == above).all():
@@ -118,7 +121,7 @@ def load_concepts() -> Concepts:
     beside = np.zeros((count, count), bool)
     for name, entry in entries.items():
         for other in entry.get("with", ()):
-            beside[place_of[name], at(other, name)] = True
+            beside[index_of[name], at(other, name)] = True
     beside |= beside.T
     # What is beside a concept is beside all that is below it, on both sides.
     fits = (above.astype(int) @ beside @ above.T) > 0
@@ -128,7 +131,7 @@ def load_concepts() -> Concepts:
     says[:, place] = UNKNOWN
     says[place] = UNKNOWN
     says[above] = YES
-    classes = {key: place_of[n] for n, e in entries.items() for key in (*e.get("of", ()), *e.get("labels", ()))}
+    classes = {key: index_of[n] for n, e in entries.items() for key in (*e.get("of", ()), *e.get("labels", ()))}
     nots = {key: at(name, key) for key, name in body["nots"].items()}
     scenes = {
         key: Scene(
@@ -139,25 +142,27 @@ def load_concepts() -> Concepts:
         )
         for key, s in body["scenes"].items()
     }
-    words = _words(entries, above)
-    return Concepts(names, words, says, above, fits, place, classes, nots, scenes)
+    words, kinds = _words(entries, above)
+    return Concepts(names, words, kinds, says, above, fits, place, classes, nots, scenes)
 
 
-def _words(entries: dict, above: np.ndarray) -> tuple[tuple[str, ...], ...]:
-    """Words of each concept: its own, and those of its classes. A word of several concepts goes to one that is called
-    so, else to the one with the most above it: 'river' is no other word for water here.
+def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+    """Words of each concept, its own and those of its classes, and its kinds. A word of several concepts goes to one
+    that is called so, else to the one with the most above it: 'river' is no other word for water here.
     """
-    listed = []
+    listed, parts = [], []
     for name, entry in entries.items():
-        words = [name, *entry.get("words", ())]
+        words, kinds = [name, *entry.get("words", ())], []
         for key in entry.get("of", ()):
             table, _, wanted = key.partition("/")
             classes = load_classes(table)
-            found = [c for c in range(len(classes)) if wanted in (classes.names[c], classes.folders[c])]
+            found = [c for c in range(len(classes)) if wanted in (classes.classes[c], classes.folders[c])]
             if not found:
-                raise ValueError(f"{CONCEPTS_FILE.name}: {name} is 'of' {key}, which is no class: mend it")
-            words += [classes.names[found[0]], *classes.synonyms[found[0]]]
+                raise ValueError(f"{CONCEPTS_FILE.name}: {name} is 'of' {key}, which is no class: correct it")
+            words += [classes.classes[found[0]], *classes.synonyms[found[0]]]
+            kinds += classes.kinds[found[0]]
         listed.append(list(dict.fromkeys(" ".join(word.lower().split()) for word in words)))
+        parts.append(kinds)
     owner: dict[str, int] = {}
     depth = above.sum(1)
     names = list(entries)
@@ -166,4 +171,5 @@ def _words(entries: dict, above: np.ndarray) -> tuple[tuple[str, ...], ...]:
             now = owner.get(word)
             if now is None or word == names[k] or (word != names[now] and depth[k] > depth[now]):
                 owner[word] = k
-    return tuple(tuple(word for word in words if owner[word] == k) for k, words in enumerate(listed))
+    own = tuple(tuple(word for word in words if owner[word] == k) for k, words in enumerate(listed))
+    return own, tuple(tuple(word for word in dict.fromkeys(kinds) if word not in owner) for kinds in parts)

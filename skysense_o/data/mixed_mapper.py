@@ -13,15 +13,16 @@ import torch
 from detectron2.config import configurable
 
 from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
-from skysense_o.data.catalog import spec_of
+from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import CONCEPTS_FILE, load_concepts
-from skysense_o.data.labels import BadData, read_image, read_labels
-from skysense_o.data.mapper import read_image_and_labels
-from skysense_o.data.partial_labels import WordChooser, class_says, object_says, outside_says
+from skysense_o.data.labels import BadData, read_labels
+from skysense_o.data.mapper import image_of_record, read_image_and_labels
+from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
+from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
-from skysense_o.sample import UNKNOWN, YES, Sample
+from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
 
 OBJECT_SIDE = (24.0, 128.0)  # pixels that the chosen object of a crop is to have
 LARGEST_SCALE = 4.0
@@ -48,6 +49,7 @@ class MixedMapper:
         box_masks: str = "",
         captions: int = 0,
         scenes: list[dict] | None = None,
+        prompts: PromptSampler | None = None,
     ) -> None:
         """
         Args:
@@ -55,16 +57,15 @@ class MixedMapper:
             box_masks: folder of `tools/box_masks.py`.
             captions: how many an image of a scene is compared with; 0: none.
             scenes: all records of scenes, from which a mosaic takes its further images.
+            prompts: of the classes and objects of label images and boxes; the rest has no parts to click on.
         """
         self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
         self.max_area, self.box_masks, self.captions = max_area, box_masks, captions
-        self.scenes = scenes or []
+        self.scenes, self.prompts = scenes or [], prompts
         self._pure = [r for r in self.scenes if _scene(r).whole is not None]
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        from skysense_o.data.catalog import records_of
-
         i = cfg.INPUT
         records = [r for name in cfg.DATASETS.TRAIN for r in records_of(name, cfg.DATALOADER.SKIP_BAD)]
         return {
@@ -77,6 +78,7 @@ class MixedMapper:
             "box_masks": i.BOX_MASKS,
             "captions": i.CAPTIONS if cfg.MODEL.LOSS.CAPTIONS else 0,
             "scenes": [r for r in records if "label" in r],
+            "prompts": PromptSampler(i.PROMPTS) if i.PROMPTS else None,
         }
 
     def __call__(self, record: dict) -> Sample:
@@ -100,6 +102,8 @@ class MixedMapper:
         for transform in random_transforms(self.crop, self.turn, self.color):
             image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
         vocabulary, table = self.words(labels, says, own)
+        if self.prompts:
+            extra["prompts"] = self.prompts(np.where(object_values(record)[labels], labels, IGNORE))
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "sem_seg": torch.from_numpy(labels.astype(np.int64)),
@@ -121,7 +125,7 @@ class MixedMapper:
                 f"{path} is missing: set INPUT.BOX_MASKS to the folder that tools/box_masks.py made, or run"
                 f" python tools/box_masks.py {record['dataset']}_train FOLDER"
             )
-        image = _image(record["file_name"])
+        image = _kept_image(record["file_name"])
         labels = read_labels(path, image.shape[:2]).astype(np.uint8)
         says, own = object_says(record["dataset"])
         says = says.copy()
@@ -130,8 +134,8 @@ class MixedMapper:
         return *crop_and_resize(image, labels, box, self.crop), says, own[:0]
 
     def _pointed(self, record: dict):
-        image = _image(record["file_name"])
-        count = len(load_classes(spec_of(record["dataset"]).classes))
+        image = _kept_image(record["file_name"])
+        count = len(load_classes(spec_of(record["dataset"]).class_table_name))
         disc, far = MARKS.get(record.get("what", ""), (POINTS["disc"], POINTS["far"]))
         labels = point_labels(image.shape[:2], record["points"], count, disc, far)
         box = random_square(labels, self.crop, (1.0, 2.5), 1.0)
@@ -154,7 +158,7 @@ class MixedMapper:
         image = np.zeros((self.crop, self.crop, 3), np.uint8)
         for value, one in enumerate(chosen):
             cell = labels == value
-            part = random_part(read_image(one["file_name"]), self.crop, 0.75 if count == 1 else 0.4)
+            part = random_part(image_of_record(one), self.crop, 0.75 if count == 1 else 0.4)
             cv2.copyTo(part, cell.astype(np.uint8), image)
         says = np.stack([load_concepts().scene_says(_scene(one), said_of(one)) for one in chosen])
         own = np.zeros(0, np.int64)
@@ -180,7 +184,7 @@ class MixedMapper:
         texts = captions_of(record)
         if texts and np.random.rand() < 0.5 and not few:
             return texts[np.random.randint(len(texts))]
-        table = load_classes(spec_of(record["dataset"]).classes)
+        table = load_classes(spec_of(record["dataset"]).class_table_name)
         words = (table.classes[record["label"]], *table.synonyms[record["label"]])
         return words[np.random.randint(min(len(words), 3 if few else len(words)))]
 
@@ -208,15 +212,15 @@ def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, i
     return int(np.clip(x, 0, width - length)), int(np.clip(y, 0, height - length)), length, length
 
 
-@lru_cache(1000)
-def _image(path: str) -> np.ndarray:
+@lru_cache(400)
+def _kept_image(path: str) -> np.ndarray:
     """Of images that are large, or come often; those of scenes are small and many."""
-    return read_image(path)
+    return image_of_record({"file_name": path})
 
 
 def _kind(record: dict) -> str:
     """As `concepts.json` names kinds of scenes: <table>/<class>."""
-    table = spec_of(record["dataset"]).classes
+    table = spec_of(record["dataset"]).class_table_name
     return f"{table}/{load_classes(table).classes[record['label']]}"
 
 
@@ -232,7 +236,7 @@ def captions_of(record: dict) -> list[str]:
     if "captions" in record:
         return record["captions"]
     path = Path(record["file_name"])
-    return _listed_captions(spec_of(record["dataset"]).place).get((path.parent.name, path.stem), [])
+    return _listed_captions(spec_of(record["dataset"]).root).get((path.parent.name, path.stem), [])
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Several data sets in one training: how often each is drawn from, as a function of seed and sample number."""
+"""Several data sets in one training: how often each is drawn from, as a function of seed and sample index."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class MixedSamples(Dataset):
             NumberedSamples(some, mapper, seed + OWN_SEED * (s + 1), skip_bad) for s, some in enumerate(records)
         ]
 
-    def place(self, number: int) -> tuple[int, int]:
-        """Sample number -> (set, number within that set)."""
-        block, place = divmod(number, sum(self.weights))
+    def locate(self, index: int) -> tuple[int, int]:
+        """Sample index -> (set, index within that set)."""
+        block, place = divmod(index, sum(self.weights))
         slots = np.repeat(np.arange(len(self.weights)), self.weights)
         order = slots[np.random.default_rng((self.seed, block)).permutation(len(slots))]
         chosen = int(order[place])
         return chosen, block * self.weights[chosen] + int((order[:place] == chosen).sum())
 
-    def __getitem__(self, number: int) -> Sample:
-        chosen, own = self.place(number)
+    def __getitem__(self, index: int) -> Sample:
+        chosen, own = self.locate(index)
         return self.sets[chosen][own]

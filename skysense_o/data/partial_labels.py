@@ -1,6 +1,6 @@
 """What the labels of a data set say of every concept, and which words a training sample is asked for.
 
-Alphabet: K concepts, V label values, C words of a sample.
+K concepts, V label values, C words of a sample.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     """Of a data set with label images: what each value says of each concept, int8 (V,K), and its own concepts, in which
     its classes exclude each other.
     """
-    concepts, table = load_concepts(), spec_of(dataset).classes
+    concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
     says = np.full((len(classes), len(concepts)), UNKNOWN, np.int8)
     meant = [concepts.of_class(table, c) for c in range(len(classes))]
@@ -36,7 +36,7 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
                 if says[c, other] == UNKNOWN and not concepts.above[other, concept]:
                     says[c, other] = NO
         else:
-            says[c, concepts.above[:, concepts.nots[f"{table}/{classes.names[c]}"]]] = NO
+            says[c, concepts.above[:, concepts.nots[f"{table}/{classes.classes[c]}"]]] = NO
     own = np.array(sorted({m for m in meant if m is not None}))
     return says, own
 
@@ -44,7 +44,7 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache
 def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     """Of a data set with boxes or points: as `class_says`, for the 2 C + 1 values of `weak.box_masks`."""
-    concepts, table = load_concepts(), spec_of(dataset).classes
+    concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
     count = len(classes)
     says = np.full((2 * count + 1, len(concepts)), UNKNOWN, np.int8)
@@ -60,6 +60,16 @@ def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     return says, np.array(sorted(own))
 
 
+def object_values(record: dict) -> np.ndarray:
+    """bool (256,): the label values that are masks of a class or an object, and not of the rest, a disc or a scene."""
+    values, classes = np.zeros(256, bool), load_classes(spec_of(record["dataset"]).class_table_name)
+    if "sem_seg_file_name" in record:
+        values[: len(classes)] = ~np.array(classes.background)
+    elif "boxes" in record:
+        values[: len(classes)] = True
+    return values
+
+
 def outside_says(record: dict) -> np.ndarray:
     """int8 (K,): what a pixel outside of all boxes says; of most sets nothing, since not all is boxed."""
     concepts = load_concepts()
@@ -67,7 +77,7 @@ def outside_says(record: dict) -> np.ndarray:
     dataset = record["dataset"]
     if dataset in NEVER_MISSED:
         always, most = NEVER_MISSED[dataset]
-        below, table = concepts.above[:, concepts.index(always)], spec_of(dataset).classes
+        below, table = concepts.above[:, concepts.index(always)], spec_of(dataset).class_table_name
         boxed = [concepts.of_class(table, int(box[4])) for box in record["boxes"]]
         if sum(below[concept] for concept in boxed) <= most:
             says[below] = NO
@@ -78,8 +88,8 @@ def outside_says(record: dict) -> np.ndarray:
 class WordChooser:
     """Which concepts a sample is asked for: its own, sometimes wider words, and words that its labels say no to.
 
-    synonyms: each by any of its words, else by its name. count: how many in all, unless there are more of its own.
-    hypernyms: how often a wider word is asked.
+    synonyms: each by any of its words, or by one of its kinds where it is denied; else by its name.
+    count: how many in all, unless there are more of its own. hypernyms: how often a wider word is asked.
     """
 
     synonyms: bool
@@ -114,11 +124,14 @@ class WordChooser:
             )
         if not len(chosen):
             chosen = np.array([np.random.randint(len(concepts))])
-        words = [self._called(concepts.words[k], concepts.names[k]) for k in chosen]
+        words = [
+            self._called(concepts.names[k], concepts.words[k], concepts.kinds[k] * (not wanted[k])) for k in chosen
+        ]
         return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen]
 
-    def _called(self, words: tuple[str, ...], name: str) -> str:
+    def _called(self, name: str, words: tuple[str, ...], kinds: tuple[str, ...]) -> str:
         """The name comes in a third of all cases."""
-        if not self.synonyms or not words or np.random.rand() < 1 / 3:
+        choice = words + kinds
+        if not self.synonyms or not choice or np.random.rand() < 1 / 3:
             return name
-        return words[np.random.randint(len(words))]
+        return choice[np.random.randint(len(choice))]

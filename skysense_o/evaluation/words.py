@@ -1,4 +1,4 @@
-"""Tests by everyday words, each a function of an `Asker` -> name -> number. What is asked stands here."""
+"""Tests by everyday words: what is asked of which data set, and the numbers, data set -> name -> number in 0..1."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import nn
 
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
-from skysense_o.data.labels import read_image
-from skysense_o.data.mapper import read_image_and_labels
+from skysense_o.data.mapper import image_of_record, read_image_and_labels
 from skysense_o.evaluation.coverage import BoxCounts, count_boxes, coverage
 from skysense_o.sample import IGNORE
 from skysense_o.vocabulary import Vocabulary
@@ -41,7 +40,8 @@ KINDS = {
     "airplane": ("airplane",),
     "boat": ("harbor",),
     "car": ("parking lot", "freeway", "intersection", "mobile home park", "dense residential", "medium residential",
-            "overpass", "tennis court", "sparse residential", "buildings", "storage tanks", "airplane", "baseball diamond"),
+            "overpass", "tennis court", "sparse residential", "buildings", "storage tanks", "airplane",
+            "baseball diamond"),
     "tennis court": ("tennis court",),
     "storage tank": ("storage tanks",),
     "runway": ("runway",),
@@ -75,63 +75,69 @@ class Asker:
         return self.model.predict([sample], "labels")[0]["labels"].cpu().numpy()
 
 
-def roads(ask: Asker) -> dict[str, float]:
+Numbers = dict[str, dict[str, float]]
+
+
+def ask_roads(ask: Asker) -> Numbers:
     """IoU of "road"."""
-    return {"IoU of road": _one_class(ask, "epfl_roads_val", ROADS)}
+    return {"epfl_roads_val": {"IoU of road": _iou_of_class_1(ask, "epfl_roads_val", ROADS)}}
 
 
-def buildings(ask: Asker) -> dict[str, float]:
+def ask_buildings(ask: Asker) -> Numbers:
     """IoU of "building"."""
-    return {"IoU of building": _one_class(ask, "oam_buildings_val", ROOFS)}
+    return {"oam_buildings_val": {"IoU of building": _iou_of_class_1(ask, "oam_buildings_val", ROOFS)}}
 
 
-def czech(ask: Asker) -> dict[str, float]:
+def ask_land(ask: Asker) -> Numbers:
     """mIoU of five; water is absent."""
-    return _means(ask, "czech_landcover_val", LAND, ())
+    return {"czech_landcover_val": _mean_iou(ask, "czech_landcover_val", LAND, ())}
 
 
-def drone(ask: Asker) -> dict[str, float]:
+def ask_drone(ask: Asker) -> Numbers:
     """mIoU of six, on a source that no training sees; pixels of other classes count as none of them."""
-    return _means(ask, "semantic_drone_test", DRONE, ("dirt", "gravel"))
+    return {"semantic_drone_test": _mean_iou(ask, "semantic_drone_test", DRONE, ("dirt", "gravel"))}
 
 
-def boxes(ask: Asker) -> dict[str, float]:
+def ask_objects(ask: Asker) -> Numbers:
     """Of objects in boxes: how many are hit, and how many of the word's pixels are inside of a box."""
-    found = {}
+    found: Numbers = {}
     for name, words, meant in (
         ("simd_val", AIRFIELD, {"airplane": AEROPLANES, "boat": ("boat",), "car": ("car",)}),
         ("harbor_ships_test", HARBOUR, {"ship": ("ship",)}),
-        ("neon_crowns_val", FOREST, {"tree": ("tree",)}),
+        ("neon_crowns_val", FOREST, {"tree": ("tree crown",)}),
     ):
         counts = {word: BoxCounts() for word in meant}
         for record in ask.records(name):
-            labels = ask(read_image(record["file_name"]), words)
-            folders = load_classes(spec_of(record["dataset"]).classes).folders
-            for word, classes in meant.items():
-                these = [box[:4] for box in record["boxes"] if folders[int(box[4])] in classes]
-                if these:
-                    count_boxes(counts[word], labels == words.index(word), these)
-        for word, c in counts.items():
-            found |= {f"{name} {word} hit": c.hit_share, f"{name} {word} inside": c.inside_share}
+            labels = ask(image_of_record(record), words)
+            classes = load_classes(spec_of(record["dataset"]).class_table_name).classes
+            for word, these in meant.items():
+                boxes = [box[:4] for box in record["boxes"] if classes[int(box[4])] in these]
+                if boxes:
+                    count_boxes(counts[word], labels == words.index(word), boxes)
+        found[name] = {
+            f"{word} {what}": share
+            for word, c in counts.items()
+            for what, share in (("hit", c.hit_share), ("inside", c.inside_share))
+        }
     return found
 
 
-def coverage_of_words(ask: Asker) -> dict[str, float]:
+def ask_coverage(ask: Asker) -> Numbers:
     """UC Merced's test images: does each of twelve words find its own kinds, and no others?"""
     words, records = (*KINDS, *BESIDE), ask.records("ucmerced_test")
-    table = load_classes("ucmerced")
-    shares = np.stack(
-        [np.bincount(ask(read_image(r["file_name"]), words).ravel(), minlength=len(words)) / 65536 for r in records]
-    )
-    shares /= shares.sum(1, keepdims=True)
-    found = coverage(shares, [table.classes[r["label"]] for r in records], words, KINDS)
-    numbers = {"words of 12": float(sum(good for _, _, good in found.values()))}
+    table, shares = load_classes("ucmerced"), []
+    for record in records:
+        counts = np.bincount(ask(image_of_record(record), words).ravel(), minlength=len(words))
+        shares.append(counts / counts.sum())
+    found = coverage(np.stack(shares), [table.classes[r["label"]] for r in records], words, KINDS)
+    numbers = {"words that find their own": sum(good for _, _, good in found.values()) / len(found)}
     for word, (here, there, _) in found.items():
-        numbers |= {f"{word}, own images": here, f"{word}, others": there}
-    return numbers
+        numbers |= {f"{word} in its own": here, f"{word} in others": there}
+    return {"ucmerced_test": numbers}
 
 
-def _one_class(ask: Asker, name: str, words: Sequence[str]) -> float:
+def _iou_of_class_1(ask: Asker, name: str, words: Sequence[str]) -> float:
+    """Of the first word, against class 1 of a set whose 0 is the rest."""
     both = either = 0
     for record in ask.records(name):
         image, labels = read_image_and_labels(record)
@@ -141,7 +147,8 @@ def _one_class(ask: Asker, name: str, words: Sequence[str]) -> float:
     return both / max(1, either)
 
 
-def _means(ask: Asker, name: str, classes: dict[str, tuple[int, ...]], beside: Sequence[str]) -> dict[str, float]:
+def _mean_iou(ask: Asker, name: str, classes: dict[str, tuple[int, ...]], beside: Sequence[str]) -> dict[str, float]:
+    """classes: word -> the label values that it means; other values are not looked at. beside: asked, not scored."""
     words = (*classes, *beside)
     both, either = np.zeros(len(classes)), np.zeros(len(classes))
     for record in ask.records(name):
@@ -155,11 +162,11 @@ def _means(ask: Asker, name: str, classes: dict[str, tuple[int, ...]], beside: S
     return {"mIoU": float(ious.mean()), **{f"IoU of {word}": float(iou) for word, iou in zip(classes, ious)}}
 
 
-TESTS: dict[str, Callable[[Asker], dict[str, float]]] = {
-    "roads": roads,
-    "buildings": buildings,
-    "czech": czech,
-    "drone": drone,
-    "boxes": boxes,
-    "coverage": coverage_of_words,
+TESTS: dict[str, Callable[[Asker], Numbers]] = {
+    "roads": ask_roads,
+    "buildings": ask_buildings,
+    "land": ask_land,
+    "drone": ask_drone,
+    "objects": ask_objects,
+    "coverage": ask_coverage,
 }

@@ -1,12 +1,12 @@
-"""Rows of the further sets that the broad mini learns from: land cover, boxes, points, kinds of scenes, and one source
-for testing alone.
+"""Data sets whose labels say less than everything: boxes, points, kinds of scenes, one class against the rest; and two
+of land cover that are used beside them.
 """
 
 from __future__ import annotations
 
 from skysense_o.data.datasets.spec import DatasetSpec
 
-BROAD: tuple[DatasetSpec, ...] = (
+WEAK: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="czech_landcover",
         task="segmentation",
