@@ -19,7 +19,7 @@ CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneContents:
     """What an image of one kind of place holds, as concept indices; anything that fits none of them is absent."""
 
     whole: int | None  # all of it is this
@@ -41,7 +41,7 @@ class Concepts:
     place: np.ndarray  # bool (K,)
     classes: dict[str, int]  # "<table>/<class>" -> concept
     nots: dict[str, int]  # "<table>/<class>" -> the concept that such a pixel is not
-    scenes: dict[str, Scene] = field(default_factory=dict)
+    scenes: dict[str, SceneContents] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,7 +66,7 @@ class Concepts:
             return None
         raise KeyError(f"no concept of {CONCEPTS_FILE.name} is 'of' {table}/{classes.classes[label]}: add one")
 
-    def scene_says(self, scene: Scene, mentioned: dict[int, int] | None = None) -> np.ndarray:
+    def scene_says(self, scene: SceneContents, mentioned: dict[int, int] | None = None) -> np.ndarray:
         """int8 (K,): what an image of this kind says of each concept in each of its pixels.
 
         mentioned: concept -> least share in percent, of what else is known to be in this image (its captions).
@@ -134,7 +134,7 @@ def load_concepts() -> Concepts:
     classes = {key: index_of[n] for n, e in entries.items() for key in (*e.get("of", ()), *e.get("labels", ()))}
     nots = {key: at(name, key) for key, name in body["nots"].items()}
     scenes = {
-        key: Scene(
+        key: SceneContents(
             at(s["whole"], key) if "whole" in s else None,
             at(s["place"], key) if "place" in s else None,
             {at(name, key): share for name, share in s.get("shows", {}).items()},

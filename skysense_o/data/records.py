@@ -18,7 +18,13 @@ from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import read_captions, read_conversations, read_rsvqa, read_table, read_text_questions
 from skysense_o.data.shards import read_shards
 from skysense_o.data.skysa import read_skysa
-from skysense_o.data.weak_records import read_boxes, read_listed_scenes, read_marks, read_points, read_split_folders
+from skysense_o.data.weak_records import (
+    read_boxes,
+    read_listed_scenes,
+    read_marks,
+    read_point_labels,
+    read_split_folders,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +134,7 @@ READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {
     "text questions": read_text_questions,
     "conversations": read_conversations,
     "boxes": read_boxes,
-    "points": read_points,
+    "points": read_point_labels,
     "marks": read_marks,
     "listed scenes": read_listed_scenes,
     "split folders": read_split_folders,

@@ -41,7 +41,7 @@ def read_boxes(spec: DatasetSpec, split: str) -> Iterator[dict]:
             yield _record(spec, file, boxes=boxes.get(image["id"], []))
 
 
-def read_points(spec: DatasetSpec, split: str) -> Iterator[dict]:
+def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """JSON lines {"image", "split", "<class name>": [[x, y], ...]} -> `points` of a record, [x, y, class id] each."""
     names = load_classes(spec.class_table_name).classes
     for entry in _lines(index_file(spec, split)):
@@ -75,7 +75,7 @@ def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """`datasets/points/<index>`: JSON lines {"image", "what", "points"}, every object of one kind in one image.
 
-    A record has `points` as of `read_points`, `what`, and the `kind` of its scene; what the class table has not is left
+    A record has `points` as of `read_point_labels`, `what`, and the `kind` of its scene; what the class table has not is left
     out.
     """
     names, scenes = load_classes(spec.class_table_name).classes, load_classes(spec.folder)
