@@ -77,7 +77,7 @@ def prepared_prompts(prompts: Sequence[dict], transforms: Sequence[ImageTransfor
     most = max(p["points"].shape[1] for p in prompts)
     points = [F.pad(f.points(p["points"]), (0, 0, 0, most - p["points"].shape[1])) for p, f in zip(prompts, transforms)]
     labels = [F.pad(p["labels"], (0, most - p["labels"].shape[1]), value=-1) for p in prompts]
-    boxes = [f.points(p["boxes"].unflatten(-1, (2, 2))).flatten(-2) for p, f in zip(prompts, transforms)]
+    boxes = [f.boxes(p["boxes"]) for p, f in zip(prompts, transforms)]
     return torch.stack(points), torch.stack(labels), torch.stack(boxes)
 
 

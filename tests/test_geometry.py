@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from skysense_o import geometry
-from skysense_o.geometry import image_transform_for, prepare
+from skysense_o.geometry import best_of_phrases, image_transform_for, prepare
 
 
 def tower(input_size=None, divisor=32):
@@ -80,6 +80,19 @@ def test_labels_in_chunks_equal_labels_at_once(monkeypatch):
     score, labels = whole.max(0)
     assert torch.equal(parts["labels"], labels)
     assert torch.equal(parts["score"], score)
+
+
+def test_probabilities_are_restored_as_logits_are():
+    torch.manual_seed(0)
+    transform, logits, phrases = image_transform_for((45, 61), tower()), torch.randn(4, 16, 16), [0, 0, 1, 2]
+    probabilities = best_of_phrases(logits.sigmoid(), phrases, 3)
+    for size in (None, (20, 30)):
+        from_logits = transform.restore(logits, phrases, 3, size)
+        restored = transform.restore_probabilities(probabilities, size)
+        assert torch.equal(from_logits["labels"], restored["labels"])
+        assert torch.equal(from_logits["score"], restored["score"])
+    whole = transform.restore_probabilities(probabilities, reduce="probabilities")["sem_seg"]
+    assert torch.equal(whole, transform.restore(logits, phrases, 3, reduce="probabilities")["sem_seg"])
 
 
 def test_synonyms_count_by_their_best():

@@ -108,7 +108,7 @@ def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]
 
 
 def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:
-    """One entry a region but the rest: {"region", "box" (first and last pixel, x0,y0,x1,y1), "pixels", "score"}."""
+    """One entry a region but the rest: {"region", "box" (half-open XYXY), "pixels", "score"}."""
     ids, place = np.unique(regions, return_inverse=True)
     place = place.ravel()
     pixels = np.bincount(place)
@@ -120,7 +120,7 @@ def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:
         np.maximum.at(high[:, axis], place, values)
     rows = zip(ids.tolist(), low.tolist(), high.tolist(), pixels.tolist(), means.tolist())
     return [
-        {"region": k, "box": [*first, *last], "pixels": n, "score": round(mean, 4)}
+        {"region": k, "box": [*first, *(v + 1 for v in last)], "pixels": n, "score": round(mean, 4)}
         for k, first, last, n, mean in rows
         if k
     ]

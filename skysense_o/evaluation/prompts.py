@@ -49,7 +49,7 @@ def evaluate_prompts(
         rows += found
         if number == 0 and folder and masks:
             folder.mkdir(parents=True, exist_ok=True)
-            _image(sample, masks).save(folder / "prompts.jpg", iou_pred=88)
+            _image(sample, masks).save(folder / "prompts.jpg", quality=88)
     model.train(was_training)
     rows = [row for part in comm.all_gather(rows) for row in part]
     if not rows:
@@ -81,7 +81,7 @@ def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]]
         row[f"click{CLICKS}"] = _iou(part, mask, known)
         box = box_from_mask(part)
         filled = np.zeros_like(part)
-        filled[box[1] : box[3] + 1, box[0] : box[2] + 1] = True
+        filled[box[1] : box[3], box[0] : box[2]] = True
         mask, _ = image.prompt(box=box)
         row["box"], row["box_filled"] = _iou(part, mask, known), _iou(part, filled, known)
         rows.append(row)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from skysense_o.geometry import ImageTransform
-from skysense_o.inference.blending import WindowRow, reflected, sweep
-from skysense_o.inference.sliding import batch_size, plan_windows, segment_array, thread_count
+from skysense_o.inference.blending import sweep
+from skysense_o.inference.sliding import batch_size, plan_windows, segment_array, thread_count, window_rows
 from skysense_o.inference.windows import Axis
 from skysense_o.parallel import OrderedThreadPool
 from skysense_o.sample import Sample
@@ -120,8 +120,7 @@ class Protocol:
         shown = self._shown(size)
         if self.flips or self.scales != (1.0,) or (self.window and shown != size):
             grid = self._mean(model, image, vocabulary, shown)
-            whole = ImageTransform(size, size, size)
-            out = whole.restore(grid.logit(), range(len(vocabulary)), len(vocabulary))  # it takes the sigmoid again
+            out = ImageTransform(size, size, size).restore_probabilities(grid)
             return out["labels"], out["score"]
         if self.window:
             window, overlap = max(self.window, 0) or None, None if self.overlap < 0 else self.overlap
@@ -156,7 +155,7 @@ class Protocol:
         size = tuple(image.shape[-2:])
         plan = plan_windows(model, size, len(vocabulary), window, overlap, WHOLE, target=grid)
         ask, cells = lambda windows: model.predict_windows(windows, vocabulary), None
-        load, batch = _rows(plan.rows, plan.cols, image), batch_size(model.device)
+        load, batch = window_rows(plan, image, range(len(plan.cols.starts))), batch_size(model.device)
         with OrderedThreadPool(ask, thread_count(model, batch, plan)) as pool:
             for band in sweep(plan, plan.strips[0], range(grid[0]), load, pool, batch):
                 if cells is None:
@@ -171,16 +170,6 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
         return image
     resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-
-def _rows(rows: Axis, cols: Axis, image: Tensor):
-    x = reflected(image.shape[-1], cols.starts[0], cols.starts[-1] + cols.window)
-
-    def load(k: int) -> WindowRow:
-        y = reflected(image.shape[-2], rows.starts[k], rows.starts[k] + rows.window)
-        return WindowRow(image[:, y][:, :, x], (True,) * len(cols.starts))
-
-    return load
 
 
 def _between(cells: Tensor, axis: Axis, dim: int) -> Tensor:

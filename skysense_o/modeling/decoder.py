@@ -20,7 +20,7 @@ class Queries:
     valid: Tensor  # (B,T) bool; an invalid phrase adds to no sum and its logits are never read
     points: Tensor | None = None  # (B,K,N,2) x,y in pixels of the prepared image
     labels: Tensor | None = None  # (B,K,N) 1 inside, 0 outside, -1 padding
-    boxes: Tensor | None = None  # (B,K,4) x0,y0,x1,y1; NaN where absent
+    boxes: Tensor | None = None  # (B,K,4) half-open XYXY in pixels of the prepared image; NaN where absent
 
     @property
     def prompts(self) -> int:

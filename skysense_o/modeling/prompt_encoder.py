@@ -88,7 +88,8 @@ def _points(queries: Queries) -> tuple[Tensor, Tensor]:
         kinds.append(queries.labels)
     if queries.boxes is not None:
         there = ~queries.boxes.isnan().any(-1, keepdim=True)
-        xy.append(queries.boxes.nan_to_num().unflatten(-1, (2, 2)))
+        first_and_last = queries.boxes - queries.boxes.new_tensor([0, 0, 1, 1])  # the weights were trained on these
+        xy.append(first_and_last.nan_to_num().unflatten(-1, (2, 2)))
         corners = torch.arange(CORNER, CORNER + 2, device=there.device).expand(*there.shape[:2], 2)
         kinds.append(torch.where(there, corners, -1))
     return torch.cat(xy, dim=2).float(), torch.cat(kinds, dim=2)
@@ -107,7 +108,7 @@ def _nearness(queries: Queries, size: tuple[int, int], grid: tuple[int, int], li
         box = torch.zeros_like(maps[0])
     else:
         low = (queries.boxes[..., :2] / scale)[..., None, None]
-        high = ((queries.boxes[..., 2:] + 1) / scale)[..., None, None]
+        high = (queries.boxes[..., 2:] / scale)[..., None, None]
         within = (
             (low[:, :, 0] <= x) & (x <= high[:, :, 0]) & (low[:, :, 1] <= y[:, None]) & (y[:, None] <= high[:, :, 1])
         )

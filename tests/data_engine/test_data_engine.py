@@ -207,7 +207,7 @@ def test_regions_are_connected_cover_all_and_lose_no_pixel():
     one = np.full((4, 4), 3)
     assert (tidy(one, 100) == 1).all(), "a small image keeps what it has"
     entries = described(regions, np.where(regions == 2, 0.75, 0.5))
-    assert entries[1] == {"region": 2, "box": [2, 20, 11, 29], "pixels": 100, "score": 0.75}
+    assert entries[1] == {"region": 2, "box": [2, 20, 12, 30], "pixels": 100, "score": 0.75}
     assert sum(e["pixels"] for e in entries) + (regions == 0).sum() == regions.size
 
 

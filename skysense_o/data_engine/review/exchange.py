@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from skysense_o.clicks import box_from_mask
 from skysense_o.data_engine.review.log import Decision
-from skysense_o.data_engine.review.masks import box_of, rle_of
+from skysense_o.data_engine.review.masks import rle_of
 from skysense_o.data_engine.review.session import REST, Review, View
 
 UNNAMED = "unnamed"
@@ -77,7 +78,7 @@ def take_over(review: Review, reviewer: str, tile: str, given: Sequence[Exchange
         for owner in sorted(owners):
             if owner != keeps:
                 mask = inside & (painted == owner)
-                cut = say(region, "split", box=box_of(mask), mask=rle_of(mask)["counts"])
+                cut = say(region, "split", box=box_from_mask(mask), mask=rle_of(mask)["counts"])
                 parts.append((cut.into, owner))
     members: dict[int, list[int]] = {}
     for region, owner in parts:

@@ -73,8 +73,7 @@ class ReviewPage:
     def drag(self, where: str, corners: str):
         """A box drawn on the image, as drag.js tells it: what of the region is in it becomes a region."""
         zoom = review_zoom(self.review.tiles.labels(Place.read(where).tile).shape)
-        x0, y0, x1, y1 = serving.dragged_box(corners, zoom)
-        return self.step("split", where, (x0, y0, x1 + 1, y1 + 1))
+        return self.step("split", where, serving.dragged_box(corners, zoom))
 
     def agreement(self) -> str:
         self.review.log.refresh()

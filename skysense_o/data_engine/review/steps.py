@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
+from skysense_o.clicks import box_between
 from skysense_o.data_engine.review.log import Decision
 from skysense_o.data_engine.review.session import Review, View
 
@@ -159,8 +160,7 @@ class Steps:
         if mode == SPLIT and place.corner is None:
             return replace(place, corner=(x, y)), "Now the opposite corner."
         if mode == SPLIT:
-            (x0, x1), (y0, y1) = sorted((x, place.corner[0])), sorted((y, place.corner[1]))
-            return self.split(place, (x0, y0, x1 + 1, y1 + 1))
+            return self.split(place, box_between(place.corner, (x, y)))
         region = int(self.review.labels_of(place.tile, self.view(place), merged=True)[y, x])
         return self.merge(place, region) if mode == MERGE else (replace(place, region=region, corner=None), "")
 
