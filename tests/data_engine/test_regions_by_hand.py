@@ -68,7 +68,7 @@ def test_a_region_is_asked_for_as_a_word_is(mini, image):
         assert np.array_equal(alone.labels, mini(seen, "road").labels)
     finally:
         mini.model.templates = templates
-    with pytest.raises(ValueError, match=r"\['Road'\] are words that are asked for already"):
+    with pytest.raises(ValueError, match=r"\['Road'\] are already phrases of this vocabulary"):
         word.with_examples({"Road": monkey["like this"]})
 
 

@@ -127,7 +127,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
             "TEST.WORDS 'guess' is not known: names, synonyms or heldout",
         ),
         ((*CONFIG, "--eval-only", "TEST.WORDS", "heldout"), "TEST.HELDOUT_FILE '' is no file"),
-        ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' was asked for"),
+        ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' is not available"),
         ((*CONFIG, "DATASETS.TEST", "('mars_val',)"), "unknown data set 'mars_val'"),
         ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
