@@ -100,5 +100,5 @@ def test_pooling_first_equals_pooling_the_map():
 
 
 def test_labels_that_are_no_multiple_of_the_grid_are_refused():
-    with pytest.raises(ValueError, match="needs exactly 4 pixels a cell; set MODEL.LOSS.REGION_UPSCALE"):
+    with pytest.raises(ValueError, match="needs exactly 4 pixels per cell; set MODEL.LOSS.REGION_UPSCALE"):
         RegionProjection(6, 4)(torch.zeros(1, 6, 3, 5), torch.zeros(1, 12, 21, dtype=torch.int64), 2)

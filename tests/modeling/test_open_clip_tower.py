@@ -120,12 +120,12 @@ def test_what_strings_share_runs_once():
 
 
 def test_a_tower_that_pools_by_attention_is_refused():
-    with pytest.raises(ValueError, match="'tiny-map' pools by attention.*take another, such as ViT-B-32"):
+    with pytest.raises(ValueError, match="'tiny-map' pools by attention.*choose another, such as ViT-B-32"):
         OpenCLIPTower(config("tiny-map"))
 
 
 def test_unknown_names_and_weights_that_do_not_fit(tmp_path):
-    with pytest.raises(ValueError, match="'ViT-Z' is no model of open_clip: .*ViT-B-32"):
+    with pytest.raises(ValueError, match="'ViT-Z' is not in open_clip: .*ViT-B-32"):
         OpenCLIPTower(config("ViT-Z"))
     cfg = config("tiny-vit")
     torch.save({"visual.proj": torch.zeros(3)}, tmp_path / "other.pt")
