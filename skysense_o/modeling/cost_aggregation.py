@@ -52,12 +52,11 @@ class CostAggregationHead(MaskDecoder):
             pyramid_channels: channels of the tower's finer maps, coarse to fine.
             templates: P.
             hidden: d.
-            heads, layers: attention heads, and number of layers.
+            heads, layers: number of attention heads and of layers.
             window: side of the attention windows, in grid cells.
             pad_len: attention over phrases is padded with a learned token to this number of phrases; 0: no padding.
             max_classes: if there are more phrases, only those with the largest cosines are decoded; 0: no limit.
-            image_guidance, text_guidance, pyramid_guidance, decoder_guidance: channels of the guidance features.
-            decoder_dims: channels of the two upsampling steps.
+            image_guidance, text_guidance, pyramid_guidance, decoder_guidance, decoder_dims: numbers of channels.
         """
         super().__init__()
         self.max_classes = max_classes
@@ -208,8 +207,7 @@ class SpatialBlock(nn.Module):
 class ClassLayer(nn.Module):
     """Linear attention over the phrases, separately at each cell of a map pooled by 2.
 
-    The phrases are padded with a learned token. All padding is equal, so it is computed once and multiplied by its
-    count.
+    Phrases are padded with a learned token. All padding is equal: it is computed once and multiplied by its count.
     """
 
     def __init__(self, dim: int, guidance: int, heads: int, pad_len: int) -> None:
@@ -226,10 +224,7 @@ class ClassLayer(nn.Module):
     def sums(
         self, parts: list[Tensor], guides: tuple[Tensor, ...], valids: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        """The sums of linear attention over all phrases, in float32 or better.
-
-        Args:
-            parts, guides, valids: per chunk (B,t,h,w,d), (B,t,g) and (B,t).
+        """The sums of linear attention over all phrases; per chunk (B,t,h,w,d), (B,t,g), (B,t); float32 or better.
 
         Returns:
             sum f(k) v (B,h',w',heads,e,e), and sum f(k) (B,h',w',heads,e).

@@ -125,7 +125,7 @@ def test_a_tower_that_pools_by_attention_is_refused():
 
 
 def test_unknown_names_and_weights_that_do_not_fit(tmp_path):
-    with pytest.raises(ValueError, match="'ViT-Z' is not in open_clip: .*ViT-B-32"):
+    with pytest.raises(ValueError, match="'ViT-Z' is not a model of open_clip: .*ViT-B-32"):
         OpenCLIPTower(config("ViT-Z"))
     cfg = config("tiny-vit")
     torch.save({"visual.proj": torch.zeros(3)}, tmp_path / "other.pt")

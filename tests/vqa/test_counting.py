@@ -196,7 +196,7 @@ def test_each_number_goes_to_its_question(cars, monkeypatch):
     monkeypatch.setattr(model, "count", count)
     assert model.answer(images, questions) == ["yes", "3", "5"]
     assert given["values"] == [20, 30]
-    assert torch.equal(given["text"], model._read(questions[1:]))
+    assert torch.equal(given["text"], model._encode(questions[1:]))
 
 
 def test_a_turned_image_has_the_same_number(cars):
@@ -207,7 +207,7 @@ def test_a_turned_image_has_the_same_number(cars):
         model.counter.near.weight.normal_(std=3.0)  # so that it matters what lies left and what above
         model.counter.sharpness.bias.fill_(-5)
     model.counter.register_forward_hook(lambda module, given, gives: shares.append(gives[0].softmax(1)))
-    image, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._read(["How many cars?"])
+    image, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._encode(["How many cars?"])
     for turn in range(2):
         model.count([torch.rot90(image, turn, (1, 2))], text)
     assert len(shares) == 8
@@ -228,10 +228,10 @@ def test_what_is_seen_does_not_depend_on_the_batch(cars):
     cfg = counting_config(cars)
     samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
     model = EmbeddedVQA(cfg).train()
-    together = model._once(samples)
+    together = model._cached(samples)
     for i, sample in enumerate(samples):
-        model._seen.clear()
-        assert all(torch.equal(one[0], many[i]) for one, many in zip(model._once([sample]), together))
+        model._cache.clear()
+        assert all(torch.equal(one[0], many[i]) for one, many in zip(model._cached([sample]), together))
 
 
 def test_a_side_that_the_tower_would_pad_is_refused(cars):
@@ -304,10 +304,10 @@ def test_a_file_holds_the_counter(cars, tmp_path):
     model = EmbeddedVQA(cfg).eval()
     save_weights(model, tmp_path / "count.safetensors", model_config(cfg).dump())
     again = load_vqa_model(tmp_path / "count.safetensors", "cpu")
-    images, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._read(["How many cars?"])
+    images, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._encode(["How many cars?"])
     assert again.counter.numbers == model.counter.numbers
     with torch.no_grad():
-        before, after = (m.counter(counting_maps(m.see(images)), text)[0] for m in (model, again))
+        before, after = (m.counter(counting_maps(m.encode_images(images)), text)[0] for m in (model, again))
     assert torch.allclose(before, after, atol=1e-4)
     without = counting_config("")
     without.MODEL.VQA.COUNTING = False
