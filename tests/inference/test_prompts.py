@@ -186,8 +186,8 @@ def test_the_encoder_reads_the_first_and_the_last_pixel_of_a_box():
     assert kinds.tolist() == [[[2, 3], [-1, -1]]]
     near = _nearness(Queries(*words, boxes=box), (64, 64), (64, 64), xy)[0, 0, 0]
     inside = torch.nonzero(near > 0)
-    assert inside.amin(0).tolist() == [2, 2], "rows 2 to 7; columns 3 to 8 of 128 are 1.25 to 4.25 of 64"
-    assert inside.amax(0).tolist() == [7, 3]
+    assert inside.amin(0).tolist() == [2, 1], "rows 2 to 7; columns 3 to 8 of 128 are 1 to 4 of 64"
+    assert inside.amax(0).tolist() == [7, 4]
 
 
 def test_terms_equal_their_naive_twin():

@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="model_0000005.pth could not be written .*No space left.*go on with --resume"):
+    with pytest.raises(OSError, match="model_0000005.pth could not be written .*No space left.*continue with --resume"):
         checkpointer.save("model_0000005", iteration=5)
     assert {p.name for p in tmp_path.iterdir()} == {"model_0000002.pth", "last_checkpoint"}
     assert (tmp_path / "model_0000002.pth").read_bytes() == good
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_names_itself_and_the_images(tmp_path):
         "file_name": "a.jpg",
     }
     losses = {"loss_bce": torch.tensor(1.0), "loss_region": torch.tensor(float("nan"))}
-    with pytest.raises(LossError, match=r"loss_region.*nan.*step 8, of the images a.jpg; the batch is in") as error:
+    with pytest.raises(LossError, match=r"loss_region.*nan.*step 8, for the images a.jpg; the batch is in") as error:
         check_losses(losses, [sample], 7, tmp_path)
     assert "loss_bce" not in str(error.value)
     dump = torch.load(tmp_path / "nan_0000007_0.pth", weights_only=True)
@@ -170,7 +170,7 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     words = tiny(config, **{"SOLVER.BASE_LR": 1e30, "SOLVER.MAX_ITER": 4, "SOLVER.WARMUP_ITERS": 0})
     code, _, err = call("tools/train_net.py", "--config-file", config, "OUTPUT_DIR", tmp_path / "run", *words)
     assert code == 2
-    assert re.search(r"error: .*nan.* in step \d, of the images .*tile\d_00\d.jpg", err)
+    assert re.search(r"error: .*nan.* in step \d, for the images .*tile\d_00\d.jpg", err)
     assert list((tmp_path / "run").glob("nan_*.pth"))
 
 
@@ -184,7 +184,7 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     ],
 )
 @pytest.mark.slow
-def test_a_signal_saves_and_says_how_to_go_on(dubai, tmp_path, gpus, number, send):
+def test_a_signal_saves_and_says_how_to_resume(dubai, tmp_path, gpus, number, send):
     out = tmp_path / "run"
     words = ["--config-file", ROOT / "configs/mini/finetune.yaml", "--num-gpus", gpus, "OUTPUT_DIR", out, *SMALL]
     words += ["SOLVER.MAX_ITER", "5000", "SOLVER.CHECKPOINT_PERIOD", "0", "TEST.EVAL_PERIOD", "0"]
@@ -203,7 +203,7 @@ def test_a_signal_saves_and_says_how_to_go_on(dubai, tmp_path, gpus, number, sen
     send(run.pid, number)
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 128 + number, said[-2000:]
-    assert "Go on with:" in said
+    assert "Resume with:" in said
     assert re.search(r"train_net.py --resume --config-file", said)
     (saved,) = out.glob("model_0*.pth")
     assert (out / "last_checkpoint").read_text() == saved.name

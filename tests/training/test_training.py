@@ -34,12 +34,12 @@ def test_the_first_pattern_wins_and_factor_0_freezes():
 
 
 def test_a_pattern_that_wins_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"'\^c' of SOLVER.GROUPS wins no parameter"):
+    with pytest.raises(ValueError, match=r"'\^c' of SOLVER.GROUPS matches no parameter"):
         build_optimizer(layers(), [["^c", 1.0, 0.0], [".", 1.0, 0.0]], 1e-2)
 
 
 def test_a_parameter_without_a_pattern_is_an_error():
-    with pytest.raises(ValueError, match="no pattern of SOLVER.GROUPS fits 'b.weight'"):
+    with pytest.raises(ValueError, match="no pattern of SOLVER.GROUPS matches 'b.weight'"):
         build_optimizer(layers(), [["^a", 1.0, 0.0]], 1e-2)
 
 

@@ -104,5 +104,5 @@ def test_mistakes_are_named(questions):
     with pytest.raises(ValueError, match="VQA.ANSWERS is empty"):
         EmbeddedVQA(small_config())
     one = records_of("rsivqa_test")[:3]
-    with pytest.raises(ValueError, match="with one image nothing can be shuffled"):
+    with pytest.raises(ValueError, match="the shuffled baseline needs at least two images"):
         evaluate_questions(None, one, read_record_image, one)
