@@ -77,8 +77,8 @@ class ImageTransform:
         Returns:
             float (...,4), half-open.
         """
-        outside = xyxy.new_tensor([0, 0, 1, 1])  # of a half-open box, beside the last pixel
-        return self.points((xyxy - outside).unflatten(-1, (2, 2))).flatten(-2) + outside
+        step = xyxy.new_tensor([0, 0, 1, 1])  # from the last pixel inside to the half-open end
+        return self.points((xyxy - step).unflatten(-1, (2, 2))).flatten(-2) + step
 
     def restore(
         self,
@@ -116,7 +116,9 @@ class ImageTransform:
     def restore_probabilities(
         self, probabilities: Tensor, size: tuple[int, int] | None = None, reduce: Reduce = "labels"
     ) -> dict[str, Tensor]:
-        """Resize probabilities per class to the size of the image; as `restore`, but after its sigmoid and maximum.
+        """Resize probabilities per class to the size of the image.
+
+        It is `restore` without the sigmoid and the maximum over phrases.
 
         Args:
             probabilities: (C,h',w') in 0..1, on any grid that covers the prepared image.
@@ -157,7 +159,7 @@ class ImageTransform:
     def _to_image(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""
         if reference_compat:
-            cut = grid[None, :, : self.size[0], : self.size[1]]  # published bug: pixels used as grid cells
+            cut = grid[None, :, : self.size[0], : self.size[1]]  # published bug: a size in pixels indexes the grid
             return F.interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]
         scaled = [p * out / side for p, out, side in zip(self.padded, size, self.size)]
         if all(side.is_integer() for side in scaled):

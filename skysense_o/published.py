@@ -88,11 +88,14 @@ def to_ours(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
 
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename our tensors to their published names, the inverse of `to_ours`; names that it kept are kept."""
+    """Rename our tensors to their published names, the inverse of `to_ours`.
+
+    Names that are already published ones stay.
+    """
 
     def name_of(name: str) -> str:
-        kept = name.startswith((CLIP_PREFIX, "sem_seg_head.transformer.")) or NOT_NEEDED.search(name)
-        return name if kept else published_name(name)
+        already = name.startswith((CLIP_PREFIX, "sem_seg_head.transformer.")) or NOT_NEEDED.search(name)
+        return name if already else published_name(name)
 
     return {name_of(name): tensor for name, tensor in state.items()}
 

@@ -33,7 +33,7 @@ class Vocabulary:
     Attributes:
         classes: C names.
         phrases: for each class its name and synonyms.
-        background: for each class whether it stands for everything that was not asked for.
+        background: for each class whether it is a background class, for pixels of no other class.
         examples: phrase -> unit vector (D,), for phrases that mean a region of an image instead of words.
     """
 
@@ -103,7 +103,9 @@ class Vocabulary:
         return cls.of(text.split(","), background.split(",") if background.strip() else ())
 
     def with_words(self, words: dict[str, Sequence[str]]) -> Vocabulary:
-        """Add phrases to the classes (SkySense-O, retrieval augmentation); the best phrase of a class counts.
+        """Add phrases to the classes (SkySense-O, retrieval augmentation).
+
+        The probability of a class is the maximum over its phrases.
 
         Args:
             words: class name -> more phrases. Names are compared without case, spaces, hyphens and underscores. Here
@@ -118,7 +120,7 @@ class Vocabulary:
         plain = {_plain(name): name for name in self.classes}
         unknown = [name for name in words if _plain(name) not in plain]
         if unknown:
-            raise ValueError(f"words were given for {unknown}, which are not among the classes {list(self.classes)}")
+            raise ValueError(f"words for {unknown}, which are not among the classes {list(self.classes)}")
         more = {plain[_plain(name)]: tuple(extra) for name, extra in words.items()}
         phrases = tuple(
             tuple(dict.fromkeys((*own, *more.get(name, ())))) for name, own in zip(self.classes, self.phrases)
@@ -208,7 +210,7 @@ class TextBank:
     def __call__(
         self, tower: Tower, vocabularies: Sequence[Vocabulary], templates: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
-        """Encode the vocabularies of a batch, padded to T phrases, the most that one of them has.
+        """Encode the vocabularies of a batch, padded to the number of phrases of the longest one.
 
         Args:
             tower: the text tower.

@@ -104,7 +104,7 @@ def evaluate_questions(
             there are "average" over types, "overall" over questions, and "human" over questions that people wrote
             freely. "count_bucketed" and "area_bucketed" compare RSVQA's buckets, and "count_within_one" allows an error
             of one; they are in no average.
-        predictions: one row per question, with all three answers under "said".
+        predictions: one row per question, with the three answers under "predictions".
 
     Raises:
         ValueError: all questions are about one image.
@@ -118,7 +118,9 @@ def evaluate_questions(
         chosen = mine[first : first + BATCH]
         needed = {files[j % len(files)] for i in chosen for j in (i, i + 1)}
         images = {f: torch.from_numpy(read(records[by_image[f][0]]).copy()).permute(2, 0, 1) for f in needed}
-        pairs = [(i, index) for i in chosen for index in by_image[files[i]]]  # of an image and a record
+        pairs = [
+            (i, index) for i in chosen for index in by_image[files[i]]
+        ]  # (index of the image, index of the record)
         own = [images[files[i]] for i, _ in pairs]
         others = [images[files[(i + 1) % len(files)]] for i, _ in pairs]
         questions = [records[index]["question"] for _, index in pairs]
@@ -128,25 +130,27 @@ def evaluate_questions(
             answers = {"model": model, "question_only": lookup(record), "shuffled": shuffled}
             row = {key: record[key] for key in ("file_name", "question", "answer")}
             human = record.get("kind") == "human"
-            rows.append({"number": index, **row, "kind": kind_of(record), "human": human, "said": answers})
+            rows.append({"number": index, **row, "kind": kind_of(record), "human": human, "predictions": answers})
     rows = sorted((row for part in comm.all_gather(rows) for row in part), key=lambda row: row["number"])
-    numbers = {f"{who}/{key}": share for who in rows[0]["said"] for key, share in accuracy_by_kind(rows, who).items()}
+    numbers = {
+        f"{name}/{key}": share for name in rows[0]["predictions"] for key, share in accuracy_by_kind(rows, name).items()
+    }
     logger.info("%d questions\n%s", len(rows), question_table(numbers))
     return numbers, rows
 
 
-def accuracy_by_kind(rows: Sequence[dict], who: str) -> dict[str, float]:
+def accuracy_by_kind(rows: Sequence[dict], source: str) -> dict[str, float]:
     """Accuracies of one of "model", "question_only" and "shuffled"; see `evaluate_questions`."""
     by_kind, human, leniently = defaultdict(list), [], defaultdict(list)
     for row in rows:
-        right = answers_match(row["said"][who], row["answer"])
+        right = answers_match(row["predictions"][source], row["answer"])
         by_kind[row["kind"]].append(right)
         if row["human"]:
             human.append(right)
         if row["kind"] in ("count", "area"):
-            leniently[f"{row['kind']}_bucketed"].append(bucket(row["said"][who]) == bucket(row["answer"]))
+            leniently[f"{row['kind']}_bucketed"].append(bucket(row["predictions"][source]) == bucket(row["answer"]))
         if row["kind"] == "count":
-            leniently["count_within_one"].append(within_one(row["said"][who], row["answer"]))
+            leniently["count_within_one"].append(within_one(row["predictions"][source], row["answer"]))
     numbers = {kind: float(np.mean(right)) for kind, right in sorted(by_kind.items())}
     overall = float(np.mean([right for some in by_kind.values() for right in some]))
     means = {"average": float(np.mean(list(numbers.values()))), "overall": overall}
@@ -158,8 +162,8 @@ def accuracy_by_kind(rows: Sequence[dict], who: str) -> dict[str, float]:
 def question_table(numbers: dict[str, float]) -> str:
     """The accuracies as a table, one row per question type."""
     kinds = [key.partition("/")[2] for key in numbers if key.startswith("model/")]
-    who = ("model", "question_only", "shuffled")
-    rows = [[kind, *(numbers[f"{one}/{kind}"] for one in who)] for kind in kinds]
+    sources = ("model", "question_only", "shuffled")
+    rows = [[kind, *(numbers[f"{source}/{kind}"] for source in sources)] for kind in kinds]
     return tabulate(rows, ["type", "model", "question only", "images shuffled"], floatfmt=".3f")
 
 

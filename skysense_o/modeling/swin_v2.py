@@ -170,7 +170,7 @@ class WindowAttention(nn.Module):
         self._bias = WeightCache()
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
-        """Window attention on a map (B,H,W,C), shifted by `shift` tokens; the shape stays.
+        """Window attention on a map (B,H,W,C), shifted by `shift` tokens; returns the same shape.
 
         As in the published code, padded tokens are not masked. They are zeros plus the biases, so the map is padded
         after the linear layer, which then runs on real tokens only.

@@ -143,5 +143,5 @@ def _record(cfg: CfgNode, inputs: dict, seconds: float, memory: float) -> dict:
 def _row(name: str) -> str:
     try:
         return find(name)[0][0].name
-    except KeyError:  # registered by other code, or captions from a path
+    except KeyError:  # a data set that is not in our table
         return MetadataCatalog.get(name).name

@@ -126,6 +126,6 @@ def _write(path: Path, write) -> None:
             f"{path} could not be written ({reason}): is the disk full? Older checkpoints are unchanged: free space"
             " and continue with --resume"
         ) from error
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename must be on the disk, too
+    folder = os.open(path.parent, os.O_RDONLY)  # sync the folder, so that the rename survives a crash
     os.fsync(folder)
     os.close(folder)

@@ -20,7 +20,7 @@ class MovingAverage:
     >>> model.weight.data += 1.0
     >>> average.update()
     >>> with average.applied():
-    ...     print(round(model.weight.item() - before, 4))  # 1 - 1/10 of the step
+    ...     print(round(model.weight.item() - before, 4))  # the decay is 1/10
     0.9
     """
 

@@ -1,4 +1,4 @@
-"""Visual question answering with a language model, as LLaVA-1.5 (Liu et al. 2024), which the paper uses too.
+"""Visual question answering with a language model, built like LLaVA-1.5 (Liu et al. 2024), as in the SkySense-O paper.
 
 Alphabet: B images, E embedding of the language model, N cells of the tower's dense map, L tokens.
 """

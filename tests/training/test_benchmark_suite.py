@@ -79,7 +79,7 @@ def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):
     inference = tmp_path / "eval/inference"
     said = json.loads((inference / "rsivqa_test_predictions.json").read_text())
     assert len(said) == 9
-    assert {"question", "answer", "kind", "said"} < set(said[0])
+    assert {"question", "answer", "kind", "predictions"} < set(said[0])
     images = sorted(p.name for p in (inference / "dubai_val_images").iterdir())
     assert [name.split("_")[0] for name in images] == ["best", "worst"], "two images: the middle one is the best"
     assert (inference / "dubai_val_names_confusion.png").is_file()

@@ -88,7 +88,7 @@ def test_it_learns_to_look(questions, tmp_path):
     assert numbers["model/human"] > numbers["question_only/human"] + 0.1
     assert numbers["question_only/presence"] == numbers["question_only/count"] == pytest.approx(2 / 3)
     assert [row["number"] for row in rows] == list(range(9))
-    right = [row["said"]["model"] == normalise(row["answer"]) for row in rows]
+    right = [row["predictions"]["model"] == normalise(row["answer"]) for row in rows]
     assert numbers["model/overall"] == np.mean(right), "the rows are enough to score again"
 
     save_weights(model, tmp_path / "vqa.safetensors", model_config(cfg).dump())
