@@ -256,8 +256,8 @@ class TextBank:
     def _encode_singly(self, tower: Tower, key: str, strings: list[str]) -> dict[str, Tensor]:
         """Encode each string in a batch of one, for training.
 
-        The last bits of an embedding depend on the rest of its batch. A resumed run sees the words in another order, so
-        with larger batches it would end with other weights.
+        The rounding errors of an embedding depend on the rest of its batch. A resumed run sees the words in another
+        order, so with larger batches its weights would differ from those of an uninterrupted run.
         """
         for string in strings:
             if (key, string) not in self._single:

@@ -1,4 +1,4 @@
-"""What goes in comes back in the same place."""
+"""`prepare` and `restore` are inverse to each other."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SIZES = [(37, 53), (101, 67), (64, 96), (1, 200), (133, 31)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_marked_pixel_comes_back_in_place(size):
-    """The published code never undid its padding: a mark at the end of a 100 x 140 image moved by up to 31 pixels."""
+def test_a_pixel_keeps_its_position(size):
+    """The published code does not crop its padding: a pixel of a 100 x 140 image moved by up to 31 pixels."""
     for mark in {(0, 0), (size[0] // 2, size[1] // 3), (size[0] - 1, size[1] - 1)}:
         image = torch.zeros(3, *size, dtype=torch.uint8)
         image[:, mark[0], mark[1]] = 255
@@ -56,7 +56,7 @@ def test_a_blob_keeps_its_centre_through_a_coarse_grid(size, input_size):
     assert centre[1] == pytest.approx(cx, abs=0.7)
 
 
-def test_points_follow_the_image_into_a_squeezed_one():
+def test_points_follow_the_squeeze():
     transform = image_transform_for((100, 140), tower(input_size=384))
     corner = transform.points(torch.tensor([[-0.5, -0.5], [159.5, 127.5]]))
     assert torch.allclose(corner, torch.tensor([[-0.5, -0.5], [383.5, 383.5]]))

@@ -97,7 +97,7 @@ class SentenceSimilarity:
         missing = [name for name in dict.fromkeys(classes) if name not in self._vectors]
         if missing:
             self._encoder = self._encoder or load_minilm()
-            for name in missing:  # one by one: the last bits depend on the batch, and resuming must be exact
+            for name in missing:  # one by one: rounding depends on the batch, and resuming must be exact
                 self._vectors[name] = encode_sentences(*self._encoder, [name], torch.device("cpu"))[0]
         vectors = torch.stack([self._vectors[name] for name in classes])
         return vectors @ vectors.T

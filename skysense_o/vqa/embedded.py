@@ -200,7 +200,7 @@ class EmbeddedVQA(nn.Module):
         """Grid features of training images, then the maps of the counter if there is one; cached in half precision.
 
         The tower is frozen, so each image is encoded once, as long as the cache fits in KEPT_BYTES. Images are encoded
-        one by one: the last bits depend on the batch, and resuming must give the same features.
+        one by one: the rounding depends on the batch, and resuming must give the same features.
         """
         new = {}
         for sample in samples:

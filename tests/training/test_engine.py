@@ -1,4 +1,4 @@
-"""The engine: it stops when told, says what went wrong, and every shipped config trains."""
+"""The engine: signals, errors, checkpoints, and a short run of every shipped config."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TRAINING = [
 
 
 def tiny(path, **changes) -> list[str]:
-    """KEY VALUE words that make a shipped config small enough for a test, whatever tower it has."""
+    """KEY VALUE overrides that make any shipped config small enough for a test."""
     cfg = default_config()
     cfg.merge_from_file(str(path))
     keys = {
@@ -92,7 +92,7 @@ def test_every_training_config_takes_two_steps(dubai, pairs, questions, llama, t
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, questions, llama, tmp_path, path):
-    """So no parameter lacks its gradient, which would end the second step."""
+    """A parameter without a gradient would be an error in the second step."""
     words = ["--config-file", path, "--num-gpus", 2, "OUTPUT_DIR", tmp_path / "run"]
     words += tiny(path, **{"MODEL.VQA.LANGUAGE_MODEL": llama})
     done = command(ROOT / "tools/train_net.py", *words, cwd=tmp_path)
@@ -149,7 +149,7 @@ def test_old_checkpoints_are_pruned(tmp_path):
     assert names == {"model_0000003.pth", "model_0000004.pth", "model_best.pth"}
 
 
-def test_a_loss_that_is_no_number_names_itself_and_the_images(tmp_path):
+def test_a_nan_loss_names_itself_and_the_images(tmp_path):
     sample = {
         "image": torch.zeros(3, 4, 4, dtype=torch.uint8),
         "vocabulary": Vocabulary.parse("road"),
@@ -210,7 +210,7 @@ def test_a_signal_saves_and_says_how_to_resume(dubai, tmp_path, gpus, number, se
     assert (out / "metrics.png").is_file()
 
 
-def test_a_second_signal_ends_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
+def test_a_second_signal_kills_at_once_but_a_repeat_of_the_first_does_not(monkeypatch):
     now, killed = [100.0], []
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(stopping.os, "kill", lambda pid, number: killed.append((pid, number)))
@@ -335,7 +335,7 @@ def test_recomputed_layers_give_the_same_gradients(name):
 
 
 def test_low_rank_updates(tmp_path):
-    """They start as nothing, train in place of attention's matrices, load plain weights, and are merged on export."""
+    """They start at zero, train instead of the attention matrices, load plain weights, and are merged on export."""
     plain = SkySenseO(swin_config())
     cfg = swin_config(LORA_RANK=2)
     model = SkySenseO(cfg)
@@ -419,7 +419,7 @@ print(killed, status)
 
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_with_the_same_weights(dubai, tmp_path):
-    """kill -9 at random moments, in the middle of steps and of writing checkpoints; with a loader process, too."""
+    """kill -9 at random times, during steps and while checkpoints are written; also with a loader process."""
     config = ROOT / "configs/mini/finetune.yaml"
     words = tiny(config, **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.EMA_DECAY": 0.9, "DATALOADER.NUM_WORKERS": 1})
     done = command("-c", FORKED, config, tmp_path, 20, 60, *words, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Questions: when answers are the same, what is compared with what, and a VQA model that learns to look."""
+"""Questions: comparison of answers, baselines, and a VQA model that learns to use the image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_buckets_are_those_of_rsvqa():
     assert (bucket("0m2"), bucket("550 m2"), bucket("yes")) == ("bucket 0m2", "bucket 3m2", "yes")
 
 
-def test_a_miss_by_one_is_told_apart():
+def test_an_error_of_one_is_reported_separately():
     assert [within_one(said, "eight") for said in ("7", "8", "nine", "10", "many")] == [True, True, True, False, False]
     assert within_one("Several.", "several")
 
@@ -64,8 +64,8 @@ def test_the_question_alone():
     assert lookup({"question": "Is there a ship?"}) == "no", "the most frequent answer of its type"
 
 
-def test_it_learns_to_look(questions, tmp_path):
-    """After a few steps it beats the question alone and itself on other images, and a file holds all of it."""
+def test_it_learns_to_use_the_image(questions, tmp_path):
+    """After a few steps it beats both baselines, also after saving and loading."""
     torch.manual_seed(0)
     records = records_of("rsivqa_train")
     cfg = vqa_config(records)
