@@ -233,7 +233,7 @@ def _namer(args: argparse.Namespace, predictor):
 
 
 def _review(work, args) -> list[str]:
-    review_cli.run(args)
+    review_cli.run_review(args)
     return []
 
 

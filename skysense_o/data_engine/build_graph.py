@@ -34,7 +34,7 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
         ValueError: fewer than two names, which have no relation.
     """
     found = list(tile_annotations(work, confidence))
-    names = sorted({name for _, a in found for name in a.classes.values()})
+    names = sorted({name for _, a in found for name in a.names.values()})
     if len(names) < 2:
         raise ValueError(f"a graph needs two names at least, {len(names)} are in {work.folder}: lower --confidence?")
     place = {name: i for i, name in enumerate(names)}
@@ -51,7 +51,7 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
     measures = {
         "looks": prototype_cosines(sums, counts),
         "words": text_cosines(predictor.model, names),
-        "cooccurrence": cooccurrence((list(a.classes.values()) for _, a in found), names),
+        "cooccurrence": cooccurrence((list(a.names.values()) for _, a in found), names),
     }
     graph = combined(names, measures, confusions(renames(work)))
     with whole(work / "graph/graph.json") as part:

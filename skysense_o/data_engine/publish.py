@@ -35,7 +35,7 @@ def publish(
     Raises:
         ValueError, FileNotFoundError: see `annotations` and `split`; ValueError too where no image has a name.
     """
-    found = [(row, a) for row, a in tile_annotations(work, confidence) if a.classes]
+    found = [(row, a) for row, a in tile_annotations(work, confidence) if a.names]
     if not found:
         raise ValueError(
             f"no region in {work.folder} has a name of confidence {confidence} or more: lower --confidence"

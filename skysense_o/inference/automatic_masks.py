@@ -103,7 +103,7 @@ def _clicked(
     for points in clicks.split(CHUNK):
         nowhere = torch.full((len(points), 4), float("nan"))
         drawn, value = image.predict_prompts(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), nowhere)
-        value, steady = value.clamp(0, 1), stability_score(drawn)
+        value, steady = value.clamp(0, 1), stability(drawn)
         some = (value >= iou_pred) & (steady >= stability_score) & (drawn > 0).any(-1).any(-1)
         logits.append(drawn[some])
         good.append(value[some])
@@ -111,7 +111,7 @@ def _clicked(
     return torch.cat(logits), torch.cat(good), torch.cat(stable)
 
 
-def stability_score(logits: Tensor, offset: float = STABILITY_OFFSET) -> Tensor:
+def stability(logits: Tensor, offset: float = STABILITY_OFFSET) -> Tensor:
     """(K,h,w) -> (K): IoU of the masks at `offset` above and below 0; 0 for a mask that is empty even there."""
     tight, loose = ((logits > level).sum((-2, -1)) for level in (offset, -offset))
     return tight / loose.clamp(min=1)

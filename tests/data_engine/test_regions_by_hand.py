@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.inference.automatic_masks import click_grid, generate_masks, stability_score
+from skysense_o.inference.automatic_masks import click_grid, generate_masks, stability
 from skysense_o.vocabulary import Vocabulary
 
 WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])
@@ -97,12 +97,12 @@ def test_steadiness_is_the_iou_of_a_tight_and_a_loose_mask():
     logits[0, :5], logits[1, :4], logits[1, 4:8] = 5.0, 5.0, 0.5
     tight, loose = logits > 1, logits > -1
     naive = [float((t & w).sum() / max(1, (t | w).sum())) for t, w in zip(tight, loose)]
-    assert stability_score(logits).tolist() == naive == [1, 0.5, 0]
+    assert stability(logits).tolist() == naive == [1, 0.5, 0]
 
 
 def test_everything_is_found_once_and_named(prompted, image):
     seen = prompted.set_image(image)
-    loose = {"side": 6, "quality": 0, "stability": 0}
+    loose = {"side": 6, "iou_pred": 0, "stability_score": 0}
     every = generate_masks(seen, WORDS, overlap=1, **loose)
     found = generate_masks(seen, WORDS, overlap=0.5, **loose)
     assert 0 < len(found) < len(every)

@@ -59,7 +59,7 @@ def tiny(path, **changes) -> list[str]:
         "DATASETS.TEST": "()",
         **changes,
     }
-    data = {"labels": "dubai_train", "pairs": "pairs/captions.jsonl@train", "questions": "rsivqa_train"}
+    data = {"labels": "dubai_train", "captions": "pairs/captions.jsonl@train", "questions": "rsivqa_train"}
     keys["DATASETS.TRAIN"] = f"('{data[cfg.INPUT.MAPPER]}',)"
     if cfg.INPUT.POINTS:
         keys["INPUT.POINTS"] = os.path.join(os.environ["DETECTRON2_DATASETS"], "ucmerced", "points.jsonl")
