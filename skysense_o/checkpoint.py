@@ -206,7 +206,7 @@ def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype |
 
     Args:
         model: low-rank updates (LoRA) are merged into their matrices.
-        path: of the new file.
+        path: path of the new file.
         config: YAML of the model.
         dtype: floating-point tensors are cast to it; None: no cast.
     """

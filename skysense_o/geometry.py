@@ -1,7 +1,7 @@
 """From images to the model's input and back. Alphabet: B images, T phrases, C classes, H W pixels, h w grid.
 
-`prepare` normalises and pads; for a tower with a fixed input size it also squeezes. `ImageTransform.restore` is the
-inverse: it undoes the squeeze, crops the padding and resizes.
+`prepare` normalises and pads. For a tower with a fixed input size it also squeezes: it resizes to that square without
+keeping the aspect ratio. `ImageTransform.restore` is the inverse: it undoes the squeeze, crops the padding and resizes.
 
 Pixel coordinates: pixel i covers [i, i + 1). A point (x, y) names a pixel and means its centre. A box is half-open
 XYXY, (x0, y0, x1, y1): pixel (x1 - 1, y1 - 1) is the last one inside.

@@ -19,7 +19,7 @@ def as_coco(file_name: str, prediction: np.ndarray, classes: int) -> list[dict]:
     """Encode a label map as in the sem_seg_predictions.json of Detectron2's SemSegEvaluator.
 
     Args:
-        file_name: of the image.
+        file_name: file name of the image.
         prediction: (H,W) class indices.
         classes: C; larger values are left out.
 
@@ -41,7 +41,7 @@ def save_png(path: Path, prediction: np.ndarray, colors: list[Color]) -> None:
     """Write a palette PNG of class indices; pixels without a class get IGNORE, which is black.
 
     Args:
-        path: of the new file.
+        path: path of the new file.
         prediction: (H,W) class indices.
         colors: C.
     """

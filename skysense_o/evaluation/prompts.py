@@ -34,7 +34,7 @@ def evaluate_prompts(
     Args:
         model: a SkySenseO that takes prompts.
         samples: functions that return a Sample with `sem_seg`; they are shared among processes.
-        folder: for an image with the masks of the first sample; None: no image.
+        folder: an image with the masks of the first sample is written to it; None: no image.
 
     Returns:
         Means over components, without ignored pixels: click1, click5 and box, the IoU after one click, five clicks and

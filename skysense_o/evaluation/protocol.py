@@ -97,7 +97,7 @@ class Protocol:
         """Add retrieval words and background classes to a vocabulary.
 
         Args:
-            vocabulary: of the data set.
+            vocabulary: the classes of the data set.
             table: name of the class table.
 
         Raises:

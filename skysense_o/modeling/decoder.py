@@ -46,7 +46,7 @@ class MaskDecoder(nn.Module):
         """Decode one mask per phrase and per prompt.
 
         Args:
-            features: of B images.
+            features: features of B images.
             queries: T phrases and K prompts per image.
             chunk: number of phrases to hold in memory at once; None: all.
 

@@ -63,7 +63,7 @@ def encode_sentences(text: BertModel, tokenizer: Tokenizer, strings: Sequence[st
     Args:
         text, tokenizer: from `load_minilm`.
         strings: N.
-        device: of `text`.
+        device: the device of `text`.
 
     Returns:
         (N,D) unit vectors.

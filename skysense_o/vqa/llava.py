@@ -170,7 +170,7 @@ def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel,
 
     Args:
         name: name on the Hugging Face hub, or a folder.
-        dtype: of the weights.
+        dtype: data type of the weights.
 
     Raises:
         FileNotFoundError: not a folder with such a model, not in the local cache, and not downloadable.

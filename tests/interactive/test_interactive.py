@@ -106,6 +106,7 @@ def test_a_session_looks_once_and_takes_its_folder_along(mini, image, tmp_path, 
 def test_words_only_weights_take_a_box_as_it_is(session):
     region = session.draw_box(50, 40, 10, 20)
     assert region.mask.sum() == 40 * 20
+    assert session.draw_box(0, 0, 90, 60).mask.all(), "the whole image"
     assert region.iou_pred is None
     with pytest.raises(ValueError, match="take words only"):
         session.click(3, 3)
