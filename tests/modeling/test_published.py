@@ -259,7 +259,7 @@ def test_retrieval_words_are_matched_by_name(tmp_path):
         ("ship", "boat"),
         ("storage tank", "silo", "cistern"),
     )
-    with pytest.raises(ValueError, match=r"words were given for \['Storage_Tank'\].*\['ship'\]"):
+    with pytest.raises(ValueError, match=r"words for \['Storage_Tank'\].*\['ship'\]"):
         Vocabulary.of(["ship"]).with_words(words)
 
 
