@@ -343,12 +343,12 @@ def test_the_cache_is_bounded(cars, monkeypatch):
     cfg = counting_config(cars)
     model = EmbeddedVQA(cfg).train()
     samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
-    seen, see = [], model.see
-    model.see = lambda images: seen.append(len(images)) or see(images)
+    calls, encode = [], model.encode_images
+    model.encode_images = lambda images: calls.append(len(images)) or encode(images)
     monkeypatch.setattr(embedded, "KEPT_BYTES", 0)
     for _ in range(2):
         model(samples)
     monkeypatch.undo()
     for _ in range(2):
         model(samples)
-    assert seen == [1] * 9, "nothing fits, so each is seen each time; then once"
+    assert calls == [1] * 9, "nothing fits, so each image is encoded each time; then once"
