@@ -42,7 +42,7 @@ def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
         odds = {n: np.exp((value - cosines[0][1]) / 0.05) for n, value in cosines}
         for n, value in candidates:
             assert value == pytest.approx(odds[n] / sum(odds.values()), abs=0.01)
-    with pytest.raises(ValueError, match="names by 'ear' are not known: features or masks"):
+    with pytest.raises(ValueError, match="unknown way of naming 'ear': features or masks are permitted"):
         VocabularyNamer(mini, words, "ear")
 
 
@@ -83,7 +83,7 @@ def test_shares_are_those_of_a_plain_count():
     assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
 
 
-def test_synonyms_become_one_name_and_what_was_said_is_kept(halves, mini):
+def test_synonyms_are_merged_and_the_namers_own_names_are_kept(halves, mini):
     tiles = [row["tile"] for row in halves.kept()]
     for i, tile in enumerate(tiles):
         said = ("building", "buildings" if i else "forest")
@@ -133,11 +133,11 @@ def test_what_reviewers_confuse_scores_highest(halves, mini):
     assert (load_graph(halves / "graph/graph.json").scores == graph.scores).all()
 
 
-def test_a_graph_needs_two_names(halves, mini):
+def test_a_graph_needs_two_classes(halves, mini):
     from skysense_o.data_engine.build_graph import build_relation_graph
 
     name_regions(halves, Said("road"), mini.model)
-    with pytest.raises(ValueError, match="a graph needs two names at least, 1 are in"):
+    with pytest.raises(ValueError, match="a graph needs at least two classes, 1 are in"):
         build_relation_graph(halves, mini)
 
 

@@ -61,7 +61,7 @@ def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp
     command(work, "--import", file, "--reviewer", "cvat")
     shown = capsys.readouterr().out
     assert "1 tiles of 2, by cvat: 1 accept, 1 merge, 1 reject, 2 rename, 2 split" in shown
-    assert "1 tiles have no annotation there; nothing was decided on them" in shown
+    assert "1 tiles have no annotations in the file; nothing was decided on them" in shown
     stands = said(work, "cvat")
     assert stands[tile, 1] == ("rename", "car", None)
     assert stands[tile, 2] == ("reject", None, None)
@@ -200,8 +200,8 @@ def test_all_forms_of_coco_masks_are_read(review, tile):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"segmentation": {"counts": "91"}}, "annotation 1: run lengths of 10 pixels are no mask of 120 x 80"),
-        ({"segmentation": {"counts": [9600, -1, 1]}}, "annotation 1: run lengths of 9600 pixels are no mask"),
+        ({"segmentation": {"counts": "91"}}, "annotation 1: run lengths of 10 pixels do not make a mask of 120 x 80"),
+        ({"segmentation": {"counts": [9600, -1, 1]}}, "annotation 1: run lengths of 9600 pixels do not make a mask"),
         ({"category_id": 8}, "annotation 1 has category 8, which the file does not list"),
     ],
 )
@@ -212,8 +212,8 @@ def test_mistakes_in_a_coco_file(review, change, match):
         from_coco(review, data)
 
 
-@pytest.mark.parametrize(("text", "match"), [("{", "is no JSON"), ('{"a": 1}', "is neither a COCO file nor Label")])
-def test_files_of_another_kind(work, tmp_path, text, match):
+@pytest.mark.parametrize(("text", "match"), [("{", "is not JSON"), ('{"a": 1}', "is neither a COCO file nor Label")])
+def test_files_in_an_unknown_format_raise_an_error(work, tmp_path, text, match):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=match):
         command(work, "--import", tmp_path / "a.json")
@@ -224,7 +224,7 @@ def test_mistakes_in_a_label_studio_file(review, work, tmp_path):
     box = {"x": 0, "y": 0, "width": 9, "height": 9, "rotation": 30, "rectanglelabels": ["car"]}
     size = {"original_width": WIDTH, "original_height": HEIGHT}
     for row, match in (
-        ({"type": "rectanglelabels", "value": box, **size}, "has a turned box"),
+        ({"type": "rectanglelabels", "value": box, **size}, "has a rotated box"),
         (
             {"type": "rectanglelabels", "value": box, **size, "original_width": 7},
             "120 x 80 pixels, and was annotated at 7",
@@ -243,26 +243,26 @@ def test_a_brush_mask_keeps_every_pixel():
         assert all(0 <= byte < 256 for byte in packed)
         assert np.array_equal(unpack_brush(packed, mask.shape), mask)
     assert len(pack_brush(np.zeros((300, 400), bool))) < 50
-    with pytest.raises(ValueError, match="has 16 values, and a tile of 3 x 3 has 4 a pixel"):
+    with pytest.raises(ValueError, match="has 16 values, but 3 x 3 pixels have 4 values each"):
         unpack_brush(pack_brush(np.ones((2, 2), bool)), (3, 3))
-    with pytest.raises(ValueError, match="ends after 7 bytes, before its image is whole"):
+    with pytest.raises(ValueError, match="ends after 7 bytes, before its image is complete"):
         unpack_brush(pack_brush(np.ones((2, 2), bool))[:7], (2, 2))
 
 
 def test_label_studios_own_bytes_are_read():
-    """What label-studio-sdk 2.1.2 made of this mask; it read ours as well, when both were tried on larger ones."""
+    """These bytes come from label-studio-sdk 2.1.2, which also read masks written by `pack_brush` correctly."""
     packed = [0, 0, 0, 24, 57, 27, 252, 96, 19, 255, 206, 1, 31, 248]
     assert unpack_brush(packed, (2, 3)).astype(int).tolist() == [[0, 1, 1], [0, 0, 1]]
 
 
-def test_cocos_run_lengths_are_read_as_pycocotools_packs_them():
+def test_run_lengths_compressed_by_pycocotools_are_read():
     rng = np.random.default_rng(0)
     for mask in (rng.random((37, 53)) > 0.5, mask_of(3, 3, 90, 70), np.zeros((900, 400), bool), np.ones((1, 1), bool)):
         assert np.array_equal(rle_mask(rle_of(mask)["counts"], mask.shape), mask)
 
 
 def test_a_brush_mask_of_single_values_is_read():
-    """As programs write short runs: 8 values, of two RGBA pixels, one by one."""
+    """Some programs write short runs so: 8 values, two RGBA pixels, one by one."""
     values = [0, 0, 0, 255, 0, 0, 0, 0]
     bits = (
         f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{7:03b}" + "".join(f"{v:08b}" for v in values)
@@ -281,7 +281,7 @@ def test_a_piece_of_any_shape_is_kept_in_the_log(review, work, tile):
     assert np.array_equal(piece_mask(labels, again.pieces[tile][number]), mask & (labels == 1))
 
 
-def test_tasks_without_a_tile_key_are_known_by_their_image(work, tile, tmp_path):
+def test_tasks_without_a_tile_key_are_matched_by_their_image(work, tile, tmp_path):
     file = tmp_path / "tasks.json"
     tasks = to_label_studio(Review(work))
     results = tasks[0]["predictions"][0]["result"]
