@@ -71,7 +71,7 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_one_command_from_images_to_a_set_that_passes_the_check(call, survey, tmp_path):
+def test_one_command_makes_a_set_that_passes_the_check(call, survey, tmp_path):
     """An unreadable image is reported and does not stop the others; the same command again changes nothing."""
     out = tmp_path / "work"
     words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
@@ -114,7 +114,7 @@ def test_a_published_set_trains(call, survey, tmp_path):
     assert (tmp_path / "run/model_final.safetensors").is_file()
 
 
-def test_tiles_share_no_pixel_and_cover_all(work, survey):
+def test_tiles_are_disjoint_and_cover_the_image(work, survey):
     rows = work.catalog()
     whole = np.asarray(Image.open(survey / "4.png"))
     parts = [row for row in rows if row["source"] == "4.png"]

@@ -69,7 +69,7 @@ def test_vit_b_inferred_from_shapes_equals_the_registrys_model():
     assert windows[0] == windows[1]
 
 
-def test_its_masks_become_regions(sam_file):
+def test_masks_of_segment_anything_become_regions(sam_file):
     rgb = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     find = sam_masks(
         sam_file[0], points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0, box_nms_thresh=1.0
@@ -187,7 +187,7 @@ def test_tokens_without_a_probability_are_left_out_of_the_confidence(server):
     assert ask(IMAGE, "?") == ("ship", 0.5)
 
 
-def test_a_busy_service_is_asked_again_after_growing_pauses(server, monkeypatch):
+def test_a_busy_service_is_retried_with_back_off(server, monkeypatch):
     pauses = []
     monkeypatch.setattr(vlm_namer.time, "sleep", pauses.append)
     truncated = (200, '{"choices": [', {"Content-Length": "4000"})

@@ -1,4 +1,4 @@
-"""People decide on regions: the log, what it comes to, how far people agree, and what is written in the end."""
+"""The review: the log of decisions, views and verdicts, agreement, and the final files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from skysense_o.data_engine.review.steps import CHOOSE, MERGE, SPLIT, ReviewActi
 
 @pytest.fixture
 def say(review, tile):
-    """say("ann", 1, "rename", name="river") decides on the first tile."""
+    """A function that writes a decision on the first tile, for example say("ann", 1, "rename", name="river")."""
 
     def decide(reviewer: str, region: int, action: str, **what) -> Decision:
         return review.decide(Decision(tile, region, reviewer, action, **what))
@@ -34,7 +34,7 @@ def say(review, tile):
 # --- the log ---
 
 
-def test_the_file_is_the_state(review, say, tile, work):
+def test_the_log_file_contains_the_whole_state(review, say, tile, work):
     say("ann", 1, "accept", name="building")
     say("ann", 2, "reject")
     again = Review(work)
@@ -84,7 +84,7 @@ def writer(work, name: str, count: int) -> subprocess.Popen:
     return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_programs_at_once_do_not_mix(work):
+def test_two_processes_can_write_at_once(work):
     programs = [writer(work, name, 60) for name in ("ann", "bob")]
     said = [program.communicate(timeout=60)[0].split() for program in programs]
     log = DecisionLog(work)
@@ -93,7 +93,7 @@ def test_two_programs_at_once_do_not_mix(work):
     assert sorted(map(int, said[0] + said[1])) == list(range(4, 124)), "each piece has a number of its own"
 
 
-def test_what_was_acknowledged_is_in_the_file_when_the_writer_is_killed(work):
+def test_returned_decisions_are_in_the_file_after_a_kill(work):
     program = writer(work, "ann", 1_000_000)
     seen = [int(program.stdout.readline()) for _ in range(30)]
     os.kill(program.pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ def test_undo_removes_the_latest_decision_and_is_a_line_itself(review, say, tile
     assert len(review.log.path.read_text().splitlines()) == 5
 
 
-def test_the_same_decision_twice_is_one_line(review, say):
+def test_repeating_a_decision_adds_no_line(review, say):
     say("ann", 1, "rename", name="  a  shed ")
     say("ann", 1, "rename", name="a shed")
     assert [d.name for d in review.log.history["ann"]] == ["a shed"]
@@ -403,7 +403,7 @@ def test_later_rounds_offer_the_other_reviewers_verdicts(review, say, tile):
         (["--round", "0"], "--round 0 is out of range"),
     ],
 )
-def test_mistakes_in_the_command(work, words, match):
+def test_wrong_options_raise_an_error(work, words, match):
     with pytest.raises(ValueError, match=match):
         command(work, *words)
 

@@ -1,4 +1,4 @@
-"""Regions to Label Studio and COCO and back: what was changed there comes back as decisions."""
+"""Export to Label Studio and COCO, and import of edited annotations as decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skysense_o.data_engine.review.session import Review, piece_mask
 
 
 def said(work, reviewer: str) -> dict[tuple[str, int], tuple]:
-    """(tile, region) -> what stands."""
+    """(tile, region) -> the reviewer's valid decision."""
     review = Review(work)
     views = {tile: review.view(reviewer, tile) for tile in review.tiles}
     return {(t, r): (d.action, d.name, d.into) for t, view in views.items() for r, d in view.last.items()}
@@ -32,7 +32,7 @@ def mask_of(x0, y0, x1, y1):
     return mask
 
 
-def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path, capsys):
+def test_coco_import_renames_deletes_and_adds_regions(work, tile, tmp_path, capsys):
     file = tmp_path / "regions.json"
     command(work, "--export", "coco", "--to", file)
     data = json.loads(file.read_text())
@@ -47,8 +47,10 @@ def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp
     assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
     data["categories"].append({"id": 9, "name": "car"})
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["category_id"] = 9  # region 1 is renamed, region 2 deleted, and a new one laid over 3 and the rest
-    del of_tile[0]["region"]  # as programs do that keep no keys but COCO's
+    of_tile[0]["category_id"] = (
+        9  # region 1 is renamed, 2 is deleted, a new one covers parts of 3 and the rest
+    )
+    del of_tile[0]["region"]  # some programs drop keys that are not COCO's
     new = {
         "id": 77,
         "image_id": 1,
@@ -83,7 +85,7 @@ def final(work, tile):
     return labels, json.loads((work / "review/final" / f"{tile}.json").read_text())
 
 
-def test_what_a_reviewer_made_goes_out_and_comes_back_as_it_was(review, work, tile, tmp_path):
+def test_export_and_import_of_a_reviewers_regions_changes_nothing(review, work, tile, tmp_path):
     for region, action, what in (
         (1, "split", {"box": (0, 0, 20, 100)}),
         (1, "merge", {"into": 2}),
@@ -115,7 +117,7 @@ def test_what_a_reviewer_made_goes_out_and_comes_back_as_it_was(review, work, ti
 
 
 def finished(file, who, change=lambda tile, results: results):
-    """What an annotator makes of the predictions, as Label Studio's JSON export has it."""
+    """Write edited predictions as a JSON export of Label Studio."""
     tasks = json.loads(file.read_text())
     for task in tasks:
         results = change(task["data"]["tile"], task.pop("predictions")[0]["result"])
@@ -123,7 +125,7 @@ def finished(file, who, change=lambda tile, results: results):
     file.write_text(json.dumps(tasks))
 
 
-def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path):
+def test_label_studio_import_renames_deletes_and_adds_regions(work, tile, tmp_path):
     file = tmp_path / "tasks.json"
     command(work, "--export", "label-studio", "--to", file)
     config = (tmp_path / "tasks.xml").read_text()
@@ -152,7 +154,7 @@ def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, t
     assert stands[list(Review(work).tiles)[1], 2] == ("accept", "water", None)
 
 
-def test_a_polygon_that_is_as_good_as_its_region_changes_no_mask(review, work, tile, tmp_path):
+def test_a_polygon_close_to_its_region_keeps_the_regions_mask(review, work, tile, tmp_path):
     data = to_coco(review)
     del data["annotations"][1:]
     data["annotations"][0]["segmentation"] = [[0, 0, 49.2, 0.4, 49.5, 40, 0.3, 39.6]]
@@ -167,7 +169,7 @@ def test_a_polygon_that_is_as_good_as_its_region_changes_no_mask(review, work, t
     }
 
 
-def test_a_redrawn_mask_takes_pixels_and_gives_them_up(review, work, tile, tmp_path):
+def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_path):
     data = to_coco(review)
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
     of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider into region 2, and less high
@@ -183,7 +185,7 @@ def test_a_redrawn_mask_takes_pixels_and_gives_them_up(review, work, tile, tmp_p
     assert not final(work, tile)[0][30:40, :50].any(), "what it gave up is ignored"
 
 
-def test_all_forms_of_coco_masks_are_read(review, tile):
+def test_all_formats_of_coco_masks_are_read(review, tile):
     mask = mask_of(0, 0, 50, 40)
     runs = [0, *[40] * 99, 80 * 120 - 99 * 40]
     image = {"id": 1, "file_name": f"C:\\images\\{tile}.png"}
@@ -205,7 +207,7 @@ def test_all_forms_of_coco_masks_are_read(review, tile):
         ({"category_id": 8}, "annotation 1 has category 8, which the file does not list"),
     ],
 )
-def test_mistakes_in_a_coco_file(review, change, match):
+def test_errors_in_a_coco_file(review, change, match):
     data = to_coco(review)
     data["annotations"][0].update(change)
     with pytest.raises(ValueError, match=match):
@@ -219,7 +221,7 @@ def test_files_in_an_unknown_format_raise_an_error(work, tmp_path, text, match):
         command(work, "--import", tmp_path / "a.json")
 
 
-def test_mistakes_in_a_label_studio_file(review, work, tmp_path):
+def test_errors_in_a_label_studio_file(review, work, tmp_path):
     file = tmp_path / "tasks.json"
     box = {"x": 0, "y": 0, "width": 9, "height": 9, "rotation": 30, "rectanglelabels": ["car"]}
     size = {"original_width": WIDTH, "original_height": HEIGHT}
@@ -236,7 +238,7 @@ def test_mistakes_in_a_label_studio_file(review, work, tmp_path):
             command(work, "--import", file)
 
 
-def test_a_brush_mask_keeps_every_pixel():
+def test_brush_masks_are_lossless():
     rng = np.random.default_rng(0)
     for mask in (rng.random((37, 53)) > 0.5, mask_of(3, 3, 90, 70), np.zeros((300, 400), bool), np.ones((1, 1), bool)):
         packed = pack_brush(mask)
@@ -249,7 +251,7 @@ def test_a_brush_mask_keeps_every_pixel():
         unpack_brush(pack_brush(np.ones((2, 2), bool))[:7], (2, 2))
 
 
-def test_label_studios_own_bytes_are_read():
+def test_a_mask_encoded_by_label_studio_is_read():
     """These bytes come from label-studio-sdk 2.1.2, which also read masks written by `pack_brush` correctly."""
     packed = [0, 0, 0, 24, 57, 27, 252, 96, 19, 255, 206, 1, 31, 248]
     assert unpack_brush(packed, (2, 3)).astype(int).tolist() == [[0, 1, 1], [0, 0, 1]]
