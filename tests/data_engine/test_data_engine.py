@@ -401,22 +401,22 @@ def test_other_options_need_a_restart(call, survey, tmp_path):
 
 def test_a_step_run_too_early_names_the_step_to_run_first(call, survey, tmp_path):
     out = ("--work", tmp_path / "work")
-    for words, cure in (
+    for words, hint in (
         (("propose",), "no catalog.parquet in .*: run collect first"),
         (("deduplicate", "--hashes-only"), "no catalog.parquet in .*: run collect first"),
         (("graph",), "no catalog.parquet in"),
     ):
         code, _, err = call(ENGINE, *words, *out)
         assert code == 2
-        assert re.search(cure, err), err
+        assert re.search(hint, err), err
     call(ENGINE, "collect", "--input", survey / "0.png", *out)
-    for words, cure in (
+    for words, hint in (
         (("name", "--classes", WORDS), "run propose first"),
         (("publish",), "run name first"),
         (("publish", "--confidence", "3"), "--confidence 3.0 is out of range: 0 to 1"),
     ):
         code, _, err = call(ENGINE, *words, *out)
-        assert (code, cure in err) == (2, True), err
+        assert (code, hint in err) == (2, True), err
 
 
 def test_a_damaged_tile_is_reported_and_the_others_are_processed(work, mini):

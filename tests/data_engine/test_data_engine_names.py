@@ -86,8 +86,10 @@ def test_region_shares_equal_a_naive_count():
 def test_synonyms_are_merged_and_the_namers_own_names_are_kept(halves, mini):
     tiles = [row["tile"] for row in halves.kept()]
     for i, tile in enumerate(tiles):
-        said = ("building", "buildings" if i else "forest")
-        entries = [{"region": k, "name": n, "confidence": 0.9, "candidates": [[n, 0.9]]} for k, n in enumerate(said, 1)]
+        names = ("building", "buildings" if i else "forest")
+        entries = [
+            {"region": k, "name": n, "confidence": 0.9, "candidates": [[n, 0.9]]} for k, n in enumerate(names, 1)
+        ]
         write_json(halves / f"names/{tile}.json", entries)
     assert name_regions(halves, Said(), mini.model, merge=0.85) == []
     assert read_json(halves / "synonyms.json") == {"buildings": "building"}
@@ -116,9 +118,9 @@ def test_classes_that_reviewers_rename_into_each_other_score_highest(halves, min
     assert build_relation_graph(halves, mini).scores.max() <= 10
     path, lines = halves / "review/decisions.jsonl", []
     path.parent.mkdir()
-    said = {"tile": tile, "region": 1, "action": "rename", "name": "tree"}
+    rename = {"tile": tile, "region": 1, "action": "rename", "name": "tree"}
     for reviewer, action in (("ann", "rename"), ("bob", "rename"), ("bob", "undo")):
-        lines.append(json.dumps({**said, "reviewer": reviewer, "action": action}))
+        lines.append(json.dumps({**rename, "reviewer": reviewer, "action": action}))
     path.write_text("\n".join(lines))
     graph = build_relation_graph(halves, mini)
     i, j = graph.index["lake"], graph.index["tree"]

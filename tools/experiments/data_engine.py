@@ -135,7 +135,7 @@ def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
         rows.append(
             (name, v[:, 5].mean(), *np.nanmean(v[:, :3], axis=0), v[:, 3].sum() / v[:, 4].sum(), int(v[:, 4].sum()))
         )
-    head = ["regions by", "a tile", "precision", "recall", "boundary F", "parts found", "of"]
+    head = ["method", "regions per tile", "precision", "recall", "boundary F", "segments matched", "of"]
     print(f"{args.data}, {len(values)} tiles; borders within {TOLERANCE} px; parts of {LEAST} px or more, IoU 0.5")
     print(tabulate(rows, head, floatfmt=(None, ".1f", ".3f", ".3f", ".3f", ".3f", "d")))
 
@@ -241,9 +241,9 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
         return result
 
     timed("collect", lambda: collect(work, sorted(images.iterdir()), side=512))
-    found = timed("deduplicate, hashes", lambda: deduplicate(work, None))
-    out = {row["tile"].split("_")[0] for row in found if not row["kept"]}
-    wanted = {f"{i:06d}" for i in range(args.tiles - copies, args.tiles)}
+    rows_of_tiles = timed("deduplicate, hashes", lambda: deduplicate(work, None))
+    out = {row["tile"].split("_")[0] for row in rows_of_tiles if not row["kept"]}
+    expected = {f"{i:06d}" for i in range(args.tiles - copies, args.tiles)}
     vectors = rng.normal(size=(args.tiles, predictor.model.tower.dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     timed("neighbours of embeddings, exact (random vectors)", lambda: near_vectors(vectors, 0.005))
@@ -257,7 +257,7 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
             floatfmt=(None, ".1f", ".1f", ".2f"),
         )
     )
-    print(f"copies left out: {len(out & wanted)} of {copies}; others left out: {len(out - wanted)}")
+    print(f"copies left out: {len(out & expected)} of {copies}; others left out: {len(out - expected)}")
 
 
 def run() -> int:

@@ -38,17 +38,17 @@ def draw_regions(
         corner: x, y of the first corner of a box that is being drawn, in pixels of the tile.
     """
     zoom = review_zoom(labels.shape)
-    shown = image.repeat(zoom, 0).repeat(zoom, 1)
+    enlarged = image.repeat(zoom, 0).repeat(zoom, 1)
     large = labels.repeat(zoom, 0).repeat(zoom, 1)
     here = large == current
-    shown = np.where(here[..., None], shown, shown * DIMMED).astype(np.uint8)
+    enlarged = np.where(here[..., None], enlarged, enlarged * DIMMED).astype(np.uint8)
     edge = _thicker(_edges(large), 2)
-    shown[_thicker(edge, 3)] = (0, 0, 0)
-    shown[edge] = OPEN
-    shown[edge & np.isin(large, list(decided))] = DECIDED
+    enlarged[_thicker(edge, 3)] = (0, 0, 0)
+    enlarged[edge] = OPEN
+    enlarged[edge & np.isin(large, list(decided))] = DECIDED
     core = cv2.erode(here.astype(np.uint8), np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    shown[here & ~core.astype(bool)] = REGION_COLOR
-    canvas = Image.fromarray(shown)
+    enlarged[here & ~core.astype(bool)] = REGION_COLOR
+    canvas = Image.fromarray(enlarged)
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(SHOWN_SIDE // 40)
     for region in np.unique(labels):

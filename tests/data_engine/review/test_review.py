@@ -86,11 +86,11 @@ def writer(work, name: str, count: int) -> subprocess.Popen:
 
 def test_two_processes_can_write_at_once(work):
     programs = [writer(work, name, 60) for name in ("ann", "bob")]
-    said = [program.communicate(timeout=60)[0].split() for program in programs]
+    outputs = [program.communicate(timeout=60)[0].split() for program in programs]
     log = DecisionLog(work)
     assert log.bad == []
     assert [len(log.history[name]) for name in ("ann", "bob")] == [60, 60]
-    assert sorted(map(int, said[0] + said[1])) == list(range(4, 124)), "each piece has a number of its own"
+    assert sorted(map(int, outputs[0] + outputs[1])) == list(range(4, 124)), "each piece has a number of its own"
 
 
 def test_returned_decisions_are_in_the_file_after_a_kill(work):
@@ -241,10 +241,10 @@ def test_agreement_report_lists_disagreements(review, say, work, capsys):
     say("ann", 2, "reject")
     say("bob", 2, "reject")
     command(work, "--agreement")
-    shown = capsys.readouterr().out
-    assert "ann        | bob" in shown
-    assert "Regions that reviewers disagree on now: 1" in shown
-    assert "- town0_00000000, region 1: ann: building; bob: shed" in shown
+    output = capsys.readouterr().out
+    assert "ann        | bob" in output
+    assert "Regions that reviewers disagree on now: 1" in output
+    assert "- town0_00000000, region 1: ann: building; bob: shed" in output
 
 
 # --- finish ---
@@ -287,9 +287,9 @@ def test_finish_leaves_out_and_reports_ties_and_undecided_regions(review, say, t
     say("bob", 1, "rename", name="shed")
     say("ann", 2, "accept", name="water")
     command(work, "--finish")
-    shown = capsys.readouterr().out
-    assert f"{tile}, region 1: reviewers disagree" in shown
-    assert f"{tile}, region 3: nobody decided" in shown
+    output = capsys.readouterr().out
+    assert f"{tile}, region 1: reviewers disagree" in output
+    assert f"{tile}, region 3: nobody decided" in output
     labels, rows = read_final(work, tile)
     assert [row["region"] for row in rows] == [2]
     assert set(np.unique(labels)) == {0, 2}
@@ -336,60 +336,60 @@ def test_a_named_rest_gets_a_region_number(work, tile):
 
 
 def test_actions_go_through_all_regions(review, tile):
-    steps = ReviewActions(review, ["Car park"])
-    place, _ = steps.begin(" ann ")
-    assert (place.reviewer, place.tile, place.region) == ("ann", tile, 1)
-    place, said = steps.accept(place)
-    assert said == "Saved: region 1 is building."
-    assert ReviewPosition.read(str(place)) == place
-    place, _ = steps.rename(place, "car park")
+    actions = ReviewActions(review, ["Car park"])
+    position, _ = actions.begin(" ann ")
+    assert (position.reviewer, position.tile, position.region) == ("ann", tile, 1)
+    position, message = actions.accept(position)
+    assert message == "Saved: region 1 is building."
+    assert ReviewPosition.read(str(position)) == position
+    position, _ = actions.rename(position, "car park")
     assert review.log.history["ann"][-1].name == "Car park", "with the spelling of the known name"
-    place, _ = steps.merge(place, 2)
-    assert place.tile != tile
-    assert steps.previous(place)[0].region == 3
-    place, said = steps.choose(place, "road  0.30")
-    assert said == "Saved: region 1 is road."
+    position, _ = actions.merge(position, 2)
+    assert position.tile != tile
+    assert actions.previous(position)[0].region == 3
+    position, message = actions.choose(position, "road  0.30")
+    assert message == "Saved: region 1 is road."
     with pytest.raises(ValueError, match="'gone  0.30' is no longer a choice"):
-        steps.choose(place, "gone  0.30")
-    place, _ = steps.reject(place)
-    place, said = steps.accept(place)
-    assert said == "Saved: region 3 is tree. Nothing is left to decide in round 1."
-    place, said = steps.undo(place)
-    assert (place.region, said) == (3, "Undone: accept of region 3.")
+        actions.choose(position, "gone  0.30")
+    position, _ = actions.reject(position)
+    position, message = actions.accept(position)
+    assert message == "Saved: region 3 is tree. Nothing is left to decide in round 1."
+    position, message = actions.undo(position)
+    assert (position.region, message) == (3, "Undone: accept of region 3.")
 
 
 def test_clicks_and_typed_text(review, tile):
-    steps = ReviewActions(review)
-    place, _ = steps.begin("ann")
-    assert steps.click(place, CHOOSE, 60, 10)[0].region == 2
-    assert steps.enter(place, CHOOSE, "3")[0].region == 3
-    corner, said = steps.click(place, SPLIT, 19, 79)
-    assert said == "Now the opposite corner."
-    after, said = steps.click(corner, SPLIT, 0, 0)
-    assert said == "Saved: region 4 is cut out of 1."
+    actions = ReviewActions(review)
+    position, _ = actions.begin("ann")
+    assert actions.click(position, CHOOSE, 60, 10)[0].region == 2
+    assert actions.enter(position, CHOOSE, "3")[0].region == 3
+    corner, message = actions.click(position, SPLIT, 19, 79)
+    assert message == "Now the opposite corner."
+    after, message = actions.click(corner, SPLIT, 0, 0)
+    assert message == "Saved: region 4 is cut out of 1."
     assert after.corner is None
     assert review.log.history["ann"][-1].box == (0, 0, 20, 80)
-    after, said = steps.enter(after, SPLIT, "20, 0, 30 40")
-    assert said == "Saved: region 5 is cut out of 1."
-    _, said = steps.click(after, MERGE, 60, 10)
-    assert said == "Saved: region 1 is part of 2."
+    after, message = actions.enter(after, SPLIT, "20, 0, 30 40")
+    assert message == "Saved: region 5 is cut out of 1."
+    _, message = actions.click(after, MERGE, 60, 10)
+    assert message == "Saved: region 1 is part of 2."
     for mode, text, match in (
         (SPLIT, "1 2 3", "'1 2 3' is not x0 y0 x1 y1"),
         (MERGE, "two", "'two' is not the number of a region"),
         (CHOOSE, "77", "no region 77 in"),
     ):
         with pytest.raises(ValueError, match=match):
-            steps.enter(after, mode, text)
+            actions.enter(after, mode, text)
 
 
 def test_later_rounds_offer_the_other_reviewers_verdicts(review, say, tile):
     say("ann", 1, "accept", name="building")
     say("bob", 1, "rename", name="shed")
-    steps = ReviewActions(review)
-    place, _ = steps.begin("ann", 2)
-    assert place.region == 1
-    assert steps.choices(place) == ["as bob: shed", "building  0.80", "road  0.30"]
-    steps.choose(place, "as bob: shed")
+    actions = ReviewActions(review)
+    position, _ = actions.begin("ann", 2)
+    assert position.region == 1
+    assert actions.choices(position) == ["as bob: shed", "building  0.80", "road  0.30"]
+    actions.choose(position, "as bob: shed")
     assert agreement(review).disagreements == []
 
 
@@ -418,8 +418,8 @@ def test_the_image_highlights_the_current_region(review, tile):
     from skysense_o.inference.drawing import REGION_COLOR
 
     labels = review.tiles.labels(tile)
-    shown = np.array(draw_regions(review.tiles.image(tile), labels, 2, {1}, (5, 5)))
-    assert shown.shape == (640, 960, 3)
-    yellow = (shown == REGION_COLOR).all(2)
+    image = np.array(draw_regions(review.tiles.image(tile), labels, 2, {1}, (5, 5)))
+    assert image.shape == (640, 960, 3)
+    yellow = (image == REGION_COLOR).all(2)
     x0, y0, _, y1 = (8 * value for value in BOXES[2])
     assert yellow[y0 + 20 : y1 - 20, x0 - 4 : x0 + 4].any(1).all(), "its left edge is highlighted"

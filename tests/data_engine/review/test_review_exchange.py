@@ -19,7 +19,7 @@ from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review, piece_mask
 
 
-def said(work, reviewer: str) -> dict[tuple[str, int], tuple]:
+def decisions_of(work, reviewer: str) -> dict[tuple[str, int], tuple]:
     """(tile, region) -> the reviewer's valid decision."""
     review = Review(work)
     views = {tile: review.view(reviewer, tile) for tile in review.tiles}
@@ -47,9 +47,7 @@ def test_coco_import_renames_deletes_and_adds_regions(work, tile, tmp_path, caps
     assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
     data["categories"].append({"id": 9, "name": "car"})
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["category_id"] = (
-        9  # region 1 is renamed, 2 is deleted, a new one covers parts of 3 and the rest
-    )
+    of_tile[0]["category_id"] = 9  # region 1 is renamed, 2 is deleted, a new one covers parts of 3 and the rest
     del of_tile[0]["region"]  # some programs drop keys that are not COCO's
     new = {
         "id": 77,
@@ -61,10 +59,10 @@ def test_coco_import_renames_deletes_and_adds_regions(work, tile, tmp_path, caps
     data["annotations"] = [of_tile[0], of_tile[2], new]
     file.write_text(json.dumps(data))
     command(work, "--import", file, "--reviewer", "cvat")
-    shown = capsys.readouterr().out
-    assert "1 tiles of 2, by cvat: 1 accept, 1 merge, 1 reject, 2 rename, 2 split" in shown
-    assert "1 tiles have no annotations in the file; nothing was decided on them" in shown
-    stands = said(work, "cvat")
+    output = capsys.readouterr().out
+    assert "1 tiles of 2, by cvat: 1 accept, 1 merge, 1 reject, 2 rename, 2 split" in output
+    assert "1 tiles have no annotations in the file; nothing was decided on them" in output
+    stands = decisions_of(work, "cvat")
     assert stands[tile, 1] == ("rename", "car", None)
     assert stands[tile, 2] == ("reject", None, None)
     assert stands[tile, 3] == ("accept", "tree", None)
@@ -143,7 +141,7 @@ def test_label_studio_import_renames_deletes_and_adds_regions(work, tile, tmp_pa
 
     finished(file, {"id": 3, "email": "eve@example.org"}, change)
     command(work, "--import", file)
-    stands = said(work, "label-studio eve@example.org")
+    stands = decisions_of(work, "label-studio eve@example.org")
     assert stands[tile, 1] == ("rename", "shed", None)
     assert stands[tile, 2] == ("reject", None, None)
     assert stands[tile, 3] == ("accept", "tree", None)
@@ -161,7 +159,7 @@ def test_a_polygon_close_to_its_region_keeps_the_regions_mask(review, work, tile
     file = tmp_path / "polygons.json"
     file.write_text(json.dumps(data))
     command(work, "--import", file)
-    stands = said(work, "coco")
+    stands = decisions_of(work, "coco")
     assert stands == {
         (tile, 1): ("accept", "building", None),
         (tile, 2): ("reject", None, None),
@@ -193,9 +191,9 @@ def test_all_formats_of_coco_masks_are_read(review, tile):
     forms = [rle_of(mask), {"size": [HEIGHT, WIDTH], "counts": runs}, [[0, 0, 50, 0, 50, 40, 0, 40]]]
     rows = [{"id": k, "image_id": 1, "category_id": 1, "segmentation": form} for k, form in enumerate(forms)]
     data["annotations"] = [*rows, {**rows[0], "image_id": 2}]
-    found = from_coco(review, data)
-    assert list(found) == [tile]
-    for one in found[tile]:
+    imported = from_coco(review, data)
+    assert list(imported) == [tile]
+    for one in imported[tile]:
         assert np.array_equal(one.mask, mask)
 
 
@@ -291,5 +289,9 @@ def test_tasks_without_a_tile_key_are_matched_by_their_image(work, tile, tmp_pat
     cancelled = {"completed_by": 2, "was_cancelled": True, "result": []}
     file.write_text(json.dumps([{"data": {"image": image}, "annotations": [{"result": results}, cancelled]}]))
     command(work, "--import", file, "--reviewer", "fay")
-    assert {key[1]: what[0] for key, what in said(work, "fay").items()} == {1: "accept", 2: "accept", 3: "accept"}
-    assert said(work, "label-studio 2") == {}
+    assert {key[1]: what[0] for key, what in decisions_of(work, "fay").items()} == {
+        1: "accept",
+        2: "accept",
+        3: "accept",
+    }
+    assert decisions_of(work, "label-studio 2") == {}

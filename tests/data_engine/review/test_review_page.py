@@ -64,11 +64,11 @@ def server(tmp_path):
 def visit(server):
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        said = []
+        responses = []
 
         def keep(response):
             with contextlib.suppress(playwright.Error):  # an event stream that was cut
-                said.append(response.url + ("" if "image" in str(response.headers) else response.text()))
+                responses.append(response.url + ("" if "image" in str(response.headers) else response.text()))
 
         def open_page(query="", width=1280, height=900):
             page = browser.new_context(viewport={"width": width, "height": height}).new_page()
@@ -79,15 +79,15 @@ def visit(server):
 
         yield open_page
         browser.close()
-    assert said
+    assert responses
     for secret in (str(server.work.parent), str(ROOT)):
-        assert not [text for text in said if secret in text], secret
+        assert not [text for text in responses if secret in text], secret
 
 
 def where(page) -> tuple[int, int]:
     """(index of the tile, region) that the page shows."""
-    place = json.loads(page.locator("#where input, #where textarea").input_value())
-    return int(re.match(r"town(\d+)", place["tile"])[1]), place["region"]
+    position = json.loads(page.locator("#where input, #where textarea").input_value())
+    return int(re.match(r"town(\d+)", position["tile"])[1]), position["region"]
 
 
 def decided(page) -> int:
