@@ -139,7 +139,7 @@ def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:
         np.maximum.at(high[:, axis], inverse, values)
     rows = zip(ids.tolist(), low.tolist(), high.tolist(), pixels.tolist(), means.tolist())
     return [
-        {"region": k, "box": [*first, *last], "pixels": n, "score": round(mean, 4)}
+        {"region": k, "box": [*first, *(v + 1 for v in last)], "pixels": n, "score": round(mean, 4)}
         for k, first, last, n, mean in rows
         if k
     ]

@@ -227,7 +227,7 @@ def test_regions_are_connected_and_small_ones_are_merged():
     one = np.full((4, 4), 3)
     assert (tidy(one, 100) == 1).all(), "a piece without neighbours is kept"
     entries = described(regions, np.where(regions == 2, 0.75, 0.5))
-    assert entries[1] == {"region": 2, "box": [2, 20, 11, 29], "pixels": 100, "score": 0.75}
+    assert entries[1] == {"region": 2, "box": [2, 20, 12, 30], "pixels": 100, "score": 0.75}
     assert sum(e["pixels"] for e in entries) + (regions == 0).sum() == regions.size
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.inference.automatic_masks import click_grid, generate_masks, stability_score
+from skysense_o.inference.automatic_masks import click_grid, generate_masks, stability
 from skysense_o.vocabulary import Vocabulary
 
 WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])
@@ -40,7 +40,7 @@ def test_a_regions_embedding_is_the_mean_feature_of_its_pixels(mini, image):
 
 def test_regions_are_ranked_by_their_best_phrase(mini, image):
     seen = mini.set_image(image)
-    box = seen.box_mask((16, 16, 47, 31))
+    box = seen.box_mask((16, 16, 48, 32))
     assert box.sum() == 32 * 16
     (ranked,) = seen.name(box[None], WORDS)
     assert {name for name, _ in ranked} == {"water", "road", "tree", "sky"}
@@ -68,7 +68,7 @@ def test_an_example_region_segments_like_a_class(mini, image):
         assert np.array_equal(alone.labels, mini(seen, "road").labels)
     finally:
         mini.model.templates = templates
-    with pytest.raises(ValueError, match=r"\['Road'\] are words that are asked for already"):
+    with pytest.raises(ValueError, match=r"\['Road'\] are already phrases of this vocabulary"):
         word.with_examples({"Road": monkey["like this"]})
 
 
@@ -97,7 +97,7 @@ def test_stability_score_is_the_iou_of_masks_at_two_thresholds():
     logits[0, :5], logits[1, :4], logits[1, 4:8] = 5.0, 5.0, 0.5
     tight, loose = logits > 1, logits > -1
     naive = [float((t & w).sum() / max(1, (t | w).sum())) for t, w in zip(tight, loose)]
-    assert stability_score(logits).tolist() == naive == [1, 0.5, 0]
+    assert stability(logits).tolist() == naive == [1, 0.5, 0]
 
 
 def test_automatic_masks_are_unique_and_named(prompted, image):
@@ -109,7 +109,7 @@ def test_automatic_masks_are_unique_and_named(prompted, image):
     best = found[0]
     assert best.mask.shape == (50, 70)
     x0, y0, x1, y1 = best.box
-    assert best.mask[y0 : y1 + 1, x0 : x1 + 1].sum() == best.mask.sum() > 0
+    assert best.mask[y0:y1, x0:x1].sum() == best.mask.sum() > 0
     assert best.classes == tuple(seen.name(best.mask[None], WORDS)[0])
     assert [p.iou_pred for p in found] == sorted((p.iou_pred for p in found), reverse=True)
     point = click_grid(seen.size, 6)

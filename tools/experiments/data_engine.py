@@ -101,7 +101,7 @@ def squares(size: tuple[int, int], count: int) -> np.ndarray:
 
 
 def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
-    table = load_classes(spec_of("dubai").classes)
+    table = load_classes(spec_of("dubai").class_table_name)
     methods = {
         f"superpixels, coarse {c}": proposer("superpixels", predictor, regions=float(c)) for c in args.coarse.split(",")
     }

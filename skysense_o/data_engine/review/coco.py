@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from skysense_o.clicks import box_from_mask
 from skysense_o.data_engine.review.exchange import ExchangedRegion, exchanged_regions, tile_of
-from skysense_o.data_engine.review.masks import box_of, polygons_mask, rle_mask, rle_of
+from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review
 
 
@@ -29,7 +30,7 @@ def to_coco(review: Review, reviewer: str | None = None) -> dict:
 
 
 def _row(number: int, image: int, one: ExchangedRegion, category: int) -> dict:
-    x0, y0, x1, y1 = box_of(one.mask)
+    x0, y0, x1, y1 = box_from_mask(one.mask)
     return {
         "id": number,
         "image_id": image,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from skysense_o.clicks import box_from_mask
 from skysense_o.data_engine.review.log import Decision
-from skysense_o.data_engine.review.masks import box_of, rle_of
+from skysense_o.data_engine.review.masks import rle_of
 from skysense_o.data_engine.review.session import REST, Review, View
 
 UNNAMED = "unnamed"

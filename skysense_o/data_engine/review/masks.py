@@ -57,9 +57,3 @@ def _runs(counts: str) -> list[int]:
 def polygons_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
     """Rasterise polygons, flat lists x0, y0, x1, y1, ... in pixels -> their union, bool (H,W); size: (H,W)."""
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), *size))).astype(bool)
-
-
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask that is not empty; the last ones are outside."""
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
+from skysense_o.clicks import box_between
 from skysense_o.data_engine.review.log import Decision
 from skysense_o.data_engine.review.session import Review, View
 
