@@ -125,8 +125,8 @@ def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:
         score: float (H,W).
 
     Returns:
-        {"region", "box", "pixels", "score"} per region. box: [x0, y0, x1, y1] in pixels, both corners inside the
-        region (this file format is older than the half-open boxes elsewhere). score: its mean, 0..1.
+        {"region", "box", "pixels", "score"} per region. box: [x0, y0, x1, y1] in pixels, half-open. score: its mean,
+        0..1.
     """
     ids, inverse = np.unique(regions, return_inverse=True)
     inverse = inverse.ravel()

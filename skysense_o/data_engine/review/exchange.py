@@ -95,7 +95,7 @@ def take_over(
         for owner in sorted(owners):
             if owner != keeps:
                 mask = inside & (painted == owner)
-                cut = decide(region, "split", box=box_of(mask), mask=rle_of(mask)["counts"])
+                cut = decide(region, "split", box=box_from_mask(mask), mask=rle_of(mask)["counts"])
                 parts.append((cut.into, owner))
     members: dict[int, list[int]] = {}
     for region, owner in parts:

@@ -79,8 +79,7 @@ class ReviewPage:
     def drag(self, where: str, corners: str):
         """Split the region by a box drawn on the image; corners: as drag.js sends them."""
         zoom = review_zoom(self.review.tiles.labels(ReviewPosition.read(where).tile).shape)
-        x0, y0, x1, y1 = serving.dragged_box(corners, zoom)
-        return self.step("split", where, (x0, y0, x1 + 1, y1 + 1))
+        return self.step("split", where, serving.dragged_box(corners, zoom))
 
     def agreement(self) -> str:
         self.review.log.refresh()

@@ -176,8 +176,7 @@ class ReviewActions:
         if mode == SPLIT and position.corner is None:
             return replace(position, corner=(x, y)), "Now the opposite corner."
         if mode == SPLIT:
-            (x0, x1), (y0, y1) = sorted((x, position.corner[0])), sorted((y, position.corner[1]))
-            return self.split(position, (x0, y0, x1 + 1, y1 + 1))
+            return self.split(position, box_between(position.corner, (x, y)))
         region = int(self.review.labels_of(position.tile, self.view(position), merged=True)[y, x])
         return self.merge(position, region) if mode == MERGE else (replace(position, region=region, corner=None), "")
 
