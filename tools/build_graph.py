@@ -53,10 +53,10 @@ def names_of(args: argparse.Namespace) -> list[str]:
         return list(Vocabulary.parse(args.classes).classes)
     if not args.dataset:
         raise ValueError("give --dataset, or --classes for --by text")
-    row = find(args.dataset)[0][0]
-    if not row.classes:
+    spec = find(args.dataset)[0][0]
+    if not spec.class_table_name:
         raise ValueError(f"{args.dataset!r} has no class table: each image has its own classes")
-    return list(load_classes(row.classes).classes)
+    return list(load_classes(spec.class_table_name).classes)
 
 
 def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
