@@ -17,9 +17,9 @@ import cv2
 from tqdm import tqdm
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
+from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
-from skysense_o.data.mapper import image_of_record
 from skysense_o.data.weak.box_masks import box_labels, ellipse_mask, grabcut_mask
 from skysense_o.errors import exit_code
 
@@ -47,7 +47,7 @@ def run() -> int:
             if path.is_file():
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            image, method = image_of_record(record), ellipse_mask if a.ellipse else grabcut_mask
+            image, method = read_record_image(record), ellipse_mask if a.ellipse else grabcut_mask
             labels = box_labels(image, record["boxes"], len(load_classes(spec.class_table_name)), method)
             part = path.with_suffix(".part.png")
             cv2.imwrite(str(part), labels)

@@ -24,9 +24,7 @@ class ClassTable:
     background: tuple[bool, ...] = field(default=())  # the class only stands for the rest
     folders: tuple[str, ...] = field(default=())  # scene classification: the publisher's folder of each class
     parents: tuple[str, ...] = field(default=())  # a coarser name; "" at the top
-    kinds: tuple[tuple[str, ...], ...] = field(
-        default=()
-    )  # words for a part of the class: "wheat field" of a crop field
+    kinds: tuple[tuple[str, ...], ...] = field(default=())  # words for a part: "wheat field" of a crop field
 
     def __len__(self) -> int:
         return len(self.classes)

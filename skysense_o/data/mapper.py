@@ -54,11 +54,6 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
     return image, labels
 
 
-def image_of_record(record: dict) -> np.ndarray:
-    """uint8 (H,W,3) RGB. Raises BadData: a file that is missing or broken."""
-    return read_image(record["file_name"])
-
-
 @lru_cache
 def _table_of(key: str) -> np.ndarray:
     spec = spec_of(key)

@@ -13,11 +13,12 @@ import torch
 from detectron2.config import configurable
 
 from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
+from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import CONCEPTS_FILE, load_concepts
 from skysense_o.data.labels import BadData, read_labels
-from skysense_o.data.mapper import image_of_record, read_image_and_labels
+from skysense_o.data.mapper import read_image_and_labels
 from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
@@ -158,7 +159,7 @@ class MixedMapper:
         image = np.zeros((self.crop, self.crop, 3), np.uint8)
         for value, one in enumerate(chosen):
             cell = labels == value
-            part = random_part(image_of_record(one), self.crop, 0.75 if count == 1 else 0.4)
+            part = random_part(read_record_image(one), self.crop, 0.75 if count == 1 else 0.4)
             cv2.copyTo(part, cell.astype(np.uint8), image)
         says = np.stack([load_concepts().scene_says(_scene(one), said_of(one)) for one in chosen])
         own = np.zeros(0, np.int64)
@@ -215,7 +216,7 @@ def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, i
 @lru_cache(400)
 def _kept_image(path: str) -> np.ndarray:
     """Of images that are large, or come often; those of scenes are small and many."""
-    return image_of_record({"file_name": path})
+    return read_record_image({"file_name": path})
 
 
 def _kind(record: dict) -> str:

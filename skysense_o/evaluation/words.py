@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
-from skysense_o.data.mapper import image_of_record, read_image_and_labels
+from skysense_o.data.mapper import read_image_and_labels
 from skysense_o.evaluation.coverage import BoxCounts, count_boxes, coverage
 from skysense_o.sample import IGNORE
 from skysense_o.vocabulary import Vocabulary
@@ -109,7 +110,7 @@ def ask_objects(ask: Asker) -> Numbers:
     ):
         counts = {word: BoxCounts() for word in meant}
         for record in ask.records(name):
-            labels = ask(image_of_record(record), words)
+            labels = ask(read_record_image(record), words)
             folders = load_classes(spec_of(record["dataset"]).class_table_name).folders
             for word, these in meant.items():
                 boxes = [box[:4] for box in record["boxes"] if folders[int(box[4])] in these]
@@ -128,7 +129,7 @@ def ask_coverage(ask: Asker) -> Numbers:
     words, records = (*KINDS, *BESIDE), ask.records("ucmerced_test")
     table, shares = load_classes("ucmerced"), []
     for record in records:
-        counts = np.bincount(ask(image_of_record(record), words).ravel(), minlength=len(words))
+        counts = np.bincount(ask(read_record_image(record), words).ravel(), minlength=len(words))
         shares.append(counts / counts.sum())
     found = coverage(np.stack(shares), [table.classes[r["label"]] for r in records], words, KINDS)
     numbers = {"words that find their own": sum(good for _, _, good in found.values()) / len(found)}

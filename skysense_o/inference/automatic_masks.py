@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
+from skysense_o.clicks import box_from_mask
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.vocabulary import Vocabulary
 
@@ -23,7 +24,7 @@ STABILITY_OFFSET = 1.0
 
 @dataclass(frozen=True)
 class Proposal:
-    """One region. mask: bool (H,W). box: x0,y0,x1,y1, its first and last pixel. iou_pred: predicted IoU, 0..1.
+    """One region. mask: bool (H,W). box: half-open XYXY. iou_pred: predicted IoU, 0..1.
     stability_score: IoU of the mask drawn tightly with the mask drawn loosely, 0..1. names: (name, cosine), best first.
     """
 
@@ -74,9 +75,9 @@ def generate_masks(
     if not len(masks):
         return []
     classes = image.name(masks, vocabulary) if vocabulary else [[]] * len(masks)
-    corners = masks_to_boxes(torch.from_numpy(masks)).int().tolist()
+    corners = [box_from_mask(mask) for mask in masks]
     return [
-        Proposal(mask, tuple(box), float(good[k]), float(stable[k]), tuple(called))
+        Proposal(mask, box, float(good[k]), float(stable[k]), tuple(called))
         for mask, box, k, called in zip(masks, corners, kept.tolist(), classes)
     ]
 

@@ -1,4 +1,4 @@
-"""Towers and decoders: tensors in, tensors out. Importing this fills the registries."""
+"""Towers and mask decoders: tensors in, tensors out. Importing this package fills the registries."""
 
 from skysense_o.modeling import cost_aggregation, mini_tower, open_clip_tower, sam_head, skysense_clip  # noqa: F401
 from skysense_o.modeling.decoder import MaskDecoder, Queries
