@@ -75,8 +75,8 @@ def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """`datasets/points/<index>`: JSON lines {"image", "what", "points"}, every object of one kind in one image.
 
-    A record has `points` as of `read_point_labels`, `what`, and the `kind` of its scene. Left out is what the class table
-    has not.
+    A record has `points` as of `read_point_labels`, `what`, and the `kind` of its scene. What the class table
+    has not is left out.
     """
     names, scenes = load_classes(spec.class_table_name).classes, load_classes(spec.folder)
     kinds = dict(zip(scenes.folders, scenes.classes))

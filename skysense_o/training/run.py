@@ -45,7 +45,7 @@ MAPPERS = {"mixed": MixedMapper, "labels": TrainingMapper, "captions": CaptionMa
 NEEDS = {
     "mixed": ("sem_seg_file_name", "boxes", "points", "label"),
     "labels": ("sem_seg_file_name",),
-    "pairs": ("captions", "label"),
+    "captions": ("captions", "label"),
     "questions": ("answer",),
 }
 
