@@ -99,8 +99,23 @@ def test_bce_and_cross_entropy_by_a_loop(partial_batch):
                     competing.append(sum(each) / len(each))
         bce.append(sum(known) / len(known))
         cross.append(sum(competing) / len(competing))
-    assert float(partly.partial_bce(logits, target)) == pytest.approx(sum(bce) / B, abs=1e-9)
-    assert float(partly.partial_cross_entropy(logits, target)) == pytest.approx(sum(cross) / B, abs=1e-6)
+    assert float(partly.partial_bce(logits, target).detach()) == pytest.approx(sum(bce) / B, abs=1e-9)
+    assert float(partly.partial_cross_entropy(logits, target).detach()) == pytest.approx(sum(cross) / B, abs=1e-6)
+
+
+def test_focal_by_a_loop(partial_batch):
+    _, logits, _, _, target = partial_batch
+    means = []
+    for b in range(B):
+        each = []
+        for z, said in zip(logits[b].flatten().tolist(), target[b].flatten().tolist()):
+            if said == UNKNOWN:
+                continue
+            p = 1 / (1 + math.exp(-z))
+            right, alpha = (p, 0.25) if said == YES else (1 - p, 0.75)
+            each.append(-alpha * (1 - right) ** 2 * math.log(right))
+        means.append(sum(each) / len(each))
+    assert float(partly.partial_focal(logits, target).detach()) == pytest.approx(sum(means) / B, abs=1e-9)
 
 
 def test_dice_by_a_loop(partial_batch):
@@ -115,7 +130,7 @@ def test_dice_by_a_loop(partial_batch):
                 y = yes[known].double()
                 each.append(float(1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)))
         means.append(sum(each) / len(each))
-    assert float(partly.partial_dice(logits, target)) == pytest.approx(sum(means) / B, abs=1e-9)
+    assert float(partly.partial_dice(logits, target).detach()) == pytest.approx(sum(means) / B, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +185,36 @@ def test_a_region_meets_only_words_that_it_is_known_not_to_be():
     says = torch.tensor([[1, 0, -1], [0, 1, 0]], dtype=torch.int8)
     against = partly.opposed_names(labels, partly.says_table([says], 3))[0]
     assert against.tolist() == [[False, True, False], [True, False, True], [True, True, True]]
+
+
+def test_region_contrast_by_a_loop(partial_batch):
+    """Pooled where a name is YES; against its own word and those that are NO wherever it is YES."""
+    labels, _, _, table, target = partial_batch
+    generator = torch.Generator().manual_seed(5)
+    dense, temperature = torch.randn(B, 8, SIDE, SIDE, generator=generator), 0.1
+    text = F.normalize(torch.randn(B, T, 8, generator=generator), dim=-1)
+    valid = torch.ones(B, T, dtype=torch.bool)
+    valid[0, 4] = False
+    present = (target == YES).flatten(2).any(-1)
+    found = partly.partial_region_contrast(
+        partly.pool_yes(dense, target), present, text, valid, partly.opposed_names(labels, table), temperature
+    )
+    means = []
+    for b in range(B):
+        each = []
+        for i in range(T):
+            if not (present[b, i] and valid[b, i]):
+                continue
+            yes = target[b, i] == YES
+            vector = F.normalize(dense[b][:, yes].mean(1), dim=0)
+            own = math.exp(float(vector @ text[b, i]) / temperature)
+            total = own
+            for j in range(T):
+                if j != i and valid[b, j] and (target[b, j][yes] == NO).all():
+                    total += math.exp(float(vector @ text[b, j]) / temperature)
+            each.append(math.log(total / own))
+        means.append(sum(each) / len(each))
+    assert float(found) == pytest.approx(sum(means) / B, abs=1e-5)
 
 
 def test_caption_contrast_by_a_loop():
