@@ -131,7 +131,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
 
     # Training images.
-    # labels: with label images; pairs: with captions; questions: with answers; mixed: any labels, see data/mixture.py
+    # labels: with label images; captions: with captions; questions: with answers; mixed: any labels, see mixed_mapper
     cfg.INPUT.MAPPER = "labels"
     cfg.INPUT.POINTS = ""  # where objects are that VQA.COUNTING counts: a file below datasets/points
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels

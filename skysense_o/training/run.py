@@ -80,6 +80,10 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
+    if (cfg.MODEL.LOSS.BAGS or cfg.MODEL.LOSS.CAPTIONS) and cfg.INPUT.MAPPER != "mixed" and not eval_only:
+        raise ValueError(
+            f"MODEL.LOSS.BAGS and CAPTIONS are for INPUT.MAPPER 'mixed', not {cfg.INPUT.MAPPER!r}: set 0.0"
+        )
     if cfg.DATASETS.WEIGHTS and not eval_only:
         check_weights(cfg.DATASETS.WEIGHTS, len(cfg.DATASETS.TRAIN))
     for name in () if eval_only else cfg.DATASETS.TRAIN:
@@ -143,7 +147,7 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
+    sets = [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
@@ -164,11 +168,9 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
             return evaluate_all(cfg, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     mapper, skip = MAPPERS[cfg.INPUT.MAPPER](cfg), cfg.DATALOADER.SKIP_BAD
-    mixed = [records_of(name, skip) for name in cfg.DATASETS.TRAIN]
-    weights = cfg.DATASETS.WEIGHTS
-    samples = MixedSamples(mixed, weights, mapper, seed, skip) if weights else None
+    samples = MixedSamples(sets, cfg.DATASETS.WEIGHTS, mapper, seed, skip) if cfg.DATASETS.WEIGHTS else None
     loader = training_loader(
-        records,
+        [record for records in sets for record in records],
         mapper,
         samples=samples,
         batch=micro_batch(cfg),

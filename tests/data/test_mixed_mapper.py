@@ -256,6 +256,33 @@ def test_a_record_without_any_label(data):
         mapper_of(data)({"file_name": "x.png", "dataset": "dubai"})
 
 
+def test_every_term_learns_from_a_batch_of_all_kinds(data, cfg):
+    from skysense_o.meta_arch import SkySenseO
+
+    np.random.seed(0)
+    mapper, loss = mapper_of(data, CROP_SIZE=64), cfg.MODEL.LOSS
+    samples = [mapper(records_of(name)[0]) for name in SETS for _ in range(2)]
+    assert any("captions" in sample for sample in samples)
+    for name in ("BCE", "CROSS_ENTROPY", "DICE", "REGION", "PRESENCE", "BAGS", "CAPTIONS"):
+        loss[name] = 1.0
+    torch.manual_seed(0)
+    model = SkySenseO(cfg).train()
+    terms = model.losses(samples)
+    assert set(terms) == {
+        f"loss_{t}" for t in ("bce", "cross_entropy", "dice", "region", "presence", "bags", "captions")
+    }
+    for name, term in terms.items():
+        assert term.isfinite(), name
+        assert term > 0, name
+    sum(terms.values()).backward()
+    gradient = model.tower.image.blocks[-1][0].conv_pw.weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+    loss.VISION_CENTRIC = 1.0
+    with pytest.raises(ValueError, match="VISION_CENTRIC take every label for complete.*set them to 0"):
+        SkySenseO(cfg).losses(samples)
+
+
 def records(count: int, name: str) -> list[dict]:
     return [{"file_name": f"{name}{i}"} for i in range(count)]
 

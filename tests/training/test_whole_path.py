@@ -132,6 +132,8 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
         ((*CONFIG, "MODEL.LOSS.PRESENCE", "0.0"), "leaves the presence head untrained"),
+        ((*CONFIG, "MODEL.LOSS.BAGS", "0.5"), "are for INPUT.MAPPER 'mixed', not 'labels'"),
+        ((*CONFIG, "DATASETS.WEIGHTS", "(1, 2)"), "one whole number from 1 on for each of the 1 sets"),
     ],
 )
 def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):
