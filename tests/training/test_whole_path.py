@@ -118,7 +118,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
     [
         (("--config-file", "nowhere.yaml"), "no config at 'nowhere.yaml'"),
         ((*CONFIG, "SOLVER.STEPSIZE", "1"), "Non-existent key: SOLVER.STEPSIZE"),
-        ((*CONFIG, "SOLVER.MAX_ITER", "5", "--resume"), "'--resume' stands among the KEY VALUE pairs"),
+        ((*CONFIG, "SOLVER.MAX_ITER", "5", "--resume"), "'--resume' is among the KEY VALUE pairs"),
         ((*CONFIG, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"), "no weights at 'nowhere.pth'"),
         ((*CONFIG, "--resume"), "nothing to resume in OUTPUT_DIR"),
         ((*CONFIG, "DATASETS.TRAIN", "('mars_train',)"), "unknown data set 'mars_train'"),
