@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)/(?P<file>[^#]+)")
+HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)(?:/(?P<file>[^#]+))?")
+FOLDER_FILES = ("*.json", "*.txt", "*.safetensors")
+"""Of a model that is a whole repository: its configs, its tokenizer and its weights in one of their forms."""
 LARGE = 2**17
 """Tensors of more numbers are held in half precision where that is asked for; norms, biases and scales are not."""
 
@@ -61,7 +63,8 @@ def find_weights(name: str | Path) -> Path:
     """A path, the name of shipped weights such as "mini", or `hf://org/repo/file` on the Hugging Face hub.
 
     The hub's file is fetched once and then comes from its cache; HF_HOME and HF_HUB_OFFLINE are respected. With
-    `#sha256=...` behind a path or an address, a file of another hash is refused.
+    `#sha256=...` behind a path or an address, a file of another hash is refused. A model of transformers (SAM 3) is a
+    folder with a config.json: its path, or `hf://org/repo`.
 
     Raises:
         FileNotFoundError: neither a file nor a shipped name; lists the shipped ones. Or not to be had from the hub.
@@ -72,12 +75,14 @@ def find_weights(name: str | Path) -> Path:
     shipped = SHIPPED / f"{name}.safetensors"
     if not path.is_file() and shipped.is_file():
         path = shipped
-    if not path.is_file():
+    whole = (path / "config.json").is_file()
+    if not path.is_file() and not whole:
         there = ", ".join(repr(p.stem) for p in sorted(SHIPPED.glob("*.safetensors"))) or "none"
         raise FileNotFoundError(
-            f"no weights at {name!r}: give a file ({', '.join(SUFFIXES)}), hf://org/repo/file, or one of: {there}"
+            f"no weights at {name!r}: give a file ({', '.join(SUFFIXES)}), hf://org/repo/file, a folder with a"
+            f" config.json of transformers, or one of: {there}"
         )
-    if path.suffix not in (*SUFFIXES, ".pkl"):
+    if path.suffix not in (*SUFFIXES, ".pkl") and not whole:
         raise WeightsError(f"{path} ends in {path.suffix!r}: weights are read from {', '.join(SUFFIXES)}")
     if wanted and weights_hash(path) != wanted.lower():
         raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {wanted}: it is another file than was meant")
@@ -85,18 +90,20 @@ def find_weights(name: str | Path) -> Path:
 
 
 def _from_hub(address: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     match = HUB.fullmatch(address)
     if match is None:
         raise WeightsError(f"{address!r} is no address of a file: write hf://org/repo/file, as in hf://a/b/model.pth")
     try:
+        if match["file"] is None:
+            return Path(snapshot_download(match["repo"], allow_patterns=FOLDER_FILES))
         return Path(hf_hub_download(match["repo"], match["file"]))
     except (OSError, ValueError) as error:  # every error of the hub library is one of these
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"{address} is not in the local cache and could not be fetched ({why}): mind HF_HUB_OFFLINE, HF_TOKEN"
-            " and the network, or give a local file"
+            f"{address} is not in the local cache and could not be fetched ({why}): mind HF_HUB_OFFLINE, HF_TOKEN (some"
+            " repositories ask you to agree to their licence first) and the network, or give a local file or folder"
         ) from error
 
 
@@ -159,8 +166,15 @@ def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool
     """The config's model around the weights of a file: nothing is initialised only to be overwritten, and tensors that
     need no other type stay mapped in the file.
 
-    half: hold the large tensors in bfloat16. trust: see `read_weights`.
+    half: hold the large tensors in bfloat16. trust: see `read_weights`. A folder is read by the model itself.
     """
+    if path.is_dir():
+        cfg.MODEL.WEIGHTS = str(path)
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+        for parameter in model.parameters() if half else ():
+            if parameter.numel() > LARGE:
+                parameter.data = parameter.data.to(torch.bfloat16)
+        return model.eval(), Report(loaded=list(model.state_dict()))
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     report = load_state(model, _typed(read_weights(path, trust), half), path)
@@ -209,6 +223,8 @@ def load_state(
         wanted = published_names(ours)
         report.passed_over = [name for name in state if NOT_NEEDED.search(name) and name not in wanted]
         state = to_ours({name: t for name, t in state.items() if name not in report.passed_over}, ours)
+    if "tower.clip.logit_scale" in ours and not any(name in ours for name in state):  # open_clip's own checkpoint
+        state = {f"tower.clip.{name}": tensor for name, tensor in state.items()}
     state = with_original_names(state, ours)
     for name, tensor in state.items():
         if name not in ours:
@@ -267,7 +283,11 @@ def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype |
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of a file, as results carry it."""
+    """SHA-256 of a file, as results carry it; of a folder, that of the names and hashes of its weights and configs."""
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".json"))
+        lines = "".join(f"{f.name} {weights_hash(f)}\n" for f in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
@@ -280,4 +300,6 @@ def _digest(file) -> str:  # Python 3.10 has no file_digest
 
 
 def _external_prefixes(model: nn.Module) -> tuple[str, ...]:
-    return (*(f"tower.{prefix}" for prefix in model.tower.installed), *getattr(model, "external", ()))
+    head = getattr(getattr(model, "sem_seg_head", None), "installed", ())
+    prefixes = [f"tower.{prefix}" for prefix in model.tower.installed] + [f"sem_seg_head.{prefix}" for prefix in head]
+    return (*prefixes, *getattr(model, "external", ()))

@@ -7,7 +7,7 @@ Each step has its inverse here, undone in reverse: normalise and pad (and, for a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,16 +68,34 @@ class ImageTransform:
             reference_compat: leave the padding in, stretched over the image, as the published code does.
             reduce: "labels" -> {"labels": int64 (H,W), "score": (H,W)}; "probabilities" -> {"sem_seg": (C,H,W)}.
         """
-        height, width = size or self.size
+
+        def grid(first: int, last: int) -> Tensor:
+            start, stop = bisect_left(phrase_to_class, first), bisect_left(phrase_to_class, last)
+            classes = [c - first for c in phrase_to_class[start:stop]]
+            return best_of_phrases(logits[start:stop].float().sigmoid(), classes, last - first)
+
+        return self._restore(grid, num_classes, size or self.size, reduce, reference_compat)
+
+    def restore_probabilities(
+        self, grid: Tensor, size: tuple[int, int] | None = None, reduce: Reduce = "labels"
+    ) -> dict[str, Tensor]:
+        """As `restore`, of probabilities of classes (C,h',w') instead of logits of phrases."""
+        return self._restore(lambda first, last: grid[first:last], len(grid), size or self.size, reduce)
+
+    def _restore(
+        self,
+        grid: Callable[[int, int], Tensor],
+        num_classes: int,
+        size: tuple[int, int],
+        reduce: Reduce,
+        reference_compat: bool = False,
+    ) -> dict[str, Tensor]:
+        """grid: first and last class (not included) -> their probabilities (C,h',w')."""
+        height, width = size
         chunk = max(1, RESTORE_BYTES // (4 * max(self.padded[0] * self.padded[1], height * width)))
         maps, best, labels = [], None, None
         for first in range(0, num_classes, chunk):
-            count = min(chunk, num_classes - first)
-            start, stop = bisect_left(phrase_to_class, first), bisect_left(phrase_to_class, first + count)
-            grid = best_of_phrases(
-                logits[start:stop].float().sigmoid(), [c - first for c in phrase_to_class[start:stop]], count
-            )
-            full = self._to_image(grid, (height, width), reference_compat)
+            full = self._to_image(grid(first, min(first + chunk, num_classes)), (height, width), reference_compat)
             if reduce == "probabilities":
                 maps.append(full)
                 continue

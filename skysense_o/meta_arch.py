@@ -6,6 +6,7 @@ Alphabet: B images, T phrases, C classes, P templates, D embedding, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -88,6 +89,11 @@ class SkySenseO(nn.Module):
         return self.predict(samples, "labels")
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether clicks and boxes are answered (`predict_prompts`)."""
+        return self.sem_seg_head.takes_prompts
+
+    @property
     def stride(self) -> int:
         """Pixels of the prepared image a cell of the masks."""
         return self.tower.stride // self.sem_seg_head.upscale
@@ -99,10 +105,24 @@ class SkySenseO(nn.Module):
         Returns:
             (B,C,h,w) probabilities of the classes at the masks' own grid, H / `stride` cells high: to be blended there.
         """
-        x, _ = geometry.prepare(list(windows), self.tower)
+        return self.class_probabilities(self.look(list(windows))[0], len(windows), vocabulary)
+
+    def read_words(self, vocabulary: Vocabulary) -> None:
+        """Encode words before they are asked for."""
+        with torch.no_grad():
+            self.text_bank(self.tower, [vocabulary], self.templates)
+
+    def look(self, images: Sequence[Tensor]) -> tuple[object, Tensor, list[geometry.ImageTransform]]:
+        """uint8 (3,H,W) images -> as the decoder has refined them, dense features (B,D,h,w), how they were prepared."""
+        x, transforms = geometry.prepare(images, self.tower)
+        features = replace(self.tower.encode_image(x), image=x)
+        return self.sem_seg_head.refine(features), features.dense, transforms
+
+    def class_probabilities(self, image_embedding: object, batch: int, vocabulary: Vocabulary) -> Tensor:
+        """(B,C,h',w') at the masks' own grid, of `batch` images that `look` has seen."""
         text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
-        queries = Queries(text.expand(len(x), -1, -1, -1), valid.expand(len(x), -1))
-        logits, _, _ = self.sem_seg_head(self.tower.encode_image(x), queries, self.phrase_chunk)
+        queries = Queries(text.expand(batch, -1, -1, -1), valid.expand(batch, -1))
+        logits, _, _ = self.sem_seg_head.decode(image_embedding, queries, self.phrase_chunk)
         phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
         return torch.stack(
             [geometry.best_of_phrases(masks.float().sigmoid_(), phrase_to_class, num_classes) for masks in logits]
@@ -121,8 +141,7 @@ class SkySenseO(nn.Module):
         return [predictions[i] for i in range(len(samples))]
 
     def _predict_group(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
-        x, transforms = geometry.prepare([sample["image"] for sample in samples], self.tower)
-        image_embedding = self.sem_seg_head.refine(self.tower.encode_image(x))
+        image_embedding, _, transforms = self.look([sample["image"] for sample in samples])
         sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, transforms)]
         return self.predict_text(image_embedding, transforms, [s["vocabulary"] for s in samples], sizes, reduce)
 
@@ -152,16 +171,14 @@ class SkySenseO(nn.Module):
 
     def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
-        x, transforms = geometry.prepare([sample["image"] for sample in samples], self.tower)
-        features = self.tower.encode_image(x)
-        image_embedding = self.sem_seg_head.refine(features)
+        image_embedding, dense, transforms = self.look([sample["image"] for sample in samples])
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, transforms)])
         terms: dict[str, Tensor] = {}
         if self.objective.weights:
             text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
             text = self._blur(text)
             logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid))
-            regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
+            regions = partial(self._regions, dense, sem_seg, text.shape[1])
             terms |= self.objective(samples, sem_seg, logits, presence, text, valid, regions)
         if self.prompt_objective is not None:
             terms |= self.prompt_objective(partial(self.predict_prompts, image_embedding), samples, transforms, sem_seg)

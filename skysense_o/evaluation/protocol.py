@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skysense_o.geometry import ImageTransform
 from skysense_o.inference.blending import WindowRow, reflected, sweep
-from skysense_o.inference.sliding import batch_size, plan_windows, segment_array, thread_count
+from skysense_o.inference.sliding import ask_windows, batch_size, plan_windows, segment_array, thread_count
 from skysense_o.inference.windows import Axis
 from skysense_o.parallel import OrderedThreadPool
 from skysense_o.sample import Sample
@@ -121,7 +121,7 @@ class Protocol:
         if self.flips or self.scales != (1.0,) or (self.window and shown != size):
             grid = self._mean(model, image, vocabulary, shown)
             whole = ImageTransform(size, size, size)
-            out = whole.restore(grid.logit(), range(len(vocabulary)), len(vocabulary))  # it takes the sigmoid again
+            out = whole.restore_probabilities(grid)
             return out["labels"], out["score"]
         if self.window:
             window, overlap = max(self.window, 0) or None, None if self.overlap < 0 else self.overlap
@@ -155,7 +155,7 @@ class Protocol:
         window, overlap = max(self.window, 0) or None, None if self.overlap < 0 else self.overlap
         size = tuple(image.shape[-2:])
         plan = plan_windows(model, size, len(vocabulary), window, overlap, WHOLE, target=grid)
-        ask, cells = lambda windows: model.predict_windows(windows, vocabulary), None
+        ask, cells = ask_windows(model, vocabulary, lambda: image), None
         load, batch = _rows(plan.rows, plan.cols, image), batch_size(model.device)
         with OrderedThreadPool(ask, thread_count(model, batch, plan)) as pool:
             for band in sweep(plan, plan.strips[0], range(grid[0]), load, pool, batch):
