@@ -176,7 +176,7 @@ class SkySenseO(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.objective.weights:
             text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
-            text = self._blur(text)
+            text = self.blur(text)
             logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid))
             regions = partial(self._regions, dense, sem_seg, text.shape[1])
             terms |= self.objective(samples, sem_seg, logits, presence, text, valid, regions)
@@ -199,7 +199,7 @@ class SkySenseO(nn.Module):
             return self.region_projection(dense.to(self.region_projection.mix.weight.dtype), sem_seg, num_classes)
         return losses.pool_regions(dense, sem_seg, num_classes)
 
-    def _blur(self, text: Tensor) -> Tensor:
+    def blur(self, text: Tensor) -> Tensor:
         """Unit vectors with Gaussian noise of expected length `text_noise`, normalised again."""
         if not self.text_noise:
             return text

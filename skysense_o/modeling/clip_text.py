@@ -54,9 +54,8 @@ def _block(block: ResidualAttentionBlock, head: Tensor, x: Tensor, mask: Tensor)
     q, k, v = attention_heads(block, x)
     k, v = (torch.cat([a.expand(len(x), -1, -1, -1), b], dim=2) for a, b in ((k0, k), (v0, v)))
     read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return after_attention(block, head, F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)), after_attention(
-        block, x, read
-    )
+    first = F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)
+    return after_attention(block, head, first), after_attention(block, x, read)
 
 
 def attention_heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

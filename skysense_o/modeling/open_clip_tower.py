@@ -47,7 +47,7 @@ class OpenCLIPTower(Tower):
         self.reader = reader_of(clip.visual, name, attention, residual)
         self.stride = self.divisor = self.reader.stride
         self.pyramid_channels = self.reader.pyramid_channels
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):  # where a model is built on the meta device, the tower is not
             self.dim = self.encode_text(["a"]).shape[-1]
 
     @classmethod

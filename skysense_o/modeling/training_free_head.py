@@ -4,7 +4,8 @@ Alphabet: B images, T phrases, P templates, D embedding, h w grid, H W finer gri
 
 What to do with the tower's features, each step with its source: subtract the global token (Li et al. 2025,
 SegEarth-OV), let a self-supervised ViT say which cells belong together (Lan et al. 2024, ProxyCLIP), upsample along the
-image's edges (Kopf et al. 2007), softmax over the phrases. Which attention makes the features is the tower's: MODEL.TOWER.OPEN_CLIP.
+image's edges (Kopf et al. 2007), softmax over the phrases. Which attention makes the features is the tower's:
+MODEL.TOWER.OPEN_CLIP.
 """
 
 from __future__ import annotations
