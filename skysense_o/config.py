@@ -87,7 +87,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.SAM3.WEAK_PHRASE = 0.0  # phrases of less presence count as absent; 0: none
     cfg.MODEL.SAM3.INSTANCE_SCORE = 0.5  # of an instance, presence included; --threshold goes before it
     cfg.MODEL.SAM3.INSTANCES = True  # boxes, COCO and polygons are its instances, not the regions of the label map
-    cfg.MODEL.SAM3.PHRASE_CHUNK = 4  # pairs of an image and a phrase at a time: about 0.3 GiB each; no result changes
+    cfg.MODEL.SAM3.PHRASE_CHUNK = 4  # pairs of an image and a phrase at a time: about 0.5 GB each; no result changes
 
     # Questions about images (MODEL.META_ARCHITECTURE EmbeddedVQA or LlavaVQA).
     cfg.MODEL.VQA = vqa_model = CfgNode()

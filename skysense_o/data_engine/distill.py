@@ -79,10 +79,10 @@ class SoftMasks:
     """The tiles of a work folder with their soft masks."""
 
     def __init__(self, work: WorkFolder, side: int, divisor: int) -> None:
-        """side: of the crops, cut to a multiple of `divisor`; tiles that are smaller than `divisor` are left out.
+        """side: of the crops, in pixels, cut to a multiple of `divisor`; smaller tiles are continued by their reflection.
 
         Raises:
-            FileNotFoundError: no soft masks yet. ValueError: no tile is large enough.
+            FileNotFoundError: no soft masks yet. ValueError: a side below `divisor`.
         """
         record = work / "soft/teacher.json"
         if not record.is_file():
@@ -91,11 +91,10 @@ class SoftMasks:
         self.vocabulary = Vocabulary(
             tuple(words[0] for words in said["words"]), tuple(map(tuple, said["words"])), tuple(said["background"])
         )
-        self.work, self.side, self.step = work, side, max(divisor, STRIDE)
-        rows = [row for row in work.kept() if (work / f"soft/{row['tile']}.png").is_file()]
-        self.rows = [row for row in rows if min(row["height"], row["width"]) >= self.step]
-        if not self.rows:
-            raise ValueError(f"none of the {len(rows)} labelled tiles has {self.step} pixels each way: collect larger")
+        if side < divisor:
+            raise ValueError(f"INPUT.CROP_SIZE {side} is too small for the student: give {divisor} or more")
+        self.work, self.side = work, side // divisor * divisor
+        self.rows = [row for row in work.kept() if (work / f"soft/{row['tile']}.png").is_file()]
 
     def sample(self, seed: int, number: int) -> tuple[Tensor, Tensor]:
         """uint8 (3,H,W) and probabilities (C,H/4,W/4): a crop, turned, mirrored, of other colours; tiles by a fresh
@@ -105,7 +104,11 @@ class SoftMasks:
         rng = np.random.default_rng((seed, epoch, place))
         image, soft = self.work.image(row), read_map(self.work / f"soft/{row['tile']}.png")
         soft = soft.reshape(len(self.vocabulary), -1, soft.shape[-1])
-        side = min(self.side, *image.shape[:2]) // self.step * self.step
+        side = self.side
+        lacking = [max(0, side - n) for n in image.shape[:2]]
+        image = np.pad(image, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="symmetric")
+        lacking = [max(0, side // STRIDE - n) for n in soft.shape[1:]]
+        soft = np.pad(soft, ((0, 0), (0, lacking[0]), (0, lacking[1])), mode="symmetric")
         y, x = (int(rng.integers(0, (n - side) // STRIDE + 1)) * STRIDE for n in image.shape[:2])
         image = image[y : y + side, x : x + side]
         soft = soft[:, y // STRIDE : (y + side) // STRIDE, x // STRIDE : (x + side) // STRIDE]
