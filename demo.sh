@@ -1,6 +1,6 @@
 #!/bin/sh
 # Segment an image:   bash demo.sh [IMAGE [WORDS [more options of demo/demo.py]]]
-# Without arguments: the shipped image. The first run installs what is needed.
+# Without arguments it segments the shipped image. The first run installs the requirements.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 python=$(sh "$here/tools/setup.sh")

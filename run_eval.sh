@@ -3,7 +3,7 @@
 set -eu
 if [ $# -lt 3 ]; then
     echo "usage: bash run_eval.sh CONFIG NUM_GPUS OUTPUT_DIR [KEY VALUE ...]" >&2
-    echo "   as: bash run_eval.sh configs/mini/finetune.yaml 1 output/mini MODEL.WEIGHTS mini" >&2
+    echo "e.g.:  bash run_eval.sh configs/mini/finetune.yaml 1 output/mini MODEL.WEIGHTS mini" >&2
     exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Run the tests:   bash run_tests.sh [--all] [options of pytest]
-# --all adds what is slow, and ruff. The first run installs what is needed.
+# --all also runs the slow tests and ruff. The first run installs the requirements.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here"
@@ -9,7 +9,7 @@ python=$(sh tools/setup.sh)
     echo "Installing the test tools ..." >&2
     "$python" -m pip install --quiet --disable-pip-version-check -e ".[test]" >&2
 }
-# Threads that wait by spinning starve what else runs on the same cores: tests that start processes took ten times as long.
+# PASSIVE: spinning threads slow down other processes on the same cores; tests with subprocesses took ten times as long.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 if [ "${1:-}" = --all ]; then
     shift

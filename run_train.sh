@@ -3,7 +3,7 @@
 set -eu
 if [ $# -lt 3 ]; then
     echo "usage: bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [--resume] [KEY VALUE ...]" >&2
-    echo "   as: bash run_train.sh configs/mini/finetune.yaml 1 output/mini SOLVER.MAX_ITER 100" >&2
+    echo "e.g.:  bash run_train.sh configs/mini/finetune.yaml 1 output/mini SOLVER.MAX_ITER 100" >&2
     exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)

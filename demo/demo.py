@@ -269,7 +269,7 @@ def whole_images(args: argparse.Namespace) -> int:
 
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):
         raise ValueError('--task ask needs --question "..."')
-    names = words_of(args)[0].names if args.task == "classify" else ()
+    names = words_of(args)[0].classes if args.task == "classify" else ()
     images = find_images(args.input)
     if args.task == "ask":
         model = load_vqa_model(args.weights, args.device)

@@ -1,4 +1,4 @@
-"""SkySense-O: free words in, a mask for every word out, for images of the earth from above."""
+"""SkySense-O: open-vocabulary segmentation of remote sensing images."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""How a command line ends when its user made a mistake."""
+"""Turn user errors into one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ USER_ERRORS = (ValueError, KeyError, OSError, ModuleNotFoundError, FloatingPoint
 
 
 def message(error: BaseException) -> str:
-    """One line for people: a KeyError's text without Python's quotes round it."""
+    """The text of an error; for a KeyError without the quotes that Python adds.
+
+    >>> message(KeyError("no data set 'x'"))
+    "no data set 'x'"
+    """
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
 def exit_code(run: Callable[[], int | None]) -> int:
-    """Run a command; what its user can mend becomes one line on stderr and exit code 2.
+    """Run a command and return its exit code.
 
-    With SKYSENSE_O_TRACEBACK=1 the error comes through with its traceback, for who looks for a bug of ours.
+    An error of USER_ERRORS is printed as one line on stderr. With SKYSENSE_O_TRACEBACK=1 it is raised instead, with its
+    traceback, to debug.
+
+    Args:
+        run: the command; returns an exit code, or None for 0.
+
+    Returns:
+        The exit code; 2 after an error.
     """
     try:
         return run() or 0

@@ -1,7 +1,10 @@
 """From images to the model's input and back. Alphabet: B images, T phrases, C classes, H W pixels, h w grid.
 
-Each step has its inverse here, undone in reverse: normalise and pad (and, for a tower of fixed input, squeeze) in
-`prepare`; unsqueeze, cut the padding and resize in `ImageTransform.restore`.
+`prepare` normalises and pads. For a tower with a fixed input size it also squeezes: it resizes to that square without
+keeping the aspect ratio. `ImageTransform.restore` is the inverse: it undoes the squeeze, crops the padding and resizes.
+
+Pixel coordinates: pixel i covers [i, i + 1). A point (x, y) names a pixel and means its centre. A box is half-open
+XYXY, (x0, y0, x1, y1): pixel (x1 - 1, y1 - 1) is the last one inside.
 """
 
 from __future__ import annotations
@@ -21,20 +24,29 @@ if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
 RESTORE_BYTES = 256 * 2**20
-"""Memory that one chunk of full-size masks may take while masks are restored."""
+"""Memory for one chunk of full-size masks while they are restored."""
 
 
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """The next (height, width) that `divisor` divides."""
+    """Round (height, width) up to multiples of `divisor`."""
     return tuple(-(-side // divisor) * divisor for side in size)
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How one image was prepared, and the way back.
+    """How one image was prepared, and the inverse.
 
-    size: (H,W) of the image; padded: its (H,W) after padding right and below; prepared: the (h0,w0) the tower sees,
-    equal to `padded` unless the tower squeezes to a fixed square.
+    Attributes:
+        size: (H,W) of the image.
+        padded: (H,W) of the image after padding at the right and the bottom.
+        prepared: (h0,w0) of the tower's input; equal to `padded` unless the tower squeezes to a fixed square.
+
+    >>> transform = ImageTransform(size=(50, 100), padded=(64, 128), prepared=(64, 64))
+    >>> transform.points(torch.tensor([[99.0, 49.0]])).tolist()
+    [[49.25, 49.0]]
+    >>> logits = torch.zeros(3, 16, 16)  # the phrases "building", "house" and "road"
+    >>> transform.restore(logits, [0, 0, 1], num_classes=2)["labels"].shape
+    torch.Size([50, 100])
     """
 
     size: tuple[int, int]
@@ -42,9 +54,31 @@ class ImageTransform:
     prepared: tuple[int, int]
 
     def points(self, xy: Tensor) -> Tensor:
-        """Original pixels (...,2) x,y -> prepared pixels. Pixel i covers [i, i+1): its centre is i + 0.5."""
+        """Map points from pixels of the image to pixels of the prepared image.
+
+        Args:
+            xy: float (...,2).
+
+        Returns:
+            float (...,2), fractional where the tower squeezes.
+        """
         scale = [p / q for p, q in zip(self.prepared[::-1], self.padded[::-1])]
         return (xy + 0.5) * xy.new_tensor(scale) - 0.5
+
+    def boxes(self, xyxy: Tensor) -> Tensor:
+        """Map boxes from pixels of the image to pixels of the prepared image.
+
+        The centres of the first and the last pixel are mapped, as in training, so that the prompt encoder sees the same
+        two corners as for two points.
+
+        Args:
+            xyxy: float (...,4), half-open; NaN stays NaN.
+
+        Returns:
+            float (...,4), half-open.
+        """
+        step = xyxy.new_tensor([0, 0, 1, 1])  # from the last pixel inside to the half-open end
+        return self.points((xyxy - step).unflatten(-1, (2, 2))).flatten(-2) + step
 
     def restore(
         self,
@@ -55,47 +89,61 @@ class ImageTransform:
         reduce: Reduce = "labels",
         reference_compat: bool = False,
     ) -> dict[str, Tensor]:
-        """Bring the logits of phrases back to the image as the probabilities of names.
+        """Turn the logits per phrase into probabilities per class at the size of the image.
 
-        Sigmoid, maximum over the phrases of each class, resize over the padding, cut it, resize to `size`. Classes go
-        through in chunks, so memory does not grow with classes times pixels unless all probabilities are asked for.
+        Applies the sigmoid, takes the maximum over the phrases of each class, resizes, crops the padding. Works on
+        chunks of classes, so memory does not grow with classes times pixels unless `reduce` is "probabilities".
 
         Args:
-            logits: (T,h',w') of the valid phrases, on any grid that covers the prepared image.
-            phrase_to_class: T numbers, ascending: the name each phrase belongs to.
-            classes: C, how many names there are.
-            size: (height, width) wanted; the image's own where None.
-            reference_compat: leave the padding in, stretched over the image, as the published code does.
-            reduce: "labels" -> {"labels": int64 (H,W), "score": (H,W)}; "probabilities" -> {"sem_seg": (C,H,W)}.
+            logits: (T,h',w') for the valid phrases, on any grid that covers the prepared image.
+            phrase_to_class: T class indices, ascending.
+            num_classes: C.
+            size: (height, width) of the output; None: the image's own.
+            reduce: "labels" for the best class per pixel, "probabilities" for all of them.
+            reference_compat: keep the padding, stretched over the image, as the published code does.
+
+        Returns:
+            "labels" int64 (H,W) and "score" (H,W), the probability of the best class; or "sem_seg" (C,H,W).
         """
 
-        def grid(first: int, last: int) -> Tensor:
-            start, stop = bisect_left(phrase_to_class, first), bisect_left(phrase_to_class, last)
-            classes = [c - first for c in phrase_to_class[start:stop]]
-            return best_of_phrases(logits[start:stop].float().sigmoid(), classes, last - first)
+        def probabilities(first: int, stop: int) -> Tensor:
+            begin, end = bisect_left(phrase_to_class, first), bisect_left(phrase_to_class, stop)
+            classes = [c - first for c in phrase_to_class[begin:end]]
+            return best_of_phrases(logits[begin:end].float().sigmoid(), classes, stop - first)
 
-        return self._restore(grid, num_classes, size or self.size, reduce, reference_compat)
+        return self._reduced(probabilities, num_classes, size or self.size, reduce, reference_compat)
 
     def restore_probabilities(
-        self, grid: Tensor, size: tuple[int, int] | None = None, reduce: Reduce = "labels"
+        self, probabilities: Tensor, size: tuple[int, int] | None = None, reduce: Reduce = "labels"
     ) -> dict[str, Tensor]:
-        """As `restore`, of probabilities of classes (C,h',w') instead of logits of phrases."""
-        return self._restore(lambda first, last: grid[first:last], len(grid), size or self.size, reduce)
+        """Resize probabilities per class to the size of the image.
 
-    def _restore(
+        It is `restore` without the sigmoid and the maximum over phrases.
+
+        Args:
+            probabilities: (C,h',w') in 0..1, on any grid that covers the prepared image.
+            size, reduce: see `restore`.
+
+        Returns:
+            See `restore`.
+        """
+        return self._reduced(lambda i, j: probabilities[i:j], len(probabilities), size or self.size, reduce, False)
+
+    def _reduced(
         self,
-        grid: Callable[[int, int], Tensor],
+        probabilities: Callable[[int, int], Tensor],
         num_classes: int,
         size: tuple[int, int],
         reduce: Reduce,
-        reference_compat: bool = False,
+        reference_compat: bool,
     ) -> dict[str, Tensor]:
-        """grid: first and last class (not included) -> their probabilities (C,h',w')."""
+        """probabilities: (first, stop) class index -> (stop-first,h',w') on the grid."""
         height, width = size
         chunk = max(1, RESTORE_BYTES // (4 * max(self.padded[0] * self.padded[1], height * width)))
         maps, best, labels = [], None, None
         for first in range(0, num_classes, chunk):
-            full = self._to_image(grid(first, min(first + chunk, num_classes)), (height, width), reference_compat)
+            grid = probabilities(first, min(first + chunk, num_classes))
+            full = self._to_image(grid, size, reference_compat)
             if reduce == "probabilities":
                 maps.append(full)
                 continue
@@ -111,46 +159,72 @@ class ImageTransform:
     def _to_image(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""
         if reference_compat:
-            cut = grid[None, :, : self.size[0], : self.size[1]]  # of the grid, where pixels were meant
+            cut = grid[None, :, : self.size[0], : self.size[1]]  # published bug: a size in pixels indexes the grid
             return F.interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]
         scaled = [p * out / side for p, out, side in zip(self.padded, size, self.size)]
         if all(side.is_integer() for side in scaled):
             full = F.interpolate(grid[None], size=[int(side) for side in scaled], mode="bilinear", align_corners=False)
             return full[0, :, : size[0], : size[1]]
-        # The padding ends inside an output pixel: the same sampling at the same places, only slower.
+        # The padding ends inside an output pixel: the same samples at the same locations, only slower.
         y, x = (
             (torch.arange(out, device=grid.device, dtype=grid.dtype) + 0.5) * (2 / end) - 1
             for out, end in zip(size, scaled)
         )
-        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
-        return F.grid_sample(grid[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]
+        locations = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+        return F.grid_sample(grid[None], locations, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
 def best_of_phrases(values: Tensor, phrase_to_class: Sequence[int], num_classes: int) -> Tensor:
-    """(T,...) of phrases -> (C,...) of names: the maximum over each name's phrases, of which each has one at least."""
-    if len(phrase_to_class) == num_classes:  # one phrase a name: nothing to reduce
+    """Reduce values per phrase to values per class by their maximum.
+
+    Args:
+        values: (T,...).
+        phrase_to_class: T class indices, ascending; each class has at least one phrase.
+        num_classes: C.
+
+    Returns:
+        (C,...).
+
+    >>> best_of_phrases(torch.tensor([0.2, 0.7, 0.4]), [0, 0, 1], 2)
+    tensor([0.7000, 0.4000])
+    """
+    if len(phrase_to_class) == num_classes:  # one phrase per class: nothing to reduce
         return values
     index = torch.tensor(phrase_to_class, device=values.device).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
-    least = values.new_full((num_classes, *values.shape[1:]), -torch.inf)
-    return least.scatter_reduce(0, index, values, "amax")
+    lowest = values.new_full((num_classes, *values.shape[1:]), -torch.inf)
+    return lowest.scatter_reduce(0, index, values, "amax")
 
 
 def image_transform_for(size: tuple[int, int], tower: Tower) -> ImageTransform:
-    """The frame in which `tower` sees an image of `size` (H,W) when it comes alone."""
+    """The transform that `prepare` applies to a single image.
+
+    Args:
+        size: (H,W) of the image.
+        tower: gives `divisor` and `input_size`.
+    """
     padded = padded_size(size, tower.divisor)
     return ImageTransform(size, padded, padded if tower.input_size is None else (tower.input_size, tower.input_size))
 
 
 def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[ImageTransform]]:
-    """Normalise, pad right and below with the mean colour, squeeze where the tower asks for it, and stack.
+    """Normalise images, pad them with the mean colour at the right and the bottom, and stack them into a batch.
+
+    A tower with a fixed input size also gets them resized to that square.
 
     Args:
         images: uint8 (3,H,W) each, RGB, any sizes.
         tower: gives `pixel_mean`, `pixel_std`, `divisor`, `input_size`.
 
     Returns:
-        x (B,3,h0,w0) float, normalised; one `ImageTransform` per image. Without a fixed input size all
-        images share the padded size of the largest.
+        x (B,3,h0,w0) float, normalised; and one `ImageTransform` per image. Without a fixed input size all images are
+        padded to the size of the largest one, rounded up to a multiple of `divisor`.
+
+    >>> from types import SimpleNamespace
+    >>> mean, std = torch.full((3, 1, 1), 127.5), torch.full((3, 1, 1), 127.5)
+    >>> tower = SimpleNamespace(pixel_mean=mean, pixel_std=std, divisor=32, input_size=None)
+    >>> x, (transform,) = prepare([torch.zeros(3, 50, 70, dtype=torch.uint8)], tower)
+    >>> tuple(x.shape), transform.size
+    ((1, 3, 64, 96), (50, 70))
     """
     normalised = [(image.to(tower.pixel_mean.device).float() - tower.pixel_mean) / tower.pixel_std for image in images]
     sizes = [tuple(image.shape[-2:]) for image in images]

@@ -1,4 +1,7 @@
-"""Windows side by side on a CPU: a core each instead of all cores for one, which wait for each other at every layer."""
+"""Run windows in parallel on a CPU, one thread each.
+
+This is faster than one window on all cores, which synchronise after every layer.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,28 @@ Y = TypeVar("Y")
 
 
 class OrderedThreadPool:
-    """A function of which several calls run at a time, each on one thread of torch's; results come in order.
+    """Calls a function on several items in parallel, each with one torch thread, and yields the results in order.
 
-    For inference only: gradients are not kept.
+    For inference only: no gradients are kept.
+
+    >>> with OrderedThreadPool(lambda x: x * x, count=2) as pool:
+    ...     list(pool(range(4)))
+    [0, 1, 4, 9]
     """
 
     def __init__(self, function: Callable[[X], Y], count: int) -> None:
-        """count: how many calls at a time; 1: in the caller's thread, with all of torch's threads."""
+        """
+        Args:
+            function: called once per item.
+            count: number of parallel calls; 1 runs in the caller's thread, with all of torch's threads.
+        """
         self.function, self.count = function, count
         self.pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> OrderedThreadPool:
         if self.count > 1:
             self.threads = torch.get_num_threads()
-            # What a thread sets holds for itself and for those begun later.
+            # set_num_threads is per thread, and new threads inherit the latest value.
             self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
@@ -37,18 +48,20 @@ class OrderedThreadPool:
             torch.set_num_threads(self.threads)
 
     def __call__(self, items: Iterable[X]) -> Iterator[Y]:
-        """Results in the order of the items, of which `count` are under way and one more waits for its turn, so that
-        no lane stands still while the caller works on a result."""
+        """Yield the results in the order of the items.
+
+        At most `count` + 1 items are submitted at a time, so no thread is idle while the caller uses a result.
+        """
         if self.pool is None:
             yield from map(self.function, items)
             return
-        under_way: deque = deque()
+        pending: deque = deque()
         for item in items:
-            under_way.append(self.pool.submit(self._call, item))
-            if len(under_way) > self.count:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(self.pool.submit(self._call, item))
+            if len(pending) > self.count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
     @torch.inference_mode()
     def _call(self, item: X) -> Y:

@@ -1,5 +1,6 @@
-"""Stage 1: images and captions into one space, with the image's own structure kept (SkySense-O, section on
-SkySense-CLIP). Alphabet: B images, N those of all processes, D embedding, H W pixels, h w grid.
+"""Stage 1: contrastive pretraining on images and captions (SkySense-O, section on SkySense-CLIP).
+
+Alphabet: B images of this process, N images of all processes, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ LARGEST_SCALE = math.log(100)  # CLIP's limit
 class ImageTextPretraining(nn.Module):
     """L = CE(image, text) + CE(image, view) + MR(masked image, image), each with a weight (SkySense-O, L_pretrain).
 
-    The paper says no more of the three than this; contrast is CLIP's (Radford et al. 2021) over the batches of all
-    processes, reconstruction SimMIM's (Xie et al. 2022): L1 on the hidden pixels, from a linear layer.
+    The paper gives no details of the three terms. Here the contrastive terms follow CLIP (Radford et al. 2021), over
+    the batches of all processes; masked reconstruction follows SimMIM (Xie et al. 2022): a linear layer predicts the
+    masked pixels, with an L1 loss.
     """
 
     @configurable
@@ -48,11 +50,11 @@ class ImageTextPretraining(nn.Module):
     ) -> None:
         """
         Args:
-            image_text, image_image, reconstruction: weights; a term of weight 0 is not computed.
-            sigmoid: pairwise sigmoid loss (Zhai et al. 2023) in place of the softmax over the batch.
-            image_temperature: of the image-image contrast.
-            chunk: images and captions whose activations are in memory at a time; the rest is computed again in the
-                backward pass, so that a batch of any size fits (as cached gradients do, Gao et al. 2021). 0: all.
+            image_text, image_image, reconstruction: weight of each term; a term of weight 0 is not computed.
+            sigmoid: pairwise sigmoid loss (Zhai et al. 2023) instead of the softmax over the batch.
+            image_temperature: temperature of the image-image term.
+            chunk: number of images and captions whose activations are in memory at once. The others are recomputed in
+                the backward pass, so a batch of any size fits (compare gradient caching, Gao et al. 2021). 0: all.
         """
         super().__init__()
         self.tower, self.text_bank, self.chunk, self.sigmoid = tower, TextBank(), chunk, sigmoid
@@ -85,7 +87,14 @@ class ImageTextPretraining(nn.Module):
         return self.tower.pixel_mean.device
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Samples of `CaptionMapper` -> weighted losses of this process's share."""
+        """Compute the weighted losses of this process.
+
+        Args:
+            samples: B from `CaptionMapper`, with `view` and `hidden` where their terms have a weight.
+
+        Returns:
+            "loss_image_text", "loss_image_image" and "loss_reconstruction", those with a weight above 0.
+        """
         x, _ = geometry.prepare([s["image"] for s in samples], self.tower)
         terms, pooled = {}, None
         if "image_text" in self.weights or "image_image" in self.weights:
@@ -107,10 +116,10 @@ class ImageTextPretraining(nn.Module):
         return {f"loss_{name}": weight * terms[name] for name, weight in self.weights.items()}
 
     def _image_text(self, pooled: Tensor, text: Tensor, captions: Sequence[str]) -> Tensor:
-        """Images that share a caption are no counter-examples of each other."""
-        words = [int.from_bytes(hashlib.sha256(c.encode()).digest()[:7], "big") for c in captions]
+        """Images with the same caption are not negatives of each other."""
+        hashes = [int.from_bytes(hashlib.sha256(c.encode()).digest()[:7], "big") for c in captions]
         scale = self.pretraining["scale"].clamp(max=LARGEST_SCALE).exp()
-        ids = torch.tensor(words, device=pooled.device)
+        ids = torch.tensor(hashes, device=pooled.device)
         if self.sigmoid:
             return pairwise_sigmoid(pooled, text, scale, self.pretraining["bias"], ids)
         return contrast(pooled, text, scale, ids)
@@ -119,9 +128,9 @@ class ImageTextPretraining(nn.Module):
         return F.normalize(self.tower.encode_image(x).pooled.float(), dim=-1)
 
     def _reconstruct(self, x: Tensor) -> Tensor:
-        """(B,4,h0,w0), the last channel 1 where a pixel is hidden -> (B,) mean L1 over hidden pixels, normalised ones.
+        """(B,4,h0,w0), normalised, the last channel 1 where a pixel is masked -> (B,) mean L1 over masked pixels.
 
-        Hidden pixels are painted in the mean colour, which is 0.
+        Masked pixels are set to the mean colour, which is 0.
         """
         x, hidden = x[:, :3], x[:, 3:]
         dense = self.tower.encode_image(x * (1 - hidden)).dense
@@ -130,7 +139,7 @@ class ImageTextPretraining(nn.Module):
         return error.sum((1, 2, 3)) / (3 * hidden.sum((1, 2, 3))).clamp(min=1)
 
     def _embed(self, function: Callable, items: Tensor | Sequence[str]) -> Tensor:
-        """function of all items, `chunk` at a time; their activations are not kept where there are several chunks."""
+        """Apply `function` to the items, `chunk` at a time; with several chunks no activations are kept."""
         if not self.chunk or len(items) <= self.chunk:
             return function(items)
         parts = [items[i : i + self.chunk] for i in range(0, len(items), self.chunk)]
@@ -138,43 +147,55 @@ class ImageTextPretraining(nn.Module):
 
 
 def contrast(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor | None = None) -> Tensor:
-    """Cross-entropy of finding each other's partner among those of all processes, both ways (Radford et al. 2021).
+    """Symmetric contrastive loss over the batches of all processes (InfoNCE, Radford et al. 2021).
 
     Args:
-        a, b: (B,D) unit vectors of this process; partners have the same place. scale: 1 / temperature.
-        ids: (B,) what counts as the same thing: no counter-example, but no partner either.
+        a, b: (B,D) unit vectors of this process; row i of `a` and row i of `b` are a positive pair.
+        scale: 1 / temperature.
+        ids: (B,) rows with the same id are not negatives of each other.
 
     Returns:
-        The mean over this process's share. The gradient reaches the vectors of all processes, so that averaging it
-        over processes, as DDP does, gives that of the whole batch.
+        The mean over the rows of this process. Its gradient also reaches the vectors of the other processes, so the
+        average over processes, as DDP takes it, is the gradient of the whole batch.
+
+    >>> round(float(contrast(torch.eye(2), torch.eye(2), scale=1.0)), 4)
+    0.3133
     """
-    everything = gathered(a), gathered(b)
-    place = torch.arange(len(a), device=a.device) + comm.get_rank() * len(a)
-    same = torch.zeros((len(a), len(everything[0])), dtype=torch.bool, device=a.device)
+    all_a, all_b = gathered(a), gathered(b)
+    index = torch.arange(len(a), device=a.device) + comm.get_rank() * len(a)
+    same = torch.zeros((len(a), len(all_a)), dtype=torch.bool, device=a.device)
     if ids is not None:
         same = ids[:, None] == gathered(ids)
-        same[torch.arange(len(a)), place] = False
+        same[torch.arange(len(a)), index] = False
     losses = [
-        F.cross_entropy((scale * own @ others.T).masked_fill(same, float("-inf")), place)
-        for own, others in ((a, everything[1]), (b, everything[0]))
+        F.cross_entropy((scale * own @ others.T).masked_fill(same, float("-inf")), index)
+        for own, others in ((a, all_b), (b, all_a))
     ]
     return sum(losses) / 2
 
 
 def pairwise_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, ids: Tensor | None = None) -> Tensor:
-    """Each pair by itself: partners or not (Zhai et al. 2023). Arguments and gradient as `contrast`."""
+    """Sigmoid loss over all pairs (SigLIP, Zhai et al. 2023).
+
+    Args:
+        a, b, scale, ids: see `contrast`.
+        bias: added to every logit.
+
+    Returns:
+        The sum over pairs, divided by B; gradient as in `contrast`.
+    """
     others = gathered(b)
-    place = torch.arange(len(a), device=a.device) + comm.get_rank() * len(a)
-    partner = -torch.ones((len(a), len(others)), device=a.device)
-    partner[torch.arange(len(a)), place] = 1
-    each = -F.logsigmoid(partner * (scale * a @ others.T + bias))
+    index = torch.arange(len(a), device=a.device) + comm.get_rank() * len(a)
+    sign = -torch.ones((len(a), len(others)), device=a.device)  # 1 for a positive pair
+    sign[torch.arange(len(a)), index] = 1
+    each = -F.logsigmoid(sign * (scale * a @ others.T + bias))
     if ids is not None:
-        each = each.masked_fill((ids[:, None] == gathered(ids)) & (partner < 0), 0.0)
+        each = each.masked_fill((ids[:, None] == gathered(ids)) & (sign < 0), 0.0)
     return each.sum(1).mean()
 
 
 def gathered(x: Tensor) -> Tensor:
-    """(B,...) of this process -> (N,...) of all, in the order of their ranks; with gradients."""
+    """Gather (B,...) from all processes to (N,...), in the order of their ranks; keeps gradients."""
     if comm.get_world_size() == 1:
         return x
     if x.is_floating_point():

@@ -1,4 +1,4 @@
-"""How clicks and boxes are trained: ask, compare, correct, ask again. B images, K queries, N points, H W pixels."""
+"""Iterative prompt training with corrective clicks. B images, K prompts per image, N points per prompt, H W pixels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PromptObjective:
-    """Dice and BCE on each mask, squared error on its predicted IoU (Kirillov et al. 2023), the mean over rounds; after
-    each round a corrective click goes where the mask is wrong most.
+    """Dice and BCE on each mask and squared error on its predicted IoU (Kirillov et al. 2023), averaged over rounds.
+
+    After each round every prompt gets one more click, in the largest error of its mask.
     """
 
     def __init__(self, weight: float, rounds: int) -> None:
-        """rounds: how often a query is asked in a step, at least 1."""
+        """
+        Args:
+            weight: weight of both losses.
+            rounds: number of decoder passes per step, at least 1.
+
+        Raises:
+            ValueError: rounds below 1.
+        """
         if rounds < 1:
             raise ValueError(f"MODEL.LOSS.PROMPT_ROUNDS {rounds}: at least 1")
         self.weight, self.rounds = weight, rounds
@@ -33,8 +41,13 @@ class PromptObjective:
     ) -> dict[str, Tensor]:
         """
         Args:
-            decode: the decoder, for the images of the batch.
-            samples: B with `prompts`. frames: how they were prepared. sem_seg: (B,H,W) padded labels.
+            decode: runs the decoder on the images of the batch, see `Decode`.
+            samples: B with `prompts`.
+            transforms: B, from `geometry.prepare`.
+            sem_seg: (B,H,W) labels, padded with IGNORE.
+
+        Returns:
+            "loss_prompt_mask" and "loss_prompt_quality".
 
         Raises:
             ValueError: a sample without prompts.
@@ -60,24 +73,40 @@ class PromptObjective:
 
 
 def prompt_terms(logits: Tensor, iou_pred: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,K,H,W) logits, masks, known pixels and (B,K) predicted IoU -> BCE + Dice, and the squared error of the IoU;
-    means over the queries of a sample whose mask is not empty, then over samples.
+    """The mask loss and the IoU loss of one round.
+
+    Args:
+        logits: (B,K,H,W).
+        iou_pred: (B,K) predicted IoU.
+        target: bool (B,K,H,W); an empty mask is left out.
+        known: bool (B,K,H,W); False where the label is ignored.
+
+    Returns:
+        BCE + Dice, and the squared error of the predicted IoU; means over the prompts of an image, then over images.
     """
-    asked = target.flatten(2).any(-1)
+    not_empty = target.flatten(2).any(-1)
     bce = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none") * known
     each = bce.sum((2, 3)) / known.sum((2, 3)).clamp(min=1) + losses.mask_dice(logits, target, known)
     with torch.no_grad():
         predicted = (logits > 0) & known
         iou = (predicted & target).sum((2, 3)) / (predicted | target).sum((2, 3)).clamp(min=1)
-    return losses.mean_of_means(each, asked), losses.mean_of_means((iou_pred.float() - iou).square(), asked)
+    return losses.mean_of_means(each, not_empty), losses.mean_of_means((iou_pred.float() - iou).square(), not_empty)
 
 
 def prepared_prompts(prompts: Sequence[dict], transforms: Sequence[ImageTransform]) -> tuple[Tensor, Tensor, Tensor]:
-    """Points (B,K,N,2), labels (B,K,N) and boxes (B,K,4) of a batch, in pixels of the prepared images."""
+    """Stack the prompts of a batch and map them to pixels of the prepared images.
+
+    Args:
+        prompts: B `Prompts`, each with K prompts.
+        transforms: B.
+
+    Returns:
+        points (B,K,N,2), labels (B,K,N) padded with -1, boxes (B,K,4).
+    """
     most = max(p["points"].shape[1] for p in prompts)
     points = [F.pad(f.points(p["points"]), (0, 0, 0, most - p["points"].shape[1])) for p, f in zip(prompts, transforms)]
     labels = [F.pad(p["labels"], (0, most - p["labels"].shape[1]), value=-1) for p in prompts]
-    boxes = [f.points(p["boxes"].unflatten(-1, (2, 2))).flatten(-2) for p, f in zip(prompts, transforms)]
+    boxes = [f.boxes(p["boxes"]) for p, f in zip(prompts, transforms)]
     return torch.stack(points), torch.stack(labels), torch.stack(boxes)
 
 
@@ -89,7 +118,7 @@ def _add_clicks(
     known: Tensor,
     transforms: Sequence[ImageTransform],
 ) -> tuple[Tensor, Tensor]:
-    """One more point a query, at the end; where nothing is asked it is padding."""
+    """Append one corrective click per prompt; padding where the target is empty."""
     masks = [x.cpu().numpy() for x in (target, predicted, known)]
     added, kinds = torch.zeros(*points.shape[:2], 1, 2), torch.full((*labels.shape[:2], 1), -1)
     for b, transform in enumerate(transforms):

@@ -1,4 +1,4 @@
-"""The names that published checkpoints give to our parameters: one table for SkySense-O, one for Segment Anything."""
+"""Parameter names of published checkpoints: one table for SkySense-O, one for Segment Anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 CLIP_PREFIX = "sem_seg_head.clip_model."
 
-# Ours -> published, applied in order; the first group is the image tower, then the text tower, then the decoder.
+# Our name -> published name, applied in order: first the image tower, then the text tower, then the decoder.
 _RENAMES = [
     (r"^tower\.visual\.norms\.(\d)\.", r"tower.visual.norm\1."),
     (r"^(tower\.visual\..*)\.attn\.position_mlp\.", r"\1.attn.cpb_mlp."),
@@ -53,42 +53,54 @@ _RENAMES = [
     (r"\.transformer\.up\.1\.norm2\.", ".transformer.decoder2.conv.double_conv.4."),
 ]
 
-# What a published file holds beside our parameters: recomputed buffers, the sentence encoder of a training loss, and
-# the 269.7 M parameters that only training's region loss used (MODEL.LOSS.REGION_UPSCALE 16 keeps those).
+# Tensors of a published file that our model does not have: buffers that we recompute, the sentence encoder of a
+# training loss, and 269.7 M parameters of the region loss (MODEL.LOSS.REGION_UPSCALE 16 keeps those).
 NOT_NEEDED = re.compile(
     r"^tokennizer_model\.|^pixel_shuffle_|\.relative_(coords_table|position_index)$|\.swin_block\.block_2\.attn_mask$"
 )
 
 
 def published_name(ours: str) -> str:
-    """One of our parameter names -> its name in a published checkpoint of the whole model."""
+    """Map our name of a parameter to its name in a published checkpoint of the whole model.
+
+    >>> published_name("tower.visual.norms.3.weight")
+    'sem_seg_head.clip_model.visual.norm3.weight'
+    """
     for pattern, replacement in _RENAMES:
         ours = re.sub(pattern, replacement, ours)
     return ours
 
 
 def published_names(ours: Iterable[str]) -> dict[str, str]:
-    """Published name -> our name, for all our names."""
+    """The table published name -> our name, for all of our names."""
     return {published_name(name): name for name in ours}
 
 
 def to_ours(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """A published state by our names; what is not among our parameters keeps its name."""
+    """Rename the tensors of a published checkpoint to our names; tensors that we do not have keep their names.
+
+    Args:
+        state: published name -> tensor.
+        ours: all of our parameter names.
+    """
     table = published_names(ours)
     return {table.get(name, name): tensor for name, tensor in state.items()}
 
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: our names become published ones; names that `to_ours` kept stay as they are."""
+    """Rename our tensors to their published names, the inverse of `to_ours`.
+
+    Names that are already published ones stay.
+    """
 
     def name_of(name: str) -> str:
-        kept = name.startswith((CLIP_PREFIX, "sem_seg_head.transformer.")) or NOT_NEEDED.search(name)
-        return name if kept else published_name(name)
+        already = name.startswith((CLIP_PREFIX, "sem_seg_head.transformer.")) or NOT_NEEDED.search(name)
+        return name if already else published_name(name)
 
     return {name_of(name): tensor for name, tensor in state.items()}
 
 
-# Segment Anything's names -> ours in SAMMaskHead; several sources of one target are stacked in this order.
+# Name in Segment Anything -> name in SAMMaskHead. Tensors with the same target are concatenated.
 _SAM = [
     (r"^mask_decoder\.transformer\.", "transformer."),
     (r"^mask_decoder\.output_upscaling\.0\.", "up1."),
@@ -102,10 +114,17 @@ _SAM = [
 
 
 def from_sam(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a Segment Anything checkpoint has for a `SAMMaskHead`, by the head's names; {} for any other checkpoint."""
-    found: dict[str, list[Tensor]] = {}
-    for name in sorted(state):  # iou_token before mask_tokens, points in the order of their kinds
+    """Select the tensors for a `SAMMaskHead` from a Segment Anything checkpoint.
+
+    Args:
+        state: Segment Anything's name -> tensor.
+
+    Returns:
+        name in the head -> tensor; {} for any other checkpoint.
+    """
+    tensors_of: dict[str, list[Tensor]] = {}
+    for name in sorted(state):  # iou_token before mask_tokens, point embeddings by index
         for pattern, replacement in _SAM:
             if re.search(pattern, name):
-                found.setdefault(re.sub(pattern, replacement, name), []).append(state[name])
-    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in found.items()}
+                tensors_of.setdefault(re.sub(pattern, replacement, name), []).append(state[name])
+    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in tensors_of.items()}

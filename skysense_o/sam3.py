@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -21,40 +20,15 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from skysense_o import geometry
-from skysense_o.checkpoint import find_weights
-from skysense_o.modeling.sam3_tower import EXAMPLE_WORD, Sam3Answer, Sam3Embedding, Sam3Tower
+from skysense_o.modeling.sam3_tower import EXAMPLE_WORD, PhraseBank, Sam3Answer, Sam3Embedding, Sam3Tower
 from skysense_o.sample import Instances, Prediction, Reduce, Sample
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.weight_files import find_weights
 
 FUSIONS = ("semantic", "instances", "max")
 GATES = ("none", "window", "image")
 SAME_INSTANCE = 0.5
 """IoU of boxes from which on two phrases of a class have found one instance."""
-
-
-class PhraseBank:
-    """Tokens of phrases, each encoded once per weights of the text encoder."""
-
-    def __init__(self) -> None:
-        self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
-        self._key: tuple | None = None
-        self._lock = Lock()  # windows that run side by side ask for the same words
-
-    def weights_changed(self) -> None:
-        """The text encoder may hold other weights now."""
-        self._key = None
-
-    @torch.no_grad()
-    def __call__(self, tower: Sam3Tower, phrases: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """For each phrase its tokens (L,D) and which are no padding (L)."""
-        with self._lock:
-            key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in tower.text_parameters())
-            if key != self._key:
-                self._tokens, self._key = {}, key
-            missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._tokens]
-            for some in (missing[i : i + 64] for i in range(0, len(missing), 64)):
-                self._tokens.update(zip(some, zip(*tower.encode_phrases(some))))
-            return [self._tokens[phrase] for phrase in phrases]
 
 
 @META_ARCH_REGISTRY.register()

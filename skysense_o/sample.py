@@ -18,12 +18,12 @@ Reduce = Literal["labels", "probabilities"]
 
 
 class Prompts(TypedDict):
-    """K clicks and boxes in one image, each with the mask that is meant; pixels of the image, x before y."""
+    """K prompts (clicks or a box) for one image, each with its target mask; in pixels of the image, x before y."""
 
     masks: Tensor  # bool (K,H,W); an empty one teaches nothing
     points: Tensor  # float (K,N,2)
     labels: Tensor  # int64 (K,N): 1 inside, 0 outside, -1 none
-    boxes: Tensor  # float (K,4): x0,y0,x1,y1, the first and the last pixel; NaN: none
+    boxes: Tensor  # float (K,4): half-open XYXY; NaN: none
 
 
 class Sample(TypedDict):

@@ -1,4 +1,4 @@
-"""Weights fit or say why, and none of their code runs."""
+"""Checkpoints: mismatches are listed, and no code in them is executed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_round_trip_in_half_precision(small_model, cfg, tmp_path):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3, msg=name)
 
 
-def test_what_a_package_brings_is_not_written(small_model, cfg, tmp_path):
+def test_weights_of_installed_packages_are_not_written(small_model, cfg, tmp_path):
     save_weights(small_model, tmp_path / "w.safetensors", cfg.dump())
     names = list(load_file(tmp_path / "w.safetensors"))
     assert not [n for n in names if n.startswith("tower.text.")]
@@ -63,12 +63,12 @@ def test_weights_of_another_model_list_both_sides(small_model, tmp_path):
     assert "1 misshaped: sem_seg_head.skip2.bias (7,) for (4,)" in text
 
 
-def test_missing_weights_name_what_there_is():
+def test_missing_weights_list_the_shipped_ones():
     with pytest.raises(FileNotFoundError, match="no weights at 'nowhere.pth'.*'mini'"):
         find_weights("nowhere.pth")
 
 
-def test_an_unknown_type_is_refused(tmp_path):
+def test_an_unknown_file_type_is_an_error(tmp_path):
     (tmp_path / "w.onnx").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"ends in '.onnx': weights are read from .safetensors"):
         find_weights(tmp_path / "w.onnx")
@@ -80,19 +80,19 @@ def test_an_old_pickle_is_read_only_when_trusted(tmp_path, caplog):
     with pytest.raises(WeightsError, match="from a source that you trust: --trust-checkpoint"):
         read_weights(find_weights(tmp_path / "old.pkl"))
     assert read_weights(find_weights(tmp_path / "old.pkl"), trust=True)["a"].tolist() == [0, 1, 2]
-    assert "any code that it contains runs now" in caplog.text
+    assert "any code in it is executed now" in caplog.text
 
 
-def test_what_else_a_checkpoint_holds_is_named(tmp_path, caplog):
+def test_other_entries_of_a_checkpoint_are_logged(tmp_path, caplog):
     torch.save({"model": {"a": torch.zeros(1)}, "optimizer": {}, "iteration": 3}, tmp_path / "w.pth")
     with caplog.at_level("INFO"):
         assert list(read_weights(tmp_path / "w.pth")) == ["a"]
-    assert "also holds iteration, optimizer: passed over" in caplog.text
+    assert "also holds iteration, optimizer: ignored" in caplog.text
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A cache as the hub library keeps it, with one file of one repository in it, and no network."""
+    """A cache in the layout of the hub library with one file, without network."""
     from huggingface_hub import constants
 
     repo = tmp_path / "hub/models--someone--weights"
@@ -113,19 +113,19 @@ def test_weights_from_the_hubs_cache(hub):
 
 
 def test_another_hash_is_refused(hub):
-    with pytest.raises(WeightsError, match=r"has sha256 \w{64}, not 00ff: it is another file"):
+    with pytest.raises(WeightsError, match=r"has sha256 \w{64}, not 00ff: get the right file"):
         find_weights("hf://someone/weights/sub/w.safetensors#sha256=00ff")
 
 
-def test_a_file_that_the_hub_has_not_names_the_cure(hub):
+def test_a_file_that_is_not_on_the_hub_gives_a_hint(hub):
     with pytest.raises(FileNotFoundError, match="hf://someone/weights/b.pth is not in the local cache.*HF_HUB_OFFLINE"):
         find_weights("hf://someone/weights/b.pth")
-    with pytest.raises(WeightsError, match="'hf://someone' is no address of a file: write hf://org/repo/file"):
+    with pytest.raises(WeightsError, match="'hf://someone' is not the address of a file: write hf://org/repo/file"):
         find_weights("hf://someone")
 
 
 def test_a_model_is_built_around_its_weights(small_model, cfg, tmp_path):
-    """Nothing is initialised first; float32 tensors stay mapped in the file, half precision holds the large ones."""
+    """Nothing is initialised first; float32 tensors stay memory-mapped; `half` casts only large ones."""
     torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
     whole, report = build_with_weights(cfg, tmp_path / "w.pth")
     assert not report.missing

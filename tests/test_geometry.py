@@ -1,4 +1,4 @@
-"""What goes in comes back in the same place."""
+"""`prepare` and `restore` are inverse to each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from skysense_o import geometry
-from skysense_o.geometry import image_transform_for, prepare
+from skysense_o.geometry import best_of_phrases, image_transform_for, prepare
 
 
 def tower(input_size=None, divisor=32):
@@ -30,8 +30,8 @@ SIZES = [(37, 53), (101, 67), (64, 96), (1, 200), (133, 31)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_marked_pixel_comes_back_in_place(size):
-    """The published code never undid its padding: a mark at the end of a 100 x 140 image moved by up to 31 pixels."""
+def test_a_pixel_keeps_its_position(size):
+    """The published code does not crop its padding: a pixel of a 100 x 140 image moved by up to 31 pixels."""
     for mark in {(0, 0), (size[0] // 2, size[1] // 3), (size[0] - 1, size[1] - 1)}:
         image = torch.zeros(3, *size, dtype=torch.uint8)
         image[:, mark[0], mark[1]] = 255
@@ -56,7 +56,7 @@ def test_a_blob_keeps_its_centre_through_a_coarse_grid(size, input_size):
     assert centre[1] == pytest.approx(cx, abs=0.7)
 
 
-def test_points_follow_the_image_into_a_squeezed_one():
+def test_points_follow_the_squeeze():
     transform = image_transform_for((100, 140), tower(input_size=384))
     corner = transform.points(torch.tensor([[-0.5, -0.5], [159.5, 127.5]]))
     assert torch.allclose(corner, torch.tensor([[-0.5, -0.5], [383.5, 383.5]]))
@@ -80,6 +80,19 @@ def test_labels_in_chunks_equal_labels_at_once(monkeypatch):
     score, labels = whole.max(0)
     assert torch.equal(parts["labels"], labels)
     assert torch.equal(parts["score"], score)
+
+
+def test_probabilities_are_restored_as_logits_are():
+    torch.manual_seed(0)
+    transform, logits, phrases = image_transform_for((45, 61), tower()), torch.randn(4, 16, 16), [0, 0, 1, 2]
+    probabilities = best_of_phrases(logits.sigmoid(), phrases, 3)
+    for size in (None, (20, 30)):
+        from_logits = transform.restore(logits, phrases, 3, size)
+        restored = transform.restore_probabilities(probabilities, size)
+        assert torch.equal(from_logits["labels"], restored["labels"])
+        assert torch.equal(from_logits["score"], restored["score"])
+    whole = transform.restore_probabilities(probabilities, reduce="probabilities")["sem_seg"]
+    assert torch.equal(whole, transform.restore(logits, phrases, 3, reduce="probabilities")["sem_seg"])
 
 
 def test_synonyms_count_by_their_best():

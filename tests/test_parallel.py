@@ -1,4 +1,4 @@
-"""Windows that run side by side."""
+"""The ordered thread pool for windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skysense_o.inference.sliding import plan_windows, thread_count
 from skysense_o.parallel import OrderedThreadPool
 
 
-def test_results_come_in_order_and_only_so_many_are_under_way():
+def test_results_come_in_order_and_few_items_are_pending():
     lock, now, most = threading.Lock(), 0, 0
 
     def slow(number: int) -> int:
@@ -40,7 +40,7 @@ def test_results_come_in_order_and_only_so_many_are_under_way():
     assert most == 3
 
 
-def test_each_lane_has_one_thread_and_afterwards_all_is_as_before():
+def test_each_call_has_one_thread_and_the_setting_is_restored():
     before = torch.get_num_threads()
     with OrderedThreadPool(lambda _: (torch.get_num_threads(), torch.is_inference_mode_enabled()), 2) as pool:
         assert list(pool(range(4))) == [(1, True)] * 4
@@ -52,12 +52,12 @@ def test_each_lane_has_one_thread_and_afterwards_all_is_as_before():
     assert found == [before], "for threads begun later too"
 
 
-def test_one_lane_is_the_callers_own_thread():
+def test_a_count_of_one_runs_in_the_callers_thread():
     with OrderedThreadPool(lambda _: threading.get_ident(), 1) as pool:
         assert set(pool(range(2))) == {threading.get_ident()}
 
 
-def test_an_error_in_a_lane_comes_out():
+def test_an_error_in_a_thread_is_raised():
     def fails(number: int) -> int:
         if number == 2:
             raise ValueError("window 2 is broken")
@@ -67,7 +67,7 @@ def test_an_error_in_a_lane_comes_out():
         list(pool(range(5)))
 
 
-def test_lanes_fit_the_memory_the_device_and_the_model(small_model, monkeypatch):
+def test_the_thread_count_fits_memory_device_and_model(small_model, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     plan = plan_windows(small_model, (2000, 2000), 100)
     assert thread_count(small_model, 1, plan, 2**34) == 8, "a core each"

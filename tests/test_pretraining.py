@@ -1,4 +1,4 @@
-"""Stage 1: contrast over all processes, reconstruction, its data and its measures."""
+"""Pretraining: contrastive losses over all processes, reconstruction, data and metrics."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ if __name__ == "__main__":
 
 
 def test_contrast_over_two_processes_equals_one(tmp_path):
-    """Loss and gradients in double precision: what one process has with the whole batch, two have together."""
+    """Loss and gradients in double precision; two processes with half a batch each equal one with all of it."""
     a, b, ids = unit(6, 5), unit(6, 5, seed=1), torch.tensor([0, 1, 2, 0, 3, 4])
     torch.save((a, b, ids), tmp_path / "batch")
     (tmp_path / "two.py").write_text(TWO)
@@ -117,7 +117,7 @@ def batch(folder, count: int = 6) -> list[dict]:
 
 
 def test_chunks_change_no_loss_and_no_gradient(pairs):
-    """A large batch in the memory of a small one: activations are computed again, gradients are the same."""
+    """Activations are recomputed, so a large batch needs the memory of a small one; gradients are the same."""
     results = []
     for chunk in (0, 4):
         model = pretraining(CHUNK=chunk).train()
@@ -131,7 +131,7 @@ def test_chunks_change_no_loss_and_no_gradient(pairs):
 
 
 def test_reconstruction_is_of_hidden_pixels_only(pairs):
-    """L1 as its naive twin has it; what the model says of pixels that it saw is not looked at."""
+    """L1 equals a naive version; predictions for visible pixels do not matter."""
     model, samples = pretraining(IMAGE_TEXT=0.0, IMAGE_IMAGE=0.0).eval(), batch(pairs, 2)
     assert set(dict(model.pretraining.items())) == {"pixels"}
     got = model(samples)["loss_reconstruction"]
@@ -154,7 +154,7 @@ def test_a_term_without_weight_has_no_parameters(pairs):
 
 
 def test_two_colours_are_learned(pairs):
-    """Real learning: the classes of images that it has not seen, and whose caption is whose."""
+    """A real training: classification and retrieval of unseen images."""
     model, samples = pretraining(IMAGE_IMAGE=0.0, RECONSTRUCTION=0.1).train(), batch(pairs, 8)
     optimizer = build_optimizer(model, [[".", 1.0, 0.0]], 3e-3)
     for _ in range(12):
@@ -236,7 +236,7 @@ def test_names_of_folders():
 
 
 def test_left_stays_left(pairs):
-    """An image whose caption names a direction is not turned."""
+    """An image whose caption names a direction is not flipped or rotated."""
     cfg = small_config()
     cfg.INPUT.CROP_SIZE, cfg.INPUT.COLOR_JITTER, cfg.PRETRAIN.CROP_SHARE = 64, 0.0, [1.0, 1.0]
     image = np.zeros((64, 64, 3), np.uint8)
@@ -254,8 +254,8 @@ def test_left_stays_left(pairs):
         assert len(seen) == kinds, caption
 
 
-def test_a_image_of_a_class_without_captions_is_called_by_any_word_of_its_class(pairs):
-    """As a classification set's record has it; this one's class has four words, and there are four sentences."""
+def test_without_captions_any_word_of_the_class_is_used(pairs):
+    """A record of a classification set whose class has four words, with four templates."""
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
     image = next((pairs / "images/river").iterdir())
@@ -267,7 +267,7 @@ def test_a_image_of_a_class_without_captions_is_called_by_any_word_of_its_class(
 
 
 def test_real_captions(tmp_path, monkeypatch):
-    """The shared UC Merced, where it is there."""
+    """On UC Merced, if the data are available."""
     shared = ROOT.parent / "shared/data"
     if not (shared / "ucmerced/captions.jsonl").is_file():
         pytest.skip("no ../shared/data/ucmerced beside the project")

@@ -44,7 +44,7 @@ def model():
 
 
 def sample(arrays, case) -> dict:
-    """What the published code was given: with the graph, its scores by name, 0 where it has no such edge."""
+    """The inputs of the published code; with the graph, its scores per class pair, 0 without an edge."""
     names = arrays[f"{case}_texts"].tolist()
     sem_seg = arrays["sem_seg_one" if case == "one" else "sem_seg"].long()
     graph = json.loads(str(arrays["graph_json"]))
@@ -82,7 +82,7 @@ def test_values_and_gradients_of_the_published_losses(model, arrays, case, monke
 
 
 def test_pooling_first_equals_pooling_the_map():
-    """The map that the published code makes, made here, against its sums by the short way; values and gradients."""
+    """Values and gradients against the full map, computed as in the published code."""
     torch.manual_seed(0)
     projection = RegionProjection(6, 4).double()
     dense = torch.randn(2, 6, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -99,6 +99,6 @@ def test_pooling_first_equals_pooling_the_map():
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
 
 
-def test_labels_that_are_no_multiple_of_the_grid_are_refused():
-    with pytest.raises(ValueError, match="needs exactly 4 pixels a cell; set MODEL.LOSS.REGION_UPSCALE"):
+def test_labels_that_are_not_a_multiple_of_the_grid_are_an_error():
+    with pytest.raises(ValueError, match="needs exactly 4 pixels per cell; set MODEL.LOSS.REGION_UPSCALE"):
         RegionProjection(6, 4)(torch.zeros(1, 6, 3, 5), torch.zeros(1, 12, 21, dtype=torch.int64), 2)

@@ -117,8 +117,8 @@ def test_offline_without_a_cache_is_one_clear_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.strip().split("\n") if line.startswith("error")]
-    assert "hf://facebook/sam3 is not in the local cache and could not be fetched" in line
-    assert "HF_TOKEN (some repositories ask you to agree to their licence first)" in line
+    assert "hf://facebook/sam3 is not in the local cache and could not be downloaded" in line
+    assert "HF_TOKEN (some repositories ask you to accept their licence first)" in line
     assert "Traceback" not in done.stderr
 
 

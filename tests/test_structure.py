@@ -17,8 +17,8 @@ from skysense_o.config import default_config
 # From the foundation up; a room may import itself and rooms before it, but for these pairs.
 ROOMS = [
     "sample", "config", "errors", "device", "parallel", "geometry", "clicks", "vocabulary", "modeling", "losses",
-    "objective", "prompt_objective", "published", "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data",
-    "inference", "scenes", "evaluation", "training", "interactive", "data_engine",
+    "objective", "prompt_objective", "published", "weight_files", "checkpoint", "meta_arch", "sam3", "pretraining",
+    "vqa", "data", "inference", "scenes", "evaluation", "training", "interactive", "data_engine",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
 PACKAGE = ROOT / "skysense_o"

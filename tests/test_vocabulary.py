@@ -1,4 +1,4 @@
-"""Words and the promise of their cache."""
+"""Vocabularies and the cache of text embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from skysense_o.vocabulary import TextBank, Vocabulary
 
 
-def test_a_line_becomes_names_and_synonyms():
+def test_a_line_becomes_classes_and_synonyms():
     v = Vocabulary.parse("building|house| roof , road", background="sky,sea")
     assert v.classes == ("building", "road", "sky", "sea")
     assert v.phrases[0] == ("building", "house", "roof")
@@ -16,13 +16,13 @@ def test_a_line_becomes_names_and_synonyms():
 
 
 @pytest.mark.parametrize("text", ["", "  ", ",", "road,", "road,,tree", "road| "])
-def test_empty_and_blank_names_are_refused(text):
+def test_empty_and_blank_names_are_an_error(text):
     with pytest.raises(ValueError, match=r'blank|empty.*"building,road"'):
         Vocabulary.parse(text)
 
 
 @pytest.mark.parametrize("text", ["road,road", "road,Road", "road|street,street"])
-def test_the_same_word_twice_is_refused(text):
+def test_the_same_word_twice_is_an_error(text):
     with pytest.raises(ValueError, match="stands for two classes"):
         Vocabulary.parse(text)
 
@@ -33,7 +33,7 @@ def test_background_alone_is_not_enough():
 
 
 class Counting:
-    """A text tower that counts its work."""
+    """A text tower that records the strings it encodes."""
 
     dim = 4
 
@@ -72,7 +72,7 @@ def test_cached_equals_uncached_and_padding_is_marked():
     assert torch.equal(text[1, :, 0], tower.encode_text(["tree", "car", "oak"]))
 
 
-def test_other_weights_give_other_vectors_once_told():
+def test_weights_changed_gives_new_vectors():
     tower, bank = Counting(), TextBank()
     before = bank(tower, [ONE], ["{}"])[0]
     tower.weight.data.neg_()

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Measure speed and memory. `python tools/benchmark.py TOPIC --help` says what a topic takes.
+"""Measure speed and memory. `python tools/benchmark.py TOPIC --help` lists the options of a topic.
 
-  python tools/benchmark.py model     seconds, operations and memory of each part of a call, by names and batch
-  python tools/benchmark.py load      from a weights file to a model whose every weight was read
-  python tools/benchmark.py data      how fast training samples are made
-  python tools/benchmark.py train     seconds and memory of a training step, by batch, precision and losses
-  python tools/benchmark.py scene     a large scene: memory, windows a second, killed and resumed
+  python tools/benchmark.py model     time, FLOPs and memory of each part of the model, by number of classes and batch
+  python tools/benchmark.py load      time and memory of loading a weights file
+  python tools/benchmark.py data      time per training sample, and samples per second by number of workers
+  python tools/benchmark.py train     time and memory of a training step, by batch, precision and losses
+  python tools/benchmark.py scene     a large scene: memory, windows per second, resuming after a kill
 
-Compare numbers of one run only: machines differ, and shared ones are noisy.
+Compare only numbers from one run: machines differ, and shared ones are noisy.
 """
 
 import argparse

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Make a relation graph for any vocabulary, without a paid service: how alike are the names, or what they look like?
+"""Compute a relation graph: a similarity score from 1 to 10 for pairs of classes, by text or by images.
 
 python tools/build_graph.py --dataset dubai --by text --output output/dubai_graph.json
 python tools/build_graph.py --dataset dubai_train --by images --weights mini --output output/dubai_graph.json
 python tools/build_graph.py --dataset eurosat --by images --limit 500 --output output/eurosat_graph.json
 python tools/build_graph.py --by scores --scores pairs.csv --output output/graph.json
 
-text: cosine between the names in the text tower. images: cosine between class prototypes, the mean of the image tower's
-dense features over the pixels of each class (of whole images, for scenes). scores: lines `from,to,score` with scores
-from 1 to 10. Cosines become scores by their rank among all pairs: 1 is the least alike tenth, 10 the most alike.
-The file says where each score comes from. Use it with INPUT.GRAPH FILE.
+text: cosine between the classes' text embeddings. images: cosine between class prototypes, the mean of the image
+tower's dense features over the pixels of each class (over whole images for scene classification). scores: a CSV of
+from,to,score. Cosines become scores by their rank among all pairs: the least similar tenth gets 1, the most similar
+tenth 10. The file records the source of each score. Training uses it with INPUT.GRAPH FILE.
 """
 
 import argparse
@@ -29,20 +29,22 @@ from skysense_o.errors import exit_code
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--by", required=True, choices=("text", "images", "scores"), help="where the scores come from")
-    p.add_argument("--dataset", metavar="NAME", help="whose classes; for images also whose images")
-    p.add_argument("--classes", metavar="WORDS", help='for text: "a,b,c" instead of a data set')
+    p.add_argument("--by", required=True, choices=("text", "images", "scores"), help="source of the scores")
+    p.add_argument("--dataset", metavar="NAME", help="data set with the classes and, for images, the images")
+    p.add_argument("--classes", metavar="WORDS", help='for text: classes "a,b,c" instead of a data set')
     p.add_argument("--scores", metavar="FILE", help="for scores: CSV of from,to,score")
-    p.add_argument("--output", required=True, metavar="FILE", help="the graph, as JSON")
+    p.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
-    p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
+    p.add_argument("--config-file", metavar="FILE", help="model config, for weights that do not contain it")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    p.add_argument("--limit", type=int, default=200, metavar="N", help="images looked at, evenly spread (default: 200)")
+    p.add_argument(
+        "--limit", type=int, default=200, metavar="N", help="for images: number of images, evenly spread (default: 200)"
+    )
     return p
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
-    """The vocabulary that is asked for."""
+    """The classes given by --classes or --dataset."""
     from skysense_o.data.catalog import find
     from skysense_o.data.classes import load_classes
     from skysense_o.vocabulary import Vocabulary
@@ -51,14 +53,14 @@ def names_of(args: argparse.Namespace) -> list[str]:
         return list(Vocabulary.parse(args.classes).classes)
     if not args.dataset:
         raise ValueError("give --dataset, or --classes for --by text")
-    row = find(args.dataset)[0][0]
-    if not row.classes:
-        raise ValueError(f"{args.dataset!r} has no class table: its names differ from image to image")
-    return list(load_classes(row.classes).classes)
+    spec = find(args.dataset)[0][0]
+    if not spec.class_table_name:
+        raise ValueError(f"{args.dataset!r} has no class table: each image has its own classes")
+    return list(load_classes(spec.class_table_name).classes)
 
 
 def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each record the (D,N) features of its cells and their classes (N,); IGNORE where a cell is of none."""
+    """Yield for each record the dense features (D,N) of its grid cells and their class ids (N,), or IGNORE."""
     import torch
 
     from skysense_o.data.labels import read_image
@@ -76,7 +78,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
             dense = model.tower.encode_image(x).dense[0].float()
         height, width = dense.shape[1:]
         cells = np.full((height, width), IGNORE)
-        # A cell is of the class at its middle, in the image that the frame padded on the right and below.
+        # A cell gets the class at its centre. The image is padded on the right and at the bottom.
         y = ((np.arange(height) + 0.5) * transforms[0].padded[0] / height).astype(int)
         z = ((np.arange(width) + 0.5) * transforms[0].padded[1] / width).astype(int)
         inside = np.ix_(y < image.shape[0], z < image.shape[1])
@@ -85,7 +87,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
 
 
 def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
-    """(T,T) cosines between class prototypes; NaN for classes that no image shows."""
+    """Cosines (C,C) between class prototypes; NaN for classes that occur in no image."""
     from skysense_o.data.similarity import prototype_cosines
 
     sums, counts = None, np.zeros(len(names))
@@ -98,7 +100,7 @@ def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
 
 
 def by_scores(path: str):
-    """The graph of a CSV."""
+    """Read a graph from a CSV file of from,to,score."""
     from skysense_o.data.relation_graph import HIGHEST, LOWEST, RelationGraph
 
     if not path or not Path(path).is_file():
@@ -145,8 +147,8 @@ def run() -> int:
         np.unravel_index(np.argsort(-graph.scores.astype(int), axis=None, kind="stable"), graph.scores.shape)
     )[0]
     rows = [(graph.names[i], graph.names[j], graph.scores[i, j]) for i, j in order[:10] if graph.scores[i, j]]
-    print(tabulate(rows, ["most alike", "", "score"]))
-    print(f"{len(graph)} names, {int((graph.scores > 0).sum())} relations -> {args.output}")
+    print(tabulate(rows, ["most similar", "", "score"]))
+    print(f"{len(graph)} classes, {int((graph.scores > 0).sum())} relations -> {args.output}")
     return 0
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Check a data set, and print a manifest to compare with other people's copies. Changes nothing.
+"""Check a data set, and print a manifest to compare with other copies. Changes nothing.
 
 python tools/check_dataset.py --list
 python tools/check_dataset.py dubai
 python tools/check_dataset.py loveda_val --json loveda_val.json
 python tools/check_dataset.py path/to/my/folder
 
-Looks for images without labels, cut files, sizes that differ, ids out of range, classes without a pixel, and
-images of one split that look like images of another. Exit code 1: something is wrong.
+Reports images without labels, truncated files, labels of another size than their image, ids out of range, classes
+without a pixel, and images that look the same in two splits. The exit code is 1 if there is a problem.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from skysense_o.errors import exit_code
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("name", nargs="?", help="a data set, one of its splits, or the path of a folder with dataset.yaml")
-    p.add_argument("--list", action="store_true", help="all rows, one a line")
+    p.add_argument("--list", action="store_true", help="list all known data sets, one per line")
     p.add_argument("--markdown", action="store_true", help="with --list: the table of datasets/README.md")
     p.add_argument("--json", metavar="FILE", help="write the manifest there as well")
     p.add_argument("--limit", type=int, metavar="N", help="look at N records of each split only")
@@ -34,12 +34,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def list_rows(markdown: bool) -> str:
-    """One line a row."""
+    """The table of all known data sets, one line each."""
     from skysense_o.data.catalog import SPECS
 
     if not markdown:
         return tabulate([(r.name, r.task, ", ".join(r.splits), r.licence) for r in SPECS], tablefmt="plain")
-    lines = ["| name | task | splits (images) | m a pixel | licence | size | command |", "|" + "---|" * 7]
+    lines = ["| name | task | splits (images) | m per pixel | licence | size | command |", "|" + "---|" * 7]
     for spec in SPECS:
         main = {s: n for s in spec.splits if not s.startswith(("scene", "without")) for n in [spec.counts.get(s)]}
         splits = ", ".join(f"{s} ({n:,})" if n else s for s, n in main.items())

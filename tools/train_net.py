@@ -5,7 +5,7 @@ python tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR ou
 python tools/train_net.py --config-file configs/mini/finetune.yaml --resume OUTPUT_DIR output/mini
 python tools/train_net.py --config-file configs/mini/finetune.yaml --eval-only MODEL.WEIGHTS mini
 
-Several machines: --num-machines, --machine-rank and --dist-url, or as well
+Several machines: --num-machines, --machine-rank and --dist-url, or torchrun or accelerate:
 torchrun --nproc_per_node 8 tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR output/mini
 accelerate launch --multi_gpu --num_processes 8 tools/train_net.py --config-file configs/mini/finetune.yaml
 """
@@ -40,19 +40,23 @@ from skysense_o.training.trainer import join_processes
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--config-file", required=True, metavar="FILE", help="YAML below configs/")
-    p.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (GPUs, or CPUs)")
-    p.add_argument("--num-machines", type=int, default=1, metavar="N")
-    p.add_argument("--machine-rank", type=int, default=0, metavar="K")
-    p.add_argument("--dist-url", default="auto", help="tcp://host:port of machine 0; auto on a single machine")
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    p.add_argument("--config-file", required=True, metavar="FILE", help="YAML file below configs/")
+    p.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine, one per GPU (default: 1)"
+    )
+    p.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines (default: 1)")
+    p.add_argument(
+        "--machine-rank", type=int, default=0, metavar="K", help="index of this machine, from 0 (default: 0)"
+    )
+    p.add_argument("--dist-url", default="auto", help="tcp://host:port of machine 0 (default: auto, one machine)")
+    p.add_argument("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR")
     p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return p
 
 
 def merge_words(cfg, words: list[str]) -> None:
-    """KEY VALUE pairs of the command line; DATASETS.TEST all may stand without brackets."""
+    """Merge the KEY VALUE pairs of the command line into cfg; a single data set needs no brackets."""
     plain = [f"('{b}',)" if a.startswith("DATASETS.T") and b[:1].isalpha() else b for a, b in zip(["", *words], words)]
     plain[::2] = map(renamed_key, plain[::2])
     try:
@@ -64,14 +68,14 @@ def merge_words(cfg, words: list[str]) -> None:
 
 
 def set_up(args: argparse.Namespace):
-    """The config with its changes, checked; nothing is written."""
+    """Build and check the config from file and command line. Writes nothing."""
     if any(word.startswith("--") for word in args.opts):
         flag = next(word for word in args.opts if word.startswith("--"))
-        raise ValueError(f"{flag!r} stands among the KEY VALUE pairs: put flags before them")
+        raise ValueError(f"{flag!r} is among the KEY VALUE pairs: put options before them")
     cfg = default_config()
     merge_file(cfg, args.config_file)
     merge_words(cfg, args.opts)
-    if cfg.TEST.PROTOCOL:  # it stands before KEY VALUE, which may change it
+    if cfg.TEST.PROTOCOL:  # KEY VALUE pairs override the protocol's file
         merge_file(cfg, protocol_file(cfg.TEST.PROTOCOL))
         merge_words(cfg, args.opts)
     if args.eval_only and not cfg.DATASETS.TEST:
@@ -87,7 +91,10 @@ def set_up(args: argparse.Namespace):
 
 
 def start_logging(cfg, args: argparse.Namespace) -> None:
-    """Output folder, logs, the config beside them (an evaluation leaves a run's own config alone), the seed."""
+    """Create the output folder, start logging, write the config, set the seed.
+
+    An evaluation writes config_eval.yaml, so that the config of a training in the same folder is kept.
+    """
     folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("fvcore", "detectron2", "skysense_o"):
@@ -101,7 +108,9 @@ def start_logging(cfg, args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace, cfg) -> None:
     if comm.get_local_size() > 1 and not torch.cuda.is_available():
-        torch.set_num_threads(max(1, os.cpu_count() // comm.get_local_size()))  # more than cores would only spin
+        torch.set_num_threads(
+            max(1, os.cpu_count() // comm.get_local_size())
+        )  # more threads than cores would only wait for each other
     start_logging(cfg, args)
     numbers = evaluate_run(cfg) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
@@ -115,19 +124,19 @@ def main(args: argparse.Namespace, cfg) -> None:
 def run() -> int:
     args = parser().parse_args()
     cfg = set_up(args)
-    if join_processes(cfg):  # torchrun or accelerate launch has started them
+    if join_processes(cfg):  # started by torchrun or accelerate launch
         main(args, cfg)
         torch.distributed.destroy_process_group()
         return 0
     if args.num_gpus * args.num_machines > 1:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the processes below finish their step and save
+        for number in (signal.SIGINT, signal.SIGTERM):  # pass it on: the processes finish their step and save
             signal.signal(number, lambda number, frame: [os.kill(p.pid, number) for p in active_children()])
     try:
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, cfg))
     except ProcessExitedException as error:
         if error.exit_code is None or error.exit_code <= 128:
             raise
-        return error.exit_code  # stopped by a signal, and saved
+        return error.exit_code  # stopped by a signal after saving
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the mapper really gives the model: cropped and coloured images, their labels, and the names drawn for them.
+"""Show the samples that training gets: augmented crops, their labels, and the classes drawn for them.
 
 python tools/visualize_data.py dubai_train --output output/dubai.png
 python tools/visualize_data.py skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
@@ -21,16 +21,18 @@ from skysense_o.errors import exit_code
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("name", help="a data set for training, or the path of a folder with dataset.yaml")
-    p.add_argument("--output", default="output/data.png", metavar="FILE", help="default: output/data.png")
-    p.add_argument("--config-file", metavar="FILE", help="a YAML whose INPUT counts; default: the defaults")
-    p.add_argument("--count", type=int, default=8, metavar="N", help="samples (default: 8)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--output", default="output/data.png", metavar="FILE", help="image to write (default: output/data.png)"
+    )
+    p.add_argument("--config-file", metavar="FILE", help="YAML file with INPUT settings (default: built-in defaults)")
+    p.add_argument("--count", type=int, default=8, metavar="N", help="number of samples (default: 8)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     p.add_argument("--opts", default=[], nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return p
 
 
 def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
-    """Image beside its labels; below, the names: those in the labels with their swatch, then the others in grey."""
+    """Draw an image beside its labels, with a legend below: classes in the labels by colour, the others in grey."""
     from skysense_o.inference.drawing import overlay
     from skysense_o.sample import IGNORE
 
@@ -38,17 +40,17 @@ def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
     labels = sample["sem_seg"].numpy()
     painted = overlay(image, np.where(labels == IGNORE, len(colors), labels), [*colors, (0, 0, 0)], 0.6)
     side, font, line = image.shape[0], ImageFont.load_default(13), 17
-    there = [c for c in np.unique(labels) if c != IGNORE]
+    present = [c for c in np.unique(labels) if c != IGNORE]
     names = sample["vocabulary"].classes
-    others = ", ".join(name for c, name in enumerate(names) if c not in there)
+    others = ", ".join(name for c, name in enumerate(names) if c not in present)
     lines = _wrapped(f"also: {others}", font, 2 * side - 8)[:4] if others else []
     ignored = float((labels == IGNORE).mean())
-    rows = len(there) + len(lines) + (ignored > 0)
+    rows = len(present) + len(lines) + (ignored > 0)
     sheet = Image.new("RGB", (2 * side, side + line * rows + 8), "white")
     sheet.paste(Image.fromarray(image), (0, 0))
     sheet.paste(Image.fromarray(painted), (side, 0))
     draw, y = ImageDraw.Draw(sheet), side + 4
-    for c in there:
+    for c in present:
         draw.rectangle((4, y, 16, y + 12), fill=colors[c], outline=(60, 60, 60))
         draw.text((22, y - 1), f"{names[c]}  {100 * float((labels == c).mean()):.1f} %", fill=(20, 20, 20), font=font)
         y += line
@@ -74,14 +76,14 @@ def _wrapped(text: str, font, width: int) -> list[str]:
 
 
 def contact_sheet(panels: list[Image.Image], columns: int = 2) -> Image.Image:
-    """Panels in rows, each row as high as its highest."""
+    """Arrange panels in rows; the highest panel sets the height of its row."""
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     width = columns * (max(p.width for p in panels) + 8)
     sheet = Image.new("RGB", (width, sum(max(p.height for p in row) + 8 for row in rows)), (225, 225, 225))
     y = 4
     for row in rows:
-        for place, one in enumerate(row):
-            sheet.paste(one, (place * width // columns + 4, y))
+        for column, one in enumerate(row):
+            sheet.paste(one, (column * width // columns + 4, y))
         y += max(p.height for p in row) + 8
     return sheet
 
@@ -105,14 +107,14 @@ def run() -> int:
         raise ValueError(f"config: {error}; keys are listed in skysense_o/config.py") from error
     records = records_of(args.name)
     if "sem_seg_file_name" not in records[0]:
-        raise ValueError(f"{args.name!r} has no label images: this shows sets for segmentation")
+        raise ValueError(f"{args.name!r} has no label images: only segmentation data sets can be shown")
     samples = NumberedSamples(records, TrainingMapper(cfg), args.seed)
     by_file, panels = {r["file_name"]: r for r in records}, []
     for number in range(min(args.count, len(records))):
         sample = samples[number]
         own = classes_of_record(by_file[sample["file_name"]])
-        given = own.colors if isinstance(own, ClassTable) else ()
-        colors = [*given, *colors_for(sample["vocabulary"].classes)[len(given) :]]
+        table = own.colors if isinstance(own, ClassTable) else ()
+        colors = [*table, *colors_for(sample["vocabulary"].classes)[len(table) :]]
         panels.append(panel(sample, colors))
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(panels).save(args.output)

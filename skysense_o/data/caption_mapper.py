@@ -85,6 +85,6 @@ class CaptionMapper:
 
 def _class_sentences(record: dict) -> list[str]:
     """Of an image that has a class and no captions: the class by any of its words."""
-    table = load_classes(spec_of(record["dataset"]).classes)
+    table = load_classes(spec_of(record["dataset"]).class_table_name)
     words = (table.classes[record["label"]], *table.synonyms[record["label"]])
     return [sentence.format(word) for word in words for sentence in CLASS_SENTENCES]

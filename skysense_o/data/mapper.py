@@ -45,7 +45,7 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
             again[:count] = record["ids"]
             labels = again[labels]
     else:
-        table = load_classes(spec_of(record["dataset"]).classes)
+        table = load_classes(spec_of(record["dataset"]).class_table_name)
         labels = to_ids(stored, _table_of(record["dataset"]), len(table), key[1])
     size = image.nbytes + labels.nbytes
     if _kept_bytes + size <= KEPT_BYTES:
@@ -133,7 +133,7 @@ class TrainingMapper:
 
 def classes_of_record(record: dict) -> ClassTable | tuple[str, ...]:
     """The classes that a record's ids stand for."""
-    return record["names"] if "names" in record else load_classes(spec_of(record["dataset"]).classes)
+    return record["names"] if "names" in record else load_classes(spec_of(record["dataset"]).class_table_name)
 
 
 def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:

@@ -51,9 +51,11 @@ class PromptSampler:
 
 
 def _jittered(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    corners = np.array(box, np.float32)
+    """Move the first and the last pixel of a half-open box within an image of `size` (H,W); half-open again."""
+    outside = np.array([0, 0, 1, 1], np.float32)
+    corners = np.array(box, np.float32) - outside
     sides = np.tile(corners[2:] - corners[:2] + 1, 2)
     moved = corners + np.clip(np.random.randn(4) * BOX_JITTER * sides, -20, 20)
     limits = np.array([size[1], size[0]] * 2, np.float32) - 1
     moved = np.clip(moved, 0, limits)
-    return np.concatenate([np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])])
+    return np.concatenate([np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])]) + outside

@@ -71,11 +71,11 @@ class TextSampler:
     ) -> tuple[str, ...]:
         """Negatives by the graph; any of its names but the near ones where it gives none."""
         low, high, near, nearest = self.thresholds
-        pool = without_overlap(tuple(graph.classes[i] for i in graph.negatives(classes, low, high)), own)
+        pool = without_overlap(tuple(graph.names[i] for i in graph.negatives(classes, low, high)), own)
         if pool:
             return pool
         too_near = set(graph.positives(classes, near, nearest).tolist())
-        return without_overlap(tuple(name for i, name in enumerate(graph.classes) if i not in too_near), own)
+        return without_overlap(tuple(name for i, name in enumerate(graph.names) if i not in too_near), own)
 
 
 @lru_cache(1024)

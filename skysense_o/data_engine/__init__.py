@@ -1,1 +1,1 @@
-"""From unlabelled images to a labelled set that people can correct and models can train on."""
+"""The data engine: turns unlabelled images into a labelled data set, with human review."""

@@ -1,4 +1,4 @@
-"""What is known of a tile in the end: people's decisions where there are any, else what the model is sure of.
+"""Final labels of a tile: the reviewers' decisions if there are any, else the model's confident names.
 
 Alphabet: H W pixels.
 """
@@ -16,51 +16,68 @@ from skysense_o.sample import IGNORE
 
 @dataclass
 class TileAnnotation:
-    """names: region -> name, of the regions that count. regions: (H,W). reviewed: people decided."""
+    """The labelled regions of one tile.
+
+    Attributes:
+        tile: the tile's id.
+        regions: integers (H,W), the region number of each pixel.
+        classes: region number -> class, for the regions that are labelled.
+        reviewed: whether reviewers decided, rather than the model.
+    """
 
     tile: str
     regions: np.ndarray
-    names: dict[int, str]
+    classes: dict[int, str]
     reviewed: bool
 
     def labels(self) -> tuple[np.ndarray, list[str]]:
-        """uint8 (H,W) ids into a list of names, each once, the largest first; IGNORE elsewhere and beyond 255 names."""
-        ids = sorted(self.names)
+        """Make the label map.
+
+        Returns:
+            uint8 (H,W), indices into the list; IGNORE for unlabelled pixels and for classes beyond the 255th; and the
+            list of classes, the one with most pixels first.
+        """
+        ids = sorted(self.classes)
         sizes = np.bincount(self.regions.ravel(), minlength=max(ids, default=0) + 1)
         total: dict[str, int] = {}
         for k in ids:
-            total[self.names[k]] = total.get(self.names[k], 0) + int(sizes[k])
-        names = sorted((n for n, size in total.items() if size), key=lambda n: (-total[n], n))[:IGNORE]
+            total[self.classes[k]] = total.get(self.classes[k], 0) + int(sizes[k])
+        classes = sorted((c for c, size in total.items() if size), key=lambda c: (-total[c], c))[:IGNORE]
         table = np.full(max(int(self.regions.max()), *ids, 0) + 1, IGNORE, np.uint8)
-        place = {name: i for i, name in enumerate(names)}
+        index = {name: i for i, name in enumerate(classes)}
         for k in ids:
-            table[k] = place.get(self.names[k], IGNORE)
-        return table[self.regions], names
+            table[k] = index.get(self.classes[k], IGNORE)
+        return table[self.regions], classes
 
 
 def tile_annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict, TileAnnotation]]:
-    """(row of the catalogue, annotation) of each kept tile that has names.
+    """Yield (catalogue row, annotation) for each kept tile that has names.
 
-    review/final counts wherever it holds a tile, whatever the model's confidence; else names of at least `confidence`.
+    Reviewed tiles (review/final) are taken as they are. In other tiles, regions below `confidence` are left out.
+
+    Args:
+        work: the work folder, after step "name".
+        confidence: minimum confidence of a model's name, 0..1.
 
     Raises:
-        ValueError: a confidence outside 0..1. FileNotFoundError: no tile has names.
+        ValueError: confidence is outside 0..1.
+        FileNotFoundError: no tile has names.
     """
     if not 0 <= confidence <= 1:
         raise ValueError(f"--confidence {confidence} is out of range: 0 to 1")
-    found = False
+    any_names = False
     for row in work.kept():
         final = work / f"review/final/{row['tile']}.json"
         path = final if final.is_file() else work / f"names/{row['tile']}.json"
         if not path.is_file():
             continue
-        found, reviewed = True, path == final
+        any_names, reviewed = True, path == final
         regions = read_map(final.with_suffix(".png")) if reviewed else work.regions(row["tile"])
-        names = {
+        classes = {
             entry["region"]: entry["name"]
             for entry in read_json(path)
             if entry.get("name") and (reviewed or entry["confidence"] >= confidence)
         }
-        yield row, TileAnnotation(row["tile"], regions, names, reviewed)
-    if not found:
+        yield row, TileAnnotation(row["tile"], regions, classes, reviewed)
+    if not any_names:
         raise FileNotFoundError(f"no names in {work.folder}: run name first")

@@ -1,4 +1,4 @@
-"""Step 6: the relation graph of all names, as plain JSON and in Sky-SA's form."""
+"""Step 6: compute the relation graph between all classes, and write it as plain JSON and in Sky-SA's format."""
 
 from __future__ import annotations
 
@@ -21,39 +21,46 @@ if TYPE_CHECKING:
 
 
 def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) -> RelationGraph:
-    """Relate all names of the set; written to graph/graph.json and graph/skysa_graph.jsonl.
+    """Compute how similar the classes of the set are; writes graph/graph.json and graph/skysa_graph.jsonl.
 
-    Looks: cosines of prototypes, the mean of the regions' features. Words: cosines of the names. Company: how often
-    they share an image. What reviewers renamed into each other scores highest. Made anew by each call, but for the
-    regions' features, which are kept in graph/features.
+    The score of two classes combines three measures: the cosine of their prototypes (mean feature over their regions),
+    the cosine of their text embeddings, and how often they occur in the same image. Classes that reviewers renamed into
+    each other get the highest score. Region features are cached in graph/features; the rest is computed by each call.
 
     Args:
-        confidence: see `annotations`.
+        work: the work folder, after step "name".
+        predictor: the model that embeds regions and class names.
+        confidence: see `tile_annotations`.
+
+    Returns:
+        the graph.
 
     Raises:
-        ValueError: fewer than two names, which have no relation.
+        ValueError: there are fewer than two classes.
     """
-    found = list(tile_annotations(work, confidence))
-    names = sorted({name for _, a in found for name in a.classes.values()})
-    if len(names) < 2:
-        raise ValueError(f"a graph needs two names at least, {len(names)} are in {work.folder}: lower --confidence?")
-    place = {name: i for i, name in enumerate(names)}
-    sums, counts = None, np.zeros(len(names))
-    for row, annotation in tqdm(found, unit="tile", desc="graph"):
-        if not annotation.names:
+    annotated = list(tile_annotations(work, confidence))
+    classes = sorted({name for _, a in annotated for name in a.classes.values()})
+    if len(classes) < 2:
+        raise ValueError(
+            f"a graph needs at least two classes, {len(classes)} are in {work.folder}: lower --confidence?"
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    sums, counts = None, np.zeros(len(classes))
+    for row, annotation in tqdm(annotated, unit="tile", desc="graph"):
+        if not annotation.classes:
             continue
         vectors = _features(work, predictor, row, annotation.regions)
-        sums = np.zeros((len(names), vectors.shape[1])) if sums is None else sums
-        for k, name in annotation.names.items():
+        sums = np.zeros((len(classes), vectors.shape[1])) if sums is None else sums
+        for k, name in annotation.classes.items():
             if k:  # the rest region has no features of its own
-                sums[place[name]] += vectors[k - 1]
-                counts[place[name]] += 1
+                sums[index[name]] += vectors[k - 1]
+                counts[index[name]] += 1
     measures = {
         "looks": prototype_cosines(sums, counts),
-        "words": text_cosines(predictor.model, names),
-        "cooccurrence": cooccurrence((list(a.classes.values()) for _, a in found), names),
+        "words": text_cosines(predictor.model, classes),
+        "cooccurrence": cooccurrence((list(a.classes.values()) for _, a in annotated), classes),
     }
-    graph = combined(names, measures, confusions(renames(work)))
+    graph = combined(classes, measures, confusions(renames(work)))
     with whole(work / "graph/graph.json") as part:
         graph.save(part)
     with whole(work / "graph/skysa_graph.jsonl") as part:
@@ -62,31 +69,31 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
 
 
 def _features(work: WorkFolder, predictor: Predictor, row: dict, regions: np.ndarray) -> np.ndarray:
-    """(R,D) of a tile's regions 1..R; computed once for these very regions. Numbers without a pixel have zeros."""
+    """Features (R,D) of a tile's regions 1..R, cached until the regions change. Empty regions have zeros."""
     path = work / f"graph/features/{row['tile']}.npz"
     if path.is_file():
         with np.load(path) as file:
             if np.array_equal(file["regions"], regions):
                 return file["vectors"]
-    there, dense = np.unique(regions, return_inverse=True)
-    there, dense = there[there > 0], dense.reshape(regions.shape) + (0 if there[0] == 0 else 1)
+    ids, dense = np.unique(regions, return_inverse=True)
+    ids, dense = ids[ids > 0], dense.reshape(regions.shape) + (0 if ids[0] == 0 else 1)
     vectors = np.zeros((int(regions.max()), predictor.model.tower.dim), np.float32)
-    if len(there):
-        vectors[there.astype(int) - 1] = embeddings(predictor.set_image(work.image(row)), dense).cpu().numpy()
+    if len(ids):
+        vectors[ids.astype(int) - 1] = embeddings(predictor.set_image(work.image(row)), dense).cpu().numpy()
     with whole(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, regions=regions, vectors=vectors)
     return vectors
 
 
 def renames(work: WorkFolder) -> Iterator[tuple[str, str]]:
-    """(name that the namer gave, name that a reviewer gave instead), of each renaming that stands."""
-    given: dict[str, dict[int, str]] = {}
+    """Yield (the namer's name, the reviewer's name) for each rename that was not undone."""
+    proposed: dict[str, dict[int, str]] = {}
     for decisions in DecisionLog(work.folder).history.values():
         for decision in decisions:
             if decision.action != "rename":
                 continue
             tile = decision.tile
-            if tile not in given:
+            if tile not in proposed:
                 names = work / f"names/{tile}.json"
-                given[tile] = {e["region"]: e["name"] for e in read_json(names)} if names.is_file() else {}
-            yield given[tile].get(decision.region, ""), decision.name or ""
+                proposed[tile] = {e["region"]: e["name"] for e in read_json(names)} if names.is_file() else {}
+            yield proposed[tile].get(decision.region, ""), decision.name or ""

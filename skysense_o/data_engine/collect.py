@@ -93,7 +93,7 @@ def collect(
 
 def _write_tile(work: WorkFolder, path: Path, part: Cut, licence: str, credit: str) -> dict:
     height, width = part.pixels.shape[:2]
-    digest = hashlib.sha256(f"{part.row},{part.column},".encode() + part.pixels.tobytes()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{part.row},{part.column},".encode() + part.pixels.tobytes()).hexdigest()[:16]
     tile = f"{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)[:80]}_{digest}"
     file = f"tiles/{tile}.png"
     write_map(work / file, part.pixels)

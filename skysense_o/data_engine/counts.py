@@ -1,4 +1,4 @@
-"""What a set holds, in numbers and figures, beside what is published of Sky-SA."""
+"""Statistics and figures of a published set, compared with the published figures of Sky-SA."""
 
 from __future__ import annotations
 
@@ -12,43 +12,51 @@ from skysense_o.data_engine.annotations import TileAnnotation
 from skysense_o.sample import IGNORE
 
 SKY_SA = {"images": 35_000, "pairs": 183_375, "names": 1_763, "pairs an image": 5.2}
-"""As its authors give it; the last is the quotient of the first two."""
-SHOWN = 40
-"""Names in the figure, the most frequent."""
+"""As published by its authors; "pairs an image" is pairs divided by images."""
+MAX_BARS = 40
+"""Classes in the figure, the most frequent ones."""
 
 
 @dataclass
 class Counts:
-    """Counted image by image. pairs: region-text pairs, one a name of an image; sizes: pixels of each."""
+    """Running statistics, updated per image. A region-text pair is one class in one image, with all its pixels."""
 
-    images: Counter = field(default_factory=Counter)  # by split
-    reviewed: int = 0
-    pixels: Counter = field(default_factory=Counter)  # by name
-    shown_in: Counter = field(default_factory=Counter)  # images, by name
-    per_image: list[int] = field(default_factory=list)  # pairs
-    regions: list[int] = field(default_factory=list)  # connected, an image
-    sizes: list[int] = field(default_factory=list)
-    labelled: int = 0
-    seen: int = 0
-    gsd: list[float] = field(default_factory=list)
+    images: Counter = field(default_factory=Counter)  # images per split
+    reviewed: int = 0  # images with human decisions
+    pixels: Counter = field(default_factory=Counter)  # pixels per class
+    image_counts: Counter = field(default_factory=Counter)  # images per class
+    per_image: list[int] = field(default_factory=list)  # region-text pairs per image
+    regions: list[int] = field(default_factory=list)  # connected regions per image
+    sizes: list[int] = field(default_factory=list)  # pixels per region-text pair
+    labelled: int = 0  # labelled pixels
+    total_pixels: int = 0
+    gsd: list[float] = field(default_factory=list)  # metres per pixel, of images where it is known
 
     def add(self, row: dict, labels: np.ndarray, names: list[str], annotation: TileAnnotation, split: str) -> None:
-        """One image: labels uint8 (H,W), ids into names."""
+        """Add one image.
+
+        Args:
+            row: its catalogue row.
+            labels: uint8 (H,W), indices into `names` or IGNORE.
+            names: its classes.
+            annotation: its regions.
+            split: "train" or "val".
+        """
         pixels = np.bincount(labels.ravel(), minlength=256)
         self.images[split] += 1
         self.reviewed += annotation.reviewed
         self.pixels.update({name: int(n) for name, n in zip(names, pixels)})
-        self.shown_in.update(names)
+        self.image_counts.update(names)
         self.per_image.append(len(names))
-        self.regions.append(len(annotation.names))
+        self.regions.append(len(annotation.classes))
         self.sizes += pixels[: len(names)].tolist()
         self.labelled += int((labels != IGNORE).sum())
-        self.seen += labels.size
+        self.total_pixels += labels.size
         if row["gsd"] == row["gsd"]:
             self.gsd.append(row["gsd"])
 
     def summary(self) -> dict:
-        """Plain values, as statistics.json has them."""
+        """The content of statistics.json."""
         total = sum(self.images.values())
         sizes = np.percentile(self.sizes, (5, 25, 50, 75, 95)).round().astype(int).tolist()
         return {
@@ -58,27 +66,28 @@ class Counts:
             "names": len(self.pixels),
             "pairs an image": round(len(self.sizes) / total, 3),
             "regions an image": round(sum(self.regions) / total, 3),
-            "labelled share of pixels": round(self.labelled / self.seen, 4),
+            "labelled share of pixels": round(self.labelled / self.total_pixels, 4),
             "pixels of a pair, 5th to 95th percentile": sizes,
             "metres a pixel": [round(min(self.gsd), 4), round(max(self.gsd), 4)] if self.gsd else None,
             "pixels": dict(self.pixels.most_common()),
-            "images that show": dict(self.shown_in.most_common()),
+            "images that show": dict(self.image_counts.most_common()),
             "Sky-SA, as published": SKY_SA,
         }
 
 
 def draw_figures(counts: Counts, folder: Path) -> None:
-    """names.png, density.png and sizes.png."""
+    """Write names.png (images per class), density.png (pairs per image) and sizes.png (pixels per pair)."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    names, numbers = zip(*counts.shown_in.most_common(SHOWN))
+    names, numbers = zip(*counts.image_counts.most_common(MAX_BARS))
     axes.bar(range(len(names)), numbers, color="#3b6ea5")
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-    more = len(counts.shown_in) - len(names)
-    axes.set(ylabel="images", title=f"Names{f', the first {len(names)} of {len(counts.shown_in)}' if more else ''}")
+    total = len(counts.image_counts)
+    more = f", the {len(names)} most frequent of {total}" if total > len(names) else ""
+    axes.set(ylabel="images", title=f"Classes{more}")
     figure.savefig(folder / "names.png", dpi=120)
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -87,12 +96,12 @@ def draw_figures(counts: Counts, folder: Path) -> None:
     mean = float(np.mean(counts.per_image))
     axes.axvline(mean, color="#c0392b", label=f"mean, {mean:.1f}")
     axes.axvline(SKY_SA["pairs an image"], color="#555555", linestyle="--", label="Sky-SA, mean as published: 5.2")
-    axes.set(xlabel="region-text pairs", ylabel="images", title="Density")
+    axes.set(xlabel="region-text pairs", ylabel="images", title="Region-text pairs per image")
     axes.legend()
     figure.savefig(folder / "density.png", dpi=120)
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.hist(counts.sizes, bins=np.geomspace(1, max(2, *counts.sizes), 40), color="#3b6ea5")
-    axes.set(xscale="log", xlabel="pixels", ylabel="region-text pairs", title="Sizes")
+    axes.set(xscale="log", xlabel="pixels", ylabel="region-text pairs", title="Pixels per region-text pair")
     figure.savefig(folder / "sizes.png", dpi=120)

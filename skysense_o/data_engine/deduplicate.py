@@ -1,7 +1,7 @@
-"""Step 2: leave out tiles that show the same, and tiles that show what a test set shows.
+"""Step 2: leave out near-duplicate tiles, and tiles that show the same as an image of a test set.
 
-First by the hash that tools/check_dataset.py compares splits with, then by the image tower's embeddings. Neighbours are
-found by faiss. Alphabet: N tiles, M images of test sets, D numbers of a vector.
+Duplicates are found first by perceptual hash (the one of tools/check_dataset.py), then by the image tower's embeddings.
+faiss does the nearest neighbour search. Alphabet: N tiles, D embedding.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
 
 EXACT = 200_000
-"""With more tiles than this, neighbours are found by an HNSW graph (Malkov and Yashunin 2018), which may miss some."""
+"""Up to this many tiles the search is exact; beyond, an HNSW graph (Malkov and Yashunin 2018) may miss neighbours."""
 NEIGHBOURS = 32
-"""How many of a tile's neighbours are looked at; a kept tile is told in full all the same, see `first_of_each`."""
+"""Nearest neighbours examined per tile. A pair counts if either tile is among the other's neighbours."""
 BLOCK = 4096
 NOT_KEPT = {"tile": "", "kept": False, "of": "", "why": "", "distance": 0.0}
 Pair = tuple[int, int, float]
@@ -42,19 +42,24 @@ def deduplicate(
     against: Sequence[str] = (),
     side: int = 512,
 ) -> list[dict]:
-    """Decide for each tile whether it is kept, and write that down.
+    """Decide for each tile whether it is kept, and write the decisions to duplicates.parquet.
 
     Args:
-        predictor: whose tower embeds; None: by hashes alone.
-        bits: of 256; tiles whose hashes differ in no more are the same. distance: 1 - cosine, likewise.
-        against: names of test sets; tiles like one of their images leave too.
-        side: their images are cut as tiles are.
+        work: the work folder, after step "collect".
+        predictor: its image tower computes the embeddings; None compares hashes only.
+        bits: two tiles are duplicates if their 256-bit hashes differ in at most this many bits.
+        distance: two tiles are duplicates if 1 - cosine of their embeddings is at most this.
+        against: names of test sets; tiles that duplicate one of their images are left out, too.
+        side: test images are cut into parts of at most this many pixels per side, as tiles are.
 
     Returns:
-        the rows of duplicates.parquet: {"tile", "kept", "of", "why", "distance"}.
+        the rows of duplicates.parquet, one per tile: {"tile", "kept", "of", "why", "distance"}; "of" is the tile or
+        test image that it duplicates.
 
     Raises:
-        ValueError: bits or distance out of range. KeyError, FileNotFoundError: a test set, see `records_of`.
+        ValueError: bits or distance out of range.
+        KeyError: unknown test set.
+        FileNotFoundError: a test set is not on disk, see `records_of`.
     """
     if not 0 <= bits <= 64:
         raise ValueError(f"--bits {bits} is out of range: 0 to 64, of 256")
@@ -70,19 +75,19 @@ def deduplicate(
     hashes.add((name, image_hash(Image.fromarray(pixels))) for name, pixels in images(hashes, names, reads, "hash"))
     damaged = [{**NOT_KEPT, "tile": name, "why": "unreadable"} for name in hashes.missing(names)]
     names = [name for name in names if name in hashes.known]
-    found = {"hash": first_of_each(same_hash(hashes.of(names), bits), len(tested))}
-    rest = [i for i in range(len(names)) if i not in found["hash"]]
+    duplicates = {"hash": first_of_each(same_hash(hashes.of(names), bits), len(tested))}
+    rest = [i for i in range(len(names)) if i not in duplicates["hash"]]
     if predictor is not None:
         vectors = Vectors(work / "vectors/embeddings")
-        wanted = [names[i] for i in rest]
-        vectors.add((name, embedding(predictor, pixels)) for name, pixels in images(vectors, wanted, reads, "embed"))
+        remaining = [names[i] for i in rest]
+        vectors.add((name, embedding(predictor, pixels)) for name, pixels in images(vectors, remaining, reads, "embed"))
         tests = sum(i < len(tested) for i in rest)
-        near = first_of_each(near_vectors(vectors.of(wanted), distance), tests)
-        found["embedding"] = {rest[i]: (rest[j], value) for i, (j, value) in near.items()}
+        near = first_of_each(near_vectors(vectors.of(remaining), distance), tests)
+        duplicates["embedding"] = {rest[i]: (rest[j], value) for i, (j, value) in near.items()}
     rows = damaged
     for i in range(len(tested), len(names)):
         row = {**NOT_KEPT, "tile": names[i], "kept": True}
-        for why, pairs in found.items():
+        for why, pairs in duplicates.items():
             if i in pairs:
                 of, value = pairs[i]
                 why = "leak" if of < len(tested) else why
@@ -94,7 +99,7 @@ def deduplicate(
 
 
 def schema():
-    """Columns of duplicates.parquet."""
+    """The Arrow schema of duplicates.parquet."""
     import pyarrow as pa
 
     text = pa.string()
@@ -102,7 +107,7 @@ def schema():
 
 
 def set_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, range]]]:
-    """("set:name/file@k", path, (rows, columns)) of each part of each image of a data set."""
+    """Yield ("set:<data set>/<file>@<part>", path, (rows, columns)) for each part of each image of a data set."""
     key = find(name)[0][0].name if ":" in name or "/" in name else name
     for path in dict.fromkeys(record["file_name"] for record in records_of(name)):
         with Image.open(path) as image:
@@ -113,13 +118,23 @@ def set_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, ra
 
 
 def images(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Names without a vector, with their pixels, uint8 (H,W,3); tiles that cannot be read are left out."""
+    """Yield (name, pixels uint8 (H,W,3)) for each name without a stored vector; unreadable tiles are skipped.
+
+    Args:
+        vectors: the stored vectors.
+        names: of tiles and parts of test images.
+        reads: name -> (path, (rows, columns) or None for the whole image).
+        what: label of the progress bar.
+
+    Raises:
+        BadData: an image of a test set cannot be read.
+    """
     for name in tqdm(vectors.missing(names), unit="tile", desc=what):
         path, window = reads[name]
         try:
             image = read_image(path)
         except BadData:
-            if window is not None:  # of a test set, which the user should know
+            if window is not None:  # a test image: leaving it out could hide a leak
                 raise
             continue
         yield (
@@ -129,7 +144,7 @@ def images(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> It
 
 
 def embedding(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
-    """(D,) float32 unit vector: what the tower sees in the image, uint8 (H,W,3), as a whole."""
+    """The image tower's pooled embedding of an image uint8 (H,W,3): float32 (D,), unit length."""
     import torch
 
     from skysense_o.inference.classify import image_vectors
@@ -139,10 +154,17 @@ def embedding(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
 
 
 def same_hash(hashes: np.ndarray, bits: int) -> list[Pair]:
-    """(i, j, differing bits) with j < i of hashes, uint8 (N,32), that differ in no more than `bits`.
+    """Find pairs of hashes that differ in at most `bits` bits.
 
-    Of hashes that are wholly the same only the first is compared with others, so a thousand copies make a thousand
-    pairs and not half a million.
+    Among identical hashes only the first is compared with others, so 1,000 copies give about 1,000 pairs instead of
+    half a million.
+
+    Args:
+        hashes: uint8 (N,32).
+        bits: largest Hamming distance.
+
+    Returns:
+        (i, j, Hamming distance) with j < i.
     """
     import faiss
 
@@ -163,10 +185,15 @@ def same_hash(hashes: np.ndarray, bits: int) -> list[Pair]:
 
 
 def near_vectors(vectors: np.ndarray, distance: float, exact: int = EXACT) -> list[Pair]:
-    """(i, j, 1 - cosine) with j < i of unit vectors, float32 (N,D), that are no further apart than `distance`.
+    """Find pairs of unit vectors whose cosine distance is at most `distance`.
 
     Args:
+        vectors: float32 (N,D), unit length.
+        distance: largest 1 - cosine.
         exact: with more vectors than this the search is approximate.
+
+    Returns:
+        (i, j, 1 - cosine) with j < i.
     """
     import faiss
 
@@ -187,10 +214,16 @@ def near_vectors(vectors: np.ndarray, distance: float, exact: int = EXACT) -> li
 
 
 def first_of_each(pairs: Iterable[Pair], tests: int) -> dict[int, tuple[int, float]]:
-    """Go through the items in order and leave out each that is near one already kept: {left out: (kept, distance)}.
+    """Choose which items to leave out: in order of their indices, each item that is near an item already kept.
 
-    So all that is left out is near something kept; chains of small differences do not swallow each other. The first
-    `tests` items are those of test sets: they are kept, whatever they are near.
+    So every item left out is near a kept one, and a chain of small differences is not removed as a whole.
+
+    Args:
+        pairs: (i, j, distance) with j < i.
+        tests: the first `tests` items come from test sets and are always kept.
+
+    Returns:
+        index left out -> (index of the nearest kept item, distance).
     """
     earlier: dict[int, list[tuple[float, int]]] = {}
     for i, j, value in pairs:

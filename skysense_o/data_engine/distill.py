@@ -79,7 +79,7 @@ class SoftMasks:
     """The tiles of a work folder with their soft masks."""
 
     def __init__(self, work: WorkFolder, side: int, divisor: int) -> None:
-        """side: of the crops, in pixels, cut to a multiple of `divisor`; smaller tiles are continued by their reflection.
+        """side: of the crops, in pixels, cut to a multiple of `divisor`; smaller tiles are padded by reflection.
 
         Raises:
             FileNotFoundError: no soft masks yet. ValueError: a side below `divisor`.

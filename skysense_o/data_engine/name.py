@@ -1,4 +1,4 @@
-"""Step 4: every region gets a name, a confidence and the names it might have had."""
+"""Step 4: give every region a name, a confidence and a list of candidate names."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
 def name_regions(
     work: WorkFolder, namer: Namer, model: nn.Module, *, merge: float = 2.0, graph: RelationGraph | None = None
 ) -> list[dict]:
-    """Name the regions of each kept tile that has no names yet, then merge synonyms over all of them.
+    """Name the regions of each kept tile that has no names yet, then merge synonyms over all tiles.
 
     Args:
-        model: a SkySenseO, whose text tower tells synonyms. merge: cosine from which on names are one; above 1: none.
-        graph: of relations, which may hold against it; see `synonyms`.
+        work: the work folder, after step "propose".
+        namer: gives the candidates of each region.
+        model: a SkySenseO; its text tower measures how similar names are.
+        merge: names whose text embeddings have at least this cosine are synonyms; above 1 merges none.
+        graph: relation graph that can prevent a merge, see `synonyms`.
 
     Returns:
-        {"tile", "error"} of tiles that could not be named; a later call tries them again.
+        {"tile", "error"} for each tile that could not be named; a later call tries it again.
 
     Raises:
-        FileNotFoundError: propose did not run.
+        FileNotFoundError: there are no regions.
     """
     if not (work / "regions").is_dir():
         raise FileNotFoundError(f"no regions in {work.folder}: run propose first")
@@ -40,11 +43,11 @@ def name_regions(
         if path.is_file():
             continue
         try:
-            named = namer(work.image(row), work.regions(row["tile"]))
+            regions = namer(work.image(row), work.regions(row["tile"]))
         except (ImageError, FileNotFoundError) as error:
             errors.append({"tile": row["tile"], "error": str(error)})
             continue
-        write_json(path, [_entry(k, candidates[:TOP]) for k, candidates in enumerate(named, 1)])
+        write_json(path, [_entry(k, candidates[:TOP]) for k, candidates in enumerate(regions, 1)])
     merge_synonyms(work, [row["tile"] for row in rows], model, merge, graph)
     return errors
 
@@ -57,7 +60,7 @@ def _entry(region: int, candidates: list[tuple[str, float]]) -> dict:
 def merge_synonyms(
     work: WorkFolder, tiles: list[str], model: nn.Module, cosine: float, graph: RelationGraph | None
 ) -> None:
-    """Write synonyms.json and put the merged names into names/*.json; what the namer said stays in "candidates"."""
+    """Write synonyms.json and replace synonyms in names/*.json; "candidates" keeps the namer's own names."""
     files = [work / f"names/{tile}.json" for tile in tiles]
     files = [path for path in files if path.is_file()]
     counts: Counter = Counter()
@@ -69,7 +72,7 @@ def merge_synonyms(
         entries = read_json(path)
         merged = []
         for entry in entries:
-            said = entry["candidates"][0][0] if entry["candidates"] else ""
-            merged.append({**entry, "name": replaced.get(said, said)})
+            best = entry["candidates"][0][0] if entry["candidates"] else ""
+            merged.append({**entry, "name": replaced.get(best, best)})
         if merged != entries:
             write_json(path, merged)

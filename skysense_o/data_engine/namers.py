@@ -1,6 +1,6 @@
-"""Who names regions: a vocabulary and the model, or a vision-language model.
+"""Namers: classifiers of regions over a vocabulary. `vlm_namer` has those that answer in free text.
 
-Alphabet: R regions, C classes, H W pixels, h w grid.
+Alphabet: R regions, C classes, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -22,37 +22,46 @@ if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
 
 TOP = 5
-"""Names told of each region."""
+"""Candidates per region."""
 TEMPERATURE = 0.05
-"""Of the softmax that turns cosines into a confidence."""
-AT_A_TIME = 32
-"""Regions whose full-size masks are held at once."""
+"""Temperature of the softmax over cosines."""
+REGION_BATCH = 32
+"""Regions whose full-size masks are in memory at once."""
 
 
 class Namer(Protocol):
-    """Anything that can be called so names regions.
+    """The interface of all namers.
 
-    free: its names are free text, which needs its synonyms merged.
+    Attributes:
+        free: the names are free text rather than classes of a vocabulary, so synonyms have to be merged.
     """
 
     free: bool
 
     def __call__(self, rgb: np.ndarray, regions: np.ndarray) -> list[list[tuple[str, float]]]:
-        """
+        """Name the regions of an image.
+
         Args:
-            rgb: uint8 (H,W,3). regions: uint16 (H,W), 1..R and 0 for the rest.
+            rgb: uint8 (H,W,3).
+            regions: uint16 (H,W), regions 1..R and 0 for the rest.
 
         Returns:
-            for each region (name, confidence 0..1), best first, `TOP` at most; none where it knows no name.
+            for each region at most `TOP` candidates (name, confidence 0..1), best first; [] if it has no name.
         """
         ...
 
 
 class VocabularyNamer:
-    """The names of a vocabulary that regions look most like.
+    """Classifies regions by the model, over the classes of a vocabulary.
 
-    by "features": softmax over the cosines of mask-pooled features with the classes. by "masks": the mean, over the
-    region, of the probability that the decoder gives each name.
+    Args:
+        predictor: the model.
+        vocabulary: the classes; background classes are never given.
+        by: "features": softmax over the cosines of mask-pooled features with the text embeddings. "masks": mean of
+            the decoder's per-pixel probabilities over the region.
+
+    Raises:
+        ValueError: `by` is neither.
     """
 
     free = False
@@ -61,7 +70,7 @@ class VocabularyNamer:
         self, predictor: Predictor, vocabulary: Vocabulary, by: Literal["features", "masks"] = "masks"
     ) -> None:
         if by not in ("features", "masks"):
-            raise ValueError(f"names by {by!r} are not known: features or masks")
+            raise ValueError(f"unknown way of naming {by!r}: features or masks are permitted")
         self.predictor, self.vocabulary, self.by = predictor, vocabulary, by
 
     @torch.inference_mode()
@@ -79,8 +88,15 @@ class VocabularyNamer:
 
 
 class TowerNamer:
-    """The names of a vocabulary that regions look most like to an image-text tower, such as one that read captions:
-    softmax over the cosines of the regions' mean features with the nearest phrase of each name."""
+    """Classifies regions by an image-text tower, for example one trained on captions.
+
+    Confidences are a softmax over the cosines of a region's mean feature with the best phrase of each class.
+
+    Args:
+        tower: the tower.
+        vocabulary: the classes; background classes are never given.
+        templates: prompt templates of the text embeddings.
+    """
 
     free = False
 
@@ -102,38 +118,45 @@ class TowerNamer:
 
 
 def ranked(values: Tensor, vocabulary: Vocabulary) -> list[list[tuple[str, float]]]:
-    """(R,C) -> for each region its `TOP` names and their values, best first; background words are no classes."""
-    asked = [i for i, background in enumerate(vocabulary.background) if not background]
-    best, order = values[:, asked].topk(min(TOP, len(asked)), dim=1)
+    """Scores (R,C) -> for each region its `TOP` classes and their scores, best first, without background classes."""
+    foreground = [i for i, background in enumerate(vocabulary.background) if not background]
+    best, order = values[:, foreground].topk(min(TOP, len(foreground)), dim=1)
     return [
-        [(vocabulary.classes[asked[i]], round(v, 4)) for i, v in zip(places, row)]
-        for places, row in zip(order.tolist(), best.tolist())
+        [(vocabulary.classes[foreground[i]], round(v, 4)) for i, v in zip(indices, row)]
+        for indices, row in zip(order.tolist(), best.tolist())
     ]
 
 
 def embeddings(seen: PromptedImage, regions: np.ndarray) -> Tensor:
-    """(R,D) unit vectors of the regions 1..R, in the text space."""
+    """Mask-pooled features (R,D) of the regions 1..R, unit vectors in the text space."""
     ids = range(1, int(regions.max()) + 1)
     parts = [
-        seen.embed(np.stack([regions == k for k in ids[i : i + AT_A_TIME]])) for i in range(0, len(ids), AT_A_TIME)
+        seen.embed(np.stack([regions == k for k in ids[i : i + REGION_BATCH]]))
+        for i in range(0, len(ids), REGION_BATCH)
     ]
     return torch.cat(parts)
 
 
 def by_features(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:
-    """(R,C): softmax over the classes of the cosines with the regions' mean features."""
+    """Class probabilities (R,C): softmax over the cosines of the regions' features with the text embeddings."""
     return F.softmax(seen.cosines(embeddings(seen, regions), vocabulary) / TEMPERATURE, dim=1)
 
 
 def by_masks(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:
-    """(R,C): mean probability of each name over each region, at the masks' own grid."""
+    """Mean probability (R,C) of each class over each region, computed at the resolution of the mask grid."""
     grid = seen.class_probabilities(vocabulary)
     share = region_shares(regions, seen.transform.padded, grid.shape[-2:]).to(grid)
     return torch.einsum("rn,cn->rc", share, grid.flatten(1))
 
 
 def region_shares(regions: np.ndarray, padded: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(R,hw): how much of each region lies in each cell of a grid over the padded image; rows sum to 1."""
+    """Share (R,hw) of each region's pixels that lies in each cell of a grid over the padded image; rows sum to 1.
+
+    Args:
+        regions: integers (H,W), regions 1..R and 0 for the rest.
+        padded: size of the padded image in pixels.
+        grid: (h,w).
+    """
     (height, width), (h, w) = regions.shape, grid
     y = ((np.arange(height) + 0.5) * h / padded[0]).astype(int)
     x = ((np.arange(width) + 0.5) * w / padded[1]).astype(int)

@@ -1,4 +1,4 @@
-"""Step 3: each tile falls into regions, which share no pixel; with the rest region, 0, they cover all of it.
+"""Step 3: divide each tile into disjoint regions. Pixels of no region are the rest, number 0.
 
 Alphabet: K masks, H W pixels, h w grid.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 METHODS = ("superpixels", "words", "everything", "sam")
 Proposer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""uint8 (H,W,3) -> labels, integers (H,W), 0 for the rest, and how good each pixel's region is, float (H,W), 0..1."""
+"""uint8 (H,W,3) -> integers (H,W), each pixel's region, 0 for the rest; and float (H,W), its region's score, 0..1."""
 
 
 def proposer(
@@ -36,15 +36,20 @@ def proposer(
     device: str = "cpu",
     regions: float = 1.0,
 ) -> Proposer:
-    """How regions are found.
+    """Make the function that divides an image into regions.
 
     Args:
-        method: one of METHODS. everything, words: by the predictor's masks. superpixels: by its tower. sam: by a
-            Segment Anything checkpoint.
-        vocabulary: for words. sam, device: file and where it runs. regions: for superpixels, fewer above 1, more below.
+        method: one of METHODS. "superpixels": superpixels merged by colour and tower features. "words": the label map
+            over a vocabulary. "everything": automatic masks (weights trained with prompts). "sam": masks of a Segment
+            Anything checkpoint.
+        predictor: the model; not needed for "sam".
+        vocabulary: classes for "words".
+        sam: checkpoint for "sam".
+        device: device for "sam".
+        regions: for "superpixels"; above 1 gives fewer regions, below 1 more.
 
     Raises:
-        ValueError: unknown method, or one that lacks what it needs.
+        ValueError: unknown method, or an argument that it needs is missing.
     """
     if method == "sam":
         from skysense_o.data_engine.sam import sam_masks
@@ -59,37 +64,42 @@ def proposer(
         return lambda rgb: superpixels(predictor.set_image(rgb), rgb, regions)
     if method == "words":
         if vocabulary is None:
-            raise ValueError("--method words needs words: --classes, or --open-world")
+            raise ValueError("--method words needs classes: --classes, --dataset or --open-world")
         return lambda rgb: by_words(predictor, rgb, vocabulary)
     if method == "everything":
         return lambda rgb: by_clicks(predictor, rgb)
-    raise ValueError(f"method {method!r} is not known: {', '.join(METHODS)}")
+    raise ValueError(f"unknown method {method!r}: {', '.join(METHODS)} are permitted")
 
 
 def by_words(predictor: Predictor, rgb: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Each name's part of the label map, counted from 1; background words are the rest."""
-    found = predictor(rgb, vocabulary)
-    return found.labels + (found.classes[0] != NONE), found.score
+    """Regions from the predicted label map; pixels of background classes are the rest. See `Proposer`."""
+    result = predictor(rgb, vocabulary)
+    return result.labels + (result.classes[0] != NONE), result.score
 
 
 def by_clicks(predictor: Predictor, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of `everything`; weights trained with prompts are needed."""
+    """Regions from automatic masks, which need weights trained with prompts. See `Proposer`."""
     proposals = generate_masks(predictor.set_image(rgb))
     masks = np.stack([p.mask for p in proposals]) if proposals else np.zeros((0, *rgb.shape[:2]), bool)
     return paint_masks(masks, np.array([p.iou_pred for p in proposals]), rgb.shape[:2])
 
 
 def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]:
-    """Write regions of each kept tile that has none yet.
+    """Write the regions of each kept tile that has none yet.
 
     Args:
-        least: pixels; smaller pieces go to the neighbour they share most border with.
+        work: the work folder, after step "collect".
+        find: divides an image into regions, see `proposer`.
+        least: smallest region in pixels; smaller ones join the neighbour with the longest shared border.
 
     Returns:
-        {"tile", "error"} of tiles that could not be read.
+        {"tile", "error"} for each tile that could not be read.
+
+    Raises:
+        ValueError: least is below 1.
     """
     if least < 1:
-        raise ValueError(f"--least {least} is out of range: 1 pixel at least")
+        raise ValueError(f"--least {least} is out of range: at least 1 pixel")
     errors = []
     for row in tqdm(work.kept(), unit="tile", desc="propose"):
         done = work / f"regions/{row['tile']}.json"
@@ -108,19 +118,28 @@ def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]
 
 
 def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:
-    """One entry a region but the rest: {"region", "box" (first and last pixel, x0,y0,x1,y1), "pixels", "score"}."""
-    ids, place = np.unique(regions, return_inverse=True)
-    place = place.ravel()
-    pixels = np.bincount(place)
-    means = np.bincount(place, np.clip(score, 0, 1).ravel()) / pixels
+    """Describe each region for regions/<tile>.json.
+
+    Args:
+        regions: integers (H,W), 0 for the rest, which is left out.
+        score: float (H,W).
+
+    Returns:
+        {"region", "box", "pixels", "score"} per region. box: [x0, y0, x1, y1] in pixels, half-open. score: its mean,
+        0..1.
+    """
+    ids, inverse = np.unique(regions, return_inverse=True)
+    inverse = inverse.ravel()
+    pixels = np.bincount(inverse)
+    means = np.bincount(inverse, np.clip(score, 0, 1).ravel()) / pixels
     y, x = np.divmod(np.arange(regions.size), regions.shape[1])
     low, high = np.full((len(ids), 2), regions.size), np.full((len(ids), 2), -1)
     for axis, values in enumerate((x, y)):
-        np.minimum.at(low[:, axis], place, values)
-        np.maximum.at(high[:, axis], place, values)
+        np.minimum.at(low[:, axis], inverse, values)
+        np.maximum.at(high[:, axis], inverse, values)
     rows = zip(ids.tolist(), low.tolist(), high.tolist(), pixels.tolist(), means.tolist())
     return [
-        {"region": k, "box": [*first, *last], "pixels": n, "score": round(mean, 4)}
+        {"region": k, "box": [*first, *(v + 1 for v in last)], "pixels": n, "score": round(mean, 4)}
         for k, first, last, n, mean in rows
         if k
     ]

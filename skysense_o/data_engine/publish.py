@@ -1,4 +1,4 @@
-"""Step 7: a set in the shape of Sky-SA, split, counted, described and with a manifest."""
+"""Step 7: write the data set in Sky-SA's format, with splits, statistics, a data sheet and a manifest."""
 
 from __future__ import annotations
 
@@ -23,28 +23,34 @@ def publish(
 ) -> dict:
     """Write set/: img_dir, ann_dir, skysa_dataset.jsonl, skysa_graph.jsonl, manifest, statistics, figures, data sheet.
 
-    A label pixel of value k is the k-th entry of its image's `ann_list`; 255 is what nobody is sure of. Images
-    without any name are left out. The set is made beside the old one and takes its place when it is whole.
+    A pixel with value k belongs to entry k of its image's `ann_list`, counted from 0; 255 is unlabelled. Images
+    without a named region are left out. The new set is written to set.part and replaces the old one when complete.
 
     Args:
-        confidence: see `annotations`. val, seed, group: see `split`. title: of the set.
+        work: the work folder, after step "name".
+        confidence: see `tile_annotations`.
+        val: share of tiles for validation, see `split`.
+        seed: seed of the split.
+        group: regular expression that groups sources, see `split`.
+        title: title of the data sheet.
 
     Returns:
-        the statistics, as written.
+        the statistics, as written to statistics.json.
 
     Raises:
-        ValueError, FileNotFoundError: see `annotations` and `split`; ValueError too where no image has a name.
+        ValueError: no region has a name of this confidence, or see `tile_annotations` and `split`.
+        FileNotFoundError: see `tile_annotations`.
     """
-    found = [(row, a) for row, a in tile_annotations(work, confidence) if a.classes]
-    if not found:
+    annotated = [(row, a) for row, a in tile_annotations(work, confidence) if a.classes]
+    if not annotated:
         raise ValueError(
             f"no region in {work.folder} has a name of confidence {confidence} or more: lower --confidence"
         )
-    splits = split([row for row, _ in found], val, seed, group)
+    splits = split([row for row, _ in annotated], val, seed, group)
     folder = work / "set.part"
     shutil.rmtree(folder, ignore_errors=True)
     counts, lines = Counts(), []
-    for row, annotation in tqdm(found, unit="tile", desc="publish"):
+    for row, annotation in tqdm(annotated, unit="tile", desc="publish"):
         line = _write_image(work, folder, row, annotation, splits[row["tile"]], counts)
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (folder / "skysa_dataset.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -55,39 +61,54 @@ def publish(
     write_json(folder / "statistics.json", statistics)
     draw_figures(counts, folder / "figures")
     engine = read_json(work / "engine.json") if (work / "engine.json").is_file() else {}
-    sheet = datasheet(title or "A set made by SkySense-O's data engine", statistics, [row for row, _ in found], engine)
+    sheet = datasheet(
+        title or "A set made by SkySense-O's data engine", statistics, [row for row, _ in annotated], engine
+    )
     (folder / "DATASHEET.md").write_text(sheet, encoding="utf-8")
     write_json(folder / "manifest.json", {"files": _hashes(folder), "statistics": statistics, "engine": engine})
-    old = work / "set"
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
+    _replace_folder(folder, work / "set")
     return statistics
 
 
+def _replace_folder(new: Path, target: Path) -> None:
+    """Rename `new` to `target`. The old target stays beside it as <name>.old until the new one is in place."""
+    old = target.with_name(f"{target.name}.old")
+    if target.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.is_dir():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _write_image(
-    work: WorkFolder, folder: Path, row: dict, annotation: TileAnnotation, which: str, counts: Counts
+    work: WorkFolder, folder: Path, row: dict, annotation: TileAnnotation, part: str, counts: Counts
 ) -> dict:
-    image, label = (f"{kind}/{which}/{row['tile']}.png" for kind in ("img_dir", "ann_dir"))
+    image, label = (f"{kind}/{part}/{row['tile']}.png" for kind in ("img_dir", "ann_dir"))
     labels, names = annotation.labels()
     write_map(folder / label, labels)
     (folder / image).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(work / row["file"], folder / image)
-    counts.add(row, labels, names, annotation, which)
+    counts.add(row, labels, names, annotation, part)
     line = {
         "flickr_url": image,
         "segmentation": label,
         "ann_list": [{"category_name": name} for name in names],
-        "split": which,
+        "split": part,
         "reviewed": annotation.reviewed,
         **{key: row[key] for key in ("source", "row", "column", "licence", "credit")},
     }
     if row["crs"]:
         line.update({key: row[key] for key in ("crs", "transform")})
-    return line if row["gsd"] != row["gsd"] else {**line, "gsd": round(row["gsd"], 4)}  # NaN: not known
+    return line if row["gsd"] != row["gsd"] else {**line, "gsd": round(row["gsd"], 4)}  # NaN: unknown
 
 
 def _hashes(folder: Path) -> dict[str, dict]:
-    """{file: {"sha256", "bytes"}} of all files of a folder, in order."""
+    """{path: {"sha256", "bytes"}} for all files below a folder, sorted by path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {
         p.relative_to(folder).as_posix(): {

@@ -1,4 +1,4 @@
-"""Masks by any checkpoint of Segment Anything, with its own automatic mask generator (Kirillov et al. 2023)."""
+"""Masks from a Segment Anything checkpoint, by its own automatic mask generator (Kirillov et al. 2023)."""
 
 from __future__ import annotations
 
@@ -19,41 +19,54 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 def sam_masks(
     checkpoint: Path, device: str = "cpu", **options
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A function from uint8 (H,W,3) to masks, bool (K,H,W), and the IoU they are thought to have, (K,), 0..1.
+    """Load a Segment Anything checkpoint and make a function that segments an image.
 
     Args:
-        options: of SamAutomaticMaskGenerator.
+        checkpoint: the file.
+        device: device to run on.
+        options: keyword arguments of SamAutomaticMaskGenerator, for example points_per_side, pred_iou_thresh.
+
+    Returns:
+        a function from uint8 (H,W,3) to masks, bool (K,H,W), and their predicted IoU (K,), 0..1.
 
     Raises:
-        FileNotFoundError, WeightsError: no such file, or not a checkpoint of Segment Anything.
+        FileNotFoundError: there is no such file.
+        WeightsError: it is not a Segment Anything checkpoint.
     """
     generator = SamAutomaticMaskGenerator(load_sam(checkpoint).to(device), **options)
 
     def masks(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = generator.generate(rgb)
-        if not found:
+        results = generator.generate(rgb)
+        if not results:
             return np.zeros((0, *rgb.shape[:2]), bool), np.zeros(0)
-        return np.stack([f["segmentation"] for f in found]), np.clip([f["predicted_iou"] for f in found], 0, 1)
+        return np.stack([r["segmentation"] for r in results]), np.clip([r["predicted_iou"] for r in results], 0, 1)
 
     return masks
 
 
 def load_sam(checkpoint: Path) -> Sam:
-    """ViT-B, ViT-L, ViT-H or any other size: sizes are read from the weights' shapes. No code of the file is run."""
+    """Load a checkpoint of any size (ViT-B, ViT-L, ...), inferred from the shapes of the weights.
+
+    Never runs code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsError: it is not a Segment Anything checkpoint.
+    """
     if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"no checkpoint of Segment Anything at {str(checkpoint)!r}")
+        raise FileNotFoundError(f"no Segment Anything checkpoint at {str(checkpoint)!r}")
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model = build_sam(state)
         model.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, AttributeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{checkpoint} is no checkpoint of Segment Anything ({reason:.200})") from error
+        raise WeightsError(f"{checkpoint} is not a Segment Anything checkpoint ({reason:.200})") from error
     return model.eval()
 
 
 def build_sam(state: dict[str, torch.Tensor]) -> Sam:
-    """An untrained model of the sizes that these weights have."""
+    """Build an untrained model whose parameters have the shapes of `state`."""
     encoder = "image_encoder."
     embed, _, patch, _ = state[encoder + "patch_embed.proj.weight"].shape
     side = state[encoder + "pos_embed"].shape[1]

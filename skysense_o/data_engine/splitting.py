@@ -1,4 +1,4 @@
-"""Train and validation without leakage: what lies together on the ground stays together.
+"""Split tiles into train and val without leakage: tiles of the same area stay in the same split.
 
 Alphabet: N tiles.
 """
@@ -14,41 +14,47 @@ LONGITUDE_LATITUDE = 4326
 
 
 def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dict[str, str]:
-    """Give each tile to "train" or "val".
+    """Assign each tile to "train" or "val".
 
-    Tiles of one source stay together; sources whose footprints touch, too, where they have a place; and sources that
-    `group` says belong together. Whole groups are drawn for validation until it has its share.
+    These stay together: tiles of one source image; georeferenced sources whose footprints touch; sources in one
+    `group`. Whole groups are drawn at random for val until it has its share.
 
     Args:
-        rows: of the catalogue. share: 0..1 of the tiles. group: a regular expression; sources whose names match it
-            alike (its first bracket, or all of it) are one group.
+        rows: catalogue rows.
+        share: share of the tiles for val, 0..1.
+        seed: seed of the draw.
+        group: regular expression on file names; sources with the same match (of its first group in parentheses, else
+            of the whole expression) stay together.
+
+    Returns:
+        tile -> "train" or "val".
 
     Raises:
-        ValueError: a share out of range, or an expression that is none.
+        ValueError: share out of range, or not a regular expression.
     """
     if not 0 <= share < 1:
         raise ValueError(f"--val {share} is out of range: 0 to below 1")
     groups: dict[int, list[str]] = {}
-    for row, number in zip(rows, group_numbers(rows, group)):
-        groups.setdefault(number, []).append(row["tile"])
+    for row, index in zip(rows, group_numbers(rows, group)):
+        groups.setdefault(index, []).append(row["tile"])
     order = sorted(groups.values(), key=min)
     np.random.default_rng(seed).shuffle(order)
-    wanted, val = share * len(rows), []
+    target, val = share * len(rows), []
     for tiles in order if len(order) > 1 else ():
-        if len(val) + len(tiles) <= wanted:
+        if len(val) + len(tiles) <= target:
             val += tiles
-    if wanted and not val and len(order) > 1:  # every group is larger than the share
+    if target and not val and len(order) > 1:  # every group is larger than the share
         val = min(order, key=len)
     chosen = set(val)
     return {row["tile"]: "val" if row["tile"] in chosen else "train" for row in rows}
 
 
 def group_numbers(rows: Sequence[dict], group: str = "") -> list[int]:
-    """Which group each row is of: N numbers."""
+    """The index of each row's group, N integers; see `split`."""
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:
-        raise ValueError(f"--group {group!r} is no regular expression: {error}") from error
+        raise ValueError(f"--group {group!r} is not a regular expression: {error}") from error
     keys: dict[str, int] = {}
     boxes: dict[int, list[float]] = {}
     numbers = []
@@ -66,13 +72,13 @@ def group_numbers(rows: Sequence[dict], group: str = "") -> list[int]:
 
 
 def footprint(row: dict) -> list[float]:
-    """West, south, east, north of a tile, in degrees."""
+    """The bounding box of a georeferenced tile: west, south, east, north in degrees (WGS 84)."""
     from rasterio.crs import CRS
     from rasterio.transform import Affine
     from rasterio.warp import transform_bounds
 
-    place = Affine(*row["transform"])
-    corners = [place @ (x, y) for x in (0, row["width"]) for y in (0, row["height"])]
+    transform = Affine(*row["transform"])
+    corners = [transform @ (x, y) for x in (0, row["width"]) for y in (0, row["height"])]
     x, y = zip(*corners)
     return list(
         transform_bounds(CRS.from_wkt(row["crs"]), CRS.from_epsg(LONGITUDE_LATITUDE), min(x), min(y), max(x), max(y))
@@ -80,7 +86,7 @@ def footprint(row: dict) -> list[float]:
 
 
 def _touching(boxes: dict[int, list[float]], count: int) -> list[int]:
-    """Groups joined where their boxes touch; a number each."""
+    """Join groups whose boxes touch; the index of each group's joined group."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,7 +1,4 @@
-"""One name for what is called by several: names that mean the same, by the text tower, and look the same, by a graph.
-
-Alphabet: T names, D embedding.
-"""
+"""Merge synonyms among free-text names: similar by the text tower and, if a relation graph is given, visually."""
 
 from __future__ import annotations
 
@@ -16,33 +13,35 @@ from skysense_o.inference.classify import text_cosines
 if TYPE_CHECKING:
     from torch import nn
 
-LOOKS_SAME = 8
-"""Score of a relation graph, 1..10, from which on two names may be one."""
+MIN_SCORE = 8
+"""Lowest score in a relation graph, 1..10, at which two names may be merged."""
 
 
 def synonyms(
     model: nn.Module, counts: Mapping[str, int], cosine: float, graph: RelationGraph | None = None
 ) -> dict[str, str]:
-    """Which name each name is replaced by.
+    """Decide which names are replaced by a more frequent synonym.
 
-    The more frequent a name the sooner it stands for others; a name joins the most frequent one that is near enough,
-    and is then no target itself, so that chains of small steps join nothing far apart.
+    A name is replaced by the most frequent name that is similar enough. Replaced names do not replace others, so a
+    chain of similar names is not merged as a whole.
 
     Args:
-        model: a SkySenseO. counts: name -> how often it was given. cosine: of names' text vectors, from which on they
-            are one; above 1 none are. graph: where it relates two names, they must also look alike (LOOKS_SAME).
+        model: a SkySenseO; its text tower embeds the names.
+        counts: name -> number of regions that have it.
+        cosine: smallest cosine of the text embeddings of synonyms; above 1 merges none.
+        graph: if it relates two names, their score must be at least MIN_SCORE.
 
     Returns:
-        name -> name, for those that are replaced.
+        name -> its replacement, for the names that are replaced.
     """
     names = sorted(counts, key=lambda name: (-counts[name], name))
     if len(names) < 2 or cosine > 1:
         return {}
-    near = text_cosines(model, names)
+    cosines = text_cosines(model, names)
     visual_similarity = (
-        np.ones_like(near) if graph is None else np.maximum(graph.between(names), graph.between(names).T)
+        np.ones_like(cosines) if graph is None else np.maximum(graph.between(names), graph.between(names).T)
     )
-    allowed = (near >= cosine) & ((visual_similarity == 0) | (visual_similarity * 10 >= LOOKS_SAME))
+    allowed = (cosines >= cosine) & ((visual_similarity == 0) | (visual_similarity * 10 >= MIN_SCORE))
     replaced: dict[str, str] = {}
     for i, name in enumerate(names):
         target = next((j for j in range(i) if allowed[i, j] and names[j] not in replaced), None)

@@ -1,4 +1,4 @@
-"""One vector a tile, kept in files of some hundred, so that a killed run goes on where it was. Alphabet: N tiles."""
+"""Vectors on disk, one per name, in files of 512, so that an interrupted run can be resumed. Alphabet: N names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 from skysense_o.data_engine.work_folder import whole
 
-A_FILE = 512
-"""Vectors a file."""
+PER_FILE = 512
+"""Vectors per file."""
 
 
 class Vectors:
-    """Name -> vector, on disk. What is asked for and not there yet is computed once."""
+    """A map from names to vectors, stored in a folder. `known` holds all of them in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,14 +25,15 @@ class Vectors:
         self.files = len(list(folder.glob("[0-9]*.npz")))
 
     def missing(self, names: Iterable[str]) -> list[str]:
+        """The names that have no vector yet."""
         return [name for name in names if name not in self.known]
 
     def add(self, pairs: Iterator[tuple[str, np.ndarray]]) -> None:
-        """Names and their vectors, all of one length, written every `A_FILE`."""
+        """Store (name, vector) pairs; all vectors have one shape. A file is written after every `PER_FILE` pairs."""
         batch: dict[str, np.ndarray] = {}
         for name, vector in pairs:
             batch[name] = vector
-            if len(batch) == A_FILE:
+            if len(batch) == PER_FILE:
                 self._write(batch)
                 batch = {}
         if batch:
@@ -45,5 +46,5 @@ class Vectors:
         self.known.update(batch)
 
     def of(self, names: Sequence[str]) -> np.ndarray:
-        """(N,...) in this order."""
+        """The vectors of these names, stacked in this order: (N,...)."""
         return np.stack([self.known[name] for name in names])

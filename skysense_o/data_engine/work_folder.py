@@ -1,7 +1,4 @@
-"""The one folder that all steps share: plain files, each of them whole or not there.
-
-Alphabet: N tiles.
-"""
+"""The work folder, which all steps share. Files are written atomically: each is either complete or absent."""
 
 from __future__ import annotations
 
@@ -27,14 +24,14 @@ WRITES = {
     "propose": ("regions",),
     "name": ("names", "synonyms.json"),
     "graph": ("graph",),
-    "publish": ("set", "set.part"),
+    "publish": ("set", "set.part", "set.old"),
 }
-"""What each step writes; people's decisions, in review/, are never removed."""
+"""Files that each step writes and --restart removes; the reviewers' decisions in review/ are never removed."""
 LIBRARIES = ("torch", "numpy", "pillow")
 
 
 class WorkFolder:
-    """Paths, tables and the record of which step ran with which options."""
+    """Paths and tables of a work folder, and the record of each step's options (engine.json)."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -44,14 +41,16 @@ class WorkFolder:
 
     @contextmanager
     def step(self, step: str, options: dict, restart: bool = False) -> Iterator[None]:
-        """Run a step in this context. What an earlier run with the same options left is gone on with.
+        """Context manager for one step: records its options, and resumes an earlier run with the same options.
 
         Args:
-            options: plain values, as JSON holds them: all that the step's files depend on. restart: remove what this
-                step and those after it wrote.
+            step: one of STEPS.
+            options: JSON values; everything that the step's files depend on.
+            restart: first remove the files of this step and of all later ones.
 
         Raises:
-            ValueError: the step ran with other options; or people have decided on what would be removed.
+            ValueError: the step ran before with other options; or `restart` would remove files that reviewers
+                decided on.
         """
         path = self / "engine.json"
         steps = read_json(path) if path.is_file() else {}
@@ -62,8 +61,8 @@ class WorkFolder:
             then, now = before.get(key), options.get(key)
             if then != now:
                 raise ValueError(
-                    f"{step} ran with {key} {then!r} in {self.folder} before, now it is {now!r}: give what was given"
-                    " before, another --work, or --restart, which makes this step and those after it anew"
+                    f"{step} ran with {key} {then!r} in {self.folder} before, now it is {now!r}: give the same value as"
+                    " before, another --work, or --restart, which repeats this step and all later ones"
                 )
         entry = {"options": options, "versions": {name: version(name) for name in LIBRARIES}}
         write_json(path, {**steps, step: entry})
@@ -71,11 +70,11 @@ class WorkFolder:
             yield
         except (ValueError, KeyError, OSError):
             if step not in steps and not any((self / name).exists() for name in WRITES[step]):
-                write_json(path, steps)  # a mistake in the command, not a run
+                write_json(path, steps)  # a wrong option: nothing ran, so nothing is recorded
             raise
 
     def options(self, step: str) -> dict:
-        """With which a step ran; {} where it did not."""
+        """The recorded options of a step; {} if it did not run."""
         path = self / "engine.json"
         return read_json(path).get(step, {}).get("options", {}) if path.is_file() else {}
 
@@ -83,7 +82,7 @@ class WorkFolder:
         first = STEPS.index(step)
         decisions = self / "review/decisions.jsonl"
         if first < STEPS.index("review") and decisions.is_file():
-            raise ValueError(f"{decisions} holds people's decisions on what --restart would remove: move it away first")
+            raise ValueError(f"{decisions} holds decisions on regions that --restart would remove: move it away first")
         for later in STEPS[first:]:
             steps.pop(later, None)
             for name in WRITES.get(later, ()):
@@ -91,10 +90,14 @@ class WorkFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def table(self, name: str, by: str) -> list[dict]:
-        """The rows of a Parquet file.
+        """Read the rows of a Parquet file.
+
+        Args:
+            name: the file's name.
+            by: the step that writes it, for the error.
 
         Raises:
-            FileNotFoundError: it is not there; names the step that makes it.
+            FileNotFoundError: there is no such file.
         """
         import pyarrow.parquet as parquet
 
@@ -103,11 +106,11 @@ class WorkFolder:
         return parquet.read_table(self / name).to_pylist()
 
     def catalog(self) -> list[dict]:
-        """One row a tile, in the order of their names."""
+        """The catalogue: one row per tile, sorted by tile."""
         return self.table("catalog.parquet", "collect")
 
     def kept(self) -> list[dict]:
-        """The catalogue without what `deduplicate` left out, where it ran."""
+        """The catalogue without the tiles that step "deduplicate" left out, if it ran."""
         rows = self.catalog()
         if not (self / "duplicates.parquet").is_file():
             return rows
@@ -115,16 +118,16 @@ class WorkFolder:
         return [row for row in rows if row["tile"] not in left_out]
 
     def image(self, row: dict) -> np.ndarray:
-        """uint8 (H,W,3) of a tile."""
+        """The pixels of a tile, uint8 (H,W,3); row: its catalogue row."""
         from skysense_o.inference.images import read_image
 
         return read_image(self / row["file"])
 
     def regions(self, tile: str) -> np.ndarray:
-        """uint16 (H,W): 0 the rest, 1..N the regions.
+        """The regions of a tile: uint16 (H,W), regions 1..R and 0 for the rest.
 
         Raises:
-            FileNotFoundError: the tile has none yet.
+            FileNotFoundError: step "propose" has not written them.
         """
         path = self / f"regions/{tile}.png"
         if not path.is_file():
@@ -134,9 +137,9 @@ class WorkFolder:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` when the block ends well: a file with its name is whole."""
+    """Write a file atomically: yields a temporary path, which is renamed to `path` if the block raises nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # no glob for .png or .json meets it
+    part = path.with_name(f".{path.name}.part")  # not matched by a glob for .png or .json
     yield part
     os.replace(part, path)
 
@@ -151,20 +154,20 @@ def read_json(path: Path):
 
 
 def write_map(path: Path, array: np.ndarray) -> None:
-    """PNG of uint8 (H,W), uint8 (H,W,3) or uint16 (H,W)."""
+    """Write uint8 (H,W), uint8 (H,W,3) or uint16 (H,W) as a PNG."""
     with whole(path) as part:
         Image.fromarray(array).save(part, format="PNG")
 
 
 def read_map(path: Path) -> np.ndarray:
-    """(H,W) of a PNG with one channel, uint8 or uint16."""
+    """Read a PNG with one channel: uint8 or uint16 (H,W)."""
     with Image.open(path) as image:
         array = np.asarray(image)
     return array.astype(np.uint16) if array.dtype != np.uint8 else array
 
 
 def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
-    """Parquet of rows; columns and their types by `schema`."""
+    """Write rows as Parquet; `schema` has the columns and their types."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -173,7 +176,7 @@ def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
 
 
 class Journal:
-    """Lines of JSON that are only ever added to; of a killed run the torn last line is dropped."""
+    """An append-only file of JSON lines. An incomplete last line, left by a killed run, is dropped when opened."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

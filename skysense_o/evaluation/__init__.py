@@ -1,1 +1,1 @@
-"""Segmentation metrics, their protocol and their report."""
+"""Metrics, evaluation protocols and reports."""

@@ -50,9 +50,9 @@ def box_average_precision(truth: dict, results: list[dict], most: int = 1000) ->
     picks = {"AP": (every, 0), "AP50": (0, 0), "AP75": (5, 0)}
     picks.update({f"AP_{size}": (every, i) for i, size in enumerate(("small", "medium", "large"), 1)})
     numbers = {name: _mean(precision[overlap, :, :, size, 2]) for name, (overlap, size) in picks.items()}
-    classes = {category["id"]: category["name"] for category in truth["categories"]}
+    names = {category["id"]: category["name"] for category in truth["categories"]}
     classes = enumerate(evaluation.params.catIds)
-    return {**numbers, "per_class": {classes[c]: _mean(precision[:, :, k, 0, 2]) for k, c in classes}}
+    return {**numbers, "per_class": {names[c]: _mean(precision[:, :, k, 0, 2]) for k, c in classes}}
 
 
 def _complete(number: int, annotation: dict) -> dict:

@@ -1,4 +1,4 @@
-"""The confusion matrix as a table and as a figure. Alphabet: C classes."""
+"""Write the confusion matrix as a table and as a figure. Alphabet: C classes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ MOST_NUMBERS = 25
 
 
 def write_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> None:
-    """`<path>.csv` with the counts and `<path>.png` with the shares of each row.
+    """Write `<path>.csv` with the counts and `<path>.png` with the percentage of each row.
 
     Args:
-        matrix: (C,C) or, with "none" as its last column, (C,C+1) counts; rows are the truth.
+        path: without suffix.
+        matrix: counts (C,C), or (C,C+1) with "none" as the last column; rows are the truth.
+        classes: C names.
     """
-    from matplotlib.figure import Figure  # reads its list of fonts when it is imported
+    from matplotlib.figure import Figure  # slow to import: it reads the list of fonts
 
     columns = [*classes, "none"][: matrix.shape[1]]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,9 +31,9 @@ def write_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> N
         matrix, columns = matrix[:, :-1], columns[:-1]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = min(24.0, 2.5 + 0.42 * len(classes))
-    figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")  # no global state of pyplot
+    figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")  # without pyplot's global state
     axes = figure.add_subplot()
-    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    heatmap = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = 9 if len(classes) <= MOST_NUMBERS else 6
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(len(classes)), classes, fontsize=size)
@@ -40,5 +42,5 @@ def write_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> N
         color = "white" if shares[row, column] > 0.55 else "black"
         text = f"{100 * shares[row, column]:.0f}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    figure.colorbar(shown, ax=axes, label="share of the true class")
+    figure.colorbar(heatmap, ax=axes, label="share of the true class")
     figure.savefig(f"{path}.png")

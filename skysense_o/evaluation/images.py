@@ -1,4 +1,4 @@
-"""Images for people who check results by eye."""
+"""Images to inspect predictions by eye."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ MAX_SIDE = 700
 def side_by_side(
     sample: Sample, prediction: np.ndarray, colors: Sequence[Color], classes: Sequence[str], ignore: int
 ) -> Image.Image:
-    """Input | truth | prediction, with a legend; ignored pixels of the truth are black, "none" is grey."""
+    """Draw input | truth | prediction with a legend; ignored pixels of the truth are black, "none" is grey.
+
+    Args:
+        sample: with `image` and `sem_seg`.
+        prediction: (H,W) class indices; C for none.
+        colors, classes: C each.
+        ignore: label of ignored pixels.
+
+    Returns:
+        One image, downsampled so that no panel is longer than MAX_SIDE pixels.
+    """
     image = sample["image"].numpy().transpose(1, 2, 0)
     truth = sample["sem_seg"].numpy()
     painted_truth = color_labels(truth, colors)

@@ -1,4 +1,4 @@
-"""Numbers from a confusion matrix. Alphabet: C classes; rows are the truth, columns the prediction."""
+"""Metrics from a confusion matrix. Alphabet: C classes; rows are the truth, columns the prediction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from torch import Tensor
 
 
 def confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int) -> Tensor:
-    """(C,C+1) int64 counts of pixels, on the prediction's device; the last column is "none of these".
+    """Count pixels per true and predicted class.
 
     Args:
-        truth: (H,W) class ids or `ignore`, whose pixels are left out. prediction: (H,W) class ids, or C for none.
+        truth: (H,W) class indices, or `ignore` for pixels that are left out.
+        prediction: (H,W) class indices, or C for none.
+        classes: C.
+        ignore: label of ignored pixels.
+
+    Returns:
+        int64 (C,C+1), on the prediction's device; the last column is "none".
 
     Raises:
-        ValueError: an id of the truth outside 0..C-1 that is not `ignore`.
+        ValueError: a label outside 0..C-1 that is not `ignore`.
+
+    >>> confusion(torch.tensor([[0, 1, 1, 255]]), torch.tensor([[0, 0, 1, 1]]), classes=2, ignore=255)
+    tensor([[1, 0, 0],
+            [1, 1, 0]])
     """
     prediction = torch.as_tensor(prediction)
     truth = torch.as_tensor(truth).to(prediction.device, torch.int64)
@@ -31,20 +41,24 @@ def confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int) -> T
 
 
 def segmentation_metrics(matrix: np.ndarray | Tensor, background: Sequence[bool] = ()) -> dict:
-    """Metrics as shares in 0..1, NaN where undefined.
+    """Compute segmentation metrics, in 0..1, NaN where undefined.
 
-    Two rules for the mean IoU are in use, and both go by the name of Detectron2 0.6:
-    - mIoU: over classes that the truth has (Detectron2 since mid-2022);
-    - mIoU_predicted: divided by the classes that truth or prediction has, so that an absent class that is predicted
-      anywhere counts as 0 (Detectron2 before, and forks of that time).
+    Detectron2 0.6 has had two rules for the mean IoU:
+    - mIoU: the mean over the classes in the truth (Detectron2 since mid-2022);
+    - mIoU_predicted: the sum divided by the number of classes in the truth or the prediction, so that a class that is
+      predicted but absent counts as 0 (Detectron2 before, and forks of that time).
 
     Args:
-        matrix: (C,C+1) of `confusion`. background: C flags of classes that only stand for the rest.
+        matrix: (C,C+1) from `confusion`.
+        background: C flags, True for background classes; empty: none.
 
     Returns:
-        mIoU, mIoU_predicted, fwIoU, mACC, pACC, and IoU, precision, recall, F1, pixels as lists of C. Where there is a
-        background, mIoU_foreground and mIoU_predicted_foreground leave it out of the mean (its pixels still count
-        against the others), and with two classes foreground_IoU is that of the other one.
+        mIoU, mIoU_predicted, fwIoU, mACC, pACC; and lists of C: IoU, precision, recall, F1, pixels. With a background
+        class also mIoU_foreground and mIoU_predicted_foreground, means without the background (its pixels still count
+        as errors of other classes); and with two classes foreground_IoU, the IoU of the other class.
+
+    >>> segmentation_metrics(np.array([[3, 1, 0], [0, 4, 0]]))["IoU"]
+    [0.75, 0.8]
     """
     matrix = np.asarray(torch.as_tensor(matrix).cpu())
     square = matrix[:, :-1].astype(np.float64)
@@ -57,11 +71,11 @@ def segmentation_metrics(matrix: np.ndarray | Tensor, background: Sequence[bool]
     both = _means(iou, in_truth, predicted > 0)
     numbers = {"mIoU": both[0], "mIoU_predicted": both[1]}
     if any(background):
-        kept = ~np.array(background)
-        both = _means(iou[kept], in_truth[kept], predicted[kept] > 0)
+        foreground = ~np.array(background)
+        both = _means(iou[foreground], in_truth[foreground], predicted[foreground] > 0)
         numbers.update(mIoU_foreground=both[0], mIoU_predicted_foreground=both[1])
-        if len(iou) == 2 and kept.sum() == 1:
-            numbers["foreground_IoU"] = float(iou[kept][0])
+        if len(iou) == 2 and foreground.sum() == 1:
+            numbers["foreground_IoU"] = float(iou[foreground][0])
     return {
         **numbers,
         "fwIoU": float((iou[in_truth] * truth[in_truth]).sum() / total) if total else float("nan"),
@@ -76,7 +90,11 @@ def segmentation_metrics(matrix: np.ndarray | Tensor, background: Sequence[bool]
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The interval that holds a share with 95 %, of `right` out of `total` (Wilson 1927)."""
+    """The 95 % confidence interval of a proportion, `right` out of `total` (Wilson 1927); NaN for a total of 0.
+
+    >>> [round(end, 3) for end in wilson(8, 10)]
+    [0.49, 0.943]
+    """
     if not total:
         return float("nan"), float("nan")
     z, share = 1.959964, right / total
@@ -85,7 +103,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def _means(iou: np.ndarray, in_truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """By either rule."""
+    """mIoU and mIoU_predicted, see `segmentation_metrics`."""
     either = (in_truth | predicted).sum()
     return _mean(iou[in_truth]), float(iou[in_truth].sum() / either) if either else float("nan")
 

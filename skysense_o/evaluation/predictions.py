@@ -1,4 +1,4 @@
-"""Predicted label maps as files: COCO's run-length masks in one JSON, PNG images."""
+"""Write predicted label maps: COCO run-length masks in one JSON file, or PNG images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ KINDS = ("coco", "png")
 
 
 def as_coco(file_name: str, prediction: np.ndarray, classes: int) -> list[dict]:
-    """One entry a class that is in the image, as Detectron2's SemSegEvaluator writes them to
-    sem_seg_predictions.json: {"file_name", "category_id" (the class id), "segmentation" (run-length mask)}.
+    """Encode a label map as in the sem_seg_predictions.json of Detectron2's SemSegEvaluator.
+
+    Args:
+        file_name: file name of the image.
+        prediction: (H,W) class indices.
+        classes: C; larger values are left out.
+
+    Returns:
+        One entry per class in the image: "file_name", "category_id" (class index), "segmentation" (run-length mask).
+
+    >>> [row["category_id"] for row in as_coco("a.png", np.array([[0, 2, 3]]), classes=3)]
+    [0, 2]
     """
     rows = []
     for label in np.unique(prediction[prediction < classes]).tolist():
@@ -28,16 +38,23 @@ def as_coco(file_name: str, prediction: np.ndarray, classes: int) -> list[dict]:
 
 
 def save_png(path: Path, prediction: np.ndarray, colors: list[Color]) -> None:
-    """One channel with the class ids and a palette of their colours; IGNORE, black, is none of them."""
+    """Write a palette PNG of class indices; pixels without a class get IGNORE, which is black.
+
+    Args:
+        path: path of the new file.
+        prediction: (H,W) class indices.
+        colors: C.
+    """
     ids = np.where(prediction < len(colors), prediction, IGNORE).astype(np.uint8)
     image = Image.fromarray(ids)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colors)] = colors
-    image.putpalette(palette.tobytes())  # of a grey image it makes one with a palette
+    image.putpalette(palette.tobytes())  # turns a grey image into a palette image
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 
 
 def write_coco(path: Path, rows: list[dict]) -> None:
+    """Write the entries of `as_coco` to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""Clicks and boxes on scenes whose labels are known: mIoU after 1 and 5 clicks and from boxes."""
+"""Evaluate clicks and boxes: mean IoU after 1 click, after 5 clicks, and from a box."""
 
 from __future__ import annotations
 
@@ -19,54 +19,57 @@ from skysense_o.sample import IGNORE, Sample
 
 logger = logging.getLogger(__name__)
 CLICKS = 5
-LEAST_SHARE = 0.001  # of the image, that a part must have to be asked for
-MOST_PARTS = 8  # an image, the largest
+MIN_AREA = 0.001  # of a component that is evaluated, as a fraction of the image
+MAX_PARTS = 8  # maximum number of components per image; the largest ones are evaluated
 
 
 @torch.no_grad()
 def evaluate_prompts(
     model: nn.Module, samples: Iterable[Callable[[], Sample]], folder: Path | None = None
 ) -> dict[str, float]:
-    """Ask for each connected part of each class: a click in its middle, then corrective ones; its box.
+    """Evaluate the connected components of each class, with simulated clicks and with boxes (Kirillov et al. 2023).
+
+    The first click is in the middle of the component, the others are corrective.
 
     Args:
-        model: a SkySenseO that takes prompts; put into eval mode here, and back.
-        samples: functions that give a Sample with `sem_seg`; every process takes its share.
-        folder: where an image of the first sample's answers goes.
+        model: a SkySenseO that takes prompts.
+        samples: functions that return a Sample with `sem_seg`; they are shared among processes.
+        folder: an image with the masks of the first sample is written to it; None: no image.
 
     Returns:
-        click1, click5, box, box_filled (what the box itself has), quality_error (mean |predicted - true| IoU after one
-        click): means over parts, ignored pixels aside; parts: how many.
+        Means over components, without ignored pixels: click1, click5 and box, the IoU after one click, five clicks and
+        from the box; box_filled, the IoU of the box itself; quality_error, |predicted IoU - IoU| after one click. And
+        parts, the number of components. {} without components.
     """
     was_training = model.training
     model.eval()
     rows: list[dict[str, float]] = []
-    for number, get in enumerate(samples):
-        if number % comm.get_world_size() != comm.get_rank():
+    for index, load in enumerate(samples):
+        if index % comm.get_world_size() != comm.get_rank():
             continue
-        sample = get()
-        found, masks = _one_image(model, sample)
-        rows += found
-        if number == 0 and folder and masks:
+        sample = load()
+        results, masks = _one_image(model, sample)
+        rows += results
+        if index == 0 and folder and masks:
             folder.mkdir(parents=True, exist_ok=True)
-            _image(sample, masks).save(folder / "prompts.jpg", iou_pred=88)
+            _image(sample, masks).save(folder / "prompts.jpg", quality=88)
     model.train(was_training)
     rows = [row for part in comm.all_gather(rows) for row in part]
     if not rows:
         return {}
     numbers = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-    shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
-    logger.info("Clicks and boxes on %d parts, mean IoU: %s", len(rows), shown)
+    text = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+    logger.info("Clicks and boxes on %d components, mean IoU: %s", len(rows), text)
     return {**numbers, "parts": len(rows)}
 
 
-Masks = list[tuple[np.ndarray, np.ndarray]]  # each part that was meant, and what its box gave
+Masks = list[tuple[np.ndarray, np.ndarray]]  # each component, and the mask predicted from its box
 
 
 def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]], Masks]:
     labels = sample["sem_seg"].numpy()
     known = labels != IGNORE
-    parts = sorted(components(labels, max(1, int(LEAST_SHARE * labels.size))), key=np.sum, reverse=True)[:MOST_PARTS]
+    parts = sorted(components(labels, max(1, int(MIN_AREA * labels.size))), key=np.sum, reverse=True)[:MAX_PARTS]
     image = PromptedImage(model, sample["image"].permute(1, 2, 0).numpy()) if parts else None
     rows, masks = [], []
     for part in parts:
@@ -81,7 +84,7 @@ def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]]
         row[f"click{CLICKS}"] = _iou(part, mask, known)
         box = box_from_mask(part)
         filled = np.zeros_like(part)
-        filled[box[1] : box[3] + 1, box[0] : box[2] + 1] = True
+        filled[box[1] : box[3], box[0] : box[2]] = True
         mask, _ = image.prompt(box=box)
         row["box"], row["box_filled"] = _iou(part, mask, known), _iou(part, filled, known)
         rows.append(row)
@@ -94,7 +97,7 @@ def _iou(a: np.ndarray, b: np.ndarray, known: np.ndarray) -> float:
 
 
 def _image(sample: Sample, masks: Masks) -> Image.Image:
-    """The image, the parts that were meant, and what their boxes gave, the four largest in colours."""
+    """The image, its four largest components, and the masks predicted from their boxes, side by side."""
     image = sample["image"].permute(1, 2, 0).numpy()
     panels = [image]
     for side in (0, 1):

@@ -1,6 +1,6 @@
-"""How an image is shown to the model and what counts as its answer. Alphabet: C classes, H W pixels, h w grid.
+"""Evaluation protocols: input size, windows, test-time augmentation, thresholds. C classes, H W pixels, h w grid.
 
-A protocol is a small YAML below configs/protocols, a change of the config like any other; TEST.PROTOCOL names it.
+A protocol is a YAML file in configs/protocols that changes keys of the config; TEST.PROTOCOL names it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from skysense_o.geometry import ImageTransform
-from skysense_o.inference.blending import WindowRow, reflected, sweep
-from skysense_o.inference.sliding import ask_windows, batch_size, plan_windows, segment_array, thread_count
+from skysense_o.inference.blending import sweep
+from skysense_o.inference.sliding import ask_windows, batch_size, plan_windows, segment_array, thread_count, window_rows
 from skysense_o.inference.windows import Axis
 from skysense_o.parallel import OrderedThreadPool
 from skysense_o.sample import Sample
@@ -24,28 +24,37 @@ from skysense_o.vocabulary import Vocabulary, read_retrieval_words
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "protocols"
 FLIPS = ((), (-1,), (-2,), (-2, -1))
-WHOLE = 2**50  # bytes: where all classes are averaged over views, one strip holds the whole image
+WHOLE = 2**50  # bytes, no limit: to average views, all classes of the whole image are in memory
 
 
 def protocol_file(name: str) -> Path:
-    """The YAML of a protocol, by its name or its path.
+    """The YAML file of a protocol, from its name or its path.
 
     Raises:
-        FileNotFoundError: neither; lists the classes.
+        FileNotFoundError: no such protocol; the message lists all names.
     """
     path = FOLDER / f"{name}.yaml"
     if path.is_file() or Path(name).is_file():
         return path if path.is_file() else Path(name)
     known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-    raise FileNotFoundError(f"TEST.PROTOCOL {name!r} is no file and no name: {known}; empty: whole images")
+    raise FileNotFoundError(f"TEST.PROTOCOL {name!r} is neither a file nor a protocol: {known}; empty: whole images")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """short_side, long_side: pixels an image is resized to, as Detectron2 does; 0: as it is. window: side of the
-    sliding windows; 0: the whole image at once, -1: the model's own. overlap: pixels; -1: a quarter. scales, flips:
-    views whose probabilities are averaged. background: words for the rest. threshold: probability that the best name
-    needs; class_thresholds: the same for single names. retrieval: file of further words; {} is the class table's name.
+    """How images are shown to the model and how its output becomes labels.
+
+    Attributes:
+        name: name of the protocol.
+        short_side, long_side: images are resized as by Detectron2's ResizeShortestEdge, in pixels; 0: not resized.
+        window: side of sliding windows in pixels; 0: the whole image at once; -1: the model's default.
+        overlap: overlap of windows in pixels; -1: a quarter of the window.
+        scales: scales of test-time augmentation; the probabilities are averaged.
+        flips: average over flips, too.
+        background: names of background classes.
+        threshold: minimum probability of the best class; below it a pixel has no class.
+        class_thresholds: (class, threshold) pairs that replace `threshold`.
+        retrieval: file of retrieval words; {} stands for the name of the class table.
     """
 
     name: str = ""
@@ -85,7 +94,11 @@ class Protocol:
         )
 
     def words(self, vocabulary: Vocabulary, table: str) -> Vocabulary:
-        """The vocabulary with the retrieval words of its names and, at its end, the background words.
+        """Add retrieval words and background classes to a vocabulary.
+
+        Args:
+            vocabulary: the classes of the data set.
+            table: name of the class table.
 
         Raises:
             FileNotFoundError: no file of retrieval words for this class table.
@@ -100,64 +113,76 @@ class Protocol:
         return vocabulary.with_words(read_retrieval_words(path))
 
     def labels(self, model: nn.Module, sample: Sample, rest: int | None = None) -> Tensor:
-        """(H,W) int64: ids of the C requested classes, or `rest` (C where None) for none of them."""
+        """Predict the labels of one sample.
+
+        Args:
+            model: a SkySenseO in eval mode.
+            sample: its vocabulary has C classes, then background classes.
+            rest: label of pixels without a class; None: C.
+
+        Returns:
+            int64 (H,W), class indices or `rest`.
+        """
         vocabulary = sample["vocabulary"]
         classes = len(vocabulary) - sum(vocabulary.background)
-        found, score = self._best(model, sample)
-        ids = torch.arange(len(vocabulary), device=found.device)
+        best, score = self._best(model, sample)
+        ids = torch.arange(len(vocabulary), device=best.device)
         ids[classes:] = classes if rest is None else rest
         by_name = dict(self.class_thresholds)
-        least = torch.tensor([by_name.get(name, self.threshold) for name in vocabulary.classes], device=found.device)
-        folded = ids[found]
-        if least.any():
-            folded[score < least[found]] = classes if rest is None else rest
-        return folded
+        thresholds = torch.tensor([by_name.get(c, self.threshold) for c in vocabulary.classes], device=best.device)
+        labels = ids[best]
+        if thresholds.any():
+            labels[score < thresholds[best]] = classes if rest is None else rest
+        return labels
 
     def _best(self, model: nn.Module, sample: Sample) -> tuple[Tensor, Tensor]:
-        """The best name and its probability, each (H,W)."""
+        """The index of the best class and its probability, each (H,W)."""
         image, vocabulary = sample["image"], sample["vocabulary"]
         size = tuple(image.shape[-2:])
-        shown = self._shown(size)
-        if self.flips or self.scales != (1.0,) or (self.window and shown != size):
-            grid = self._mean(model, image, vocabulary, shown)
-            whole = ImageTransform(size, size, size)
-            out = whole.restore_probabilities(grid)
+        input_size = self._input_size(size)
+        if self.flips or self.scales != (1.0,) or (self.window and input_size != size):
+            grid = self._mean(model, image, vocabulary, input_size)
+            out = ImageTransform(size, size, size).restore_probabilities(grid)
             return out["labels"], out["score"]
         if self.window:
             window, overlap = max(self.window, 0) or None, None if self.overlap < 0 else self.overlap
             labels, score = segment_array(image, vocabulary, model, window, overlap)
             return torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(score)
-        asked = {"image": _resized(image, shown), "vocabulary": vocabulary, "height": size[0], "width": size[1]}
-        out = model.predict([asked], "labels")[0]
+        resized = {"image": _resized(image, input_size), "vocabulary": vocabulary, "height": size[0], "width": size[1]}
+        out = model.predict([resized], "labels")[0]
         return out["labels"], out["score"]
 
-    def _shown(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         if not self.short_side:
             return size
         longest = self.long_side or 2**30
         return tuple(max(1, n) for n in T.ResizeShortestEdge.get_output_shape(*size, self.short_side, longest))
 
-    def _mean(self, model: nn.Module, image: Tensor, vocabulary: Vocabulary, shown: tuple[int, int]) -> Tensor:
-        """(C,h,w) probabilities at the masks' grid of the image itself, the mean over the views."""
+    def _mean(self, model: nn.Module, image: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> Tensor:
+        """Probabilities (C,h,w) on the mask grid of the original image, averaged over scales and flips.
+
+        Args:
+            size: (height, width) of the input at scale 1.
+        """
         grid = tuple(-(-side // model.stride) for side in image.shape[-2:])
         total, views = None, 0
         for scale in self.scales:
-            scaled = _resized(image, tuple(max(1, round(side * scale)) for side in shown))
+            scaled = _resized(image, tuple(max(1, round(side * scale)) for side in size))
             for axes in FLIPS if self.flips else FLIPS[:1]:
-                found = self._view(model, scaled.flip(axes), vocabulary, grid).flip(axes)
-                total, views = found if total is None else total.add_(found), views + 1
+                view = self._view(model, scaled.flip(axes), vocabulary, grid).flip(axes)
+                total, views = view if total is None else total.add_(view), views + 1
         return total / views
 
     def _view(self, model: nn.Module, image: Tensor, vocabulary: Vocabulary, grid: tuple[int, int]) -> Tensor:
         if not self.window:
-            asked = {"image": image, "vocabulary": vocabulary, "height": grid[0], "width": grid[1]}
-            return model.predict([asked], "probabilities")[0]["sem_seg"].float()
+            sample = {"image": image, "vocabulary": vocabulary, "height": grid[0], "width": grid[1]}
+            return model.predict([sample], "probabilities")[0]["sem_seg"].float()
         window, overlap = max(self.window, 0) or None, None if self.overlap < 0 else self.overlap
         size = tuple(image.shape[-2:])
         plan = plan_windows(model, size, len(vocabulary), window, overlap, WHOLE, target=grid)
-        ask, cells = ask_windows(model, vocabulary, lambda: image), None
-        load, batch = _rows(plan.rows, plan.cols, image), batch_size(model.device)
-        with OrderedThreadPool(ask, thread_count(model, batch, plan)) as pool:
+        predict, cells = ask_windows(model, vocabulary, lambda: image), None
+        load, batch = window_rows(plan, image, range(len(plan.cols.starts))), batch_size(model.device)
+        with OrderedThreadPool(predict, thread_count(model, batch, plan)) as pool:
             for band in sweep(plan, plan.strips[0], range(grid[0]), load, pool, batch):
                 if cells is None:
                     cells = band.grid.new_zeros(plan.rows.cells, band.grid.shape[1], band.grid.shape[2])
@@ -166,25 +191,15 @@ class Protocol:
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (3,H,W) resized by Pillow's bilinear filter, as Detectron2 resizes images."""
+    """Resize uint8 (3,H,W) with Pillow's bilinear filter, as Detectron2 does."""
     if tuple(image.shape[-2:]) == size:
         return image
     resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _rows(rows: Axis, cols: Axis, image: Tensor):
-    x = reflected(image.shape[-1], cols.starts[0], cols.starts[-1] + cols.window)
-
-    def load(k: int) -> WindowRow:
-        y = reflected(image.shape[-2], rows.starts[k], rows.starts[k] + rows.window)
-        return WindowRow(image[:, y][:, :, x], (True,) * len(cols.starts))
-
-    return load
-
-
 def _between(cells: Tensor, axis: Axis, dim: int) -> Tensor:
-    """Cells along one axis -> the pixels of its target, bilinear."""
+    """Interpolate the cells of one axis linearly at the pixels of its target."""
     cell, share = axis.position(torch.arange(axis.target))
     cell, share = cell.to(cells.device), share.to(cells.device).view([-1 if d == dim else 1 for d in range(3)])
     after = (cell + 1).clamp(max=cells.shape[dim] - 1)

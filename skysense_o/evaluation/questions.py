@@ -1,4 +1,7 @@
-"""Visual question answering: accuracy by type of question, beside what the question alone and other images give."""
+"""Evaluate visual question answering: accuracy per question type, with two baselines.
+
+The baselines are the question without an image, and the question with a wrong image.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from skysense_o.vqa.vqa_model import VQAModel, normalise
 logger = logging.getLogger(__name__)
 BATCH = 16  # images
 BUCKETS = (0, 10, 100, 1000)
-"""Upper ends of RSVQA's quantised numbers (Lobry et al. 2020): 0, 1 to 10, 11 to 100, 101 to 1000, more."""
+"""Upper bounds of RSVQA's buckets for numbers (Lobry et al. 2020): 0, 1 to 10, 11 to 100, 101 to 1000, more."""
 
 
 def kind_of(record: dict) -> str:
-    """The type of a question: that of its data set, or, where people asked freely, by how it begins."""
+    """The type of a question, from the data set or, for questions that people wrote freely, from its words."""
     kind = record.get("kind", "")
     if kind not in ("", "human"):
         return kind
@@ -37,27 +40,35 @@ def kind_of(record: dict) -> str:
 
 
 def bucket(answer: str) -> str:
-    """A number in RSVQA's buckets, with its unit; anything else as it is."""
+    """Replace a number by RSVQA's bucket, with its unit; other answers are only normalised.
+
+    >>> bucket("12 m2"), bucket("Yes")
+    ('bucket 2m2', 'yes')
+    """
     match = re.fullmatch(r"(\d+)\s*(m2)?", normalise(answer))
     if match is None:
         return normalise(answer)
-    place = next((i for i, end in enumerate(BUCKETS) if int(match[1]) <= end), len(BUCKETS))
-    return f"bucket {place}{match[2] or ''}"
+    index = next((i for i, end in enumerate(BUCKETS) if int(match[1]) <= end), len(BUCKETS))
+    return f"bucket {index}{match[2] or ''}"
 
 
 def answers_match(answer: str, truth: str) -> bool:
-    """Exact match after `normalise`."""
+    """Whether two answers are equal after `normalise`."""
     return normalise(answer) == normalise(truth)
 
 
 def within_one(answer: str, truth: str) -> bool:
-    """Numbers at most one apart; anything else must be the same."""
-    said, right = normalise(answer), normalise(truth)
-    return abs(int(said) - int(right)) <= 1 if said.isdecimal() and right.isdecimal() else said == right
+    """Whether two numbers differ by at most one; other answers must be equal.
+
+    >>> within_one("four", "5"), within_one("yes", "no")
+    (True, False)
+    """
+    answer, truth = normalise(answer), normalise(truth)
+    return abs(int(answer) - int(truth)) <= 1 if answer.isdecimal() and truth.isdecimal() else answer == truth
 
 
 class QuestionOnly:
-    """What the question alone gives: its most frequent answer in training, else that of its type."""
+    """Baseline without images: the most frequent training answer of the question, else of its type."""
 
     def __init__(self, records: Sequence[dict]) -> None:
         by_question, by_kind = defaultdict(Counter), defaultdict(Counter)
@@ -79,57 +90,67 @@ def evaluate_questions(
     training: Sequence[dict],
     seed: int = 0,
 ) -> tuple[dict[str, float], list[dict]]:
-    """Ask every question of its image, and of another one.
+    """Evaluate a VQA model and the two baselines on all questions. The images are shared among processes.
 
     Args:
-        read: record -> uint8 (H,W,3) RGB. training: records whose answers the question-only baseline looks up.
-        seed: of the shuffle. Every process takes its share.
+        vqa_model: answers the questions.
+        records: "file_name", "question", "answer" and "kind" each.
+        read: record -> image, uint8 (H,W,3) RGB.
+        training: records for the question-only baseline.
+        seed: seed of the shuffled images.
 
     Returns:
-        numbers: "model/<type>", "question_only/<type>" and "shuffled/<type>" with the shares of right answers, and for
-        each the average over the types ("average"), over the questions ("overall"), and over those that people asked
-        freely ("human"), where there are such; "count_bucketed" and "area_bucketed" are the same answers in RSVQA's
-        buckets, "count_within_one" those that miss by one at most: no part of any mean.
-        predictions: one row a question, to score again.
+        numbers: accuracies "model/<type>", "question_only/<type>" and "shuffled/<type>". Beside the question types
+            there are "average" over types, "overall" over questions, and "human" over questions that people wrote
+            freely. "count_bucketed" and "area_bucketed" compare RSVQA's buckets, and "count_within_one" allows an error
+            of one; they are in no average.
+        predictions: one row per question, with the three answers under "predictions".
+
+    Raises:
+        ValueError: all questions are about one image.
     """
     lookup, rows, by_image = QuestionOnly(training), [], defaultdict(list)
-    for number, record in enumerate(records):
-        by_image[record["file_name"]].append(number)
-    files = _in_a_ring(list(by_image), seed)
+    for index, record in enumerate(records):
+        by_image[record["file_name"]].append(index)
+    files = _shuffled(list(by_image), seed)
     mine = np.array_split(np.arange(len(files)), comm.get_world_size())[comm.get_rank()]
     for first in tqdm(range(0, len(mine), BATCH), desc="questions", disable=not comm.is_main_process()):
-        places = mine[first : first + BATCH]
-        around = {files[p % len(files)] for place in places for p in (place, place + 1)}
-        seen = {f: torch.from_numpy(read(records[by_image[f][0]]).copy()).permute(2, 0, 1) for f in around}
-        asked = [(place, number) for place in places for number in by_image[files[place]]]
-        own = [seen[files[place]] for place, _ in asked]
-        others = [seen[files[(place + 1) % len(files)]] for place, _ in asked]
-        questions = [records[number]["question"] for _, number in asked]
-        said = vqa_model.answer([*own, *others], [*questions, *questions])
-        for (_, number), model, shuffled in zip(asked, said, said[len(asked) :]):
-            record = records[number]
+        chosen = mine[first : first + BATCH]
+        needed = {files[j % len(files)] for i in chosen for j in (i, i + 1)}
+        images = {f: torch.from_numpy(read(records[by_image[f][0]]).copy()).permute(2, 0, 1) for f in needed}
+        pairs = [
+            (i, index) for i in chosen for index in by_image[files[i]]
+        ]  # (index of the image, index of the record)
+        own = [images[files[i]] for i, _ in pairs]
+        others = [images[files[(i + 1) % len(files)]] for i, _ in pairs]
+        questions = [records[index]["question"] for _, index in pairs]
+        predictions = vqa_model.answer([*own, *others], [*questions, *questions])
+        for (_, index), model, shuffled in zip(pairs, predictions, predictions[len(pairs) :]):
+            record = records[index]
             answers = {"model": model, "question_only": lookup(record), "shuffled": shuffled}
             row = {key: record[key] for key in ("file_name", "question", "answer")}
             human = record.get("kind") == "human"
-            rows.append({"number": number, **row, "kind": kind_of(record), "human": human, "said": answers})
+            rows.append({"number": index, **row, "kind": kind_of(record), "human": human, "predictions": answers})
     rows = sorted((row for part in comm.all_gather(rows) for row in part), key=lambda row: row["number"])
-    numbers = {f"{who}/{key}": share for who in rows[0]["said"] for key, share in accuracy_by_kind(rows, who).items()}
+    numbers = {
+        f"{name}/{key}": share for name in rows[0]["predictions"] for key, share in accuracy_by_kind(rows, name).items()
+    }
     logger.info("%d questions\n%s", len(rows), question_table(numbers))
     return numbers, rows
 
 
-def accuracy_by_kind(rows: Sequence[dict], who: str) -> dict[str, float]:
-    """Right answers of one of the three, by type and as means; see `evaluate_questions`."""
+def accuracy_by_kind(rows: Sequence[dict], source: str) -> dict[str, float]:
+    """Accuracies of one of "model", "question_only" and "shuffled"; see `evaluate_questions`."""
     by_kind, human, leniently = defaultdict(list), [], defaultdict(list)
     for row in rows:
-        right = answers_match(row["said"][who], row["answer"])
+        right = answers_match(row["predictions"][source], row["answer"])
         by_kind[row["kind"]].append(right)
         if row["human"]:
             human.append(right)
         if row["kind"] in ("count", "area"):
-            leniently[f"{row['kind']}_bucketed"].append(bucket(row["said"][who]) == bucket(row["answer"]))
+            leniently[f"{row['kind']}_bucketed"].append(bucket(row["predictions"][source]) == bucket(row["answer"]))
         if row["kind"] == "count":
-            leniently["count_within_one"].append(within_one(row["said"][who], row["answer"]))
+            leniently["count_within_one"].append(within_one(row["predictions"][source], row["answer"]))
     numbers = {kind: float(np.mean(right)) for kind, right in sorted(by_kind.items())}
     overall = float(np.mean([right for some in by_kind.values() for right in some]))
     means = {"average": float(np.mean(list(numbers.values()))), "overall": overall}
@@ -139,15 +160,15 @@ def accuracy_by_kind(rows: Sequence[dict], who: str) -> dict[str, float]:
 
 
 def question_table(numbers: dict[str, float]) -> str:
-    """Type by type: the model, the question alone, other images."""
+    """The accuracies as a table, one row per question type."""
     kinds = [key.partition("/")[2] for key in numbers if key.startswith("model/")]
-    who = ("model", "question_only", "shuffled")
-    rows = [[kind, *(numbers[f"{one}/{kind}"] for one in who)] for kind in kinds]
+    sources = ("model", "question_only", "shuffled")
+    rows = [[kind, *(numbers[f"{source}/{kind}"] for source in sources)] for kind in kinds]
     return tabulate(rows, ["type", "model", "question only", "images shuffled"], floatfmt=".3f")
 
 
-def _in_a_ring(files: list[str], seed: int) -> list[str]:
-    """The images in a random order: shuffled, the questions of each are asked of the next one, in a ring."""
+def _shuffled(files: list[str], seed: int) -> list[str]:
+    """The images in random order. The wrong image for the questions of each one is the next one, cyclically."""
     if len(files) < 2:
-        raise ValueError(f"all questions are about {files[0]!r}: with one image nothing can be shuffled")
+        raise ValueError(f"all questions are about {files[0]!r}: the shuffled baseline needs at least two images")
     return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]

@@ -1,4 +1,4 @@
-"""One table of all results, beside the published numbers: Markdown, CSV, JSON."""
+"""Write one table of all results next to the published ones, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ BESIDE = {
 
 
 def read_published() -> dict:
+    """Read the published results from datasets/published_results.json."""
     return json.loads(PUBLISHED.read_text())
 
 
 def rows_of(results: Sequence[dict], left_out: dict[str, str]) -> list[dict]:
-    """A row a data set: what was measured, then what was left out and why.
+    """Make the rows of the table: one per evaluated data set, then one per data set that was left out.
 
     Args:
-        results: bodies with "data_set", "row" (the data set without its split), "task", "numbers", "images".
+        results: each with "data_set", "row" (data set without its split), "task", "items", "numbers" and "record".
         left_out: data set -> reason.
+
+    Returns:
+        Column -> text; percentages with two decimals.
     """
     models = read_published()["models"]
     rows = []
@@ -59,15 +63,23 @@ def rows_of(results: Sequence[dict], left_out: dict[str, str]) -> list[dict]:
 
 
 def write_tables(folder: Path, results: Sequence[dict], left_out: dict[str, str]) -> str:
-    """`results.md`, `.csv` and `.json` in `folder`; the Markdown."""
+    """Write `results.md`, `.csv` and `.json` to a folder.
+
+    Args:
+        folder: it is created if needed.
+        results, left_out: see `rows_of`.
+
+    Returns:
+        The Markdown.
+    """
     rows, published = rows_of(results, left_out), read_published()
     heads = list(rows[0]) if rows else ["data set"]
     measured = tabulate([[row.get(head, "") for head in heads] for row in rows], heads, tablefmt="github")
     notes = [f"- published, {task}: {text}." for task, text in published["protocols"].items()]
     text = "\n".join(
         [
-            "In percent. mIoU drops absent classes, mIoU_predicted counts those that are predicted as 0; in brackets"
-            " the 95 % interval.",
+            "In percent. mIoU leaves out absent classes, mIoU_predicted counts them as 0 if they are predicted. The"
+            " 95 % interval is in brackets.",
             "",
             measured,
             "",
@@ -88,7 +100,11 @@ def write_tables(folder: Path, results: Sequence[dict], left_out: dict[str, str]
 
 
 def without_nan(value):
-    """JSON knows no NaN: what is undefined becomes null."""
+    """Replace NaN by None, recursively, because JSON has no NaN.
+
+    >>> without_nan({"mIoU": float("nan"), "IoU": [0.5]})
+    {'mIoU': None, 'IoU': [0.5]}
+    """
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What an image-text tower knows without training for it: classes of whole images, captions of images."""
+"""Zero-shot evaluation of an image-text tower: classification and image-text retrieval."""
 
 from __future__ import annotations
 
@@ -29,53 +29,60 @@ def evaluate_pairs(
     side: int,
     figure: Path | None = None,
 ) -> dict:
-    """Zero-shot top-1 where records have a "label"; retrieval both ways where they have captions of more than one kind.
+    """Evaluate classification of records with a "label", and retrieval of records with captions.
+
+    Retrieval needs more different captions than labels. A caption of several images is correct for each of them.
 
     Args:
-        model: has a `tower`; put into eval mode here, and back. read: record -> uint8 (H,W,3) RGB.
-        classes: of the labels, in their order.
-        templates: P sentences with one "{}"; a class is the mean of its sentences' unit vectors, normalised again.
-        side: images are resized to it, where the tower has no side of its own.
-        figure: where the confusion matrix goes, without suffix.
+        model: has a `tower`.
+        records: N, with "label" or "captions".
+        read: record -> image, uint8 (H,W,3) RGB.
+        classes: C names in the order of the labels; None without labels.
+        templates: P sentences with one "{}". The embedding of a class is the normalised mean over the sentences.
+        side: images are resized to this square, in pixels, if the tower has no `scene_side`.
+        figure: path of the confusion matrix, without suffix; None: not written.
 
     Returns:
-        top1 with its 95 % interval top1_low, top1_high (Wilson), top5, chance (one in C) and per_class, name ->
-        {"top1", "top5", "images"}; text_R@k (captions found for images) and image_R@k (images found for
-        captions) for k of 1, 5, 10, shares in 0..1. A caption that several images have is right for each of them.
+        Classification: top1 with its 95 % interval top1_low and top1_high (Wilson), top5, chance (1/C), and per_class,
+        class -> "top1", "top5" and "images". Retrieval: text_R@k (image to caption) and image_R@k (caption to image)
+        for k = 1, 5, 10. All in 0..1.
     """
     was_training = model.training
     model.eval()
     images = _images(model.tower, records, read, model.tower.scene_side or side)
     numbers: dict = {}
     if "label" in records[0]:
-        classes = class_vectors(model.tower, classes, templates)
+        class_text = class_vectors(model.tower, classes, templates)
         truth = torch.tensor([r["label"] for r in records], device=images.device)
-        numbers, matrix = _accuracy(images @ classes.T, truth, classes)
+        numbers, matrix = _accuracy(images @ class_text.T, truth, classes)
         if figure and comm.is_main_process():
             write_confusion(figure, matrix, classes)
     captions = list(dict.fromkeys(c for r in records for c in r.get("captions", ())))
     if len(captions) > len({r.get("label") for r in records}):
-        place = {caption: i for i, caption in enumerate(captions)}
+        index_of = {caption: i for i, caption in enumerate(captions)}
         right = torch.zeros((len(records), len(captions)), dtype=torch.bool, device=images.device)
         for row, record in enumerate(records):
-            right[row, [place[c] for c in record["captions"]]] = True
+            right[row, [index_of[c] for c in record["captions"]]] = True
         scores = images @ text_vectors(model.tower, captions).T
         numbers.update({f"text_{key}": value for key, value in recalls(scores, right).items()})
         numbers.update({f"image_{key}": value for key, value in recalls(scores.T, right.T).items()})
     model.train(was_training)
-    shown = (f"{key} {value:.4f}" for key, value in numbers.items() if isinstance(value, float))
-    logger.info("%d images: %s", len(records), ", ".join(shown))
+    texts = (f"{key} {value:.4f}" for key, value in numbers.items() if isinstance(value, float))
+    logger.info("%d images: %s", len(records), ", ".join(texts))
     return numbers
 
 
 def read_templates(path: str | Path) -> list[str]:
-    """Sentences with one "{}" for the name, one a line; empty lines and those that begin with # are left out.
+    """Read prompt templates, one sentence with one "{}" per line; empty lines and lines that start with # are skipped.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: a line without "{}", or none at all.
+        FileNotFoundError: no such file.
+        ValueError: a line without exactly one "{}", or no line at all.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no file of templates at {str(path)!r}: give one with a sentence with {{}} a line")
+        raise FileNotFoundError(
+            f"no file of templates at {str(path)!r}: give a file with one sentence with {{}} per line"
+        )
     lines = [line.strip() for line in Path(path).read_text().splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     wrong = [line for line in lines if line.count("{}") != 1]
@@ -85,7 +92,7 @@ def read_templates(path: str | Path) -> list[str]:
 
 
 def _accuracy(scores: Tensor, truth: Tensor, classes: Sequence[str]) -> tuple[dict, np.ndarray]:
-    """(N,C) scores and N classes -> the numbers and the confusion matrix (C,C)."""
+    """Scores (N,C) and N true labels -> the metrics and the confusion matrix (C,C)."""
     best = scores.topk(min(5, len(classes)), dim=1).indices
     first, among = best[:, 0] == truth, (best == truth[:, None]).any(1)
     matrix = torch.bincount(truth * len(classes) + best[:, 0], minlength=len(classes) ** 2).view(len(classes), -1)
@@ -100,14 +107,22 @@ def _accuracy(scores: Tensor, truth: Tensor, classes: Sequence[str]) -> tuple[di
 
 
 def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
-    """(N,M) scores and bool of what is right -> the share of rows with something right among the best 1, 5, 10."""
+    """Recall at 1, 5 and 10: the share of rows with a correct column among the k best.
+
+    Args:
+        scores: (N,M).
+        right: bool (N,M), the correct columns of each row.
+
+    >>> recalls(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([[True, False], [True, False]]))["R@1"]
+    0.5
+    """
     order = scores.argsort(dim=1, descending=True, stable=True)
     hits = right.gather(1, order)
     return {f"R@{k}": float(hits[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
 
 
 def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int) -> Tensor:
-    """(N,D) unit vectors; every process takes its share."""
+    """Unit vectors (N,D) of all images, which are shared among processes."""
     mine = range(comm.get_rank(), len(records), comm.get_world_size())
     vectors = torch.zeros((len(records), tower.dim), device=tower.pixel_mean.device)
     for first in range(0, len(mine), BATCH):

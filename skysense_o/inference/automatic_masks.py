@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
+from skysense_o.clicks import box_from_mask
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.vocabulary import Vocabulary
 
@@ -23,7 +24,7 @@ STABILITY_OFFSET = 1.0
 
 @dataclass(frozen=True)
 class Proposal:
-    """One region. mask: bool (H,W). box: x0,y0,x1,y1, its first and last pixel. iou_pred: predicted IoU, 0..1.
+    """One region. mask: bool (H,W). box: half-open XYXY. iou_pred: predicted IoU, 0..1.
     stability_score: IoU of the mask drawn tightly with the mask drawn loosely, 0..1. names: (name, cosine), best first.
     """
 
@@ -74,9 +75,9 @@ def generate_masks(
     if not len(masks):
         return []
     classes = image.name(masks, vocabulary) if vocabulary else [[]] * len(masks)
-    corners = masks_to_boxes(torch.from_numpy(masks)).int().tolist()
+    corners = [box_from_mask(mask) for mask in masks]
     return [
-        Proposal(mask, tuple(box), float(good[k]), float(stable[k]), tuple(called))
+        Proposal(mask, box, float(good[k]), float(stable[k]), tuple(called))
         for mask, box, k, called in zip(masks, corners, kept.tolist(), classes)
     ]
 
@@ -102,7 +103,7 @@ def _clicked(
     for points in clicks.split(CHUNK):
         nowhere = torch.full((len(points), 4), float("nan"))
         drawn, value = image.predict_prompts(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), nowhere)
-        value, steady = value.clamp(0, 1), stability_score(drawn)
+        value, steady = value.clamp(0, 1), stability(drawn)
         some = (value >= iou_pred) & (steady >= stability_score) & (drawn > 0).any(-1).any(-1)
         logits.append(drawn[some])
         good.append(value[some])
@@ -110,7 +111,7 @@ def _clicked(
     return torch.cat(logits), torch.cat(good), torch.cat(stable)
 
 
-def stability_score(logits: Tensor, offset: float = STABILITY_OFFSET) -> Tensor:
+def stability(logits: Tensor, offset: float = STABILITY_OFFSET) -> Tensor:
     """(K,h,w) -> (K): IoU of the masks at `offset` above and below 0; 0 for a mask that is empty even there."""
     tight, loose = ((logits > level).sum((-2, -1)) for level in (offset, -offset))
     return tight / loose.clamp(min=1)

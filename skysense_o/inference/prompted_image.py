@@ -67,14 +67,14 @@ class PromptedImage:
 
         Args:
             points: x,y of pixels of the image. labels: 1 inside the mask, 0 outside it, one a point.
-            box: x0,y0,x1,y1, its first and last pixel.
+            box: half-open XYXY in pixels of the image.
 
         Returns:
             mask bool (H,W), and the IoU it is thought to have, 0..1.
 
         Raises:
-            ValueError: weights that take words only; nothing asked; labels that do not match; a place outside the
-                image; a box inside out.
+            ValueError: weights that take words only; neither points nor a box; labels that do not match the points; a
+                point or a box outside the image; an empty box.
         """
         points, labels, box = self._checked(points, labels, box)
         logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
@@ -82,7 +82,7 @@ class PromptedImage:
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """K prompts at once: points (K,N,2) and labels (K,N), -1 for padding; boxes (K,4), NaN where there is none.
+        """K prompts at once: points (K,N,2) and labels (K,N), -1 for padding; boxes (K,4), half-open, NaN where absent.
 
         Returns:
             logits (K,h,w) at the masks' own grid over the padded image, and predicted IoU (K).
@@ -92,7 +92,7 @@ class PromptedImage:
         """
         if not self.takes_prompts:
             raise ValueError(WORDS_ONLY)
-        xy, corners = self.transform.points(points), self.transform.points(boxes.view(-1, 2, 2)).view(-1, 4)
+        xy, corners = self.transform.points(points), self.transform.boxes(boxes)
         with self.precision():
             asked = (x[None].to(self.model.device) for x in (xy, labels, corners))
             logits, iou_pred = self.model.predict_prompts(self.image_embedding, *asked)
@@ -120,7 +120,7 @@ class PromptedImage:
         if hasattr(self.model, "embed_regions"):  # SAM 3 takes the box of a region as its example
             height, width = self.size
             sides = torch.tensor([width, height, width, height])
-            boxes = torch.tensor([_half_open_box(mask) for mask in masks]) / sides
+            boxes = torch.tensor([box_from_mask(mask) for mask in masks]) / sides
             with self.precision():
                 return self.model.embed_regions(self.image_embedding, boxes).float()
         shares = self._shares(masks, self.grid).to(self.dense.device)
@@ -186,15 +186,21 @@ class PromptedImage:
         ]
 
     def box_mask(self, box: Sequence[float]) -> np.ndarray:
-        """x0,y0,x1,y1, first and last pixel -> bool (H,W), the box itself as a region.
+        """The mask that a box fills.
+
+        Args:
+            box: half-open XYXY in pixels of the image.
+
+        Returns:
+            bool (H,W).
 
         Raises:
-            ValueError: outside the image, or inside out.
+            ValueError: the box reaches outside the image, or is empty.
         """
         self._checked((), (), box)
         mask = np.zeros(self.size, bool)
         x0, y0, x1, y1 = (int(v) for v in box)
-        mask[y0 : y1 + 1, x0 : x1 + 1] = True
+        mask[y0:y1, x0:x1] = True
         return mask
 
     def _checked(self, points, labels, box) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,18 +215,17 @@ class PromptedImage:
         if wrong:
             raise ValueError(f"point labels {wrong}: permitted are 1 (inside) and 0 (outside)")
         height, width = self.size
-        for x, y in [*points, *([box[:2], box[2:]] if box is not None else [])]:
+        for x, y in points:
             if not (0 <= x < width and 0 <= y < height):
                 raise ValueError(f"({x}, {y}) lies outside the image, which is {width} x {height} (x, y)")
-        if box is not None and (box[0] > box[2] or box[1] > box[3]):
-            raise ValueError(f"box {tuple(box)} is inside out: give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
+        if box is not None:
+            x0, y0, x1, y1 = box
+            if x0 >= x1 or y0 >= y1:
+                raise ValueError(f"box {tuple(box)} is empty: give x0, y0, x1, y1 with x0 < x1 and y0 < y1")
+            if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+                raise ValueError(f"box {tuple(box)} reaches outside the image, which is {width} x {height} (x, y)")
         return (
             torch.tensor(points, dtype=torch.float32).view(-1, 2),
             torch.tensor(labels, dtype=torch.int64),
             torch.tensor(box if box is not None else [float("nan")] * 4, dtype=torch.float32),
         )
-
-
-def _half_open_box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = box_from_mask(mask)
-    return x0, y0, x1 + 1, y1 + 1

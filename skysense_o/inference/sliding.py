@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -122,12 +122,20 @@ def segment_array(
     with torch.inference_mode():
         for strip in plan.strips:
             columns = plan.cols.touching(plan.cols.span(strip))
-            load = _from_array(plan, image, columns)
+            load = window_rows(plan, image, columns)
             run_windows(plan, strip, range(height), load, ask, write, batch, thread_count(model, batch, plan, memory))
     return labels, score
 
 
-def _from_array(plan: Plan, image: Tensor, columns: list[int]) -> Callable[[int], WindowRow]:
+def window_rows(plan: Plan, image: Tensor, columns: Sequence[int]) -> Callable[[int], WindowRow]:
+    """Cut the windows of an image in memory; where a window reaches outside, the image is reflected.
+
+    Args:
+        image: (3,H,W). columns: ascending indices of the plan's window columns.
+
+    Returns:
+        row index -> the windows of that row.
+    """
     begin, end = plan.cols.starts[columns[0]], plan.cols.starts[columns[-1]] + plan.cols.window
     x = reflected(image.shape[-1], begin, end)
 

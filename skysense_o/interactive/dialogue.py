@@ -52,7 +52,7 @@ class Dialogue(cmd.Cmd):
         self._tell_region(self.session.click(x, y, bool(inside[0]) if inside else True))
 
     def do_box(self, line: str) -> None:
-        """box x0 y0 x1 y1 a new region by its box"""
+        """box x0 y0 x1 y1 a new region from a box; x1 and y1 are just outside"""
         self._tell_region(self.session.draw_box(*_numbers(line, (4,), "box x0 y0 x1 y1")))
 
     def do_name(self, line: str) -> None:

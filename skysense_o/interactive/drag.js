@@ -1,6 +1,6 @@
-// A box dragged over the image #view: drawn while it grows, then told to the server through the hidden field #dragged
-// as "x0 y0 x1 y1 n" in pixels of the image as it is shown; n makes the same box twice two boxes. A click stays a click.
-// See demo/app.py, review_page.py.
+// Lets the user drag a box over the image #view. The box is drawn during the drag, then sent to the server through the
+// hidden field #dragged as "x0 y0 x1 y1 n", in pixels of the displayed image. n is a time stamp, so that dragging the
+// same box again is a change, too. Clicks are left alone. Used by demo/app.py and review/page.py.
 "use strict";
 
 const LEAST_DRAG = 6;
@@ -13,7 +13,7 @@ document.addEventListener("pointerdown", event => {
   dropFrame();
   const { target, clientX: x, clientY: y } = event;
   const begun = target === image() && event.isPrimary && event.button === 0;
-  from = begun ? { x, y, src: target.src, place: place(event) } : null;
+  from = begun ? { x, y, src: target.src, pixel: pixelOf(event) } : null;
 });
 
 document.addEventListener("pointermove", event => {
@@ -31,17 +31,17 @@ document.addEventListener("pointerup", event => {
   const begun = from;
   from = null;
   if (!begun || !frame) return;
-  setTimeout(dropFrame);  // after the click that the browser makes of it
-  if (image()?.src !== begun.src) return;  // the server has changed it meanwhile
+  setTimeout(dropFrame);  // after the click event that the browser sends at the end of a drag
+  if (image()?.src !== begun.src) return;  // the server has replaced the image during the drag
   const field = document.querySelector("#dragged textarea, #dragged input");
-  field.value = [...begun.place, ...place(event), Math.round(performance.now())].join(" ");
+  field.value = [...begun.pixel, ...pixelOf(event), Math.round(performance.now())].join(" ");
   field.dispatchEvent(new Event("input", { bubbles: true }));
 });
 
-// A finger that scrolls the page draws nothing.
+// Scrolling by touch cancels the box.
 document.addEventListener("pointercancel", () => { from = null; dropFrame(); });
 
-// The browser ends a drag with a click, which is none; keys that press buttons are no clicks of a hand.
+// The browser sends a click at the end of a drag: stop it. Clicks made by keyboard shortcuts (not trusted) pass.
 document.addEventListener("click", event => { if (frame && event.isTrusted) event.stopPropagation(); }, true);
 
 function dropFrame() {
@@ -49,17 +49,18 @@ function dropFrame() {
   frame = null;
 }
 
-// The image is in the middle of its element, as large as its proportions (and "scale-down": its pixels) allow.
-function place(event) {
-  const image = image(), box = image.getBoundingClientRect();
-  const most = getComputedStyle(image).objectFit === "scale-down" ? 1 : Infinity;
-  const zoom = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight, most);
-  const along = (at, begin, size, pixels) => {
-    const value = (at - begin - (size - pixels * zoom) / 2) / zoom;
+// The pixel x, y of the image under the pointer. The image is centred in its element and scaled to fit; "scale-down"
+// never enlarges it.
+function pixelOf(event) {
+  const element = image(), box = element.getBoundingClientRect();
+  const largest = getComputedStyle(element).objectFit === "scale-down" ? 1 : Infinity;
+  const zoom = Math.min(box.width / element.naturalWidth, box.height / element.naturalHeight, largest);
+  const along = (client, begin, size, pixels) => {
+    const value = (client - begin - (size - pixels * zoom) / 2) / zoom;
     return Math.round(Math.min(Math.max(value, 0), pixels - 1));
   };
   return [
-    along(event.clientX, box.left, box.width, image.naturalWidth),
-    along(event.clientY, box.top, box.height, image.naturalHeight),
+    along(event.clientX, box.left, box.width, element.naturalWidth),
+    along(event.clientY, box.top, box.height, element.naturalHeight),
   ];
 }

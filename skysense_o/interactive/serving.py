@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from skysense_o.clicks import box_between
 from skysense_o.errors import USER_ERRORS, message
 
 
@@ -37,7 +38,7 @@ DRAG = script_tag(Path(__file__).with_name("drag.js"))
 
 
 def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:
-    """What drag.js wrote -> (x0, y0, x1, y1), first and last pixel of an image that is shown `zoom` times larger.
+    """What drag.js wrote, the corner pixels of a box -> half-open XYXY, of an image that is shown `zoom` times larger.
 
     Raises:
         ValueError: something else was written.
@@ -46,7 +47,7 @@ def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:
     if len(numbers) < 4 or not all(number.isdecimal() for number in numbers):
         raise ValueError(f"{text!r} is no box: x0 y0 x1 y1, in pixels of the image as it is shown")
     x0, y0, x1, y1 = (int(number) // zoom for number in numbers)
-    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+    return box_between((x0, y0), (x1, y1))
 
 
 def serve(blocks, root: Path, host: str, port: int | None, block: bool, title: str = "SkySense-O", **options) -> str:

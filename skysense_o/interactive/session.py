@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from skysense_o.clicks import box_between
 from skysense_o.inference.automatic_masks import Proposal, generate_masks
 from skysense_o.inference.drawing import Color
 from skysense_o.inference.export import palette_of
@@ -93,7 +94,7 @@ class Session:
         return self.region
 
     def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Region:
-        """Begin a region by two opposite corners: its mask, or the box itself with weights that take words only."""
+        """Begin a region by a half-open XYXY box: its mask, or the box itself with weights that take words only."""
         box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         if self.seen.takes_prompts:
             mask, iou_pred = self.seen.prompt(box=box)
@@ -108,7 +109,7 @@ class Session:
             self.region, self.corner = None, (x, y)
             return None
         first, self.corner = self.corner, None
-        return self.draw_box(*first, x, y)
+        return self.draw_box(*box_between(first, (x, y)))
 
     def clear(self) -> None:
         """Forget the region, the examples and the proposals; what was found stays."""

@@ -60,7 +60,7 @@ def render_view(session: Session, shown: Collection[str], opacity: float, zoom: 
     draw, size = ImageDraw.Draw(canvas), max(3, max(canvas.size) // 150)
     if region is not None and region.box is not None:
         x0, y0, x1, y1 = region.box
-        corners = (x0 * zoom, y0 * zoom, (x1 + 1) * zoom - 1, (y1 + 1) * zoom - 1)
+        corners = (x0 * zoom, y0 * zoom, x1 * zoom - 1, y1 * zoom - 1)
         draw.rectangle(corners, outline=REGION_COLOR, width=max(1, size // 3))
     for (x, y), inside in zip(region.points, region.labels) if region is not None else ():
         _dot(draw, (x + 0.5) * zoom, (y + 0.5) * zoom, size, (40, 200, 60) if inside else (220, 40, 40))

@@ -1,4 +1,4 @@
-"""Towers and decoders: tensors in, tensors out. Importing this fills the registries."""
+"""Towers and mask decoders: tensors in, tensors out. Importing this package fills the registries."""
 
 from skysense_o.modeling import (  # noqa: F401
     cost_aggregation,

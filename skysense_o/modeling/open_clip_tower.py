@@ -1,4 +1,4 @@
-"""Any model of open_clip as a tower: RemoteCLIP, GeoRSCLIP, LAION's and others. B images, N strings, D embedding."""
+"""Models of open_clip as towers: RemoteCLIP, GeoRSCLIP, LAION's and others. B images, N strings, D embedding."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ SELF_ATTENTION = ("qq", "kk", "vv")
 
 @TOWER_REGISTRY.register()
 class OpenCLIPTower(Tower):
-    """ViT and ConvNeXt towers, at any input size. What an image tower pools by attention has no map in the text space,
-    and is refused.
+    """ViT and ConvNeXt models, at any input size.
+
+    A model with attention pooling has no dense map in the text space, so it is an error.
     """
 
     @configurable
@@ -38,11 +39,16 @@ class OpenCLIPTower(Tower):
     ) -> None:
         """
         Args:
-            clip: an open_clip model. tokenizer: strings -> (N,L) ids. name: of the model, for errors.
+            clip: an open_clip model.
+            tokenizer: N strings -> (N,L) token ids.
+            name: name of the model, for error messages.
             attention, residual: see `ViTReader`.
+
+        Raises:
+            ValueError: attention pooling, or neither a ViT nor a ConvNeXt.
         """
-        look = clip.visual.preprocess_cfg
-        super().__init__([255 * m for m in look["mean"]], [255 * s for s in look["std"]])
+        preprocess = clip.visual.preprocess_cfg
+        super().__init__([255 * m for m in preprocess["mean"]], [255 * s for s in preprocess["std"]])
         self.clip, self.tokenizer = clip, tokenizer
         self.reader = reader_of(clip.visual, name, attention, residual)
         self.stride = self.divisor = self.reader.stride
@@ -55,11 +61,13 @@ class OpenCLIPTower(Tower):
         part = cfg.MODEL.TOWER.OPEN_CLIP
         known = open_clip.list_models()
         if part.NAME not in known and ":" not in part.NAME:  # hf-hub:org/repo and local-dir:folder are names too
-            raise ValueError(f"MODEL.TOWER.OPEN_CLIP.NAME {part.NAME!r} is no model of open_clip: {', '.join(known)}")
+            raise ValueError(
+                f"MODEL.TOWER.OPEN_CLIP.NAME {part.NAME!r} is not a model of open_clip: {', '.join(known)}"
+            )
         weights = part.WEIGHTS if cfg.MODEL.TOWER.PRETRAINED else ""
-        logging.disable(logging.NOTSET if weights else logging.WARNING)  # its weights follow: no word of random ones
+        logging.disable(logging.NOTSET if weights else logging.WARNING)  # hide the warning about random weights
         try:
-            with torch.device("cpu"):  # open_clip makes buffers that no checkpoint holds
+            with torch.device("cpu"):  # open_clip creates buffers that are in no checkpoint
                 clip = open_clip.create_model(part.NAME, pretrained=weights or None)
                 tokenizer = open_clip.get_tokenizer(part.NAME)
         except RuntimeError as error:
@@ -73,7 +81,7 @@ class OpenCLIPTower(Tower):
         return {"clip": clip, "tokenizer": tokenizer, "name": part.NAME, **keys}
 
     def encode_image(self, x: Tensor) -> Features:
-        """x (B,3,h0,w0), sides multiples of `divisor` -> dense at `stride`, two finer maps, pooled."""
+        """x (B,3,h0,w0), sides multiples of `divisor` -> dense map at `stride`, two finer maps, pooled vector."""
         return self.reader(self.clip.visual, x)
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
@@ -100,7 +108,12 @@ class OpenCLIPTower(Tower):
 def reader_of(
     visual: nn.Module, name: str, attention: Sequence[str] = (), residual: bool = False
 ) -> ViTReader | ConvNeXtReader:
-    """What reads dense features from an image tower of open_clip. attention, residual: see `ViTReader`.
+    """Choose the reader of dense features for an image encoder of open_clip.
+
+    Args:
+        visual: the image encoder.
+        name: name of the model, for error messages.
+        attention, residual: see `ViTReader`.
 
     Raises:
         ValueError: attention pooling, or neither a ViT nor a ConvNeXt; attention that is not known, or not a ViT's.
@@ -120,13 +133,15 @@ def reader_of(
         return ConvNeXtReader(visual)
     raise ValueError(
         f"the image tower of {name!r} pools by attention, or is neither a plain ViT nor a ConvNeXt: its map is not in"
-        " the text space; take another, such as ViT-B-32, ViT-L-14, ViT-H-14 or convnext_base_w"
+        " the text space; choose another, such as ViT-B-32, ViT-L-14, ViT-H-14 or convnext_base_w"
     )
 
 
 class ViTReader:
-    """Dense: the value path of the last block, projected (Zhou et al. 2022, MaskCLIP); for towers that pool by the mean
-    of their tokens, the tokens themselves. Finer maps: blocks at one and two thirds of the depth, upsampled.
+    """Reads a ViT.
+
+    Dense map: the value projection of the last block (MaskCLIP, Zhou et al. 2022), or its output tokens if the model
+    pools by their mean. Finer maps: the blocks at two thirds and one third of the depth, upsampled.
 
     attention: how the last block attends instead, tokens to those with like queries (qq), keys (kk) or values (vv), the
     weights of several added (Wang et al. 2024, SCLIP: qq and kk; Lan et al. 2024, ClearCLIP: qq; SegEarth-OV: all).
@@ -148,12 +163,12 @@ class ViTReader:
         size = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + _positions(visual, size)
-        x, kept = visual.ln_pre(x), {}
+        x, outputs = visual.ln_pre(x), {}
         *blocks, last = visual.transformer.resblocks
         for i, block in enumerate(blocks):
             x = block(x)
             if i in self.levels:
-                kept[i] = x
+                outputs[i] = x
         tokens = last(x)
         if self.attention:
             values = self_attention(last, x, self.attention, self.residual)
@@ -161,14 +176,16 @@ class ViTReader:
             values = tokens if visual.pool_type == "avg" else _value_path(last, x)
         dense = _to_map(visual.ln_post(values) @ visual.proj, size)
         pyramid = tuple(
-            F.interpolate(_to_map(kept[level], size), scale_factor=2 ** (k + 1), mode="bilinear", align_corners=False)
+            F.interpolate(
+                _to_map(outputs[level], size), scale_factor=2 ** (k + 1), mode="bilinear", align_corners=False
+            )
             for k, level in enumerate(self.levels)
         )
         return Features(dense, pyramid, visual._pool(tokens)[0] @ visual.proj)
 
 
 def _positions(visual: VisionTransformer, size: tuple[int, int]) -> Tensor:
-    """(1+hw,C): the learned positions, interpolated to a grid of another size."""
+    """The learned position embeddings (1+hw,C), interpolated to a grid of `size`."""
     table, grid = visual.positional_embedding, visual.grid_size
     if tuple(size) == tuple(grid):
         return table
@@ -187,7 +204,7 @@ def self_attention(block: ResidualAttentionBlock, x: Tensor, kinds: Sequence[str
 
 
 def _value_path(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """What a token gives to whoever attends to it, as the block would write it into the stream."""
+    """The value projection of each token through the output projection, without attention."""
     attn = block.attn
     channels = attn.embed_dim
     values = F.linear(block.ln_1(x), attn.in_proj_weight[2 * channels :], attn.in_proj_bias[2 * channels :])
@@ -195,12 +212,14 @@ def _value_path(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
 
 
 def _to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B,1+hw,C) -> (B,C,h,w), without the class token."""
+    """(B,1+hw,C) -> (B,C,h,w); drops the class token."""
     return tokens[:, 1:].transpose(1, 2).unflatten(2, size)
 
 
 class ConvNeXtReader:
-    """Dense: the last map at stride 32, normed and projected cell by cell. Finer maps: the two stages before it."""
+    """Reads a ConvNeXt. Dense map: the last stage (stride 32), normalised and projected per cell. Finer maps: the two
+    stages before it.
+    """
 
     stride = 32
 
@@ -218,6 +237,6 @@ class ConvNeXtReader:
             x = stage(x)
             maps.append(x)
         x = trunk.norm_pre(x)
-        cells = trunk.head.norm(x).permute(0, 2, 3, 1)  # a LayerNorm over channels: the same before or after pooling
+        cells = trunk.head.norm(x).permute(0, 2, 3, 1)  # LayerNorm over channels
         dense = visual.head(trunk.head.pre_logits(cells)).permute(0, 3, 1, 2)
         return Features(dense, (maps[2], maps[1]), visual.head(trunk.forward_head(x)))

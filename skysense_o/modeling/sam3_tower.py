@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -219,6 +220,31 @@ class Sam3Tower(Tower):
     def layers(self) -> list[list[nn.Module]]:
         backbone = self.detector.vision_encoder.backbone
         return [[backbone.embeddings, backbone.layer_norm], *([layer] for layer in backbone.layers)]
+
+
+class PhraseBank:
+    """Tokens of phrases, each encoded once per weights of the text encoder."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
+        self._key: tuple | None = None
+        self._lock = Lock()  # windows that run side by side ask for the same words
+
+    def weights_changed(self) -> None:
+        """The text encoder may hold other weights now."""
+        self._key = None
+
+    @torch.no_grad()
+    def __call__(self, tower: Sam3Tower, phrases: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """For each phrase its tokens (L,D) and which are no padding (L)."""
+        with self._lock:
+            key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in tower.text_parameters())
+            if key != self._key:
+                self._tokens, self._key = {}, key
+            missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._tokens]
+            for some in (missing[i : i + 64] for i in range(0, len(missing), 64)):
+                self._tokens.update(zip(some, zip(*tower.encode_phrases(some))))
+            return [self._tokens[phrase] for phrase in phrases]
 
 
 def _loaded(kind: type, folder: Path, renamed: dict[str, str] | None = None) -> nn.Module:

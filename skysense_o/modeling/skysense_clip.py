@@ -1,4 +1,4 @@
-"""SkySense-CLIP, the published tower: Swin V2 sees, the text tower of CLIP ViT-H reads."""
+"""SkySense-CLIP, the published tower: Swin V2 encodes images, the text tower of CLIP ViT-H encodes text."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 
 @TOWER_REGISTRY.register()
 class SkySenseCLIP(Tower):
-    """Dense features are the last map, projected into the text space; the pooled vector is their mean."""
+    """Swin V2 and CLIP's text tower. The dense map is Swin's last map, projected; the pooled vector is its mean."""
 
     stride, divisor = 16, 32
 
     @configurable
     def __init__(self, *, visual: SwinV2, text: TextTransformer, input_size: int | None) -> None:
-        """input_size: images are squeezed to this square (published: 384); None: native size."""
+        """
+        Args:
+            visual: the image encoder.
+            text: the text encoder.
+            input_size: images are resized to this square (published: 384); None: native size.
+        """
         super().__init__(pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375))
         self.visual, self.text, self.input_size = visual, text, input_size
         self.dim = text.output_dim
         self.pyramid_channels = (visual.channels[1], visual.channels[0])
         self.vision_projection = nn.Parameter(torch.randn(visual.channels[-1], self.dim) * visual.channels[-1] ** -0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of image-text contrast, not of masks
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of the image-text loss, not used for masks
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -51,7 +56,7 @@ class SkySenseCLIP(Tower):
                 heads=text.HEADS,
                 layers=text.LAYERS,
                 output_dim=text.OUTPUT_DIM,
-                no_causal_mask=True,  # causal all the same: `encode_tokens` has its own mask
+                no_causal_mask=True,  # `encode_tokens` applies the causal mask itself
             ),
             "input_size": cfg.MODEL.TOWER.INPUT_SIZE or None,
         }

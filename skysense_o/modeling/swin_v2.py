@@ -1,6 +1,7 @@
-"""The Swin V2 image encoder of SkySense (Liu et al. 2022, with the particulars of the published weights).
+"""The Swin V2 image encoder of SkySense (Liu et al. 2022, with the differences that the published weights need).
 
-Alphabet: B images, H W tokens of a map, C channels, h heads, M windows, N tokens of a window. Maps are (B,H,W,C).
+Alphabet: B images, H W tokens of a map, C channels, h heads, M windows per image, N tokens per window. Maps are
+(B,H,W,C).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MAX_LOG_SCALE = math.log(100)
 
 
 class SwinV2(nn.Module):
-    """Four stages at strides 4, 8, 16, 16; the last merges no tokens, it only widens."""
+    """Four stages at strides 4, 8, 16 and 16; the last one doubles the channels without merging tokens."""
 
     def __init__(
         self,
@@ -36,10 +37,10 @@ class SwinV2(nn.Module):
         """
         Args:
             dim: channels of the first stage; each stage doubles them.
-            depths, heads, windows: blocks, attention heads and window side of each stage.
-            pretrained_windows: window side for which the position bias was trained; 0: the stage's own.
-            extra_norm_every: a third norm follows each block of this number within a stage.
-            drop_path: stochastic depth of the last block; the blocks before it rise to it linearly from 0.
+            depths, heads, windows: number of blocks, number of attention heads and window side, per stage.
+            pretrained_windows: window side for which the position bias was trained, per stage; 0: as `windows`.
+            extra_norm_every: every n-th block of a stage has a third norm.
+            drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first block.
         """
         super().__init__()
         self.patch_embed = PatchEmbed(dim)
@@ -61,7 +62,7 @@ class SwinV2(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in self.channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B,3,H,W) normalised -> the normed map of each stage, (B,C_s,H_s,W_s); any size."""
+        """(B,3,H,W) normalised, any size -> the output of each stage after its norm, (B,C_s,H_s,W_s)."""
         x, maps = self.patch_embed(x), []
         for stage, norm in zip(self.stages, self.norms):
             x = stage(x)
@@ -70,7 +71,7 @@ class SwinV2(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of 4 x 4 pixels to tokens; zeros fill up the last row and column of patches."""
+    """Embed patches of 4 x 4 pixels as tokens; the image is zero-padded to whole patches."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -82,9 +83,10 @@ class PatchEmbed(nn.Module):
 
 
 class TokenMerge(nn.Module):
-    """C -> 2C channels, norm last. Merges 2 x 2 tokens (columns of the weight run channel by channel, not token by
-    token as in Swin), or, to keep the size, takes each token four times, which is one linear map with the weight's
-    columns summed by fours.
+    """C -> 2C channels, followed by a norm.
+
+    Merges 2 x 2 tokens; the weight's columns are ordered by channel, then token, the reverse of Swin. With `keep_size`
+    each token is repeated four times instead, which equals one linear map with each four columns summed.
     """
 
     def __init__(self, dim: int, keep_size: bool) -> None:
@@ -102,7 +104,7 @@ class TokenMerge(nn.Module):
 
 
 class Stage(nn.Module):
-    """An optional merge, then blocks, every second one with shifted windows."""
+    """An optional merge, then blocks; every second block has shifted windows."""
 
     def __init__(
         self,
@@ -136,9 +138,9 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """x + norm(attention(x)), then x + norm(mlp(x)); the norms come after the branches (res-post-norm).
+    """x + norm(attention(x)), then x + norm(mlp(x)) (res-post-norm).
 
-    Stochastic depth lies before the norms, as in the published code: a dropped branch leaves the norm's bias.
+    Stochastic depth comes before the norm, as in the published code, so a dropped branch still adds the norm's bias.
     """
 
     def __init__(self, dim: int, attn: WindowAttention, shift: int, extra_norm: bool, drop_path: float) -> None:
@@ -168,10 +170,10 @@ class WindowAttention(nn.Module):
         self._bias = WeightCache()
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
-        """(B,H,W,C) -> the same shape: pad, shift, cut into windows, attend, and all of it back.
+        """Window attention on a map (B,H,W,C), shifted by `shift` tokens; returns the same shape.
 
-        Padded tokens take part as keys, with no mask on them (published): they are zeros that get the biases. So the
-        map is padded after the large products, which then run on real tokens only.
+        As in the published code, padded tokens are not masked. They are zeros plus the biases, so the map is padded
+        after the linear layer, which then runs on real tokens only.
         """
         (height, width), window = x.shape[1:3], self.window
         x = F.pad(self.qkv(x), (0, 0, 0, -width % window, 0, -height % window))
@@ -188,7 +190,7 @@ class WindowAttention(nn.Module):
         return self.proj(x[:, :height, :width])
 
     def _in_windows(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        """(B*M,N,3C), windows of an image in a row; mask (M,N,N), added to the logits -> (B*M,N,C)."""
+        """Attention inside windows: (B*M,N,3C), ordered by image; mask (M,N,N), added to the logits -> (B*M,N,C)."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=MAX_LOG_SCALE).exp().to(q.dtype)
         k, added = F.normalize(k, dim=-1), self.position_bias().to(q.dtype)
@@ -198,7 +200,7 @@ class WindowAttention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def position_bias(self) -> Tensor:
-        """(h,N,N) = 16 sigmoid(MLP(offset))."""
+        """The bias (h,N,N) = 16 sigmoid(MLP(offset)), cached per weights."""
         return self._bias(self._position_bias, self.position_mlp.parameters())
 
     def _position_bias(self) -> Tensor:
@@ -208,14 +210,22 @@ class WindowAttention(nn.Module):
 
 
 def offsets(window: int, pretrained_window: int) -> Tensor:
-    """((2W-1)^2,2) log-spaced offsets of rows and columns: sign(u) log2(|u| + 1) / 3 with u = 8 d / (P - 1)."""
+    """Log-spaced offsets of rows and columns: sign(u) log2(|u| + 1) / 3 with u = 8 d / (P - 1), d in tokens.
+
+    Args:
+        window: W, window side.
+        pretrained_window: P, window side in pretraining.
+
+    Returns:
+        ((2W-1)^2, 2).
+    """
     d = torch.arange(1 - window, window, dtype=torch.float32) * 8 / (pretrained_window - 1)
     d = d.sign() * (d.abs() + 1).log2() / 3
     return torch.stack(torch.meshgrid(d, d, indexing="ij"), -1).flatten(0, 1)
 
 
 def offset_index(window: int) -> Tensor:
-    """(N,N) int64: which of the (2W-1)^2 offsets lies between two tokens of a window, row by row."""
+    """(N,N) int64, the index into `offsets` for each pair of tokens of a window, in row-major order."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)

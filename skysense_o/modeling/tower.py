@@ -1,4 +1,7 @@
-"""The image-text tower: images and words into one space. Alphabet: B images, N strings, D embedding, h w grid."""
+"""The interface of image-text towers, which embed images and text in one space.
+
+Alphabet: B images, N strings, D embedding, h w grid.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from torch import Tensor, nn
 from skysense_o.modeling.adapters import add_lora, recompute_layers
 
 TOWER_REGISTRY = Registry("TOWER")
-TOWER_REGISTRY.__doc__ = "Towers by the name that MODEL.TOWER.NAME gives; each is built by its from_config(cfg)."
+TOWER_REGISTRY.__doc__ = "Towers by name, for MODEL.TOWER.NAME; each one is built by its from_config(cfg)."
 
 
 def build_tower(cfg) -> Tower:
-    """The tower of a config, with recomputed layers and low-rank updates where it asks for them.
+    """Build the tower of a config, with activation checkpointing and low-rank updates if they are configured.
 
     Raises:
-        ValueError: low-rank updates for a tower without attention that trains.
+        KeyError: no tower of that name.
+        ValueError: low-rank updates for a tower without attention layers.
     """
     tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
     tower.scene_side = cfg.MODEL.TOWER.SCENE_SIDE
@@ -32,30 +36,39 @@ def build_tower(cfg) -> Tower:
 
 @dataclass
 class Features:
-    """What an image tower gives; nothing in it is normalised."""
+    """The output of an image tower; nothing in it is normalised.
+
+    >>> dense = torch.zeros(1, 384, 16, 16)
+    >>> pyramid = (torch.zeros(1, 96, 32, 32), torch.zeros(1, 96, 64, 64))
+    >>> tuple(Features(dense, pyramid, pooled=dense.mean((2, 3))).pooled.shape)
+    (1, 384)
+    """
 
     dense: Tensor  # (B,D,h,w), in the text space
     pyramid: tuple[Tensor, ...]  # (B,C1,2h,2w), then (B,C2,4h,4w)
     pooled: Tensor  # (B,D), in the text space
-    stages: tuple[Tensor, ...] = ()  # what the backbone itself saw, finest first, where the tower shows it
-    image: Tensor | None = None  # (B,3,h0,w0) as the tower was shown it, for decoders that are guided by its edges
+    stages: tuple[Tensor, ...] = ()  # maps of the backbone, finest first, if the tower gives them
+    image: Tensor | None = None  # (B,3,h0,w0) as the tower was given it, for decoders that are guided by its edges
 
 
 class Tower(nn.Module):
-    """Interface of all towers. A subclass sets the attributes and gives the two `encode_` methods."""
+    """Interface of all towers. A subclass sets the attributes and implements the methods that raise here."""
 
     dim: int  # D
-    stride: int  # of the dense map
+    stride: int  # of the dense map, in input pixels
     pyramid_channels: tuple[int, ...]
-    input_size: int | None = None  # squeezed to this square; None: native size, padded to `divisor`
-    divisor: int
-    scene_side: int = 0  # whole images are shown as this square, as in pretraining; 0: any size
-    installed: tuple[str, ...] = ()  # prefixes of frozen weights that an installed package brings, so no file need
+    input_size: int | None = None  # images are resized to this square; None: native size, padded to `divisor`
+    divisor: int  # the sides of the input are multiples of it
+    scene_side: int = 0  # for classification, images are resized to this square, as in pretraining; 0: any size
+    installed: tuple[str, ...] = ()  # name prefixes of frozen weights from an installed package; checkpoints lack them
 
     def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
-        """Mean and standard deviation of RGB in 0..255; only `geometry.prepare` uses them."""
+        """
+        Args:
+            pixel_mean, pixel_std: mean and standard deviation of RGB in 0..255, for `geometry.prepare`.
+        """
         super().__init__()
-        # No checkpoint holds these, so they are real even where a model is built on the meta device to be filled.
+        # They are in no checkpoint, so they need values even if the model is built on the meta device.
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
 
@@ -64,19 +77,22 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
-        """N strings -> (N,D) unit vectors; uncached, keeps gradients."""
+        """N strings -> (N,D) unit vectors; not cached, keeps gradients."""
         raise NotImplementedError
 
     def layers(self) -> list[list[nn.Module]]:
-        """The image half in layers, from the pixels on; each a list of modules. What is in none is above them all."""
+        """The layers of the image encoder from input to output, each a list of modules, for layer-wise decay.
+
+        Modules that are in no layer count as after the last one.
+        """
         raise NotImplementedError
 
     def attentions(self) -> list[nn.Module]:
-        """Attention layers that can be trained by low-rank updates; none where the tower has none."""
+        """The attention layers to which low-rank updates can be added."""
         return []
 
     def recompute(self) -> None:
-        """In training keep no activations inside the layers of whatever half trains; see `recompute_layers`."""
+        """Use activation checkpointing in training; see `recompute_layers`."""
         recompute_layers(module for layer in self.layers()[1:] for module in layer)
 
     def text_parameters(self) -> Iterable[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Tensors that follow from weights alone."""
+"""Cache tensors that depend on weights only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ from torch import Tensor
 
 
 class WeightCache:
-    """A tensor computed from parameters and no input: once per weights where no gradient is wanted. In no state."""
+    """Caches a tensor that is computed from parameters, until they change. It is in no state dict.
+
+    With gradients enabled nothing is cached.
+
+    >>> weight, cache = torch.ones(2), WeightCache()
+    >>> with torch.no_grad():
+    ...     first = cache(lambda: weight * 3, [weight])
+    ...     same = cache(lambda: weight * 3, [weight])
+    >>> same is first
+    True
+    """
 
     def __init__(self) -> None:
         self._key: tuple | None = None
         self._value: Tensor | None = None
 
     def __call__(self, compute: Callable[[], Tensor], parameters: Iterable[Tensor]) -> Tensor:
-        """What `compute` gives; it is called again only when one of the parameters has changed, moved or been cast."""
+        """Return the cached tensor, or call `compute` if a parameter was changed, moved or cast.
+
+        Args:
+            compute: computes the tensor from the parameters.
+            parameters: all tensors that `compute` reads.
+        """
         if torch.is_grad_enabled():
             return compute()
         key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in parameters)

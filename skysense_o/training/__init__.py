@@ -1,1 +1,1 @@
-"""Optimiser, trainer and the hooks of a run."""
+"""Optimiser, trainer, hooks and evaluation of a run."""

@@ -1,4 +1,4 @@
-"""`run_eval.sh`: every data set in turn, what is done is not done again, one table at the end."""
+"""Evaluate on all data sets, as `run_eval.sh` does, with one table at the end; finished data sets are skipped."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ CHANGES_NOTHING = ("IMAGES", "EVAL_PERIOD")
 
 
 def evaluate_run(cfg: CfgNode) -> dict[str, float]:
-    """Evaluate as `evaluate_set` does and write `inference/<data set>.json` and `results.md`, `.csv`, `.json`.
+    """Evaluate a model on each test set and write `inference/<data set>.json` and `results.md`, `.csv`, `.json`.
 
-    A data set whose file says that it was evaluated with the same weights, data and protocol is read back.
+    A data set that was already evaluated with the same weights, data and protocol is read from its file instead.
+
+    Args:
+        cfg: the run's config.
 
     Returns:
-        `<data set>/<number>`: all numbers.
+        "<data set>/<metric>" -> value.
     """
     register_folders(cfg.DATASETS.FOLDERS)
     names, left_out = test_sets(cfg)
@@ -51,10 +54,10 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
     for name in names:
         path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
         records = records_of(name, cfg.DATALOADER.SKIP_BAD)
-        what = _what(cfg, name, records, hashes)
-        done = _read_back(path, what["key"])
+        inputs = _inputs(cfg, name, records, hashes)
+        done = _read_back(path, inputs["key"])
         if done:
-            logger.info("%s: done before with the same weights, data and protocol, read from %s", name, path)
+            logger.info("%s: already evaluated with the same weights, data and protocol, read from %s", name, path)
             results.append(done)
             continue
         model = build_model(cfg) if model is None else model
@@ -64,9 +67,9 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         body = evaluate_set(cfg, model, name, vqa_model)
-        record = _record(cfg, what, time.perf_counter() - begun, peak_memory(model.tower.pixel_mean.device))
+        record = _record(cfg, inputs, time.perf_counter() - begun, peak_memory(model.tower.pixel_mean.device))
         facts = {"data_set": name, "row": _row(name), "task": task_of(name), "items": len(records)}
-        results.append({**facts, **body, "key": what["key"], "record": record})
+        results.append({**facts, **body, "key": inputs["key"], "record": record})
         if comm.is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(without_nan(results[-1]), indent=1))
@@ -77,10 +80,10 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
     return {f"{body['data_set']}/{key}": value for body in results for key, value in body["numbers"].items()}
 
 
-def _what(cfg: CfgNode, name: str, records: list[dict], hashes: dict) -> dict:
-    """What a result depends on, and its hash; the code's version is not in it, but in the record."""
+def _inputs(cfg: CfgNode, name: str, records: list[dict], hashes: dict) -> dict:
+    """Everything that a result depends on, and its hash under "key"; the code's version is only in the record."""
     test = {key: value for key, value in cfg.TEST.items() if key not in CHANGES_NOTHING and not isinstance(value, dict)}
-    what = {
+    inputs = {
         "weights": cfg.MODEL.WEIGHTS,
         "weights_sha256": hashes["weights"],
         "answerer_sha256": hashes["answerer"] if task_of(name) in ("vqa", *WORDS_AND_IMAGES) else None,
@@ -92,34 +95,34 @@ def _what(cfg: CfgNode, name: str, records: list[dict], hashes: dict) -> dict:
         "templates": Path(cfg.TEST.TEMPLATES).read_text() if cfg.TEST.TEMPLATES else list(cfg.MODEL.TEMPLATES),
         "model": model_config(cfg).dump(),
     }
-    text = json.dumps([name, {key: value for key, value in what.items() if key != "weights"}], sort_keys=True)
-    return {**what, "key": hashlib.sha256(text.encode()).hexdigest()}
+    text = json.dumps([name, {key: value for key, value in inputs.items() if key != "weights"}], sort_keys=True)
+    return {**inputs, "key": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _read_back(path: Path, key: str) -> dict | None:
-    """A finished result on all processes, or None."""
+    """The finished result with this key, on all processes, or None."""
     body = None
     if comm.is_main_process() and path.is_file():
         try:
             body = json.loads(path.read_text())
         except ValueError:
-            logger.warning("%s is cut short: evaluating again", path)
+            logger.warning("%s is incomplete: evaluating again", path)
         if body is not None and body.get("key") != key:
-            logger.info("%s is of other weights, data or protocol: evaluating again", path)
+            logger.info("%s is from other weights, data or protocol: evaluating again", path)
             body = None
     body = comm.all_gather(body)[0]
-    if body:  # null was NaN
+    if body:  # JSON has null for NaN
         body["numbers"] = {k: float("nan") if v is None else v for k, v in body["numbers"].items()}
     return body
 
 
-def _record(cfg: CfgNode, what: dict, seconds: float, memory: float) -> dict:
-    """How a result came about, for others to check."""
+def _record(cfg: CfgNode, inputs: dict, seconds: float, memory: float) -> dict:
+    """The record to reproduce a result: command, inputs, versions, machine, run time, peak memory in GiB."""
     cuda = torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [Path(sys.executable).name, *sys.argv],
-        **{key: what[key] for key in ("weights", "weights_sha256", "answerer_sha256", "data", "protocol", "seed")},
+        **{key: inputs[key] for key in ("weights", "weights_sha256", "answerer_sha256", "data", "protocol", "seed")},
         "words": cfg.TEST.WORDS,
         "git": git_state(),
         "python": platform.python_version(),
@@ -140,5 +143,5 @@ def _record(cfg: CfgNode, what: dict, seconds: float, memory: float) -> dict:
 def _row(name: str) -> str:
     try:
         return find(name)[0][0].name
-    except KeyError:  # registered by someone else, or pairs from a path
+    except KeyError:  # a data set that is not in our table
         return MetadataCatalog.get(name).name

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Detectron2's names and layout, written whole or not at all."""
+"""Checkpoints of a run, with Detectron2's names and layout, written atomically."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class RunCheckpointer(Checkpointer):
-    """`<name>.pth` with the weights to use under `model` (the moving average where there is one), beside optimiser,
-    scheduler and iteration. Only tensors and plain values, so that torch.load(weights_only=True) reads it.
+    """Writes `<name>.pth` with weights, optimiser, scheduler and iteration.
+
+    `model` holds the weights for inference: the moving average if there is one. The file has only tensors and plain
+    values, so torch.load(weights_only=True) can read it.
     """
 
     def __init__(
@@ -35,8 +37,11 @@ class RunCheckpointer(Checkpointer):
     ) -> None:
         """
         Args:
-            config: the model's YAML, stored with exported weights.
-            kept: how many `model_<iteration>.pth` stay, the newest; 0: all.
+            model: the model in training.
+            folder: output folder.
+            config: YAML of the model, stored with exported weights.
+            ema: the moving average of the weights, or None.
+            kept: number of the newest `model_<iteration>.pth` to keep; 0: all.
             checkpointables: optimizer, scheduler, scaler, ...
         """
         super().__init__(model, folder, save_to_disk=comm.is_main_process(), **checkpointables)
@@ -46,10 +51,15 @@ class RunCheckpointer(Checkpointer):
             self.add_checkpointable("ema", ema)
 
     def save(self, name: str, tag: bool = True, **extra) -> None:
-        """Write to a temporary name, sync, rename. tag: `--resume` shall go on from this one.
+        """Write a checkpoint to a temporary file, sync it and rename it.
+
+        Args:
+            name: file name without suffix.
+            tag: `--resume` starts from this checkpoint.
+            extra: more values to store, such as the iteration.
 
         Raises:
-            OSError: it could not be written; the checkpoints before it are as they were.
+            OSError: the file could not be written; older checkpoints are unchanged.
         """
         if not self.save_to_disk:
             return
@@ -64,17 +74,20 @@ class RunCheckpointer(Checkpointer):
                 old.unlink()
 
     def export(self, name: str) -> None:
-        """`<name>.safetensors`: weights and config only, in half precision; for the demo and for sharing."""
+        """Write `<name>.safetensors` with weights in half precision and the config, for the demo and for sharing."""
         if self.save_to_disk:
             with self.ema.applied() if self.ema else nullcontext():
                 path = Path(self.save_dir) / f"{name}.safetensors"
                 _write(path, lambda temporary: save_weights(self.model, temporary, self.config, torch.float16))
 
     def resume(self) -> int:
-        """Load the last checkpoint that can be read, all of it; the iteration to go on with.
+        """Load the latest readable checkpoint.
+
+        Returns:
+            The next iteration.
 
         Raises:
-            FileNotFoundError: none can be read.
+            FileNotFoundError: no checkpoint can be read.
         """
         last = Path(self.get_checkpoint_file())
         for path in dict.fromkeys([last, *self._numbered()]):
@@ -82,13 +95,13 @@ class RunCheckpointer(Checkpointer):
                 self._read = {str(path): torch.load(path, map_location="cpu", weights_only=True)}
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logger.warning("%s cannot be read (%s): going back to the one before", path, reason)
+                logger.warning("%s cannot be read (%s): trying the one before", path, reason)
                 continue
             return self.load(str(path))["iteration"] + 1
         raise FileNotFoundError(f"no checkpoint in {self.save_dir} can be read: start without --resume")
 
     def _numbered(self) -> list[Path]:
-        """`model_<iteration>.pth`, the newest first."""
+        """All `model_<iteration>.pth`, the newest first."""
         return sorted(Path(self.save_dir).glob("model_[0-9]*.pth"), reverse=True)
 
     def _load_file(self, f: str) -> dict:
@@ -105,14 +118,14 @@ def _write(path: Path, write) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for what the disk refuses
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for errors of the disk
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
-            f"{path} could not be written ({reason}): is the disk full? Older checkpoints are as they were: make room"
-            " and go on with --resume"
+            f"{path} could not be written ({reason}): is the disk full? Older checkpoints are unchanged: free space"
+            " and continue with --resume"
         ) from error
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename, too, must be on the disk before anything builds on it
+    folder = os.open(path.parent, os.O_RDONLY)  # sync the folder, so that the rename survives a crash
     os.fsync(folder)
     os.close(folder)

@@ -1,4 +1,4 @@
-"""A moving average of the weights that are trained."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,35 @@ from torch import nn
 
 
 class MovingAverage:
-    """Average of trained parameters; early on it follows fast: decay is min(decay, (1 + n) / (10 + n)) at update n."""
+    """Exponential moving average of the trainable parameters.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so the average follows quickly at the start.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> average = MovingAverage(model, decay=0.999)
+    >>> before = model.weight.item()
+    >>> model.weight.data += 1.0
+    >>> average.update()
+    >>> with average.applied():
+    ...     print(round(model.weight.item() - before, 4))  # the decay is 1/10
+    0.9
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        """
+        Args:
+            model: parameters that are frozen now are left out.
+            decay: largest decay, 0..1.
+        """
         self.decay, self.updates = decay, 0
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.other = {n: p.detach().clone() for n, p in self.parameters.items()}  # what the model does not hold now
+        self.other = {
+            n: p.detach().clone() for n, p in self.parameters.items()
+        }  # the average, or inside `applied` the trained weights
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the model by one step."""
+        """Update the average after a training step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, parameter in self.parameters.items():
@@ -27,7 +46,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model holds the average, and `other` the weights being trained."""
+        """Context in which the model has the averaged weights."""
         self._swap()
         try:
             yield
@@ -37,16 +56,16 @@ class MovingAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self.parameters.items():
-            kept = parameter.detach().clone()
+            current = parameter.detach().clone()
             parameter.copy_(self.other[name])
-            self.other[name].copy_(kept)
+            self.other[name].copy_(current)
 
     def state_dict(self) -> dict:
-        """To be called within `applied()`: the file's model is the average, and this adds the weights being trained."""
+        """The trained weights and the number of updates; call it inside `applied()`."""
         return {"updates": self.updates, "trained": self.other}
 
     def load_state_dict(self, state: dict) -> None:
-        """To be called when the model holds the average, as a file gives it; leaves it with the weights to train on."""
+        """Restore from `state_dict`. The model must have the averaged weights, and gets the trained ones."""
         self.updates = state["updates"]
         for name, value in state["trained"].items():
             self.other[name].copy_(value)

@@ -1,4 +1,4 @@
-"""Optimiser groups as ordered patterns."""
+"""Optimiser with parameter groups chosen by ordered patterns."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ logger = logging.getLogger(__name__)
 def build_optimizer(
     model: nn.Module, groups: Sequence[Sequence], learning_rate: float, layer_decay: float = 1.0
 ) -> torch.optim.Optimizer:
-    """AdamW over groups of parameters; freezes what a group of learning-rate factor 0 names.
+    """Build AdamW with parameter groups. A group with learning-rate factor 0 is frozen.
 
     Args:
-        model: its parameters that are already frozen stay so and need no group.
-        groups: ordered [pattern, learning-rate factor, weight decay]; the first pattern found in a name wins.
-        layer_decay: the learning rate of each layer of the image tower, as a share of that of the layer above it.
+        model: parameters that are already frozen need no group.
+        groups: ordered [regular expression, learning-rate factor, weight decay]; a parameter belongs to the first group
+            whose expression is found in its name.
+        learning_rate: base learning rate.
+        layer_decay: learning rate of each layer of the image tower relative to the next layer (BEiT, Bao et al. 2022).
 
     Raises:
-        ValueError: a pattern that wins no parameter, or a parameter that no pattern fits.
+        ValueError: a group without parameters, or a parameter without a group.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    >>> optimizer = build_optimizer(model, [["^1", 0, 0], [".", 1.0, 0.01]], learning_rate=1e-3)
+    >>> [(len(group["params"]), group["lr"]) for group in optimizer.param_groups]
+    [(2, 0.001)]
     """
     chosen: list[list[tuple[str, nn.Parameter]]] = [[] for _ in groups]
     for name, parameter in model.named_parameters():
@@ -32,12 +39,12 @@ def build_optimizer(
             continue
         index = next((i for i, group in enumerate(groups) if re.search(group[0], name)), None)
         if index is None:
-            raise ValueError(f"no pattern of SOLVER.GROUPS fits {name!r}: end the list with ['.', 1.0, 0.0001]")
+            raise ValueError(f"no pattern of SOLVER.GROUPS matches {name!r}: end the list with ['.', 1.0, 0.0001]")
         chosen[index].append((name, parameter))
     settings, rows, shares = [], [], _layer_shares(model, layer_decay)
     for (pattern, factor, decay), members in zip(groups, chosen):
         if not members:
-            raise ValueError(f"the pattern {pattern!r} of SOLVER.GROUPS wins no parameter: take it out or mend it")
+            raise ValueError(f"the pattern {pattern!r} of SOLVER.GROUPS matches no parameter: remove or correct it")
         count = sum(parameter.numel() for _, parameter in members)
         rows.append([pattern, factor, decay, len(members), count, members[0][0]])
         if factor == 0:
@@ -49,13 +56,13 @@ def build_optimizer(
                 by_share.setdefault(shares.get(parameter, 1.0), []).append(parameter)
             for share, parameters in by_share.items():
                 settings.append({"params": parameters, "lr": learning_rate * factor * share, "weight_decay": decay})
-    headers = ["pattern", "lr factor", "decay", "tensors", "numbers", "first"]
+    headers = ["pattern", "lr factor", "decay", "tensors", "parameters", "first"]
     logger.info("Optimiser groups:\n%s", tabulate(rows, headers, intfmt=","))
     return torch.optim.AdamW(settings, lr=learning_rate)
 
 
 def _layer_shares(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
-    """Parameter of the image tower -> share of the learning rate (layer-wise decay, as in BEiT, Bao et al. 2022)."""
+    """Learning-rate factor of each parameter of the image tower, for layer-wise decay."""
     if decay == 1.0:
         return {}
     layers = model.tower.layers()

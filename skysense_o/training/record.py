@@ -1,4 +1,4 @@
-"""What a run leaves for people: run.json at its start, metrics.png at its end, Weights & Biases by a key."""
+"""Records of a run: run.json at the start, metrics.png at the end, optionally Weights & Biases."""
 
 from __future__ import annotations
 
@@ -34,10 +34,14 @@ PANELS = {
 
 
 def write_run(folder: Path, config: str, seed: int, data: dict[str, list[dict]], start: int) -> None:
-    """`run.json`: command, config, git state, versions, data manifests, seed; one more entry at each resumed start.
+    """Write `run.json`: command, config, git state, versions, data manifests and seed. Resuming adds an entry.
 
     Args:
-        data: data set -> its records. start: the step that this process goes on from.
+        folder: output folder.
+        config: YAML of the run.
+        seed: seed of the run.
+        data: data set -> its records.
+        start: first step of this process; above 0 when resuming.
     """
     path = folder / "run.json"
     begun = {
@@ -57,7 +61,11 @@ def write_run(folder: Path, config: str, seed: int, data: dict[str, list[dict]],
 
 
 def manifest(records: list[dict]) -> dict:
-    """How many records, and a hash over the names and sizes of their files: the same data gives the same hash."""
+    """The number of records, and a SHA-256 over the names and sizes of their files.
+
+    >>> manifest([{"file_name": "/data/a.png"}])["records"]
+    1
+    """
     digest = hashlib.sha256()
     for record in records:
         for key in ("file_name", "sem_seg_file_name"):
@@ -68,7 +76,7 @@ def manifest(records: list[dict]) -> dict:
 
 
 def git_state() -> dict | None:
-    """Commit of the code and whether it was changed since; None where it is no git checkout."""
+    """The commit of the code and the files changed since; None if it is not a git checkout."""
     here = Path(__file__).resolve().parents[2]
     try:
         words = [["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]]
@@ -82,7 +90,7 @@ def git_state() -> dict | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that results may depend on."""
+    """Versions of the packages that results depend on; None for a package that is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -94,20 +102,29 @@ def _version(package: str) -> str | None:
 
 
 def plot_metrics(folder: Path) -> Path | None:
-    """`metrics.png` from `metrics.json`: losses, learning rate, gradient norm, validation; None without any numbers."""
+    """Plot `metrics.json` to `metrics.png`: losses, learning rate, gradient norm, validation.
+
+    Args:
+        folder: output folder.
+
+    Returns:
+        The path of the figure, or None if there are no metrics.
+    """
     from matplotlib.figure import Figure
 
     path = folder / "metrics.json"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    panels = {title: [k for k in keys if wanted(k)] for title, wanted in PANELS.items()}
+    panels = {title: [k for k in keys if belongs(k)] for title, belongs in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return None
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for name in names:
-            points = {row["iteration"] + 1: row[name] for row in rows if name in row}  # a resumed run's later row wins
+            points = {
+                row["iteration"] + 1: row[name] for row in rows if name in row
+            }  # after resuming, the later row of a step counts
             axes.plot(*zip(*sorted(points.items())), label=name, marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
@@ -117,7 +134,7 @@ def plot_metrics(folder: Path) -> Path | None:
 
 
 class WandbWriter(EventWriter):
-    """Scalars to Weights & Biases: to the project of this name; offline where no WANDB_API_KEY or WANDB_MODE is set."""
+    """Writes scalars to a Weights & Biases project; offline unless WANDB_API_KEY or WANDB_MODE is set."""
 
     def __init__(self, project: str, folder: str, config: dict) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Ending a run before its last step: on a signal, or because a loss is no number."""
+"""Stop a run before its last step: on a signal, or on a loss that is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from skysense_o.training.checkpointer import RunCheckpointer
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_SIGNAL = 2.0
-"""Seconds in which signals are one."""
+"""Signals closer together than this (s) count as one."""
 
 
 class Stopped(SystemExit):
-    """A signal ended the run after its checkpoint was written; the exit code is 128 + the signal, as shells have it."""
+    """Raised after a signal, once the checkpoint is written; the exit code is 128 + signal, as in shells."""
 
 
 class StopOnSignal(HookBase):
-    """Ctrl-C and SIGTERM (schedulers send it before they kill): finish the step, save, say how to go on, exit.
+    """On Ctrl-C or SIGTERM, finishes the step, saves a checkpoint, prints the command to resume, and exits.
 
-    Any process may get the signal; all of them stop after the same step. A second signal ends at once, but not one that
-    comes right after the first: a terminal's Ctrl-C reaches each process by itself and again through the launcher.
+    Any process may receive the signal; all processes stop after the same step. A second signal kills the run at once.
+    But a signal within SAME_SIGNAL of the first is ignored, because a terminal's Ctrl-C reaches each process twice:
+    directly and through the launcher.
     """
 
     def __init__(self, checkpointer: RunCheckpointer, device: torch.device) -> None:
@@ -56,11 +57,15 @@ class StopOnSignal(HookBase):
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
         if not received.item():
             return
-        done = self.trainer.iter + 1
-        if done < self.trainer.max_iter:
+        steps = self.trainer.iter + 1
+        if steps < self.trainer.max_iter:
             self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
         logger.info(
-            "Signal %d: saved after step %d of %d. Go on with:\n%s", received, done, self.trainer.max_iter, go_on()
+            "Signal %d: saved after step %d of %d. Resume with:\n%s",
+            received,
+            steps,
+            self.trainer.max_iter,
+            resume_command(),
         )
         raise Stopped(128 + int(received))
 
@@ -69,7 +74,7 @@ class StopOnSignal(HookBase):
             signal.signal(number, handler)
 
 
-def go_on() -> str:
+def resume_command() -> str:
     """The command line of this run, with --resume."""
     words = [word for word in sys.argv if word != "--resume"]
     first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
@@ -77,13 +82,20 @@ def go_on() -> str:
 
 
 class LossError(FloatingPointError):
-    """A loss or a gradient that is no number."""
+    """A loss or a gradient is NaN or infinite."""
 
 
 def check_losses(losses: dict[str, Tensor], samples: Sequence[Sample], iteration: int, folder: str | Path) -> None:
-    """
+    """Raise LossError if a loss is NaN or infinite, and write the batch to a file.
+
+    Args:
+        losses: scalars.
+        samples: the batch.
+        iteration: current iteration, from 0.
+        folder: output folder.
+
     Raises:
-        LossError: a term is infinite or NaN; names it, the images, and a dump of the batch for who looks into it.
+        LossError: the message names the loss, the images and the file.
     """
     values = torch.stack([loss.detach().float() for loss in losses.values()])
     if torch.isfinite(values).all():
@@ -93,17 +105,25 @@ def check_losses(losses: dict[str, Tensor], samples: Sequence[Sample], iteration
 
 
 def dump(
-    what: str, losses: dict[str, Tensor], samples: Sequence[Sample], iteration: int, folder: str | Path
+    reason: str, losses: dict[str, Tensor], samples: Sequence[Sample], iteration: int, folder: str | Path
 ) -> LossError:
-    """Write the batch to `nan_<iteration>_<process>.pth`, tensors and plain values only; the error to raise."""
+    """Write a batch to `nan_<iteration>_<process>.pth`, with tensors and plain values only.
+
+    Args:
+        reason: start of the error message.
+        losses, samples, iteration, folder: see `check_losses`.
+
+    Returns:
+        The error to raise.
+    """
     path = Path(folder) / f"nan_{iteration:07d}_{comm.get_rank()}.pth"
     plain = [{key: _plain(value) for key, value in sample.items()} for sample in samples]
     values = {name: float(loss.detach()) for name, loss in losses.items()}
     torch.save({"iteration": iteration, "losses": values, "samples": plain}, path)
     files = ", ".join(dict.fromkeys(str(sample.get("file_name", "?")) for sample in samples))
     return LossError(
-        f"{what}, of the images {files}; the batch is in {path}. Lower SOLVER.BASE_LR, set SOLVER.PRECISION no, or"
-        " leave the images out; then go on with --resume"
+        f"{reason}, for the images {files}; the batch is in {path}. Lower SOLVER.BASE_LR, set SOLVER.PRECISION no, or"
+        " leave the images out; then continue with --resume"
     )
 
 

@@ -1,4 +1,4 @@
-"""The training loop: Detectron2's trainer, hooks and events; devices, precision and processes from Accelerate."""
+"""The training loop: trainer, hooks and events of Detectron2; devices, precision and processes of Accelerate."""
 
 from __future__ import annotations
 
@@ -28,15 +28,21 @@ logger = logging.getLogger(__name__)
 
 
 def join_processes(cfg) -> bool:
-    """Join the process group that torchrun or `accelerate launch` speaks of in the environment; whether there is one.
+    """Join the process group of torchrun or `accelerate launch`, which is described in the environment.
+
+    Args:
+        cfg: the run's config.
+
+    Returns:
+        Whether there is a process group.
 
     Raises:
-        ValueError: `accelerate launch --cpu`, which starts a single process whatever number it is given.
+        ValueError: `accelerate launch --cpu`, which starts a single process for any --num_processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and "LOCAL_RANK" not in os.environ:
             raise ValueError(
-                "'accelerate launch --cpu' starts one process only, whatever --num_processes says: use --multi_gpu"
+                "'accelerate launch --cpu' starts only one process for any --num_processes: use --multi_gpu"
                 " instead (with MODEL.DEVICE cpu), or torchrun"
             )
         return False
@@ -49,12 +55,15 @@ def join_processes(cfg) -> bool:
 
 
 def build_accelerator(cfg) -> Accelerator:
-    """For the device and precision of the config, in the processes that are already running.
+    """Build the Accelerator for the device and precision of the config, in the processes that are running.
 
-    Detectron2's launch() tells Accelerate nothing of its processes, so they are written to the environment first.
+    Detectron2's launch() does not tell Accelerate about its processes, so they are written to the environment first.
+
+    Args:
+        cfg: the run's config.
 
     Raises:
-        RuntimeError: Accelerate and Detectron2 disagree on how many processes there are.
+        RuntimeError: Accelerate and Detectron2 disagree about the number of processes.
     """
     if comm.get_world_size() > 1:
         os.environ.update(
@@ -80,15 +89,15 @@ def build_accelerator(cfg) -> Accelerator:
     return accelerator
 
 
-def _precision(wanted: str, device: torch.device) -> str:
-    """ "auto" is bf16 where the processor multiplies it natively (elsewhere it is slower than float32), else no."""
-    if wanted != "auto":
-        return wanted
+def _precision(name: str, device: torch.device) -> str:
+    """Replace "auto" by bf16 if the device has it natively, else by no; emulated bf16 is slower than float32."""
+    if name != "auto":
+        return name
     return "bf16" if has_bf16(device) else "no"
 
 
 class Trainer(SimpleTrainer):
-    """One `run_step` is one update, of as many micro-batches as SOLVER.ACCUMULATION says."""
+    """Trainer in which one `run_step` is one optimiser step over SOLVER.ACCUMULATION micro-batches."""
 
     def __init__(
         self,
@@ -102,21 +111,24 @@ class Trainer(SimpleTrainer):
     ) -> None:
         """
         Args:
-            model, optimizer: prepared by the accelerator; loader: not (its sampler shards by itself).
-            clip_norm: largest norm of all gradients together; None: as they are.
-            folder: where the batch goes whose loss is no number.
+            model, optimizer: prepared by the accelerator.
+            loader: not prepared by the accelerator, because its sampler already shards the data.
+            accelerator: from `build_accelerator`.
+            clip_norm: maximum norm of the gradient; None: no clipping.
+            seed: seed of the run.
+            folder: output folder, for the batch of a loss that is NaN.
         """
         super().__init__(model, loader, optimizer)
         self.accelerator, self.clip_norm, self.seed, self.folder = accelerator, clip_norm, seed, folder
 
     def before_step(self) -> None:
-        """The model's randomness is a function of seed, step and process, so a resumed run draws what it would have."""
+        """Seed the model's randomness from seed, step and process, so that resuming is exact."""
         super().before_step()
         torch.manual_seed(int(np.random.SeedSequence((self.seed, self.iter, comm.get_rank())).generate_state(1)[0]))
 
     def run_step(self) -> None:
         accelerator, total, data_time, count = self.accelerator, {}, 0.0, 0
-        begun = time.perf_counter()
+        step_start = time.perf_counter()
         for _ in range(accelerator.gradient_accumulation_steps):
             start = time.perf_counter()
             samples = next(self._data_loader_iter)
@@ -139,12 +151,12 @@ class Trainer(SimpleTrainer):
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach() / accelerator.gradient_accumulation_steps
         self._write_metrics(total, data_time)
-        speed = count * comm.get_world_size() / (time.perf_counter() - begun)
+        speed = count * comm.get_world_size() / (time.perf_counter() - step_start)
         get_event_storage().put_scalars(images_per_second=speed, peak_memory_gib=peak_memory(accelerator.device))
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory held so far, in GiB: of the GPU where there is one, else of this process."""
+    """Peak memory so far, in GiB: of the GPU for a CUDA device, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10
@@ -152,7 +164,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 class FollowWeights(HookBase):
-    """After each step the moving average follows, where there is one."""
+    """Updates the moving average after each step, if there is one."""
 
     def __init__(self, ema: MovingAverage | None) -> None:
         self.ema = ema
@@ -163,22 +175,27 @@ class FollowWeights(HookBase):
 
 
 class Validate(HookBase):
-    """Every `period` steps and at the end: evaluate (with the moving average), log, keep the best as model_best."""
+    """Evaluates every `period` steps and at the end, with the moving average; saves the best model as model_best."""
 
     def __init__(self, period: int, evaluate: Callable[[], dict[str, float]], checkpointer: RunCheckpointer) -> None:
-        """evaluate: gives numbers by name; the first is the one to be largest."""
+        """
+        Args:
+            period: number of steps; 0: only at the end.
+            evaluate: returns metrics by name; the first one chooses the best model, larger is better.
+            checkpointer: saves the best model.
+        """
         self.period, self.evaluate, self.checkpointer = period, evaluate, checkpointer
         self.best = float("-inf")
 
     def before_train(self) -> None:
-        """A resumed run must not take a worse model for its best."""
+        """When resuming, read the best metric so far."""
         path = Path(self.checkpointer.save_dir) / "model_best.pth"
         if self.trainer.start_iter and path.is_file():
             self.best = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["best"]
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period and done % self.period == 0):
+        steps = self.trainer.iter + 1
+        if steps == self.trainer.max_iter or (self.period and steps % self.period == 0):
             ema = self.checkpointer.ema
             with ema.applied() if ema else nullcontext():
                 numbers = self.evaluate()
@@ -187,19 +204,19 @@ class Validate(HookBase):
             if metric and numbers[metric] > self.best:
                 self.best = numbers[metric]
                 self.checkpointer.save("model_best", tag=False, iteration=self.trainer.iter, best=self.best)
-                logger.info("Best %s so far: %.4f after %d steps", metric, self.best, done)
+                logger.info("Best %s so far: %.4f after %d steps", metric, self.best, steps)
 
 
 class SaveCheckpoints(HookBase):
-    """Every `period` steps `model_<iteration>.pth`, at the end `model_final.pth` and `model_final.safetensors`."""
+    """Saves `model_<iteration>.pth` every `period` steps, and `model_final.pth` and `.safetensors` at the end."""
 
     def __init__(self, period: int, checkpointer: RunCheckpointer) -> None:
         self.period, self.checkpointer = period, checkpointer
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter:
+        steps = self.trainer.iter + 1
+        if steps == self.trainer.max_iter:
             self.checkpointer.save("model_final", iteration=self.trainer.iter)
             self.checkpointer.export("model_final")
-        elif self.period and done % self.period == 0:
+        elif self.period and steps % self.period == 0:
             self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)

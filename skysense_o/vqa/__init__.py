@@ -1,4 +1,4 @@
-"""Questions about images, answered in words."""
+"""Visual question answering."""
 
 from skysense_o.vqa.embedded import EmbeddedVQA
 from skysense_o.vqa.llava import LlavaVQA

@@ -1,6 +1,6 @@
-"""How many: a map of density whose sum over the image is the number.
+"""Counting by a density map whose sum over the image is the count.
 
-Alphabet: B images, D embedding, G cells in each direction, M numbers, K marked objects.
+Alphabet: B images, D embedding, G cells in each direction, M numbers, K annotated objects.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from skysense_o.modeling import Features
 from skysense_o.vqa.vqa_model import choice_loss
 
 CELLS = 32
-"""Cells of the map in each direction: 8 pixels where the VQA model sees 256, and a car at 0.3 m has about two."""
+"""G, cells of the density map in each direction: 8 pixels per cell at an input of 256; a car at 0.3 m has about two."""
 MARKED = 3.0
-"""Weight of the loss on marked objects beside that on their number."""
+"""Weight of the loss on object locations, relative to the loss on the count."""
 
 
 class Counter(nn.Module):
-    """A question and a tower's maps -> a map of density (Lempitsky and Zisserman 2010) -> scores over numbers.
+    """Predicts a density map from a question and the tower's maps, and from its sum the scores of all numbers.
 
-    The map's sum is compared with each number on the scale of square roots, on which a Poisson count varies alike
-    whatever its mean. How sharply, and which numbers people prefer to say, the question decides.
+    Density maps: Lempitsky and Zisserman 2010. The sum is compared with each number by the difference of their square
+    roots, because the square root of a Poisson count has about the same variance for every mean. The question sets the
+    sharpness of the comparison and a prior over numbers.
+
+    >>> counter = Counter(channels=[8], text_dim=4, answers=["0", "1", "5", "yes"], width=8)
+    >>> scores, density = counter([torch.zeros(1, 8, 16, 16)], torch.zeros(1, 4))
+    >>> counter.numbers, tuple(scores.shape), tuple(density.shape)
+    ((0, 1, 5), (1, 3), (1, 32, 32))
     """
 
     def __init__(
@@ -32,10 +38,11 @@ class Counter(nn.Module):
     ) -> None:
         """
         Args:
-            channels: of each map that `counting_maps` gives for images of one size: what is finer than a cell counts
-                twice. text_dim: D.
-            answers: as `normalise` writes them; the M numbers among them can be said.
-            width: of everything between.
+            channels: channels of each map of `counting_maps`; maps finer than the grid have twice as many.
+            text_dim: D.
+            answers: normalised answers; the counter predicts the M numbers among them.
+            width: number of hidden channels.
+            dropout: dropout rate of whole channels.
         """
         super().__init__()
         self.numbers = tuple(sorted({int(answer) for answer in answers if answer.isdecimal()}))
@@ -46,13 +53,21 @@ class Counter(nn.Module):
         self.near, self.mix = nn.Conv2d(width, width, 3, padding=1, groups=width), nn.Conv2d(width, width, 1)
         self.density = nn.Conv2d(width, 1, 1)
         self.sharpness, self.habit = nn.Linear(text_dim, 1), nn.Linear(text_dim, len(self.numbers))
-        nn.init.constant_(self.density.bias, -4.5)  # so many cells sum to about ten to begin with
+        nn.init.constant_(self.density.bias, -4.5)  # at the start the sum over all cells is about ten
         for linear, bias in ((self.sharpness, 1.0), (self.habit, 0.0)):
             nn.init.zeros_(linear.weight)
             nn.init.constant_(linear.bias, bias)
 
     def forward(self, maps: Sequence[Tensor], text: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps as `counting_maps` gives them and (B,D) -> scores (B,M), density (B,G,G)."""
+        """Predict the scores of the numbers.
+
+        Args:
+            maps: from `counting_maps`.
+            text: (B,D), the questions.
+
+        Returns:
+            scores (B,M) and density (B,G,G).
+        """
         projected = [project(norm(m)) for m, norm, project in zip(maps, self.norm, self.project, strict=True)]
         x = self.dropout(sum(F.interpolate(m, (CELLS, CELLS), mode="bilinear") for m in projected))
         x = F.gelu(x * (1 + self.scale(text)[..., None, None]) + self.shift(text)[..., None, None])
@@ -66,33 +81,48 @@ class Counter(nn.Module):
     def losses(
         self, scores: Tensor, density: Tensor, answers: Sequence[str], points: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        """What `forward` gave, B answers, of which those that are no number teach nothing, and where the objects are
-        marked their points -> "loss_count", "loss_density"."""
-        places = {str(number): i for i, number in enumerate(self.numbers)}
-        marked = [i for i, some in enumerate(points) if some is not None and answers[i] in places]
+        """Compute the losses.
+
+        Args:
+            scores, density: from `forward`.
+            answers: B normalised answers; an answer that is not a number is left out.
+            points: B, the locations of the objects (see `marked_density`) or None.
+
+        Returns:
+            "loss_count" and "loss_density".
+        """
+        index_of = {str(number): i for i, number in enumerate(self.numbers)}
+        marked = [i for i, some in enumerate(points) if some is not None and answers[i] in index_of]
         targets = [marked_density(points[i].to(density.device), int(answers[i])) for i in marked]
         cells = density_loss(density[marked], torch.stack(targets)).sum() if marked else density.sum() * 0
         return {
-            "loss_count": choice_loss(scores, [places.get(answer, -1) for answer in answers]),
+            "loss_count": choice_loss(scores, [index_of.get(answer, -1) for answer in answers]),
             "loss_density": MARKED * cells / len(answers),
         }
 
 
-def counting_maps(seen: Features) -> list[Tensor]:
-    """What the counter reads: all maps of a tower, and its stages where it shows them; none finer than G x G."""
+def counting_maps(features: Features) -> list[Tensor]:
+    """All maps of a tower as input of the counter; maps finer than G x G are pooled to it by mean and maximum."""
     maps = []
-    for m in (seen.dense, *seen.pyramid, *seen.stages):
+    for m in (features.dense, *features.pyramid, *features.stages):
         m = m.float()
-        if min(m.shape[-2:]) > CELLS:  # a mean hides what is smaller than a cell, a maximum does not
+        if min(m.shape[-2:]) > CELLS:  # the mean hides objects that are smaller than a cell, the maximum does not
             m = torch.cat([F.adaptive_avg_pool2d(m, CELLS), F.adaptive_max_pool2d(m, CELLS)], 1)
         maps.append(m)
     return maps
 
 
 def marked_density(points: Tensor, number: float) -> Tensor:
-    """Points (K,2), x before y, as shares of the image's sides -> (G,G) of sum `number`: a Gaussian of a cell's width
-    each. People count some kinds with more care than others (houses cut by the border), so their number is the sum;
-    0 where there are no points.
+    """The target density map: a Gaussian per object, with a standard deviation of one cell, scaled to the count.
+
+    The count may differ from K, because annotators count some objects differently (houses cut by the border).
+
+    Args:
+        points: (K,2), x before y, in 0..1 of the image's sides.
+        number: the count.
+
+    Returns:
+        (G,G) with sum `number`; zero without points.
     """
     centres = (torch.arange(CELLS, device=points.device) + 0.5)[None]
     across, down = (torch.exp(-((centres - CELLS * points[:, i, None]) ** 2) / 2) for i in (0, 1))
@@ -101,6 +131,9 @@ def marked_density(points: Tensor, number: float) -> Tensor:
 
 
 def density_loss(density: Tensor, target: Tensor) -> Tensor:
-    """Poisson's negative log-likelihood, (B,G,G) each -> (B,); by the root of the number, lest crowds say all."""
+    """Poisson negative log-likelihood, (B,G,G) each -> (B,).
+
+    It is divided by the square root of the count, so that images with many objects do not dominate.
+    """
     cells = density - target * density.clamp(min=1e-6).log()
     return cells.sum(dim=(1, 2)) / (1 + target.sum(dim=(1, 2))).sqrt()

@@ -1,6 +1,6 @@
-"""Answers without a language model: question and image -> scores over a list of answers.
+"""Visual question answering without a language model: question and image -> scores over a list of answers.
 
-Alphabet: B images, A answers, D embedding, N places of the image, W width, G cells of the counter, M numbers.
+Alphabet: B images, A answers, D embedding, N grid cells of the image, G cells of the counter, M numbers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from skysense_o.vqa.counter import Counter, counting_maps
 from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
 
 KEPT_BYTES = 4 * 2**30
-"""Of what the tower saw of training images: 1 MiB each with a counter, 55 KB without."""
+"""Memory for cached tower features of training images: 1 MiB per image with a counter, 55 KB without."""
 
 
 @META_ARCH_REGISTRY.register()
 class EmbeddedVQA(nn.Module):
-    """The question asks a grid of places of a frozen tower's features: it attends to them, and adds up those that
-    fit; a two-layer head scores the answers. Where the best one is a number, the counter, if there is one, says which.
+    """Scores a fixed list of answers from the features of a frozen tower on a grid.
+
+    The question attends to the grid cells, and also sums the cells that match it. A two-layer head scores the answers.
+    If the best answer is a number and there is a counter, the counter decides on the number.
     """
 
     @configurable
@@ -45,19 +47,25 @@ class EmbeddedVQA(nn.Module):
     ) -> None:
         """
         Args:
-            tower: sees images and reads questions; it stays as it is, so each image is seen once in training.
-            answers: A of them, as `normalise` writes them. side: images are resized to this square.
-            grid: they are read at grid x grid places.
-            counting: with a counter, which can say the numbers among the answers; for this `side`.
-            templates: in which its tower is asked for the class of a whole image.
+            tower: encodes images and questions; frozen, so each training image is encoded once.
+            answers: A normalised answers.
+            side: images are resized to this square, in pixels.
+            width: hidden channels.
+            grid: side of the grid; N = grid x grid.
+            dropout: dropout rate of the head.
+            counting: add a counter for the numbers among the answers.
+            templates: prompt templates for classification of whole images.
+
+        Raises:
+            ValueError: no answers, or a `side` that the counter cannot use.
         """
         super().__init__()
         if not answers:
             raise ValueError("MODEL.VQA.ANSWERS is empty: train on questions, or give weights that hold them")
         self.tower, self.text_bank = tower.requires_grad_(False), TextBank()
         self.answers, self.side, self.grid = tuple(answers), side, grid
-        self._place = {answer: i for i, answer in enumerate(self.answers)}
-        self._seen: dict[str, list[Tensor]] = {}
+        self._index_of = {answer: i for i, answer in enumerate(self.answers)}
+        self._cache: dict[str, list[Tensor]] = {}
         self._bytes = 0
         self.templates = tuple(templates)
         channels = tower.dim + 2 * sum(tower.pyramid_channels)
@@ -72,17 +80,17 @@ class EmbeddedVQA(nn.Module):
         )  # fmt: skip
         self.counter = None
         if counting:
-            seen_side = tower.input_size or side
-            if seen_side % tower.divisor:  # marks are shares of the image, the map's cells of what is padded
+            input_side = tower.input_size or side
+            if input_side % tower.divisor:  # points are fractions of the image, cells are fractions of the padded image
                 raise ValueError(
                     f"MODEL.VQA.SIDE {side} with COUNTING: this tower needs a multiple of {tower.divisor}, such as"
                     f" {max(1, round(side / tower.divisor)) * tower.divisor}"
                 )
-            with torch.no_grad():  # how many channels it will see; on whatever device, meta too
-                seen = tower.encode_image(
-                    torch.zeros(1, 3, seen_side, seen_side, device=next(tower.parameters()).device)
+            with torch.no_grad():  # to get the number of channels; also works on the meta device
+                features = tower.encode_image(
+                    torch.zeros(1, 3, input_side, input_side, device=next(tower.parameters()).device)
                 )
-            self.counter = Counter([m.shape[1] for m in counting_maps(seen)], tower.dim, answers)
+            self.counter = Counter([m.shape[1] for m in counting_maps(features)], tower.dim, answers)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -108,91 +116,102 @@ class EmbeddedVQA(nn.Module):
         return self
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor] | list[str]:
-        """Training: samples with `question` and `answer`, and `points` where what is to be counted is marked -> losses:
-        "loss_answer"; with a counter also "loss_count" and "loss_density". Inference: the answers.
+        """Compute the losses in training, the answers in inference.
 
-        An answer that is not in the list teaches nothing.
+        Args:
+            samples: B with `question`; in training also `answer` and, if the objects to count are annotated, `points`.
+                An answer that is not in the list is left out of the loss.
+
+        Returns:
+            "loss_answer", and with a counter "loss_count" and "loss_density"; or B answers.
         """
         images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
         if not self.training:
             return self.answer(images, questions)
-        (places, *maps), text = self._once(samples), self._read(questions)
-        right = [normalise(s["answer"]) for s in samples]
-        truth = [self._place.get(answer, -1) for answer in right]
-        losses = {"loss_answer": choice_loss(self.scores(places, text), truth, smoothing=0.05)}
+        (cells, *maps), text = self._cached(samples), self._encode(questions)
+        answers = [normalise(s["answer"]) for s in samples]
+        truth = [self._index_of.get(answer, -1) for answer in answers]
+        losses = {"loss_answer": choice_loss(self.scores(cells, text), truth, smoothing=0.05)}
         if self.counter is not None:
             points = [s.get("points") for s in samples]
-            losses.update(self.counter.losses(*self.counter(maps, text), right, points))
+            losses.update(self.counter.losses(*self.counter(maps, text), answers, points))
         return losses
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """See `VQAModel`."""
-        different = {id(image): image for image in images}  # several questions of one image: it is seen once
+        different = {id(image): image for image in images}  # an image with several questions is encoded once
         row = {key: i for i, key in enumerate(different)}
-        places = self.places(self.see(list(different.values())))
-        text = self._read(questions)
-        said = self.scores(places[[row[id(image)] for image in images]], text).argmax(1).tolist()
-        answers = [self.answers[i] for i in said]
-        asked = [i for i, answer in enumerate(answers) if answer.isdecimal()] if self.counter is not None else []
-        if asked:
-            for i, number in zip(asked, self.count([images[i] for i in asked], text[asked])):
+        cells = self.grid_features(self.encode_images(list(different.values())))
+        text = self._encode(questions)
+        best = self.scores(cells[[row[id(image)] for image in images]], text).argmax(1).tolist()
+        answers = [self.answers[i] for i in best]
+        counted = [i for i, answer in enumerate(answers) if answer.isdecimal()] if self.counter is not None else []
+        if counted:
+            for i, number in zip(counted, self.count([images[i] for i in counted], text[counted])):
                 answers[i] = str(number)
         return answers
 
     @torch.no_grad()
     def count(self, images: Sequence[Tensor], text: Tensor) -> list[int]:
-        """uint8 (3,H,W) each and their questions as (B,D) -> the number of what is asked for, of those that can be
-        said; by the mean over four turns of an image, which change no number."""
+        """Count objects, averaged over the four rotations of each image by 90 degrees.
+
+        Args:
+            images: B, uint8 (3,H,W).
+            text: (B,D), the questions.
+
+        Returns:
+            B numbers, each one of the counter's.
+        """
         shares = torch.zeros(len(images), len(self.counter.numbers), device=self.device)
         for turn in range(4):
-            maps = counting_maps(self.see([torch.rot90(image, turn, (1, 2)) for image in images]))
+            maps = counting_maps(self.encode_images([torch.rot90(image, turn, (1, 2)) for image in images]))
             shares += self.counter(maps, text)[0].softmax(1)
         return [self.counter.numbers[n] for n in shares.argmax(1).tolist()]
 
     @torch.no_grad()
-    def see(self, images: Sequence[Tensor]) -> Features:
-        """uint8 (3,H,W) each -> what the tower sees of them, squared."""
+    def encode_images(self, images: Sequence[Tensor]) -> Features:
+        """B images, uint8 (3,H,W) -> features of the tower, from images resized to the square."""
         x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.autocast(x.device.type, enabled=False):
             return self.tower.encode_image(x.float())
 
-    def places(self, seen: Features) -> Tensor:
-        """-> (B,N,channels): the mean of each map over each place, the largest of the pyramid."""
-        maps = [F.adaptive_avg_pool2d(m.float(), self.grid) for m in (seen.dense, *seen.pyramid)]
-        maps += [F.adaptive_max_pool2d(m.float(), self.grid) for m in seen.pyramid]
+    def grid_features(self, features: Features) -> Tensor:
+        """Pool all maps to the grid by mean, and the pyramid also by maximum -> (B,N,channels)."""
+        maps = [F.adaptive_avg_pool2d(m.float(), self.grid) for m in (features.dense, *features.pyramid)]
+        maps += [F.adaptive_max_pool2d(m.float(), self.grid) for m in features.pyramid]
         return torch.cat(maps, 1).flatten(2).transpose(1, 2)
 
-    def scores(self, places: Tensor, text: Tensor) -> Tensor:
-        """(B,N,channels) and the questions as (B,D) -> (B,A)."""
-        ask = self.question(text)
-        where = self.project(self.norm(places)) + self.position
-        found, _ = self.attention(ask[:, None], where, where, need_weights=False)
-        gates = (self.fits(where) * ask[:, None]).sigmoid()  # attention shares a sum of 1: it cannot add up
-        fitting = (gates * self.value(where)).sum(1) / self.grid
-        return self.head(torch.cat([ask, found[:, 0], fitting, where.mean(1) * ask], 1))
+    def scores(self, cells: Tensor, text: Tensor) -> Tensor:
+        """Grid features (B,N,channels) and questions (B,D) -> scores of the answers (B,A)."""
+        query = self.question(text)
+        keys = self.project(self.norm(cells)) + self.position
+        attended, _ = self.attention(query[:, None], keys, keys, need_weights=False)
+        gates = (self.fits(keys) * query[:, None]).sigmoid()  # unlike attention weights, they need not sum to 1
+        matched = (gates * self.value(keys)).sum(1) / self.grid
+        return self.head(torch.cat([query, attended[:, 0], matched, keys.mean(1) * query], 1))
 
-    @torch.no_grad()  # no gradient into the text, so its cache serves training too
-    def _read(self, questions: Sequence[str]) -> Tensor:
-        said = [Vocabulary((q,), ((q,),), (False,)) for q in questions]
-        return self.text_bank(self.tower, said, ("{}",))[0][:, 0, 0].float()
+    @torch.no_grad()  # no gradient to the text tower, so the cache is used in training too
+    def _encode(self, questions: Sequence[str]) -> Tensor:
+        vocabularies = [Vocabulary((q,), ((q,),), (False,)) for q in questions]
+        return self.text_bank(self.tower, vocabularies, ("{}",))[0][:, 0, 0].float()
 
-    def _once(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """The places of images in training, then what the counter reads if there is one, in half precision.
+    def _cached(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """Grid features of training images, then the maps of the counter if there is one; cached in half precision.
 
-        The tower never changes, so each is seen once, while what is kept fits in KEPT_BYTES. One by one, since the last
-        bits depend on how many are seen at a time, and a resumed training has to see them again.
+        The tower is frozen, so each image is encoded once, as long as the cache fits in KEPT_BYTES. Images are encoded
+        one by one: the rounding depends on the batch, and resuming must give the same features.
         """
-        now = {}
+        new = {}
         for sample in samples:
             name = sample["file_name"]
-            if name in self._seen or name in now:
+            if name in self._cache or name in new:
                 continue
-            seen = self.see([sample["image"]])
-            maps = [self.places(seen), *(counting_maps(seen) if self.counter is not None else ())]
-            now[name] = [m[0].half().cpu() for m in maps]
-            size = sum(m.nbytes for m in now[name])
+            features = self.encode_images([sample["image"]])
+            maps = [self.grid_features(features), *(counting_maps(features) if self.counter is not None else ())]
+            new[name] = [m[0].half().cpu() for m in maps]
+            size = sum(m.nbytes for m in new[name])
             if self._bytes + size <= KEPT_BYTES:
-                self._seen[name], self._bytes = now[name], self._bytes + size
-        rows = zip(*(self._seen.get(s["file_name"]) or now[s["file_name"]] for s in samples))
-        return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]  # autocast stacks no halves
+                self._cache[name], self._bytes = new[name], self._bytes + size
+        rows = zip(*(self._cache.get(s["file_name"]) or new[s["file_name"]] for s in samples))
+        return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]  # autocast cannot stack halves

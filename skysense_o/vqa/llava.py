@@ -1,6 +1,6 @@
-"""The image tower before a causal language model, arranged as LLaVA-1.5 (Liu et al. 2024), as the paper does it.
+"""Visual question answering with a language model, built like LLaVA-1.5 (Liu et al. 2024), as in the SkySense-O paper.
 
-Alphabet: B images, D embedding of the tower, E of the language model, N places of the dense map, L tokens.
+Alphabet: B images, E embedding of the language model, N cells of the tower's dense map, L tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from skysense_o.sample import Sample
 from skysense_o.vocabulary import TextBank
 from skysense_o.vqa.vqa_model import squared
 
-# The published prompt of LLaVA-1.5, before and after the image; another one is another model.
+# The published prompt of LLaVA-1.5, before and after the image; the weights depend on it.
 BEFORE = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed,"
     " and polite answers to the human's questions. USER: "
@@ -33,10 +33,10 @@ NOT_SCORED = -100
 
 @META_ARCH_REGISTRY.register()
 class LlavaVQA(nn.Module):
-    """The places of the tower's dense map, through a two-layer GELU projector, are read as words.
+    """Projects the cells of the tower's dense map into the language model's token embeddings, by a two-layer MLP.
 
-    Stage 1 trains the projector alone; stage 2, with LANGUAGE_LORA_RANK above 0, the language model's matrices as
-    well, by low-rank updates. The tower stays as it is.
+    Stage 1 trains the projector only. Stage 2, with LANGUAGE_LORA_RANK above 0, also trains low-rank updates of the
+    language model. The tower is frozen.
     """
 
     @configurable
@@ -52,13 +52,17 @@ class LlavaVQA(nn.Module):
     ) -> None:
         """
         Args:
-            language: any causal model of transformers; it is frozen, but for low-rank updates of `lora_rank`.
-            side: images are resized to this square. most_tokens: of an answer.
+            tower: the image encoder.
+            language: a causal language model of transformers; frozen.
+            tokenizer: the tokenizer of `language`.
+            side: images are resized to this square, in pixels.
+            lora_rank: rank of the language model's low-rank updates; 0: none.
+            most_tokens: maximum length of an answer.
         """
         super().__init__()
         self.tower, self.language = tower.requires_grad_(False), language.requires_grad_(False)
         self.tokenizer, self.side, self.most_tokens = tokenizer, side, most_tokens
-        self.text_bank = TextBank()  # every model of ours has one
+        self.text_bank = TextBank()  # load_state expects one
         size = language.get_input_embeddings().embedding_dim
         self.projector = nn.Sequential(nn.Linear(tower.dim, size), nn.GELU(), nn.Linear(size, size))
         self.external = () if lora_rank else ("language.",)
@@ -71,7 +75,7 @@ class LlavaVQA(nn.Module):
         c = cfg.MODEL.VQA
         if c.PRECISION not in DTYPES:
             raise ValueError(f"MODEL.VQA.PRECISION {c.PRECISION!r} is not known: {', '.join(DTYPES)}")
-        with torch.device("cpu"):  # real, even where a model is built on the meta device
+        with torch.device("cpu"):  # even if the model is built on the meta device
             language, tokenizer = load_language_model(c.LANGUAGE_MODEL, DTYPES[c.PRECISION])
         return {
             "tower": build_tower(cfg),
@@ -92,17 +96,23 @@ class LlavaVQA(nn.Module):
         return self
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor] | list[str]:
-        """Training: samples with `question` and `answer` -> {"loss_answer"}, the cross entropy of the answers' tokens.
-        Inference: the answers."""
+        """Compute the loss in training, the answers in inference.
+
+        Args:
+            samples: B with `question`; in training also `answer`.
+
+        Returns:
+            "loss_answer", the cross-entropy of the answer tokens; or B answers.
+        """
         images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
         if not self.training:
             return self.answer(images, questions)
         rows, labels = [], []
         for prompt, sample in zip(self._prompts(images, questions), samples):
-            said = [*self._ids(f" {sample['answer']}", start=False), self.tokenizer.eos_token_id]
-            said = torch.tensor(said, device=self.device)
-            rows.append(torch.cat([prompt, self.language.get_input_embeddings()(said)]))
-            labels.append(torch.cat([said.new_full((len(prompt),), NOT_SCORED), said]))
+            ids = [*self._ids(f" {sample['answer']}", start=False), self.tokenizer.eos_token_id]
+            answer = torch.tensor(ids, device=self.device)
+            rows.append(torch.cat([prompt, self.language.get_input_embeddings()(answer)]))
+            labels.append(torch.cat([answer.new_full((len(prompt),), NOT_SCORED), answer]))
         mask = pad_sequence([label.new_ones(len(label)) for label in labels], batch_first=True)
         out = self.language(
             inputs_embeds=pad_sequence(rows, batch_first=True),
@@ -113,7 +123,11 @@ class LlavaVQA(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str], cache: bool = True) -> list[str]:
-        """See `VQAModel`. Greedy; cache: keep keys and values of what was read, which changes no answer."""
+        """See `VQAModel`; greedy decoding.
+
+        Args:
+            cache: use the key-value cache, which does not change the answers.
+        """
         rows = self._prompts(images, questions)
         mask = [torch.ones(len(row), dtype=torch.int64, device=self.device) for row in rows]
         tokens = self.language.generate(
@@ -128,18 +142,18 @@ class LlavaVQA(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
     def _prompts(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[Tensor]:
-        """(L,E) each: the words before, the image, the words after."""
+        """The input embeddings (L,E) of each prompt: the text before the image, the image, the text after it."""
         embed, rows = self.language.get_input_embeddings(), []
         before = embed(torch.tensor(self._ids(BEFORE), device=self.device))
-        different = {id(image): image for image in images}  # several questions of one image: it is seen once
-        seen = dict(zip(different, self.see(list(different.values()))))
+        different = {id(image): image for image in images}  # an image with several questions is encoded once
+        tokens = dict(zip(different, self.encode_images(list(different.values()))))
         for image, question in zip(images, questions):
             after = embed(torch.tensor(self._ids(AFTER.format(question), start=False), device=self.device))
-            rows.append(torch.cat([before, seen[id(image)].to(before.dtype), after]))
+            rows.append(torch.cat([before, tokens[id(image)].to(before.dtype), after]))
         return rows
 
-    def see(self, images: Sequence[Tensor]) -> Tensor:
-        """Images, uint8 (3,H,W) -> (B,N,E), the images as words."""
+    def encode_images(self, images: Sequence[Tensor]) -> Tensor:
+        """B images, uint8 (3,H,W) -> token embeddings (B,N,E)."""
         x, _ = geometry.prepare([squared(image, self.side) for image in images], self.tower)
         with torch.no_grad():
             dense = self.tower.encode_image(x).dense
@@ -152,10 +166,14 @@ class LlavaVQA(nn.Module):
 
 
 def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, by their name on the hub or their folder.
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: name on the Hugging Face hub, or a folder.
+        dtype: data type of the weights.
 
     Raises:
-        FileNotFoundError: neither in the local cache, nor to be had, nor a folder with such a model.
+        FileNotFoundError: not a folder with such a model, not in the local cache, and not downloadable.
     """
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)

@@ -1,4 +1,4 @@
-"""What every VQA model can do, and when two answers are the same."""
+"""The interface of VQA models, and the normalisation of answers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,24 @@ NUMBER = re.compile(r"\b(" + "|".join(sorted(NUMBERS, key=len, reverse=True)) + 
 
 
 class VQAModel(Protocol):
-    """The interface of the embedded VQA model and of those with a language model."""
+    """The interface of all VQA models."""
 
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """One answer for each image, uint8 (3,H,W) RGB of any size, and its question."""
+        """Answer one question per image.
+
+        Args:
+            images: B, uint8 (3,H,W) RGB, any sizes.
+            questions: B.
+
+        Returns:
+            B answers.
+        """
 
 
 def normalise(answer: str) -> str:
-    """Lower case, without articles and punctuation, single spaces, numbers up to 99 as digits; else as it was said.
+    """Normalise an answer for comparison.
+
+    Lower case, no articles, no punctuation, single spaces, and number words up to 99 as digits.
 
     >>> normalise("The Twenty-two boats.")
     '22 boats'
@@ -40,14 +50,23 @@ def normalise(answer: str) -> str:
 
 
 def squared(image: Tensor, side: int) -> Tensor:
-    """uint8 (3,H,W) -> uint8 (3,side,side): a VQA model sees every image at the size that it was trained at."""
+    """Resize an image to the square that a VQA model was trained on: uint8 (3,H,W) -> uint8 (3,side,side)."""
     if tuple(image.shape[-2:]) == (side, side):
         return image
     return F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]
 
 
 def choice_loss(scores: Tensor, truth: Sequence[int], smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of (B,A) over those whose truth is not -1; 0 where there is none."""
+    """Mean cross-entropy over the rows that have a truth.
+
+    Args:
+        scores: (B,A).
+        truth: B class indices; -1: left out.
+        smoothing: label smoothing.
+
+    Returns:
+        A scalar; 0 if every row is left out.
+    """
     target = torch.tensor(truth, device=scores.device)
     loss = F.cross_entropy(scores.float(), target, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
     return loss / max(1, sum(t >= 0 for t in truth))

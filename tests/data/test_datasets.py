@@ -57,7 +57,7 @@ def test_published_names_mean_our_splits():
         "floodnet_sem_seg_test": "floodnet_test", "uavid_sem_seg_val": "uavid_val",
     }.items():  # fmt: skip
         assert find(alias) == find(name)
-        assert MetadataCatalog.get(alias).class_table == find(name)[0][0].classes
+        assert MetadataCatalog.get(alias).class_table == find(name)[0][0].class_table_name
 
 
 def test_class_files_are_those_of_the_published_benchmarks():

@@ -1,4 +1,4 @@
-"""The data engine's steps: images in, a set that trains out; and what happens when something is wrong."""
+"""The data engine's steps, from images to a set that can be trained on, and their errors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from training.test_whole_path import train
 pytest.importorskip("pyarrow", reason='the data engine needs pip install -e ".[engine]"')
 pytest.importorskip("faiss", reason='the data engine needs pip install -e ".[engine]"')
 
+from skimage.measure import label
+
 from skysense_o.data.catalog import records_of
 from skysense_o.data_engine.annotations import tile_annotations
 from skysense_o.data_engine.collect import collect, spans
 from skysense_o.data_engine.deduplicate import deduplicate, first_of_each, near_vectors, same_hash
 from skysense_o.data_engine.name import name_regions
 from skysense_o.data_engine.namers import VocabularyNamer
-from skysense_o.data_engine.partition import paint_masks, tidy
+from skysense_o.data_engine.partition import borders, merge_regions, paint_masks, tidy
 from skysense_o.data_engine.propose import described, propose, proposer
 from skysense_o.data_engine.publish import publish
 from skysense_o.data_engine.splitting import split
@@ -37,7 +39,7 @@ WORDS = "water,land,road,building,vegetation"
 
 @pytest.fixture
 def survey(tmp_path) -> Path:
-    """Five images, a copy of one, a poorer JPEG of another, a raster with a place, and a file that is no image."""
+    """Five images, a copy of one, a JPEG of another, a georeferenced raster, and a file that is not an image."""
     folder, rng = tmp_path / "survey", np.random.default_rng(3)
     folder.mkdir()
     for i in range(5):
@@ -69,8 +71,8 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_one_command_from_images_to_a_set_that_passes_the_check(call, survey, tmp_path):
-    """One bad image is told and does not stop the rest; the same command again changes nothing."""
+def test_one_command_makes_a_set_that_passes_the_check(call, survey, tmp_path):
+    """An unreadable image is reported and does not stop the others; the same command again changes nothing."""
     out = tmp_path / "work"
     words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
     words += ("--val", "0.3", "--method", "superpixels", "--coarse", "0.5", "--licence", "CC0")
@@ -112,7 +114,7 @@ def test_a_published_set_trains(call, survey, tmp_path):
     assert (tmp_path / "run/model_final.safetensors").is_file()
 
 
-def test_tiles_share_no_pixel_and_cover_all(work, survey):
+def test_tiles_are_disjoint_and_cover_the_image(work, survey):
     rows = work.catalog()
     whole = np.asarray(Image.open(survey / "4.png"))
     parts = [row for row in rows if row["source"] == "4.png"]
@@ -130,7 +132,7 @@ def test_tiles_share_no_pixel_and_cover_all(work, survey):
     assert [list(s) for s in spans(10, 4)] == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
 
 
-def test_two_images_of_one_name_are_two_and_a_later_one_is_added(work, survey, tmp_path):
+def test_images_with_the_same_file_name_are_kept_apart_and_later_ones_are_added(work, survey, tmp_path):
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 30), (200, 30, 10)).save(tmp_path / "other/0.png")
     before = {row["tile"] for row in work.catalog()}
@@ -142,6 +144,24 @@ def test_two_images_of_one_name_are_two_and_a_later_one_is_added(work, survey, t
         collect(work, [], side=8)
 
 
+def test_a_folder_with_short_tile_ids_is_resumed(survey, tmp_path):
+    """Tile ids ended in 8 hexadecimal digits before; tiles that are in the catalogue keep their ids."""
+    work = WorkFolder(tmp_path / "work")
+    collect(work, [survey / "0.png"], side=64)
+    lines = [json.loads(line) for line in (work / "catalog.jsonl").read_text().splitlines()]
+    (old,) = [line for line in lines if line.get("row") == 0 and line.get("column") == 0]
+    short = old["tile"]["tile"][:-8]
+    assert len(old["tile"]["tile"].rpartition("_")[2]) == 16
+    (work / f"tiles/{short}.png").write_bytes((work / old["tile"]["file"]).read_bytes())
+    old["tile"].update(tile=short, file=f"tiles/{short}.png")
+    (work / "catalog.jsonl").write_text(json.dumps(old) + "\n")  # as if killed after the first tile
+    collect(work, [survey / "0.png"], side=64)
+    tiles = [row["tile"] for row in work.catalog()]
+    assert short in tiles
+    assert len(tiles) == 4
+    assert all(work.image(row).shape[2] == 3 for row in work.catalog())
+
+
 def test_parts_of_a_raster_without_data_are_left_out(tmp_path):
     pixels = fields(64, 200)
     pixels[:, :, :110] = 0
@@ -151,7 +171,7 @@ def test_parts_of_a_raster_without_data_are_left_out(tmp_path):
     assert (result.tiles, result.empty) == (1, 1)
 
 
-def test_copies_and_near_copies_go_and_one_of_each_stays(work, mini):
+def test_of_copies_and_near_copies_one_is_kept(work, mini):
     rows = {row["tile"].rpartition("_")[0]: row for row in deduplicate(work, mini)}
     assert (rows["copy"]["kept"], rows["copy"]["why"], rows["copy"]["distance"]) == (False, "hash", 0.0)
     assert rows["copy"]["of"].startswith("0_")
@@ -161,7 +181,7 @@ def test_copies_and_near_copies_go_and_one_of_each_stays(work, mini):
     assert len(work.kept()) == len(work.catalog()) - 2
 
 
-def test_images_of_a_test_set_leave(work, survey, dubai):
+def test_tiles_like_an_image_of_a_test_set_are_left_out(work, survey, dubai):
     Image.open(survey / "2.png").save(dubai / "images/tile5_001.jpg", quality=90)
     rows = {row["tile"].rpartition("_")[0]: row for row in deduplicate(work, None, against=["dubai_val"], side=128)}
     assert (rows["2"]["kept"], rows["2"]["why"], rows["2"]["of"]) == (False, "leak", "set:dubai_val/tile5_001.jpg")
@@ -170,7 +190,7 @@ def test_images_of_a_test_set_leave(work, survey, dubai):
         deduplicate(work, None, against=["no_such"])
 
 
-def test_neighbours_are_those_that_a_plain_search_finds():
+def test_neighbour_search_equals_brute_force():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 256, (300, 32), dtype=np.uint8)
     bits[100] = bits[7]
@@ -186,29 +206,56 @@ def test_neighbours_are_those_that_a_plain_search_finds():
     assert (50, 3) in {(i, j) for i, j, _ in near_vectors(vectors, 0.3, exact=10)}, "by the HNSW graph"
 
 
-def test_a_chain_of_small_steps_swallows_nothing_but_neighbours():
+def test_a_chain_of_small_differences_is_not_removed_as_a_whole():
     chain = [(1, 0, 0.1), (2, 1, 0.1), (3, 2, 0.1)]
     assert first_of_each(chain, 0) == {1: (0, 0.1), 3: (2, 0.1)}
-    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test images stay"
+    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test images are always kept"
 
 
-def test_regions_are_connected_cover_all_and_lose_no_pixel():
+def test_regions_are_connected_and_small_ones_are_merged():
     labels = np.zeros((40, 50), int)
     labels[:, 20:] = 5
-    labels[5:8, 30:33] = 9  # nine pixels: too small
+    labels[5:8, 30:33] = 9  # nine pixels, which is too small
     labels[20:30, 2:12] = 5  # the same label elsewhere
     labels[39, 0] = 7
     regions = tidy(labels, 20)
     assert regions.dtype == np.uint16
     assert sorted(np.unique(regions)) == [0, 1, 2]
-    assert (regions[5:8, 30:33] == 1).all(), "it went to what is round it"
+    assert (regions[5:8, 30:33] == 1).all(), "it joined the surrounding region"
     assert (regions[20:30, 2:12] == 2).all()
-    assert regions[39, 0] == 0, "a speck in the rest is rest"
+    assert regions[39, 0] == 0, "a small piece inside the rest joins the rest"
     one = np.full((4, 4), 3)
-    assert (tidy(one, 100) == 1).all(), "a small image keeps what it has"
+    assert (tidy(one, 100) == 1).all(), "a piece without neighbours is kept"
     entries = described(regions, np.where(regions == 2, 0.75, 0.5))
-    assert entries[1] == {"region": 2, "box": [2, 20, 11, 29], "pixels": 100, "score": 0.75}
+    assert entries[1] == {"region": 2, "box": [2, 20, 12, 30], "pixels": 100, "score": 0.75}
     assert sum(e["pixels"] for e in entries) + (regions == 0).sum() == regions.size
+
+
+def merge_regions_naively(pieces: np.ndarray, least: int) -> list[int]:
+    """The same rule without a queue or a border table: everything is counted again after each merge."""
+    pieces = pieces.copy()
+    parent = list(range(int(pieces.max()) + 1))
+    while True:
+        pairs, lengths = borders(pieces)
+        sizes = np.bincount(pieces.ravel(), minlength=len(parent)).tolist()
+        neighbours = {k: {} for k in range(len(parent))}
+        for (a, b), length in zip(pairs.tolist(), lengths.tolist()):
+            neighbours[a][b] = neighbours[b][a] = length
+        small = [(size, k) for k, size in enumerate(sizes) if 0 < size < least and neighbours[k]]
+        if not small:
+            return parent
+        _, k = min(small)
+        to = max(neighbours[k], key=lambda other: (neighbours[k][other], -other))
+        pieces[pieces == k] = to
+        parent = [to if p == k else p for p in parent]
+
+
+@pytest.mark.parametrize("least", [2, 6, 40, 10_000])
+def test_merging_regions_equals_the_naive_form(least):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        pieces = label(rng.integers(0, 3, (18, 23)), connectivity=1, background=-1) - 1
+        assert merge_regions(pieces, least).tolist() == merge_regions_naively(pieces, least)
 
 
 def test_large_masks_are_painted_first():
@@ -236,7 +283,7 @@ def test_regions_by_tower_and_by_words(work, mini, method):
             assert regions.min() == 1
 
 
-def test_superpixels_follow_what_is_plainly_there(mini):
+def test_superpixels_follow_clear_edges(mini):
     image, labels = draw_scene(np.random.default_rng(0), 128, 160)
     found, _ = proposer("superpixels", mini)(image)
     regions = tidy(found, 100)
@@ -245,12 +292,12 @@ def test_superpixels_follow_what_is_plainly_there(mini):
         assert max((part & is_class).sum() / (part | is_class).sum() for part in parts) > 0.6, c
 
 
-def test_a_method_that_lacks_something_says_what(mini, words_only, tmp_path):
-    with pytest.raises(ValueError, match="method 'magic' is not known: superpixels, words, everything, sam"):
+def test_a_missing_argument_of_a_method_raises_an_error(mini, words_only, tmp_path):
+    with pytest.raises(ValueError, match="unknown method 'magic': superpixels, words, everything, sam are permitted"):
         proposer("magic", mini)
     with pytest.raises(ValueError, match="--method sam needs --sam FILE"):
         proposer("sam", None)
-    with pytest.raises(ValueError, match="--method words needs words"):
+    with pytest.raises(ValueError, match="--method words needs classes: --classes, --dataset or --open-world"):
         proposer("words", mini)
     with pytest.raises(ValueError, match="these weights take words only"):
         proposer("everything", words_only)(np.zeros((64, 64, 3), np.uint8))
@@ -258,8 +305,8 @@ def test_a_method_that_lacks_something_says_what(mini, words_only, tmp_path):
         propose(WorkFolder(tmp_path), None, least=0)
 
 
-def test_people_decide_over_the_model(halves, mini):
-    """review/final counts whatever the confidence, and what it does not name is nobody's."""
+def test_reviewers_decisions_override_the_model(halves, mini):
+    """Regions in review/final are published whatever their confidence; pixels that it does not name are unlabelled."""
     name_regions(halves, Said("road", "tree"), mini.model)
     tiles = [row["tile"] for row in halves.kept()]
     final = np.ones((48, 64), np.uint16)
@@ -279,7 +326,7 @@ def spec_of(tile: str, source: str, **place) -> dict:
     return {"tile": tile, "source": source, "crs": "", "transform": None, "width": 10, "height": 10, **place}
 
 
-def test_what_lies_together_stays_together():
+def test_tiles_of_the_same_area_are_in_the_same_split():
     from rasterio.crs import CRS
 
     utm = CRS.from_epsg(32633).to_wkt()
@@ -297,11 +344,11 @@ def test_what_lies_together_stays_together():
     assert set(split(rows, 0.0, 0).values()) == {"train"}
     with pytest.raises(ValueError, match="--val 1.5 is out of range"):
         split(rows, 1.5, 0)
-    with pytest.raises(ValueError, match=r"--group '\(' is no regular expression"):
+    with pytest.raises(ValueError, match=r"--group '\(' is not a regular expression"):
         split(rows, 0.1, 0, "(")
 
 
-def test_a_published_folder_is_a_data_set_by_its_path(halves, mini):
+def test_a_published_folder_can_be_used_as_a_data_set_by_its_path(halves, mini):
     name_regions(halves, Said("road", "tree"), mini.model)
     publish(halves, val=0.25)
     assert len(records_of(f"{halves / 'set'}:train")) == 3
@@ -310,47 +357,69 @@ def test_a_published_folder_is_a_data_set_by_its_path(halves, mini):
         records_of(f"{halves / 'set'}:graph_train")
 
 
+def test_a_failed_replacement_keeps_the_old_set(halves, mini, monkeypatch):
+    name_regions(halves, Said("road", "tree"), mini.model)
+    publish(halves, val=0.25)
+    before = hashes(halves / "set")
+    rename = Path.rename
+
+    def fail_once(path, target):
+        if path.name == "set.part":
+            raise OSError("disk error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="disk error"):
+        publish(halves, val=0.5)
+    assert hashes(halves / "set") == before
+    monkeypatch.undo()
+    rename(halves / "set", halves / "set.old")  # as after a kill between the two renames
+    publish(halves, val=0.5)
+    assert hashes(halves / "set") != before
+    assert not (halves / "set.old").exists()
+
+
 def test_other_options_need_a_restart(call, survey, tmp_path):
     out = tmp_path / "work"
     words = ("collect", "--input", survey / "0.png", "--work", out)
     code, _, err = call(ENGINE, *words, "--tile", "5")
     assert (code, "--tile 5 is out of range" in err) == (2, True)
-    assert call(ENGINE, *words, "--tile", "128")[0] == 0, "a mistake leaves no trace"
+    assert call(ENGINE, *words, "--tile", "128")[0] == 0, "a command with a wrong option is not recorded"
     code, _, err = call(ENGINE, *words, "--tile", "64")
     assert code == 2
     assert "collect ran with tile 128 in" in err
-    assert "now it is 64: give what was given before, another --work, or --restart" in err
+    assert "now it is 64: give the same value as before, another --work, or --restart" in err
     assert call(ENGINE, *words, "--tile", "64", "--restart")[0] == 0
     assert len(WorkFolder(out).catalog()) == 4
     (out / "review").mkdir()
     (out / "review/decisions.jsonl").write_text("{}\n")
     code, _, err = call(ENGINE, *words, "--tile", "32", "--restart")
     assert code == 2
-    assert "holds people's decisions on what --restart would remove: move it away first" in err
+    assert "holds decisions on regions that --restart would remove: move it away first" in err
     assert len(WorkFolder(out).catalog()) == 4
 
 
-def test_a_step_before_its_turn_names_the_one_to_run(call, survey, tmp_path):
+def test_a_step_run_too_early_names_the_step_to_run_first(call, survey, tmp_path):
     out = ("--work", tmp_path / "work")
-    for words, cure in (
+    for words, hint in (
         (("propose",), "no catalog.parquet in .*: run collect first"),
         (("deduplicate", "--hashes-only"), "no catalog.parquet in .*: run collect first"),
         (("graph",), "no catalog.parquet in"),
     ):
         code, _, err = call(ENGINE, *words, *out)
         assert code == 2
-        assert re.search(cure, err), err
+        assert re.search(hint, err), err
     call(ENGINE, "collect", "--input", survey / "0.png", *out)
-    for words, cure in (
+    for words, hint in (
         (("name", "--classes", WORDS), "run propose first"),
         (("publish",), "run name first"),
         (("publish", "--confidence", "3"), "--confidence 3.0 is out of range: 0 to 1"),
     ):
         code, _, err = call(ENGINE, *words, *out)
-        assert (code, cure in err) == (2, True), err
+        assert (code, hint in err) == (2, True), err
 
 
-def test_a_tile_that_was_damaged_is_told_and_the_others_are_done(work, mini):
+def test_a_damaged_tile_is_reported_and_the_others_are_processed(work, mini):
     bad = work.catalog()[0]
     (work / bad["file"]).write_bytes(b"nothing")
     errors = propose(work, proposer("superpixels", mini))
@@ -364,7 +433,7 @@ def test_a_tile_that_was_damaged_is_told_and_the_others_are_done(work, mini):
     assert len(rows) == len(work.catalog())
 
 
-def test_a_set_without_a_name_says_so(halves, mini):
+def test_publishing_without_named_regions_raises_an_error(halves, mini):
     name_regions(halves, Said("road"), mini.model)
     with pytest.raises(ValueError, match="no region in .* has a name of confidence 0.99 or more: lower --confidence"):
         publish(halves, confidence=0.99)

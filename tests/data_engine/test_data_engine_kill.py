@@ -1,4 +1,4 @@
-"""kill -9 in the middle of every step of the data engine: what comes out in the end is the same."""
+"""Kills every step of the data engine with SIGKILL: after resuming, the files are the same as without a kill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ spec = importlib.util.spec_from_file_location("engine", root + "/tools/data_engi
 engine = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(engine)
 import faiss, matplotlib.figure, pyarrow.parquet
-from skysense_o.data_engine import asking, collect, deduplicate, graph, name, propose, publish, superpixels
+from skysense_o.data_engine import vlm_namer, collect, deduplicate, build_graph, name, propose, publish, superpixels
 from skysense_o.inference.predictor import Predictor
 Predictor.from_pretrained("mini", "cpu")
 ARGUMENTS = {
@@ -57,7 +57,7 @@ for step in ARGUMENTS:
     killed[step] = 0
     for extra in range(1, int(kills) + 1):
         before, pid = files(work), start(step, work)
-        while files(work) < before + extra:  # it has written something more: now
+        while files(work) < before + extra:  # until it has written `extra` more files
             if os.waitpid(pid, os.WNOHANG)[0]:
                 break
         else:
@@ -70,7 +70,7 @@ print(json.dumps(killed))
 
 
 @pytest.mark.slow
-def test_killed_in_every_step_it_ends_with_the_same_files(tmp_path):
+def test_resuming_after_a_kill_gives_the_same_files(tmp_path):
     images, rng = tmp_path / "images", np.random.default_rng(0)
     images.mkdir()
     for i in range(2):

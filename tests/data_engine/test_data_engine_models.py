@@ -1,4 +1,4 @@
-"""Models that are not ours in the data engine: Segment Anything, a local vision-language model, a service."""
+"""Third-party models in the data engine: Segment Anything, a local vision-language model (VLM), a VLM service."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ from PIL import Image
 pytest.importorskip("skimage", reason='the data engine needs pip install -e ".[engine]"')
 
 from skysense_o.checkpoint import WeightsError
+from skysense_o.data_engine import vlm_namer
 from skysense_o.data_engine.partition import paint_masks, tidy
 from skysense_o.data_engine.sam import build_sam, load_sam, sam_masks
-from skysense_o.data_engine.vlm_namer import KEY, QUESTION, URL, VLMNamer, cleaned, local_model, service, shown
+from skysense_o.data_engine.vlm_namer import (
+    KEY,
+    QUESTION,
+    URL,
+    VLMNamer,
+    local_model,
+    outlined_crop,
+    parse_name,
+    service,
+)
 
 
 @pytest.fixture
 def sam_file(tmp_path):
-    """Segment Anything's real parts at a fraction of their width, with random weights, as a checkpoint of its own."""
+    """A checkpoint of a narrow Segment Anything with random weights; returns its path and the model."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     torch.manual_seed(0)
@@ -38,7 +48,7 @@ def sam_file(tmp_path):
     return tmp_path / "sam.pth", model.eval()
 
 
-def test_any_size_of_segment_anything_is_read_from_its_weights(sam_file):
+def test_the_size_of_segment_anything_is_inferred_from_its_weights(sam_file):
     path, model = sam_file
     again = load_sam(path)
     assert again.image_encoder.blocks[0].window_size == 5
@@ -48,8 +58,7 @@ def test_any_size_of_segment_anything_is_read_from_its_weights(sam_file):
     assert torch.equal(again.image_encoder(x), model.image_encoder(x))
 
 
-def test_the_published_size_has_the_published_names():
-    """ViT-B: as its authors' registry builds it, told from shapes alone."""
+def test_vit_b_inferred_from_shapes_equals_the_registrys_model():
     from segment_anything import sam_model_registry
 
     with torch.device("meta"):
@@ -60,7 +69,7 @@ def test_the_published_size_has_the_published_names():
     assert windows[0] == windows[1]
 
 
-def test_its_masks_become_regions(sam_file):
+def test_masks_of_segment_anything_become_regions(sam_file):
     rgb = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     find = sam_masks(
         sam_file[0], points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0, box_nms_thresh=1.0
@@ -76,11 +85,11 @@ def test_its_masks_become_regions(sam_file):
     assert none.shape == (0, 90, 120)
 
 
-def test_what_is_no_segment_anything_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint of Segment Anything at"):
+def test_other_checkpoints_raise_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Segment Anything checkpoint at"):
         load_sam(tmp_path / "none.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="other.pth is no checkpoint of Segment Anything"):
+    with pytest.raises(WeightsError, match="other.pth is not a Segment Anything checkpoint"):
         load_sam(tmp_path / "other.pth")
 
 
@@ -92,79 +101,140 @@ def test_what_is_no_segment_anything_says_so(tmp_path):
     ],
 )  # fmt: skip
 def test_answers_become_names(answer, named):
-    assert cleaned(answer) == named
+    assert parse_name(answer) == named
 
 
 def test_a_region_is_shown_with_its_outline_and_surroundings():
     rgb = np.full((100, 100, 3), 90, np.uint8)
     mask = np.zeros((100, 100), bool)
     mask[40:60, 50:90] = True
-    image = np.asarray(shown(rgb, mask))
-    assert image.shape == (85, 128, 3)  # 40 x 60 with margins, the image's rim cut, enlarged to 128
+    image = np.asarray(outlined_crop(rgb, mask))
+    assert image.shape == (85, 128, 3)  # 40 x 60 with margins, clipped at the image's edge, enlarged to 128
     red = (image == (255, 0, 0)).all(-1)
     assert red.any()
     assert not red[:10].any()
     assert not red[40:45, 60].any(), "only the outline"
 
 
+class Server:
+    """A local chat completions server that sends prepared answers and records the requests."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple] = []  # (status, body[, headers])
+        self.requests: list[dict] = []
+        self.keys: list[str | None] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                server.keys.append(self.headers["Authorization"])
+                code, body, *headers = server.answers.pop(0)
+                self.send_response(code)
+                for name, value in (headers[0] if headers else {}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1/chat/completions"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
 @pytest.fixture
 def server(monkeypatch):
-    """A server of chat completions; what it answers, and what it was asked."""
-    state = {"answers": [], "asked": [], "keys": []}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            state["asked"].append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            state["keys"].append(self.headers["Authorization"])
-            code, body = state["answers"].pop(0)
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_):
-            pass
-
-    http = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    monkeypatch.setenv(URL, f"http://127.0.0.1:{http.server_port}/v1/chat/completions")
+    server = Server()
+    monkeypatch.setenv(URL, server.url)
     monkeypatch.setenv(KEY, "a-secret")
-    yield state
-    http.shutdown()
-    http.server_close()
+    yield server
+    server.close()
 
 
-def reply(text: str, logprobs: list[float] | None = None) -> tuple[int, str]:
-    told = {"content": [{"logprob": value} for value in logprobs]} if logprobs else None
-    return 200, json.dumps({"choices": [{"message": {"content": text}, "logprobs": told}]})
+def reply(text: str, logprobs: list[float | None] | None = None) -> tuple[int, str]:
+    tokens = {"content": [{"logprob": value} for value in logprobs]} if logprobs else None
+    return 200, json.dumps({"choices": [{"message": {"content": text}, "logprobs": tokens}]})
 
 
 def test_a_service_names_regions(server):
-    server["answers"] = [reply("A harbour.", [-0.1, -0.3]), reply("ship"), reply("I am not sure what this could be")]
+    server.answers = [reply("A harbour.", [-0.1, -0.3]), reply("ship"), reply("I am not sure what this could be")]
     regions = np.repeat(np.array([0, 1, 2, 3], np.uint16), 20)[None].repeat(40, 0)
     namer = VLMNamer(service("some-model"))
     named = namer(np.zeros((40, 80, 3), np.uint8), regions)
     assert named == [[("harbour", pytest.approx(np.exp(-0.2), abs=1e-4))], [("ship", 0.5)], []]
     assert namer.free
-    asked = server["asked"][0]
-    assert asked["model"] == "some-model"
-    text, image = asked["messages"][0]["content"]
+    request = server.requests[0]
+    assert request["model"] == "some-model"
+    text, image = request["messages"][0]["content"]
     assert text["text"] == QUESTION
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
-    assert server["keys"] == ["Bearer a-secret"] * 3
+    assert server.keys == ["Bearer a-secret"] * 3
 
 
-def test_a_service_that_fails_is_named(server, monkeypatch):
-    image = Image.new("RGB", (8, 8))
-    server["answers"] = [(429, "slow down"), (200, "{}"), (200, "no json")]
+IMAGE = Image.new("RGB", (8, 8))
+
+
+def test_tokens_without_a_probability_are_left_out_of_the_confidence(server):
+    server.answers = [reply("ship", [-0.2, None, -0.4]), reply("ship", [None, None])]
     ask = service()
+    assert ask(IMAGE, "?") == ("ship", pytest.approx(np.exp(-0.3)))
+    assert ask(IMAGE, "?") == ("ship", 0.5)
+
+
+def test_a_busy_service_is_retried_with_back_off(server, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(vlm_namer.time, "sleep", pauses.append)
+    truncated = (200, '{"choices": [', {"Content-Length": "4000"})
+    cut = (200, '{"choices": [')
+    busy = (429, "slow down", {"Retry-After": "7"})
+    server.answers = [busy, (503, "starting"), truncated, cut, reply("ship")]
+    assert service(pause=0.5)(IMAGE, "?") == ("ship", 0.5)
+    assert pauses == [7, 1, 2, 4]
+    server.answers = [(429, "slow down", {"Retry-After": "9999"})] * 5
+    pauses.clear()
     with pytest.raises(OSError, match="chat/completions answered 429: slow down"):
-        ask(image, "?")
-    for _ in range(2):
-        with pytest.raises(OSError, match="does not answer as chat completions do"):
-            ask(image, "?")
+        service()(IMAGE, "?")
+    assert pauses == [60] * 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "match"),
+    [
+        ((401, "no such key"), "answered 401: no such key"),
+        ((200, "{}"), "does not answer with chat completions"),
+        ((200, "[]"), "does not answer with chat completions"),
+        ((200, '{"choices": [{"message": {"content": "a"}, "logprobs": 3}]}'), "does not answer with chat completions"),
+    ],
+)
+def test_a_permanent_error_is_not_retried(server, answer, match):
+    server.answers = [answer]
+    with pytest.raises(OSError, match=match):
+        service()(IMAGE, "?")
+    assert len(server.requests) == 1
+
+
+def test_the_key_is_not_sent_to_another_host_by_a_redirect(server):
+    other = Server()
+    other.answers = [reply("ship")]
+    server.answers = [(307, "", {"Location": other.url}), (307, "", {"Location": server.url}), reply("road")]
+    ask = service()
+    assert ask(IMAGE, "?") == ("ship", 0.5)
+    assert other.keys == [None]
+    assert ask(IMAGE, "?") == ("road", 0.5)
+    assert server.keys == ["Bearer a-secret"] * 3, "the same host gets the key"
+    other.close()
+
+
+def test_a_wrong_address_raises_an_error(monkeypatch):
     monkeypatch.setenv(URL, "http://127.0.0.1:9/")
     with pytest.raises(OSError, match="cannot be reached .*: is the address in SKYSENSE_O_VLM_URL right?"):
-        service()(image, "?")
+        service(pause=0)(IMAGE, "?")
     monkeypatch.delenv(URL)
     with pytest.raises(ValueError, match="SKYSENSE_O_VLM_URL is '': set it to the address of chat completions"):
         service()
@@ -172,7 +242,7 @@ def test_a_service_that_fails_is_named(server, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory):
-    """LLaVA's real classes at a fraction of their width, with random weights and a tokenizer of twenty words."""
+    """A folder with a narrow LLaVA of transformers, with random weights and a tokenizer of twenty words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         CLIPImageProcessor,
@@ -228,20 +298,20 @@ def tiny_llava(tmp_path_factory):
 
 
 def test_a_local_model_names_regions(tiny_llava):
-    """With random weights it says anything; but always the same, in so many words, and as sure as its tokens are."""
+    """The weights are random, so the answer is arbitrary. It is deterministic, and its confidence is a probability."""
     regions = np.repeat(np.array([1, 2], np.uint16), 20)[None].repeat(40, 0)
     rgb = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     ask = local_model(tiny_llava)
-    answer, confidence = ask(shown(rgb, regions == 1), QUESTION)
+    answer, confidence = ask(outlined_crop(rgb, regions == 1), QUESTION)
     assert isinstance(answer, str)
     assert 0 < confidence < 1
-    assert ask(shown(rgb, regions == 1), QUESTION) == (answer, confidence)
+    assert ask(outlined_crop(rgb, regions == 1), QUESTION) == (answer, confidence)
     assert len(VLMNamer(ask)(rgb, regions)) == 2
 
 
-def test_what_is_no_local_model_says_so(tmp_path):
+def test_folders_without_a_local_model_raise_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model at .*: --vlm takes a folder"):
         local_model(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no image-text-to-text model of transformers"):
+    with pytest.raises(ValueError, match="is not an image-text-to-text model of transformers"):
         local_model(tmp_path)

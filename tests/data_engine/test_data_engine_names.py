@@ -1,4 +1,4 @@
-"""The data engine's names: who gives them, which are one, and how alike they are."""
+"""Names in the data engine: namers, synonyms, and the relation graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from skysense_o.inference.classify import load_tower
 from skysense_o.vocabulary import Vocabulary
 
 
-def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
+def test_names_by_features_and_by_masks_equal_a_naive_computation(mini):
     image, labels = draw_scene(np.random.default_rng(0), 128, 160)
     regions = np.where(labels == 255, 0, labels + 1).astype(np.uint16)
     words = Vocabulary.parse("water|sea,land,road,building,vegetation", "sky")
@@ -42,11 +42,11 @@ def test_names_by_features_and_by_masks_are_those_of_a_plain_reckoning(mini):
         odds = {n: np.exp((value - cosines[0][1]) / 0.05) for n, value in cosines}
         for n, value in candidates:
             assert value == pytest.approx(odds[n] / sum(odds.values()), abs=0.01)
-    with pytest.raises(ValueError, match="names by 'ear' are not known: features or masks"):
+    with pytest.raises(ValueError, match="unknown way of naming 'ear': features or masks are permitted"):
         VocabularyNamer(mini, words, "ear")
 
 
-def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini, tmp_path):
+def test_a_tower_scores_each_class_by_its_best_phrase(mini, tmp_path):
     tower, templates = load_tower("mini", "cpu")
     assert templates == mini.model.templates
     image, labels = draw_scene(np.random.default_rng(0), 128, 160)
@@ -76,18 +76,20 @@ def test_a_tower_names_regions_by_the_nearest_phrase_of_each_name(mini, tmp_path
         load_tower(tmp_path / "bare.safetensors", "cpu")
 
 
-def test_shares_are_those_of_a_plain_count():
+def test_region_shares_equal_a_naive_count():
     regions = np.zeros((6, 8), np.uint16)
     regions[:3, :4], regions[3:, 4:] = 1, 2
     got = region_shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4; two rows of padding
     assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
 
 
-def test_synonyms_become_one_name_and_what_was_said_is_kept(halves, mini):
+def test_synonyms_are_merged_and_the_namers_own_names_are_kept(halves, mini):
     tiles = [row["tile"] for row in halves.kept()]
     for i, tile in enumerate(tiles):
-        said = ("building", "buildings" if i else "forest")
-        entries = [{"region": k, "name": n, "confidence": 0.9, "candidates": [[n, 0.9]]} for k, n in enumerate(said, 1)]
+        names = ("building", "buildings" if i else "forest")
+        entries = [
+            {"region": k, "name": n, "confidence": 0.9, "candidates": [[n, 0.9]]} for k, n in enumerate(names, 1)
+        ]
         write_json(halves / f"names/{tile}.json", entries)
     assert name_regions(halves, Said(), mini.model, merge=0.85) == []
     assert read_json(halves / "synonyms.json") == {"buildings": "building"}
@@ -97,7 +99,7 @@ def test_synonyms_become_one_name_and_what_was_said_is_kept(halves, mini):
     assert read_json(halves / f"names/{tiles[0]}.json")[1]["name"] == "forest"
 
 
-def test_a_graph_holds_against_synonyms_that_look_different(mini, tmp_path):
+def test_a_graph_prevents_merging_names_that_look_different(mini, tmp_path):
     from skysense_o.data.relation_graph import RelationGraph
     from skysense_o.data_engine.synonyms import synonyms
 
@@ -107,7 +109,7 @@ def test_a_graph_holds_against_synonyms_that_look_different(mini, tmp_path):
     assert synonyms(mini.model, counts, 0.8, apart) == {}
 
 
-def test_what_reviewers_confuse_scores_highest(halves, mini):
+def test_classes_that_reviewers_rename_into_each_other_score_highest(halves, mini):
     from skysense_o.data_engine.build_graph import build_relation_graph
 
     name_regions(halves, Said("road", "tree"), mini.model)
@@ -116,9 +118,9 @@ def test_what_reviewers_confuse_scores_highest(halves, mini):
     assert build_relation_graph(halves, mini).scores.max() <= 10
     path, lines = halves / "review/decisions.jsonl", []
     path.parent.mkdir()
-    said = {"tile": tile, "region": 1, "action": "rename", "name": "tree"}
+    rename = {"tile": tile, "region": 1, "action": "rename", "name": "tree"}
     for reviewer, action in (("ann", "rename"), ("bob", "rename"), ("bob", "undo")):
-        lines.append(json.dumps({**said, "reviewer": reviewer, "action": action}))
+        lines.append(json.dumps({**rename, "reviewer": reviewer, "action": action}))
     path.write_text("\n".join(lines))
     graph = build_relation_graph(halves, mini)
     i, j = graph.index["lake"], graph.index["tree"]
@@ -133,15 +135,15 @@ def test_what_reviewers_confuse_scores_highest(halves, mini):
     assert (load_graph(halves / "graph/graph.json").scores == graph.scores).all()
 
 
-def test_a_graph_needs_two_names(halves, mini):
+def test_a_graph_needs_two_classes(halves, mini):
     from skysense_o.data_engine.build_graph import build_relation_graph
 
     name_regions(halves, Said("road"), mini.model)
-    with pytest.raises(ValueError, match="a graph needs two names at least, 1 are in"):
+    with pytest.raises(ValueError, match="a graph needs at least two classes, 1 are in"):
         build_relation_graph(halves, mini)
 
 
-def test_measures_of_likeness_by_hand():
+def test_similarity_measures_against_values_computed_by_hand():
     from skysense_o.data.similarity import combined, confusions, cooccurrence, ranks
 
     names = ["a", "b", "c"]

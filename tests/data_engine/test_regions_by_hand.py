@@ -1,4 +1,4 @@
-"""Regions that a person draws: embedded, named, used as a class; and all regions without a word."""
+"""Regions that a user draws: their embedding, their classes, their use as an example; and automatic masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.inference.automatic_masks import click_grid, generate_masks, stability_score
+from skysense_o.inference.automatic_masks import click_grid, generate_masks, stability
 from skysense_o.vocabulary import Vocabulary
 
 WORDS = Vocabulary.of(["water", "road|street", "tree"], ["sky"])
@@ -18,7 +18,7 @@ def image():
     return np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 
 
-def test_a_kept_image_answers_as_a_new_one(mini, image, monkeypatch):
+def test_an_embedded_image_gives_the_same_result_as_a_new_one(mini, image, monkeypatch):
     seen, calls, encode = mini.set_image(image), [], mini.model.tower.encode_image
     monkeypatch.setattr(mini.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
     kept = mini(seen, WORDS, probabilities=True)
@@ -29,8 +29,8 @@ def test_a_kept_image_answers_as_a_new_one(mini, image, monkeypatch):
         mini(seen, WORDS, window=64)
 
 
-def test_a_region_is_the_mean_of_what_lies_under_it(mini, image):
-    """Over whole cells of 16 x 16 pixels the mean can be taken by hand; the image is padded to 64 x 96."""
+def test_a_regions_embedding_is_the_mean_feature_of_its_pixels(mini, image):
+    """The mask covers whole cells of 16 x 16 pixels, so the mean is easy to compute; the image is padded to 64 x 96."""
     seen = mini.set_image(image)
     mask = np.zeros((50, 70), bool)
     mask[16:48, 32:64] = True
@@ -40,7 +40,7 @@ def test_a_region_is_the_mean_of_what_lies_under_it(mini, image):
 
 def test_regions_are_ranked_by_their_best_phrase(mini, image):
     seen = mini.set_image(image)
-    box = seen.box_mask((16, 16, 47, 31))
+    box = seen.box_mask((16, 16, 48, 32))
     assert box.sum() == 32 * 16
     (ranked,) = seen.name(box[None], WORDS)
     assert {name for name, _ in ranked} == {"water", "road", "tree", "sky"}
@@ -52,8 +52,8 @@ def test_regions_are_ranked_by_their_best_phrase(mini, image):
     assert values["road"] == pytest.approx(float(best), abs=1e-4)
 
 
-def test_a_region_is_asked_for_as_a_word_is(mini, image):
-    """An example that is the vector of a word gives that word's mask, alone, beside words, and in windows."""
+def test_an_example_region_segments_like_a_class(mini, image):
+    """An example with the text embedding of a class gives that class's mask: alone, beside classes, and in windows."""
     text, _ = mini.model.text_bank(mini.model.tower, [Vocabulary.of(["road"])], ["{}"])
     monkey = {"like this": text[0, 0, 0]}
     seen = mini.set_image(image)
@@ -68,7 +68,7 @@ def test_a_region_is_asked_for_as_a_word_is(mini, image):
         assert np.array_equal(alone.labels, mini(seen, "road").labels)
     finally:
         mini.model.templates = templates
-    with pytest.raises(ValueError, match=r"\['Road'\] are words that are asked for already"):
+    with pytest.raises(ValueError, match=r"\['Road'\] are already phrases of this vocabulary"):
         word.with_examples({"Road": monkey["like this"]})
 
 
@@ -79,7 +79,7 @@ def test_a_region_is_asked_for_as_a_word_is(mini, image):
         (np.zeros((1, 50, 70), bool), "a region is empty"),
     ],
 )
-def test_regions_that_are_none(mini, image, masks, says):
+def test_invalid_region_masks_raise_an_error(mini, image, masks, says):
     with pytest.raises(ValueError, match=says):
         mini.set_image(image).embed(masks)
 
@@ -92,24 +92,24 @@ def test_clicks_are_spread_evenly():
         click_grid((50, 100), 0)
 
 
-def test_steadiness_is_the_iou_of_a_tight_and_a_loose_mask():
+def test_stability_score_is_the_iou_of_masks_at_two_thresholds():
     logits = torch.full((3, 10, 10), -5.0)
     logits[0, :5], logits[1, :4], logits[1, 4:8] = 5.0, 5.0, 0.5
     tight, loose = logits > 1, logits > -1
     naive = [float((t & w).sum() / max(1, (t | w).sum())) for t, w in zip(tight, loose)]
-    assert stability_score(logits).tolist() == naive == [1, 0.5, 0]
+    assert stability(logits).tolist() == naive == [1, 0.5, 0]
 
 
-def test_everything_is_found_once_and_named(prompted, image):
+def test_automatic_masks_are_unique_and_named(prompted, image):
     seen = prompted.set_image(image)
-    loose = {"side": 6, "quality": 0, "stability": 0}
+    loose = {"side": 6, "iou_pred": 0, "stability_score": 0}
     every = generate_masks(seen, WORDS, overlap=1, **loose)
     found = generate_masks(seen, WORDS, overlap=0.5, **loose)
     assert 0 < len(found) < len(every)
     best = found[0]
     assert best.mask.shape == (50, 70)
     x0, y0, x1, y1 = best.box
-    assert best.mask[y0 : y1 + 1, x0 : x1 + 1].sum() == best.mask.sum() > 0
+    assert best.mask[y0:y1, x0:x1].sum() == best.mask.sum() > 0
     assert best.classes == tuple(seen.name(best.mask[None], WORDS)[0])
     assert [p.iou_pred for p in found] == sorted((p.iou_pred for p in found), reverse=True)
     point = click_grid(seen.size, 6)
@@ -119,7 +119,7 @@ def test_everything_is_found_once_and_named(prompted, image):
     assert generate_masks(seen, iou_pred=1, stability_score=1) == []
 
 
-def test_everything_needs_prompts_and_sound_numbers(words_only, prompted, image):
+def test_automatic_masks_need_prompts_and_valid_thresholds(words_only, prompted, image):
     with pytest.raises(ValueError, match=r"take words only: use some .* \(configs/mini/prompts.yaml\)"):
         generate_masks(words_only.set_image(image))
     with pytest.raises(ValueError, match="overlap 7 is out of range: 0 to 1"):

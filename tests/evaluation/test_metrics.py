@@ -1,4 +1,4 @@
-"""The numbers, against Detectron2's own evaluator and against the older rule written out."""
+"""Metrics against Detectron2's evaluator and a transcription of its older rule."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_older_rule_counts_a_predicted_absent_class_as_zero(random_labels):
     assert np.isnan(metrics["IoU"][4])
 
 
-def test_none_is_wrong_but_no_class():
+def test_none_counts_as_an_error_but_is_no_class():
     truth, prediction = np.array([[0, 0, 1, 1]]), np.array([[0, 2, 1, 1]])  # 2 of 2 classes: "none"
     metrics = segmentation_metrics(confusion(truth, prediction, 2, 255))
     assert metrics["IoU"] == [0.5, 1.0]
@@ -74,14 +74,14 @@ def test_an_id_out_of_range_is_refused():
         confusion(np.array([[7]]), np.array([[0]]), 5, 255)
 
 
-def test_nothing_labelled_gives_no_number():
+def test_no_labels_give_nan():
     metrics = segmentation_metrics(confusion(np.array([[255]]), np.array([[0]]), 2, 255))
     assert np.isnan(metrics["mIoU"])
     assert np.isnan(metrics["pACC"])
 
 
 def test_against_torchmetrics(random_labels):
-    """Per class, so that absent classes are not a question of rule; ignored pixels are left out."""
+    """Per class, where both rules agree about absent classes; ignored pixels are left out."""
     truth, prediction = random_labels
     theirs = MulticlassJaccardIndex(5, average=None, ignore_index=255)
     theirs.update(torch.from_numpy(prediction), torch.from_numpy(truth))
@@ -93,7 +93,7 @@ def test_against_torchmetrics(random_labels):
 
 
 def test_counts_are_exact_beyond_float32():
-    """Sums of pixels above 2**24: float32 would lose some."""
+    """Pixel counts above 2**24 are not exact in float32."""
     pixels = torch.zeros(2**24 + 1, dtype=torch.uint8)
     assert int(confusion(pixels, pixels.long(), 1, 255)[0, 0]) == 2**24 + 1
 

@@ -1,4 +1,4 @@
-"""How images are shown to the model, on odd sizes, and what counts as its answer."""
+"""Evaluation protocols: resizing, windows, views and thresholds, on odd sizes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_views_and_windows_of_a_local_model_agree_with_the_whole(name, words):
 
 
 def test_scales_are_averaged():
-    """An image of one colour stays so at every scale; another scale changes a checkerboard."""
+    """Scales do not change the result for a uniform image, but they do for a checkerboard."""
     even = {"image": torch.full((3, 64, 64), 90, dtype=torch.uint8), "vocabulary": WORDS}
     even["image"][1] = 200
     assert (protocol("multiscale").labels(Local(), even) == 1).all()
@@ -105,7 +105,7 @@ def test_published_resizes_as_detectron2_does(monkeypatch):
 
 
 def test_background_words_and_thresholds():
-    """Blue fits the background word; weak green is below its own threshold; with a class for the rest they go there."""
+    """Blue is the background class, weak green is below its threshold; both get the label `rest`."""
     image = torch.zeros((3, 1, 4), dtype=torch.uint8)
     image[0, 0, 0], image[1, 0, 1], image[1, 0, 2], image[2, 0, 3] = 255, 255, 100, 255
     one = protocol("native", "TEST.WINDOW", 0, "TEST.BACKGROUND", ["sky"], "TEST.CLASS_THRESHOLDS", [["road", 0.5]])
@@ -127,7 +127,9 @@ def test_retrieval_words_come_from_a_file_for_each_class_table(tmp_path):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(FileNotFoundError, match="TEST.PROTOCOL 'best' is no file and no name: flips, multiscale"):
+    with pytest.raises(
+        FileNotFoundError, match="TEST.PROTOCOL 'best' is neither a file nor a protocol: flips, multiscale"
+    ):
         protocol_file("best")
     with pytest.raises(ValueError, match=r"\[1.5\] are out of range: 0 to 1"):
         protocol("native", "TEST.THRESHOLD", 1.5)

@@ -52,7 +52,7 @@ def command(work, *words) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work")
     review_cli.add_arguments(parser)
-    review_cli.run(parser.parse_args(["--work", str(work), *map(str, words)]))
+    review_cli.run_review(parser.parse_args(["--work", str(work), *map(str, words)]))
 
 
 class Said:

@@ -8,13 +8,13 @@ import torch
 from conftest import draw_scene, small_config
 
 from skysense_o import Predictor
-from skysense_o.clicks import box_from_mask, components, corrective, middle
+from skysense_o.clicks import box_between, box_from_mask, components, corrective, middle
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.geometry import ImageTransform
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import Features, Queries
-from skysense_o.modeling.prompt_encoder import _likeness, _nearness
+from skysense_o.modeling.prompt_encoder import _likeness, _nearness, _points
 from skysense_o.modeling.sam_head import SAMMaskHead
 from skysense_o.prompt_objective import prepared_prompts, prompt_terms
 from skysense_o.training.optimizer import build_optimizer
@@ -32,7 +32,10 @@ def two_squares() -> np.ndarray:
 def test_parts_middles_boxes():
     parts = components(two_squares(), 10)
     assert len(parts) == 3, "the ground and two squares"
-    assert box_from_mask(parts[1]) == (3, 2, 8, 7)
+    assert box_from_mask(parts[1]) == (3, 2, 9, 8), "half-open"
+    x0, y0, x1, y1 = box_from_mask(parts[2])
+    assert (two_squares()[y0:y1, x0:x1] == 1).all()
+    assert box_between((8, 2), (3, 7)) == (3, 2, 9, 8)
     x, y = middle(parts[1])
     assert 5 <= x <= 6
     assert 4 <= y <= 5
@@ -91,7 +94,7 @@ def queries(words: int = 2, prompts: int = 3, padding: int = 0) -> Queries:
     points[:, :, 0, 0] += torch.arange(prompts) * 7
     labels[:, :, 0], labels[:, :, 1] = 1, 0
     boxes = torch.full((2, prompts, 4), float("nan"))
-    boxes[:, 1] = torch.tensor([10.0, 10.0, 60.0, 50.0])
+    boxes[:, 1] = torch.tensor([10.0, 10.0, 61.0, 51.0])
     return Queries(text, torch.ones(2, words, dtype=torch.bool), points, labels, boxes)
 
 
@@ -134,7 +137,7 @@ def test_what_looks_like_what_is_clicked_stands_out():
     torch.testing.assert_close(inside, left)
     torch.testing.assert_close(outside, 1 - left)
     assert not box.any(), "there is none"
-    asked.boxes, asked.labels = torch.tensor([[[0.0, 0.0, 31.0, 15.0]]]), torch.tensor([[[-1, -1, -1]]])
+    asked.boxes, asked.labels = torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[[-1, -1, -1]]])
     inside, outside, box = _likeness(look, _nearness(asked, (16, 32), (4, 8), look), asked, (16, 32))[0, 0]
     assert not inside.any(), "no click"
     assert not outside.any()
@@ -162,14 +165,29 @@ def test_points_and_boxes_arrive_in_prepared_pixels():
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
         "points": torch.tensor([[[99.0, 49.0]]]),
         "labels": torch.ones(1, 1, dtype=torch.int64),
-        "boxes": torch.tensor([[0.0, 0.0, 99.0, 49.0]]),
+        "boxes": torch.tensor([[0.0, 0.0, 100.0, 50.0]]),
     }
     twice = {**given, "points": given["points"].repeat(1, 2, 1), "labels": given["labels"].repeat(1, 2)}
     points, labels, boxes = prepared_prompts([given, twice], transforms)
     assert points[0, 0, 0].tolist() == [49.25, 49.0]
     assert points[1, 0, 1].tolist() == [99.0, 49.0]
     assert labels.tolist() == [[[1, -1]], [[1, 1]]]
-    assert boxes[0, 0].tolist() == [-0.25, 0.0, 49.25, 49.0]
+    assert boxes[0, 0].tolist() == [-0.25, 0.0, 50.25, 50.0]
+
+
+def test_the_encoder_reads_the_first_and_the_last_pixel_of_a_box():
+    """Half-open boxes came later than the shipped weights, whose corner tokens are those of two clicks."""
+    transform = ImageTransform((50, 100), (64, 128), (64, 64))
+    box = transform.boxes(torch.tensor([[[3.0, 2.0, 9.0, 8.0], [float("nan")] * 4]]))
+    words = torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool)
+    xy, kinds = _points(Queries(*words, boxes=box))
+    corners = transform.points(torch.tensor([[3.0, 2.0], [8.0, 7.0]]))
+    torch.testing.assert_close(xy[0, 0], corners, atol=1e-5, rtol=0)
+    assert kinds.tolist() == [[[2, 3], [-1, -1]]]
+    near = _nearness(Queries(*words, boxes=box), (64, 64), (64, 64), xy)[0, 0, 0]
+    inside = torch.nonzero(near > 0)
+    assert inside.amin(0).tolist() == [2, 1], "rows 2 to 7; columns 3 to 8 of 128 are 1 to 4 of 64"
+    assert inside.amax(0).tolist() == [7, 4]
 
 
 def test_terms_equal_their_naive_twin():
@@ -271,7 +289,9 @@ def test_the_predictor_keeps_the_image(monkeypatch):
         ({"points": [(1, 1)]}, "1 points with 0 labels"),
         ({"points": [(1, 1)], "labels": [2]}, r"point labels \[2\]: permitted are 1"),
         ({"points": [(70, 1)], "labels": [1]}, r"\(70, 1\) lies outside the image, which is 70 x 50"),
-        ({"box": (9, 9, 3, 20)}, "is inside out"),
+        ({"box": (9, 9, 3, 20)}, r"box \(9, 9, 3, 20\) is empty: give x0, y0, x1, y1 with x0 < x1"),
+        ({"box": (9, 9, 9, 20)}, "is empty"),
+        ({"box": (9, 9, 71, 20)}, "reaches outside the image, which is 70 x 50"),
     ],
 )
 def test_mistakes_are_named(asked, says):

@@ -129,7 +129,7 @@ def test_the_overlap_rises_as_hann():
 def test_resolving_between_cells_is_bilinear_then_the_best_name(target):
     """Against torch's own interpolation of all names, for a result of the model's pixels, of more and of fewer."""
     grid = torch.rand(15, 23, 6, generator=torch.Generator().manual_seed(1))
-    plan = Plan.of((60, 90), window=64, overlap=0, divisor=32, stride=4, names=6, memory=2**30, target=target)
+    plan = Plan.of((60, 90), window=64, overlap=0, divisor=32, stride=4, num_classes=6, memory=2**30, target=target)
     grid = F.pad(grid, (0, 0, 0, plan.cols.cells - 23, 0, plan.rows.cells - 15), value=0.5)
     labels, score = resolve(Band(range(target[0]), grid, 0), plan, range(target[1]))
     rows, cols = plan.rows.cells * 4 * target[0] / 60, plan.cols.cells * 4 * target[1] / 90
@@ -151,7 +151,7 @@ def test_reflection_of_tiny_images():
     [
         ({"window": 100}, "a window of 100 pixels does not fit the model: give a multiple of 32"),
         ({"window": 64, "overlap": 64}, "an overlap of 64 pixels is out of range: 0 to 32"),
-        ({"window": 512, "memory": 2**20}, "1 MiB are too few to blend 300 names in windows of 512: at least 77 MiB"),
+        ({"window": 512, "memory": 2**20}, "1 MiB are too few to blend 300 classes in windows of 512: at least 77 MiB"),
     ],
 )
 def test_windows_that_do_not_fit(options, says):

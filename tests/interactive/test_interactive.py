@@ -105,7 +105,8 @@ def test_a_session_looks_once_and_takes_its_folder_along(mini, image, tmp_path, 
 
 def test_words_only_weights_take_a_box_as_it_is(session):
     region = session.draw_box(50, 40, 10, 20)
-    assert region.mask.sum() == 41 * 21
+    assert region.mask.sum() == 40 * 20
+    assert session.draw_box(0, 0, 90, 60).mask.all(), "the whole image"
     assert region.iou_pred is None
     with pytest.raises(ValueError, match="take words only"):
         session.click(3, 3)
@@ -133,7 +134,7 @@ def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, image,
     assert region.iou_pred == iou_pred
     assert session.corner_at(70, 50) is None
     region = session.corner_at(10, 20)
-    assert region.box == (10, 20, 70, 50)
+    assert region.box == (10, 20, 71, 51), "both corner pixels are inside"
     assert session.corner is None
     assert session.find_all_regions(NAMES, side=4, iou_pred=0, stability_score=0)
     labels = session.proposal_labels()
@@ -156,7 +157,7 @@ def test_the_view(session):
     assert "&lt;b&gt;road" in table
     assert "<b>road" not in table
     session.draw_box(10, 10, 40, 30)
-    assert "651 pixels, the box itself" in region_text(session, session.name(NAMES))
+    assert "600 pixels, the box itself" in region_text(session, session.name(NAMES))
     assert not np.array_equal(np.asarray(render_view(session, (), 0.5)), session.image.rgb)
 
 
@@ -225,7 +226,7 @@ def test_the_prompt_loop(session, tmp_path):
     Dialogue(session, tmp_path / "out", lambda: NAMES, stdin=io.StringIO("\n".join(lines)), stdout=said).cmdloop()
     text = said.getvalue()
     for part in (
-        "town.png, 90 x 60 pixels", "error: no region yet", "1,539 pixels", "cosine", "like region 1 is a class now",
+        "town.png, 90 x 60 pixels", "error: no region yet", "1,440 pixels", "cosine", "like region 1 is a class now",
         "error: these weights take words only", "'a b' are not the numbers that are needed: write it as point x y",
         "'1 2' are not the numbers that are needed: write it as box x0 y0 x1 y1", "error: a class name is blank",
         "everything [n]", "town_labels.tif",

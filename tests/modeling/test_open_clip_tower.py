@@ -1,4 +1,4 @@
-"""Towers from open_clip: their dense features lie in the text space, at any size."""
+"""Towers from open_clip: dense features are in the text space, at any size."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ COLORS = {"red": (1.0, -1, -1), "green": (-1, 1.0, -1), "blue": (-1, -1, 1.0), "
 
 
 def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of one colour with noise, and which colour."""
+    """Images of one colour with noise, and the index of the colour."""
     kinds = torch.randint(0, len(COLORS), (count,), generator=generator)
     flat = torch.tensor(list(COLORS.values()))[kinds][:, :, None, None]
     return flat + torch.randn(count, 3, size, size, generator=generator) * 0.7, kinds
@@ -62,7 +62,7 @@ def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Te
 
 @pytest.mark.parametrize(("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-convnext", 64)])
 def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size):
-    """On a tower that was trained for a moment to tell colours apart; also on an image of another size and shape."""
+    """On a tower that was briefly trained to classify colours; also on an image of another size and shape."""
     torch.manual_seed(0)
     tower, generator = OpenCLIPTower(config(name)), torch.Generator().manual_seed(1)
     if name == "tiny-convnext":  # random features do, and its convolutions are slow to train
@@ -90,7 +90,7 @@ def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-vit-mean", "tiny-convnext"])
 @torch.no_grad()
-def test_pooled_features_and_text_are_open_clips_own(name):
+def test_pooled_features_and_text_equal_open_clips(name):
     tower = OpenCLIPTower(config(name)).eval()
     size = MODELS[name]["vision_cfg"]["image_size"]
     x = torch.randn(2, 3, size, size)
@@ -101,8 +101,8 @@ def test_pooled_features_and_text_are_open_clips_own(name):
 
 
 @torch.no_grad()
-def test_what_strings_share_runs_once():
-    """Equal results, whatever the strings have in common, for a fraction of the operations."""
+def test_shared_tokens_run_once():
+    """The results are equal for any shared prefix, with a fraction of the operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
     text = open_clip.create_model("tiny-vit").eval()
@@ -119,13 +119,13 @@ def test_what_strings_share_runs_once():
     assert flops[0] < 0.5 * flops[1]
 
 
-def test_a_tower_that_pools_by_attention_is_refused():
-    with pytest.raises(ValueError, match="'tiny-map' pools by attention.*take another, such as ViT-B-32"):
+def test_attention_pooling_is_an_error():
+    with pytest.raises(ValueError, match="'tiny-map' pools by attention.*choose another, such as ViT-B-32"):
         OpenCLIPTower(config("tiny-map"))
 
 
 def test_unknown_names_and_weights_that_do_not_fit(tmp_path):
-    with pytest.raises(ValueError, match="'ViT-Z' is no model of open_clip: .*ViT-B-32"):
+    with pytest.raises(ValueError, match="'ViT-Z' is not a model of open_clip: .*ViT-B-32"):
         OpenCLIPTower(config("ViT-Z"))
     cfg = config("tiny-vit")
     torch.save({"visual.proj": torch.zeros(3)}, tmp_path / "other.pt")
@@ -135,7 +135,7 @@ def test_unknown_names_and_weights_that_do_not_fit(tmp_path):
 
 
 def test_a_local_checkpoint(tmp_path):
-    """As RemoteCLIP and GeoRSCLIP are published: a state dict of open_clip."""
+    """A state dict of open_clip, the form in which RemoteCLIP and GeoRSCLIP are published."""
     theirs = open_clip.create_model("tiny-vit")
     torch.save(theirs.state_dict(), tmp_path / "RemoteCLIP-tiny.pt")
     cfg = config("tiny-vit")

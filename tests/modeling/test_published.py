@@ -111,7 +111,7 @@ def test_dense_and_pooled_features(double):
 
 @torch.no_grad()
 def test_pooled_features_and_text_share_a_space(model):
-    """Users of the published weights found them "almost random" at classification: the logits must be the published."""
+    """Users found the published weights "almost random" at classification, so the logits must equal the published."""
     want, texts = stored("encode_image"), stored("text")["texts"].tolist()
     pooled = torch.nn.functional.normalize(model.tower.encode_image(want["x"]).pooled, dim=-1)
     logits = model.tower.logit_scale.exp() * pooled @ model.tower.encode_text(texts).T
@@ -142,8 +142,8 @@ CASES = [key for key in np.load(DATA / "published_aggregator.npz").files if key.
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", [None, 7])
 @pytest.mark.parametrize("case", CASES)
-def test_the_decoder_with_every_padding_and_number_of_names(case, chunk):
-    """Also the top-16 of 40, whose other logits are exactly -100; and in chunks, which change nothing."""
+def test_the_decoder_with_every_padding_and_number_of_phrases(case, chunk):
+    """Also the best 16 of 40 phrases, where the other logits are exactly -100; and in chunks, which change nothing."""
     arrays = stored("aggregator")
     pad, names = map(int, re.match(r"out_pad(\d+)_T(\d+)", case).groups())
     dtype = arrays[case].dtype
@@ -188,7 +188,7 @@ def test_an_ensemble_of_templates():
 
 @torch.no_grad()
 def test_an_invalid_phrase_changes_nothing():
-    """Vocabularies of different lengths share a batch: what pads the shorter one must not enter any sum."""
+    """With vocabularies of different lengths in a batch, the padding of the shorter one must not affect any sum."""
     arrays = stored("aggregator")
     features, queries = inputs(arrays, "text10", torch.float32)
     few = decoder(16)(features, Queries(queries.text[:, :3], queries.valid[:, :3]))[0]
@@ -223,14 +223,14 @@ def predict(model: SkySenseO, arrays: dict, case: str, names: Vocabulary) -> tor
 
 @pytest.mark.parametrize("case", cases("inference_divisible"))
 def test_masks_end_to_end(model, case):
-    """Sides that 32 divides: there the published code has no padding to forget."""
+    """Sides that are multiples of 32, where the published code needs no padding."""
     arrays = stored("inference_divisible")
     got = predict(model, arrays, case, Vocabulary.of(arrays["names"].tolist()))
     torch.testing.assert_close(got, arrays[case], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", cases("inference"))
-def test_masks_of_odd_sizes_with_the_published_quirks(model, case, monkeypatch):
+def test_masks_of_odd_sizes_with_reference_compat(model, case, monkeypatch):
     arrays = stored("inference")
     names = Vocabulary.of(arrays["names"].tolist())
     ours = predict(model, arrays, case, names)
@@ -252,14 +252,14 @@ def test_retrieval_words(model, monkeypatch):
 
 
 def test_retrieval_words_are_matched_by_name(tmp_path):
-    """In the published UAVid list the order of the names differs from that of the words."""
+    """In the published UAVid list, classes and retrieval words have different orders."""
     (tmp_path / "o1.json").write_text('{"Storage_Tank": ["silo", "cistern"], "ship": ["boat"], "except": ["sky"]}')
     words = read_retrieval_words(tmp_path / "o1.json")
     assert Vocabulary.of(["ship", "storage tank"]).with_words(words).phrases == (
         ("ship", "boat"),
         ("storage tank", "silo", "cistern"),
     )
-    with pytest.raises(ValueError, match=r"words were given for \['Storage_Tank'\].*\['ship'\]"):
+    with pytest.raises(ValueError, match=r"words for \['Storage_Tank'\].*\['ship'\]"):
         Vocabulary.of(["ship"]).with_words(words)
 
 
@@ -275,7 +275,7 @@ def published_rows(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def test_the_huge_model_has_the_published_names_and_shapes(root):
-    """On the meta device, to the last shape; what the files hold beside it is named as not needed."""
+    """On the meta device; the other tensors of the files are matched by NOT_NEEDED."""
     cfg = default_config()
     cfg.merge_from_file(str(root / "configs/skysense_o/skysense_o.yaml"))
     with torch.device("meta"):
@@ -315,7 +315,7 @@ MODEL:
 
 @pytest.fixture
 def published_file(tmp_path, root):
-    """A whole checkpoint in the published form, small, with all that the authors' files hold besides."""
+    """A small checkpoint of the whole model in the published form, with all extra tensors of the authors' files."""
     (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
     cfg = default_config()
     cfg.merge_from_file(str(tmp_path / "small.yaml"))

@@ -1,4 +1,4 @@
-"""The decoder: each phrase by itself, whatever else is asked."""
+"""The SAM-style decoder: a mask does not depend on the other queries."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def test_chunks_are_exact(head, features, chunk):
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=0)
 
 
-def test_prompts_are_refused_with_the_cure(head, features):
+def test_prompts_for_a_decoder_without_them_are_an_error(head, features):
     q = queries(2)
     q.boxes = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match=r"3 points or boxes were given.*takes words only"):
         head(features, q)
 
 
-def test_ten_names_cost_little_more_than_one():
-    """Counted in floating-point operations, at the real size: the image is refined once, phrases only read it."""
+def test_ten_classes_cost_little_more_than_one():
+    """In floating-point operations, at the real size: the image is refined once and phrases only read it."""
     head = SAMMaskHead(dim=384, pyramid_channels=(96, 96), width=256, depth=2, heads=8, mlp=2048, shared=5)
     pyramid = (torch.randn(1, 96, 64, 64), torch.randn(1, 96, 128, 128))
     features = Features(torch.randn(1, 384, 32, 32), pyramid, torch.randn(1, 384))
@@ -85,7 +85,7 @@ def test_ten_names_cost_little_more_than_one():
 
 
 def test_sams_decoder_weights_fit():
-    """Part by part, at the default sizes: its transformer, upscaling and hypernetwork have our shapes."""
+    """At the default sizes, SAM's transformer, upscaling and hypernetwork have the shapes of ours."""
     from segment_anything.modeling import MaskDecoder as SAMDecoder
     from segment_anything.modeling import TwoWayTransformer
 
@@ -105,7 +105,7 @@ def test_sams_decoder_weights_fit():
 
 
 def sam(width: int = 256):
-    """Segment Anything, with the smallest image encoder there can be."""
+    """Segment Anything with a minimal image encoder."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     transformer = TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=2048, num_heads=8)
@@ -150,7 +150,7 @@ def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_batch_of_two_equals_two_of_one(small_model):
-    """Different sizes and different words in one call."""
+    """Images of different sizes with different vocabularies in one call."""
     samples = [
         {"image": image(70, 90), "vocabulary": Vocabulary.parse("road,water|lake,tree")},
         {"image": image(65, 81, 1), "vocabulary": Vocabulary.parse("building")},

@@ -1,4 +1,4 @@
-"""Benchmarks run and say what they measured; the numbers themselves are nobody's promise."""
+"""Benchmarks run and report plausible numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from modeling.test_published import SMALL_CONFIG
 
 
-def test_a_model_of_random_numbers(call, tmp_path):
+def test_a_model_with_random_weights(call, tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
     words = ("--config-file", tmp_path / "small.yaml", "--names", "1,3", "--size", 64, "--repeats", 1)
     words += ("--device", "cpu", "--precision", "fp32", "--all-names", "--json", tmp_path / "model.json")
@@ -20,7 +20,7 @@ def test_a_model_of_random_numbers(call, tmp_path):
     assert rows[0]["image"]["gflop"] == rows[1]["image"]["gflop"]
 
 
-def test_loading_a_checkpoint_made_for_it(call, tmp_path):
+def test_loading_a_random_checkpoint(call, tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
     words = ("--config-file", tmp_path / "small.yaml", "--json", tmp_path / "load.json")
     code, out, err = call("tools/benchmark.py", "load", *words)

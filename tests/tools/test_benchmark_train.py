@@ -1,4 +1,4 @@
-"""The training benchmark on a model of a fraction of the size."""
+"""The training benchmark, on a tiny model."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def test_an_unknown_loss_is_named(call):
         "tools/benchmark.py", "train", "--config-file", ROOT / "configs/mini/finetune.yaml", "--losses", "bce+x"
     )
     assert code == 2
-    assert "losses ['x'] are not known: bce, focal" in err
+    assert "unknown losses ['x']: bce, focal" in err

@@ -1,4 +1,4 @@
-"""The doctor, as its users call it."""
+"""The command tools/doctor.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def run_doctor(monkeypatch, capsys) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
-def test_doctor_finds_what_is_there(monkeypatch, capsys, dubai):
+def test_doctor_lists_installed_weights_and_data(monkeypatch, capsys, dubai):
     code, text = run_doctor(monkeypatch, capsys)
     assert code == 0
     assert "The demo can run: bash demo.sh" in text
@@ -21,7 +21,7 @@ def test_doctor_finds_what_is_there(monkeypatch, capsys, dubai):
     assert "4 records in" in text
 
 
-def test_doctor_names_the_cure_for_missing_data(monkeypatch, capsys, tmp_path):
+def test_doctor_says_how_to_get_missing_data(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     code, text = run_doctor(monkeypatch, capsys)
     assert code == 0, "data is not needed for the demo"

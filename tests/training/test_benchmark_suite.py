@@ -1,4 +1,4 @@
-"""`tools/train_net.py --eval-only`, which run_eval.sh calls: all that is found, once, in one table."""
+"""`tools/train_net.py --eval-only`, which run_eval.sh calls: every available data set once, in one table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml", "--eval-only")
 
 @pytest.fixture
 def weights(tmp_path):
-    """Of a small model, untrained."""
+    """Weights of a small untrained model."""
     torch.manual_seed(0)
     cfg = small_config()
     cfg.MODEL.SEM_SEG_HEAD.SHARED_TOKENS = 5  # as SMALL leaves it
@@ -54,8 +54,8 @@ def run(call, tmp_path, weights):
     return evaluate
 
 
-def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):
-    """Segmentation, scenes by a model; questions by another; what is not there is listed with its cure."""
+def test_every_available_data_set_in_one_table(run, dubai, questions, tmp_path):
+    """Segmentation and scenes with one model, questions with another; missing data sets are listed with a hint."""
     records = records_of("rsivqa_train")
     cfg = vqa_config(records)
     save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
@@ -79,7 +79,7 @@ def test_all_that_is_found_in_one_table(run, dubai, questions, tmp_path):
     inference = tmp_path / "eval/inference"
     said = json.loads((inference / "rsivqa_test_predictions.json").read_text())
     assert len(said) == 9
-    assert {"question", "answer", "kind", "said"} < set(said[0])
+    assert {"question", "answer", "kind", "predictions"} < set(said[0])
     images = sorted(p.name for p in (inference / "dubai_val_images").iterdir())
     assert [name.split("_")[0] for name in images] == ["best", "worst"], "two images: the middle one is the best"
     assert (inference / "dubai_val_names_confusion.png").is_file()
@@ -98,7 +98,7 @@ def test_a_folder_of_ones_own_by_its_path(run, dubai, tmp_path):
 
 
 def _predictions_agree(folder, metrics):
-    """The run-length masks and the PNG say the same, and Detectron2's evaluator gives the same numbers for them."""
+    """Run-length masks and PNG agree, and Detectron2's evaluator gives the same metrics for them."""
     records, rows = records_of("dubai_val"), json.loads((folder / "sem_seg_predictions.json").read_text())
     DatasetCatalog.register("again", lambda: records)
     MetadataCatalog.get("again").set(stuff_classes=list("abcde"), ignore_label=255)
@@ -119,8 +119,8 @@ def _predictions_agree(folder, metrics):
         assert 100 * metrics[key] == pytest.approx(theirs[key]), key
 
 
-def test_what_is_done_is_read_back(run, dubai, weights, tmp_path, monkeypatch):
-    """By calls of the model: none the second time; again with another protocol; again with other data."""
+def test_finished_results_are_read_back(run, dubai, weights, tmp_path, monkeypatch):
+    """The second run calls no model; another protocol or other data does."""
     calls, predict = [], SkySenseO.predict
     monkeypatch.setattr(SkySenseO, "predict", lambda self, s, r: calls.append(1) or predict(self, s, r))
     quiet = ("TEST.IMAGES", 0)
@@ -181,7 +181,7 @@ def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):
 
 
 def test_published_numbers_stand_beside_ours():
-    """By the names of our rows, and every protocol is told."""
+    """They have the names of our rows, and every protocol is described."""
     rows = {row.name: row for _, row in evaluation_splits()}
     published = read_published()
     for numbers in published["models"].values():
@@ -195,6 +195,6 @@ def test_published_numbers_stand_beside_ours():
     assert row[1] == {"data set": "aid_all", "beside": "not found"}
 
 
-def test_a_class_that_is_not_there_has_no_row():
+def test_an_absent_class_has_no_row():
     prediction = np.array([[0, 0, 2], [3, 3, 3]])
     assert [row["category_id"] for row in as_coco("x.jpg", prediction, 3)] == [0, 2], "3 of 3: none"

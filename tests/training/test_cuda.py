@@ -58,7 +58,7 @@ def test_tower_and_head(model_on, fake, device):
 
 @pytest.mark.parametrize("device", ["cuda", "meta"])
 def test_losses_of_samples_from_the_cpu(model_on, fake, device):
-    """As the loader gives them: images and labels in main memory, different sizes and words."""
+    """As from the loader: images and labels on the CPU, different sizes and vocabularies."""
     model = model_on(device)
     with fake:
         samples = [
@@ -77,7 +77,7 @@ def test_losses_of_samples_from_the_cpu(model_on, fake, device):
 
 
 def test_a_stray_cpu_tensor_is_caught(model_on, fake):
-    """The control: what these tests are for does fail."""
+    """The control: the error that these tests look for is detected."""
     model = model_on("cuda")
     with fake, pytest.raises(RuntimeError, match="device"):
         model.tower.encode_image(torch.empty(1, 3, 64, 64, device="cpu"))

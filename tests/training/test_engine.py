@@ -1,4 +1,4 @@
-"""The engine: it stops when told, says what went wrong, and every shipped config trains."""
+"""The engine: signals, errors, checkpoints, and a short run of every shipped config."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TRAINING = [
 
 
 def tiny(path, **changes) -> list[str]:
-    """KEY VALUE words that make a shipped config small enough for a test, whatever tower it has."""
+    """KEY VALUE overrides that make any shipped config small enough for a test."""
     cfg = default_config()
     cfg.merge_from_file(str(path))
     keys = {
@@ -59,7 +59,7 @@ def tiny(path, **changes) -> list[str]:
         "DATASETS.TEST": "()",
         **changes,
     }
-    data = {"labels": "dubai_train", "pairs": "pairs/captions.jsonl@train", "questions": "rsivqa_train"}
+    data = {"labels": "dubai_train", "captions": "pairs/captions.jsonl@train", "questions": "rsivqa_train"}
     keys["DATASETS.TRAIN"] = f"('{data[cfg.INPUT.MAPPER]}',)"
     if cfg.INPUT.POINTS:
         keys["INPUT.POINTS"] = os.path.join(os.environ["DETECTRON2_DATASETS"], "ucmerced", "points.jsonl")
@@ -92,7 +92,7 @@ def test_every_training_config_takes_two_steps(dubai, pairs, questions, llama, t
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, questions, llama, tmp_path, path):
-    """So no parameter lacks its gradient, which would end the second step."""
+    """A parameter without a gradient would be an error in the second step."""
     words = ["--config-file", path, "--num-gpus", 2, "OUTPUT_DIR", tmp_path / "run"]
     words += tiny(path, **{"MODEL.VQA.LANGUAGE_MODEL": llama})
     done = command(ROOT / "tools/train_net.py", *words, cwd=tmp_path)
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="model_0000005.pth could not be written .*No space left.*go on with --resume"):
+    with pytest.raises(OSError, match="model_0000005.pth could not be written .*No space left.*continue with --resume"):
         checkpointer.save("model_0000005", iteration=5)
     assert {p.name for p in tmp_path.iterdir()} == {"model_0000002.pth", "last_checkpoint"}
     assert (tmp_path / "model_0000002.pth").read_bytes() == good
@@ -149,14 +149,14 @@ def test_old_checkpoints_are_pruned(tmp_path):
     assert names == {"model_0000003.pth", "model_0000004.pth", "model_best.pth"}
 
 
-def test_a_loss_that_is_no_number_names_itself_and_the_images(tmp_path):
+def test_a_nan_loss_names_itself_and_the_images(tmp_path):
     sample = {
         "image": torch.zeros(3, 4, 4, dtype=torch.uint8),
         "vocabulary": Vocabulary.parse("road"),
         "file_name": "a.jpg",
     }
     losses = {"loss_bce": torch.tensor(1.0), "loss_region": torch.tensor(float("nan"))}
-    with pytest.raises(LossError, match=r"loss_region.*nan.*step 8, of the images a.jpg; the batch is in") as error:
+    with pytest.raises(LossError, match=r"loss_region.*nan.*step 8, for the images a.jpg; the batch is in") as error:
         check_losses(losses, [sample], 7, tmp_path)
     assert "loss_bce" not in str(error.value)
     dump = torch.load(tmp_path / "nan_0000007_0.pth", weights_only=True)
@@ -170,7 +170,7 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     words = tiny(config, **{"SOLVER.BASE_LR": 1e30, "SOLVER.MAX_ITER": 4, "SOLVER.WARMUP_ITERS": 0})
     code, _, err = call("tools/train_net.py", "--config-file", config, "OUTPUT_DIR", tmp_path / "run", *words)
     assert code == 2
-    assert re.search(r"error: .*nan.* in step \d, of the images .*tile\d_00\d.jpg", err)
+    assert re.search(r"error: .*nan.* in step \d, for the images .*tile\d_00\d.jpg", err)
     assert list((tmp_path / "run").glob("nan_*.pth"))
 
 
@@ -184,7 +184,7 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     ],
 )
 @pytest.mark.slow
-def test_a_signal_saves_and_says_how_to_go_on(dubai, tmp_path, gpus, number, send):
+def test_a_signal_saves_and_says_how_to_resume(dubai, tmp_path, gpus, number, send):
     out = tmp_path / "run"
     words = ["--config-file", ROOT / "configs/mini/finetune.yaml", "--num-gpus", gpus, "OUTPUT_DIR", out, *SMALL]
     words += ["SOLVER.MAX_ITER", "5000", "SOLVER.CHECKPOINT_PERIOD", "0", "TEST.EVAL_PERIOD", "0"]
@@ -203,14 +203,14 @@ def test_a_signal_saves_and_says_how_to_go_on(dubai, tmp_path, gpus, number, sen
     send(run.pid, number)
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 128 + number, said[-2000:]
-    assert "Go on with:" in said
+    assert "Resume with:" in said
     assert re.search(r"train_net.py --resume --config-file", said)
     (saved,) = out.glob("model_0*.pth")
     assert (out / "last_checkpoint").read_text() == saved.name
     assert (out / "metrics.png").is_file()
 
 
-def test_a_second_signal_ends_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
+def test_a_second_signal_kills_at_once_but_a_repeat_of_the_first_does_not(monkeypatch):
     now, killed = [100.0], []
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(stopping.os, "kill", lambda pid, number: killed.append((pid, number)))
@@ -260,7 +260,7 @@ def test_accelerate_launch_on_cpu_is_refused(call, monkeypatch, tmp_path, dubai)
     config = ROOT / "configs/mini/finetune.yaml"
     code, _, err = call("tools/train_net.py", "--config-file", config, "OUTPUT_DIR", tmp_path / "run")
     assert code == 2
-    assert "'accelerate launch --cpu' starts one process only" in err
+    assert "'accelerate launch --cpu' starts only one process" in err
 
 
 def test_run_json_and_plot(dubai, tmp_path):
@@ -335,7 +335,7 @@ def test_recomputed_layers_give_the_same_gradients(name):
 
 
 def test_low_rank_updates(tmp_path):
-    """They start as nothing, train in place of attention's matrices, load plain weights, and are merged on export."""
+    """They start at zero, train instead of the attention matrices, load plain weights, and are merged on export."""
     plain = SkySenseO(swin_config())
     cfg = swin_config(LORA_RANK=2)
     model = SkySenseO(cfg)
@@ -419,7 +419,7 @@ print(killed, status)
 
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_with_the_same_weights(dubai, tmp_path):
-    """kill -9 at random moments, in the middle of steps and of writing checkpoints; with a loader process, too."""
+    """kill -9 at random times, during steps and while checkpoints are written; also with a loader process."""
     config = ROOT / "configs/mini/finetune.yaml"
     words = tiny(config, **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.EMA_DECAY": 0.9, "DATALOADER.NUM_WORKERS": 1})
     done = command("-c", FORKED, config, tmp_path, 20, 60, *words, cwd=ROOT)

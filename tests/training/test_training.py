@@ -1,4 +1,4 @@
-"""Optimiser groups, the moving average, and a real bit of learning."""
+"""Optimiser groups, the moving average, and a short real training."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_the_first_pattern_wins_and_factor_0_freezes():
     ]
 
 
-def test_a_pattern_that_wins_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"'\^c' of SOLVER.GROUPS wins no parameter"):
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"'\^c' of SOLVER.GROUPS matches no parameter"):
         build_optimizer(layers(), [["^c", 1.0, 0.0], [".", 1.0, 0.0]], 1e-2)
 
 
 def test_a_parameter_without_a_pattern_is_an_error():
-    with pytest.raises(ValueError, match="no pattern of SOLVER.GROUPS fits 'b.weight'"):
+    with pytest.raises(ValueError, match="no pattern of SOLVER.GROUPS matches 'b.weight'"):
         build_optimizer(layers(), [["^a", 1.0, 0.0]], 1e-2)
 
 
@@ -49,7 +49,7 @@ def test_the_total_batch_must_divide(cfg):
         micro_batch(cfg)
 
 
-def test_the_moving_average_is_what_it_says_and_gives_back_what_it_took():
+def test_the_moving_average_and_restoring_the_weights():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
     ema = MovingAverage(model, 0.5)
@@ -89,7 +89,7 @@ def four_scenes() -> list[dict]:
     return samples
 
 
-def test_it_learns_four_images_by_heart():
+def test_it_memorises_four_images():
     torch.manual_seed(0)
     cfg = default_config()
     cfg.MODEL.TOWER.WIDTH = 32
@@ -132,7 +132,7 @@ def test_each_training_config_uses_all_its_parameters(root):
 @pytest.mark.parametrize("tower", ["MiniTower", "SkySenseCLIP"])
 @pytest.mark.parametrize("head", ["SAMMaskHead", "CostAggregationHead"])
 def test_each_head_works_with_each_tower(cfg, tower, head):
-    """Built from the config at a fraction of the size: one training step, and an image of an odd size."""
+    """A reduced config: one training step, and an image of an odd size."""
     cfg.MODEL.TOWER.NAME, cfg.MODEL.SEM_SEG_HEAD.NAME = tower, head
     swin, text = cfg.MODEL.TOWER.SWIN, cfg.MODEL.TOWER.CLIP_TEXT
     swin.DIM, swin.DEPTHS, swin.HEADS, swin.WINDOWS = 16, [2, 2, 2, 2], [2, 2, 4, 4], [4, 4, 4, 4]

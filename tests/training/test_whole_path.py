@@ -41,7 +41,7 @@ def train(folder, *words, cwd, gpus=1, resume=False):
 
 
 def test_train_evaluate_demo(dubai, tmp_path):
-    """From another folder than the project's, as users do."""
+    """The working folder is not the project's, as for users."""
     out = tmp_path / "run"
     done = train(out, "SOLVER.MAX_ITER", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -81,8 +81,8 @@ def weights(folder) -> dict:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_one_that_was_never_stopped(dubai, tmp_path):
-    """Bit for bit; the run stops after 3 of 6 steps, by the checkpoint it wrote there."""
+def test_a_resumed_run_ends_like_an_uninterrupted_one(dubai, tmp_path):
+    """Bit for bit; the run is resumed from its checkpoint after 3 of 6 steps."""
     assert train(tmp_path / "whole", "SOLVER.MAX_ITER", "6", cwd=tmp_path).returncode == 0
     assert train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path).returncode == 0
     (tmp_path / "parts/model_final.pth").unlink()
@@ -98,7 +98,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(dubai, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(dubai, tmp_path):
-    """The same total batch gives the same weights, up to rounding, since each sample counts alike."""
+    """The same total batch gives the same weights up to rounding, because every sample has the same weight."""
     plain = ("SOLVER.MAX_ITER", "2", "SOLVER.PRECISION", "no", "MODEL.TEXT_NOISE", "0.0", "TEST.EVAL_PERIOD", "0")
     assert train(tmp_path / "one", *plain, cwd=tmp_path).returncode == 0
     done = train(tmp_path / "two", *plain, cwd=tmp_path, gpus=2)
@@ -127,7 +127,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
             "TEST.WORDS 'guess' is not known: names, synonyms or heldout",
         ),
         ((*CONFIG, "--eval-only", "TEST.WORDS", "heldout"), "TEST.HELDOUT_FILE '' is no file"),
-        ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' was asked for"),
+        ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' is not available"),
         ((*CONFIG, "DATASETS.TEST", "('mars_val',)"), "unknown data set 'mars_val'"),
         ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),

@@ -1,4 +1,4 @@
-"""Counting: a map whose sum is the number, learned from answers and from marked objects."""
+"""Counting by a density map, learned from answers and from object locations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
 
 def blobs(generator, many=64):
-    """Noise with up to five cells each that are bright in the first or the second channel, and a question about one of
-    them -> maps, text, numbers, points."""
+    """Noise with up to five bright cells per channel, and a question about one -> maps, text, numbers, points."""
     numbers = torch.randint(6, (many, 2), generator=generator)
     kinds = torch.randint(2, (many,), generator=generator)
     maps, points = torch.rand(many, 4, CELLS, CELLS, generator=generator), []
@@ -59,7 +58,7 @@ def test_it_learns_to_count_and_where():
     assert density[five, y, x].mean() > 5 * density[five].mean(), "it is dense where the objects are"
 
 
-def test_answers_that_are_no_number_teach_nothing():
+def test_answers_that_are_not_numbers_have_no_loss():
     counter = Counter([4], 8, ANSWERS)
     maps = torch.rand(2, 4, CELLS, CELLS)
     losses = counter.losses(*counter([maps], torch.ones(2, 8)), ["yes", "about 7"], [torch.rand(3, 2), None])
@@ -67,14 +66,14 @@ def test_answers_that_are_no_number_teach_nothing():
     sum(losses.values()).backward()
 
 
-def test_people_s_number_is_what_the_marks_sum_to():
+def test_density_targets_sum_to_the_annotated_count():
     counter, points = Counter([4], 8, ANSWERS).eval(), torch.rand(2, 2)
     seen = counter([torch.rand(1, 4, CELLS, CELLS)], torch.ones(1, 8))
     loss = counter.losses(*seen, ["5"], [points])["loss_density"]
     assert torch.isclose(loss, MARKED * density_loss(seen[1], marked_density(points, 5)[None]).sum())
 
 
-def test_marked_objects_sum_to_the_number_people_gave():
+def test_object_locations_sum_to_the_annotated_count():
     points = torch.tensor([[0.25, 0.5], [0.99, 0.01]])
     target = marked_density(points, 3)
     assert target.shape == (CELLS, CELLS)
@@ -86,7 +85,7 @@ def test_marked_objects_sum_to_the_number_people_gave():
     assert right < density_loss(2 * target[None], target[None])
 
 
-def test_what_is_smaller_than_a_cell_is_not_lost():
+def test_objects_smaller_than_a_cell_are_not_lost():
     fine = torch.zeros(1, 3, 2 * CELLS, 2 * CELLS)
     fine[0, 1, 5, 7] = 1
     dense, pyramid, stage = torch.rand(1, 8, 16, 16), (torch.rand(1, 4, CELLS, CELLS), fine), torch.rand(1, 5, 8, 8)
@@ -126,7 +125,7 @@ def counting_config(points):
     return cfg
 
 
-def test_marks_turn_with_the_image(cars):
+def test_points_rotate_with_the_image(cars):
     records = records_of("rsivqa_train_count")
     assert {record["question"] for record in records} == {"How many cars in the image?"}
     assert len(records_of("rsivqa_train")) == 6
@@ -146,7 +145,7 @@ def test_marks_turn_with_the_image(cars):
     assert where["file_name"] == records[0]["file_name"], "left would not stay left"
 
 
-def test_a_image_is_asked_for_all_that_is_marked_in_it(cars):
+def test_an_image_is_asked_about_all_annotated_objects(cars):
     marks = {"red car": [[6, 16]], "car": [[24, 32], [6, 16]]}
     cars.write_text(
         "\n".join(json.dumps({"image": "overpass/overpass00", "what": k, "points": p}) for k, p in marks.items())
@@ -196,18 +195,18 @@ def test_each_number_goes_to_its_question(cars, monkeypatch):
     monkeypatch.setattr(model, "count", count)
     assert model.answer(images, questions) == ["yes", "3", "5"]
     assert given["values"] == [20, 30]
-    assert torch.equal(given["text"], model._read(questions[1:]))
+    assert torch.equal(given["text"], model._encode(questions[1:]))
 
 
-def test_a_turned_image_has_the_same_number(cars):
-    """The mean over all four turns is the same whichever came first; of each alone it is not."""
+def test_a_rotated_image_has_the_same_count(cars):
+    """The mean over all four rotations does not depend on the first one; a single prediction does."""
     torch.manual_seed(0)
     model, shares = EmbeddedVQA(counting_config(cars)).eval(), []
     with torch.no_grad():
         model.counter.near.weight.normal_(std=3.0)  # so that it matters what lies left and what above
         model.counter.sharpness.bias.fill_(-5)
     model.counter.register_forward_hook(lambda module, given, gives: shares.append(gives[0].softmax(1)))
-    image, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._read(["How many cars?"])
+    image, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._encode(["How many cars?"])
     for turn in range(2):
         model.count([torch.rot90(image, turn, (1, 2))], text)
     assert len(shares) == 8
@@ -216,7 +215,7 @@ def test_a_turned_image_has_the_same_number(cars):
 
 
 def test_it_learns_under_bf16_too(cars):
-    """What is kept is in half precision, which autocast does not stack."""
+    """The cache is in half precision, which autocast cannot stack."""
     cfg = counting_config(cars)
     model, mapper = EmbeddedVQA(cfg).train(), QuestionMapper(cfg)
     with torch.autocast("cpu", torch.bfloat16):
@@ -224,24 +223,24 @@ def test_it_learns_under_bf16_too(cars):
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_what_is_seen_does_not_depend_on_the_batch(cars):
+def test_features_do_not_depend_on_the_batch(cars):
     cfg = counting_config(cars)
     samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
     model = EmbeddedVQA(cfg).train()
-    together = model._once(samples)
+    together = model._cached(samples)
     for i, sample in enumerate(samples):
-        model._seen.clear()
-        assert all(torch.equal(one[0], many[i]) for one, many in zip(model._once([sample]), together))
+        model._cache.clear()
+        assert all(torch.equal(one[0], many[i]) for one, many in zip(model._cached([sample]), together))
 
 
-def test_a_side_that_the_tower_would_pad_is_refused(cars):
+def test_a_side_that_needs_padding_is_an_error(cars):
     cfg = counting_config(cars)
     cfg.MODEL.VQA.SIDE = 72
     with pytest.raises(ValueError, match="VQA.SIDE 72 with COUNTING: this tower needs a multiple of 32, such as 64"):
         EmbeddedVQA(cfg)
 
 
-def test_marks_beyond_the_image_are_named(cars):
+def test_points_outside_the_image_are_an_error(cars):
     cars.write_text(json.dumps({"image": "overpass/overpass00", "what": "car", "points": [[100, 3]]}))
     with pytest.raises(ValueError, match=r"marks up to \[100.0, 3.0\] in .*overpass00.jpg, which is 48 x 64"):
         QuestionMapper(counting_config(cars))(records_of("rsivqa_train_count")[0])
@@ -250,7 +249,7 @@ def test_marks_beyond_the_image_are_named(cars):
 @pytest.mark.parametrize(
     "line", ['{"image": "a.png", "points": []}', "no json", '{"image": "a", "what": "b", "points": [1]}']
 )
-def test_a_line_that_marks_nothing_is_named(tmp_path, line):
+def test_a_line_without_points_is_an_error(tmp_path, line):
     path = tmp_path / "points.jsonl"
     path.write_text('{"image": "a/b.tif", "what": "car", "points": [[1, 2]]}\n')
     assert read_points(path) == {"a/b": {"car": [[1.0, 2.0]]}}
@@ -259,7 +258,7 @@ def test_a_line_that_marks_nothing_is_named(tmp_path, line):
         read_points(path)
 
 
-def test_a_missing_file_of_marks_is_named(cars):
+def test_a_missing_file_of_points_is_an_error(cars):
     with pytest.raises(
         FileNotFoundError, match=r"INPUT.POINTS 'nowhere.jsonl' is not in datasets/points, which has ucm"
     ):
@@ -304,10 +303,10 @@ def test_a_file_holds_the_counter(cars, tmp_path):
     model = EmbeddedVQA(cfg).eval()
     save_weights(model, tmp_path / "count.safetensors", model_config(cfg).dump())
     again = load_vqa_model(tmp_path / "count.safetensors", "cpu")
-    images, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._read(["How many cars?"])
+    images, text = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)], model._encode(["How many cars?"])
     assert again.counter.numbers == model.counter.numbers
     with torch.no_grad():
-        before, after = (m.counter(counting_maps(m.see(images)), text)[0] for m in (model, again))
+        before, after = (m.counter(counting_maps(m.encode_images(images)), text)[0] for m in (model, again))
     assert torch.allclose(before, after, atol=1e-4)
     without = counting_config("")
     without.MODEL.VQA.COUNTING = False
@@ -317,7 +316,7 @@ def test_a_file_holds_the_counter(cars, tmp_path):
     assert "counter.density.weight" in left.passed_over, "it may be left out"
 
 
-def test_what_can_be_said_comes_with_the_head(cars, tmp_path):
+def test_the_list_of_answers_comes_with_the_head(cars, tmp_path):
     cfg = counting_config(cars)
     save_weights(EmbeddedVQA(cfg), tmp_path / "count.safetensors", model_config(cfg).dump())
     cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN = str(tmp_path / "count.safetensors"), ("rsivqa_train_count",)
@@ -340,16 +339,16 @@ def test_only_training_starts_a_counter_from_scratch(cars, tmp_path):
         build_model(cfg)
 
 
-def test_what_is_kept_has_a_bound(cars, monkeypatch):
+def test_the_cache_is_bounded(cars, monkeypatch):
     cfg = counting_config(cars)
     model = EmbeddedVQA(cfg).train()
     samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
-    seen, see = [], model.see
-    model.see = lambda images: seen.append(len(images)) or see(images)
+    calls, encode = [], model.encode_images
+    model.encode_images = lambda images: calls.append(len(images)) or encode(images)
     monkeypatch.setattr(embedded, "KEPT_BYTES", 0)
     for _ in range(2):
         model(samples)
     monkeypatch.undo()
     for _ in range(2):
         model(samples)
-    assert seen == [1] * 9, "nothing fits, so each is seen each time; then once"
+    assert calls == [1] * 9, "nothing fits, so each image is encoded each time; then once"

@@ -1,4 +1,4 @@
-"""The LLaVA arrangement, proved without a hub: a tiny random Llama learns by heart what it sees."""
+"""The LLaVA model without downloads: a tiny random Llama memorises a few images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def vqa_config(llama, rank: int, precision: str = "fp32"):
 
 @pytest.fixture
 def samples():
-    """Four images, two questions each: no question alone gives its answer away."""
+    """Four images with two questions each, so that the question alone does not determine the answer."""
     images = [torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 64) for color in COLORS]
     pairs = [(image, question) for image in images for question in QUESTIONS]
     return [{"image": i, "question": q, "answer": a} for (i, q), a in zip(pairs, ANSWERS)]
 
 
-def test_eight_questions_are_learned_by_heart(llama, samples, tmp_path):
+def test_eight_questions_are_memorised(llama, samples, tmp_path):
     torch.manual_seed(0)
     cfg = vqa_config(llama, rank=16)
     model = LlavaVQA(cfg).train()

@@ -1,4 +1,4 @@
-"""Questions: when answers are the same, what is compared with what, and a VQA model that learns to look."""
+"""Questions: comparison of answers, baselines, and a VQA model that learns to use the image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_buckets_are_those_of_rsvqa():
     assert (bucket("0m2"), bucket("550 m2"), bucket("yes")) == ("bucket 0m2", "bucket 3m2", "yes")
 
 
-def test_a_miss_by_one_is_told_apart():
+def test_an_error_of_one_is_reported_separately():
     assert [within_one(said, "eight") for said in ("7", "8", "nine", "10", "many")] == [True, True, True, False, False]
     assert within_one("Several.", "several")
 
@@ -64,8 +64,8 @@ def test_the_question_alone():
     assert lookup({"question": "Is there a ship?"}) == "no", "the most frequent answer of its type"
 
 
-def test_it_learns_to_look(questions, tmp_path):
-    """After a few steps it beats the question alone and itself on other images, and a file holds all of it."""
+def test_it_learns_to_use_the_image(questions, tmp_path):
+    """After a few steps it beats both baselines, also after saving and loading."""
     torch.manual_seed(0)
     records = records_of("rsivqa_train")
     cfg = vqa_config(records)
@@ -88,7 +88,7 @@ def test_it_learns_to_look(questions, tmp_path):
     assert numbers["model/human"] > numbers["question_only/human"] + 0.1
     assert numbers["question_only/presence"] == numbers["question_only/count"] == pytest.approx(2 / 3)
     assert [row["number"] for row in rows] == list(range(9))
-    right = [row["said"]["model"] == normalise(row["answer"]) for row in rows]
+    right = [row["predictions"]["model"] == normalise(row["answer"]) for row in rows]
     assert numbers["model/overall"] == np.mean(right), "the rows are enough to score again"
 
     save_weights(model, tmp_path / "vqa.safetensors", model_config(cfg).dump())
@@ -104,5 +104,5 @@ def test_mistakes_are_named(questions):
     with pytest.raises(ValueError, match="VQA.ANSWERS is empty"):
         EmbeddedVQA(small_config())
     one = records_of("rsivqa_test")[:3]
-    with pytest.raises(ValueError, match="with one image nothing can be shuffled"):
+    with pytest.raises(ValueError, match="the shuffled baseline needs at least two images"):
         evaluate_questions(None, one, read_record_image, one)

@@ -1,1 +1,1 @@
-"""What `tools/benchmark.py` measures, a topic a file: `add_options(parser)` and `measure(args) -> dict`."""
+"""The topics of `tools/benchmark.py`, one module each; `run()` is its command."""

@@ -1,10 +1,10 @@
-"""How fast samples are made: decoding alone, one sample from file to tensor, and samples a second of each worker.
+"""Time of decoding an image, time of making a training sample, and samples per second by number of workers.
 
 python tools/benchmark.py data
 python tools/benchmark.py data --dataset dubai_train --crop 256 --workers 0,1,2
 
-Without --dataset, 16 images of 512 x 512 (JPEG, with PNG labels) are made up in a temporary folder. Nothing decoded
-is kept between samples here, as in a set that is larger than memory; training keeps what fits.
+Without --dataset, 16 random images of 512 x 512 (JPEG, with PNG labels) are made in a temporary folder. Decoded images
+are not cached here, as for a data set larger than memory; training caches what fits.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from tabulate import tabulate
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--dataset", metavar="NAME", help="a registered set of label images; default: made-up images")
+    p.add_argument("--dataset", metavar="NAME", help="a segmentation data set (default: random images)")
     p.add_argument("--crop", type=int, default=512, metavar="N", help="INPUT.CROP_SIZE (default: 512)")
     p.add_argument("--workers", default="0,1,2", metavar="LIST", help="numbers of workers to try (default: 0,1,2)")
-    p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each measurement (default: 4)")
-    p.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="duration of each measurement (default: 4)")
+    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     return p
 
 
 def make_up(folder: Path, count: int = 16, side: int = 512) -> str:
-    """Images with edges and texture, as photographs have, and a dataset.yaml; the path."""
+    """Write random images with edges and texture, and a dataset.yaml; returns the path."""
     rng = np.random.default_rng(0)
     for kind in ("img_dir", "ann_dir"):
         (folder / kind).mkdir(parents=True)
@@ -45,8 +45,7 @@ def make_up(folder: Path, count: int = 16, side: int = 512) -> str:
 
 
 def each(call, items: list, seconds: float) -> float:
-    """Median milliseconds of processor time of a call, gone round and round the items: others on the machine do not
-    count."""
+    """Median CPU time per call in milliseconds, cycling through the items. CPU time ignores other processes."""
     call(items[0])
     times, end, n = [], time.perf_counter() + seconds, 0
     while time.perf_counter() < end:
@@ -58,7 +57,7 @@ def each(call, items: list, seconds: float) -> float:
 
 
 def rate(records: list[dict], mapper, workers: int, seconds: float) -> float:
-    """Samples a second, started up."""
+    """Samples per second after a warm-up."""
     from skysense_o.data.loader import training_loader
 
     batches = iter(training_loader(records, mapper, batch=4, start=0, seed=0, workers=workers))
@@ -71,7 +70,7 @@ def rate(records: list[dict], mapper, workers: int, seconds: float) -> float:
 
 
 def measure(name: str, crop: int, workers: list[int], seconds: float) -> dict:
-    """The numbers of one data set."""
+    """Measure one data set; the keys of the result are those of --json."""
     from skysense_o.config import default_config
     from skysense_o.data import mapper as room
     from skysense_o.data.catalog import records_of
@@ -102,12 +101,12 @@ def run() -> int:
     with tempfile.TemporaryDirectory() as folder:
         name = args.dataset or make_up(Path(folder) / "made_up")
         numbers = measure(name, args.crop, workers, args.seconds)
-    print(f"{args.dataset or 'made-up images of 512 x 512'}, crops of {args.crop}")
+    print(f"{args.dataset or 'random images of 512 x 512'}, crops of {args.crop}")
     print(f"decoding image and labels   {numbers['decode_ms']:7.2f} ms")
-    print(f"file to sample, all in all    {numbers['sample_ms']:7.2f} ms")
-    print(f"mapping costs {numbers['mapping_over_decoding']:.2f} of a decoding")
+    print(f"whole sample, with decoding {numbers['sample_ms']:7.2f} ms")
+    print(f"augmentation takes {numbers['mapping_over_decoding']:.2f} times as long as decoding")
     rows = [(w, r, r / max(1, int(w))) for w, r in numbers["samples_a_second"].items()]
-    print(tabulate(rows, ["workers", "samples/s", "a worker"], floatfmt=".1f"))
+    print(tabulate(rows, ["workers", "samples/s", "per worker"], floatfmt=".1f"))
     if args.json:
         Path(args.json).write_text(json.dumps(numbers, indent=1) + "\n")
     return 0

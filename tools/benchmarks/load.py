@@ -1,7 +1,7 @@
-"""Seconds and memory from a weights file to a model whose every weight was read.
+"""Time and memory of loading a weights file, until every weight has been read.
 
 python tools/benchmark.py load                                                      the shipped weights
-python tools/benchmark.py load --config-file configs/skysense_o/skysense_o.yaml     a checkpoint of that size
+python tools/benchmark.py load --config-file configs/skysense_o/skysense_o.yaml     a random checkpoint of that size
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from tools.benchmarks.model import random_state
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--weights", default="", metavar="W", help="a file (default: one of random numbers is made)")
-    p.add_argument("--config-file", default="", metavar="FILE", help="of the model, where its weights do not hold it")
-    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    p.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    p.add_argument(
+        "--weights", default="", metavar="W", help="weights file (default: mini, or random ones with --config-file)"
+    )
+    p.add_argument("--config-file", default="", metavar="FILE", help="model config, for weights that do not contain it")
+    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="(default: fp32)")
+    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     return p
 
 
@@ -46,7 +48,7 @@ def run() -> None:
 
 
 def fabricate(config_file: str, path: Path) -> Path:
-    """A checkpoint of random numbers in the published form, of the size that the config says."""
+    """Write a checkpoint of random numbers in the published format, for the model of a config."""
     cfg = config_of(None, config_file)
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -55,7 +57,7 @@ def fabricate(config_file: str, path: Path) -> Path:
 
 
 def measure(path: Path, config_file: str | None, precision: str) -> dict:
-    """The file was just written or is read once, so that it lies in the disk cache: its reading is not our doing."""
+    """Measure loading. The file is read once before, so that it is in the page cache and disk speed does not count."""
     with open(path, "rb") as file:
         while file.read(2**26):
             pass
@@ -72,7 +74,7 @@ def measure(path: Path, config_file: str | None, precision: str) -> dict:
     after = memory(device)
     rows = [
         ["seconds to load", f"{loaded:.2f}"],
-        ["seconds until every weight was read", f"{touched:.2f}"],
+        ["seconds until every weight has been read", f"{touched:.2f}"],
         ["weights, GiB", f"{size:.2f}"],
         ["peak memory (VmHWM), GiB", f"{after['peak']:.2f} = {after['peak'] / size:.2f} x the weights"],
         ["own memory (RssAnon), GiB", f"{after['anonymous']:.2f} = {after['anonymous'] / size:.2f} x the weights"],

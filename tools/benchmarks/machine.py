@@ -1,4 +1,4 @@
-"""The machine under a measurement: what it is, how fast it multiplies, how much memory was taken."""
+"""Facts about the machine for benchmarks: device, matrix multiplication speed, memory use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the peak: large enough that it is
-LONG = 20.0  # seconds: a call that takes as long needs neither warming up nor repeating
+SIDE = {"cpu": 2048, "cuda": 8192}  # side of the matrices for `matrix_peak`, large enough to reach the peak
+LONG = 20.0  # seconds: calls this long need neither warm-up nor repetition
 STATUS = Path("/proc/self/status")
 
 
@@ -21,7 +21,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(function: Callable, device: torch.device, repeats: int, enough: float = LONG) -> float:
-    """Median of some calls; no further ones once `enough` seconds have gone by."""
+    """Median time per call in seconds, over at most `repeats` calls; stops after `enough` seconds."""
     times = []
     while not times or (len(times) < repeats and sum(times) < enough):
         wait(device)
@@ -33,7 +33,7 @@ def seconds(function: Callable, device: torch.device, repeats: int, enough: floa
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the best of several square matrix products."""
+    """Peak floating-point operations per second, from the fastest of several square matrix products."""
     side = SIDE.get(device.type, 1024)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b, device, 1) for _ in range(6))
@@ -47,10 +47,10 @@ def reset_peak(device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """GiB: peak since `reset_peak`, and on a CPU what is held now, of its own (anonymous) and of mapped files."""
+    """Memory in GiB: peak since `reset_peak`; on a CPU also the current anonymous memory and mapped files."""
     if device.type == "cuda":
         return {"peak": torch.cuda.max_memory_allocated(device) / 2**30}
-    if not STATUS.exists():  # no Linux
+    if not STATUS.exists():  # not Linux
         return {"peak": float("nan")}
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     keys = {"peak": "VmHWM", "anonymous": "RssAnon", "files": "RssFile"}
@@ -58,7 +58,7 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 def describe(device: torch.device) -> dict:
-    """For the record."""
+    """Device, CPU instructions, threads and versions, for the record of a benchmark."""
     cpu = next((line for line in _cpuinfo() if line.startswith("model name")), "").partition(":")[2].strip()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu or platform.processor(),

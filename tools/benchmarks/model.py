@@ -1,11 +1,11 @@
-"""Seconds, operations and memory of a model by number of names, batch and precision.
+"""Time, floating-point operations and memory of a model, by number of classes, batch size and precision.
 
-  python tools/benchmark.py model                                       the shipped model, this machine's device
+  python tools/benchmark.py model                                       the shipped model on the default device
   python tools/benchmark.py model --config-file configs/skysense_o/skysense_o.yaml --names 16,100 --size 640
   python tools/benchmark.py model --config-file configs/sam3/sam3.yaml --names 1 --size 1008 --repeats 1
 
-For each part of one call: seconds, floating-point operations (10^9) and the share of this machine's matrix-product peak
-that this comes to.
+Reported for each part of the model: seconds, GFLOP, and utilisation (share of this machine's peak speed in matrix
+multiplication).
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--weights", default="", metavar="W", help="default: mini, or random ones where a config is named")
-    p.add_argument("--config-file", default="", metavar="FILE", help="of the model, where its weights do not hold it")
-    p.add_argument("--names", default="1,16,100,256", metavar="N,N", help="numbers of names")
-    p.add_argument("--batch", default="1", metavar="N,N", help="numbers of images a call")
+    p.add_argument(
+        "--weights", default="", metavar="W", help="weights file (default: mini, or random with --config-file)"
+    )
+    p.add_argument("--config-file", default="", metavar="FILE", help="model config, for weights that do not contain it")
+    p.add_argument("--names", default="1,16,100,256", metavar="N,N", help="numbers of classes (default: 1,16,100,256)")
+    p.add_argument("--batch", default="1", metavar="N,N", help="batch sizes (default: 1)")
     p.add_argument("--size", type=int, default=512, help="side of the image in pixels (default: 512)")
-    p.add_argument("--precision", default="", metavar="P,P", help="fp32,bf16; default: those that the device has")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    p.add_argument("--repeats", type=int, default=3, help="calls of which the median is taken")
-    p.add_argument("--all-names", action="store_true", help="score all names, however many (MAX_CLASSES 0)")
-    p.add_argument("--compile", action="store_true", help="torch.compile the image tower")
-    p.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    p.add_argument("--precision", default="", metavar="P,P", help="fp32,bf16 (default: all that the device supports)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    p.add_argument("--repeats", type=int, default=3, help="number of calls; the median counts (default: 3)")
+    p.add_argument("--all-names", action="store_true", help="decode all classes without a limit (MAX_CLASSES 0)")
+    p.add_argument("--compile", action="store_true", help="compile the image tower with torch.compile")
+    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     return p
 
 
@@ -75,7 +77,7 @@ def run() -> None:
 
 
 def as_table(rows: list[dict]) -> str:
-    """Seconds a part, with the share of the matrix peak; totals with the words cached and not."""
+    """A table of the time and utilisation of each part, and of whole calls with and without cached text."""
     body = []
     for row in rows:
         parts = [f"{row[p]['seconds']:.2f} ({row[p]['gflop']:,.0f}; {100 * row[p]['share']:.0f} %)" for p in PARTS]
@@ -87,7 +89,7 @@ def as_table(rows: list[dict]) -> str:
 
 
 def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Module:
-    """With its weights, or with random numbers of the same shapes: neither speed nor memory knows the difference."""
+    """Build the model with its weights, or with random ones, which have the same speed and memory."""
     weights = args.weights or ("" if args.config_file else "mini")
     if weights:
         path = find_weights(weights)
@@ -104,7 +106,7 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     model = model.to(device, memory_format=torch.channels_last)
     if args.compile:
         model.tower.encode_image = torch.compile(model.tower.encode_image)
-    return model.requires_grad_(False)  # operations of modules that are given parameters are counted only so
+    return model.requires_grad_(False)  # else FlopCounterMode misses operations
 
 
 def random_sam3(half: bool = False) -> nn.Module:
@@ -125,7 +127,7 @@ def random_sam3(half: bool = False) -> nn.Module:
 
 
 def random_state(model: nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
-    """Matrices of small noise (a block of it, again and again: a billion draws take minutes), norms that do nothing."""
+    """Random weights: matrices of one repeated block of noise (a billion draws would take minutes), identity norms."""
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     state = {}
     for name, tensor in model.state_dict().items():
@@ -150,14 +152,14 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
     half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
     def first_call() -> None:
-        forget_words(model)
+        clear_text_cache(model)
         model.predict(samples, "labels")
 
     result: dict = {}
     reset_peak(device)
     with half:
         result["first_call"] = seconds(first_call, device, 1)
-        if result["first_call"] < LONG:  # the first of all was the one that warmed up
+        if result["first_call"] < LONG:  # the first call was the warm-up
             result["first_call"] = seconds(first_call, device, 1)
         result["cached"] = seconds(lambda: model.predict(samples, "labels"), device, args.repeats)
         result["memory"] = memory(device)
@@ -174,7 +176,7 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
     return result
 
 
-def forget_words(model: nn.Module) -> None:
+def clear_text_cache(model: nn.Module) -> None:
     """Words are encoded anew."""
     model.text_bank = type(model.text_bank)()
 
@@ -187,7 +189,7 @@ def _steps(model: nn.Module, image: torch.Tensor, words: Vocabulary, batch: int)
     logits = torch.empty(0)
 
     def text() -> None:
-        forget_words(model)
+        clear_text_cache(model)
         model.text_bank(model.tower, [words] * batch, model.templates)
 
     def decode() -> None:
@@ -207,7 +209,7 @@ def _sam3_steps(model: Sam3, image: torch.Tensor, words: Vocabulary, batch: int)
     grids = torch.empty(0)
 
     def text() -> None:
-        forget_words(model)
+        clear_text_cache(model)
         model.read_words(words)
 
     def decode() -> None:

@@ -1,10 +1,10 @@
-"""Measure whole scenes: windows a second against the bare model, memory beside the weights, killing and going on.
+"""Measure large scenes: windows per second compared with the model alone, memory beyond the weights, resuming.
 
 python tools/benchmark.py scene --width 30000 --height 2048 --names 100
 python tools/benchmark.py scene --width 30000 --height 30000 --names 100 --stand-in --no-kill
 
-The stand-in is cheap arithmetic in place of the model's forward: then reading, blending and writing are what is
-measured. Figures are one JSON object on stdout.
+--stand-in replaces the model's forward pass by cheap arithmetic, to measure reading, blending and writing alone. The
+results are printed as one JSON object.
 """
 
 import argparse
@@ -22,29 +22,29 @@ DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo.py"
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--width", type=int, default=30000, help="pixels (default: 30000)")
-    p.add_argument("--height", type=int, default=2048, help="pixels (default: 2048)")
-    p.add_argument("--names", type=int, default=100, help="how many class names (default: 100)")
-    p.add_argument("--memory", default="2GiB", help="beside the weights (default: 2GiB)")
+    p.add_argument("--width", type=int, default=30000, help="width in pixels (default: 30000)")
+    p.add_argument("--height", type=int, default=2048, help="height in pixels (default: 2048)")
+    p.add_argument("--names", type=int, default=100, help="number of classes (default: 100)")
+    p.add_argument("--memory", default="2GiB", help="memory to use beyond the weights (default: 2GiB)")
     p.add_argument("--weights", default="mini", help="'mini' or a file (default: mini)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    p.add_argument("--stand-in", action="store_true", help="cheap arithmetic in place of the model")
-    p.add_argument("--no-kill", action="store_true", help="leave out killing a second run and going on with it")
-    p.add_argument("--folder", help="where to work; needs 13 bytes a pixel (default: the system's temporary folder)")
+    p.add_argument("--stand-in", action="store_true", help="replace the model by cheap arithmetic")
+    p.add_argument("--no-kill", action="store_true", help="do not test killing and resuming a second run")
+    p.add_argument("--folder", help="folder for files, 13 bytes per pixel (default: the system's temporary folder)")
     return p
 
 
 def make_scene(path: Path, height: int, width: int) -> None:
-    """Smooth coloured fields with grain, 8 bits, tiled, compressed: no two tiles alike."""
+    """Write a tiled, compressed GeoTIFF of smooth random colours with noise, 8 bits."""
     import numpy as np
     import rasterio
     from PIL import Image
     from rasterio.transform import Affine
     from rasterio.windows import Window
 
-    place = {"crs": "EPSG:32633", "transform": Affine(1, 0, 500000, 0, -1, 5200000)}
+    georeference = {"crs": "EPSG:32633", "transform": Affine(1, 0, 500000, 0, -1, 5200000)}
     layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "lzw", "BIGTIFF": "IF_SAFER"}
-    options = {"driver": "GTiff", "count": 3, "dtype": "uint8", "photometric": "RGB", **place, **layout}
+    options = {"driver": "GTiff", "count": 3, "dtype": "uint8", "photometric": "RGB", **georeference, **layout}
     rng = np.random.default_rng(0)
     with rasterio.open(path, "w", height=height, width=width, **options) as file:
         for top in range(0, height, 512):
@@ -56,12 +56,14 @@ def make_scene(path: Path, height: int, width: int) -> None:
 
 
 def stand_in(predictor):
-    """Replace the forward of a predictor's model by a mixing of colours, at the same stride."""
+    """Replace the model's forward pass by a linear mix of colours with the same stride."""
     import torch
     import torch.nn.functional as F
 
     def predict_windows(windows, vocabulary):
-        angles = torch.arange(3 * len(vocabulary), device=windows.device).mul(2.4)  # the winner changes with the colour
+        angles = torch.arange(3 * len(vocabulary), device=windows.device).mul(
+            2.4
+        )  # the best class depends on the colour
         grid = F.avg_pool2d(windows.float().div_(127.5).sub_(1), predictor.model.stride)
         return torch.einsum("cd,bdhw->bchw", angles.sin().view(-1, 3), grid).mul_(4).sigmoid_()
 
@@ -69,10 +71,14 @@ def stand_in(predictor):
 
 
 class Watch:
-    """Peak resident memory of this process, sampled; and seconds inside the model."""
+    """Samples the peak resident memory of this process, and measures the time inside the model.
+
+    Args:
+        predictor: the predictor to watch; its `windows` is wrapped.
+        start: bytes in use after loading the model.
+    """
 
     def __init__(self, predictor, start: int) -> None:
-        """start: bytes in use once the model was loaded, before anything was made or run."""
         import psutil
 
         self.process, self.model_seconds, self.windows = psutil.Process(), 0.0, 0
@@ -97,7 +103,7 @@ class Watch:
 
 
 def bare_speed(predictor, path: Path, vocabulary, count: int = 24) -> float:
-    """Windows a second of the model alone, on windows of the scene that are in memory already."""
+    """Windows per second of the model alone, on windows of the scene that are already in memory."""
     import torch
 
     from skysense_o.scenes.raster import Raster
@@ -114,7 +120,7 @@ def bare_speed(predictor, path: Path, vocabulary, count: int = 24) -> float:
 
 
 def kill_and_resume(args, scene: Path, folder: Path, words: Path) -> tuple[float, Path]:
-    """Start the demo, kill it in the middle, start it again; (share done before the kill, the label map)."""
+    """Start the demo, kill it, resume it; returns (share done before the kill, path of the label map)."""
     command = [sys.executable, DEMO, "--input", scene, "--classes-file", words, "--output", folder, "--save", "geotiff"]
     command += ["--weights", args.weights, "--device", args.device, "--memory", args.memory]
     first = subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL)
@@ -144,7 +150,7 @@ def run() -> int:
 
 
 def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> dict:
-    """All figures of one scene; works in `folder`."""
+    """Measure one scene, with files in `folder`; the results by name."""
     import psutil
 
     from skysense_o.scenes.georeference import scene_tools

@@ -1,5 +1,6 @@
-"""How fast a config trains, and in how much memory: one row a batch, precision and set of losses, each in a process of
-its own, so that the peak of one says nothing of another.
+"""Time and memory of training steps: one row per batch size, precision and set of losses.
+
+Each row is measured in its own process, so that peak memory is not shared.
 
 python tools/benchmark.py train --config-file configs/mini/finetune.yaml --batch 1,8 --precision no,bf16
 python tools/benchmark.py train --config-file configs/skysense_o/finetune.yaml --names 16 --precision no,bf16 \\
@@ -28,7 +29,7 @@ from skysense_o.vocabulary import Vocabulary
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
 LEFT_TO_CONFIG = "config"
-LOSSES = f"terms, joined by a plus, each at the config's weight or 0.4: {', '.join(TERMS)}"
+LOSSES = f"loss terms joined by +, with the config's weight or else 0.4: {', '.join(TERMS)}"
 RESULTS = ("samples/s", "s/step", "forward+backward s", "peak GiB", "TFLOP/s", "of peak", "loss")
 COLUMNS = ("batch", "precision", "losses", *RESULTS)
 
@@ -43,15 +44,17 @@ def _integers(text: str) -> list[int]:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--config-file", required=True, metavar="FILE", help="YAML below configs/")
-    p.add_argument("--batch", type=_integers, default=[1], metavar="B,B", help="images a step, by commas")
-    p.add_argument("--precision", type=_words, default=["no"], metavar="P,P", help="no (float32), bf16, fp16")
+    p.add_argument("--config-file", required=True, metavar="FILE", help="YAML file below configs/")
+    p.add_argument("--batch", type=_integers, default=[1], metavar="B,B", help="images per step (default: 1)")
+    p.add_argument(
+        "--precision", type=_words, default=["no"], metavar="P,P", help="no (float32), bf16, fp16 (default: no)"
+    )
     p.add_argument("--losses", type=_words, default=[LEFT_TO_CONFIG], metavar="A+B,A", help=LOSSES)
-    p.add_argument("--names", type=int, default=16, metavar="T", help="names an image")
-    p.add_argument("--size", type=int, metavar="PIXELS", help="side of an image; INPUT.CROP_SIZE if not given")
-    p.add_argument("--steps", type=int, default=3, metavar="N", help="steps that are timed, after one that is not")
-    p.add_argument("--peak", type=float, metavar="TFLOPS", help="the processor's peak, for the share of it")
-    p.add_argument("--output", metavar="FILE", help="write the rows as JSON, too")
+    p.add_argument("--names", type=int, default=16, metavar="T", help="classes per image (default: 16)")
+    p.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: INPUT.CROP_SIZE)")
+    p.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps, after one warm-up step (default: 3)")
+    p.add_argument("--peak", type=float, metavar="TFLOPS", help="peak of the processor, to report the utilisation")
+    p.add_argument("--output", metavar="FILE", help="also write the rows as JSON")
     p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return p
 
@@ -61,19 +64,19 @@ def config(args: argparse.Namespace, precision: str, losses: str):
     merge_file(cfg, args.config_file)
     cfg.merge_from_list([*args.opts, "SOLVER.PRECISION", precision])
     if losses != LEFT_TO_CONFIG:
-        wanted = losses.split("+")
-        unknown = sorted(set(wanted) - set(TERMS))
+        chosen = losses.split("+")
+        unknown = sorted(set(chosen) - set(TERMS))
         if unknown:
-            raise ValueError(f"losses {unknown} are not known: {', '.join(TERMS)}")
+            raise ValueError(f"unknown losses {unknown}: {', '.join(TERMS)} are permitted")
         for term in TERMS:
             key = term.upper()
-            cfg.MODEL.LOSS[key] = (cfg.MODEL.LOSS[key] or 0.4) if term in wanted else 0.0
-        cfg.MODEL.SEM_SEG_HEAD.PRESENCE = "presence" in wanted
+            cfg.MODEL.LOSS[key] = (cfg.MODEL.LOSS[key] or 0.4) if term in chosen else 0.0
+        cfg.MODEL.SEM_SEG_HEAD.PRESENCE = "presence" in chosen
     return cfg
 
 
 def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
-    """One row; drawn images and labels, `names` of them in bands, so that no data set is needed."""
+    """Measure one row, on a random image with `names` classes in bands, so that no data set is needed."""
     torch.manual_seed(0)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING).train()
@@ -104,7 +107,7 @@ def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
             half.append(middle - begun)
             whole.append(time.perf_counter() - begun)
         else:
-            loss = float(sum(losses.values()))  # of the same weights, whatever the precision
+            loss = float(sum(losses.values()))  # before the first update, so that precisions can be compared
     seconds, flops = statistics.median(whole), _flops(model, [sample] * batch) if args.peak else None
     speed = flops / statistics.median(half) / 1e12 if flops else None
     return {
@@ -131,7 +134,7 @@ def _flops(model, samples) -> int:
 
 
 def alone(args: argparse.Namespace, batch: int, precision: str, losses: str) -> dict:
-    """The row of one combination, from a process of its own."""
+    """Measure one combination in a separate process; its row."""
     with tempfile.TemporaryDirectory() as folder:
         row = Path(folder) / "row.json"
         words = ["--config-file", args.config_file, "--batch", batch, "--precision", precision, "--losses", losses]
@@ -141,15 +144,15 @@ def alone(args: argparse.Namespace, batch: int, precision: str, losses: str) -> 
         line = [sys.executable, str(BENCHMARK), "train", *map(str, words), *args.opts]
         done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["ended from outside: too little memory?"])[-1]
-            raise ValueError(f"batch {batch}, {precision}, {losses}: {said}")
+            reason = (done.stderr.strip().splitlines() or ["the process was killed: out of memory?"])[-1]
+            raise ValueError(f"batch {batch}, {precision}, {losses}: {reason}")
         return json.loads(row.read_text())[0]
 
 
 def run() -> int:
     args = parser().parse_args()
     for losses in args.losses:
-        config(args, args.precision[0], losses)  # a wrong name is found before anything is timed
+        config(args, args.precision[0], losses)  # check all names before measuring
     combinations = list(itertools.product(args.batch, args.precision, args.losses))
     rows = []
     for batch, precision, losses in combinations:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How good are the data engine's steps, and how fast? The numbers of docs/experiments-engine.md.
+"""Measure the quality and speed of the data engine's steps, for docs/experiments-engine.md.
 
-python tools/experiments/data_engine.py regions --data dubai_val          # borders and parts, against squares
-python tools/experiments/data_engine.py names --count 5                   # UC Merced: folder names and captions
-python tools/experiments/data_engine.py copies --count 4                  # altered copies, and other images
+python tools/experiments/data_engine.py regions --data dubai_val          # boundaries and segments, against a grid
+python tools/experiments/data_engine.py names --count 5                   # UC Merced: classes and captions
+python tools/experiments/data_engine.py copies --count 4                  # embedding distance of altered copies
 python tools/experiments/data_engine.py scale --tiles 100000 --work DIR   # time and memory
 """
 
@@ -48,23 +48,29 @@ TOLERANCE = 3
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("regions", "names", "copies", "scale"))
+    p.add_argument("what", choices=("regions", "names", "copies", "scale"), help="the experiment")
     p.add_argument("--data", default="dubai_val", help="for regions: a data set with labels (default: dubai_val)")
-    p.add_argument("--limit", type=int, default=1000, help="for regions: so many images, evenly spread")
-    p.add_argument("--open-world", action="store_true", help="for regions: words of the open world, too (slow)")
-    p.add_argument("--coarse", default="1", metavar="LIST", help="for regions: of superpixels, with commas between")
-    p.add_argument("--count", type=int, default=5, help="images a class of UC Merced's test split (default: 5)")
+    p.add_argument(
+        "--limit", type=int, default=1000, help="for regions: number of images, evenly spread (default: 1000)"
+    )
+    p.add_argument("--open-world", action="store_true", help="for regions: also test the open-world classes (slow)")
+    p.add_argument("--coarse", default="1", metavar="LIST", help="for regions: values of --coarse, separated by commas")
+    p.add_argument("--count", type=int, default=5, help="images per class of UC Merced's test split (default: 5)")
     p.add_argument("--method", default="superpixels", help="for names: superpixels or words (default: superpixels)")
-    p.add_argument("--tiles", type=int, default=100_000, help="for scale (default: 100000)")
+    p.add_argument("--tiles", type=int, default=100_000, help="for scale: number of tiles (default: 100000)")
     p.add_argument("--work", type=Path, help="for scale: a folder for the tiles")
-    p.add_argument("--by", default="masks,features,tower", metavar="LIST", help="for names (default: all three)")
-    p.add_argument("--tower", default="mini_vqa", metavar="W", help="for names by tower (default: mini_vqa)")
+    p.add_argument(
+        "--by", default="masks,features,tower", metavar="LIST", help="for names: the namers (default: all three)"
+    )
+    p.add_argument(
+        "--tower", default="mini_vqa", metavar="W", help="for names: the tower's weights (default: mini_vqa)"
+    )
     p.add_argument("--weights", default="mini", help="'mini' or a file (default: mini)")
     return p
 
 
 def boundary_f(regions: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-    """Precision, recall and F-score of borders, `TOLERANCE` pixels apart at most; ignored pixels do not count."""
+    """Precision, recall and F-score of region boundaries within TOLERANCE pixels; ignored pixels do not count."""
     known = cv2.erode((truth != IGNORE).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     found, true = (find_boundaries(m, mode="thick") & known for m in (regions, truth))
     if not found.any() or not true.any():
@@ -75,7 +81,7 @@ def boundary_f(regions: np.ndarray, truth: np.ndarray) -> tuple[float, float, fl
 
 
 def found_components(regions: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    """Of the truth's connected parts of `LEAST` pixels or more: how many a region matches (IoU >= 0.5), of how many."""
+    """(number matched, number) of the ground truth's segments with at least LEAST pixels; a match has IoU >= 0.5."""
     parts = label(truth.astype(int), background=IGNORE, connectivity=1)
     sizes, own = np.bincount(parts.ravel()), np.bincount(regions.ravel())
     both = np.zeros((len(sizes), len(own)), int)
@@ -87,7 +93,7 @@ def found_components(regions: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
 
 
 def squares(size: tuple[int, int], count: int) -> np.ndarray:
-    """A grid of about so many squares."""
+    """Label a grid of about `count` squares, 1..."""
     side = max(1.0, (size[0] * size[1] / max(1, count)) ** 0.5)
     rows, columns = (max(1, round(n / side)) for n in size)
     y, x = (np.arange(n) * parts // n for n, parts in zip(size, (rows, columns)))
@@ -95,7 +101,7 @@ def squares(size: tuple[int, int], count: int) -> np.ndarray:
 
 
 def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
-    table = load_classes(spec_of("dubai").classes)
+    table = load_classes(spec_of("dubai").class_table_name)
     methods = {
         f"superpixels, coarse {c}": proposer("superpixels", predictor, regions=float(c)) for c in args.coarse.split(",")
     }
@@ -129,21 +135,21 @@ def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
         rows.append(
             (name, v[:, 5].mean(), *np.nanmean(v[:, :3], axis=0), v[:, 3].sum() / v[:, 4].sum(), int(v[:, 4].sum()))
         )
-    head = ["regions by", "a tile", "precision", "recall", "boundary F", "parts found", "of"]
+    head = ["method", "regions per tile", "precision", "recall", "boundary F", "segments matched", "of"]
     print(f"{args.data}, {len(values)} tiles; borders within {TOLERANCE} px; parts of {LEAST} px or more, IoU 0.5")
     print(tabulate(rows, head, floatfmt=(None, ".1f", ".3f", ".3f", ".3f", ".3f", "d")))
 
 
 def sample(count: int) -> list[dict]:
-    """`count` images a class of UC Merced's test split."""
+    """`count` images per class of UC Merced's test split."""
     by_class: dict = defaultdict(list)
     for record in records_of("ucmerced_test"):
         by_class[record["label"]].append(record)
     return [record for label in sorted(by_class) for record in by_class[label][:count]]
 
 
-def said_in(words: tuple[str, ...], captions: str) -> bool:
-    """Is one of a name's words in the captions, singular or plural?"""
+def occurs_in(words: tuple[str, ...], captions: str) -> bool:
+    """Whether one of a class's words occurs in the captions, singular or plural."""
     text = f" {captions.lower()} "
     return any(
         f" {form} " in text for word in words for form in (word, word + "s", word + "es", word.removesuffix("s"))
@@ -154,7 +160,7 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
     table = load_classes("ucmerced")
     classes, world = Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)]), open_world()[0]
     captions = {}
-    with open(spec_of("ucmerced").place / "captions.jsonl") as file:
+    with open(spec_of("ucmerced").root / "captions.jsonl") as file:
         for line in map(json.loads, file):
             captions[Path(line["image"]).stem] = " ".join(line["captions"])
     find, records, rows = proposer(args.method, predictor, vocabulary=classes), sample(args.count), []
@@ -177,7 +183,7 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
             called.append(sorted({c[0][0] for c in namers["world"](rgb, regions)}))
         phrases = dict(zip(world.classes, world.phrases))
         texts = [captions[Path(r["file_name"]).stem] for r in records]
-        hits = np.array([[np.mean([said_in(phrases[n], text) for n in names]) for text in texts] for names in called])
+        hits = np.array([[np.mean([occurs_in(phrases[n], text) for n in names]) for text in texts] for names in called])
         labels = np.array([r["label"] for r in records])
         own, others = np.diag(hits).mean(), hits[labels[:, None] != labels[None]].mean()
         surest = sorted(confidences, reverse=True)[: len(confidences) // 4]
@@ -220,7 +226,7 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
     images.mkdir(parents=True, exist_ok=True)
     copies = args.tiles // 20
     for i in tqdm(range(args.tiles), unit="tile", desc="make"):
-        if i >= args.tiles - copies:  # of an earlier one, its contrast changed a little
+        if i >= args.tiles - copies:  # a copy of an earlier tile with less contrast
             image = (np.asarray(Image.open(images / f"{i - args.tiles + copies:06d}.png")) * 0.95).astype(np.uint8)
         else:
             image = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
@@ -235,9 +241,9 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
         return result
 
     timed("collect", lambda: collect(work, sorted(images.iterdir()), side=512))
-    found = timed("deduplicate, hashes", lambda: deduplicate(work, None))
-    out = {row["tile"].split("_")[0] for row in found if not row["kept"]}
-    wanted = {f"{i:06d}" for i in range(args.tiles - copies, args.tiles)}
+    rows_of_tiles = timed("deduplicate, hashes", lambda: deduplicate(work, None))
+    out = {row["tile"].split("_")[0] for row in rows_of_tiles if not row["kept"]}
+    expected = {f"{i:06d}" for i in range(args.tiles - copies, args.tiles)}
     vectors = rng.normal(size=(args.tiles, predictor.model.tower.dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     timed("neighbours of embeddings, exact (random vectors)", lambda: near_vectors(vectors, 0.005))
@@ -251,7 +257,7 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
             floatfmt=(None, ".1f", ".1f", ".2f"),
         )
     )
-    print(f"copies left out: {len(out & wanted)} of {copies}; others left out: {len(out - wanted)}")
+    print(f"copies left out: {len(out & expected)} of {copies}; others left out: {len(out - expected)}")
 
 
 def run() -> int:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Does pretraining help, and do the three losses? The mini tower on UC Merced, then on Dubai, three seeds.
+# Measures what pretraining and the three losses add: mini tower, pretrained on UC Merced, fine-tuned on Dubai, 3 seeds.
 #   DETECTRON2_DATASETS=../shared/data sh tools/experiments/pretrain_and_finetune.sh output/experiment [STEPS on Dubai: 100]
-# What is done already is not done again; the numbers are in the metrics.json of each folder.
+# Finished runs are not repeated. The numbers are in the metrics.json of each folder.
 set -eu
 out=${1:?usage: sh tools/experiments/pretrain_and_finetune.sh OUTPUT_DIR [STEPS]}
 steps=${2:-100}
@@ -14,7 +14,7 @@ run() {  # folder, config, KEY VALUE ...
     [ -f "$folder/model_final.pth" ] || "$python" "$here/tools/train_net.py" --config-file "$here/configs/$config" OUTPUT_DIR "$folder" "$@"
 }
 
-# The untrained and the ImageNet-only tower: no step that changes anything, then the evaluation.
+# Evaluate the untrained and the ImageNet-only tower: one step with a learning rate of almost 0, then the evaluation.
 nothing="SOLVER.MAX_ITER 1 SOLVER.BASE_LR 1e-12 SOLVER.IMS_PER_BATCH 2"
 # shellcheck disable=SC2086
 run "$out/untrained" pretrain/mini.yaml MODEL.TOWER.PRETRAINED False $nothing

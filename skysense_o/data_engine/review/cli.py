@@ -1,4 +1,4 @@
-"""The command of the review: the page, the exchange with other programs, agreement, and the end."""
+"""The review command: the web page, import and export, agreement, and the final result."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-FORMS = ("label-studio", "coco")
+FORMATS = ("label-studio", "coco")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All but --work, which every step has."""
+    """Add the options of the review, except --work, which all steps share."""
     parser.add_argument(
-        "--reviewer", default="", metavar="NAME", help="who decides; the page asks where it is not given"
+        "--reviewer", default="", metavar="NAME", help="name of the reviewer (default: the page asks for it)"
     )
     parser.add_argument(
-        "--round", type=int, default=1, metavar="N", help="from 2 on: what reviewers disagree on (default: 1)"
+        "--round", type=int, default=1, metavar="N", help="1: all regions; 2 and up: disagreements only (default: 1)"
     )
-    parser.add_argument("--names", metavar="FILE", help="names to offer beside those of the regions, one a line")
-    parser.add_argument("--host", default="127.0.0.1", help="who may come: this machine only (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7870)
-    parser.add_argument("--agreement", action="store_true", help="kappa, alpha and the disagreements, and no page")
-    parser.add_argument("--export", choices=FORMS, help="write regions for another program: --to FILE")
-    parser.add_argument("--to", metavar="FILE", help="of --export")
-    parser.add_argument("--import", dest="source", metavar="FILE", help="decisions from what another program wrote")
-    parser.add_argument("--finish", action="store_true", help="write review/final: what most reviewers want")
+    parser.add_argument("--names", metavar="FILE", help="further class names to suggest, one per line")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=7870, help="port of the page (default: 7870)")
+    parser.add_argument("--agreement", action="store_true", help="print kappa, alpha and disagreements; no page")
+    parser.add_argument("--export", choices=FORMATS, help="write the regions in this format to the file given by --to")
+    parser.add_argument("--to", metavar="FILE", help="output file of --export")
+    parser.add_argument("--import", dest="source", metavar="FILE", help="read annotations: COCO or Label Studio JSON")
+    parser.add_argument("--finish", action="store_true", help="write the majority decisions to review/final")
 
 
 def run_review(args: argparse.Namespace) -> None:
-    """
+    """Run the review command.
+
     Raises:
-        ValueError: options that do not go together. FileNotFoundError: nothing to review, or no such file.
+        ValueError: options that do not go together, or a file that cannot be imported.
+        FileNotFoundError: there are no regions to review, or no such file.
     """
     from skysense_o.data_engine.review.session import Review
 
     if (args.export is None) != (args.to is None):
-        raise ValueError("--export FORM and --to FILE go together")
+        raise ValueError("--export FORMAT and --to FILE go together")
     if args.round < 1:
         raise ValueError(f"--round {args.round} is out of range: 1, 2, ...")
     review = Review(Path(args.work))
@@ -68,38 +70,38 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
     try:
         data = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if isinstance(data, dict) and {"images", "annotations", "categories"} <= set(data):
         who = args.reviewer or "coco"
-        found = {(who, tile): rows for tile, rows in from_coco(review, data).items()}
+        imported = {(who, tile): rows for tile, rows in from_coco(review, data).items()}
     elif isinstance(data, list):
-        found = from_label_studio(review, data, args.reviewer or "label-studio")
+        imported = from_label_studio(review, data, args.reviewer or "label-studio")
     else:
         raise ValueError(f"{path} is neither a COCO file nor Label Studio's JSON, a list of tasks")
-    done: Counter = Counter()
-    for (who, tile), rows in sorted(found.items()):
-        done += take_over(review, who, tile, rows, args.round)
-    what = ", ".join(f"{count} {action}" for action, count in sorted(done.items())) or "nothing new"
-    tiles, people = ({key[k] for key in found} for k in (1, 0))
-    print(f"{len(tiles)} tiles of {len(review.tiles)}, by {', '.join(sorted(people)) or 'nobody'}: {what}")
+    counts: Counter = Counter()
+    for (who, tile), rows in sorted(imported.items()):
+        counts += take_over(review, who, tile, rows, args.round)
+    actions = ", ".join(f"{count} {action}" for action, count in sorted(counts.items())) or "nothing new"
+    tiles, people = ({key[k] for key in imported} for k in (1, 0))
+    print(f"{len(tiles)} tiles of {len(review.tiles)}, by {', '.join(sorted(people)) or 'nobody'}: {actions}")
     if len(tiles) < len(review.tiles):
-        print(f"{len(review.tiles) - len(tiles)} tiles have no annotation there; nothing was decided on them")
+        print(f"{len(review.tiles) - len(tiles)} tiles have no annotations in the file; nothing was decided on them")
 
 
-def _export(review, form: str, path: Path, reviewer: str | None) -> None:
+def _export(review, format: str, path: Path, reviewer: str | None) -> None:
     from skysense_o.data_engine.review.coco import to_coco
     from skysense_o.data_engine.review.exchange import UNNAMED
     from skysense_o.data_engine.review.label_studio import labelling_config, to_label_studio
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    if form == "coco":
+    if format == "coco":
         path.write_text(json.dumps(to_coco(review, reviewer)))
         print(f"{len(review.tiles)} tiles -> {path}")
         return
     path.write_text(json.dumps(to_label_studio(review, reviewer)))
-    said = {d.name for history in review.log.history.values() for d in history if d.name}
+    decided = {d.name for history in review.log.history.values() for d in history if d.name}
     config = path.with_suffix(".xml")
-    config.write_text(labelling_config(review.tiles.names() | said | {UNNAMED}))
+    config.write_text(labelling_config(review.tiles.names() | decided | {UNNAMED}))
     print(f"{len(review.tiles)} tiles -> {path}; the project's labelling interface -> {config}")
 
 
@@ -111,7 +113,7 @@ def _finish(review) -> None:
         f"{done.tiles} tiles: {done.kept} regions named, {done.rejected} rejected -> {review.work / 'review' / 'final'}"
     )
     if done.open:
-        print(f"{len(done.open)} regions are left out, and ignored by who trains; --round 2 asks for them:")
+        print(f"{len(done.open)} regions are left out and will be ignored in training; --round 2 reviews them:")
         for tile, region, why in done.open[:20]:
             print(f"  {tile}, region {region}: {why}")
         if len(done.open) > 20:
@@ -119,7 +121,7 @@ def _finish(review) -> None:
 
 
 def _serve(review, args: argparse.Namespace) -> None:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: nothing is told to anybody
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: no usage data is sent
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:

@@ -1,14 +1,20 @@
-"""Regions to and from COCO's annotation file, which many annotation programs read and write."""
+"""Export and import of regions as a COCO annotation file, which many annotation programs read and write."""
 
 from __future__ import annotations
 
+from skysense_o.clicks import box_from_mask
 from skysense_o.data_engine.review.exchange import ExchangedRegion, exchanged_regions, tile_of
-from skysense_o.data_engine.review.masks import box_of, polygons_mask, rle_mask, rle_of
+from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review
 
 
 def to_coco(review: Review, reviewer: str | None = None) -> dict:
-    """One annotation a region, with COCO's keys and `region`, its number here."""
+    """Export all regions: one COCO annotation per region, with an additional key `region`, its number.
+
+    Args:
+        review: the review.
+        reviewer: export this reviewer's regions; None for the regions as proposed.
+    """
     images, rows, names = [], [], set()
     for k, tile in enumerate(review.tiles, 1):
         height, width = review.tiles.labels(tile).shape
@@ -24,7 +30,7 @@ def to_coco(review: Review, reviewer: str | None = None) -> dict:
 
 
 def _row(number: int, image: int, one: ExchangedRegion, category: int) -> dict:
-    x0, y0, x1, y1 = box_of(one.mask)
+    x0, y0, x1, y1 = box_from_mask(one.mask)
     return {
         "id": number,
         "image_id": image,
@@ -38,14 +44,21 @@ def _row(number: int, image: int, one: ExchangedRegion, category: int) -> dict:
 
 
 def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
-    """tile -> its annotations; images that are no tiles of ours, and those without annotations, are left out.
+    """Import a COCO file.
+
+    Args:
+        review: the review.
+        data: the file's content.
+
+    Returns:
+        tile -> its annotations. Images that are not tiles of this review, and those without annotations, are left out.
 
     Raises:
-        ValueError: a mask that does not have its tile's size, or an unknown category.
+        ValueError: a mask has not its tile's size, or an annotation has a category that the file does not list.
     """
     names = {row["id"]: row["name"] for row in data["categories"]}
     tiles = {row["id"]: tile_of(review, row["file_name"]) for row in data["images"]}
-    found: dict[str, list[ExchangedRegion]] = {}
+    regions: dict[str, list[ExchangedRegion]] = {}
     for row in data["annotations"]:
         tile = tiles.get(row["image_id"])
         if tile is None:
@@ -54,12 +67,12 @@ def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
             raise ValueError(f"annotation {row['id']} has category {row['category_id']}, which the file does not list")
         size = review.tiles.labels(tile).shape
         mask, exact = _mask(row["segmentation"], size, row["id"])
-        found.setdefault(tile, []).append(ExchangedRegion(mask, names[row["category_id"]], row.get("region"), exact))
-    return found
+        regions.setdefault(tile, []).append(ExchangedRegion(mask, names[row["category_id"]], row.get("region"), exact))
+    return regions
 
 
 def _mask(segmentation, size: tuple[int, int], number: int):
-    """Polygons or run lengths -> bool (H,W), and whether every pixel is as it was drawn."""
+    """Polygons or run lengths -> bool (H,W), and whether the mask is exact to the pixel (run lengths)."""
     if isinstance(segmentation, list):
         return polygons_mask(segmentation, size), False
     try:

@@ -1,4 +1,4 @@
-"""The image that a reviewer looks at: regions outlined and numbered, the current one highlighted."""
+"""Draws the image on the review page: regions outlined and numbered, the current one highlighted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 from skysense_o.inference.drawing import REGION_COLOR
 
 SHOWN_SIDE = 1000
-"""Pixels, about; small tiles are shown larger, so that they can be clicked on."""
+"""Approximate longer side of the drawn image, in pixels; small tiles are enlarged so that they are easy to click."""
 OPEN, DECIDED = (255, 255, 255), (90, 230, 110)
 DIMMED = 0.72
 
 
 def review_zoom(size: tuple[int, ...]) -> int:
-    """How many times larger an image of (H,W) is shown."""
+    """The integer factor by which an image of size (H,W) is enlarged."""
     return max(1, round(SHOWN_SIDE / max(size[:2])))
 
 
@@ -28,30 +28,34 @@ def draw_regions(
     decided: Collection[int],
     corner: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """
+    """Draw the regions of a tile, enlarged by `review_zoom`.
+
     Args:
-        image: uint8 (H,W,3). labels: (H,W), 0 the rest. current: the region to decide on. decided: those outlined in
-            green. corner: x, y of the first corner of a box being drawn.
+        image: uint8 (H,W,3).
+        labels: integers (H,W), the region of each pixel, 0 for the rest.
+        current: the region to decide on; it is highlighted, the others are dimmed.
+        decided: regions to outline in green.
+        corner: x, y of the first corner of a box that is being drawn, in pixels of the tile.
     """
     zoom = review_zoom(labels.shape)
-    shown = image.repeat(zoom, 0).repeat(zoom, 1)
+    enlarged = image.repeat(zoom, 0).repeat(zoom, 1)
     large = labels.repeat(zoom, 0).repeat(zoom, 1)
     here = large == current
-    shown = np.where(here[..., None], shown, shown * DIMMED).astype(np.uint8)
+    enlarged = np.where(here[..., None], enlarged, enlarged * DIMMED).astype(np.uint8)
     edge = _thicker(_edges(large), 2)
-    shown[_thicker(edge, 3)] = (0, 0, 0)
-    shown[edge] = OPEN
-    shown[edge & np.isin(large, list(decided))] = DECIDED
+    enlarged[_thicker(edge, 3)] = (0, 0, 0)
+    enlarged[edge] = OPEN
+    enlarged[edge & np.isin(large, list(decided))] = DECIDED
     core = cv2.erode(here.astype(np.uint8), np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    shown[here & ~core.astype(bool)] = REGION_COLOR
-    canvas = Image.fromarray(shown)
+    enlarged[here & ~core.astype(bool)] = REGION_COLOR
+    canvas = Image.fromarray(enlarged)
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(SHOWN_SIDE // 40)
     for region in np.unique(labels):
         if region:
             color = REGION_COLOR if region == current else OPEN
-            place = _thickest(labels == region, zoom)
-            pen.text(place, str(region), fill=color, font=font, anchor="mm", stroke_width=3, stroke_fill="black")
+            center = _thickest(labels == region, zoom)
+            pen.text(center, str(region), fill=color, font=font, anchor="mm", stroke_width=3, stroke_fill="black")
     if corner is not None:
         x, y = ((value + 0.5) * zoom for value in corner)
         pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=REGION_COLOR, outline="black", width=2)
@@ -70,7 +74,7 @@ def _edges(labels: np.ndarray) -> np.ndarray:
 
 
 def _thickest(mask: np.ndarray, zoom: int) -> tuple[float, float]:
-    """x, y on the enlarged image where a region is thickest: a number there lies in it, whatever its shape."""
+    """The point x, y of the enlarged image, inside the region, that is furthest from its border."""
     x0, y0, width, height = cv2.boundingRect(mask.astype(np.uint8))
     inside = np.pad(mask[y0 : y0 + height, x0 : x0 + width], 1)
     depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)

@@ -1,4 +1,4 @@
-"""Regions as annotations of other programs, and what was changed there as decisions here."""
+"""Exchange with other annotation programs: exports regions, and turns edited annotations into decisions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
+from skysense_o.clicks import box_from_mask
 from skysense_o.data_engine.review.log import Decision
-from skysense_o.data_engine.review.masks import box_of, rle_of
+from skysense_o.data_engine.review.masks import rle_of
 from skysense_o.data_engine.review.session import REST, Review, View
 
 UNNAMED = "unnamed"
 SAME_IOU = 0.9
-"""From which on a polygon is held to be the region it was drawn from: polygons do not keep every pixel."""
+"""IoU from which an imported polygon counts as an unchanged region; polygons do not preserve every pixel."""
 
 
 @dataclass
 class ExchangedRegion:
-    """mask: bool (H,W). name: UNNAMED where it has none. region: its number here, None where the program lost it or it
-    is new. exact: the mask has every pixel, as run lengths do and polygons do not.
+    """One region in an export or import.
+
+    Attributes:
+        mask: bool (H,W).
+        name: class name, or UNNAMED.
+        region: its region number; None if the other program dropped the number or the region is new.
+        exact: the mask is exact to the pixel: true for run lengths, false for polygons.
     """
 
     mask: np.ndarray
@@ -31,44 +37,56 @@ class ExchangedRegion:
 
 
 def exchanged_regions(review: Review, tile: str, reviewer: str | None) -> list[ExchangedRegion]:
-    """What a tile's regions are to a reviewer, without those rejected; as proposed where there is no reviewer."""
+    """The regions of a tile after a reviewer's decisions, without rejected ones; as proposed if reviewer is None."""
     view = review.view(reviewer, tile) if reviewer else View.of(review.tiles.known(tile), [])
     labels = review.labels_of(tile, view, merged=True)
-    found = []
+    regions = []
     for region in view.regions:
         last = view.last.get(region)
         if view.root(region) != region or (last is not None and last.action == "reject"):
             continue
         name = last.name if last is not None else review.proposed(tile, view, region).name
-        found.append(ExchangedRegion(labels == region, name or UNNAMED, region))
-    return found
+        regions.append(ExchangedRegion(labels == region, name or UNNAMED, region))
+    return regions
 
 
 def tile_of(review: Review, file: str) -> str | None:
-    """The tile that an image's name or address in another program means; None where it is none of ours."""
+    """Find the tile from an image's file name or URL in another program; None if it is not a tile of this review."""
     stem = Path(str(file).replace("\\", "/").rsplit("=", 1)[-1]).stem
     return stem if stem in review.tiles.proposed else None
 
 
-def take_over(review: Review, reviewer: str, tile: str, given: Sequence[ExchangedRegion], round: int = 1) -> Counter:
-    """Say in `reviewer`'s name what turns their view of a tile into the annotations; how often which action was needed.
+def take_over(
+    review: Review, reviewer: str, tile: str, annotations: Sequence[ExchangedRegion], round: int = 1
+) -> Counter:
+    """Write the decisions that turn a reviewer's view of a tile into the given annotations.
 
-    Each part of a region that lies in another annotation is cut out and merged into that one's region, or made one;
-    what is in none is rejected. Where annotations overlap the smaller one has the pixels.
+    Part of a region inside another annotation is split off and merged into that annotation's region, or becomes a new
+    region. Pixels in no annotation are rejected. Where annotations overlap, the smaller one gets the pixels.
+
+    Args:
+        review: the review.
+        reviewer: the decisions are written under this name.
+        tile: the tile.
+        annotations: the regions that the tile shall have.
+        round: the review round of the decisions.
+
+    Returns:
+        number of decisions per action.
     """
     view = review.view(reviewer, tile)
     labels = review.labels_of(tile, view)
-    homes = _match(review.labels_of(tile, view, merged=True), view, given)
-    painted = _paint(labels.shape, given)
-    done: Counter = Counter()
+    homes = _match(review.labels_of(tile, view, merged=True), view, annotations)
+    painted = _paint(labels.shape, annotations)
+    counts: Counter = Counter()
 
-    def say(region: int, action: str, **what) -> Decision:
+    def decide(region: int, action: str, **fields) -> Decision:
         before = len(review.log.history[reviewer])
-        found = review.decide(Decision(tile, region, reviewer, action, round=round, **what))
-        done[action] += len(review.log.history[reviewer]) - before
-        return found
+        decision = review.decide(Decision(tile, region, reviewer, action, round=round, **fields))
+        counts[action] += len(review.log.history[reviewer]) - before
+        return decision
 
-    parts: list[tuple[int, int]] = []  # (region, index in given or -1)
+    parts: list[tuple[int, int]] = []  # (region, index in annotations or -1)
     for region in np.unique(labels).tolist():
         inside = labels == region
         owners = Counter(painted[inside].tolist())
@@ -77,33 +95,36 @@ def take_over(review: Review, reviewer: str, tile: str, given: Sequence[Exchange
         for owner in sorted(owners):
             if owner != keeps:
                 mask = inside & (painted == owner)
-                cut = say(region, "split", box=box_of(mask), mask=rle_of(mask)["counts"])
+                cut = decide(region, "split", box=box_from_mask(mask), mask=rle_of(mask)["counts"])
                 parts.append((cut.into, owner))
     members: dict[int, list[int]] = {}
     for region, owner in parts:
         members.setdefault(owner, []).append(region)
     for region in members.pop(-1, []):
         if region != REST or REST in view.regions:
-            say(region, "reject")
+            decide(region, "reject")
     for owner, regions in members.items():
         target = homes[owner] if homes.get(owner) in regions else regions[0]
-        name = given[owner].name
+        name = annotations[owner].name
         if name != UNNAMED:
-            known = review.proposed(tile, review.view(reviewer, tile), target).name
-            say(target, "accept" if name == known else "rename", name=name)
+            proposed = review.proposed(tile, review.view(reviewer, tile), target).name
+            decide(target, "accept" if name == proposed else "rename", name=name)
         for region in regions:
             if region != target and review.view(reviewer, tile).root(region) != target:
-                say(region, "merge", into=target)
-    return done
+                decide(region, "merge", into=target)
+    return counts
 
 
-def _match(labels: np.ndarray, view: View, given: Sequence[ExchangedRegion]) -> dict[int, int]:
-    """index in given -> region: by its number where it came back, else the region it covers best, by half at least.
+def _match(labels: np.ndarray, view: View, annotations: Sequence[ExchangedRegion]) -> dict[int, int]:
+    """Match annotations to regions, one to one: by region number, else by the highest IoU of at least 0.5.
 
-    A polygon that is as good as its region gets the region's mask.
+    A polygon with an IoU of at least SAME_IOU is replaced by its region's mask.
+
+    Returns:
+        index in annotations -> region.
     """
     scores = []
-    for k, one in enumerate(given):
+    for k, one in enumerate(annotations):
         for region in np.unique(labels[one.mask]).tolist():
             if region in view.regions:
                 here = labels == region
@@ -113,20 +134,20 @@ def _match(labels: np.ndarray, view: View, given: Sequence[ExchangedRegion]) -> 
     for named, iou, k, region in sorted(scores, reverse=True):
         if k not in homes and region not in homes.values() and (named or iou >= 0.5):
             homes[k] = region
-            if not given[k].exact and iou >= SAME_IOU:
-                given[k].mask = labels == region
+            if not annotations[k].exact and iou >= SAME_IOU:
+                annotations[k].mask = labels == region
     return homes
 
 
-def _paint(size: tuple[int, ...], given: Sequence[ExchangedRegion]) -> np.ndarray:
-    """(H,W) index of the annotation each pixel is in, -1 for none."""
+def _paint(size: tuple[int, ...], annotations: Sequence[ExchangedRegion]) -> np.ndarray:
+    """int32 (H,W), the index of each pixel's annotation, -1 for none."""
     painted = np.full(size, -1, np.int32)
-    for k in sorted(range(len(given)), key=lambda k: -int(given[k].mask.sum())):
-        painted[given[k].mask] = k
+    for k in sorted(range(len(annotations)), key=lambda k: -int(annotations[k].mask.sum())):
+        painted[annotations[k].mask] = k
     return painted
 
 
 def _keeper(owners: Counter, homes: dict[int, int], root: int) -> int:
-    """The annotation that a region stays with: its own, or the one with most of its pixels."""
+    """The annotation that keeps the region's number: the matched one, else the one with most of its pixels."""
     own = [owner for owner in owners if homes.get(owner) == root]
     return own[0] if own else owners.most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""What reviewers decided, as regions and names: review/final/<tile>.png and .json, which `publish` takes."""
+"""Writes the majority decisions as review/final/<tile>.png and .json, which step "publish" reads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from skysense_o.data_engine.work_folder import write_json, write_map
 
 @dataclass
 class Finished:
-    """tiles: written. kept, rejected: regions that most reviewers named or rejected. open: (tile, region, why) of those
-    that are left out, and so ignored, because nobody or no majority decided.
+    """What `finish` wrote.
+
+    Attributes:
+        tiles: number of tiles written.
+        kept: number of regions that the majority named.
+        rejected: number of regions that the majority rejected.
+        open: (tile, region, reason) for regions without a majority decision; they are left out and stay unlabelled.
     """
 
     tiles: int = 0
@@ -24,16 +29,16 @@ class Finished:
 
 
 def finish(review: Review) -> Finished:
-    """Write what most reviewers want of each tile that anybody looked at; a tie decides nothing.
+    """Write the majority decisions for each tile that has any decision. A tie leaves the region open.
 
-    The image of labels is uint16, 0 where nothing has a name; the JSON lists {"region", "name", "confidence",
-    "candidates"}, the confidence being the share of the region's reviewers who want just this.
+    The PNG is uint16, 0 for unlabelled pixels. The JSON lists {"region", "name", "confidence", "candidates"}; the
+    confidence is the share of the region's reviewers who made the winning decision.
     """
     folder, done = review.work / "review" / "final", Finished()
     for tile in review.tiles:
         votes = review.verdicts(tile)
         if not any(votes.values()):
-            for suffix in (".png", ".json"):  # of an earlier finish, before all was taken back
+            for suffix in (".png", ".json"):  # written by an earlier call; all decisions were undone since
                 (folder / f"{tile}{suffix}").unlink(missing_ok=True)
             continue
         labels, rows = _final(review, tile, votes, done)
@@ -44,7 +49,7 @@ def finish(review: Review) -> Finished:
 
 
 def _final(review: Review, tile: str, votes: dict[int, dict[str, Verdict]], done: Finished):
-    winners = {region: _winner(list(said.values())) for region, said in votes.items()}
+    winners = {region: _winner(list(verdicts.values())) for region, verdicts in votes.items()}
     labels, present = _cut(review, tile, votes, winners)
     out, rows = np.zeros(labels.shape, np.uint16), []
     highest = max(present, default=0)
@@ -57,7 +62,7 @@ def _final(review: Review, tile: str, votes: dict[int, dict[str, Verdict]], done
         elif any(other not in present or not _same(won, winners.get(other)) for other in won.group):
             done.open.append((tile, region, f"no majority to make {', '.join(map(str, won.group))} one"))
         else:
-            number = won.group[0] or highest + 1  # the rest, where it has a name, needs a number of its own
+            number = won.group[0] or highest + 1  # the rest (0) gets a new number if it is labelled
             out[labels == region] = number
             if region == won.group[0]:
                 rows.append(_row(number, won, list(votes[region].values())))
@@ -65,9 +70,9 @@ def _final(review: Review, tile: str, votes: dict[int, dict[str, Verdict]], done
     return out, rows
 
 
-def _winner(said: list[Verdict]) -> Verdict | None:
-    """What more reviewers want than anything else."""
-    ranked = Counter(said).most_common(2)
+def _winner(verdicts: list[Verdict]) -> Verdict | None:
+    """The most frequent verdict; None without verdicts or on a tie."""
+    ranked = Counter(verdicts).most_common(2)
     if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
         return None
     return ranked[0][0]
@@ -78,25 +83,28 @@ def _same(won: Verdict, other: Verdict | None) -> bool:
 
 
 def _cut(review: Review, tile: str, votes: dict, winners: dict) -> tuple[np.ndarray, list[int]]:
-    """The labels after the cuts that won, and the regions there are then. Pieces of the rest need no majority."""
+    """Apply the splits that have a majority; the labels and the region numbers after them.
+
+    A split of the rest needs no majority, only a decision on the piece.
+    """
     present = list(review.tiles.known(tile))
     cuts = []
     for number, piece in sorted(review.log.pieces[tile].items()):
         parent = winners.get(piece.region)
-        wanted = parent is not None and number in parent.cuts
+        apply = parent is not None and number in parent.cuts
         if piece.region == REST and REST not in present:
-            wanted = bool(votes.get(number))
-        if wanted and piece.region in (REST, *present):
+            apply = bool(votes.get(number))
+        if apply and piece.region in (REST, *present):
             present.append(number)
             cuts.append((number, piece))
     return review.labels(tile, cuts), present
 
 
-def _row(number: int, won: Verdict, said: list[Verdict]) -> dict:
-    names = Counter(verdict.name for verdict in said if verdict.name is not None)
+def _row(number: int, won: Verdict, verdicts: list[Verdict]) -> dict:
+    names = Counter(verdict.name for verdict in verdicts if verdict.name is not None)
     return {
         "region": number,
         "name": won.name,
-        "confidence": round(said.count(won) / len(said), 4),
-        "candidates": [[name, round(count / len(said), 4)] for name, count in names.most_common(5)],
+        "confidence": round(verdicts.count(won) / len(verdicts), 4),
+        "candidates": [[name, round(count / len(verdicts), 4)] for name, count in names.most_common(5)],
     }

@@ -1,8 +1,8 @@
-"""Regions to and from Label Studio: tasks with brush masks as its predictions, which annotators correct.
+"""Export to and import from Label Studio. Regions are exported as brush masks in predictions, which people correct.
 
-A brush mask is run lengths over the image's RGBA values, packed in bits: the count of values (32 bits), word size
-less 1 (5), four run sizes less 1 (4 each); then blocks of a flag (1 bit: one value repeated, or values one by one),
-which of the run sizes (2), a length less 1, and the value or values. The mask is the alpha channel.
+Label Studio encodes a brush mask as run lengths over the image's RGBA values, packed as bits. Header: number of values
+(32 bits), word size - 1 (5 bits), four run sizes - 1 (4 bits each). Then blocks: a flag (1 bit: one repeated value, or
+single values), the index of a run size (2 bits), length - 1, and the value or values. The mask is the alpha channel.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from skysense_o.data_engine.review.session import Review
 WORD = 8
 RUN_SIZES = (3, 4, 8, 16)
 FILES = "/data/local-files/?d=tiles/"
-"""Where Label Studio finds files of a folder of its own machine, LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
+"""URL prefix of Label Studio's local files, which are below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
 
 
 def to_label_studio(review: Review, reviewer: str | None = None, files: str = FILES) -> list[dict]:
-    """One task a tile. files: what stands before a tile's file name in its image's address."""
+    """Export all regions as Label Studio tasks, one per tile.
+
+    Args:
+        review: the review.
+        reviewer: export this reviewer's regions; None for the regions as proposed.
+        files: prefix of the image URLs.
+    """
     tasks = []
     for tile in review.tiles:
         height, width = review.tiles.labels(tile).shape
@@ -47,7 +53,7 @@ def to_label_studio(review: Review, reviewer: str | None = None, files: str = FI
 
 
 def labelling_config(names) -> str:
-    """The project's labelling interface: brush, polygons and boxes with these names."""
+    """The XML of Label Studio's labelling interface, with brush, polygon and box tools for these class names."""
     labels = "".join(f'<Label value="{escape(name)}"/>' for name in sorted(names))
     tools = {"brush": "BrushLabels", "polygon": "PolygonLabels", "box": "RectangleLabels"}
     rows = "".join(f'<{tag} name="{name}" toName="image">{labels}</{tag}>' for name, tag in tools.items())
@@ -55,22 +61,28 @@ def labelling_config(names) -> str:
 
 
 def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[tuple[str, str], list[ExchangedRegion]]:
-    """(annotator, tile) -> annotations, of a JSON export. Tasks nobody finished and other images are left out.
+    """Import a JSON export of Label Studio.
 
-    reviewer: who annotated where the file does not say.
+    Args:
+        review: the review.
+        tasks: the file's content.
+        reviewer: name of the annotator where the file has none.
+
+    Returns:
+        (annotator, tile) -> annotations. Unfinished tasks and images that are not tiles of this review are left out.
 
     Raises:
-        ValueError: a mask that does not have its tile's size, or a turned box.
+        ValueError: a mask has not its tile's size, or a box is rotated.
     """
-    found = {}
+    imported = {}
     for task in tasks:
         data = task.get("data", {})
         tile = tile_of(review, data.get("tile") or data.get("image", ""))
         for annotation in task.get("annotations", ()) if tile else ():
             if not annotation.get("was_cancelled"):
                 who, size = _annotator(annotation, reviewer), review.tiles.labels(tile).shape
-                found[who, tile] = [one for row in annotation["result"] if (one := _annotation(row, size, tile))]
-    return found
+                imported[who, tile] = [one for row in annotation["result"] if (one := _annotation(row, size, tile))]
+    return imported
 
 
 def _annotator(annotation: dict, reviewer: str) -> str:
@@ -92,7 +104,7 @@ def _annotation(row: dict, size: tuple[int, int], tile: str) -> ExchangedRegion 
     if kind == "brushlabels":
         return ExchangedRegion(unpack_brush(value["rle"], size), value[kind][0], region)
     if value.get("rotation"):
-        raise ValueError(f"{tile} has a turned box, which is not read: draw a polygon instead")
+        raise ValueError(f"{tile} has a rotated box, which is not supported: draw a polygon instead")
     scale = np.array([size[1], size[0]]) / 100
     if kind == "polygonlabels":
         points = np.array(value["points"], float)
@@ -105,7 +117,7 @@ def _annotation(row: dict, size: tuple[int, int], tile: str) -> ExchangedRegion 
 
 
 def pack_brush(mask: np.ndarray) -> list[int]:
-    """bool (H,W) -> bytes as numbers."""
+    """Encode a mask, bool (H,W), in Label Studio's format: a list of bytes as integers."""
     flat = mask.ravel().astype(np.uint8)
     edges = np.flatnonzero(np.diff(flat)) + 1
     starts = [0, *edges.tolist()]
@@ -124,29 +136,36 @@ def pack_brush(mask: np.ndarray) -> list[int]:
 
 
 def unpack_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
-    """Bytes as numbers -> bool (H,W).
+    """Decode Label Studio's format.
+
+    Args:
+        packed: bytes as integers.
+        size: (H,W).
+
+    Returns:
+        bool (H,W).
 
     Raises:
-        ValueError: run lengths that do not make an image of this size.
+        ValueError: the runs do not make an image of this size.
     """
     bits = "".join(f"{byte:08b}" for byte in packed)
-    place = 0
+    position = 0
 
     def read(count: int) -> int:
-        nonlocal place
-        place += count
-        if place > len(bits):
-            raise ValueError(f"a brush mask ends after {len(packed)} bytes, before its image is whole")
-        return int(bits[place - count : place], 2)
+        nonlocal position
+        position += count
+        if position > len(bits):
+            raise ValueError(f"a brush mask ends after {len(packed)} bytes, before its image is complete")
+        return int(bits[position - count : position], 2)
 
     total, word = read(32), read(5) + 1
     if total != 4 * size[0] * size[1]:
-        raise ValueError(f"a brush mask has {total} values, and a tile of {size[1]} x {size[0]} has 4 a pixel")
+        raise ValueError(f"a brush mask has {total} values, but {size[1]} x {size[0]} pixels have 4 values each")
     sizes = [read(4) + 1 for _ in range(4)]
     values = np.zeros(total, np.uint8)
-    at = 0
-    while at < total:
+    index = 0
+    while index < total:
         repeated, count = read(1), read(sizes[read(2)]) + 1
-        values[at : at + count] = read(word) if repeated else [read(word) for _ in range(count)]
-        at += count
+        values[index : index + count] = read(word) if repeated else [read(word) for _ in range(count)]
+        index += count
     return values.reshape(*size, 4)[..., 3] > 0

@@ -1,6 +1,6 @@
-"""What people decided: review/decisions.jsonl, one decision a line, appended and synced, never changed.
+"""The reviewers' decisions: review/decisions.jsonl, one per line, append-only and synced to disk.
 
-A decision stands until its reviewer takes it back (`undo`, a line too) or says something else of the same region.
+A decision is valid until its reviewer undoes it (`undo` is a line, too) or decides again on the same region.
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Decision:
-    """A line of the log.
+    """One line of the log.
 
-    name: of accept and rename. into: the region merged into, or the number of the piece that a split cuts out.
-    box: of a split, x0, y0, x1, y1 in pixels, the last ones outside. mask: COCO's run-length counts of a piece that is
-    no box. round: 1 where reviewers work by themselves, 2 and more where they look at what they disagree on.
+    Attributes:
+        tile: the tile's id.
+        region: the region's number.
+        reviewer: name of the reviewer.
+        action: one of ACTIONS.
+        name: for accept and rename: the class name.
+        into: for merge: the region to merge into. For split: the number of the new piece.
+        box: for split: x0, y0, x1, y1 in pixels, half-open.
+        time: ISO 8601, UTC.
+        mask: for split: COCO's RLE counts, if the piece is not the whole box.
+        round: 1 for independent decisions, 2 and up for decisions on disagreements.
     """
 
     tile: str
@@ -42,28 +50,29 @@ class Decision:
 
     @classmethod
     def read(cls, line: bytes) -> Decision:
-        """
+        """Parse a line of the log.
+
         Raises:
-            ValueError: not a decision, or one of another kind.
+            ValueError: the line is not a decision, or has an unknown action.
         """
         try:
-            found = cls(**json.loads(line))
-            box = None if found.box is None else tuple(map(int, found.box))
-        except TypeError as error:  # no object, or keys that are none of ours
+            decision = cls(**json.loads(line))
+            box = None if decision.box is None else tuple(map(int, decision.box))
+        except TypeError as error:  # not a JSON object, or unknown keys
             raise ValueError(str(error)) from error
-        if found.action not in ACTIONS:
-            raise ValueError(f"{found.action!r} is no action: {', '.join(ACTIONS)}")
-        if found.action in ("merge", "split") and not isinstance(found.into, int):
-            raise ValueError(f"a {found.action} without the region it makes or goes into")
-        return replace(found, box=box)
+        if decision.action not in ACTIONS:
+            raise ValueError(f"unknown action {decision.action!r}: {', '.join(ACTIONS)} are permitted")
+        if decision.action in ("merge", "split") and not isinstance(decision.into, int):
+            raise ValueError(f"a {decision.action} needs 'into', the number of a region")
+        return replace(decision, box=box)
 
-    def says(self) -> tuple:
-        """What it comes to, whoever said it and when."""
+    def content(self) -> tuple:
+        """What was decided, without reviewer and time."""
         return self.tile, self.region, self.action, self.name, self.into
 
 
 class Piece(NamedTuple):
-    """What a split cuts out of a region: all of it that lies in the box, or in the mask where there is one."""
+    """What a split removes from a region: its pixels inside the box and, if there is one, inside the mask."""
 
     region: int
     box: Box
@@ -71,11 +80,13 @@ class Piece(NamedTuple):
 
 
 class DecisionLog:
-    """The log in memory, kept up with the file, which several pages and programs may write to at once.
+    """The log in memory, synchronised with the file. Several pages and processes may write to the file at once.
 
-    lines: tile -> reviewer -> all they said, in order. history: reviewer -> what of it stands, of all tiles. pieces:
-    tile -> number -> what was ever cut out, by whomever; the same cut has the same number for all. bad: what was wrong
-    with lines that were passed over.
+    Attributes:
+        lines: tile -> reviewer -> all decisions, in order.
+        history: reviewer -> valid decisions on all tiles, in order.
+        pieces: tile -> number -> piece, for every split by any reviewer; equal splits have one number.
+        bad: messages about lines that were skipped.
     """
 
     def __init__(self, work: Path) -> None:
@@ -89,23 +100,32 @@ class DecisionLog:
         self.refresh()
 
     def standing(self, tile: str, reviewer: str, rounds: int | None = None) -> list[Decision]:
-        """What a reviewer said of a tile and did not take back, in order; of the rounds up to this one, or of all."""
-        found: list[Decision] = []
+        """A reviewer's decisions on a tile that were not undone, in order.
+
+        Args:
+            rounds: count the decisions of the first `rounds` rounds only; None for all.
+        """
+        decisions: list[Decision] = []
         for decision in self.lines.get(tile, {}).get(reviewer, ()):
             if rounds is None or decision.round <= rounds:
-                _stand(found, decision)
-        return found
+                _apply(decisions, decision)
+        return decisions
 
     def refresh(self) -> None:
-        """Read what was appended since."""
+        """Read lines that other processes have appended since the last call."""
         if self.path.exists():
             with self._locked() as file:
                 self._read(file)
 
     def append(self, decision: Decision, highest: int = 0) -> Decision:
-        """Write a line and wait until it is on the disk; the decision as written, with its time and a split's number.
+        """Append a decision and sync it to disk.
 
-        highest: of the tile's proposed regions; a new piece gets a number above it.
+        Args:
+            decision: what to write; its time is set here.
+            highest: highest number of the tile's proposed regions; a split's new piece gets a higher number.
+
+        Returns:
+            the decision as written.
         """
         with self._locked() as file:
             self._read(file)
@@ -120,7 +140,7 @@ class DecisionLog:
 
     @contextmanager
     def _locked(self):
-        """The file, ours alone among threads and programs."""
+        """Open the file with an exclusive lock, against other threads and processes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._mutex, open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -129,7 +149,7 @@ class DecisionLog:
     def _read(self, file) -> None:
         file.seek(self._offset)
         data = file.read()
-        if data and not data.endswith(b"\n"):  # its writer died; what comes next must not be torn with it
+        if data and not data.endswith(b"\n"):  # its writer died: end the incomplete line
             file.write(b"\n")
             file.flush()
             data += b"\n"
@@ -138,12 +158,12 @@ class DecisionLog:
             try:
                 self._take(Decision.read(line))
             except ValueError as error:
-                self.bad.append(f"{self.path.name}, line {self._count}, is passed over: {error}")
+                self.bad.append(f"{self.path.name}, line {self._count}, is skipped: {error}")
         self._offset += len(data)
 
     def _take(self, decision: Decision) -> None:
         self.lines[decision.tile][decision.reviewer].append(decision)
-        _stand(self.history[decision.reviewer], decision)
+        _apply(self.history[decision.reviewer], decision)
         if decision.action == "split":
             self.pieces[decision.tile][decision.into] = Piece(decision.region, decision.box, decision.mask)
 
@@ -153,8 +173,8 @@ class DecisionLog:
         return same[0] if same else max(highest, *known, 0) + 1
 
 
-def _stand(standing: list[Decision], decision: Decision) -> None:
-    """Add a decision to those that stand, or take back the latest one on its region."""
+def _apply(standing: list[Decision], decision: Decision) -> None:
+    """Append a decision to the valid ones; an undo removes the latest one on its region instead."""
     if decision.action != "undo":
         standing.append(decision)
         return

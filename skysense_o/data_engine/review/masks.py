@@ -1,4 +1,4 @@
-"""Masks as run lengths, polygons and boxes. H W pixels."""
+"""Conversion of masks to and from run lengths (RLE), polygons and boxes. Alphabet: H W pixels."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ from pycocotools import mask as coco_mask
 
 
 def rle_of(mask: np.ndarray) -> dict:
-    """bool (H,W) -> COCO's compressed run lengths, ready for JSON."""
-    found = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(n) for n in found["size"]], "counts": found["counts"].decode()}
+    """Encode a mask, bool (H,W), as COCO's compressed RLE, in types that JSON can hold."""
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def rle_mask(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """COCO's run lengths, compressed or not -> bool (H,W).
+    """Decode COCO's RLE.
 
-    Not by pycocotools: where runs end too early its masks end in whatever was in memory.
+    pycocotools is not used, because for runs that end too early it returns uninitialised memory.
+
+    Args:
+        counts: compressed text, or a list of run lengths.
+        size: (H,W).
+
+    Returns:
+        bool (H,W).
 
     Raises:
-        ValueError: run lengths that do not make a mask of this size.
+        ValueError: the runs do not add up to H x W pixels.
     """
     runs = _runs(counts) if isinstance(counts, str) else list(counts)
     if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-        raise ValueError(f"run lengths of {sum(runs)} pixels are no mask of {size[1]} x {size[0]}")
+        raise ValueError(f"run lengths of {sum(runs)} pixels do not make a mask of {size[1]} x {size[0]}")
     return (np.arange(len(runs)) % 2).repeat(runs).reshape(size[::-1]).T.astype(bool)
 
 
 def _runs(counts: str) -> list[int]:
-    """Six bits a character: five of a number, lowest first, and whether more follow. From the fourth number on each is
-    less the one two before it.
+    """Decompress COCO's RLE text.
+
+    Each character holds six bits: five bits of a number, the lowest first, and a flag that more follow. From the fourth
+    number on, the difference to the number two before it is stored.
     """
     runs: list[int] = []
     value = shift = 0
@@ -46,11 +55,5 @@ def _runs(counts: str) -> list[int]:
 
 
 def polygons_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Flat lists x0, y0, x1, y1, ... in pixels -> bool (H,W)."""
+    """Rasterise polygons, flat lists x0, y0, x1, y1, ... in pixels -> their union, bool (H,W); size: (H,W)."""
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), *size))).astype(bool)
-
-
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask that is not empty; the last ones are outside."""
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -1,9 +1,9 @@
-// Keys of the review page: they press its buttons, and offer names while one is typed. See review_page.py.
+// Keyboard shortcuts of the review page, and suggestions of class names while the reviewer types. See page.py.
 "use strict";
 
 const BUTTONS = { a: "accept", x: "reject", u: "undo", n: "next", p: "previous", g: "agreement" };
 const MODES = { c: 0, m: 1, s: 2 };
-const MOST_OFFERS = 8;
+const MAX_SUGGESTIONS = 8;
 
 const field = id => document.querySelector(`#${id} input`);
 const isField = element => element === field("rename") || element === field("entry");
@@ -36,14 +36,14 @@ function press(key) {
   return true;
 }
 
-// Names that begin so come first, then those that hold it.
+// Names that start with the typed text come first, then names that contain it.
 document.addEventListener("input", event => {
   if (event.target !== field("rename") || !event.isTrusted) return;
   const text = event.target.value.trim().toLowerCase();
   const names = [...document.querySelectorAll("#names option")].map(option => option.value);
-  const place = name => name.toLowerCase().indexOf(text);
-  const found = text ? names.filter(name => place(name) >= 0).sort((a, b) => (place(a) > 0) - (place(b) > 0)) : [];
-  showOffers(found.slice(0, MOST_OFFERS));
+  const index = name => name.toLowerCase().indexOf(text);
+  const matches = text ? names.filter(name => index(name) >= 0).sort((a, b) => (index(a) > 0) - (index(b) > 0)) : [];
+  showOffers(matches.slice(0, MAX_SUGGESTIONS));
 });
 
 function showOffers(names) {
@@ -69,11 +69,11 @@ document.addEventListener("pointerdown", event => {
   const item = event.target.closest("#offers li");
   if (!item) return;
   take(item);
-  event.preventDefault(); // the field keeps the keyboard
+  event.preventDefault(); // so that the field keeps the focus
 });
 
 document.addEventListener("keypress", event => {
   if (event.key !== "Enter" || !isField(event.target)) return;
   showOffers([]);
-  setTimeout(() => event.target.blur(), 0); // after the page has sent it, so that keys are keys again
+  setTimeout(() => event.target.blur(), 0); // after the page has sent the text; then shortcuts work again
 });

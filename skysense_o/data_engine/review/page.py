@@ -1,4 +1,4 @@
-"""The web page of the review: one region at a time, by keys or by hand."""
+"""The web page of the review: one region at a time, by keyboard or mouse."""
 
 import functools
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from skysense_o.data_engine.review.agreement import agreement
 from skysense_o.data_engine.review.drawing import draw_regions, review_zoom
 from skysense_o.data_engine.review.session import Review
-from skysense_o.data_engine.review.steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, Place, Steps
+from skysense_o.data_engine.review.steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, ReviewActions, ReviewPosition
 from skysense_o.interactive import serving
 from skysense_o.interactive.serving import guarded
 
 HELP = (
-    "a accept · 1-5 take a choice · r rename · x reject · m merge into · s split by a box, or drag one · u undo"
-    " · n next · p previous · g agreement · Esc out of a field"
+    "a accept · 1-5 choose a name · r rename · x reject · m merge into · s split by a box, or drag one · u undo"
+    " · n next · p previous · g agreement · Esc leave a field"
 )
 CSS = """
 #view img {cursor: crosshair; width: 100%; height: auto; max-height: none}
@@ -31,103 +31,108 @@ _ADDRESS = """text => { if (text) { const place = JSON.parse(text);
 
 
 def page_script() -> str:
-    """For the page's head: its keys, and boxes that are dragged."""
-    return serving.script(Path(__file__).with_suffix(".js")) + serving.DRAG
+    """The page's scripts, for its head: keyboard shortcuts, and dragging boxes."""
+    return serving.script_tag(Path(__file__).with_suffix(".js")) + serving.DRAG
 
 
 class ReviewPage:
-    """What the page shows of a place. It keeps nothing of anybody: places come in and go out."""
+    """The content of the page for a position. It is stateless: the browser sends the position with each request.
+
+    Args:
+        review: the review.
+        names: class names to suggest while the reviewer types.
+        reviewer: reviewer's name if the page's address has none.
+        round: review round if the page's address has none.
+    """
 
     def __init__(self, review: Review, names=(), reviewer: str = "", round: int = 1) -> None:
-        """names: to offer while one is typed. reviewer, round: where a visitor brings none."""
-        self.steps, self.review = Steps(review, names), review
+        self.actions, self.review = ReviewActions(review, names), review
         self.reviewer, self.round = reviewer, round
 
     def arrive(self, request):
-        """A visitor, with or without a name in the address."""
-        asked = dict(request.query_params) if request is not None else {}
-        reviewer = asked.get("reviewer") or self.reviewer
-        round = int(asked["round"]) if asked.get("round", "").isdigit() else self.round
+        """Open the page; its address may have reviewer and round as query parameters."""
+        query = dict(request.query_params) if request is not None else {}
+        reviewer = query.get("reviewer") or self.reviewer
+        round = int(query["round"]) if query.get("round", "").isdigit() else self.round
         if not reviewer:
             return self.show(None, "")
         self.review.log.refresh()
-        return self.show(*self.steps.begin(reviewer, round))
+        return self.show(*self.actions.begin(reviewer, round))
 
     def begin(self, reviewer: str, round: int):
         self.review.log.refresh()
-        return self.show(*self.steps.begin(reviewer, int(round)))
+        return self.show(*self.actions.begin(reviewer, int(round)))
 
     def step(self, name: str, where: str, *rest):
-        """One of `Steps`, from the place the browser shows."""
-        place = Place.read(where)
+        """Run the action `name` of `ReviewActions` at the position that the browser sent."""
+        position = ReviewPosition.read(where)
         self.review.log.refresh()
-        if not place.tile:
-            return self.show(place, f"Nothing is left to decide in round {place.round}.")
-        return self.show(*getattr(self.steps, name)(place, *rest))
+        if not position.tile:
+            return self.show(position, f"Nothing is left to decide in round {position.round}.")
+        return self.show(*getattr(self.actions, name)(position, *rest))
 
     def click(self, where: str, mode: str, x: float, y: float):
-        tile = Place.read(where).tile
+        tile = ReviewPosition.read(where).tile
         zoom = review_zoom(self.review.tiles.labels(tile).shape)
         return self.step("click", where, mode, int(x) // zoom, int(y) // zoom)
 
     def drag(self, where: str, corners: str):
-        """A box drawn on the image, as drag.js tells it: what of the region is in it becomes a region."""
-        zoom = review_zoom(self.review.tiles.labels(Place.read(where).tile).shape)
-        x0, y0, x1, y1 = serving.dragged_box(corners, zoom)
-        return self.step("split", where, (x0, y0, x1 + 1, y1 + 1))
+        """Split the region by a box drawn on the image; corners: as drag.js sends them."""
+        zoom = review_zoom(self.review.tiles.labels(ReviewPosition.read(where).tile).shape)
+        return self.step("split", where, serving.dragged_box(corners, zoom))
 
     def agreement(self) -> str:
         self.review.log.refresh()
         return agreement(self.review).text()
 
     def names(self) -> str:
-        """For the page's script, which offers them."""
-        options = "".join(f'<option value="{escape(name)}">' for name in sorted(self.steps.names.values()))
+        """HTML with the suggested class names, which page.js reads."""
+        options = "".join(f'<option value="{escape(name)}">' for name in sorted(self.actions.names.values()))
         return f'<datalist id="names">{options}</datalist>'
 
-    def show(self, place: Place | None, said: str) -> list:
-        """-> where, start, desk, image, region, said, progress, mode, entry, rename, the choices."""
+    def show(self, position: ReviewPosition | None, message: str) -> list:
+        """Values of the outputs where, start, desk, image, region, message, progress, mode, entry, rename, choices."""
         import gradio as gr
 
-        started = place is not None
-        rest = [gr.Radio(value=CHOOSE), "", ""] if not (started and place.corner) else [gr.skip()] * 3
-        head = [str(place) if started else "", gr.Column(visible=not started), gr.Column(visible=started)]
-        if not started or not place.tile:
+        started = position is not None
+        rest = [gr.Radio(value=CHOOSE), "", ""] if not (started and position.corner) else [gr.skip()] * 3
+        head = [str(position) if started else "", gr.Column(visible=not started), gr.Column(visible=started)]
+        if not started or not position.tile:
             empty = [gr.Button(visible=False)] * MOST_CHOICES
-            return [*head, None, "", escape(said), self._progress(place) if started else "", *rest, *empty]
-        view = self.steps.view(place)
-        labels = self.review.labels_of(place.tile, view, merged=True)
-        root = view.root(place.region)
-        image = draw_regions(self.review.tiles.image(place.tile), labels, root, list(view.last), place.corner)
-        choices = self.steps.choices(place)
+            return [*head, None, "", escape(message), self._progress(position) if started else "", *rest, *empty]
+        view = self.actions.view(position)
+        labels = self.review.labels_of(position.tile, view, merged=True)
+        root = view.root(position.region)
+        image = draw_regions(self.review.tiles.image(position.tile), labels, root, list(view.last), position.corner)
+        choices = self.actions.choices(position)
         buttons = [gr.Button(f"{k + 1}  {choice}", visible=True) for k, choice in enumerate(choices)]
         buttons += [gr.Button(visible=False)] * (MOST_CHOICES - len(buttons))
-        shown = [image, self._region(place, view, labels == root), escape(said), self._progress(place)]
-        return [*head, *shown, *rest, *buttons]
+        body = [image, self._region(position, view, labels == root), escape(message), self._progress(position)]
+        return [*head, *body, *rest, *buttons]
 
-    def _region(self, place: Place, view, mask) -> str:
-        if not place.region:
-            return "<b>The rest</b>: cut a region out of it with a box, or go on."
-        proposed, last = self.review.proposed(place.tile, view, place.region), view.last.get(place.region)
+    def _region(self, position: ReviewPosition, view, mask) -> str:
+        if not position.region:
+            return "<b>Pixels of no region</b>: split a region off with a box, or continue."
+        proposed, last = self.review.proposed(position.tile, view, position.region), view.last.get(position.region)
         rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
         box = f"{columns[0]} {rows[0]} {columns[-1] + 1} {rows[-1] + 1}" if len(rows) else "empty"
         name = f"{escape(proposed.name)} <small>{proposed.confidence:.2f}</small>" if proposed.name else "no name"
         mine = "" if last is None else f"<br>You: {last.action} {escape(str(last.name or last.into or ''))}"
         return (
-            f"<h3>Region {place.region}: {name}</h3>{escape(place.tile)}<br><small>{int(mask.sum()):,} pixels in the"
-            f" box {box} of {mask.shape[1]} x {mask.shape[0]}</small>{mine}"
+            f"<h3>Region {position.region}: {name}</h3>{escape(position.tile)}<br><small>{int(mask.sum()):,} pixels,"
+            f" box {box} in {mask.shape[1]} x {mask.shape[0]}</small>{mine}"
         )
 
-    def _progress(self, place: Place) -> str:
-        decided, count = self.review.progress(place.reviewer, place.round)
+    def _progress(self, position: ReviewPosition) -> str:
+        decided, count = self.review.progress(position.reviewer, position.round)
         return (
-            f'<progress value="{decided}" max="{max(1, count)}"></progress><br>{escape(place.reviewer)}, round'
-            f" {place.round}: {decided} of {count} regions decided"
+            f'<progress value="{decided}" max="{max(1, count)}"></progress><br>{escape(position.reviewer)}, round'
+            f" {position.round}: {decided} of {count} regions decided"
         )
 
 
 def build_page(page: ReviewPage):
-    """The page, laid out and wired."""
+    """Build the Gradio page."""
     import gradio as gr
 
     with gr.Blocks(title="Review", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
@@ -136,7 +141,7 @@ def build_page(page: ReviewPage):
 
 
 def _lay_out(page: ReviewPage) -> SimpleNamespace:
-    """The parts of the page, by name."""
+    """Create the page's components; returns them by name."""
     import gradio as gr
 
     p = SimpleNamespace()
@@ -144,9 +149,9 @@ def _lay_out(page: ReviewPage) -> SimpleNamespace:
     p.dragged = gr.Textbox(visible="hidden", elem_id="dragged")
     gr.HTML(page.names)
     with gr.Column(visible=False) as p.start:
-        gr.Markdown("# Review\nRegions with proposed names: say of each what it is. Each answer is saved at once.")
+        gr.Markdown("# Review\nDecide for each region whether its proposed name is right. Decisions are saved at once.")
         p.who = gr.Textbox(label="Your name", elem_id="who", max_lines=1)
-        p.which = gr.Number(page.round, label="Round", precision=0, minimum=1, info="1: by yourself. 2: what differs.")
+        p.which = gr.Number(page.round, label="Round", precision=0, minimum=1, info="1: all regions. 2: disagreements.")
         p.go = gr.Button("Begin", variant="primary")
     with gr.Column(visible=False) as p.desk:
         gr.HTML(HELP, elem_id="help")
@@ -155,7 +160,7 @@ def _lay_out(page: ReviewPage) -> SimpleNamespace:
                 p.image = gr.Image(
                     elem_id="view", show_label=False, format="jpeg", type="pil", interactive=False, buttons=[]
                 )
-                p.said = gr.HTML(elem_id="said")
+                p.message = gr.HTML(elem_id="said")
             with gr.Column(scale=2, min_width=320):
                 p.progress = gr.HTML(elem_id="progress")
                 p.region = gr.HTML(elem_id="region")
@@ -168,7 +173,7 @@ def _lay_out(page: ReviewPage) -> SimpleNamespace:
                 gr.HTML("<ul></ul>", elem_id="offers")
                 p.mode = gr.Radio([CHOOSE, MERGE, SPLIT], value=CHOOSE, label="Click on the image", elem_id="mode")
                 p.entry = gr.Textbox(
-                    label="Or type it", elem_id="entry", max_lines=1, info="A region's number, or x0 y0 x1 y1."
+                    label="Or type", elem_id="entry", max_lines=1, info="A region number, or x0 y0 x1 y1."
                 )
                 with gr.Row():
                     p.previous = gr.Button("Previous (p)", elem_id="previous", size="sm", min_width=100)
@@ -179,10 +184,22 @@ def _lay_out(page: ReviewPage) -> SimpleNamespace:
 
 
 def _wire(page: ReviewPage, blocks, p: SimpleNamespace) -> None:
-    """What each part does; p: of `_lay_out`."""
+    """Connect the events of the components p, from `_lay_out`, to the actions."""
     import gradio as gr
 
-    outputs = [p.where, p.start, p.desk, p.image, p.region, p.said, p.progress, p.mode, p.entry, p.rename, *p.choices]
+    outputs = [
+        p.where,
+        p.start,
+        p.desk,
+        p.image,
+        p.region,
+        p.message,
+        p.progress,
+        p.mode,
+        p.entry,
+        p.rename,
+        *p.choices,
+    ]
     private = {"api_visibility": "private", "show_progress": "hidden"}
     private |= {"concurrency_id": "review", "concurrency_limit": 1}
 

@@ -1,6 +1,6 @@
-"""People decide on regions: what each of them made of a tile, and what is theirs to look at next.
+"""The state of a review: each reviewer's view of a tile, the verdicts on its regions, and the regions left to decide.
 
-Reviewers do not see one another's work in round 1. Later rounds show what they disagree on and what nobody saw.
+In round 1 reviewers work independently. Later rounds show the regions that they disagree on and undecided ones.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ REST = 0
 
 
 class Verdict(NamedTuple):
-    """What one reviewer's decisions on a region come to; equal where two reviewers want the same.
+    """The outcome of one reviewer's decisions on a region; two reviewers who agree have equal verdicts.
 
-    name: None where it is rejected. group: the regions that are one with it, itself included. cuts: the pieces that
-    were cut out of it.
+    Attributes:
+        name: class name, None if the region is rejected.
+        group: the regions merged with it, including itself.
+        cuts: the pieces split off from it.
     """
 
     name: str | None
@@ -33,13 +35,19 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         text = "rejected" if self.name is None else self.name
         if len(self.group) > 1:
-            text += f" (one of {', '.join(map(str, self.group))})"
+            text += f" (merged: {', '.join(map(str, self.group))})"
         return text + (f" (without {', '.join(map(str, self.cuts))})" if self.cuts else "")
 
 
 @dataclass(frozen=True)
 class View:
-    """A tile as one reviewer left it. cuts: splits, in order. last: what was said of each region since its last cut."""
+    """A tile after one reviewer's decisions.
+
+    Attributes:
+        regions: the region numbers.
+        cuts: the splits, in order.
+        last: region -> latest decision since its last split.
+    """
 
     regions: tuple[int, ...]
     cuts: tuple[Decision, ...]
@@ -47,21 +55,21 @@ class View:
 
     @classmethod
     def of(cls, regions: Iterable[int], decisions: Sequence[Decision]) -> View:
-        """regions: as proposed. decisions: one reviewer's that stand, in order."""
-        found, cuts, last = list(regions), [], {}
+        """Apply a reviewer's valid decisions, in order, to the proposed regions."""
+        numbers, cuts, last = list(regions), [], {}
         for decision in decisions:
-            if decision.region not in found and (decision.region, decision.action) != (REST, "split"):
-                continue  # of a piece whose split was taken back
+            if decision.region not in numbers and (decision.region, decision.action) != (REST, "split"):
+                continue  # on a piece whose split was undone
             if decision.action == "split":
                 cuts.append(decision)
-                found.append(decision.into)
+                numbers.append(decision.into)
                 last.pop(decision.region, None)
             else:
                 last[decision.region] = decision
-        return cls(tuple(dict.fromkeys(found)), tuple(cuts), last)
+        return cls(tuple(dict.fromkeys(numbers)), tuple(cuts), last)
 
     def root(self, region: int) -> int:
-        """The region that it was merged into in the end; itself where it was not."""
+        """The region that it is finally merged into; itself if it is not merged."""
         seen = set()
         while region in self.last and self.last[region].action == "merge" and region not in seen:
             seen.add(region)
@@ -69,9 +77,9 @@ class View:
         return region
 
     def verdicts(self) -> dict[int, Verdict]:
-        """Of each region that was decided, or merged into one that was."""
+        """Region -> verdict, for each region that is decided or merged into a decided one."""
         roots = {region: self.root(region) for region in self.regions}
-        found = {}
+        verdicts = {}
         for region, root in roots.items():
             decision = self.last.get(root)
             if decision is None or decision.action == "merge":
@@ -79,11 +87,11 @@ class View:
             name = None if decision.action == "reject" else decision.name
             group = tuple(other for other in sorted(roots) if roots[other] == root)
             cuts = sorted(cut.into for cut in self.cuts if cut.region == region)
-            found[region] = Verdict(name, group, tuple(cuts))
-        return found
+            verdicts[region] = Verdict(name, group, tuple(cuts))
+        return verdicts
 
     def origin(self, region: int) -> int:
-        """The proposed region that a piece comes from."""
+        """The proposed region that a piece was split off from; itself if it is a proposed region."""
         parents = {cut.into: cut.region for cut in self.cuts}
         while region in parents:
             region = parents[region]
@@ -91,31 +99,31 @@ class View:
 
 
 class Review:
-    """A work folder's tiles and its log of decisions."""
+    """The tiles of a work folder and its log of decisions.
+
+    Raises:
+        FileNotFoundError: the folder has no regions to review.
+    """
 
     def __init__(self, work: Path) -> None:
-        """
-        Raises:
-            FileNotFoundError: no regions there to review.
-        """
         self.work, self.tiles, self.log = work, Tiles(work), DecisionLog(work)
         self._items: dict[tuple[str, str, int], tuple[int, list[tuple[int, bool]]]] = {}
 
     def view(self, reviewer: str, tile: str, rounds: int | None = None) -> View:
-        """rounds: count decisions up to this one; None for all."""
+        """A tile after a reviewer's decisions; rounds: count the first `rounds` rounds only, None for all."""
         return View.of(self.tiles.known(tile), self.log.standing(tile, reviewer, rounds))
 
     def verdicts(self, tile: str, rounds: int | None = None) -> dict[int, dict[str, Verdict]]:
-        """region -> reviewer -> verdict; regions nobody decided are there and empty."""
-        found = {region: {} for region in self.tiles.known(tile)}
+        """Region -> reviewer -> verdict. Undecided regions have an empty entry."""
+        verdicts = {region: {} for region in self.tiles.known(tile)}
         for reviewer in list(self.log.lines.get(tile, ())):
             for region, verdict in self.view(reviewer, tile, rounds).verdicts().items():
-                found.setdefault(region, {})[reviewer] = verdict
-        return found
+                verdicts.setdefault(region, {})[reviewer] = verdict
+        return verdicts
 
     def items(self, reviewer: str, tile: str, round: int) -> list[tuple[int, bool]]:
-        """(region, decided) of the regions of a tile that are this reviewer's in this round."""
-        lines = sum(len(said) for said in list(self.log.lines.get(tile, {}).values()))
+        """(region, whether decided) for each region of a tile that this reviewer decides on in this round."""
+        lines = sum(len(decisions) for decisions in list(self.log.lines.get(tile, {}).values()))
         key = reviewer, tile, round
         if key not in self._items or self._items[key][0] != lines:
             self._items[key] = lines, self._items_of(reviewer, tile, round)
@@ -125,24 +133,28 @@ class Review:
         view = self.view(reviewer, tile)
         if round <= 1:
             return [(region, region in view.last) for region in view.regions]
-        unsettled = {region for region, said in self.verdicts(tile).items() if len(set(said.values())) != 1}
-        found = []
+        unsettled = {region for region, votes in self.verdicts(tile).items() if len(set(votes.values())) != 1}
+        items = []
         for region in view.regions:
             mine = view.last.get(region)
             now = mine is not None and mine.round >= round
             if now or region in unsettled or (mine is None and region not in self.tiles.known(tile)):
-                found.append((region, now))
-        return found
+                items.append((region, now))
+        return items
 
     def progress(self, reviewer: str, round: int) -> tuple[int, int]:
-        """(decided, all) of this reviewer's regions in this round."""
+        """(number of decided regions, number of all regions) of this reviewer in this round."""
         items = [decided for tile in self.tiles for _, decided in self.items(reviewer, tile, round)]
         return sum(items), len(items)
 
     def walk(
         self, reviewer: str, round: int, tile: str | None = None, step: int = 1
     ) -> Iterator[tuple[str, int, bool]]:
-        """(tile, region, decided) of all items, from a tile on and round to it again; step -1 walks backwards."""
+        """Yield (tile, region, whether decided) over all tiles, starting at `tile` and wrapping around.
+
+        Args:
+            step: 1 walks forwards, -1 backwards.
+        """
         order = list(self.tiles)[::step]
         start = order.index(tile) if tile in self.tiles.proposed else 0
         for stem in order[start:] + order[:start]:
@@ -150,14 +162,14 @@ class Review:
                 yield stem, region, decided
 
     def labels(self, tile: str, cuts: Iterable[tuple[int, Piece]] = ()) -> np.ndarray:
-        """(H,W) int32 numbers of the regions after the cuts, each a (number, piece) pair."""
+        """The regions after splits: int32 (H,W); cuts: (number of the new piece, piece) pairs, applied in order."""
         labels = self.tiles.labels(tile)
         for number, piece in cuts:
             labels[piece_mask(labels, piece)] = number
         return labels
 
     def labels_of(self, tile: str, view: View, merged: bool = False) -> np.ndarray:
-        """(H,W) int32 as the reviewer of the view left it. merged: regions that are one have one number."""
+        """The regions of a view: int32 (H,W); merged: give merged regions one number."""
         labels = self.labels(tile, [(cut.into, self.log.pieces[tile][cut.into]) for cut in view.cuts])
         if merged:
             for region in view.regions:
@@ -166,14 +178,17 @@ class Review:
         return labels
 
     def proposed(self, tile: str, view: View, region: int) -> Proposed:
-        """What a region, or the one that a piece comes from, was called."""
+        """The proposal for a region, or for the region that a piece was split off from."""
         return self.tiles.known(tile).get(view.origin(region), Proposed("", 0.0, ()))
 
     def decide(self, decision: Decision) -> Decision:
-        """Check a decision and write it, unless the same one stands; the decision that stands.
+        """Check a decision and write it, unless an equal one is valid already.
+
+        Returns:
+            the decision that is valid now.
 
         Raises:
-            ValueError: what cannot be done, in words.
+            ValueError: the decision is not possible; the message is for the reviewer.
         """
         decision = replace(decision, name=None if decision.name is None else " ".join(decision.name.split()))
         if not decision.reviewer.strip():
@@ -181,33 +196,35 @@ class Review:
         view = self.view(decision.reviewer, decision.tile)
         self._check(decision, view)
         stands = view.last.get(decision.region)
-        if stands is not None and stands.says() == decision.says() and stands.round == decision.round:
+        if stands is not None and stands.content() == decision.content() and stands.round == decision.round:
             return stands
         return self.log.append(decision, self.tiles.highest(decision.tile))
 
     def _check(self, decision: Decision, view: View) -> None:
         region, action = decision.region, decision.action
         if region == REST and region not in view.regions and action != "split":
-            raise ValueError("that is the rest, which has no name: cut a region out of it with a box")
+            raise ValueError("these pixels are in no region: split a region off with a box first")
         if region not in view.regions and region != REST:
             raise ValueError(f"no region {region} in {decision.tile}: {', '.join(map(str, view.regions))}")
         if action in ("accept", "rename") and not decision.name:
-            raise ValueError("no name: give the region one, or reject it")
+            raise ValueError("no name: name the region, or reject it")
         if action == "merge":
             if decision.into not in view.regions:
                 known = ", ".join(str(r) for r in view.regions if r != region)
                 raise ValueError(f"no region {decision.into} to merge with: {known}")
             if view.root(decision.into) == view.root(region):
-                raise ValueError(f"{region} and {decision.into} are one region already")
+                raise ValueError(f"{region} and {decision.into} are merged already")
         if action == "split":
             labels = self.labels_of(decision.tile, view)
             inside = piece_mask(labels, Piece(region, decision.box, decision.mask))
             if inside.sum() in (0, (labels == region).sum()):
-                which = "nothing" if not inside.any() else "all"
-                raise ValueError(f"the box {decision.box} holds {which} of region {region}: draw one across its edge")
+                part = "nothing" if not inside.any() else "all"
+                raise ValueError(
+                    f"the box {decision.box} contains {part} of region {region}: draw one that contains a part of it"
+                )
 
     def undo(self, reviewer: str, round: int = 1) -> Decision | None:
-        """Take back the reviewer's latest decision; which it was, or None where nothing is left."""
+        """Undo the reviewer's latest decision; returns it, or None if there is none."""
         self.log.refresh()
         history = self.log.history.get(reviewer)
         if not history:
@@ -217,14 +234,18 @@ class Review:
         return last
 
     def adopt(self, reviewer: str, other: str, tile: str, region: int, round: int) -> None:
-        """Say of a region, and of the pieces cut out of it, what another reviewer said.
+        """Copy another reviewer's decisions on a region and on the pieces split off from it.
+
+        Args:
+            reviewer: who adopts the decisions.
+            other: whose decisions are copied.
 
         Raises:
-            ValueError: the other merged it into a piece that this reviewer does not have.
+            ValueError: the other reviewer merged it into a piece that this reviewer does not have.
         """
         mine, theirs = self.view(reviewer, tile), self.view(other, tile)
-        said = [d for d in (*theirs.cuts, *theirs.last.values()) if _within(theirs, d.region, region)]
-        for decision in said:
+        decisions = [d for d in (*theirs.cuts, *theirs.last.values()) if _within(theirs, d.region, region)]
+        for decision in decisions:
             if decision.action == "merge" and not (decision.into in mine.regions or decision.into in theirs.last):
                 raise ValueError(
                     f"{other} merged region {region} with {decision.into}, which is a piece of another one"
@@ -232,7 +253,7 @@ class Review:
         for decision in reversed(self.log.standing(tile, reviewer)):
             if _within(mine, decision.region, region):
                 self.log.append(Decision(tile, decision.region, reviewer, "undo", round=round))
-        for decision in said:
+        for decision in decisions:
             self.log.append(replace(decision, reviewer=reviewer, round=round), self.tiles.highest(tile))
 
 
@@ -244,7 +265,7 @@ def _within(view: View, region: int, whole: int) -> bool:
 
 
 def piece_mask(labels: np.ndarray, piece: Piece) -> np.ndarray:
-    """bool (H,W): the pixels of `labels` that the piece takes from its region."""
+    """The pixels that a piece takes from its region, bool (H,W); labels: the regions before the split."""
     x0, y0, x1, y1 = piece.box
     inside = np.zeros(labels.shape, bool)
     inside[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = True

@@ -1,4 +1,4 @@
-"""One reviewer's way through the regions: what each key and click does, and where it leads."""
+"""What each key and click of the review page does: it changes the reviewer's position and may write a decision."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
+from skysense_o.clicks import box_between
 from skysense_o.data_engine.review.log import Decision
 from skysense_o.data_engine.review.session import Review, View
 
@@ -15,10 +16,15 @@ MOST_CHOICES = 5
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a reviewer is. The browser keeps it, so that a new server goes on where the old one died.
+class ReviewPosition:
+    """The region that a reviewer looks at. It is stored in the browser, so that a restarted server can resume.
 
-    corner: of a box whose second corner is still to come.
+    Attributes:
+        reviewer: name of the reviewer.
+        round: review round, from 1.
+        tile: the tile's id.
+        region: the region's number.
+        corner: x, y of the first corner of a box whose second corner is not set yet.
     """
 
     reviewer: str
@@ -28,161 +34,171 @@ class Place:
     corner: tuple[int, int] | None = None
 
     @classmethod
-    def read(cls, text: str) -> Place:
-        """
+    def read(cls, text: str) -> ReviewPosition:
+        """Parse the JSON that `str` gives.
+
         Raises:
-            ValueError: nobody is reviewing yet.
+            ValueError: the text is empty, since no reviewer has begun.
         """
         if not text:
-            raise ValueError("who are you? Give a name and begin")
+            raise ValueError("no reviewer yet: give your name and begin")
         return cls(**json.loads(text))
 
     def __str__(self) -> str:
         return json.dumps(asdict(self))
 
 
-Step = tuple[Place, str]
+ActionResult = tuple[ReviewPosition, str]
+"""The new position, and a message for the reviewer."""
 
 
-class Steps:
-    """Each step takes a place and gives the next one, with a line for people. Decisions are on the disk by then."""
+class ReviewActions:
+    """The actions of a review. Each takes a position and returns the next one; decisions are on disk when it returns.
+
+    Args:
+        review: the review.
+        names: class names to suggest in addition to those of the regions.
+    """
 
     def __init__(self, review: Review, names: Iterable[str] = ()) -> None:
-        """names: to offer beside those of the regions."""
         self.review = review
         self.names: dict[str, str] = {}
-        said = (d.name for history in review.log.history.values() for d in history if d.name)
-        for name in chain(review.tiles.names(), said, map(str.strip, names)):
+        decided = (d.name for history in review.log.history.values() for d in history if d.name)
+        for name in chain(review.tiles.names(), decided, map(str.strip, names)):
             if name:
                 self.names.setdefault(name.casefold(), name)
 
-    def begin(self, reviewer: str, round: int = 1) -> Step:
-        """
+    def begin(self, reviewer: str, round: int = 1) -> ActionResult:
+        """Go to the reviewer's first undecided region.
+
         Raises:
-            ValueError: no name.
+            ValueError: the reviewer's name is empty.
         """
         reviewer = " ".join((reviewer or "").split())
         if not reviewer:
             raise ValueError("a reviewer needs a name")
-        return self._on(Place(reviewer, round), "")
+        return self._on(ReviewPosition(reviewer, round), "")
 
-    def _on(self, place: Place, said: str) -> Step:
-        """To the next region that is not decided yet; where none is left, the place stays."""
-        found = self._beyond(place, 1, undecided=True)
-        if found is None:
-            first = place if place.tile else self._beyond(place, 1, undecided=False) or place
-            return replace(first, corner=None), f"{said} Nothing is left to decide in round {place.round}.".strip()
-        return found, said
+    def _on(self, position: ReviewPosition, message: str) -> ActionResult:
+        """Go to the next undecided region; if there is none, stay."""
+        following = self._beyond(position, 1, undecided=True)
+        if following is None:
+            first = position if position.tile else self._beyond(position, 1, undecided=False) or position
+            text = f"{message} Nothing is left to decide in round {position.round}."
+            return replace(first, corner=None), text.strip()
+        return following, message
 
-    def _beyond(self, place: Place, step: int, undecided: bool) -> Place | None:
-        here = [(place.tile, *item) for item in self._items(place)][::step]
-        k = next((k + 1 for k, (_, region, _) in enumerate(here) if region == place.region), 0)
-        others = self.review.walk(place.reviewer, place.round, place.tile, step)
-        for tile, region, decided in chain(here[k:], (row for row in others if row[0] != place.tile), here[:k]):
+    def _beyond(self, position: ReviewPosition, step: int, undecided: bool) -> ReviewPosition | None:
+        """The next (step 1) or previous (step -1) region, around the end of the list; None if there is none."""
+        here = [(position.tile, *item) for item in self._items(position)][::step]
+        k = next((k + 1 for k, (_, region, _) in enumerate(here) if region == position.region), 0)
+        others = self.review.walk(position.reviewer, position.round, position.tile, step)
+        for tile, region, decided in chain(here[k:], (row for row in others if row[0] != position.tile), here[:k]):
             if not (undecided and decided):
-                return replace(place, tile=tile, region=region, corner=None)
+                return replace(position, tile=tile, region=region, corner=None)
         return None
 
-    def _items(self, place: Place) -> list[tuple[int, bool]]:
-        return self.review.items(place.reviewer, place.tile, place.round) if place.tile else []
+    def _items(self, position: ReviewPosition) -> list[tuple[int, bool]]:
+        return self.review.items(position.reviewer, position.tile, position.round) if position.tile else []
 
-    def next(self, place: Place) -> Step:
-        return self._beyond(place, 1, undecided=False) or place, ""
+    def next(self, position: ReviewPosition) -> ActionResult:
+        return self._beyond(position, 1, undecided=False) or position, ""
 
-    def previous(self, place: Place) -> Step:
-        return self._beyond(place, -1, undecided=False) or place, ""
+    def previous(self, position: ReviewPosition) -> ActionResult:
+        return self._beyond(position, -1, undecided=False) or position, ""
 
-    def view(self, place: Place) -> View:
-        return self.review.view(place.reviewer, place.tile)
+    def view(self, position: ReviewPosition) -> View:
+        return self.review.view(position.reviewer, position.tile)
 
-    def choices(self, place: Place) -> list[str]:
-        """What the number keys say: in later rounds what the others said, then the names it might have."""
-        view, said = self.view(place), {}
-        if place.round > 1:
-            said = self.review.verdicts(place.tile).get(place.region, {})
-        others = [_as(who, verdict) for who, verdict in said.items() if who != place.reviewer]
-        candidates = self.review.proposed(place.tile, view, place.region).candidates
+    def choices(self, position: ReviewPosition) -> list[str]:
+        """Labels of the number keys: from round 2 on first the other reviewers' verdicts, then candidate names."""
+        view, verdicts = self.view(position), {}
+        if position.round > 1:
+            verdicts = self.review.verdicts(position.tile).get(position.region, {})
+        others = [_as(who, verdict) for who, verdict in verdicts.items() if who != position.reviewer]
+        candidates = self.review.proposed(position.tile, view, position.region).candidates
         return [*others, *(_scored(*pair) for pair in candidates)][:MOST_CHOICES]
 
-    def choose(self, place: Place, label: str) -> Step:
-        """
+    def choose(self, position: ReviewPosition, label: str) -> ActionResult:
+        """Take one of `choices`.
+
         Raises:
-            ValueError: the choice is none of the region's, or no more.
+            ValueError: the label is not, or no longer, among the region's choices.
         """
-        for who, verdict in self.review.verdicts(place.tile).get(place.region, {}).items():
-            if place.round > 1 and label == _as(who, verdict):
-                self.review.adopt(place.reviewer, who, place.tile, place.region, place.round)
-                return self._on(place, f"Saved: region {place.region} as {who} has it.")
-        for name, score in self.review.proposed(place.tile, self.view(place), place.region).candidates:
+        for who, verdict in self.review.verdicts(position.tile).get(position.region, {}).items():
+            if position.round > 1 and label == _as(who, verdict):
+                self.review.adopt(position.reviewer, who, position.tile, position.region, position.round)
+                return self._on(position, f"Saved: region {position.region} as {who} has it.")
+        for name, score in self.review.proposed(position.tile, self.view(position), position.region).candidates:
             if label == _scored(name, score):
-                return self.rename(place, name)
-        raise ValueError(f"{label!r} is no more a choice: look again")
+                return self.rename(position, name)
+        raise ValueError(f"{label!r} is no longer a choice: the region has changed, reload it")
 
-    def accept(self, place: Place) -> Step:
-        return self.rename(place, self.review.proposed(place.tile, self.view(place), place.region).name)
+    def accept(self, position: ReviewPosition) -> ActionResult:
+        return self.rename(position, self.review.proposed(position.tile, self.view(position), position.region).name)
 
-    def rename(self, place: Place, name: str | None) -> Step:
-        """Give the region a name, in the spelling of those that are known."""
+    def rename(self, position: ReviewPosition, name: str | None) -> ActionResult:
+        """Name the region. A known name keeps its known spelling (upper and lower case)."""
         name = " ".join((name or "").split())
         name = self.names.get(name.casefold(), name)
-        proposed = self.review.proposed(place.tile, self.view(place), place.region).name
-        self._decide(place, "accept" if name == proposed else "rename", name=name)
+        proposed = self.review.proposed(position.tile, self.view(position), position.region).name
+        self._decide(position, "accept" if name == proposed else "rename", name=name)
         self.names.setdefault(name.casefold(), name)
-        return self._on(place, f"Saved: region {place.region} is {name}.")
+        return self._on(position, f"Saved: region {position.region} is {name}.")
 
-    def reject(self, place: Place) -> Step:
-        self._decide(place, "reject")
-        return self._on(place, f"Saved: region {place.region} is rejected.")
+    def reject(self, position: ReviewPosition) -> ActionResult:
+        self._decide(position, "reject")
+        return self._on(position, f"Saved: region {position.region} is rejected.")
 
-    def merge(self, place: Place, into: int) -> Step:
-        self._decide(place, "merge", into=into)
-        return self._on(place, f"Saved: region {place.region} is part of {into}.")
+    def merge(self, position: ReviewPosition, into: int) -> ActionResult:
+        self._decide(position, "merge", into=into)
+        return self._on(position, f"Saved: region {position.region} is part of {into}.")
 
-    def split(self, place: Place, box: tuple[int, int, int, int]) -> Step:
-        """The part of the region in the box becomes a region; both are to be decided on then."""
-        cut = self._decide(place, "split", box=box)
-        return replace(place, corner=None), f"Saved: region {cut.into} is cut out of {place.region}."
+    def split(self, position: ReviewPosition, box: tuple[int, int, int, int]) -> ActionResult:
+        """Make a new region of the part inside the box: x0, y0, x1, y1 in pixels, half-open. Both become undecided."""
+        cut = self._decide(position, "split", box=box)
+        return replace(position, corner=None), f"Saved: region {cut.into} is cut out of {position.region}."
 
-    def undo(self, place: Place) -> Step:
-        """Take back the reviewer's latest decision, and go there."""
-        last = self.review.undo(place.reviewer, place.round)
+    def undo(self, position: ReviewPosition) -> ActionResult:
+        """Undo the reviewer's latest decision, and go to its region."""
+        last = self.review.undo(position.reviewer, position.round)
         if last is None:
-            return place, "Nothing to take back."
-        said = f"Taken back: {last.action} of region {last.region}."
-        return replace(place, tile=last.tile, region=last.region, corner=None), said
+            return position, "Nothing to undo."
+        message = f"Undone: {last.action} of region {last.region}."
+        return replace(position, tile=last.tile, region=last.region, corner=None), message
 
-    def _decide(self, place: Place, action: str, **what) -> Decision:
-        return self.review.decide(Decision(place.tile, place.region, place.reviewer, action, round=place.round, **what))
+    def _decide(self, position: ReviewPosition, action: str, **fields) -> Decision:
+        decision = Decision(position.tile, position.region, position.reviewer, action, round=position.round, **fields)
+        return self.review.decide(decision)
 
-    def click(self, place: Place, mode: str, x: int, y: int) -> Step:
-        """A pixel of the tile: chosen, merged into, or a corner of a box."""
-        if mode == SPLIT and place.corner is None:
-            return replace(place, corner=(x, y)), "Now the opposite corner."
+    def click(self, position: ReviewPosition, mode: str, x: int, y: int) -> ActionResult:
+        """Handle a click on pixel x, y of the tile: choose its region, merge into it, or set a corner of a box."""
+        if mode == SPLIT and position.corner is None:
+            return replace(position, corner=(x, y)), "Now the opposite corner."
         if mode == SPLIT:
-            (x0, x1), (y0, y1) = sorted((x, place.corner[0])), sorted((y, place.corner[1]))
-            return self.split(place, (x0, y0, x1 + 1, y1 + 1))
-        region = int(self.review.labels_of(place.tile, self.view(place), merged=True)[y, x])
-        return self.merge(place, region) if mode == MERGE else (replace(place, region=region, corner=None), "")
+            return self.split(position, box_between(position.corner, (x, y)))
+        region = int(self.review.labels_of(position.tile, self.view(position), merged=True)[y, x])
+        return self.merge(position, region) if mode == MERGE else (replace(position, region=region, corner=None), "")
 
-    def enter(self, place: Place, mode: str, text: str) -> Step:
-        """What is typed: the number of a region to choose or to merge into, or the corners of a box.
+    def enter(self, position: ReviewPosition, mode: str, text: str) -> ActionResult:
+        """Handle typed text: the number of a region to choose or to merge into, or the corners of a box to split off.
 
         Raises:
-            ValueError: other words than the mode takes.
+            ValueError: not the numbers that the mode needs.
         """
-        wanted = 4 if mode == SPLIT else 1
+        count = 4 if mode == SPLIT else 1
         words = (text or "").replace(",", " ").split()
-        if len(words) != wanted or not all(word.isdigit() for word in words):
-            form = "x0 y0 x1 y1, in pixels" if mode == SPLIT else "the number of a region"
-            raise ValueError(f"{text!r} is not {form}")
+        if len(words) != count or not all(word.isdigit() for word in words):
+            expected = "x0 y0 x1 y1, in pixels" if mode == SPLIT else "the number of a region"
+            raise ValueError(f"{text!r} is not {expected}")
         numbers = tuple(map(int, words))
         if mode == SPLIT:
-            return self.split(place, numbers)
+            return self.split(position, numbers)
         if mode == MERGE:
-            return self.merge(place, numbers[0])
-        if numbers[0] not in self.view(place).regions:
-            raise ValueError(f"no region {numbers[0]} in {place.tile}")
-        return replace(place, region=numbers[0], corner=None), ""
+            return self.merge(position, numbers[0])
+        if numbers[0] not in self.view(position).regions:
+            raise ValueError(f"no region {numbers[0]} in {position.tile}")
+        return replace(position, region=numbers[0], corner=None), ""
 
 
 def _as(who: str, verdict) -> str:

@@ -1,4 +1,4 @@
-"""What reviewers are shown: the tiles of a work folder with their proposed regions and names."""
+"""The input of a review: the tiles of a work folder with their proposed regions and names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from skysense_o.data_engine.work_folder import read_json, read_map
 
 
 class Proposed(NamedTuple):
-    """name: "" where none was found. candidates: (name, score) pairs, best first."""
+    """The proposal for one region.
+
+    Attributes:
+        name: proposed name, "" if there is none.
+        confidence: 0..1.
+        candidates: (name, score) pairs, best first.
+    """
 
     name: str
     confidence: float
@@ -20,13 +26,13 @@ class Proposed(NamedTuple):
 
 
 class Tiles:
-    """The tiles of a work folder that have regions; which regions each has, and what they were called."""
+    """The tiles of a work folder that have regions, with the proposals for them.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or has no regions.
+    """
 
     def __init__(self, work: Path) -> None:
-        """
-        Raises:
-            FileNotFoundError: no folder, or no regions in it yet.
-        """
         self.work = work
         stems = sorted(path.stem for path in (work / "regions").glob("*.png"))
         if not stems:
@@ -53,27 +59,29 @@ class Tiles:
         return read_json(path) if path.exists() else []
 
     def known(self, tile: str) -> dict[int, Proposed]:
-        """
+        """Region number -> proposal for the regions of a tile.
+
         Raises:
-            ValueError: no such tile; the folder's place is not in the words, which browsers see.
+            ValueError: unknown tile. The message is shown in browsers, so it does not contain the folder's path.
         """
         if tile not in self.proposed:
-            raise ValueError(f"{tile!r} is no tile with regions; there are {len(self)} others")
+            raise ValueError(f"{tile!r} is not a tile with regions; there are {len(self)} others")
         return self.proposed[tile]
 
     def highest(self, tile: str) -> int:
+        """The highest region number of a tile."""
         return max(self.known(tile), default=0)
 
     def labels(self, tile: str) -> np.ndarray:
-        """(H,W) int32, the number of the region each pixel is in; 0 is the rest."""
+        """int32 (H,W), the number of each pixel's region; 0 for the rest."""
         return read_map(self.work / "regions" / f"{tile}.png").astype(np.int32)
 
     def image(self, tile: str) -> np.ndarray:
-        """(H,W,3) uint8."""
+        """The pixels of a tile, uint8 (H,W,3)."""
         with Image.open(self.work / "tiles" / f"{tile}.png") as file:
             return np.array(file.convert("RGB"))
 
     def names(self) -> set[str]:
-        """All that regions were called or might have been."""
+        """All proposed names and candidates."""
         rows = [row for regions in self.proposed.values() for row in regions.values()]
         return {row.name for row in rows if row.name} | {name for row in rows for name, _ in row.candidates}

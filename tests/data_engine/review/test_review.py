@@ -1,4 +1,4 @@
-"""People decide on regions: the log, what it comes to, how far people agree, and what is written in the end."""
+"""The review: the log of decisions, views and verdicts, agreement, and the final files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from skysense_o.data_engine.review.agreement import agreement, cohen_kappa, krip
 from skysense_o.data_engine.review.finish import finish
 from skysense_o.data_engine.review.log import Decision, DecisionLog
 from skysense_o.data_engine.review.session import Review, Verdict, View
-from skysense_o.data_engine.review.steps import CHOOSE, MERGE, SPLIT, Place, Steps
+from skysense_o.data_engine.review.steps import CHOOSE, MERGE, SPLIT, ReviewActions, ReviewPosition
 
 
 @pytest.fixture
 def say(review, tile):
-    """say("ann", 1, "rename", name="river") decides on the first tile."""
+    """A function that writes a decision on the first tile, for example say("ann", 1, "rename", name="river")."""
 
     def decide(reviewer: str, region: int, action: str, **what) -> Decision:
         return review.decide(Decision(tile, region, reviewer, action, **what))
@@ -34,7 +34,7 @@ def say(review, tile):
 # --- the log ---
 
 
-def test_the_file_is_the_state(review, say, tile, work):
+def test_the_log_file_contains_the_whole_state(review, say, tile, work):
     say("ann", 1, "accept", name="building")
     say("ann", 2, "reject")
     again = Review(work)
@@ -49,22 +49,22 @@ def test_the_file_is_the_state(review, say, tile, work):
     ]
 
 
-def test_a_torn_last_line_is_told_and_skipped_and_what_follows_is_whole(review, say, work):
+def test_an_incomplete_last_line_is_reported_and_skipped(review, say, work):
     say("ann", 1, "accept", name="building")
     with open(review.log.path, "ab") as file:
         file.write(b'{"tile": "town0_0000')
     reopened = DecisionLog(work)
-    assert ["line 2, is passed over" in line for line in reopened.bad] == [True]
+    assert ["line 2, is skipped" in line for line in reopened.bad] == [True]
     say("ann", 2, "reject")
     reopened.refresh()
     assert [d.region for d in reopened.history["ann"]] == [1, 2]
 
 
-def test_lines_that_are_no_decisions_are_told(review, work, capsys):
+def test_lines_that_are_not_decisions_are_reported(review, work, capsys):
     review.log.path.parent.mkdir()
     review.log.path.write_text('[1]\n{"tile": "a", "region": 1, "reviewer": "b", "action": "eat"}\n')
     command(work, "--agreement")
-    assert "'eat' is no action: accept, rename" in capsys.readouterr().err
+    assert "unknown action 'eat': accept, rename" in capsys.readouterr().err
     assert len(Review(work).log.bad) == 2
 
 
@@ -84,16 +84,16 @@ def writer(work, name: str, count: int) -> subprocess.Popen:
     return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_programs_at_once_do_not_mix(work):
+def test_two_processes_can_write_at_once(work):
     programs = [writer(work, name, 60) for name in ("ann", "bob")]
-    said = [program.communicate(timeout=60)[0].split() for program in programs]
+    outputs = [program.communicate(timeout=60)[0].split() for program in programs]
     log = DecisionLog(work)
     assert log.bad == []
     assert [len(log.history[name]) for name in ("ann", "bob")] == [60, 60]
-    assert sorted(map(int, said[0] + said[1])) == list(range(4, 124)), "each piece has a number of its own"
+    assert sorted(map(int, outputs[0] + outputs[1])) == list(range(4, 124)), "each piece has a number of its own"
 
 
-def test_what_was_acknowledged_is_in_the_file_when_the_writer_is_killed(work):
+def test_returned_decisions_are_in_the_file_after_a_kill(work):
     program = writer(work, "ann", 1_000_000)
     seen = [int(program.stdout.readline()) for _ in range(30)]
     os.kill(program.pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_what_was_acknowledged_is_in_the_file_when_the_writer_is_killed(work):
     assert set(seen) <= {d.into for d in DecisionLog(work).history["ann"]}
 
 
-def test_undo_takes_back_the_latest_and_is_a_line_itself(review, say, tile):
+def test_undo_removes_the_latest_decision_and_is_a_line_itself(review, say, tile):
     say("ann", 1, "accept", name="building")
     say("ann", 1, "rename", name="shed")
     say("bob", 1, "reject")
@@ -113,7 +113,7 @@ def test_undo_takes_back_the_latest_and_is_a_line_itself(review, say, tile):
     assert len(review.log.path.read_text().splitlines()) == 5
 
 
-def test_the_same_decision_twice_is_one_line(review, say):
+def test_repeating_a_decision_adds_no_line(review, say):
     say("ann", 1, "rename", name="  a  shed ")
     say("ann", 1, "rename", name="a shed")
     assert [d.name for d in review.log.history["ann"]] == ["a shed"]
@@ -123,27 +123,27 @@ def test_the_same_decision_twice_is_one_line(review, say):
     ("region", "action", "what", "match"),
     [
         (9, "reject", {}, "no region 9 in town0_00000000: 1, 2, 3"),
-        (0, "reject", {}, "that is the rest, which has no name: cut a region out"),
-        (1, "rename", {"name": "  "}, "no name: give the region one, or reject it"),
+        (0, "reject", {}, "these pixels are in no region: split a region off with a box first"),
+        (1, "rename", {"name": "  "}, "no name: name the region, or reject it"),
         (1, "merge", {"into": 7}, "no region 7 to merge with: 2, 3"),
-        (1, "merge", {"into": 1}, "1 and 1 are one region already"),
-        (1, "split", {"box": (0, 0, 50, 40)}, "holds all of region 1: draw one across its edge"),
-        (1, "split", {"box": (60, 0, 70, 40)}, "holds nothing of region 1"),
+        (1, "merge", {"into": 1}, "1 and 1 are merged already"),
+        (1, "split", {"box": (0, 0, 50, 40)}, "contains all of region 1: draw one that contains a part of it"),
+        (1, "split", {"box": (60, 0, 70, 40)}, "contains nothing of region 1"),
     ],
 )
-def test_what_cannot_be_done_is_said(say, review, region, action, what, match):
+def test_impossible_decisions_raise_an_error(say, review, region, action, what, match):
     with pytest.raises(ValueError, match=match):
         say("ann", region, action, **what)
     with pytest.raises(ValueError, match="a reviewer needs a name"):
         say(" ", 1, "reject")
-    with pytest.raises(ValueError, match="'elsewhere' is no tile"):
+    with pytest.raises(ValueError, match="'elsewhere' is not a tile"):
         review.decide(Decision("elsewhere", 1, "ann", "reject"))
 
 
-# --- what decisions come to ---
+# --- views and verdicts ---
 
 
-def test_a_split_makes_a_region_that_goes_when_it_is_taken_back(review, say, tile):
+def test_a_split_makes_a_region_until_it_is_undone(review, say, tile):
     cut = say("ann", 1, "split", box=(0, 0, 20, 100))
     assert cut.into == 4
     view = review.view("ann", tile)
@@ -153,33 +153,33 @@ def test_a_split_makes_a_region_that_goes_when_it_is_taken_back(review, say, til
     assert (labels == 1).sum() == 30 * 40
     say("ann", 4, "rename", name="shed")
     inner = say("ann", 4, "split", box=(0, 0, 10, 100))
-    assert review.view("ann", tile).last == {}, "a cut region is another one"
+    assert review.view("ann", tile).last == {}, "a split makes the region undecided"
     assert review.proposed(tile, review.view("ann", tile), inner.into).name == "building"
     for _ in range(3):
         review.undo("ann")
     assert review.view("ann", tile).regions == (1, 2, 3)
-    assert say("bob", 1, "split", box=(0, 0, 20, 100)).into == 4, "the same cut has the same number"
+    assert say("bob", 1, "split", box=(0, 0, 20, 100)).into == 4, "equal splits have the same number"
     assert say("bob", 2, "split", box=(60, 0, 70, 100)).into == 6
 
 
-def test_merges_lead_to_one_verdict_whichever_way_they_were_made(review, say, tile):
+def test_the_direction_of_a_merge_does_not_change_the_verdict(review, say, tile):
     say("ann", 1, "merge", into=2)
-    assert review.view("ann", tile).verdicts() == {}, "nobody said yet what both are"
+    assert review.view("ann", tile).verdicts() == {}, "the merged region is undecided"
     say("ann", 2, "accept", name="water")
     say("bob", 2, "merge", into=1)
     say("bob", 1, "rename", name="water")
     votes = review.verdicts(tile)
     one = Verdict("water", (1, 2), ())
     assert votes == {1: {"ann": one, "bob": one}, 2: {"ann": one, "bob": one}, 3: {}}
-    assert str(one) == "water (one of 1, 2)"
+    assert str(one) == "water (merged: 1, 2)"
 
 
-def test_a_circle_of_merges_from_elsewhere_decides_nothing():
+def test_a_cycle_of_merges_gives_no_verdict():
     circle = [Decision("t", 1, "ann", "merge", into=2), Decision("t", 2, "ann", "merge", into=1)]
     assert View.of([1, 2], circle).verdicts() == {}
 
 
-def test_round_two_asks_for_disagreements_and_for_what_nobody_saw(review, say, tile):
+def test_round_two_shows_disagreements_and_undecided_regions(review, say, tile):
     other = list(review.tiles)[1]
     say("ann", 1, "accept", name="building")
     say("bob", 1, "accept", name="building")
@@ -191,18 +191,18 @@ def test_round_two_asks_for_disagreements_and_for_what_nobody_saw(review, say, t
     say("ann", 2, "rename", name="river", round=2)
     assert review.items("ann", tile, 2) == [(2, True), (3, False)]
     assert review.items("bob", tile, 2) == [(3, False)]
-    assert agreement(review).pairs[0][2:] == (2, pytest.approx(1 / 3)), "kappa is of what was said alone"
+    assert agreement(review).pairs[0][2:] == (2, pytest.approx(1 / 3)), "kappa is over round 1"
     assert agreement(review).disagreements == []
 
 
-def test_another_ones_decision_can_be_taken_over_with_its_cuts(review, say, tile):
+def test_another_reviewers_decisions_are_adopted_with_their_splits(review, say, tile):
     say("ann", 1, "split", box=(0, 0, 20, 100))
     say("ann", 1, "accept", name="building")
     say("ann", 4, "rename", name="shed")
     say("bob", 1, "reject")
     review.adopt("bob", "ann", tile, 1, 2)
     assert review.view("bob", tile).verdicts() == review.view("ann", tile).verdicts()
-    assert review.view("bob", tile, 1).verdicts() == {1: Verdict(None, (1,), ())}, "the first round stays as it was"
+    assert review.view("bob", tile, 1).verdicts() == {1: Verdict(None, (1,), ())}, "round 1 is unchanged"
     review.adopt("ann", "bob", tile, 2, 2)
     say("carl", 2, "merge", into=3)
     cut = say("carl", 3, "split", box=(0, 0, 20, 100))
@@ -211,7 +211,7 @@ def test_another_ones_decision_can_be_taken_over_with_its_cuts(review, say, tile
         review.adopt("bob", "carl", tile, 2, 2)
 
 
-# --- agreement: against values worked out by hand or printed in the sources ---
+# --- agreement: against values computed by hand or printed in the sources ---
 
 
 def test_cohens_kappa():
@@ -234,20 +234,20 @@ def test_krippendorffs_alpha():
     assert np.isnan(krippendorff_alpha(["aa", "aa"]))
 
 
-def test_agreement_is_told_with_what_differs(review, say, work, capsys):
+def test_agreement_report_lists_disagreements(review, say, work, capsys):
     say("ann", 1, "accept", name="building")
-    assert agreement(review).text() == "One reviewer so far: agreement needs two."
+    assert agreement(review).text() == "Only one reviewer so far: agreement needs two."
     say("bob", 1, "rename", name="shed")
     say("ann", 2, "reject")
     say("bob", 2, "reject")
     command(work, "--agreement")
-    shown = capsys.readouterr().out
-    assert "ann        | bob" in shown
-    assert "Regions that reviewers disagree on now: 1" in shown
-    assert "- town0_00000000, region 1: ann: building; bob: shed" in shown
+    output = capsys.readouterr().out
+    assert "ann        | bob" in output
+    assert "Regions that reviewers disagree on now: 1" in output
+    assert "- town0_00000000, region 1: ann: building; bob: shed" in output
 
 
-# --- the end ---
+# --- finish ---
 
 
 def read_final(work, tile):
@@ -256,7 +256,7 @@ def read_final(work, tile):
     return labels, json.loads((work / "review/final" / f"{tile}.json").read_text())
 
 
-def test_finish_writes_what_most_want_with_merges_and_cuts(review, say, tile, work, capsys):
+def test_finish_writes_majority_decisions_with_merges_and_splits(review, say, tile, work, capsys):
     for who in ("ann", "bob", "carl"):
         say(who, 1, "split", box=(0, 0, 20, 100))
         say(who, 1, "merge", into=2)
@@ -272,7 +272,7 @@ def test_finish_writes_what_most_want_with_merges_and_cuts(review, say, tile, wo
     assert rows[1]["candidates"] == [["shed", 0.6667], ["car", 0.3333]]
     assert np.array_equal(labels == 4, mask_of((0, 0, 20, 40)))
     assert np.array_equal(labels == 1, mask_of((20, 0, 120, 40)))
-    assert not labels[40:].any(), "rejected, and the rest"
+    assert not labels[40:].any(), "rejected pixels and the rest are unlabelled"
 
 
 def mask_of(box):
@@ -282,25 +282,25 @@ def mask_of(box):
     return mask
 
 
-def test_ties_and_what_nobody_saw_are_left_out_and_told(review, say, tile, work, capsys):
+def test_finish_leaves_out_and_reports_ties_and_undecided_regions(review, say, tile, work, capsys):
     say("ann", 1, "accept", name="building")
     say("bob", 1, "rename", name="shed")
     say("ann", 2, "accept", name="water")
     command(work, "--finish")
-    shown = capsys.readouterr().out
-    assert f"{tile}, region 1: reviewers disagree" in shown
-    assert f"{tile}, region 3: nobody decided" in shown
+    output = capsys.readouterr().out
+    assert f"{tile}, region 1: reviewers disagree" in output
+    assert f"{tile}, region 3: nobody decided" in output
     labels, rows = read_final(work, tile)
     assert [row["region"] for row in rows] == [2]
     assert set(np.unique(labels)) == {0, 2}
-    assert not (work / "review/final" / f"{list(review.tiles)[1]}.png").exists(), "nobody looked at that one"
+    assert not (work / "review/final" / f"{list(review.tiles)[1]}.png").exists(), "nobody decided on that tile"
     for who in ("ann", "bob", "ann"):
         review.undo(who)
     finish(review)
     assert list((work / "review/final").iterdir()) == []
 
 
-def test_a_merge_that_only_some_want_makes_nothing_one(review, say, tile):
+def test_a_merge_without_majority_is_not_applied(review, say, tile):
     say("ann", 1, "merge", into=2)
     say("ann", 2, "accept", name="water")
     say("bob", 2, "accept", name="water")
@@ -310,7 +310,7 @@ def test_a_merge_that_only_some_want_makes_nothing_one(review, say, tile):
     assert done.kept == 1
 
 
-def test_a_region_is_cut_out_of_the_rest(review, say, tile, work):
+def test_a_region_is_split_off_from_the_rest(review, say, tile, work):
     cut = say("ann", 0, "split", box=(100, 70, 120, 80))
     say("ann", cut.into, "rename", name="car")
     finish(review)
@@ -319,7 +319,7 @@ def test_a_region_is_cut_out_of_the_rest(review, say, tile, work):
     assert np.array_equal(labels == 4, mask_of((100, 72, 120, 80)))
 
 
-def test_a_rest_that_has_a_name_gets_a_number(work, tile):
+def test_a_named_rest_gets_a_region_number(work, tile):
     path = work / "names" / f"{tile}.json"
     rest = {"region": 0, "name": "land", "confidence": 0.6, "candidates": []}
     path.write_text(json.dumps([*json.loads(path.read_text()), rest]))
@@ -329,67 +329,67 @@ def test_a_rest_that_has_a_name_gets_a_number(work, tile):
     finish(review)
     labels, rows = read_final(work, tile)
     assert [(row["region"], row["name"]) for row in rows] == [(4, "land")]
-    assert np.array_equal(labels == 4, mask_of((0, 72, 120, 80))), "what was rejected does not fall to it"
+    assert np.array_equal(labels == 4, mask_of((0, 72, 120, 80))), "rejected regions do not become part of it"
 
 
-# --- one reviewer's way ---
+# --- actions of one reviewer ---
 
 
-def test_steps_lead_through_all_regions(review, tile):
-    steps = Steps(review, ["Car park"])
-    place, _ = steps.begin(" ann ")
-    assert (place.reviewer, place.tile, place.region) == ("ann", tile, 1)
-    place, said = steps.accept(place)
-    assert said == "Saved: region 1 is building."
-    assert Place.read(str(place)) == place
-    place, _ = steps.rename(place, "car park")
-    assert review.log.history["ann"][-1].name == "Car park", "in the spelling that is known"
-    place, _ = steps.merge(place, 2)
-    assert place.tile != tile
-    assert steps.previous(place)[0].region == 3
-    place, said = steps.choose(place, "road  0.30")
-    assert said == "Saved: region 1 is road."
-    with pytest.raises(ValueError, match="'gone  0.30' is no more a choice"):
-        steps.choose(place, "gone  0.30")
-    place, _ = steps.reject(place)
-    place, said = steps.accept(place)
-    assert said == "Saved: region 3 is tree. Nothing is left to decide in round 1."
-    place, said = steps.undo(place)
-    assert (place.region, said) == (3, "Taken back: accept of region 3.")
+def test_actions_go_through_all_regions(review, tile):
+    actions = ReviewActions(review, ["Car park"])
+    position, _ = actions.begin(" ann ")
+    assert (position.reviewer, position.tile, position.region) == ("ann", tile, 1)
+    position, message = actions.accept(position)
+    assert message == "Saved: region 1 is building."
+    assert ReviewPosition.read(str(position)) == position
+    position, _ = actions.rename(position, "car park")
+    assert review.log.history["ann"][-1].name == "Car park", "with the spelling of the known name"
+    position, _ = actions.merge(position, 2)
+    assert position.tile != tile
+    assert actions.previous(position)[0].region == 3
+    position, message = actions.choose(position, "road  0.30")
+    assert message == "Saved: region 1 is road."
+    with pytest.raises(ValueError, match="'gone  0.30' is no longer a choice"):
+        actions.choose(position, "gone  0.30")
+    position, _ = actions.reject(position)
+    position, message = actions.accept(position)
+    assert message == "Saved: region 3 is tree. Nothing is left to decide in round 1."
+    position, message = actions.undo(position)
+    assert (position.region, message) == (3, "Undone: accept of region 3.")
 
 
-def test_clicks_and_what_is_typed(review, tile):
-    steps = Steps(review)
-    place, _ = steps.begin("ann")
-    assert steps.click(place, CHOOSE, 60, 10)[0].region == 2
-    assert steps.enter(place, CHOOSE, "3")[0].region == 3
-    corner, said = steps.click(place, SPLIT, 19, 79)
-    assert said == "Now the opposite corner."
-    after, said = steps.click(corner, SPLIT, 0, 0)
-    assert said == "Saved: region 4 is cut out of 1."
+def test_clicks_and_typed_text(review, tile):
+    actions = ReviewActions(review)
+    position, _ = actions.begin("ann")
+    assert actions.click(position, CHOOSE, 60, 10)[0].region == 2
+    assert actions.enter(position, CHOOSE, "3")[0].region == 3
+    corner, message = actions.click(position, SPLIT, 19, 79)
+    assert message == "Now the opposite corner."
+    after, message = actions.click(corner, SPLIT, 0, 0)
+    assert message == "Saved: region 4 is cut out of 1."
     assert after.corner is None
     assert review.log.history["ann"][-1].box == (0, 0, 20, 80)
-    after, said = steps.enter(after, SPLIT, "20, 0, 30 40")
-    assert said == "Saved: region 5 is cut out of 1."
-    _, said = steps.click(after, MERGE, 60, 10)
-    assert said == "Saved: region 1 is part of 2."
+    after, message = actions.enter(after, SPLIT, "20, 0, 30 40")
+    assert message == "Saved: region 5 is cut out of 1."
+    _, message = actions.click(after, MERGE, 60, 10)
+    assert message == "Saved: region 1 is part of 2."
     for mode, text, match in (
         (SPLIT, "1 2 3", "'1 2 3' is not x0 y0 x1 y1"),
         (MERGE, "two", "'two' is not the number of a region"),
         (CHOOSE, "77", "no region 77 in"),
     ):
         with pytest.raises(ValueError, match=match):
-            steps.enter(after, mode, text)
+            actions.enter(after, mode, text)
 
 
-def test_later_rounds_offer_what_the_others_said(review, say, tile):
+def test_later_rounds_offer_the_other_reviewers_verdicts(review, say, tile):
     say("ann", 1, "accept", name="building")
     say("bob", 1, "rename", name="shed")
-    steps = Steps(review)
-    place, _ = steps.begin("ann", 2)
-    assert place.region == 1
-    assert steps.choices(place) == ["as bob: shed", "building  0.80", "road  0.30"]
-    steps.choose(place, "as bob: shed")
+    actions = ReviewActions(review)
+    position, _ = actions.begin("ann", 2)
+    assert position.region == 1
+    assert actions.choices(position) == ["as bob: shed", "building  0.80", "road  0.30"]
+    actions.choose(position, "as bob: shed")
     assert agreement(review).disagreements == []
 
 
@@ -399,27 +399,27 @@ def test_later_rounds_offer_what_the_others_said(review, say, tile):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--export", "coco"], "--export FORM and --to FILE go together"),
+        (["--export", "coco"], "--export FORMAT and --to FILE go together"),
         (["--round", "0"], "--round 0 is out of range"),
     ],
 )
-def test_mistakes_in_the_command(work, words, match):
+def test_wrong_options_raise_an_error(work, words, match):
     with pytest.raises(ValueError, match=match):
         command(work, *words)
 
 
-def test_no_regions_yet(tmp_path):
+def test_a_folder_without_regions_raises_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no regions to review: make them with python tools/data_engine.py"):
         command(tmp_path)
 
 
-def test_the_image_shows_the_region_it_asks_for(review, tile):
+def test_the_image_highlights_the_current_region(review, tile):
     from skysense_o.data_engine.review.drawing import draw_regions
     from skysense_o.inference.drawing import REGION_COLOR
 
     labels = review.tiles.labels(tile)
-    shown = np.array(draw_regions(review.tiles.image(tile), labels, 2, {1}, (5, 5)))
-    assert shown.shape == (640, 960, 3)
-    yellow = (shown == REGION_COLOR).all(2)
+    image = np.array(draw_regions(review.tiles.image(tile), labels, 2, {1}, (5, 5)))
+    assert image.shape == (640, 960, 3)
+    yellow = (image == REGION_COLOR).all(2)
     x0, y0, _, y1 = (8 * value for value in BOXES[2])
     assert yellow[y0 + 20 : y1 - 20, x0 - 4 : x0 + 4].any(1).all(), "its left edge is highlighted"

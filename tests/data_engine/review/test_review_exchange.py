@@ -1,4 +1,4 @@
-"""Regions to Label Studio and COCO and back: what was changed there comes back as decisions."""
+"""Export to Label Studio and COCO, and import of edited annotations as decisions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review, piece_mask
 
 
-def said(work, reviewer: str) -> dict[tuple[str, int], tuple]:
-    """(tile, region) -> what stands."""
+def decisions_of(work, reviewer: str) -> dict[tuple[str, int], tuple]:
+    """(tile, region) -> the reviewer's valid decision."""
     review = Review(work)
     views = {tile: review.view(reviewer, tile) for tile in review.tiles}
     return {(t, r): (d.action, d.name, d.into) for t, view in views.items() for r, d in view.last.items()}
@@ -32,7 +32,7 @@ def mask_of(x0, y0, x1, y1):
     return mask
 
 
-def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path, capsys):
+def test_coco_import_renames_deletes_and_adds_regions(work, tile, tmp_path, capsys):
     file = tmp_path / "regions.json"
     command(work, "--export", "coco", "--to", file)
     data = json.loads(file.read_text())
@@ -47,8 +47,8 @@ def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp
     assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
     data["categories"].append({"id": 9, "name": "car"})
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["category_id"] = 9  # region 1 is renamed, region 2 deleted, and a new one laid over 3 and the rest
-    del of_tile[0]["region"]  # as programs do that keep no keys but COCO's
+    of_tile[0]["category_id"] = 9  # region 1 is renamed, 2 is deleted, a new one covers parts of 3 and the rest
+    del of_tile[0]["region"]  # some programs drop keys that are not COCO's
     new = {
         "id": 77,
         "image_id": 1,
@@ -59,10 +59,10 @@ def test_coco_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp
     data["annotations"] = [of_tile[0], of_tile[2], new]
     file.write_text(json.dumps(data))
     command(work, "--import", file, "--reviewer", "cvat")
-    shown = capsys.readouterr().out
-    assert "1 tiles of 2, by cvat: 1 accept, 1 merge, 1 reject, 2 rename, 2 split" in shown
-    assert "1 tiles have no annotation there; nothing was decided on them" in shown
-    stands = said(work, "cvat")
+    output = capsys.readouterr().out
+    assert "1 tiles of 2, by cvat: 1 accept, 1 merge, 1 reject, 2 rename, 2 split" in output
+    assert "1 tiles have no annotations in the file; nothing was decided on them" in output
+    stands = decisions_of(work, "cvat")
     assert stands[tile, 1] == ("rename", "car", None)
     assert stands[tile, 2] == ("reject", None, None)
     assert stands[tile, 3] == ("accept", "tree", None)
@@ -83,7 +83,7 @@ def final(work, tile):
     return labels, json.loads((work / "review/final" / f"{tile}.json").read_text())
 
 
-def test_what_a_reviewer_made_goes_out_and_comes_back_as_it_was(review, work, tile, tmp_path):
+def test_export_and_import_of_a_reviewers_regions_changes_nothing(review, work, tile, tmp_path):
     for region, action, what in (
         (1, "split", {"box": (0, 0, 20, 100)}),
         (1, "merge", {"into": 2}),
@@ -115,7 +115,7 @@ def test_what_a_reviewer_made_goes_out_and_comes_back_as_it_was(review, work, ti
 
 
 def finished(file, who, change=lambda tile, results: results):
-    """What an annotator makes of the predictions, as Label Studio's JSON export has it."""
+    """Write edited predictions as a JSON export of Label Studio."""
     tasks = json.loads(file.read_text())
     for task in tasks:
         results = change(task["data"]["tile"], task.pop("predictions")[0]["result"])
@@ -123,7 +123,7 @@ def finished(file, who, change=lambda tile, results: results):
     file.write_text(json.dumps(tasks))
 
 
-def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, tile, tmp_path):
+def test_label_studio_import_renames_deletes_and_adds_regions(work, tile, tmp_path):
     file = tmp_path / "tasks.json"
     command(work, "--export", "label-studio", "--to", file)
     config = (tmp_path / "tasks.xml").read_text()
@@ -141,7 +141,7 @@ def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, t
 
     finished(file, {"id": 3, "email": "eve@example.org"}, change)
     command(work, "--import", file)
-    stands = said(work, "label-studio eve@example.org")
+    stands = decisions_of(work, "label-studio eve@example.org")
     assert stands[tile, 1] == ("rename", "shed", None)
     assert stands[tile, 2] == ("reject", None, None)
     assert stands[tile, 3] == ("accept", "tree", None)
@@ -152,14 +152,14 @@ def test_label_studio_brings_back_a_new_name_a_deletion_and_a_new_region(work, t
     assert stands[list(Review(work).tiles)[1], 2] == ("accept", "water", None)
 
 
-def test_a_polygon_that_is_as_good_as_its_region_changes_no_mask(review, work, tile, tmp_path):
+def test_a_polygon_close_to_its_region_keeps_the_regions_mask(review, work, tile, tmp_path):
     data = to_coco(review)
     del data["annotations"][1:]
     data["annotations"][0]["segmentation"] = [[0, 0, 49.2, 0.4, 49.5, 40, 0.3, 39.6]]
     file = tmp_path / "polygons.json"
     file.write_text(json.dumps(data))
     command(work, "--import", file)
-    stands = said(work, "coco")
+    stands = decisions_of(work, "coco")
     assert stands == {
         (tile, 1): ("accept", "building", None),
         (tile, 2): ("reject", None, None),
@@ -167,7 +167,7 @@ def test_a_polygon_that_is_as_good_as_its_region_changes_no_mask(review, work, t
     }
 
 
-def test_a_redrawn_mask_takes_pixels_and_gives_them_up(review, work, tile, tmp_path):
+def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_path):
     data = to_coco(review)
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
     of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider into region 2, and less high
@@ -183,7 +183,7 @@ def test_a_redrawn_mask_takes_pixels_and_gives_them_up(review, work, tile, tmp_p
     assert not final(work, tile)[0][30:40, :50].any(), "what it gave up is ignored"
 
 
-def test_all_forms_of_coco_masks_are_read(review, tile):
+def test_all_formats_of_coco_masks_are_read(review, tile):
     mask = mask_of(0, 0, 50, 40)
     runs = [0, *[40] * 99, 80 * 120 - 99 * 40]
     image = {"id": 1, "file_name": f"C:\\images\\{tile}.png"}
@@ -191,40 +191,40 @@ def test_all_forms_of_coco_masks_are_read(review, tile):
     forms = [rle_of(mask), {"size": [HEIGHT, WIDTH], "counts": runs}, [[0, 0, 50, 0, 50, 40, 0, 40]]]
     rows = [{"id": k, "image_id": 1, "category_id": 1, "segmentation": form} for k, form in enumerate(forms)]
     data["annotations"] = [*rows, {**rows[0], "image_id": 2}]
-    found = from_coco(review, data)
-    assert list(found) == [tile]
-    for one in found[tile]:
+    imported = from_coco(review, data)
+    assert list(imported) == [tile]
+    for one in imported[tile]:
         assert np.array_equal(one.mask, mask)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"segmentation": {"counts": "91"}}, "annotation 1: run lengths of 10 pixels are no mask of 120 x 80"),
-        ({"segmentation": {"counts": [9600, -1, 1]}}, "annotation 1: run lengths of 9600 pixels are no mask"),
+        ({"segmentation": {"counts": "91"}}, "annotation 1: run lengths of 10 pixels do not make a mask of 120 x 80"),
+        ({"segmentation": {"counts": [9600, -1, 1]}}, "annotation 1: run lengths of 9600 pixels do not make a mask"),
         ({"category_id": 8}, "annotation 1 has category 8, which the file does not list"),
     ],
 )
-def test_mistakes_in_a_coco_file(review, change, match):
+def test_errors_in_a_coco_file(review, change, match):
     data = to_coco(review)
     data["annotations"][0].update(change)
     with pytest.raises(ValueError, match=match):
         from_coco(review, data)
 
 
-@pytest.mark.parametrize(("text", "match"), [("{", "is no JSON"), ('{"a": 1}', "is neither a COCO file nor Label")])
-def test_files_of_another_kind(work, tmp_path, text, match):
+@pytest.mark.parametrize(("text", "match"), [("{", "is not JSON"), ('{"a": 1}', "is neither a COCO file nor Label")])
+def test_files_in_an_unknown_format_raise_an_error(work, tmp_path, text, match):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=match):
         command(work, "--import", tmp_path / "a.json")
 
 
-def test_mistakes_in_a_label_studio_file(review, work, tmp_path):
+def test_errors_in_a_label_studio_file(review, work, tmp_path):
     file = tmp_path / "tasks.json"
     box = {"x": 0, "y": 0, "width": 9, "height": 9, "rotation": 30, "rectanglelabels": ["car"]}
     size = {"original_width": WIDTH, "original_height": HEIGHT}
     for row, match in (
-        ({"type": "rectanglelabels", "value": box, **size}, "has a turned box"),
+        ({"type": "rectanglelabels", "value": box, **size}, "has a rotated box"),
         (
             {"type": "rectanglelabels", "value": box, **size, "original_width": 7},
             "120 x 80 pixels, and was annotated at 7",
@@ -236,33 +236,33 @@ def test_mistakes_in_a_label_studio_file(review, work, tmp_path):
             command(work, "--import", file)
 
 
-def test_a_brush_mask_keeps_every_pixel():
+def test_brush_masks_are_lossless():
     rng = np.random.default_rng(0)
     for mask in (rng.random((37, 53)) > 0.5, mask_of(3, 3, 90, 70), np.zeros((300, 400), bool), np.ones((1, 1), bool)):
         packed = pack_brush(mask)
         assert all(0 <= byte < 256 for byte in packed)
         assert np.array_equal(unpack_brush(packed, mask.shape), mask)
     assert len(pack_brush(np.zeros((300, 400), bool))) < 50
-    with pytest.raises(ValueError, match="has 16 values, and a tile of 3 x 3 has 4 a pixel"):
+    with pytest.raises(ValueError, match="has 16 values, but 3 x 3 pixels have 4 values each"):
         unpack_brush(pack_brush(np.ones((2, 2), bool)), (3, 3))
-    with pytest.raises(ValueError, match="ends after 7 bytes, before its image is whole"):
+    with pytest.raises(ValueError, match="ends after 7 bytes, before its image is complete"):
         unpack_brush(pack_brush(np.ones((2, 2), bool))[:7], (2, 2))
 
 
-def test_label_studios_own_bytes_are_read():
-    """What label-studio-sdk 2.1.2 made of this mask; it read ours as well, when both were tried on larger ones."""
+def test_a_mask_encoded_by_label_studio_is_read():
+    """These bytes come from label-studio-sdk 2.1.2, which also read masks written by `pack_brush` correctly."""
     packed = [0, 0, 0, 24, 57, 27, 252, 96, 19, 255, 206, 1, 31, 248]
     assert unpack_brush(packed, (2, 3)).astype(int).tolist() == [[0, 1, 1], [0, 0, 1]]
 
 
-def test_cocos_run_lengths_are_read_as_pycocotools_packs_them():
+def test_run_lengths_compressed_by_pycocotools_are_read():
     rng = np.random.default_rng(0)
     for mask in (rng.random((37, 53)) > 0.5, mask_of(3, 3, 90, 70), np.zeros((900, 400), bool), np.ones((1, 1), bool)):
         assert np.array_equal(rle_mask(rle_of(mask)["counts"], mask.shape), mask)
 
 
 def test_a_brush_mask_of_single_values_is_read():
-    """As programs write short runs: 8 values, of two RGBA pixels, one by one."""
+    """Some programs write short runs so: 8 values, two RGBA pixels, one by one."""
     values = [0, 0, 0, 255, 0, 0, 0, 0]
     bits = (
         f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{7:03b}" + "".join(f"{v:08b}" for v in values)
@@ -281,7 +281,7 @@ def test_a_piece_of_any_shape_is_kept_in_the_log(review, work, tile):
     assert np.array_equal(piece_mask(labels, again.pieces[tile][number]), mask & (labels == 1))
 
 
-def test_tasks_without_a_tile_key_are_known_by_their_image(work, tile, tmp_path):
+def test_tasks_without_a_tile_key_are_matched_by_their_image(work, tile, tmp_path):
     file = tmp_path / "tasks.json"
     tasks = to_label_studio(Review(work))
     results = tasks[0]["predictions"][0]["result"]
@@ -289,5 +289,9 @@ def test_tasks_without_a_tile_key_are_known_by_their_image(work, tile, tmp_path)
     cancelled = {"completed_by": 2, "was_cancelled": True, "result": []}
     file.write_text(json.dumps([{"data": {"image": image}, "annotations": [{"result": results}, cancelled]}]))
     command(work, "--import", file, "--reviewer", "fay")
-    assert {key[1]: what[0] for key, what in said(work, "fay").items()} == {1: "accept", 2: "accept", 3: "accept"}
-    assert said(work, "label-studio 2") == {}
+    assert {key[1]: what[0] for key, what in decisions_of(work, "fay").items()} == {
+        1: "accept",
+        2: "accept",
+        3: "accept",
+    }
+    assert decisions_of(work, "label-studio 2") == {}

@@ -1,4 +1,4 @@
-"""The review in a real browser: a whole batch by keys, the server killed in the middle, two reviewers, kappa."""
+"""The review page in a real browser: keyboard shortcuts, a killed server, two reviewers, agreement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TILES = 6
 
 
 class Server:
-    """The page's own process, that can be killed and started again at its address."""
+    """The page in a separate process, which can be killed and restarted at the same address."""
 
     def __init__(self, work) -> None:
         with socket.socket() as free:
@@ -64,11 +64,11 @@ def server(tmp_path):
 def visit(server):
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        said = []
+        responses = []
 
         def keep(response):
             with contextlib.suppress(playwright.Error):  # an event stream that was cut
-                said.append(response.url + ("" if "image" in str(response.headers) else response.text()))
+                responses.append(response.url + ("" if "image" in str(response.headers) else response.text()))
 
         def open_page(query="", width=1280, height=900):
             page = browser.new_context(viewport={"width": width, "height": height}).new_page()
@@ -79,15 +79,15 @@ def visit(server):
 
         yield open_page
         browser.close()
-    assert said
+    assert responses
     for secret in (str(server.work.parent), str(ROOT)):
-        assert not [text for text in said if secret in text], secret
+        assert not [text for text in responses if secret in text], secret
 
 
 def where(page) -> tuple[int, int]:
-    """(number of the tile, region) that the page asks for."""
-    place = json.loads(page.locator("#where input, #where textarea").input_value())
-    return int(re.match(r"town(\d+)", place["tile"])[1]), place["region"]
+    """(index of the tile, region) that the page shows."""
+    position = json.loads(page.locator("#where input, #where textarea").input_value())
+    return int(re.match(r"town(\d+)", position["tile"])[1]), position["region"]
 
 
 def decided(page) -> int:
@@ -95,7 +95,7 @@ def decided(page) -> int:
 
 
 def press(page, *keys: str, count: int | None = None) -> None:
-    """Keys, and wait until the page counts `count` decided regions, one more than before where it is not given."""
+    """Press keys and wait until the page shows `count` decided regions (default: one more than before)."""
     count = decided(page) + 1 if count is None else count
     for key in keys:
         if len(key) > 1 and key != "Enter" and key != "Escape":
@@ -112,7 +112,7 @@ def begin(page, name: str) -> None:
 
 
 @needs_chromium
-def test_a_whole_batch_by_keys(visit, server, tmp_path):
+def test_a_review_by_keyboard(visit, server, tmp_path):
     work = server.work
     ann = visit()
     ann.keyboard.press("Enter")
@@ -172,7 +172,7 @@ def test_a_whole_batch_by_keys(visit, server, tmp_path):
     while "Nothing is left" not in second.locator("#said").inner_text():
         asked.append(where(second))
         assert second.locator("#choice-1").inner_text().startswith("1 as ann: ")
-        # Taking over what ann said of the region that she cut decides on both of its parts.
+        # Adopting ann's decision on the region that she split decides both parts.
         press(second, "1", count=decided(second) + (2 if asked[-1] == (2, 1) else 1))
     assert asked[:2] == [(0, 2), (0, 3)]
     assert {tile for tile, _ in asked} == {0, 1, 2}
@@ -187,7 +187,7 @@ def test_a_whole_batch_by_keys(visit, server, tmp_path):
 
 
 @needs_chromium
-def test_clicks_mistakes_and_names(visit, server):
+def test_clicks_errors_and_suggestions(visit, server):
     page = visit("?reviewer=carl")
     page.locator("#view img").wait_for()
 
