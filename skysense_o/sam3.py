@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from skysense_o import geometry
-from skysense_o.modeling.sam3_tower import EXAMPLE_WORD, PhraseBank, Sam3Answer, Sam3Embedding, Sam3Tower
+from skysense_o.modeling.sam3_tower import EXAMPLE_WORD, PhraseBank, Sam3Answer, Sam3Embedding, Sam3Tower, pad_phrases
 from skysense_o.sample import Instances, Prediction, Reduce, Sample
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.weight_files import find_weights
@@ -150,10 +150,10 @@ class Sam3(nn.Module):
         reduce: Reduce,
     ) -> list[Prediction]:
         """As `SkySenseO.predict_text`."""
-        predictions = []
-        for grid, presence, transform, size in zip(*self._classes(image_embedding, vocabularies), transforms, sizes):
-            predictions.append({**transform.restore_probabilities(grid, size, reduce), "presence": presence})
-        return predictions
+        return [
+            {**transform.restore_probabilities(grid, size, reduce), "presence": presence}
+            for grid, presence, transform, size in zip(*self._classes(image_embedding, vocabularies), transforms, sizes)
+        ]
 
     @torch.no_grad()
     def predict_windows(self, windows: Tensor, vocabulary: Vocabulary, presence: Tensor | None = None) -> Tensor:
@@ -212,8 +212,7 @@ class Sam3(nn.Module):
     ) -> Iterator[tuple[list[tuple[int, int]], Sam3Answer]]:
         """What SAM 3 says of each image and each of its phrases, `phrase_chunk` pairs (b, t) at a time."""
         flat = [[phrase for words in v.phrases for phrase in words] for v in vocabularies]
-        words = {phrase for phrases, v in zip(flat, vocabularies) for phrase in phrases if phrase not in v.examples}
-        words = sorted(words)
+        words = sorted({p for phrases, v in zip(flat, vocabularies) for p in phrases if p not in v.examples})
         asked = self.text_bank(self.tower, [self.templates[0].format(w) for w in words] + [EXAMPLE_WORD])
         known, visual = dict(zip(words, asked)), asked[-1]
         pairs = [(b, t) for b, phrases in enumerate(flat) for t in range(len(phrases))]
@@ -222,7 +221,7 @@ class Sam3(nn.Module):
             for b, t in some:
                 example = vocabularies[b].examples.get(flat[b][t])
                 tokens.append(known[flat[b][t]] if example is None else _like(example, *visual))
-            yield some, self.tower.answer(embedding.of([b for b, _ in some]), *_padded(tokens))
+            yield some, self.tower.answer(embedding.of([b for b, _ in some]), *pad_phrases(tokens))
 
     @torch.no_grad()
     def instances(
@@ -251,10 +250,9 @@ class Sam3(nn.Module):
                     continue
                 keep = scores[n] > least
                 boxes = answer.boxes[n, keep] * answer.boxes.new_tensor(sizes[b][::-1]).repeat(2)
-                masks = answer.masks[n, keep].float().sigmoid_()
-                if len(masks):
-                    masks = F.interpolate(masks[None], size=sizes[b], mode="bilinear", align_corners=False)[0]
-                    found[b].setdefault(c, []).append((scores[n, keep], boxes, masks > 0.5))
+                if keep.any():  # masks one by one: in float all of them would not fit
+                    masks = torch.stack([_full_size(mask, sizes[b]) > 0.5 for mask in answer.masks[n, keep]])
+                    found[b].setdefault(c, []).append((scores[n, keep], boxes, masks))
         return [_joined(classes, size, self.device) for classes, size in zip(found, sizes)]
 
     @torch.no_grad()
@@ -262,10 +260,9 @@ class Sam3(nn.Module):
         self, image_embedding: Sam3Embedding, points: Tensor, labels: Tensor, boxes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Clicks and boxes (see `Queries`, in pixels of the square) -> logits (B,K,h,w) and predicted IoU (B,K)."""
-        answers = [
-            self.tower.track(image_embedding.of([b]), points[b], labels[b], boxes[b]) for b in range(len(points))
-        ]
-        return torch.stack([masks for masks, _ in answers]), torch.stack([quality for _, quality in answers])
+        each = (self.tower.track(image_embedding.of([b]), *asked) for b, asked in enumerate(zip(points, labels, boxes)))
+        logits, iou_pred = zip(*each)
+        return torch.stack(logits), torch.stack(iou_pred)
 
     @torch.no_grad()
     def embed_regions(self, image_embedding: Sam3Embedding, boxes: Tensor) -> Tensor:
@@ -281,16 +278,15 @@ def _like(example: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tenso
     return torch.cat([tokens, region]), torch.cat([valid, valid.new_ones(len(region))])
 
 
-def _padded(tokens: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """N phrases of different lengths -> (N,L,D) and (N,L)."""
-    pad = nn.utils.rnn.pad_sequence
-    return pad([t for t, _ in tokens], batch_first=True), pad([v for _, v in tokens], batch_first=True)
+def _full_size(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(h,w) logits -> (H,W) probabilities."""
+    return F.interpolate(mask[None, None].float().sigmoid(), size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def _joined(classes: dict[int, list], size: tuple[int, int], device: torch.device) -> Instances:
     """The instances that the phrases of each class have found -> those of an image."""
-    labels, scores, boxes, masks = [], [torch.zeros(0, device=device)], [torch.zeros(0, 4, device=device)], []
-    masks = [torch.zeros(0, *size, dtype=torch.bool, device=device)]
+    labels, scores = [], [torch.zeros(0, device=device)]
+    boxes, masks = [torch.zeros(0, 4, device=device)], [torch.zeros(0, *size, dtype=torch.bool, device=device)]
     for c, answers in sorted(classes.items()):
         score, box, mask = (torch.cat(parts) for parts in zip(*answers))
         if len(answers) > 1:

@@ -247,6 +247,12 @@ class PhraseBank:
             return [self._tokens[phrase] for phrase in phrases]
 
 
+def pad_phrases(tokens: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """N phrases of different lengths -> (N,L,D) and (N,L)."""
+    pad = nn.utils.rnn.pad_sequence
+    return pad([t for t, _ in tokens], batch_first=True), pad([v for _, v in tokens], batch_first=True)
+
+
 def _loaded(kind: type, folder: Path, renamed: dict[str, str] | None = None) -> nn.Module:
     """A model of transformers in eval mode, float32. renamed: pattern -> replacement, for the names in the folder.
 
