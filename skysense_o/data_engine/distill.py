@@ -161,7 +161,7 @@ def teach(
         nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
         scheduler.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         progress.set_postfix(loss=f"{losses[-1]:.4f}")
         if (step + 1) % every == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

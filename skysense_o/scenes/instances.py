@@ -78,7 +78,7 @@ def collect_instances(
         if (k, c) not in done
     ]
     with open(path, "a") as file:
-        file.write("\n" * bool(done))  # ends a line that a killed run left unfinished
+        file.write("\n" if file.tell() else "")  # ends a line that a killed run left unfinished
         for k, c in tqdm(places, unit="window", desc=f"{raster.path.name}: instances", disable=not progress):
             window = _extent(plan.cols, c) + _extent(plan.rows, k)
             (x0, x1), (y0, y1) = window[:2], window[2:]

@@ -86,7 +86,7 @@ def test_soft_masks_are_the_teachers_and_made_once(tiles):
     (tiles / f"soft/{row['tile']}.png").unlink()
     label_softly(tiles, teacher, WORDS)
     assert teacher.model.seen == 4
-    with pytest.raises(ValueError, match="holds soft masks of another words: give the same teacher and words"):
+    with pytest.raises(ValueError, match="holds soft masks of another background and words: give the same"):
         label_softly(tiles, teacher, Vocabulary.parse("water,land"))
 
 
