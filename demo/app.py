@@ -85,7 +85,7 @@ class Page:
             session.close()
         height, width = new.seen.size
         place = ", with its place on the ground" if new.image.scene else ""
-        status = f"**{new.image.name}**, {width} x {height} pixels{place}"
+        status = f"**{new.image.name}**, {width} x {height} pixels{place}{''.join(f'; {n}' for n in new.image.notes)}"
         return new, self._view(new, (), 0.5), status, gr.skip(), *self._begin_rest()
 
     def _begin_rest(self):
@@ -198,7 +198,7 @@ def build(page: Page, answer: Callable | None = None):
     """Lay the page out and wire it. answer: (rgb, question) -> text, where a VQA model is loaded."""
     import gradio as gr
 
-    from skysense_o.inference.images import SUFFIXES
+    from skysense_o.interactive.opening import UPLOADS
 
     prompts = page.predictor.model.takes_prompts
     with gr.Blocks(title="SkySense-O", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
@@ -206,7 +206,7 @@ def build(page: Page, answer: Callable | None = None):
         gr.Markdown("# SkySense-O\nA image from above and free words in, a mask for every word out.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                file = gr.File(label="OpenedImage or GeoTIFF", height=140, file_types=list(SUFFIXES))
+                file = gr.File(label="OpenedImage or GeoTIFF", height=140, file_types=list(UPLOADS))
                 gr.Markdown("Or take an example:")
                 with gr.Row():
                     examples = [gr.Button(title, size="sm", min_width=90) for title in EXAMPLES]

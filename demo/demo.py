@@ -27,7 +27,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from skysense_o.errors import USER_ERRORS, exit_code, message
-from skysense_o.scenes.georeference import SCENE_FORMATS, is_georeferenced, scene_tools
+from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
+from skysense_o.scenes.georeference import SCENE_FORMATS, scene_tools
 from skysense_o.vocabulary import Vocabulary
 
 ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
@@ -71,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster where supported")
     p.add_argument("--window", type=int, metavar="PX", help="see images in windows of PX pixels; scenes always are")
     p.add_argument("--overlap", type=int, metavar="PX", help="of the windows (default: a quarter)")
+    p.add_argument(
+        "--max-pixels", type=int, metavar="N", help="of a plain image; 0 for any number (default: 178,956,970)"
+    )
     scene = p.add_argument_group("scenes")
     scene.add_argument("--bands", metavar="R,G,B", help="band numbers from 1 (default: the first three)")
     scene.add_argument("--gsd", type=float, metavar="M", help="metres a pixel shown to the model (default: as it is)")
@@ -78,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     scene.add_argument("--memory", default="2GiB", metavar="SIZE", help="beside the weights (default: 2GiB)")
     scene.add_argument("--min-area", type=float, default=0.0, metavar="M2", help="leave smaller regions out of vectors")
     scene.add_argument("--simplify", type=float, default=0.0, metavar="PX", help="simplify polygons, in pixels")
+    scene.add_argument(
+        "--remote", action="store_true", help="let files that name data on a network (WMS, VRT) fetch it"
+    )
     scene.add_argument("--restart", action="store_true", help="forget what an interrupted run has done")
     return p
 
@@ -90,7 +97,10 @@ def scene_options(args: argparse.Namespace):
         bands = tuple(int(word) for word in args.bands.split(",")) if args.bands else None
     except ValueError as error:
         raise ValueError(f"--bands {args.bands!r} are not numbers: write them as 4,3,2") from error
-    return SceneOptions(bands, args.gsd, args.aoi, args.window, args.overlap, parse_bytes(args.memory), args.threshold)
+    memory = parse_bytes(args.memory)
+    return SceneOptions(
+        bands, args.gsd, args.aoi, args.window, args.overlap, memory, args.threshold, remote=args.remote
+    )
 
 
 def stems_of(paths: list[Path]) -> list[str]:
@@ -150,16 +160,29 @@ def goes_as_scene(path: Path, formats: list[str], args: argparse.Namespace) -> b
         ModuleNotFoundError: it must be, and the extra "geo" is not installed.
     """
     asked = set(formats) & set(SCENE_FORMATS) or args.bands or args.gsd is not None or args.aoi
-    if not path.is_file() or not (asked or (is_georeferenced(path) and "probabilities" not in formats)):
+    try:
+        if not path.is_file() or not (
+            asked or ("probabilities" not in formats and is_georeferenced(path, args.remote))
+        ):
+            return False
+    except (OSError, ValueError):  # whatever is wrong with it is told when it is read
         return False
     try:
         scene_tools()
     except ModuleNotFoundError as error:
         if asked:
             raise
-        logging.warning("%s; %s is read as a plain image, its place is lost", error, path.name)
+        logging.warning("%s; %s is read as a plain image, its place is lost", error, printable(path.name))
         return False
     return True
+
+
+def read(path: Path, args: argparse.Namespace) -> RGBImage:
+    """A plain image; what was done to show it is told."""
+    image = read_image(path, max_pixels=args.max_pixels)
+    for note in image.record.notes:
+        logging.warning("%s: %s", printable(path.name), note)
+    return image
 
 
 def run() -> int:
@@ -171,7 +194,6 @@ def run() -> int:
     if args.task != "segment":
         return whole_images(args)
     from skysense_o.inference.export import save
-    from skysense_o.inference.images import find_images, read_image
     from skysense_o.inference.predictor import Predictor
 
     if args.interactive:
@@ -179,8 +201,9 @@ def run() -> int:
     vocabulary, colors = words_of(args)
     formats, images = check(args), find_images(args.input)
     scenes = {path for path in images if goes_as_scene(path, formats, args)}
+    known = {}
     if len(images) == 1 and not scenes:  # its error is the error of the whole call, known before the model is loaded
-        read_image(images[0])
+        known = {images[0]: read(images[0], args)}
     if len(images) == 1 and scenes:
         scene_tools().check_scene(images[0], formats, scene_options(args))
     predictor = Predictor.from_pretrained(
@@ -201,11 +224,11 @@ def run() -> int:
     }
 
     def plain(path: Path, stem: str) -> tuple[list[Path], list[dict]]:
-        image, wanted = read_image(path), "probabilities" in formats
+        image, wanted = known.get(path) or read(path, args), "probabilities" in formats
         windows = {"window": args.window, "overlap": args.overlap}
         found = predictor(image, vocabulary, threshold=args.threshold, probabilities=wanted, **windows)
-        record = {**settings, "threshold": found.threshold, "input": path.name}
-        return save(found, image, Path(args.output), stem, formats, record, colors), found.areas()
+        record = {**settings, "threshold": found.threshold, "input": printable(path.name)}
+        return save(found, image.rgb, Path(args.output), stem, formats, record, colors), found.areas()
 
     def scene(path: Path, stem: str) -> tuple[list[Path], list[dict]]:
         options = {"min_area": args.min_area, "simplify": args.simplify, "restart": args.restart}
@@ -222,7 +245,7 @@ def run() -> int:
         except USER_ERRORS as error:
             failed.append(f"error: {message(error)}")
             continue
-        tqdm.write("\n".join(str(p) for p in written))
+        tqdm.write("\n".join(map(printable, written)))
         rows = [row for row in rows if row["pixels"] or not args.open_world]
         if rows:
             tqdm.write(table_of(rows))
@@ -234,7 +257,6 @@ def run() -> int:
 def interactive(args: argparse.Namespace) -> int:
     """The prompt loop, on one image."""
     from skysense_o.data.open_world import open_world
-    from skysense_o.inference.images import find_images
     from skysense_o.inference.predictor import Predictor
     from skysense_o.interactive.dialogue import Dialogue
     from skysense_o.interactive.opening import open_upload
@@ -244,7 +266,7 @@ def interactive(args: argparse.Namespace) -> int:
     images = find_images(args.input)
     if len(images) > 1:
         raise ValueError(f"--interactive takes one image and --input gives {len(images)}")
-    image = open_upload(images[0], most_pixels=None)
+    image = open_upload(images[0], most_pixels=None, alone=False)
     session = Session(
         Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint),
         image,
@@ -264,7 +286,6 @@ def whole_images(args: argparse.Namespace) -> int:
     import torch
 
     from skysense_o.inference.classify import classify, load_vqa_model
-    from skysense_o.inference.images import find_images, read_image
     from skysense_o.inference.predictor import Predictor
 
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):
@@ -277,19 +298,19 @@ def whole_images(args: argparse.Namespace) -> int:
         model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model
     Path(args.output).mkdir(parents=True, exist_ok=True)
     for path, stem in zip(images, stems_of(images)):
-        image, written = read_image(path), Path(args.output) / f"{stem}_{args.task}.json"
-        body = {"input": path.name, "weights": args.weights}
+        image, written = read(path, args).filled(), Path(args.output) / f"{stem}_{args.task}.json"
+        body = {"input": printable(path.name), "weights": args.weights}
         if args.task == "ask":
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
             said = model.answer([pixels] * len(args.question), args.question)
             body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, said, strict=True)]
-            print(*(f"{path.name}: {one['question']} {one['answer']}" for one in body["answers"]), sep="\n")
+            print(*(f"{printable(path.name)}: {one['question']} {one['answer']}" for one in body["answers"]), sep="\n")
         else:
             rows = classify(model, image, names)
             body["names"] = [{"name": name, "cosine": round(score, 4)} for name, score in rows]
-            print(f"{path.name}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}")
+            print(f"{printable(path.name)}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}")
         written.write_text(json.dumps(body, indent=1))
-        print(written)
+        print(printable(written))
     return 0
 
 

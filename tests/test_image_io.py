@@ -1,14 +1,23 @@
-"""Images as people have them."""
+"""Images as people have them: what is read, what is told, what is refused. test_image_doors.py asks all doors."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from socketserver import BaseRequestHandler, TCPServer
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from skysense_o.inference.drawing import color_labels, colors_for, overlay, with_legend
-from skysense_o.inference.images import ImageError, as_rgb, read_image
+from skysense_o.data.labels import BadData, read_labels
+from skysense_o.image_io import ImageError, as_image, image_size, is_georeferenced, read_image
+from skysense_o.image_io.files import decoding
+from skysense_o.image_io.orientation import as_stored, upright
 
 RED = (200, 30, 10)
 
@@ -26,7 +35,7 @@ RED = (200, 30, 10)
 )
 def test_every_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
     Image.new("RGB", (6, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / name)
-    image = read_image(tmp_path / name)
+    image = read_image(tmp_path / name).rgb
     assert image.shape == (4, 6, 3)
     assert image.dtype == np.uint8
     assert np.abs(image[1, 1].astype(int) - want).max() <= 3
@@ -34,16 +43,17 @@ def test_every_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
-def test_16_bits_are_stretched_over_the_whole_image(tmp_path, caplog, channels, suffix):
+def test_16_bits_are_stretched_over_the_whole_image(tmp_path, channels, suffix):
     ramp = np.linspace(3000, 9000, 40 * 50).reshape(40, 50).astype(np.uint16)
     alpha = np.full_like(ramp, 65535)
     deep = ramp if channels == 1 else np.stack([ramp, ramp // 2, ramp // 4, alpha][:channels], -1)
     cv2.imwrite(str(tmp_path / f"deep{suffix}"), deep)  # OpenCV writes blue first
-    image = read_image(tmp_path / f"deep{suffix}")
+    read = read_image(tmp_path / f"deep{suffix}")
+    image = read.rgb
     assert image.dtype == np.uint8
     assert image.min() == 0
     assert image.max() == 255
-    assert "stretched" in caplog.text
+    assert "stretched" in read.record.notes[-1]
     if channels > 1:
         assert image[-1, -1, 0] < image[-1, -1, 2], "red is the darkest channel here and must stay so"
 
@@ -51,18 +61,18 @@ def test_16_bits_are_stretched_over_the_whole_image(tmp_path, caplog, channels, 
 def test_float_arrays_ignore_what_is_not_finite():
     array = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 30)
     array[0, 0] = np.nan
-    assert as_rgb(array).max() == 255
+    assert as_image(array).rgb.max() == 255
 
 
 def test_nothing_finite_is_refused():
-    with pytest.raises(ImageError, match="no finite value"):
-        as_rgb(np.full((3, 3), np.nan))
+    with pytest.raises(ImageError, match="no valid pixel"):
+        as_image(np.full((3, 3), np.nan))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5, 2), (5,), (2, 5, 5, 3)])
 def test_shapes_that_are_no_image(shape):
     with pytest.raises(ImageError, match="expected"):
-        as_rgb(np.zeros(shape, np.uint8))
+        as_image(np.zeros(shape, np.uint8))
 
 
 def test_missing_empty_false_and_truncated_files(tmp_path):
@@ -83,25 +93,305 @@ def test_missing_empty_false_and_truncated_files(tmp_path):
             read_image(tmp_path / name)
 
 
-def test_colours_differ_even_for_hundreds_of_names():
-    colors = colors_for([f"thing {i}" for i in range(300)])
-    assert len(set(colors)) == 300
-    assert colors_for(["water", "road"])[0] == (38, 120, 226)
+def test_one_stretch_from_a_sample_of_valid_pixels_only():
+    """Large arrays are sampled; what is not finite neither counts nor is valid."""
+    array = np.linspace(0, 50_000, 3000 * 1200 * 3, dtype=np.float32).reshape(3000, 1200, 3)
+    array[:900] = np.inf
+    image = as_image(array)
+    low, high = np.percentile(array[900:].astype(np.float64), (2, 98))
+    assert image.record.stretch == pytest.approx((low, high), rel=1e-3)
+    assert not image.valid[:900].any()
+    assert image.valid[900:].all()
+    expected = np.clip((array[900:] - low) / (high - low) * 255, 0, 255)
+    assert np.abs(image.rgb[900:] - expected).max() <= 2
+    assert (image.filled((1, 2, 3))[:900] == (1, 2, 3)).all()
 
 
-def test_overlay_keeps_red_red_and_marks_borders():
-    image, labels = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.int64)
-    labels[:, 4:] = 1
-    laid = overlay(image, labels, [RED, (0, 0, 250)])
-    assert laid[0, 0].tolist() == [150, 65, 55]
-    assert laid[0, 4].tolist() == [0, 0, 250]
-    assert color_labels(labels, [RED, (0, 0, 250)])[0, 0].tolist() == list(RED)
+def test_eight_bit_arrays_and_pil_images_are_taken_as_they_are():
+    rgb = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    assert np.array_equal(as_image(rgb).rgb, rgb)
+    assert np.array_equal(as_image(Image.fromarray(rgb)).rgb, rgb)
+    assert np.array_equal(as_image(rgb[..., 0] > 99).rgb[..., 2], (rgb[..., 0] > 99) * 255)
+    clear = as_image(np.dstack([rgb, (rgb[..., 0] > 99).astype(np.uint8)]))
+    assert np.array_equal(clear.valid, rgb[..., 0] > 99)
+    turned, exif = Image.fromarray(rgb), Image.Exif()
+    exif[0x0112] = 6
+    turned.getexif().update(exif)
+    assert np.array_equal(as_image(turned).rgb, np.rot90(rgb, -1)), "a PIL image is turned as its file would be"
 
 
-@pytest.mark.parametrize("size", [(4, 4), (60, 1200), (900, 300)])
-def test_the_legend_covers_no_pixel_of_the_image(size):
-    image = np.full((*size, 3), 7, np.uint8)
-    names = ["a rather long name of a class", "b", "c", "d", "e"]
-    sheet = np.asarray(with_legend(image, names, colors_for(names), [0.2] * 5))
-    assert (sheet[: size[0], : size[1]] == 7).all()
-    assert sheet.shape[0] > size[0]
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turning_and_its_inverse(orientation):
+    stored = np.arange(6).reshape(2, 3)
+    out = np.zeros_like(upright(stored, orientation))
+    as_stored(out, orientation)[:] = stored
+    assert np.array_equal(out, upright(stored, orientation))
+
+
+@pytest.mark.parametrize(("orientation", "quarter"), [(3, 2), (6, 1), (8, 3)])
+def test_labels_turn_with_their_image(tmp_path, orientation, quarter):
+    """Labels of the stored size are turned like it; labels that are upright already are left."""
+    labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    Image.fromarray(labels).save(tmp_path / "upright.png")
+    Image.fromarray(np.rot90(labels, quarter).copy()).save(tmp_path / "stored.png")
+    assert np.array_equal(read_labels(tmp_path / "upright.png", (4, 6), orientation), labels)
+    if orientation != 3:  # turned by half, both sizes are one, and labels are taken as upright
+        assert np.array_equal(read_labels(tmp_path / "stored.png", (4, 6), orientation), labels)
+    with pytest.raises(BadData, match="they must be equal"):
+        read_labels(tmp_path / "upright.png", (5, 6), orientation)
+
+
+def test_a_label_turns_by_its_own_exif(tmp_path):
+    labels, exif = np.arange(24, dtype=np.uint8).reshape(4, 6), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(labels).copy()).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_labels(tmp_path / "a.png", (4, 6), 6), labels)
+
+
+def test_the_pixel_limit_is_told_with_its_cure_and_can_be_lifted(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.new("L", (300, 200)).save(path)
+    with pytest.raises(
+        ImageError, match=r"a.png has 300 x 200 pixels, more than the 1,000 .*max_pixels=0.*_MAX_PIXELS=0"
+    ):
+        read_image(path, max_pixels=1000)
+    monkeypatch.setenv("SKYSENSE_O_MAX_PIXELS", "1000")
+    with pytest.raises(ImageError, match="more than the 1,000 that are read at once"):
+        read_image(path)
+    assert read_image(path, max_pixels=0).size == (200, 300)
+    monkeypatch.setenv("SKYSENSE_O_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="SKYSENSE_O_MAX_PIXELS 'many' is no whole number"):
+        read_image(path)
+
+
+def test_pillows_own_limit_is_left_alone(tmp_path, monkeypatch):
+    code = "from PIL import Image; was = Image.MAX_IMAGE_PIXELS; import skysense_o.data.encode, skysense_o.image_io;"
+    code += "assert Image.MAX_IMAGE_PIXELS == was"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    Image.new("L", (300, 200)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_image(tmp_path / "a.png").size == (200, 300)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+RADIANCE = b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 99999 +X 99999\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.png", RADIANCE, "a.png is not an image that can be read: use .jpg"),
+        ("a.tif", b"II*\0\x08\0\0\0\xff\xff", "a.tif is not a raster that can be read"),
+        ("a.tif", b"<GDAL_WMTS><GetCapabilitiesUrl>http://x</GetCapabilitiesUrl></GDAL_WMTS>", "is not an image that"),
+        ("a.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "a.png is not a raster that can be read"),
+        ("a.jpg", b"\xff\xd8\xff" + b"\0" * 400, "a.jpg is not a raster that can be read"),
+        ("a.bmp", b"BM" + b"\xff" * 60, "a.bmp is not a raster that can be read"),
+        ("a.gif", b"GIF89a" + b"\0" * 9, "a.gif is (cut short or damaged|not a raster)"),
+        ("a.webp", b"RIFF\0\0\0\0WEBPVP8 " + b"\0" * 30, "a.webp is (cut short or damaged|not a raster)"),
+        ("a.vrt", b"<VRTDataset rasterXSize='3'", "a.vrt is no VRT that can be read"),
+    ],
+)
+def test_false_files_are_one_error_that_names_them(tmp_path, name, content, says):
+    pytest.importorskip("rasterio")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=says):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        cv2.error("bad"),
+        RuntimeError("Symlink loop"),
+        OverflowError("int"),
+        KeyError("k"),
+        IndexError("9"),
+        MemoryError(),
+    ],
+)
+def test_whatever_a_decoder_raises_becomes_an_image_error(error):
+    with pytest.raises(ImageError, match="^town.png (is cut short or damaged|needs more memory)"), decoding("town.png"):
+        raise error
+
+
+def test_links_in_a_circle_and_names_that_are_no_text(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises((ImageError, FileNotFoundError), match="a.png"):
+        read_image(tmp_path / "a.png")
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Image.new("RGB", (6, 4), RED).save(tmp_path / "plain.png")
+    os.rename(tmp_path / "plain.png", odd)
+    assert read_image(os.fsdecode(odd)).rgb[0, 0].tolist() == list(RED)
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((4, 6), 3000, np.uint16))
+    os.rename(tmp_path / "deep.png", odd)
+    with pytest.raises(ImageError, match=r"caf\\xe9.png has a name that is no UTF-8 text.*rename it") as caught:
+        read_image(os.fsdecode(odd))
+    str(caught.value).encode()  # it can be printed
+
+
+def test_nothing_valid_is_refused(tmp_path):
+    Image.new("RGBA", (6, 4), (9, 9, 9, 0)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a.png has no valid pixel"):
+        read_image(tmp_path / "a.png")
+
+
+def test_image_size_decodes_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", exif=exif)
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:-200])
+    assert image_size(tmp_path / "a.jpg") == (90, 60)
+    with pytest.raises(ImageError, match="cut short or damaged"):
+        read_image(tmp_path / "a.jpg")
+
+
+# What a stranger's file must not do
+
+
+@pytest.fixture
+def server():
+    """An address, and the list of requests that came to it."""
+    requests = []
+
+    class Handler(BaseRequestHandler):
+        def handle(self):
+            requests.append(self.request.recv(4096))
+            self.request.sendall(b"HTTP/1.0 404 no\r\n\r\n")
+
+    with TCPServer(("127.0.0.1", 0), Handler) as tcp:
+        threading.Thread(target=tcp.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{tcp.server_address[1]}", requests
+        tcp.shutdown()
+
+
+VRT = (
+    '<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+    '<SourceFilename relativeToVRT="0">{}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>'
+    "</VRTDataset>"
+)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.vrt", "a.png", "a.xml"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<GDAL_WMTS><GetCapabilitiesUrl>{}/wmts?</GetCapabilitiesUrl></GDAL_WMTS>",
+        "<WCS_GDAL><ServiceURL>{}/wcs?</ServiceURL><CoverageName>a</CoverageName></WCS_GDAL>",
+        '<GDAL_WMS><Service name="WMS"><ServerUrl>{}/wms?</ServerUrl></Service></GDAL_WMS>',
+        VRT.replace("{}", "/vsicurl/{}/a.tif"),
+        VRT.replace("{}", "{}/a.tif"),
+        VRT.replace("{}", "WMS:{}/wms?"),
+    ],
+)
+def test_no_file_makes_us_call_an_address(tmp_path, server, name, text):
+    pytest.importorskip("rasterio")
+    from skysense_o.scenes.raster import Raster
+
+    address, requests = server
+    (tmp_path / name).write_text(text.format(address))
+    for read in (read_image, Raster):
+        with pytest.raises(ImageError, match=name):
+            read(tmp_path / name)
+    assert not is_georeferenced(tmp_path / name)
+    assert requests == []
+
+
+def test_overviews_by_address_and_network_file_systems_are_refused(tmp_path, server):
+    rasterio = pytest.importorskip("rasterio")
+    from odd_images import PLACE, colours, write
+
+    from skysense_o.image_io import gdal_settings
+    from skysense_o.scenes.raster import Raster
+
+    address, requests = server
+    path = write(tmp_path / "a.tif", colours(), photometric="RGB", **PLACE)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{address}/a.ovr")
+    with pytest.raises(ImageError, match="refers to another file for its overviews, which only --remote allows"):
+        Raster(path)
+    assert np.array_equal(read_image(path).rgb, colours()), "Pillow reads no overviews"
+    with gdal_settings():
+        for system in ("/vsicurl/", "/vsicurl_streaming/", "/vsigs/", "/vsis3/"):
+            with pytest.raises(rasterio.errors.RasterioIOError):
+                rasterio.open(f"{system}{address}/a.tif")
+    assert requests == []
+
+
+def test_a_vrt_of_a_vrt_is_looked_into(tmp_path):
+    pytest.importorskip("rasterio")
+    (tmp_path / "inner.vrt").write_text(VRT.format("/vsicurl/http://127.0.0.1:9/a.tif"))
+    (tmp_path / "outer.vrt").write_text(VRT.format(tmp_path / "inner.vrt"))
+    with pytest.raises(ImageError, match="inner.vrt refers to '/vsicurl/.*which is no local image"):
+        read_image(tmp_path / "outer.vrt")
+    (tmp_path / "loop.vrt").write_text(VRT.format(tmp_path / "loop.vrt"))
+    with pytest.raises(ImageError, match="VRTs of VRTs"):
+        read_image(tmp_path / "loop.vrt")
+
+
+# Without the extra "geo"
+
+
+def test_without_gdal_deep_images_are_read_or_refused_with_the_cure(tmp_path, monkeypatch):
+    pytest.importorskip("rasterio")
+    from odd_images import PLACED, PLAIN
+
+    def made(kind: str, table=PLAIN):
+        folder = tmp_path / kind.replace(" ", "_").replace(".", "")
+        folder.mkdir()
+        return table[kind](folder)
+
+    readable = ("png 16 bits", "png 16 bits and alpha", "tiff 16 bits by pixel", "png 16 bits, orientation 6",
+                "tiff 16 bits, orientation 8", "tiff grey float", "pgm of 16 bits", "ppm of 16 bits")  # fmt: skip
+    files = {kind: made(kind) for kind in readable}
+    want = {kind: read_image(file.path) for kind, file in files.items()}
+    refused = [made(kind).path for kind in ("tiff 16 bits by band", "tiff palette of 16 bits", "tiff uint32")]
+    refused.append(made("erdas .img", PLACED).path)
+    placed = made("png and .PGW", PLACED)
+    for room in ("reading", "gdal_access"):
+        monkeypatch.setattr(f"skysense_o.image_io.{room}.has_geo", lambda: False)
+    for kind, file in files.items():
+        got = read_image(file.path)
+        assert np.array_equal(got.filled(), want[kind].filled()), kind
+    for path in refused:
+        with pytest.raises(ImageError, match=r'pip install -e ".\[geo\]"'):
+            read_image(path)
+    assert is_georeferenced(placed.path)
+    assert "its place on the ground is lost" in read_image(placed.path).record.notes[0]
+
+
+MEMORY = """
+import resource, sys, threading, time
+from skysense_o.image_io import read_image
+import rasterio
+def now():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
+before = now(); most = before; done = False
+def watch():
+    global most
+    while not done:
+        most = max(most, now()); time.sleep(0.01)
+thread = threading.Thread(target=watch); thread.start()
+image = read_image(sys.argv[1], max_pixels=0)
+done = True; thread.join()
+print(image.rgb.shape[0], image.rgb[-1, -1, 0], most - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_16_bit_png_takes_three_bytes_per_pixel_and_200_mib(tmp_path, channels):
+    """It took 10.8 GiB: stretched in float, all at once, and read twice."""
+    side = 9000
+    ramp = (np.arange(side, dtype=np.uint32) * 7 % 60_000).astype(np.uint16)
+    image = np.broadcast_to(ramp[:, None, None], (side, side, channels))
+    cv2.imwrite(str(tmp_path / "a.png"), np.ascontiguousarray(image), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    del image
+    code = [sys.executable, "-c", MEMORY, str(tmp_path / "a.png")]
+    done = subprocess.run(code, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    height, _, grown = map(int, done.stdout.split())
+    assert height == side
+    assert grown <= 3 * side * side + 200 * 2**20, f"{grown / 2**20:.0f} MiB"

@@ -16,9 +16,9 @@ from skysense_o.config import default_config
 
 # From the foundation up; a room may import itself and rooms before it, but for these pairs.
 ROOMS = [
-    "sample", "config", "errors", "device", "parallel", "geometry", "clicks", "vocabulary", "modeling", "losses",
-    "objective", "prompt_objective", "published", "weight_files", "checkpoint", "meta_arch", "sam3", "pretraining",
-    "vqa", "data", "inference", "scenes", "evaluation", "training", "interactive", "data_engine",
+    "sample", "config", "errors", "image_io", "device", "parallel", "geometry", "clicks", "vocabulary", "modeling",
+    "losses", "objective", "prompt_objective", "published", "weight_files", "checkpoint", "meta_arch", "sam3",
+    "pretraining", "vqa", "data", "inference", "scenes", "evaluation", "training", "interactive", "data_engine",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
 PACKAGE = ROOT / "skysense_o"
@@ -169,3 +169,25 @@ def test_no_two_public_things_share_a_name():
 def test_no_module_is_long():
     lengths = {str(p.relative_to(PACKAGE)): p.read_text().count("\n") for p in PACKAGE.rglob("*.py")}
     assert {path: n for path, n in lengths.items() if n > 300} == {}
+
+
+# Files that are of our own making, or no images; everything else goes through skysense_o/image_io.
+OPENS = re.compile(r"\bImage\.open\(|\bcv2\.im(read|decode)\(|\brasterio\.open\(")
+MAY_OPEN = {
+    "data_engine/work_folder.py": "maps of the data engine",
+    "scenes/geotiff.py": "results that are written",
+    "scenes/polygons.py": "regions of a run",
+    "scenes/coco.py": "regions of a run",
+    "scenes/regions.py": "regions of a run",
+}
+
+
+def test_there_is_one_reader_of_images():
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = str(path.relative_to(PACKAGE))
+        if not name.startswith("image_io/") and OPENS.search(path.read_text()):
+            found.add(name)
+    assert found == set(MAY_OPEN), "read users' images by skysense_o.image_io.read_image, labels by data.labels"
+    scripts = [p for folder in ("demo", "tools") for p in (ROOT / folder).glob("*.py")]
+    assert [p.name for p in scripts if OPENS.search(p.read_text())] == []

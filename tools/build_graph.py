@@ -63,14 +63,14 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
     """Yield for each record the dense features (D,N) of its grid cells and their class ids (N,), or IGNORE."""
     import torch
 
-    from skysense_o.data.labels import read_image
+    from skysense_o.data.labels import load_image
     from skysense_o.data.mapper import read_image_and_labels
     from skysense_o.geometry import prepare
     from skysense_o.sample import IGNORE
 
     for record in tqdm(records, unit="image"):
         scene = "label" in record
-        image, labels = (read_image(record["file_name"]), None) if scene else read_image_and_labels(record)
+        image, labels = (load_image(record["file_name"]).filled(), None) if scene else read_image_and_labels(record)
         x, transforms = prepare(
             [torch.from_numpy(np.array(image.transpose(2, 0, 1))).to(model.tower.pixel_mean.device)], model.tower
         )

@@ -165,7 +165,7 @@ def _vocabulary(args: argparse.Namespace):
 
 def _collect(work, args) -> list[str]:
     from skysense_o.data_engine.collect import collect
-    from skysense_o.inference.images import find_images
+    from skysense_o.image_io import find_images
 
     images = find_images(args.input)
     with work.step("collect", _options(args, "tile"), args.restart):

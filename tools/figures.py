@@ -70,17 +70,17 @@ def beside(columns: list[list[Image.Image]]) -> Image.Image:
 
 def run() -> int:
     args = parser().parse_args()
-    from skysense_o.inference.images import read_image
+    from skysense_o.image_io import read_image
     from skysense_o.inference.predictor import Predictor
 
     predictor, folder = Predictor.from_pretrained(args.weights, "cpu"), Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     columns = []
     for name, words in TEASER.items():
-        image = read_image(ROOT / "demo" / name)
+        image = read_image(ROOT / "demo" / name).rgb
         columns.append([Image.fromarray(enlarged(image)), masks(image, predictor(image, words))])
     name, lists = EXAMPLES
-    image = read_image(ROOT / "demo" / name)
+    image = read_image(ROOT / "demo" / name).rgb
     seen = predictor.set_image(image)
     answers = [[masks(image, predictor(seen, words))] for words in lists]
     for file, sheet in (("teaser.png", beside(columns)), ("exer.png", beside(answers))):

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 def run() -> int:
     args = parser().parse_args()
     vocabulary = Vocabulary.parse(args.classes, args.background)
-    from skysense_o.inference.images import find_images
+    from skysense_o.image_io import find_images
     from skysense_o.scenes.georeference import scene_tools
 
     tools, formats = scene_tools(), args.save.split(",")

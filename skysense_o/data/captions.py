@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skysense_o.data.labels import read_image
-from skysense_o.data.shards import read_member, read_shard
+from skysense_o.data.labels import load_image
+from skysense_o.data.shards import member_bytes, read_shard
+from skysense_o.image_io import RGBImage
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
@@ -51,13 +52,20 @@ def read_captioned_images(source: str, root: Path) -> list[dict]:
     return records
 
 
-def read_record_image(record: dict) -> np.ndarray:
-    """uint8 (H,W,3) RGB of a record's image, out of its shard where it lies in one.
+def load_record_image(record: dict) -> RGBImage:
+    """A record's image, out of its shard where it lies in one.
 
     Raises:
         BadData: it cannot be read.
     """
-    return np.asarray(read_member(record).convert("RGB")) if "at" in record else read_image(record["file_name"])
+    if "at" not in record:
+        return load_image(record["file_name"])
+    return load_image(member_bytes(record), f"{record['file_name']}, bytes {record['at'][0]} on,")
+
+
+def read_record_image(record: dict) -> np.ndarray:
+    """uint8 (H,W,3) RGB of a record's image; pixels without data have the mean colour. Raises BadData."""
+    return load_record_image(record).filled()
 
 
 def words_of(folder: str) -> str:

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from skysense_o.data.captions import is_caption_source, read_captioned_images
 from skysense_o.data.datasets.classification import SCENES
+from skysense_o.data.datasets.extraction import EXTRACTION
 from skysense_o.data.datasets.language import LANGUAGE
 from skysense_o.data.datasets.segmentation import SEGMENTATION
 from skysense_o.data.datasets.spec import DatasetSpec, data_root
@@ -31,7 +32,7 @@ __all__ = [
     "spec_of",
 ]
 
-SPECS: tuple[DatasetSpec, ...] = (*SEGMENTATION, *SCENES, *LANGUAGE)
+SPECS: tuple[DatasetSpec, ...] = (*SEGMENTATION, *EXTRACTION, *SCENES, *LANGUAGE)
 _BY_NAME = {spec.name: spec for spec in SPECS}
 
 

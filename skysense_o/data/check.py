@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from skysense_o.data.captions import load_record_image
 from skysense_o.data.catalog import find, load_split
 from skysense_o.data.classes import load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
-from skysense_o.data.labels import BadData, id_table, open_image, read_labels, to_ids
-from skysense_o.data.shards import read_member
+from skysense_o.data.labels import BadData, id_table, read_labels, to_ids
+from skysense_o.image_io import RGBImage
 from skysense_o.sample import IGNORE
 
 ALIKE_BITS = 8
@@ -39,6 +40,8 @@ class SplitReport:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hashes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    readings: dict[str, list[tuple[float, float]]] = field(default_factory=dict, repr=False)
+    """How images were read that are not plain 8 bits: what was done -> the stretch of each."""
 
     def manifest(self) -> dict:
         """What two copies of the same data agree in."""
@@ -104,6 +107,7 @@ def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progres
         except (BadData, ValueError) as error:
             report.problems.append(str(error))
     report.images, report.sha256 = len(seen), digest.hexdigest()
+    report.notes += [_reading_note(kind, stretches, len(seen)) for kind, stretches in report.readings.items()]
     empty = [name for name, (count, _) in report.counts.items() if not count]
     if empty and spec.task in ("segmentation", "classification"):
         report.notes.append(f"{len(empty)} classes without any: {', '.join(empty)}")
@@ -113,16 +117,17 @@ def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progres
 def _look(spec: DatasetSpec, record: dict, report: SplitReport, digest, seen: dict) -> None:
     key = record["file_name"] if "at" not in record else f"{record['file_name']}@{record['at'][0]}"
     if key not in seen:
-        image = read_member(record) if "at" in record else open_image(record["file_name"])
-        size = image.height, image.width
-        seen[key] = size
+        read = load_record_image(record)
+        image, size = Image.fromarray(read.rgb), read.size
+        seen[key] = size, read.record.orientation
+        _note_reading(report, read)
         report.smallest = size if len(seen) == 1 else min(report.smallest, size, key=np.prod)
         report.largest = max(report.largest, size, key=np.prod)
         report.hashes[key] = image_hash(image)
         digest.update(Path(record["file_name"]).stem.encode())
-        digest.update(np.asarray(image.convert("RGB")).tobytes() if image.format != "JPEG" else _bytes(record))
+        digest.update(read.rgb.tobytes() if read.record.container != "JPEG" else _bytes(record))
     if spec.task == "segmentation":
-        _look_at_labels(spec, record, report, digest, seen[key])
+        _look_at_labels(spec, record, report, digest, *seen[key])
     elif spec.task == "classification":
         _add(report, load_classes(spec.class_table_name).classes[record["label"]], 1)
     elif spec.task == "vqa":
@@ -137,7 +142,30 @@ def _look(spec: DatasetSpec, record: dict, report: SplitReport, digest, seen: di
             raise BadData(f"{key} has no caption")
 
 
-def _look_at_labels(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
+def _note_reading(report: SplitReport, image: RGBImage) -> None:
+    record = image.record
+    if record.stretch:
+        report.readings.setdefault(f"have values of {record.dtype}", []).append(record.stretch)
+    if record.orientation != 1:
+        report.readings.setdefault("are turned by their EXIF orientation", []).append(())
+    if image.valid is not None:
+        report.readings.setdefault("have pixels without data, which are ignored", []).append(())
+
+
+def _reading_note(kind: str, stretches: list[tuple], images: int) -> str:
+    note = f"{len(stretches)} of {images} images {kind}"
+    if not stretches[0]:
+        return note
+    (low, low_end), (high, high_end) = ((min(ends), max(ends)) for ends in zip(*stretches))
+    return (
+        f"{note}: each is stretched to 0..255 between its own 2nd and 98th percentile (the lower from {low:g} to"
+        f" {low_end:g}, the upper from {high:g} to {high_end:g}), in training as in prediction"
+    )
+
+
+def _look_at_labels(
+    spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int], orientation: int
+) -> None:
     if "names" in record:
         names = [record["names"][i] if i != IGNORE else "" for i in record.get("ids", range(len(record["names"])))]
         table = id_table(len(names))
@@ -145,7 +173,7 @@ def _look_at_labels(spec: DatasetSpec, record: dict, report: SplitReport, digest
         names = list(load_classes(spec.class_table_name).classes)
         table = id_table(len(names), spec.ignore, spec.offset)
     path = record["sem_seg_file_name"]
-    ids = to_ids(read_labels(path, size), table, len(names), path)
+    ids = to_ids(read_labels(path, size, orientation), table, len(names), path)
     digest.update(ids.tobytes())
     counts = np.bincount(ids.ravel(), minlength=256)
     report.ignored += int(counts[IGNORE]) if len(names) <= IGNORE else 0

@@ -7,28 +7,30 @@ of a label file that raises BadData for what it does not know: nothing is guesse
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from skysense_o.data.labels import BadData
+from skysense_o.image_io import ImageError
+from skysense_o.image_io.files import container_of_bytes
+from skysense_o.image_io.pillow import stored_image
 
-Image.MAX_IMAGE_PIXELS = None  # the sets that are cut into windows hold larger images than Pillow thinks safe
 Decode = Callable[[bytes, str, tuple[int, int]], np.ndarray]
 Color = tuple[int, int, int]
 UNKNOWN = 254
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """A decoded image. Raises BadData where it is none or cut short."""
+    """A decoded image of any size, as stored. Raises BadData where it is none or cut short."""
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise BadData(f"{name} is cut short or no image ({error}): get it again from its publisher") from error
-    return image
+        container = container_of_bytes(data[:64])
+        if container is None:
+            raise ImageError(f"{name} is cut short or no image")
+        return stored_image(data, container, name, max_pixels=0)  # sets that are cut into windows hold large images
+    except ImageError as error:
+        raise BadData(f"{error}: get it again from its publisher") from error
 
 
 def by_color(colors: Mapping[Color, int], tolerance: int = 0) -> Decode:

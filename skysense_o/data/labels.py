@@ -1,4 +1,4 @@
-"""Label images: reading them, and what is said when they are wrong."""
+"""Images and label images of data sets: reading them, and what is said when they are wrong."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from skysense_o.image_io import ImageError, RGBImage, read_image
+from skysense_o.image_io.files import container_of
+from skysense_o.image_io.orientation import UPRIGHT, upright, upright_size
+from skysense_o.image_io.pillow import stored_image, upright_image
 from skysense_o.sample import IGNORE
 
 SKIP = "or set DATALOADER.SKIP_BAD True to pass it over"
@@ -17,40 +20,44 @@ class BadData(ValueError):
     """A file of a data set that cannot be used; the message names the file and the cure."""
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """A decoded image of any mode.
+def load_image(source: str | Path | bytes, name: str | None = None) -> RGBImage:
+    """An image of a data set, as `image_io.read_image` reads it.
 
     Raises:
         BadData: no such file, not an image, or cut short.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        return read_image(source, name=name)
     except FileNotFoundError as error:
-        raise BadData(f"{path} is missing: put it back, {SKIP}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        raise BadData(f"{path} is cut short or no image ({error}): get it again, {SKIP}") from error
+        raise BadData(f"{source} is missing: put it back, {SKIP}") from error
+    except ImageError as error:
+        raise BadData(f"{error}; mend it or get it again, {SKIP}") from error
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """uint8 (H,W,3), RGB. Raises BadData as `open_image` does."""
-    return np.asarray(open_image(path).convert("RGB"))
+def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientation: int = UPRIGHT) -> np.ndarray:
+    """A label image as it is stored, (H,W), of unsigned integers, turned as its image is.
 
-
-def read_labels(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A label image as it is stored, (H,W), of unsigned integers.
+    Args:
+        size: (H,W) of its image, upright. orientation: of its image, by EXIF. Labels of the image's stored size are
+            turned with it; labels that have its upright size already are left.
 
     Raises:
         BadData: no image, a colour image, or another size than its image.
     """
-    image = open_image(path)
+    try:
+        image = stored_image(Path(path), container_of(Path(path)) or "unknown", str(path), max_pixels=0)
+    except FileNotFoundError as error:
+        raise BadData(f"{path} is missing: put it back, {SKIP}") from error
+    except ImageError as error:
+        raise BadData(f"{error}; mend it or get it again, {SKIP}") from error
     if image.mode not in ("L", "P", "I", "I;16"):
         raise BadData(
             f"{path} is a {image.mode} image: labels must be one channel of class ids; the data set's"
             f" datasets/prepare_*.py turns colours into ids, {SKIP}"
         )
-    labels = np.asarray(image)
+    labels = np.asarray(upright_image(image))
+    if size is not None and labels.shape != size and labels.shape == upright_size(size, orientation):
+        labels = np.ascontiguousarray(upright(labels, orientation))
     if size is not None and labels.shape != size:
         raise BadData(f"{path} is {labels.shape}, its image {size} (height, width): they must be equal, {SKIP}")
     return labels

@@ -11,7 +11,7 @@ from detectron2.config import configurable
 from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
 from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import ClassTable, load_classes, load_distractors
-from skysense_o.data.labels import BadData, id_table, read_image, read_labels, to_ids
+from skysense_o.data.labels import BadData, id_table, load_image, read_labels, to_ids
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.relation_graph import load_graph
 from skysense_o.data.text_sampler import TextSampler
@@ -28,6 +28,8 @@ _kept_bytes = 0
 def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (H,W,3) RGB and ids, uint8 (H,W): 0..C-1 or IGNORE; kept while there is room.
 
+    Pixels without data (declared nodata, alpha 0) have the mean colour, and IGNORE for their label.
+
     Raises:
         BadData: a file that is missing, cut short, coloured labels, sizes that differ, ids that mean nothing.
     """
@@ -35,8 +37,8 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
     key = record["file_name"], record["sem_seg_file_name"]
     if key in _kept:
         return _kept[key]
-    image = read_image(key[0])
-    stored = read_labels(key[1], image.shape[:2])
+    read = load_image(key[0])
+    image, stored = read.filled(), read_labels(key[1], read.size, read.record.orientation)
     if "names" in record:
         count = len(record.get("ids", record["names"]))
         labels = to_ids(stored, id_table(count), count, key[1])
@@ -47,6 +49,8 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
     else:
         table = load_classes(spec_of(record["dataset"]).class_table_name)
         labels = to_ids(stored, _table_of(record["dataset"]), len(table), key[1])
+    if read.valid is not None:
+        labels = np.where(read.valid, labels, IGNORE).astype(np.uint8)
     size = image.nbytes + labels.nbytes
     if _kept_bytes + size <= KEPT_BYTES:
         _kept_bytes += size

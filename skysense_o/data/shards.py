@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from skysense_o.data.datasets.spec import DatasetSpec
-from skysense_o.data.labels import BadData
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # the last one is RS5M's
 TEXTS = ("txt", "caption")
@@ -27,7 +23,7 @@ def read_shards(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def read_shard(shard: Path) -> Iterator[dict]:
     """Records {"file_name", "at": (first byte, bytes), "captions"} of one shard, or {"bad": message}.
 
-    `file_name` is the shard; `read_member` reads the image. A shard is gone through once, and only captions are kept.
+    `file_name` is the shard; `member_bytes` reads the image. A shard is gone through once, and only captions are kept.
     """
     sample: dict = {}
     stem = None
@@ -63,16 +59,9 @@ def _record(shard: Path, stem: str, sample: dict) -> dict:
     return {"file_name": str(shard), **sample}
 
 
-def read_member(record: dict) -> Image.Image:
-    """The image of a record of `read_shards`."""
+def member_bytes(record: dict) -> bytes:
+    """The bytes of the image of a record of `read_shards`."""
     first, count = record["at"]
     with open(record["file_name"], "rb") as file:
         file.seek(first)
-        data = file.read(count)
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        place = f"{record['file_name']}, bytes {first} on"
-        raise BadData(f"{place}, is no image ({error}): get the shard again") from error
-    return image
+        return file.read(count)

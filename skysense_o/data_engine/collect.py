@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,11 +19,18 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data_engine.work_folder import Journal, WorkFolder, whole, write_map, write_table
-from skysense_o.inference.images import ImageError, read_image
-from skysense_o.scenes.georeference import is_georeferenced
+from skysense_o.image_io import (
+    FILL,
+    WHAT_IS_LOST,
+    ImageError,
+    gdal_settings,
+    has_geo,
+    is_georeferenced,
+    printable,
+    read_image,
+)  # fmt: skip
 
-FILL = (124, 116, 104)
-"""RGB of pixels without data: the mean colour of ImageNet, which says little to any tower."""
+logger = logging.getLogger(__name__)
 LEAST_VALID = 0.5
 """Tiles of which a smaller share is valid are left out."""
 
@@ -68,16 +77,16 @@ def collect(
     finished = {line["source"] for line in journal.lines if line.get("finished")}
     cut = {(line["source"], line["row"], line["column"]) for line in journal.lines if "row" in line}
     for path in tqdm(images, unit="image", desc="collect"):
-        key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]  # no machine's path is written
-        if key in finished:
-            continue
         try:
+            key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]  # no machine's path is written
+            if key in finished:
+                continue
             for part in cuts(path, side, gsd, lambda row, column, key=key: (key, row, column) in cut):
                 tile = None if part.pixels is None else _write_tile(work, path, part, licence, credit)
                 journal.add({"source": key, "row": part.row, "column": part.column, "tile": tile})
-        except (ImageError, OSError) as error:
-            message = str(error).replace(str(path), path.name)
-            result.errors.append({"source": path.name, "error": message})
+        except (ImageError, OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            message = str(error).replace(printable(path), printable(path.name))
+            result.errors.append({"source": printable(path.name), "error": message})
             continue
         journal.add({"source": key, "finished": True})
         result.sources += 1
@@ -98,7 +107,7 @@ def _write_tile(work: WorkFolder, path: Path, part: Cut, licence: str, credit: s
     file = f"tiles/{tile}.png"
     write_map(work / file, part.pixels)
     return {
-        "tile": tile, "file": file, "source": path.name, "width": width, "height": height, "row": part.row,
+        "tile": tile, "file": file, "source": printable(path.name), "width": width, "height": height, "row": part.row,
         "column": part.column, **part.place, "licence": licence, "credit": credit,
         "sha256": hashlib.sha256((work / file).read_bytes()).hexdigest(),
     }  # fmt: skip
@@ -130,13 +139,18 @@ def cuts(
 ) -> Iterator[Cut]:
     """The parts of an image, or of a raster read part by part, but those that are `known`."""
     if is_georeferenced(path):
-        yield from _raster_cuts(path, side, known)
-        return
+        if has_geo():
+            yield from _raster_cuts(path, side, known)
+            return
+        logger.warning("%s: %s", printable(path.name), WHAT_IS_LOST)
     image = read_image(path)
-    for rows in spans(image.shape[0], side):
-        for columns in spans(image.shape[1], side):
+    rgb = image.filled()
+    for rows in spans(image.size[0], side):
+        for columns in spans(image.size[1], side):
             if not known(rows.start, columns.start):
-                part = Cut(rows.start, columns.start, image[rows.start : rows.stop, columns.start : columns.stop])
+                here = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+                enough = image.valid is None or image.valid[here].mean() >= LEAST_VALID
+                part = Cut(rows.start, columns.start, rgb[here] if enough else None)
                 if gsd:
                     part.place["gsd"] = gsd
                 yield part
@@ -147,7 +161,7 @@ def _raster_cuts(path: Path, side: int, known: Callable[[int, int], bool]) -> It
 
     from skysense_o.scenes.raster import Raster
 
-    with Raster(path) as raster:
+    with gdal_settings(), Raster(path) as raster:
         crs = raster.file.crs.to_wkt() if raster.file.crs else ""
         metres = raster.areas.gsd if raster.areas.gsd is not None else float("nan")
         for rows in spans(raster.size[0], side):

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from skysense_o.data.catalog import find, records_of
 from skysense_o.data.check import ALIKE_BITS, image_hash
-from skysense_o.data.labels import BadData, read_image
+from skysense_o.data.labels import BadData, load_image
 from skysense_o.data_engine.collect import spans
 from skysense_o.data_engine.vector_store import Vectors
 from skysense_o.data_engine.work_folder import WorkFolder, write_table
+from skysense_o.image_io import image_size
 
 if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
@@ -110,8 +111,7 @@ def set_parts(name: str, side: int) -> Iterator[tuple[str, Path, tuple[range, ra
     """Yield ("set:<data set>/<file>@<part>", path, (rows, columns)) for each part of each image of a data set."""
     key = find(name)[0][0].name if ":" in name or "/" in name else name
     for path in dict.fromkeys(record["file_name"] for record in records_of(name)):
-        with Image.open(path) as image:
-            width, height = image.size
+        height, width = image_size(path)
         parts = [(rows, columns) for rows in spans(height, side) for columns in spans(width, side)]
         for k, part in enumerate(parts):
             yield f"set:{key}/{Path(path).name}@{k}", Path(path), part
@@ -132,7 +132,7 @@ def images(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> It
     for name in tqdm(vectors.missing(names), unit="tile", desc=what):
         path, window = reads[name]
         try:
-            image = read_image(path)
+            image = load_image(path).filled()
         except BadData:
             if window is not None:  # a test image: leaving it out could hide a leak
                 raise

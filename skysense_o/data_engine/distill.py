@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from skysense_o.data.augment import color_jitter
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, read_map, write_json, write_map
-from skysense_o.inference.images import ImageError
+from skysense_o.image_io import ImageError
 from skysense_o.inference.predictor import Predictor
 from skysense_o.losses import soft_mask_divergence
 from skysense_o.modeling import Queries

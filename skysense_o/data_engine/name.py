@@ -11,7 +11,7 @@ from skysense_o.data.relation_graph import RelationGraph
 from skysense_o.data_engine.namers import TOP, Namer
 from skysense_o.data_engine.synonyms import synonyms
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, write_json
-from skysense_o.inference.images import ImageError
+from skysense_o.image_io import ImageError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from skysense_o.image_io import read_image
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -119,9 +121,7 @@ class WorkFolder:
 
     def image(self, row: dict) -> np.ndarray:
         """The pixels of a tile, uint8 (H,W,3); row: its catalogue row."""
-        from skysense_o.inference.images import read_image
-
-        return read_image(self / row["file"])
+        return read_image(self / row["file"]).rgb
 
     def regions(self, tile: str) -> np.ndarray:
         """The regions of a tile: uint16 (H,W), regions 1..R and 0 for the rest.
@@ -160,7 +160,7 @@ def write_map(path: Path, array: np.ndarray) -> None:
 
 
 def read_map(path: Path) -> np.ndarray:
-    """Read a PNG with one channel: uint8 or uint16 (H,W)."""
+    """Read a PNG with one channel that this project wrote: uint8 or uint16 (H,W)."""
     with Image.open(path) as image:
         array = np.asarray(image)
     return array.astype(np.uint16) if array.dtype != np.uint8 else array

@@ -37,6 +37,8 @@ def save(
     palette, written = palette_of(found.classes, colors), []
     if "overlay" in formats:
         laid = overlay(image, found.labels, palette)
+        if found.valid is not None:
+            laid[~found.valid] = 255
         shares = [row["share"] for row in found.areas()]
         written.append(folder / f"{stem}_overlay.png")
         with_legend(laid, found.classes, palette, shares).save(written[-1])

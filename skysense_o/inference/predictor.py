@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
 from skysense_o.config import default_config, merge_file, merge_tree
 from skysense_o.device import choose_device, has_bf16
-from skysense_o.inference.images import as_rgb, read_image
+from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.sliding import ask_windows, segment_array
 from skysense_o.vocabulary import Vocabulary
@@ -41,6 +41,8 @@ class Segmentation:
     probability of the best name of all. probabilities: (C,H,W) float32 of the asked names, background included, or
     None. presence: name -> probability that it is in the image at all, or None.
     threshold: the one that was applied, or None.
+    valid: bool (H,W), or None where all pixels have data. What has none (declared nodata, alpha 0, not finite) is
+    shown to the model in its mean colour, has the id `nodata` in `labels` and no share in `areas`, as in scenes.
     """
 
     classes: tuple[str, ...]
@@ -50,12 +52,19 @@ class Segmentation:
     probabilities: np.ndarray | None = None
     presence: dict[str, float] | None = None
     threshold: float | None = None
+    valid: np.ndarray | None = None
+
+    @property
+    def nodata(self) -> int:
+        """The id of pixels without data: 255, or 65535 above 254 names, as in the label maps of scenes."""
+        return 255 if len(self.classes) <= 254 else 65535
 
     def areas(self) -> list[dict]:
-        """One row a name: id, name, pixels, share of the image."""
-        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes)).tolist()
+        """One row a name: id, name, pixels, share of the pixels that have data."""
+        labels = self.labels if self.valid is None else self.labels[self.valid]
+        pixels = np.bincount(labels.ravel(), minlength=len(self.classes)).tolist()
         return [
-            {"id": i, "name": name, "pixels": n, "share": n / self.labels.size}
+            {"id": i, "name": name, "pixels": n, "share": n / labels.size}
             for i, (name, n) in enumerate(zip(self.classes, pixels))
         ]
 
@@ -153,7 +162,7 @@ class Predictor:
     @torch.inference_mode()
     def __call__(
         self,
-        image: str | Path | np.ndarray | Image.Image | PromptedImage,
+        image: str | Path | np.ndarray | Image.Image | RGBImage | PromptedImage,
         classes: Vocabulary | Sequence[str] | str,
         *,
         background: Sequence[str] | str = (),
@@ -165,8 +174,8 @@ class Predictor:
         """Segment one image.
 
         Args:
-            image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and 16 bits are understood. What
-                `set_image` gave saves looking at the image again.
+            image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and other depths are understood, see
+                `image_io.read_image`. What `set_image` gave saves looking at the image again.
             classes: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
             background: words for the rest; pixels that fit them best get id 0, "none".
             threshold: 0..1; pixels whose best name has less get id 0, "none". A single name without background words
@@ -174,7 +183,8 @@ class Predictor:
             probabilities: keep the (C,H,W) of all classes too.
             window, overlap: go through the image in windows of so many pixels (see `sliding.segment_array`), for
                 images that are too large to be seen at once; labels are then of 8 or 16 bits and there is no
-                presence.
+                presence. A file with a place on the ground is a scene, and always seen so, as `demo.py` does, unless
+                probabilities are asked for.
 
         Raises:
             ValueError: names (see Vocabulary), threshold out of range, a window that does not fit, or windows of a
@@ -184,21 +194,22 @@ class Predictor:
         threshold = self.threshold_for(vocabulary, threshold)
         if window is not None and probabilities:
             raise ValueError("probabilities of all classes are not kept in windows: leave out one of the two")
-        if window is not None:
-            if isinstance(image, PromptedImage):
-                raise ValueError("this image was looked at as a whole: leave out window, or give the image itself")
-            pixels = torch.tensor(_rgb(image)).permute(2, 0, 1)
+        if window is not None and isinstance(image, PromptedImage):
+            raise ValueError("this image was looked at as a whole: leave out window, or give the image itself")
+        read = None if isinstance(image, PromptedImage) else self._read(image)
+        if window is not None or (read is not None and read.record.placed and not probabilities):
+            pixels = torch.tensor(read.filled(self.fill)).permute(2, 0, 1)
             ask = self.window_model(vocabulary, lambda: pixels)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
             classes, labels = fold_background(vocabulary, labels, score, threshold)
-            return Segmentation(classes, labels, score, vocabulary, threshold=threshold)
-        seen = image if isinstance(image, PromptedImage) else PromptedImage(self.model, _rgb(image), self.in_precision)
+            return _without_data(Segmentation(classes, labels, score, vocabulary, threshold=threshold), read.valid)
+        seen = image if read is None else self._look(read)
         out = seen.predict_text(vocabulary, "probabilities" if probabilities else "labels")
         kept = out.get("sem_seg")
         score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
         presence = out.get("presence")
         classes, labels = fold_background(vocabulary, labels.cpu().numpy(), score.cpu().numpy(), threshold)
-        return Segmentation(
+        found = Segmentation(
             classes,
             labels,
             score.float().cpu().numpy(),
@@ -207,8 +218,20 @@ class Predictor:
             None if presence is None else dict(zip(vocabulary.classes, presence.tolist())),
             threshold,
         )
+        return _without_data(found, seen.valid)
 
-    def set_image(self, image: str | Path | np.ndarray | Image.Image) -> PromptedImage:
+    def _read(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> RGBImage:
+        """Told what was done to show it, unless the caller has read it."""
+        read = read_image(image) if isinstance(image, (str, Path)) else as_image(image)
+        for note in read.record.notes if read is not image else ():
+            logger.warning("%s: %s", printable(image) if isinstance(image, (str, Path)) else "the image", note)
+        return read
+
+    def _look(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> PromptedImage:
+        read = self._read(image)
+        return PromptedImage(self.model, read.filled(self.fill), self.in_precision, read.valid)
+
+    def set_image(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> PromptedImage:
         """Look at an image once, to be asked by `prompt`. It is returned as well, to keep several at hand.
 
         >>> seen = predictor.set_image("town.jpg")                     # doctest: +SKIP
@@ -220,7 +243,7 @@ class Predictor:
         Raises:
             ImageError, FileNotFoundError: the image.
         """
-        self._prompted = PromptedImage(self.model, _rgb(image), self.in_precision)
+        self._prompted = self._look(image)
         return self._prompted
 
     def prompt(
@@ -254,8 +277,13 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
     return cfg
 
 
-def _rgb(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
-    return read_image(image) if isinstance(image, (str, Path)) else as_rgb(image)
+def _without_data(found: Segmentation, valid: np.ndarray | None) -> Segmentation:
+    """The same, with pixels without data marked; see `Segmentation.valid`."""
+    if valid is None:
+        return found
+    labels = found.labels.astype(np.promote_types(found.labels.dtype, np.min_scalar_type(found.nodata)))
+    labels[~valid] = found.nodata
+    return replace(found, labels=labels, valid=valid)
 
 
 def _vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:

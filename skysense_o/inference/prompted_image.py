@@ -29,13 +29,18 @@ class PromptedImage:
 
     @torch.inference_mode()
     def __init__(
-        self, model: nn.Module, rgb: np.ndarray, precision: Callable[[], AbstractContextManager] = nullcontext
+        self,
+        model: nn.Module,
+        rgb: np.ndarray,
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+        valid: np.ndarray | None = None,
     ) -> None:
         """
         Args:
             model: a SkySenseO in eval mode. rgb: uint8 (H,W,3). precision: the context that the model runs in.
+            valid: bool (H,W), which pixels have data; None for all. Kept for who asks about the image.
         """
-        self.model, self.size, self.precision = model, rgb.shape[:2], precision
+        self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid
         with precision():
             self.image_embedding, self.dense, transforms = model.look([torch.tensor(rgb).permute(2, 0, 1)])
         (self.transform,) = transforms

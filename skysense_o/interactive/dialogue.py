@@ -115,6 +115,8 @@ class Dialogue(cmd.Cmd):
         self._say(tabulate(rows, ["class", "pixels", "share"], intfmt=",", colalign=("left", "right", "right")))
         found, palette = self.session.found, self.session.palette
         laid = overlay(self.session.image.rgb, found.labels, palette)
+        if found.valid is not None:
+            laid[~found.valid] = 255
         self._write(with_legend(laid, found.classes, palette, [row["share"] for row in found.areas()]), "overlay")
 
     def _tell_region(self, region) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from skysense_o.image_io import gdal_settings
 from skysense_o.inference.export import save
 from skysense_o.interactive.session import Session
 from skysense_o.scenes.georeference import scene_tools
@@ -52,15 +53,15 @@ def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list)
     from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.label_store import LabelStore
     from skysense_o.scenes.raster import Raster
-    from skysense_o.scenes.scene import Scene, gdal
+    from skysense_o.scenes.scene import Scene
 
     found, image = session.found, session.image
     path = image.scene
     if path is None:
         path = session.folder / f"{image.stem}.png"
         Image.fromarray(image.rgb).save(path)
-    with gdal(), Raster(path) as raster:
-        formats = [name for name in SCENE if name != "geojson" or raster.file.crs is not None]
+    with gdal_settings(), Raster(path) as raster:
+        formats = [name for name in SCENE if name != "geojson" or raster.areas.known]
         work = LabelStore(session.folder / "work", raster.size, len(found.classes), settings)
         rows, cols = (range(n) for n in raster.size)
         valid = np.ones(raster.size, bool) if image.valid is None else image.valid

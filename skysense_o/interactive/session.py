@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from skysense_o.clicks import box_between
+from skysense_o.image_io import RGBImage, gdal_settings
 from skysense_o.inference.automatic_masks import Proposal, generate_masks
 from skysense_o.inference.drawing import Color
 from skysense_o.inference.export import palette_of
@@ -40,7 +41,8 @@ class Session:
     def __init__(self, predictor: Predictor, image: OpenedImage, root: Path | None = None) -> None:
         """root: where its folder is made; the system's place for temporary files where None."""
         self.predictor, self.image = predictor, image
-        self.seen = PromptedImage(predictor.model, image.rgb, predictor.in_precision)
+        shown = RGBImage(image.rgb, image.valid).filled(predictor.fill)
+        self.seen = PromptedImage(predictor.model, shown, predictor.in_precision, image.valid)
         self.folder = Path(tempfile.mkdtemp(prefix="session_", dir=root))
         self.found: Segmentation | None = None
         self.region: Region | None = None
@@ -169,9 +171,8 @@ class Session:
         if self.image.scene is None:
             return [None] * classes
         from skysense_o.scenes.raster import Raster
-        from skysense_o.scenes.scene import gdal
 
-        with gdal(), Raster(self.image.scene) as raster:
+        with gdal_settings(), Raster(self.image.scene) as raster:
             areas = raster.areas
         if not areas.known:
             return [None] * classes

@@ -45,9 +45,7 @@ def render_view(session: Session, shown: Collection[str], opacity: float, zoom: 
     """The image with the masks of the classes `shown`, then proposals, region, clicks and box. opacity: 0..1."""
     image, found = session.image.rgb, session.found
     if found is not None:
-        kept = np.array([name in shown for name in found.classes])[found.labels]
-        if session.image.valid is not None:
-            kept &= session.image.valid
+        kept = np.isin(found.labels, [i for i, name in enumerate(found.classes) if name in shown])
         image = np.where(kept[..., None], overlay(image, found.labels, session.palette, opacity), image)
     if session.proposals:
         image = highlight(image, session.proposal_labels(), opacity)

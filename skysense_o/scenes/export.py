@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from skysense_o.image_io import gdal_settings
 from skysense_o.inference.drawing import Color, overlay, with_legend
 from skysense_o.inference.export import palette_of
 from skysense_o.inference.predictor import NONE, Predictor
@@ -22,10 +23,11 @@ from skysense_o.scenes.coco import coco_boxes, coco_dataset
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
 from skysense_o.scenes.instances import instance_regions
 from skysense_o.scenes.label_store import NO_SCORE
+from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.regions import Regions, find_regions, runs
-from skysense_o.scenes.scene import Scene, SceneOptions, gdal, record, segment_scene
+from skysense_o.scenes.scene import Scene, SceneOptions, record, segment_scene
 from skysense_o.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -46,15 +48,16 @@ def check_names(formats: Sequence[str]) -> None:
 
 
 def check_formats(formats: Sequence[str], raster: Raster) -> None:
-    """Raise a ValueError, before any work, for what would only fail at its end: GeoJSON of a scene without a CRS."""
+    """Raise a ValueError, before any work, for what would only fail at its end: GeoJSON of a scene without a place."""
     check_names(formats)
-    if "geojson" in formats and raster.file.crs is None:
-        raise ValueError(f"{raster.path} has no CRS, and GeoJSON needs longitudes: save gpkg or coco instead")
+    if "geojson" in formats and not raster.areas.known:
+        raise ValueError(f"{raster.name}: {GROUND_UNKNOWN}, and GeoJSON needs longitudes: save gpkg or coco instead")
 
 
 def check_scene(path: Path, formats: Sequence[str], options: SceneOptions) -> None:
     """Raise what is wrong with a scene and its options, before a model is loaded; see `Raster` and `check_formats`."""
-    with gdal(), Raster(path, options.bands, options.gsd, options.aoi) as raster:
+    remote = options.remote
+    with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
         check_formats(formats, raster)
 
 
@@ -152,7 +155,8 @@ def _save_regions(
         regions = instance_regions(work.folder, work, raster, scene.instances, path, min_area)
     written = []
     if {"gpkg", "geojson"} & set(formats):
-        table = polygons(regions, classes, raster.file.transform, raster.file.crs, raster.path.name, simplify)
+        file, known = raster.file, raster.areas.known
+        table = polygons(regions, classes, file.transform, file.crs, raster.path.name, simplify, ground=known)
         if "gpkg" in formats:
             written.append(folder / f"{stem}.gpkg")
             write_geopackage(table, written[-1], classes, palette)
@@ -209,7 +213,8 @@ def run_scene(
         shutil.rmtree(work, ignore_errors=True)
     if restart and processes:
         processes.wait_for_everyone()
-    with gdal(), Raster(path, options.bands, options.gsd, options.aoi) as raster:
+    remote = options.remote
+    with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
         check_formats(formats, raster)
         objects = getattr(predictor.model, "offers_instances", False) and bool(REGION_FORMATS & set(formats))
         scene = segment_scene(

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 from pyproj import CRS
+from pyproj.exceptions import CRSError
 from rasterio.transform import Affine
 
 LATTICE = 33
 """Places along each side of a scene where the area of a pixel is computed; between them it is interpolated."""
 
 
+GROUND_UNKNOWN = "its place on the ground is not known (it needs a geographic or projected CRS, and a transform)"
+
+
+def ground_known(crs, transform: Affine) -> bool:
+    """Whether pixels have a place on the ground: a geographic or projected CRS, and a transform into it.
+
+    A local or engineering CRS, or a CRS without a transform, is none. Areas in square metres, GeoJSON, an area of
+    interest and --gsd all ask this. crs: rasterio's, or None.
+    """
+    if not crs or transform.is_identity or not transform.determinant:
+        return False
+    try:
+        known = CRS.from_wkt(crs.to_wkt())
+    except CRSError:
+        return False
+    return known.is_geographic or known.is_projected
+
+
 class PixelAreas:
     """Square metres of a pixel anywhere in a scene: geodesic where the CRS counts in degrees, else by its unit.
 
-    known: False without a CRS or a transform; areas are then in pixels.
+    known: see `ground_known`; where False, areas are in pixels.
     """
 
     def __init__(self, crs, transform: Affine, size: tuple[int, int]) -> None:
         """crs: rasterio's, or None. transform: pixel to CRS. size: (H,W)."""
         self.size, self.lattice, self.constant = size, None, 1.0
-        crs = CRS.from_wkt(crs.to_wkt()) if crs else None
-        self.known = crs is not None and not transform.is_identity and (crs.is_geographic or crs.is_projected)
+        self.known = ground_known(crs, transform)
         if not self.known:
             return
+        crs = CRS.from_wkt(crs.to_wkt())
         if crs.is_projected:
             self.constant = abs(transform.determinant) * crs.axis_info[0].unit_conversion_factor ** 2
             return

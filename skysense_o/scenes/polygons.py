@@ -26,12 +26,19 @@ LAYER = "regions"
 
 
 def polygons(
-    regions: Regions, classes: Sequence[str], transform: Affine, crs, source: str, simplify: float = 0.0
+    regions: Regions,
+    classes: Sequence[str],
+    transform: Affine,
+    crs,
+    source: str,
+    simplify: float = 0.0,
+    ground: bool = True,
 ) -> geopandas.GeoDataFrame:
     """One row a region: class_id, class_name, score_mean, area_m2, pixels, source and its polygon in the scene's CRS.
 
-    Areas are those of the pixels. simplify: in pixels; borders between regions are simplified as one, so that
-    neighbours neither overlap nor part (Visvalingam and Whyatt, by GEOS).
+    Areas are those of the pixels; not a number without `ground`, where the place is not known. simplify: in pixels;
+    borders between regions are simplified as one, so that neighbours neither overlap nor part (Visvalingam and Whyatt,
+    by GEOS).
 
     Raises:
         ValueError: more than MOST_POLYGONS regions.
@@ -58,7 +65,7 @@ def polygons(
         "class_id": regions.label.astype(np.int32),
         "class_name": pandas.Series([classes[i] for i in regions.label], dtype="object"),
         "score_mean": regions.score.astype(np.float64),
-        "area_m2": regions.area.astype(np.float64) if crs else np.full(len(regions), np.nan),
+        "area_m2": regions.area.astype(np.float64) if crs and ground else np.full(len(regions), np.nan),
         "pixels": regions.pixels.astype(np.int64),
         "source": pandas.Series([source] * len(regions), dtype="object"),
     }

@@ -8,12 +8,11 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import rasterio
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,19 +23,22 @@ from skysense_o.inference.sliding import MEMORY, batch_size, plan_windows, threa
 from skysense_o.inference.windows import Plan
 from skysense_o.scenes.instances import collect_instances
 from skysense_o.scenes.label_store import LabelStore
+from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.raster import Raster
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-GDAL_CACHE = 64 * 2**20
 FAR_GSD = 2.0
 """A scene whose pixels are so many times larger or smaller than those of the training images gets a warning."""
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """How a scene is read and cut. bands, gsd, aoi: see `Raster`; window, overlap, memory: see `plan_windows`."""
+    """How a scene is read and cut.
+
+    bands, gsd, aoi, remote: see `Raster`. window, overlap, memory: see `plan_windows`.
+    """
 
     bands: tuple[int, ...] | None = None
     gsd: float | None = None
@@ -46,6 +48,7 @@ class SceneOptions:
     memory: int = MEMORY
     threshold: float | None = None
     batch: int | None = None
+    remote: bool = False
 
 
 @dataclass
@@ -77,13 +80,6 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-@contextmanager
-def gdal():
-    """GDAL with a bounded cache; its own is 5 % of the machine's memory."""
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
-        yield
-
-
 def segment_scene(
     predictor: Predictor,
     raster: Raster,
@@ -96,7 +92,7 @@ def segment_scene(
     progress: bool = True,
     instances: bool = False,
 ) -> Scene:
-    """Label every valid pixel of a raster; call inside `gdal()`. An interrupted call goes on where it stopped.
+    """Label every valid pixel of a raster; call inside `gdal_settings()`. An interrupted call goes on where it stopped.
 
     Args:
         raster: opened with the bands, gsd and aoi of the options.
@@ -253,7 +249,7 @@ def _tell(raster: Raster, trained: float, gsd: float | None) -> None:
         logger.info("%s: %s", raster.path.name, note)
     own, seen = raster.areas.gsd, gsd or raster.areas.gsd
     if own is None:
-        logger.info("%s has no CRS and transform: its metres a pixel are not known", raster.path.name)
+        logger.info("%s: %s; areas are counted in pixels", raster.path.name, GROUND_UNKNOWN)
         return
     shown = f", shown to the model at {seen:g} m" if gsd else ""
     logger.info("%s: %.3g m a pixel%s", raster.path.name, own, shown)

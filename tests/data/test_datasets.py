@@ -15,13 +15,13 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from skysense_o.config import default_config
+from skysense_o.data.captions import load_record_image
 from skysense_o.data.catalog import SPECS, find, records_of, register_folders, spec_of
 from skysense_o.data.classes import load_classes, table_of
 from skysense_o.data.datasets.classification import SCENES
 from skysense_o.data.labels import BadData
 from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
 from skysense_o.data.own import own_spec
-from skysense_o.data.shards import read_member
 
 CHECK = "tools/check_dataset.py"
 
@@ -170,7 +170,7 @@ def test_shards_are_read_without_unpacking(data, call, image, text):
     trees.shard(data / "rs5m/pub11-train-0000.tar", [("a/x.1", "a lake"), ("b", "a road")], image, text)
     records = records_of("rs5m_train")
     assert [r["captions"] for r in records] == [["a lake"], ["a road"]]
-    assert read_member(records[1]).size == (9, 7)
+    assert load_record_image(records[1]).size == (7, 9)
     assert call(CHECK, "rs5m_train")[0] == 0
 
 
@@ -327,7 +327,7 @@ def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tm
     [
         (lambda p: Image.new("RGB", (131, 97)).save(p), "is a RGB image: labels must be one channel"),
         (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: permitted are 0 to 4"),
-        (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or no image"),
+        (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or damaged"),
         (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
     ],
 )

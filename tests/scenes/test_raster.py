@@ -14,7 +14,9 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.warp import transform_geom
 
-from skysense_o.inference.images import ImageError
+from skysense_o.image_io import ImageError
+from skysense_o.scenes.export import check_formats
+from skysense_o.scenes.pixel_area import ground_known
 from skysense_o.scenes.raster import Raster
 
 FILL = (100, 110, 120)
@@ -149,6 +151,41 @@ def test_feet_become_metres(tmp_path):
         assert raster.areas.gsd == pytest.approx(2 * 0.3048, rel=1e-4)
 
 
+LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
+
+
+@pytest.mark.parametrize(
+    ("place", "known"),
+    [
+        ({}, True),
+        ({"crs": "EPSG:4326", "transform": Affine(0.001, 0, 10, 0, -0.001, 60)}, True),
+        ({"transform": None}, False),
+        ({"crs": None}, False),
+        ({"crs": LOCAL}, False),
+        ({"crs": "EPSG:4978"}, False),
+    ],
+    ids=["utm", "degrees", "crs without transform", "transform without crs", "local", "geocentric"],
+)
+def test_one_question_tells_whether_the_ground_is_known(tmp_path, place, known):
+    """Areas in square metres, GeoJSON, an area of interest and --gsd all go by it."""
+    path = write_scene(tmp_path / "s.tif", fields(40, 50), **place)
+    near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)])
+    with Raster(path) as raster:
+        assert ground_known(raster.file.crs, raster.file.transform) == known
+        assert raster.areas.known == known
+        assert (raster.areas.gsd is None) != known
+        if known:
+            check_formats(["geojson"], raster)
+            return
+        with pytest.raises(ValueError, match="its place on the ground is not known.*GeoJSON needs longitudes"):
+            check_formats(["geojson"], raster)
+        check_formats(["gpkg", "areas"], raster)
+    with pytest.raises(ValueError, match="its place on the ground is not known.*has no place in it"):
+        Raster(path, aoi=near)
+    with pytest.raises(ValueError, match="its place on the ground is not known.*leave out --gsd"):
+        Raster(path, gsd=4)
+
+
 def test_bad_rasters_are_told_apart(tmp_path):
     good = write_scene(tmp_path / "good.tif", fields(300, 400))
     (tmp_path / "text.tif").write_text("no raster")
@@ -171,8 +208,8 @@ def test_bad_rasters_are_told_apart(tmp_path):
         (good, {"bands": (4, 3, 2)}, ImageError, "it has bands 1 to 3"),
         (good, {"bands": (1, 2)}, ImageError, "give three of them, or one"),
         (good, {"gsd": 0}, ValueError, "--gsd 0 is out of range"),
-        (nowhere, {"gsd": 1}, ValueError, "has no CRS and transform"),
-        (nowhere, {"aoi": near}, ValueError, "has no CRS and transform, so the area"),
+        (nowhere, {"gsd": 1}, ValueError, "its place on the ground is not known.*leave out --gsd"),
+        (nowhere, {"aoi": near}, ValueError, "its place on the ground is not known.*so the area"),
         (good, {"aoi": tmp_path / "absent.geojson"}, FileNotFoundError, "no area of interest at"),
         (good, {"aoi": nothing}, ValueError, "is empty"),
         (good, {"aoi": tmp_path / "no.geojson"}, ValueError, "is no vector file that can be read"),

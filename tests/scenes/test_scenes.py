@@ -288,13 +288,14 @@ def test_damage_in_the_middle_leaves_nothing_under_a_final_name(tmp_path):
 
 
 def test_shares_of_several_processes_make_the_whole(tmp_path):
+    from skysense_o.image_io import gdal_settings
     from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.raster import Raster
-    from skysense_o.scenes.scene import gdal, segment_scene
+    from skysense_o.scenes.scene import segment_scene
 
     path = write_scene(tmp_path / "s.tif", fields(200, 300))
     files, _ = make(path, tmp_path / "one")
-    with gdal(), Raster(path) as raster:
+    with gdal_settings(), Raster(path) as raster:
         for process in (1, 2, 0):
             scene = segment_scene(
                 colour_predictor(), raster, WORDS, tmp_path / "three/s.work", SceneOptions(**SMALL),

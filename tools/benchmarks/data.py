@@ -74,7 +74,7 @@ def measure(name: str, crop: int, workers: list[int], seconds: float) -> dict:
     from skysense_o.config import default_config
     from skysense_o.data import mapper as room
     from skysense_o.data.catalog import records_of
-    from skysense_o.data.labels import read_image, read_labels
+    from skysense_o.data.labels import load_image, read_labels
 
     room.KEPT_BYTES = 0
     cv2.setNumThreads(0)  # as in a worker
@@ -82,7 +82,7 @@ def measure(name: str, crop: int, workers: list[int], seconds: float) -> dict:
     cfg = default_config()
     cfg.INPUT.CROP_SIZE = crop
     mapper = room.TrainingMapper(cfg)
-    decode = each(lambda r: (read_image(r["file_name"]), read_labels(r["sem_seg_file_name"])), records, seconds)
+    decode = each(lambda r: (load_image(r["file_name"]), read_labels(r["sem_seg_file_name"])), records, seconds)
     sample = each(mapper, records, seconds)
     rates = {str(w): rate(records, mapper, w, seconds) for w in workers}
     return {

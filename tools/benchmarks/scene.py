@@ -153,13 +153,14 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
     """Measure one scene, with files in `folder`; the results by name."""
     import psutil
 
+    from skysense_o.image_io import gdal_settings
     from skysense_o.scenes.georeference import scene_tools
-    from skysense_o.scenes.scene import SceneOptions, gdal, parse_bytes
+    from skysense_o.scenes.scene import SceneOptions, parse_bytes
 
     tools, scene, words = scene_tools(), folder / "scene.tif", folder / "words.txt"
     words.write_text("\n".join(vocabulary.classes))
     loaded = psutil.Process().memory_info().rss
-    with gdal():
+    with gdal_settings():
         make_scene(scene, args.height, args.width)
     bare = bare_speed(predictor, scene, vocabulary)
     watch, options = Watch(predictor, loaded), SceneOptions(memory=parse_bytes(args.memory))

@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
-from skysense_o.data.labels import read_image
 from skysense_o.data.mapper import read_image_and_labels
 from skysense_o.data.open_world import open_world
 from skysense_o.data_engine.collect import collect, spans
@@ -37,6 +36,7 @@ from skysense_o.data_engine.partition import tidy
 from skysense_o.data_engine.propose import proposer
 from skysense_o.data_engine.work_folder import WorkFolder
 from skysense_o.errors import exit_code
+from skysense_o.image_io import read_image
 from skysense_o.inference.classify import load_tower
 from skysense_o.inference.predictor import Predictor
 from skysense_o.sample import IGNORE
@@ -172,7 +172,7 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
             namers = {key: VocabularyNamer(predictor, v, by) for key, v in (("classes", classes), ("world", world))}
         right, called, confidences = [], [], []
         for record in tqdm(records, unit="image", desc=by):
-            rgb = read_image(record["file_name"])
+            rgb = read_image(record["file_name"]).rgb
             regions = tidy(find(rgb)[0], LEAST)
             pixels = np.bincount(regions.ravel(), minlength=int(regions.max()) + 1)[1:]
             votes: dict = defaultdict(float)
@@ -196,7 +196,7 @@ def names_of(args: argparse.Namespace, predictor: Predictor) -> None:
 
 
 def copies_of(args: argparse.Namespace, predictor: Predictor) -> None:
-    images = [read_image(r["file_name"]) for r in sample(args.count)]
+    images = [read_image(r["file_name"]).rgb for r in sample(args.count)]
     vectors = np.stack([embedding(predictor, image) for image in images])
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)

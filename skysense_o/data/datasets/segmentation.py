@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from skysense_o.data.datasets.spec import DatasetSpec
+from skysense_o.data.datasets.spec import DatasetSpec, prepared_spec
 
 TRAIN_VAL, ALL = {"train": "*", "val": "*"}, {"train": "*", "val": "*", "test": "*"}
 
-
-def _prepared(name: str, script: str = "", source: str = "", **rest) -> DatasetSpec:
-    """A row whose folders a script of datasets/ makes."""
-    script = script or f"prepare_{name}.py"
-    command = f"python datasets/{script} --source {source or 'FOLDER_OR_ZIP'}"
-    return DatasetSpec(name=name, task="segmentation", prepare=command, **rest)
-
-
 _samrs = partial(
-    _prepared,
+    prepared_spec,
     splits=TRAIN_VAL,
     homepage="https://github.com/ViTAE-Transformer/SAMRS",
     licence="research only, as its publishers say",
@@ -60,7 +52,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         size="35,000 images",
         note="open names: each image brings its own; graph_train draws negatives by the relation graph",
     ),
-    _prepared(
+    prepared_spec(
         "isaid",
         splits=TRAIN_VAL,
         aliases={"isaid_test": "val", "isaid_sem_seg_val": "val", "isaid_sem_seg_train": "train"},
@@ -76,7 +68,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
     _samrs("samrs_sota", "prepare_samrs.py", "FOLDER --set sota", aliases={"samrs_sota_test": "val"}, gsd="0.1 to 4.5"),
     _samrs("samrs_fast", "prepare_samrs.py", "FOLDER --set fast", aliases={"samrs_fast_test": "val"}, gsd="0.3 to 0.8"),
     _samrs("samrs_sior", "prepare_samrs.py", "FOLDER --set sior", aliases={"samrs_sior_test": "val"}, gsd="0.5 to 30"),
-    _prepared(
+    prepared_spec(
         "potsdam",
         splits={**TRAIN_VAL, "val_irrg": "*"},
         aliases={
@@ -93,7 +85,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         size="16 GB",
         note="clutter is class 0, others; black borders of the noBoundary labels are ignored",
     ),
-    _prepared(
+    prepared_spec(
         "vaihingen",
         splits=TRAIN_VAL,
         aliases={"vaihingen_test": "val"},
@@ -106,7 +98,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         size="17 GB",
         note="near infrared, red, green; clutter is class 0, others",
     ),
-    _prepared(
+    prepared_spec(
         "oem",
         splits=TRAIN_VAL,
         aliases={"oem_test": "val", "openearthmap_val": "val"},
@@ -117,7 +109,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         size="9 GB",
         note="OpenEarthMap_wo_xBD; labels of its test part are not public; 0 is unlabelled, here class 0, others",
     ),
-    _prepared(
+    prepared_spec(
         "loveda",
         splits=TRAIN_VAL,
         aliases={"loveda_test": "val"},
@@ -131,7 +123,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         size="9 GB",
         note="labels stay as published, from 1, and 0 is no data: class id is the stored value minus one",
     ),
-    _prepared(
+    prepared_spec(
         "floodnet",
         splits=ALL,
         aliases={"floodnet_sem_seg_test": "test"},
@@ -143,7 +135,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         gsd="0.015",
         size="12 GB",
     ),
-    _prepared(
+    prepared_spec(
         "uavid",
         splits=TRAIN_VAL,
         aliases={"uavid_test": "val", "uavid_sem_seg_val": "val"},
@@ -155,7 +147,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         size="6 GB",
         note="200 and 70 frames; labels of its test part are not public",
     ),
-    _prepared(
+    prepared_spec(
         "udd5",
         splits=TRAIN_VAL,
         counts={"train": 120, "val": 40},
@@ -166,7 +158,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         gsd="oblique",
         size="2 GB",
     ),
-    _prepared(
+    prepared_spec(
         "vdd",
         splits=ALL,
         counts={"train": 280, "val": 80, "test": 40},
@@ -177,108 +169,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         gsd="oblique",
         size="4 GB",
     ),
-    _prepared(
-        "whu_aerial",
-        splits=ALL,
-        counts={"train": 4736, "val": 1036, "test": 2416},
-        homepage="http://gpcv.whu.edu.cn/data/building_dataset.html",
-        licence="research only",
-        citation="Ji, Wei and Lu, TGRS 2019",
-        gsd="0.3",
-        size="5 GB",
-    ),
-    _prepared(
-        "whu_sat2",
-        splits={"train": "*", "test": "*"},
-        aliases={"whu_sat2_val": "test"},
-        counts={"train": 13662, "test": 3726},
-        homepage="http://gpcv.whu.edu.cn/data/building_dataset.html",
-        licence="research only",
-        citation="Ji, Wei and Lu, TGRS 2019",
-        gsd="0.45",
-        size="5 GB",
-        note="Satellite dataset II (East Asia)",
-    ),
-    _prepared(
-        "inria",
-        splits=TRAIN_VAL,
-        crop=(1000, 1000, 0),
-        counts={"train": 3875, "val": 625},
-        homepage="https://project.inria.fr/aerialimagelabeling/",
-        licence="on the terms of its publishers; research",
-        citation="Maggiori et al., IGARSS 2017",
-        gsd="0.3",
-        size="20 GB",
-        note="val is the first five images of each city, as its publishers advise; others cut other splits",
-    ),
-    _prepared(
-        "xbd_pre",
-        splits={"train": "*", "tier3": "*", "test": "*", "hold": "*"},
-        counts={"train": 2799, "tier3": 6369, "test": 933, "hold": 933},
-        homepage="https://xview2.org/dataset",
-        licence="CC BY-NC-SA 4.0",
-        citation="Gupta et al., xBD, CVPR Workshops 2019",
-        gsd="below 0.8",
-        size="50 GB",
-        note="images before the disaster only; outlines are drawn from the JSON labels",
-    ),
-    _prepared(
-        "chn6_cug",
-        splits=TRAIN_VAL,
-        image_suffix=".jpg",
-        counts={"train": 3608, "val": 903},
-        homepage="https://grzy.cug.edu.cn/zhuqiqi/zh_CN/yjgk/32368/list/index.htm",
-        licence="none stated",
-        citation="Zhu et al., A global context-aware and batch-independent network for road extraction, 2021",
-        gsd="0.5",
-        size="175 MB",
-    ),
-    _prepared(
-        "deepglobe_road",
-        splits=TRAIN_VAL,
-        image_suffix=".jpg",
-        counts={"train": 4696, "val": 1530},
-        homepage="https://competitions.codalab.org/competitions/18467",
-        licence="research and education, on the terms of the challenge (DigitalGlobe)",
-        citation="Demir et al., DeepGlobe 2018, CVPR Workshops 2018",
-        gsd="0.5",
-        size="4 GB",
-        note="only its train part has labels: val is the last 1,530 by number, or what --val-list names",
-    ),
-    _prepared(
-        "massachusetts_road",
-        splits=ALL,
-        counts={"train": 1108, "val": 14, "test": 49},
-        homepage="https://www.cs.toronto.edu/~vmnih/data/",
-        licence="none stated; imagery of the state of Massachusetts",
-        citation="Mnih, Machine learning for aerial image labeling, 2013",
-        gsd="1",
-        size="10 GB",
-        note="white borders of the images have no labels and are ignored",
-    ),
-    _prepared(
-        "spacenet_road",
-        splits=TRAIN_VAL,
-        homepage="https://spacenet.ai/spacenet-roads-dataset/",
-        licence="CC BY-SA 4.0",
-        citation="Van Etten et al., SpaceNet, 2018",
-        gsd="0.3",
-        size="25 GB",
-        note="centre lines drawn 4 m wide; val is every tenth image of a city",
-    ),
-    _prepared(
-        "wbs_si",
-        splits=TRAIN_VAL,
-        image_suffix=".jpg",
-        counts={"train": 1996, "val": 499},
-        homepage="https://www.kaggle.com/datasets/shirshmall/water-body-segmentation-in-satellite-images",
-        licence="as its Kaggle page says",
-        citation="Water body segmentation in satellite images, Kaggle",
-        gsd="10",
-        size="300 MB",
-        note="2,495 images without a published split: val is every fifth, or what --val-list names",
-    ),
-    _prepared(
+    prepared_spec(
         "fbp",
         splits=TRAIN_VAL,
         aliases={"fbp_test": "val"},
@@ -291,7 +182,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         size="60 GB",
         note="0 is unlabelled, here class 0, others; val is every fifth of the 150 scenes, or what --val-list names",
     ),
-    _prepared(
+    prepared_spec(
         "coco_stuff",
         splits=TRAIN_VAL,
         image_suffix=".jpg",

@@ -71,6 +71,13 @@ class DatasetSpec:
         return {**{f"{self.name}_{split}": split for split in self.splits}, **self.aliases}
 
 
+def prepared_spec(name: str, script: str = "", source: str = "", **rest) -> DatasetSpec:
+    """A spec whose folders are made by a script in datasets/."""
+    script = script or f"prepare_{name}.py"
+    command = f"python datasets/{script} --source {source or 'FOLDER_OR_ZIP'}"
+    return DatasetSpec(name=name, task="segmentation", prepare=command, **rest)
+
+
 def data_root() -> Path:
     """The folder that holds the data sets: DETECTRON2_DATASETS, else ./datasets."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()

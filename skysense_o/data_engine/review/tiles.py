@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from skysense_o.data_engine.work_folder import read_json, read_map
+from skysense_o.image_io import read_image
 
 
 class Proposed(NamedTuple):
@@ -78,8 +78,7 @@ class Tiles:
 
     def image(self, tile: str) -> np.ndarray:
         """The pixels of a tile, uint8 (H,W,3)."""
-        with Image.open(self.work / "tiles" / f"{tile}.png") as file:
-            return np.array(file.convert("RGB"))
+        return read_image(self.work / "tiles" / f"{tile}.png").rgb.copy()
 
     def names(self) -> set[str]:
         """All proposed names and candidates."""

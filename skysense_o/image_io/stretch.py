@@ -1,0 +1,48 @@
+"""Values of more than 8 bits to 0..255: one stretch per file, between two percentiles of a sample of its valid pixels.
+
+Alphabet: H W pixels, C bands.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+STRETCH_PERCENTILES = (2.0, 98.0)
+SAMPLE_SIDE = 1024
+"""Longest side of the reduced image that the percentiles are taken of."""
+STRIP_BYTES = 16 * 2**20
+"""Decoded bytes that are worked on at a time."""
+
+
+def sample_shape(size: tuple[int, int]) -> tuple[int, int]:
+    """(h,w) of the sample of an image of size (H,W)."""
+    return tuple(max(1, min(n, round(n * SAMPLE_SIDE / max(*size, SAMPLE_SIDE)))) for n in size)
+
+
+def sample_places(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the sampled pixels: the nearest to the centres of the sample's own, as GDAL reduces."""
+    return tuple(((np.arange(n) + 0.5) * (full / n)).astype(int) for n, full in zip(sample_shape(size), size))
+
+
+def stretch_of(values: np.ndarray) -> tuple[float, float]:
+    """The values that become 0 and 255; of finite values, at least one."""
+    low, high = np.percentile(values.astype(np.float64), STRETCH_PERCENTILES)
+    return float(low), float(high)
+
+
+def stretched(values: np.ndarray, stretch: tuple[float, float]) -> np.ndarray:
+    """uint8 of any shape. Not a number and minus infinity become 0, infinity 255."""
+    low, high = stretch
+    if values.dtype in (np.uint8, np.int8, np.uint16, np.int16) and values.size > 2**16:
+        first = np.iinfo(values.dtype).min
+        every = np.arange(first, np.iinfo(values.dtype).max + 1, dtype=np.int32)
+        return stretched(every.astype(np.float32), stretch)[values.astype(np.int32) - first]
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.nan_to_num(values.astype(np.float32, copy=False), nan=low, posinf=high, neginf=low)
+        return np.clip((values - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
+
+
+def strips(height: int, bytes_per_row: int, step: int = 1) -> list[range]:
+    """All rows in ranges of about STRIP_BYTES, each a multiple of `step` rows."""
+    rows = max(1, STRIP_BYTES // max(1, bytes_per_row) // step) * step
+    return [range(r, min(r + rows, height)) for r in range(0, height, rows)]
