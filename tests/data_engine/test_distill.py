@@ -38,6 +38,8 @@ class Blue(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.device, self.seen = torch.device("cpu"), 0
+        self.tower = torch.nn.Module()
+        self.tower.register_buffer("pixel_mean", torch.full((3, 1, 1), 127.5))
 
     def look(self, images):
         from skysense_o.geometry import ImageTransform

@@ -131,7 +131,8 @@ def random_state(model: nn.Module, half: bool = False) -> dict[str, torch.Tensor
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     state = {}
     for name, tensor in model.state_dict().items():
-        if not tensor.is_meta:
+        if not tensor.is_meta:  # made by the library that the tower is from, random as well
+            state[name] = tensor
             continue
         count = tensor.numel()
         if tensor.dim() < 2 and tensor.is_floating_point():
