@@ -18,9 +18,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
+from skysense_o import meta_arch, pretraining, sam3  # noqa: F401  (fill the registry)
 from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
-from skysense_o.config import model_config, with_new_names
+from skysense_o.config import model_config
 from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
@@ -29,6 +29,7 @@ from skysense_o.data.mixed_mapper import MixedMapper
 from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
 from skysense_o.device import choose_device
+from skysense_o.renamed_keys import with_new_names
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.evaluate import check_tests, evaluate_all, test_sets
@@ -138,8 +139,8 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     if cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS:
         path = find_weights(cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS)
         logger.info("%s: %s", path, load_sam_decoder(model.sem_seg_head, path))
-    if cfg.MODEL.WEIGHTS:
-        path = find_weights(cfg.MODEL.WEIGHTS)
+    path = find_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    if path and path.is_file():  # a folder was read by the model itself
         logger.info("%s: %s", path, load_weights(model, path, allow_missing, cfg.MODEL.IGNORE_UNEXPECTED))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
