@@ -16,7 +16,8 @@ from skysense_o.config import default_config
 
 # From the foundation up; a room may import itself and rooms before it, but for these pairs.
 ROOMS = [
-    "sample", "renamed_keys", "config", "errors", "image_io", "device", "parallel", "geometry", "clicks", "vocabulary", "modeling",
+    "sample", "renamed_keys", "config", "errors", "image_io", "device", "parallel", "geometry", "clicks", "vocabulary",
+    "modeling",
     "losses", "objective", "partial_losses", "partial_objective", "prompt_objective", "published", "weight_files",
     "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data", "inference", "scenes", "evaluation", "training",
     "interactive", "data_engine",
