@@ -189,15 +189,15 @@ def test_coco_masks_and_boxes_say_the_same(tmp_path, monkeypatch):
         assert mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
     boxes = coco_boxes(found)
     assert [b["bbox"] for b in boxes] == [a["bbox"] for a in data["annotations"]]
-    with pytest.raises(ValueError, match="70000 x 70000 pixels are more than COCO's runs can count"):
+    with pytest.raises(ValueError, match="70000 x 70000 pixels are too many for COCO's run lengths"):
         coco_dataset(found, (70000, 70000), NAMES, 1, "s.tif")
 
 
 def test_memory_of_vectors_is_bounded_and_the_cure_is_named(tmp_path, monkeypatch):
     labels, score = speckled()
-    monkeypatch.setattr(vectors, "MOST_POLYGONS", 5)
+    monkeypatch.setattr(vectors, "MAX_POLYGONS", 5)
     with pytest.raises(ValueError, match="are written as polygons: leave out the small ones with --min-area"):
         polygons(find(labels, score, tmp_path), NAMES, UTM["transform"], CRS, "s")
-    monkeypatch.setattr(regions_module, "MOST_PIECES", 5)
-    with pytest.raises(ValueError, match="falls into more than 5 regions"):
+    monkeypatch.setattr(regions_module, "MAX_PIECES", 5)
+    with pytest.raises(ValueError, match="has more than 5 regions"):
         find(labels, score, tmp_path)

@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from rasterio.warp import transform_geom
 
 from skysense_o.image_io import ImageError
-from skysense_o.scenes.export import check_formats
+from skysense_o.scenes.check import check_formats
 from skysense_o.scenes.pixel_area import ground_known
 from skysense_o.scenes.raster import Raster
 
@@ -177,12 +177,12 @@ def test_one_question_tells_whether_the_ground_is_known(tmp_path, place, known):
         if known:
             check_formats(["geojson"], raster)
             return
-        with pytest.raises(ValueError, match="its place on the ground is not known.*GeoJSON needs longitudes"):
+        with pytest.raises(ValueError, match="its location on the ground is unknown.*GeoJSON needs longitudes"):
             check_formats(["geojson"], raster)
         check_formats(["gpkg", "areas"], raster)
-    with pytest.raises(ValueError, match="its place on the ground is not known.*has no place in it"):
+    with pytest.raises(ValueError, match="its location on the ground is unknown.*cannot be located in it"):
         Raster(path, aoi=near)
-    with pytest.raises(ValueError, match="its place on the ground is not known.*leave out --gsd"):
+    with pytest.raises(ValueError, match="its location on the ground is unknown.*leave out --gsd"):
         Raster(path, gsd=4)
 
 
@@ -208,11 +208,11 @@ def test_bad_rasters_are_told_apart(tmp_path):
         (good, {"bands": (4, 3, 2)}, ImageError, "it has bands 1 to 3"),
         (good, {"bands": (1, 2)}, ImageError, "give three of them, or one"),
         (good, {"gsd": 0}, ValueError, "--gsd 0 is out of range"),
-        (nowhere, {"gsd": 1}, ValueError, "its place on the ground is not known.*leave out --gsd"),
-        (nowhere, {"aoi": near}, ValueError, "its place on the ground is not known.*so the area"),
+        (nowhere, {"gsd": 1}, ValueError, "its location on the ground is unknown.*leave out --gsd"),
+        (nowhere, {"aoi": near}, ValueError, "its location on the ground is unknown.*so --aoi"),
         (good, {"aoi": tmp_path / "absent.geojson"}, FileNotFoundError, "no area of interest at"),
         (good, {"aoi": nothing}, ValueError, "is empty"),
-        (good, {"aoi": tmp_path / "no.geojson"}, ValueError, "is no vector file that can be read"),
+        (good, {"aoi": tmp_path / "no.geojson"}, ValueError, "is not a readable vector file"),
         (good, {"aoi": far}, ValueError, "does not touch"),
     ):
         with pytest.raises(error, match=says):

@@ -22,18 +22,18 @@ from rasterio.transform import Affine
 from scenes.test_raster import area
 
 from skysense_o.inference.sliding import segment_array
-from skysense_o.scenes.export import FORMATS, run_scene
-from skysense_o.scenes.scene import SceneOptions
+from skysense_o.scenes.export import save_scene
+from skysense_o.scenes.options import FORMATS, SceneOptions, SceneOutputs
+from skysense_o.scenes.run import run_scene
 from skysense_o.vocabulary import Vocabulary
 
 SMALL = {"window": 64, "overlap": 32}
 
 
 def make(path, folder, formats=("geotiff",), predictor=None, words=WORDS, **options):
-    """Run a scene; the paths written by their ends, and the table."""
-    kept = {key: options.pop(key) for key in ("min_area", "simplify", "restart") if key in options}
+    """Run a scene; return the written paths by the ends of their names, and the table of areas."""
     options = SceneOptions(**{**SMALL, **options})
-    written, rows = run_scene(predictor or colour_predictor(), path, words, folder, path.stem, formats, options, **kept)
+    written, rows = run_scene(predictor or colour_predictor(), path, words, SceneOutputs(folder, formats), options)
     return {p.name.removeprefix(path.stem): p for p in written}, rows
 
 
@@ -188,11 +188,11 @@ def test_the_scale_is_told_and_a_warning_given_when_it_is_far_from_training(tmp_
     path, predictor = write_scene(tmp_path / "s.tif", fields(40, 60)), colour_predictor()
     with caplog.at_level("INFO"):
         make(path, tmp_path / "out", predictor=predictor)
-        assert "s.tif: 2 m a pixel" in caplog.text
+        assert "s.tif: 2 m per pixel" in caplog.text
         assert "trained at" not in caplog.text, "nothing is said where the weights do not say"
         predictor.model.gsd = 0.5
         make(path, tmp_path / "out", predictor=predictor)
-        assert "the weights were trained at about 0.5 m a pixel" in caplog.text
+        assert "the weights were trained at about 0.5 m per pixel" in caplog.text
         caplog.clear()
         make(path, tmp_path / "out", predictor=predictor, gsd=0.6)
         assert "trained at" not in caplog.text
@@ -251,7 +251,7 @@ def test_other_settings_do_not_go_on_from_what_is_there(tmp_path, monkeypatch, c
         with pytest.raises(KeyboardInterrupt):
             make(path, tmp_path / "out")
     files, _ = make(path, tmp_path / "out", bands=(3, 2, 1))
-    assert "of a run with other settings: begun anew" in caplog.text
+    assert "belongs to a run with other settings" in caplog.text
     assert np.array_equal(labels_of(files["_labels.tif"]), expected_labels(fields(200, 300)[::-1].copy()))
 
 
@@ -289,7 +289,6 @@ def test_damage_in_the_middle_leaves_nothing_under_a_final_name(tmp_path):
 
 def test_shares_of_several_processes_make_the_whole(tmp_path):
     from skysense_o.image_io import gdal_settings
-    from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.raster import Raster
     from skysense_o.scenes.scene import segment_scene
 
@@ -301,7 +300,7 @@ def test_shares_of_several_processes_make_the_whole(tmp_path):
                 colour_predictor(), raster, WORDS, tmp_path / "three/s.work", SceneOptions(**SMALL),
                 process=process, processes=3,
             )  # fmt: skip
-        save_scene(scene, tmp_path / "three", "s", ("geotiff",))
+        save_scene(scene, SceneOutputs(tmp_path / "three", ("geotiff",)))
     assert np.array_equal(labels_of(tmp_path / "three/s_labels.tif"), labels_of(files["_labels.tif"]))
 
 
