@@ -17,7 +17,8 @@ from skysense_o.checkpoint import build_with_weights, find_weights, load_weights
 from skysense_o.device import choose_device
 from skysense_o.inference.predictor import config_of
 from skysense_o.modeling import build_tower
-from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
 
 BATCH = 64
 LARGEST_SIDE = 512

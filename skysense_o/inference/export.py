@@ -11,7 +11,7 @@ from PIL import Image
 
 from skysense_o.inference.colors import FEW, NONE_COLOR, Color, colors_for
 from skysense_o.inference.drawing import overlay, with_legend
-from skysense_o.inference.predictor import NONE, Segmentation
+from skysense_o.inference.segmentation import NONE, Segmentation
 
 FORMATS = ("overlay", "labels", "probabilities", "json")
 MAX_8_BIT = 254

@@ -19,7 +19,7 @@ from PIL import Image
 from skysense_o.inference.colors import Color
 from skysense_o.inference.drawing import overlay
 from skysense_o.inference.export import draw_legend, palette_of
-from skysense_o.inference.predictor import NONE
+from skysense_o.inference.segmentation import NONE
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
 from skysense_o.scenes.label_store import NO_SCORE

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skysense_o.inference.blending import WindowRow, reflected, run_windows
-from skysense_o.inference.predictor import Predictor, fold_background
+from skysense_o.inference.predictor import Predictor
+from skysense_o.inference.segmentation import fold_background
 from skysense_o.inference.sliding import batch_size, plan_windows, thread_count
 from skysense_o.inference.windows import Plan
 from skysense_o.scenes.label_store import LabelStore

@@ -25,7 +25,7 @@ def test_an_embedded_image_gives_the_same_result_as_a_new_one(mini, image, monke
     assert calls == []
     new = mini(image, WORDS, probabilities=True)
     assert np.array_equal(kept.probabilities, new.probabilities)
-    with pytest.raises(ValueError, match="was looked at as a whole: leave out window"):
+    with pytest.raises(ValueError, match="is already encoded as a whole: leave out window"):
         mini(seen, WORDS, window=64)
 
 

@@ -262,28 +262,26 @@ def test_a_sample_without_prompts_says_so():
         SkySenseO(prompt_config()).train()(scenes(1))
 
 
-def test_the_predictor_keeps_the_image(monkeypatch):
+def test_an_image_is_encoded_once_for_several_prompts(monkeypatch):
     torch.manual_seed(0)
     predictor = Predictor(SkySenseO(prompt_config()))
-    with pytest.raises(ValueError, match="call set_image first"):
-        predictor.prompt([(1, 1)], [1])
     calls, encode = [], predictor.model.tower.encode_image
     monkeypatch.setattr(predictor.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    kept = predictor.set_image(image)
-    mask, iou_pred = predictor.prompt([(10, 20), (60, 40)], [1, 0])
+    encoded = predictor.set_image(image)
+    mask, iou_pred = encoded.prompt([(10, 20), (60, 40)], [1, 0])
     assert mask.shape == (50, 70)
     assert mask.dtype == bool
     assert 0 <= iou_pred <= 1
-    predictor.prompt(box=(5, 5, 40, 40))
+    encoded.prompt(box=(5, 5, 40, 40))
     assert len(calls) == 1
     predictor.set_image(image[:30])
-    again, _ = kept.prompt([(10, 20), (60, 40)], [1, 0])
+    again, _ = encoded.prompt([(10, 20), (60, 40)], [1, 0])
     assert (again == mask).all()
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("prompt", "says"),
     [
         ({}, "neither a point nor a box"),
         ({"points": [(1, 1)]}, "1 points with 0 labels"),
@@ -294,14 +292,14 @@ def test_the_predictor_keeps_the_image(monkeypatch):
         ({"box": (9, 9, 71, 20)}, "reaches outside the image, which is 70 x 50"),
     ],
 )
-def test_mistakes_are_named(asked, says):
+def test_wrong_prompts_are_errors(prompt, says):
     predictor = Predictor(SkySenseO(prompt_config()))
     image = predictor.set_image(np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(ValueError, match=says):
-        image.prompt(**asked)
+        image.prompt(**prompt)
 
 
 def test_weights_that_take_words_only_say_so(words_only):
-    words_only.set_image(np.zeros((50, 70, 3), np.uint8))
+    image = words_only.set_image(np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(ValueError, match="take words only"):
-        words_only.prompt([(1, 1)], [1])
+        image.prompt([(1, 1)], [1])
