@@ -1,7 +1,7 @@
-"""The one image reader: a file of any kind, an array or a PIL image -> uint8 RGB, validity, and what was done to it.
+"""The one image reader: a file, an array or a PIL image -> uint8 RGB, valid pixels, and a record of the conversion.
 
-Every door of the project reads through `read_image`: data sets, `Predictor`, the page, tasks on whole images, the data
-engine. Scenes read part by part through `GDALImage`, which `read_image` stands on as well.
+All parts of the project read images with `read_image`: data sets, `Predictor`, the web page, tasks on whole images and
+the data engine. Scenes read windows with `GDALImage`, which `read_image` uses as well.
 """
 
 from skysense_o.image_io.files import SUFFIXES, ImageError, find_images, printable

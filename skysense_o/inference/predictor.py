@@ -166,11 +166,9 @@ class Predictor:
         if window is not None and probabilities:
             raise ValueError("probabilities of all classes are not kept in windows: leave out window or probabilities")
         if window is not None and isinstance(image, PromptedImage):
-            raise ValueError(
-                "this image is already encoded as a whole: leave out window, or pass the image itself"
-            )
+            raise ValueError("this image is already encoded as a whole: leave out window, or pass the image itself")
         read = None if isinstance(image, PromptedImage) else self._read(image)
-        if window is not None or (read is not None and read.record.placed and not probabilities):
+        if window is not None or (read is not None and read.record.georeferenced and not probabilities):
             pixels = torch.tensor(read.filled(self.fill)).permute(2, 0, 1)
             model = partial(self.windows, vocabulary=vocabulary)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=model)

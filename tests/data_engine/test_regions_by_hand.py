@@ -120,7 +120,7 @@ def test_automatic_masks_are_unique_and_named(prompted, image):
 
 
 def test_automatic_masks_need_prompts_and_valid_thresholds(words_only, prompted, image):
-    with pytest.raises(ValueError, match=r"take words only: use some .* \(configs/mini/prompts.yaml\)"):
+    with pytest.raises(ValueError, match=r"take words only: use weights .* \(configs/mini/prompts.yaml\)"):
         generate_masks(words_only.set_image(image))
     with pytest.raises(ValueError, match="overlap 7 is out of range: 0 to 1"):
         generate_masks(prompted.set_image(image), overlap=7)

@@ -289,7 +289,7 @@ def test_an_image_is_encoded_once_for_several_prompts(monkeypatch):
         ({"points": [(70, 1)], "labels": [1]}, r"\(70, 1\) lies outside the image, which is 70 x 50"),
         ({"box": (9, 9, 3, 20)}, r"box \(9, 9, 3, 20\) is empty: give x0, y0, x1, y1 with x0 < x1"),
         ({"box": (9, 9, 9, 20)}, "is empty"),
-        ({"box": (9, 9, 71, 20)}, "reaches outside the image, which is 70 x 50"),
+        ({"box": (9, 9, 71, 20)}, "extends beyond the image, which is 70 x 50"),
     ],
 )
 def test_wrong_prompts_are_errors(prompt, says):

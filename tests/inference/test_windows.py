@@ -151,7 +151,10 @@ def test_reflection_of_tiny_images():
     [
         ({"window": 100}, "a window of 100 pixels does not fit the model: give a multiple of 32"),
         ({"window": 64, "overlap": 64}, "an overlap of 64 pixels is out of range: 0 to 32"),
-        ({"window": 512, "memory": 2**20}, "1 MiB are too few to blend 300 classes in windows of 512: at least 77 MiB"),
+        (
+            {"window": 512, "memory": 2**20},
+            "too few to blend 300 classes in windows of 512: give at least 77 MiB",
+        ),
     ],
 )
 def test_windows_that_do_not_fit(options, says):
@@ -165,7 +168,7 @@ def test_a_square_tower_takes_its_own_windows():
     labels, _ = segment_array(random_image(70, 30), words(3), model)
     assert labels.shape == (70, 30)
     assert {shape[-2:] for shape in model.calls} == {(48, 48)}
-    with pytest.raises(ValueError, match="a window of 64 pixels does not fit the model: its own is 48"):
+    with pytest.raises(ValueError, match="a window of 64 pixels does not fit the model: it takes 48 pixels only"):
         plan_windows(model, (70, 30), 3, window=64)
 
 

@@ -196,7 +196,7 @@ def test_coco_masks_and_boxes_say_the_same(tmp_path, monkeypatch):
 def test_memory_of_vectors_is_bounded_and_the_cure_is_named(tmp_path, monkeypatch):
     labels, score = speckled()
     monkeypatch.setattr(vectors, "MAX_POLYGONS", 5)
-    with pytest.raises(ValueError, match="are written as polygons: leave out the small ones with --min-area"):
+    with pytest.raises(ValueError, match="that can be written as polygons: leave out small regions with --min-area"):
         polygons(find(labels, score, tmp_path), NAMES, UTM["transform"], CRS, "s")
     monkeypatch.setattr(regions_module, "MAX_PIECES", 5)
     with pytest.raises(ValueError, match="has more than 5 regions"):

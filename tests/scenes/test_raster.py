@@ -88,7 +88,7 @@ def test_one_band_is_repeated_and_that_is_told(tmp_path):
     with Raster(path) as raster:
         seen = read_all(raster)
     assert np.array_equal(seen[0], seen[2])
-    assert raster.notes == ["band 1 is shown to the model as red, green and blue alike"]
+    assert raster.notes == ["band 1 is used as red, green and blue"]
 
 
 def test_palettes_become_their_colours(tmp_path):
@@ -204,7 +204,7 @@ def test_bad_rasters_are_told_apart(tmp_path):
         (tmp_path / "cut.tif", {}, ImageError, "cut short or damaged"),
         (empty, {}, ImageError, "has no valid pixel"),
         (nan, {}, ImageError, "has no valid pixel"),
-        (waves, {}, ImageError, "complex numbers"),
+        (waves, {}, ImageError, "complex values"),
         (good, {"bands": (4, 3, 2)}, ImageError, "it has bands 1 to 3"),
         (good, {"bands": (1, 2)}, ImageError, "give three of them, or one"),
         (good, {"gsd": 0}, ValueError, "--gsd 0 is out of range"),

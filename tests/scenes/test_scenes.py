@@ -180,7 +180,7 @@ def test_what_is_done_to_the_colours_is_told_once(tmp_path, caplog):
     path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1].astype("uint16") * 9)
     with caplog.at_level("INFO"):
         make(path, tmp_path / "out")
-    assert caplog.text.count("s.tif: band 1 is shown to the model as red, green and blue alike") == 1
+    assert caplog.text.count("s.tif: band 1 is used as red, green and blue") == 1
     assert caplog.text.count("s.tif: values of uint16 from") == 1
 
 
@@ -390,7 +390,7 @@ def test_without_the_extra_plain_images_work_and_scenes_name_the_cure(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert [line for line in done.stdout.split("\n") if "code" in line] == ["code 0", "code 2"], done.stderr
-    assert "s.tif is read as a plain image, its place is lost" in done.stderr
+    assert "s.tif is read as a plain image, its georeference is lost" in done.stderr
     assert 'which is not installed: pip install -e ".[geo]"' in done.stderr
 
 
