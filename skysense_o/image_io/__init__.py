@@ -6,7 +6,8 @@ the data engine. Scenes read windows with `GDALImage`, which `read_image` uses a
 
 from skysense_o.image_io.files import SUFFIXES, ImageError, find_images, printable
 from skysense_o.image_io.gdal_access import WHAT_IS_LOST, gdal_settings, has_geo, is_georeferenced
-from skysense_o.image_io.reading import FILL, ReadRecord, RGBImage, as_image, image_size, read_image
+from skysense_o.image_io.reading import as_image, image_size, read_image
+from skysense_o.image_io.rgb_image import FILL, ReadRecord, RGBImage
 from skysense_o.image_io.stretch import STRETCH_PERCENTILES
 
 __all__ = [
