@@ -98,7 +98,9 @@ def segment_scene(
         bar.update(len(windows))
         return predictor.windows(windows, vocabulary)
 
-    bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, disable=not progress)
+    bar = tqdm(
+        total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=None if progress else True
+    )
     with closing(bar), torch.inference_mode(), raster.reopened() as raster_of_writer:
         for number, strip in enumerate(plan.strips):
             begin = max(share.start, work.done.get(number, share.start))

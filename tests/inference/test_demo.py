@@ -1,12 +1,16 @@
-"""The demo as its user calls it, with the shipped model; and each mistake with its cure."""
+"""The demo on the command line with the shipped model; wrong arguments and their messages."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 DEMO = "demo/demo.py"
@@ -191,3 +195,69 @@ def test_added_names_change_no_mask_of_the_shipped_model(mini, image):
 def test_a_threshold_out_of_range_is_refused(mini, image):
     with pytest.raises(ValueError, match="threshold 2 is out of range: 0 to 1"):
         mini(image, "road", threshold=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"--input": "nowhere.jpg"},
+        {"--classes": "road,,tree"},
+        {"--weights": "nowhere"},
+        {"--config-file": "nowhere.yaml"},
+        {"--aoi": "nowhere.geojson"},
+        {"--save": "movie"},
+        {"--memory": "much"},
+    ],
+)
+def test_wrong_arguments_are_answered_before_torch_is_imported(image, tmp_path, changes):
+    options = {"--input": image, "--classes": "road", "--output": tmp_path / "out", **changes}
+    words = [str(word) for pair in options.items() for word in pair]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'demo')!r}); import demo; sys.argv = ['demo.py', *{words!r}]\n"
+        "code = demo.exit_code(demo.run)\n"
+        "print(code, [name for name in ('torch', 'cv2', 'detectron2', 'rasterio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "2 []", done.stderr
+
+
+def test_help_of_the_shell_script_installs_nothing():
+    done = subprocess.run(["sh", str(ROOT / "demo.sh"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Segment an image:   bash demo.sh [IMAGE [CLASSES")
+    assert done.stderr == ""
+
+
+def test_open_world_lists_only_the_larger_classes_sorted_by_share(call, image, tmp_path):
+    code, text, err = call(DEMO, "--input", image, "--open-world", "--output", tmp_path / "out")
+    assert code == 0, err
+    rows = json.loads((tmp_path / "out/town.json").read_text())["classes"]
+    assert len(rows) > 300, "the JSON has all classes"
+    shares = [row["share"] for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    table = text[text.index("class") :].splitlines()[2:]
+    assert len(table) == sum(share >= 0.001 for share in shares) > 1
+    assert table[0].startswith(rows[0]["name"])
+    assert Image.open(tmp_path / "out/town_overlay.png").size[1] <= 2 * 70, "the legend is no taller than the image"
+
+
+def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
+    """In a terminal, where the bars are drawn."""
+    Image.open(image).save(tmp_path / "city.png")
+    command = [sys.executable, DEMO, "--input", str(tmp_path / "*.png"), "--classes", "road,tree", "--output"]
+    master, slave = os.openpty()
+    process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stdout=slave, stderr=slave)
+    os.close(slave)
+    output = b""
+    try:
+        while block := os.read(master, 65536):
+            output += block
+    except OSError:  # the terminal is closed
+        pass
+    assert process.wait() == 0, output.decode()
+    screen = [line.rstrip("\r").split("\r")[-1].rstrip() for line in output.decode().split("\n")]
+    assert "image/s" in output.decode(), "there was a bar"
+    for stem in ("city", "town"):
+        start = screen.index(str(tmp_path / f"out/{stem}_overlay.png"))
+        assert screen[start + 3].split() == ["class", "pixels", "share"]
+        assert [line.split()[0] for line in screen[start + 5 : start + 7]] == ["road", "tree"]

@@ -55,4 +55,4 @@ def test_ask(call, questions, tmp_path):
 def test_no_words_at_all(call, dubai, tmp_path):
     code, _, err = call(DEMO, "--input", dubai / "images/tile5_001.jpg", "--output", tmp_path / "out")
     assert code == 2
-    assert "no words: give --classes" in err
+    assert "no classes: give --classes" in err

@@ -438,7 +438,7 @@ def test_the_demo_takes_a_scene_with_its_options(call, tmp_path):
         ({"--gsd": "-1"}, "--gsd -1.0 is out of range"),
         ({"--aoi": "nowhere.geojson"}, "no area of interest at 'nowhere.geojson'"),
         ({"--window": "100"}, "a window of 100 pixels does not fit the model"),
-        ({"--min-area": "-1"}, "--min-area and --simplify are 0 or more"),
+        ({"--min-area": "-1"}, "--min-area and --simplify are out of range: 0 or more"),
         ({"--save": "geotiff,probabilities"}, "--save probabilities is not for georeferenced scenes"),
     ],
 )
