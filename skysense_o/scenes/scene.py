@@ -98,9 +98,8 @@ def segment_scene(
         bar.update(len(windows))
         return predictor.windows(windows, vocabulary)
 
-    bar = tqdm(
-        total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=None if progress else True
-    )
+    hidden = None if progress else True  # None hides the bar unless stderr is a terminal
+    bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
     with closing(bar), torch.inference_mode(), raster.reopened() as raster_of_writer:
         for number, strip in enumerate(plan.strips):
             begin = max(share.start, work.done.get(number, share.start))

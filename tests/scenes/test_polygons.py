@@ -1,4 +1,4 @@
-"""Regions of a label map as polygons, run-length masks and boxes: across bands, against naive twins."""
+"""Regions of a label map as polygons, run-length masks and boxes, across bands and compared with naive twins."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_regions_across_bands_equal_those_of_the_whole(tmp_path, band):
 
 
 def test_a_spiral_is_one_region(tmp_path):
-    """It crosses the borders of bands many times, upwards too."""
+    """It crosses the borders of bands many times, in both directions."""
     labels = np.zeros((41, 41), np.uint8)
     y = x = 20
     dy, dx, length = 0, 1, 2
@@ -92,7 +92,7 @@ def test_a_spiral_is_one_region(tmp_path):
     assert len(found) == ndimage.label(labels == 1)[1] == 1
 
 
-def test_polygons_cover_their_pixels_and_carry_what_was_found(tmp_path):
+def test_polygons_cover_their_pixels_and_have_class_score_and_area(tmp_path):
     labels, score = speckled()
     found = find(labels, score, tmp_path)
     table = polygons(found, NAMES, UTM["transform"], CRS, "s.tif")
@@ -105,7 +105,7 @@ def test_polygons_cover_their_pixels_and_carry_what_was_found(tmp_path):
     assert np.array_equal(burnt, np.where(np.isin(labels, (1, 2)), labels, 0))
 
 
-def test_small_regions_can_be_left_out_and_neighbours_stay_neighbours_when_simplified(tmp_path):
+def test_small_regions_are_left_out_and_simplified_neighbors_still_touch(tmp_path):
     labels, score = speckled(seed=3)
     few = find(labels, score, tmp_path, min_area=40.0)
     assert few.area.min() >= 40
@@ -138,7 +138,7 @@ def test_geopackage_has_the_crs_and_a_style_for_qgis(tmp_path):
     xml.dom.minidom.parseString(style)
 
 
-def test_geojson_is_as_rfc_7946_asks(tmp_path):
+def test_geojson_follows_rfc_7946(tmp_path):
     labels, score = speckled()
     table = polygons(find(labels, score, tmp_path), NAMES, UTM["transform"], CRS, "s.tif")
     write_geojson(table, tmp_path / "s.geojson")
@@ -156,7 +156,7 @@ def test_geojson_is_as_rfc_7946_asks(tmp_path):
     assert not (tmp_path / "no.geojson").exists()
 
 
-def test_nothing_found_gives_valid_empty_files(tmp_path):
+def test_a_map_without_regions_gives_valid_empty_files(tmp_path):
     labels = np.zeros((40, 50), np.uint8)
     found = find(labels, labels, tmp_path)
     table = polygons(found, NAMES, UTM["transform"], CRS, "s.tif", simplify=1)
@@ -170,10 +170,10 @@ def test_nothing_found_gives_valid_empty_files(tmp_path):
     assert coco_dataset(found, (40, 50), NAMES, 1, "s.tif")["annotations"] == []
 
 
-def test_coco_masks_and_boxes_say_the_same(tmp_path, monkeypatch):
+def test_coco_masks_and_boxes_agree(tmp_path, monkeypatch):
     monkeypatch.setattr("skysense_o.scenes.coco.COLUMNS", 16)
     labels, score = speckled()
-    labels[:, 30:50] = 1  # runs that go on from column to column, and from one reading to the next
+    labels[:, 30:50] = 1  # runs that continue in the next column, and in the next chunk of columns
     found = find(labels, score, tmp_path)
     data = coco_dataset(found, labels.shape, NAMES, 1, "s.tif")
     assert [c["name"] for c in data["categories"]] == ["red", "green & <blue>"]
@@ -193,7 +193,7 @@ def test_coco_masks_and_boxes_say_the_same(tmp_path, monkeypatch):
         coco_dataset(found, (70000, 70000), NAMES, 1, "s.tif")
 
 
-def test_memory_of_vectors_is_bounded_and_the_cure_is_named(tmp_path, monkeypatch):
+def test_too_many_regions_are_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     labels, score = speckled()
     monkeypatch.setattr(vectors, "MAX_POLYGONS", 5)
     with pytest.raises(ValueError, match="that can be written as polygons: leave out small regions with --min-area"):
