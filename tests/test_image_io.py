@@ -23,7 +23,7 @@ RED = (200, 30, 10)
 
 
 @pytest.mark.parametrize(
-    ("mode", "name", "want"),
+    ("mode", "name", "expected"),
     [
         ("RGB", "a.png", RED),
         ("RGB", "a.tif", RED),
@@ -33,12 +33,12 @@ RED = (200, 30, 10)
         ("L", "a.jpg", (79, 79, 79)),
     ],
 )
-def test_each_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
+def test_each_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, expected):
     Image.new("RGB", (6, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / name)
     image = read_image(tmp_path / name).rgb
     assert image.shape == (4, 6, 3)
     assert image.dtype == np.uint8
-    assert np.abs(image[1, 1].astype(int) - want).max() <= 3
+    assert np.abs(image[1, 1].astype(int) - expected).max() <= 3
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -346,15 +346,15 @@ def test_without_gdal_16_bit_images_are_read_or_refused_with_a_hint(tmp_path, mo
     readable = ("png 16 bits", "png 16 bits and alpha", "tiff 16 bits by pixel", "png 16 bits, orientation 6",
                 "tiff 16 bits, orientation 8", "tiff grey float", "pgm of 16 bits", "ppm of 16 bits")  # fmt: skip
     files = {kind: made(kind) for kind in readable}
-    want = {kind: read_image(file.path) for kind, file in files.items()}
+    expected = {kind: read_image(file.path) for kind, file in files.items()}
     refused = [made(kind).path for kind in ("tiff 16 bits by band", "tiff palette of 16 bits", "tiff uint32")]
     refused.append(made("erdas .img", PLACED).path)
     placed = made("png and .PGW", PLACED)
     for room in ("reading", "gdal_access"):
         monkeypatch.setattr(f"skysense_o.image_io.{room}.has_geo", lambda: False)
     for kind, file in files.items():
-        got = read_image(file.path)
-        assert np.array_equal(got.filled(), want[kind].filled()), kind
+        image = read_image(file.path)
+        assert np.array_equal(image.filled(), expected[kind].filled()), kind
     for path in refused:
         with pytest.raises(ImageError, match=r'pip install -e ".\[geo\]"'):
             read_image(path)

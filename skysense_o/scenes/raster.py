@@ -28,7 +28,7 @@ class Raster(GDALImage):
     Use it inside `gdal_settings`, as a context manager, and in one thread; other threads use `reopened()`.
 
     Attributes:
-        size: (H,W). seen: (h,w), the size that the model sees.
+        size: (H,W). model_size: (h,w), the size that the model sees.
         bands, stretch, notes: which bands are used, how their values are converted to 8 bits, and remarks on both.
         areas: the area of each pixel on the ground.
 
@@ -65,7 +65,7 @@ class Raster(GDALImage):
             if self.stretch is None and self.all_valid:
                 self._sampled()  # find damage before anything is loaded
             self.areas = PixelAreas(self.file.crs, self.file.transform, self.size)
-            self.seen = self._resampled(gsd)
+            self.model_size = self._resampled(gsd)
             self.shapes = self._area_of_interest(aoi) if aoi else None
         except BaseException:
             self.close()
@@ -82,7 +82,7 @@ class Raster(GDALImage):
         """Read RGB pixels as the model sees them.
 
         Args:
-            rows, cols: ranges of pixels, in the size `seen`.
+            rows, cols: ranges of pixels, in the size `model_size`.
             fill: RGB, 0..255, for pixels that are not valid.
 
         Returns:
@@ -134,7 +134,7 @@ class Raster(GDALImage):
 
     def _scale(self) -> tuple[float, float]:
         """Pixels of the raster per pixel that the model sees, down and across."""
-        return self.size[0] / self.seen[0], self.size[1] / self.seen[1]
+        return self.size[0] / self.model_size[0], self.size[1] / self.model_size[1]
 
     def _resampled(self, gsd: float | None) -> tuple[int, int]:
         """(h,w) of the raster at a ground sampling distance."""

@@ -82,8 +82,9 @@ def segment_scene(
         OSError: the disk has too little free space, or the folder cannot be written.
     """
     threshold = predictor.threshold_for(vocabulary, options.threshold)
+    window, overlap, memory = options.window, options.overlap, options.memory
     plan = plan_windows(
-        predictor.model, raster.seen, len(vocabulary), options.window, options.overlap, options.memory, raster.size
+        predictor.model, raster.model_size, len(vocabulary), window, overlap, memory, target=raster.size
     )
     classes, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
     _log_scale(raster, predictor.model.gsd, options.gsd)
@@ -119,7 +120,7 @@ def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar
 
     def load(k: int) -> WindowRow:
         top = plan.rows.starts[k]
-        y, x = reflected(raster.seen[0], top, top + plan.rows.window), reflected(raster.seen[1], begin, end)
+        y, x = reflected(raster.model_size[0], top, top + plan.rows.window), reflected(raster.model_size[1], begin, end)
         across = [plan.cols.pixels_of(c) for c in columns]
         down = plan.rows.pixels_of(k)
         valid = raster.valid(down, range(across[0].start, across[-1].stop)).any(axis=0)

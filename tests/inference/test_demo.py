@@ -170,20 +170,20 @@ def test_a_missing_gpu_is_an_error(call, image, tmp_path):
 
 
 def test_the_python_example_of_the_readme_runs(mini, image):
-    found = mini(image, ["building", "road"])
-    assert found.classes == ("building", "road")
-    assert set(found.presence) == {"building", "road"}
+    result = mini(image, ["building", "road"])
+    assert result.classes == ("building", "road")
+    assert set(result.presence) == {"building", "road"}
     again = mini(np.asarray(Image.open(image)), "building,road")
-    assert np.array_equal(found.labels, again.labels)
+    assert np.array_equal(result.labels, again.labels)
 
 
 def test_background_is_split_into_words_not_letters(mini, image):
-    found = mini(image, ["road"], background="sky,sea")
-    assert found.vocabulary.classes == ("road", "sky", "sea")
+    result = mini(image, ["road"], background="sky,sea")
+    assert result.vocabulary.classes == ("road", "sky", "sea")
     with pytest.raises(ValueError, match="holds its own background words"):
-        mini(image, found.vocabulary, background=["sky"])
+        mini(image, result.vocabulary, background=["sky"])
     with pytest.raises(ValueError, match="must be lists"):
-        type(found.vocabulary).of("road")
+        type(result.vocabulary).of("road")
 
 
 def test_more_classes_change_no_mask_of_the_shipped_model(mini, image):

@@ -41,9 +41,9 @@ def test_logits_are_those_of_the_predictor(predictor):
     text = torch.from_numpy(embed_words(predictor, words))
     with torch.inference_mode():
         logits, _ = ImageHalf(predictor.model)(torch.from_numpy(image).permute(2, 0, 1)[None].float(), text)
-        wanted = predictor.windows(torch.from_numpy(image).permute(2, 0, 1)[None], words)
-    found = torch.stack([logits[0, :2].amax(0), logits[0, 2]]).sigmoid()
-    torch.testing.assert_close(found, wanted[0], atol=1e-5, rtol=1e-4)
+        expected = predictor.windows(torch.from_numpy(image).permute(2, 0, 1)[None], words)
+    probabilities = torch.stack([logits[0, :2].amax(0), logits[0, 2]]).sigmoid()
+    torch.testing.assert_close(probabilities, expected[0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

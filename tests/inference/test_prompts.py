@@ -128,17 +128,17 @@ def test_likeness_is_high_where_features_resemble_the_clicked_ones():
     look = torch.zeros(1, 2, 4, 8)
     look[:, 0, :, :4], look[:, 1, :, 4:] = 3.0, 5.0
     points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])
-    nowhere = torch.full((1, 1, 4), float("nan"))
-    asked = Queries(torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool), points, labels, nowhere)
-    near = _nearness(asked, (16, 32), (4, 8), look)
-    inside, outside, box = _likeness(look, near, asked, (16, 32))[0, 0]
+    no_box = torch.full((1, 1, 4), float("nan"))
+    prompts = Queries(torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool), points, labels, no_box)
+    near = _nearness(prompts, (16, 32), (4, 8), look)
+    inside, outside, box = _likeness(look, near, prompts, (16, 32))[0, 0]
     left = torch.zeros(4, 8)
     left[:, :4] = 1
     torch.testing.assert_close(inside, left)
     torch.testing.assert_close(outside, 1 - left)
     assert not box.any(), "there is none"
-    asked.boxes, asked.labels = torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[[-1, -1, -1]]])
-    inside, outside, box = _likeness(look, _nearness(asked, (16, 32), (4, 8), look), asked, (16, 32))[0, 0]
+    prompts.boxes, prompts.labels = torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[[-1, -1, -1]]])
+    inside, outside, box = _likeness(look, _nearness(prompts, (16, 32), (4, 8), look), prompts, (16, 32))[0, 0]
     assert not inside.any(), "no click"
     assert not outside.any()
     torch.testing.assert_close(box, torch.full((4, 8), 0.5**0.5))

@@ -23,7 +23,7 @@ FILL = (100, 110, 120)
 
 
 def read_all(raster: Raster) -> np.ndarray:
-    return raster.pixels(range(raster.seen[0]), range(raster.seen[1]), FILL)
+    return raster.pixels(range(raster.model_size[0]), range(raster.model_size[1]), FILL)
 
 
 def test_8_bit_values_are_not_changed_and_bands_can_be_chosen(tmp_path):
@@ -68,9 +68,9 @@ def test_nodata_alpha_and_internal_masks_are_not_valid(tmp_path):
         with Raster(path) as raster:
             assert len(raster.bands) == 3, path
             assert np.array_equal(raster.valid(range(40), range(60)), valid), path
-            seen = read_all(raster)
-            assert np.array_equal(seen[:, valid], pixels[:, valid]), path
-            assert (seen[:, ~valid] == np.array(FILL)[:, None]).all(), path
+            rgb = read_all(raster)
+            assert np.array_equal(rgb[:, valid], pixels[:, valid]), path
+            assert (rgb[:, ~valid] == np.array(FILL)[:, None]).all(), path
 
 
 def test_nan_and_infinity_are_not_valid(tmp_path):
@@ -86,8 +86,8 @@ def test_nan_and_infinity_are_not_valid(tmp_path):
 def test_one_band_becomes_grey_with_a_note(tmp_path):
     path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1])
     with Raster(path) as raster:
-        seen = read_all(raster)
-    assert np.array_equal(seen[0], seen[2])
+        rgb = read_all(raster)
+    assert np.array_equal(rgb[0], rgb[2])
     assert raster.notes == ["band 1 is used as red, green and blue"]
 
 
@@ -105,14 +105,14 @@ def test_the_model_sees_the_requested_gsd_and_windows_agree(tmp_path):
     pixels = fields(100, 120)
     path = write_scene(tmp_path / "s.tif", pixels)
     with Raster(path, gsd=4) as raster:
-        assert raster.seen == (50, 60)
+        assert raster.model_size == (50, 60)
         means = pixels.reshape(3, 50, 2, 60, 2).astype(float).mean(axis=(2, 4))
         together = read_all(raster)
         assert np.abs(together - means).max() <= 1
         piece = raster.pixels(range(10, 30), range(7, 50), FILL)
         assert np.array_equal(piece, together[:, 10:30, 7:50])
     with Raster(path, gsd=1) as raster:
-        assert raster.seen == (200, 240)
+        assert raster.model_size == (200, 240)
 
 
 def area(tmp_path, *rings, name="area.geojson"):
@@ -155,7 +155,7 @@ LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
 
 
 @pytest.mark.parametrize(
-    ("place", "known"),
+    ("georeference", "known"),
     [
         ({}, True),
         ({"crs": "EPSG:4326", "transform": Affine(0.001, 0, 10, 0, -0.001, 60)}, True),
@@ -166,9 +166,9 @@ LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
     ],
     ids=["utm", "degrees", "crs without transform", "transform without crs", "local", "geocentric"],
 )
-def test_area_geojson_aoi_and_gsd_need_a_location_on_the_ground(tmp_path, place, known):
+def test_area_geojson_aoi_and_gsd_need_a_location_on_the_ground(tmp_path, georeference, known):
     """One function decides whether the location is known."""
-    path = write_scene(tmp_path / "s.tif", fields(40, 50), **place)
+    path = write_scene(tmp_path / "s.tif", fields(40, 50), **georeference)
     near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)])
     with Raster(path) as raster:
         assert ground_known(raster.file.crs, raster.file.transform) == known

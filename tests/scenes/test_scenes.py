@@ -62,7 +62,7 @@ GCPS = (
     [GroundControlPoint(r, c, 10 + c / 1e3, 50 - r / 1e3) for r, c in ((0, 0), (0, 119), (99, 0), (99, 119))],
     rasterio.crs.CRS.from_epsg(4326),
 )
-PLACES = {
+GEOREFERENCES = {
     "utm": UTM,
     "degrees": {"crs": "EPSG:4326", "transform": Affine(0.00013, 0, 10.1, 0, -0.00017, 50.3)},
     "rotated": {
@@ -77,13 +77,13 @@ PLACES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_result_has_the_georeference_of_the_scene(tmp_path, place):
+@pytest.mark.parametrize("name", GEOREFERENCES)
+def test_the_result_has_the_georeference_of_the_scene(tmp_path, name):
     pixels = fields(100, 120)
-    path = write_scene(tmp_path / "s.tif", pixels, **PLACES[place])
+    path = write_scene(tmp_path / "s.tif", pixels, **GEOREFERENCES[name])
     files, _ = make(path, tmp_path / "out", ("geotiff", "confidence"))
-    for name in ("_labels.tif", "_confidence.tif"):
-        with rasterio.open(path) as source, rasterio.open(files[name]) as result:
+    for end in ("_labels.tif", "_confidence.tif"):
+        with rasterio.open(path) as source, rasterio.open(files[end]) as result:
             assert result.shape == source.shape
             assert tuple(result.transform) == tuple(source.transform)
             assert result.crs == source.crs
@@ -119,8 +119,8 @@ def test_the_label_map_contains_classes_colors_and_settings(tmp_path):
         assert result.overviews(1) == [2]
         assert result.block_shapes == [(512, 512)]
         assert result.compression.name == "deflate"
-        found = np.bincount(result.read(1).ravel(), minlength=3)
-    assert [row["pixels"] for row in rows] == found[:3].tolist()
+        counts = np.bincount(result.read(1).ravel(), minlength=3)
+    assert [row["pixels"] for row in rows] == counts[:3].tolist()
     assert sum(row["area_m2"] for row in rows) == 700 * 600 * 4
     with rasterio.open(files["_confidence.tif"]) as result:
         probability = result.read(1) * result.scales[0]
@@ -453,10 +453,10 @@ def test_wrong_options_get_one_line_and_no_output(call, tmp_path, changes, says)
 
 def test_a_plain_image_can_be_segmented_in_windows(mini):
     image = fields(100, 150).transpose(1, 2, 0)
-    found = mini(image, "water,land,road", window=64)
-    assert found.labels.dtype == np.uint8
-    assert found.labels.shape == (100, 150)
-    assert found.presence is None
+    result = mini(image, "water,land,road", window=64)
+    assert result.labels.dtype == np.uint8
+    assert result.labels.shape == (100, 150)
+    assert result.presence is None
     with pytest.raises(ValueError, match="not kept in windows"):
         mini(image, "water,land", window=64, probabilities=True)
 
