@@ -116,8 +116,8 @@ def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image"
     Raises:
         ImageError: another shape, complex values, or no valid pixel.
 
-    >>> as_image(np.array([[0, 1000], [500, 1000]], np.uint16)).rgb[..., 0].tolist()
-    [[0, 255], [124, 255]]
+    >>> as_image(np.eye(2, dtype=bool)).rgb[..., 0].tolist()
+    [[255, 0], [0, 255]]
     """
     if isinstance(image, RGBImage):
         return image
