@@ -26,7 +26,7 @@ def palette_of(
     Args:
         classes: class per id.
         given: RGB per class, without "none"; they are changed where they are too similar, see `colors_for`.
-        shares: 0..1 per id. Many classes cannot all differ clearly; with shares, the largest do.
+        shares: 0..1 per id. Of more than 12 classes, those with the largest shares get clearly different colors.
 
     >>> palette_of(("none", "water"))
     [(96, 96, 96), (38, 120, 226)]

@@ -84,7 +84,7 @@ class _Pieces:
         width = labels.shape[1]
         starts, lengths = runs(labels)
         value, row, col = labels.ravel()[starts], starts // width, starts % width
-        kept = has_regions[value]
+        used = has_regions[value]
         run_of = np.repeat(np.arange(len(starts), dtype=np.int32), lengths).reshape(labels.shape)
         below = (labels[1:] == labels[:-1]) & has_regions[labels[1:]]
         upper, lower = run_of[:-1][below], run_of[1:][below]
@@ -92,15 +92,15 @@ class _Pieces:
         first[1:] = (upper[1:] != upper[:-1]) | (lower[1:] != lower[:-1])
         graph = coo_array((first[first], (upper[first], lower[first])), shape=(len(starts),) * 2)
         _, part = connected_components(graph, directed=False)
-        numbers, part = np.unique(part[kept], return_inverse=True)
+        numbers, part = np.unique(part[used], return_inverse=True)
         n = len(numbers)
-        weight = lengths[kept]
-        sums = np.add.reduceat(score.ravel(), starts, dtype=np.float64)[kept]
-        y, x = row[kept] + top, col[kept]
+        weight = lengths[used]
+        sums = np.add.reduceat(score.ravel(), starts, dtype=np.float64)[used]
+        y, x = row[used] + top, col[used]
         area = weight * areas.at(y, x + (weight - 1) / 2)
         table = np.empty((n, 8))  # class, pixels, area, sum of scores, box
         table[:, 1], table[:, 2], table[:, 3] = (np.bincount(part, w, n) for w in (weight, area, sums))
-        table[part, 0] = value[kept]
+        table[part, 0] = value[used]
         table[:, 4:6], table[:, 6:] = np.inf, -np.inf
         np.minimum.at(table[:, 4], part, x)
         np.minimum.at(table[:, 5], part, y)
@@ -108,7 +108,7 @@ class _Pieces:
         np.maximum.at(table[:, 7], part, y + 1)
         self.columns.append(table)
         number = np.zeros(len(starts), np.int32)
-        number[kept] = part + 1 + self.count
+        number[used] = part + 1 + self.count
         pieces = number[run_of]
         if self.last is not None:
             touch = (self.last[0] == labels[0]) & (pieces[0] > 0)
@@ -172,12 +172,12 @@ def find_regions(
                 )
             file.write(numbers, 1, window=Window(0, rows.start, size[1], len(rows)))
     table, region = pieces.join()
-    kept = table[:, 2] >= min_area
-    number = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)
+    large = table[:, 2] >= min_area
+    number = np.concatenate([[0], np.where(large, np.cumsum(large), 0)]).astype(np.int32)
     with rasterio.open(path, "r+") as file:
         for rows in bands:
             window = Window(0, rows.start, size[1], len(rows))
             file.write(number[region[file.read(1, window=window)]], 1, window=window)
-    table = table[kept]
+    table = table[large]
     score = table[:, 3] / np.maximum(table[:, 1], 1) / SCORE_STEPS
     return Regions(table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2], score, table[:, 4:].astype(int), path)

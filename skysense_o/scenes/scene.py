@@ -211,13 +211,13 @@ def _log_scale(raster: Raster, trained: float, gsd: float | None) -> None:
     """Log how the raster is converted and its scale; warn where the scale is far from that of the training images."""
     for note in raster.notes:
         logger.info("%s: %s", raster.path.name, note)
-    own, seen = raster.areas.gsd, gsd or raster.areas.gsd
-    if own is None:
+    own_gsd, model_gsd = raster.areas.gsd, gsd or raster.areas.gsd
+    if own_gsd is None:
         logger.info("%s: %s; areas are given in pixels", raster.path.name, GROUND_UNKNOWN)
         return
-    resampled = f", resampled to {seen:g} m for the model" if gsd else ""
-    logger.info("%s: %.3g m per pixel%s", raster.path.name, own, resampled)
-    if trained and not 1 / FAR_GSD <= seen / trained <= FAR_GSD:
+    resampled = f", resampled to {model_gsd:g} m for the model" if gsd else ""
+    logger.info("%s: %.3g m per pixel%s", raster.path.name, own_gsd, resampled)
+    if trained and not 1 / FAR_GSD <= model_gsd / trained <= FAR_GSD:
         logger.warning(
             "the weights were trained at about %g m per pixel, so expect poor results here, or try --gsd %g",
             trained,
