@@ -29,6 +29,7 @@ from tqdm import tqdm
 from skysense_o.errors import USER_ERRORS, exit_code, message
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
 from skysense_o.scenes.georeference import SCENE_FORMATS, scene_tools
+from skysense_o.text_files import read_lines
 from skysense_o.vocabulary import Vocabulary
 
 ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
@@ -131,8 +132,7 @@ def words_of(args: argparse.Namespace):
     if args.classes_file:
         if not Path(args.classes_file).is_file():
             raise FileNotFoundError(f"no file of class names at {args.classes_file!r}")
-        lines = Path(args.classes_file).read_text().splitlines()
-        return Vocabulary.of([line for line in lines if line.strip()], background), None
+        return Vocabulary.of(read_lines(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None
 
 

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from skysense_o.text_files import read_json
+
 if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
@@ -169,7 +171,7 @@ def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:
     Raises:
         ValueError: the file is not an object of class name -> list of words.
     """
-    table = json.loads(Path(path).read_text())
+    table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(words, list) for words in table.values()):
         raise ValueError(f"{path} is no table of retrieval words: expected an object of class name -> list of words")
     return {name: words for name, words in table.items() if name != "except"}

@@ -8,8 +8,10 @@ import importlib
 import pytest
 
 MODULES = [
-    "errors", "device", "parallel", "clicks", "geometry", "vocabulary", "published", "weight_files", "pretraining",
-    "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache", "modeling.window_attention",
+    "errors", "byte_cache", "device", "parallel", "clicks", "geometry", "vocabulary", "published", "weight_files",
+    "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache", "modeling.window_attention",
+    "losses", "data.captions", "data.classes", "data.encode", "data.prepare", "data.question_mapper",
+    "data.relation_graph", "data.skysa", "data.catalog",
     "vqa.vqa_model", "vqa.counter", "evaluation.metrics", "evaluation.predictions", "evaluation.questions",
     "evaluation.table", "evaluation.zero_shot", "training.optimizer", "training.record", "training.ema",
 ]  # fmt: skip

@@ -110,7 +110,7 @@ def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
     path = spec.root / spec.splits[split]
     if not path.is_file():
         raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    lines = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     return {(Path(r["image"]).parent.name, Path(r["image"]).stem) for r in lines if r["split"] == split}
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from skysense_o.text_files import read_text
+
 DELIMITER = "{tuple_delimiter}"
 LOWEST, HIGHEST = 1, 10
 
@@ -160,7 +162,7 @@ def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no relation graph at {path!r}: tools/build_graph.py makes one")
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     if text.lstrip().startswith("{"):
         try:
             body = json.loads(text)

@@ -55,7 +55,7 @@ class Task:
     def rest(self) -> int:
         """What a pixel below the threshold is: the class that stands for the rest, where there is one; else none."""
         flags = list(self.background)
-        return flags.index(True) if flags.count(True) == 1 else self.classes
+        return flags.index(True) if flags.count(True) == 1 else self.num_classes
 
 
 @torch.no_grad()

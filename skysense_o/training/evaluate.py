@@ -26,6 +26,7 @@ from skysense_o.evaluation.segmentation import MEANS, Task, evaluate
 from skysense_o.evaluation.table import without_nan
 from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
 from skysense_o.inference.classify import load_vqa_model
+from skysense_o.text_files import read_json
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.vqa import VQAModel
 
@@ -124,7 +125,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
                 f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
                 " -> class -> words, such as tests/reference/heldout_words.json"
             )
-        words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text()).get(name, {})
+        words = read_json(cfg.TEST.HELDOUT_FILE).get(name, {})
         lacking = [n for n in table.classes if not words.get(n)]
         if lacking:
             raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {lacking} of {name}: give each class some")

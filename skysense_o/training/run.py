@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
 MAPPERS = {"labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
 # What a record must have for each mapper, one of these.
-NEEDS = {"labels": ("sem_seg_file_name",), "pairs": ("captions", "label"), "questions": ("answer",)}
+NEEDS = {"labels": ("sem_seg_file_name",), "captions": ("captions", "label"), "questions": ("answer",)}
 
 
 def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
@@ -73,15 +73,15 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
-    for name in () if eval_only else cfg.DATASETS.TRAIN:
-        records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
+    needs, training_sets = NEEDS[cfg.INPUT.MAPPER], [] if eval_only else load_records(cfg)
+    for name, records in zip(cfg.DATASETS.TRAIN, training_sets):
         if not any(key in records[0] for key in needs):
             raise ValueError(
                 f"DATASETS.TRAIN {name!r} has no {' or '.join(map(repr, needs))}, which INPUT.MAPPER"
                 f" {cfg.INPUT.MAPPER!r} trains on; it has {', '.join(records[0])}"
             )
     if cfg.INPUT.POINTS and not eval_only:
-        _check_points(cfg)
+        _check_points(cfg, [record for records in training_sets for record in records])
     check_tests(cfg)
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
         raise FileNotFoundError(
@@ -89,10 +89,14 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         )
 
 
-def _check_points(cfg: CfgNode) -> None:
-    """Marks that no training would look at say nothing by themselves."""
+def load_records(cfg: CfgNode) -> list[list[dict]]:
+    """The records of each data set of DATASETS.TRAIN; DATALOADER.SKIP_BAD leaves out those whose files are missing."""
+    return [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
+
+
+def _check_points(cfg: CfgNode, records: Sequence[dict]) -> None:
+    """Raise ValueError if no training question is about an annotated image."""
     marked = read_points(cfg.INPUT.POINTS)
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
     asked = [image_key(record["file_name"]) for record in records if asks_how_many(record["question"])]
     if marked.keys().isdisjoint(asked):
         raise ValueError(
@@ -111,8 +115,7 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
         if stored and (answers := with_new_names(yaml.safe_load(stored))["MODEL"]["VQA"].get("ANSWERS")):
             cfg.MODEL.VQA.ANSWERS = answers
             return
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
-    cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for record in records})
+    cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for records in load_records(cfg) for record in records})
 
 
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
@@ -134,7 +137,7 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
+    training_sets = load_records(cfg)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
@@ -147,7 +150,8 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, kept, **saved)
     start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
     if comm.is_main_process():
-        data = {name: records_of(name) for name in (*cfg.DATASETS.TRAIN, *test_sets(cfg)[0])}
+        data = dict(zip(cfg.DATASETS.TRAIN, training_sets))
+        data |= {name: records_of(name, cfg.DATALOADER.SKIP_BAD) for name in test_sets(cfg)[0]}
         write_run(Path(cfg.OUTPUT_DIR), cfg.dump(), seed, data, start)
     if start >= cfg.SOLVER.MAX_ITER:
         logger.info("All %d steps are done: nothing to train, only to evaluate", cfg.SOLVER.MAX_ITER)
@@ -155,7 +159,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
             return evaluate_all(cfg, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     loader = training_loader(
-        records,
+        [record for records in training_sets for record in records],
         MAPPERS[cfg.INPUT.MAPPER](cfg),
         batch=micro_batch(cfg),
         start=start * cfg.SOLVER.IMS_PER_BATCH,

@@ -18,7 +18,8 @@ from skysense_o.data.classes import load_classes
 from skysense_o.data.encode import by_color, by_threshold, by_value
 from skysense_o.data.labels import BadData
 from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
-from skysense_o.data.prepare import windows
+from skysense_o.data.prepare import Recipe, pairs_of, windows
+from skysense_o.data.zip_source import Entry
 
 
 @pytest.fixture
@@ -235,6 +236,19 @@ def test_a_list_of_validation_images_can_be_given(data, run, tmp_path):
     (tmp_path / "val.txt").write_text("water_body_2.jpg\n")
     assert run("wbs_si", "--source", tmp_path / folder, "--val-list", tmp_path / "val.txt")[0] == 0
     assert [Path(r["file_name"]).stem for r in records_of("wbs_si_val")] == ["water_body_2"]
+
+
+def test_a_list_may_have_blanks_and_dots_in_its_names(tmp_path):
+    """Lines were split at blanks, and a stem lost what follows its last dot: the wrong split, without an error."""
+    recipe = Recipe("wbs_si", r"images/(?P<stem>[^/]+)\.(?:jpg|png)", r"masks/(?P<stem>[^/]+)\.png", by_threshold())
+    stems = ["tile 1", "scene.v1.2", "scene.v1.3", "plain"]
+    entries = [Entry(f"images/{stem}.jpg", tmp_path) for stem in stems]
+    (tmp_path / "val.txt").write_bytes("\ufefftile 1\r\nscene.v1.2\r\n\r\nimages\\scene.v1.3.jpg\r\n".encode())
+    pairs = pairs_of(recipe, entries, tmp_path / "val.txt")
+    assert {pair.stem for pair in pairs if pair.split == "val"} == {"tile 1", "scene.v1.2", "scene.v1.3"}
+    (tmp_path / "val.txt").write_text("plane\n")
+    with pytest.raises(ValueError, match="val.txt has 'plane', which is no image: write one stem per line"):
+        pairs_of(recipe, entries, tmp_path / "val.txt")
 
 
 def test_lists_that_publishers_ship_are_needed(data, run, tmp_path):
