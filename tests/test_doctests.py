@@ -9,7 +9,8 @@ import pytest
 
 MODULES = [
     "errors", "byte_cache", "device", "parallel", "clicks", "geometry", "vocabulary", "published", "weight_files",
-    "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache", "modeling.window_attention",
+    "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache",
+    "modeling.window_attention",
     "losses", "data.captions", "data.classes", "data.encode", "data.prepare", "data.question_mapper",
     "data.relation_graph", "data.skysa", "data.catalog",
     "vqa.vqa_model", "vqa.counter", "evaluation.metrics", "evaluation.predictions", "evaluation.questions",

@@ -267,7 +267,7 @@ def test_one_s_own_by_path_and_by_name(mine, cfg, call):
     ("text", "says"),
     [
         ("classes: [water]\nsuffix: .png", r"holds \['suffix'\]: permitted are classes"),
-        ("classes: []", "'classes' must list names"),
+        ("classes: []", r"'classes' is \[\]: it must list the classes"),
         ("classes: [{id: 4, name: a}]", r"ids must run 0, 1, 2, ... in order, found \[4\]"),
         ("classes: [a, a]", r"'classes' has \['a'\] for two classes"),
         ("classes: [Water, water]", r"'classes' has \['Water', 'water'\] for two classes"),
@@ -338,13 +338,13 @@ def test_a_wrong_line_of_captions_is_named(tmp_path, name, text, says):
 
 
 def test_a_folder_that_is_no_data_set(mine, tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no dataset.yaml: it says the classes"):
+    with pytest.raises(FileNotFoundError, match="has no dataset.yaml, which lists the classes"):
         find(str(tmp_path))
     with pytest.raises(KeyError, match="has no split 'test': there are train, val"):
         find(f"{mine}:test")
     (mine / "dataset.yaml").write_text("name: dubai\nclasses: [a]")
     own_spec.cache_clear()
-    with pytest.raises(ValueError, match="the name 'dubai' is that of a row of ours"):
+    with pytest.raises(ValueError, match="the name 'dubai' belongs to another data set"):
         register_folders([str(mine)])
 
 
