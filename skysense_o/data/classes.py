@@ -12,7 +12,7 @@ from skysense_o.text_files import read_json, read_lines, read_yaml
 CLASSES_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "classes"
 OWN = "dataset.yaml"
 """The file that describes a user's own data set; see `own.py`."""
-KEYS = ("id", "name", "synonyms", "color", "background", "folder", "parent")
+KEYS = ("id", "name", "synonyms", "kinds", "color", "background", "folder", "parent")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ClassTable:
     background: tuple[bool, ...] = field(default=())  # True for a class that stands for everything else
     folders: tuple[str, ...] = field(default=())  # scene classification: the publisher's folder of each class
     parents: tuple[str, ...] = field(default=())  # a more general class; "" at the top
+    kinds: tuple[tuple[str, ...], ...] = field(default=())  # words for a part of the class: "wheat field" for crops
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -63,8 +64,8 @@ def table_of(entries: list, source: str) -> ClassTable:
     """Check class entries and build their table.
 
     Args:
-        entries: per class its name, or {"name", "id", "synonyms", "color", "background", "folder", "parent"}. Only the
-            name is required; a class without a color gets one of its own.
+        entries: per class its name, or {"name", "id", "synonyms", "kinds", "color", "background", "folder", "parent"}.
+            Only the name is required; a class without a color gets one of its own.
         source: file of the entries, for error messages.
 
     Raises:
@@ -100,6 +101,7 @@ def table_of(entries: list, source: str) -> ClassTable:
         tuple(entry.get("background", False) for entry in entries),
         tuple(entry.get("folder", entry["name"]) for entry in entries),
         tuple(entry.get("parent", "") for entry in entries),
+        tuple(tuple(entry.get("kinds") or ()) for entry in entries),
     )
 
 
@@ -112,12 +114,14 @@ def _check_entry(entry: object, where: str) -> None:
     unknown = sorted(map(str, set(entry) - set(KEYS)))
     if unknown:
         raise ValueError(f"{where} ({entry['name']!r}) has {unknown}: permitted are {', '.join(KEYS)}")
-    synonyms, color = entry.get("synonyms"), entry.get("color")
     where = f"{where} ({entry['name']!r})"
-    if synonyms is not None and not (
-        isinstance(synonyms, list | tuple) and all(isinstance(word, str) and word.strip() for word in synonyms)
-    ):
-        raise ValueError(f"{where} has synonyms {synonyms!r:.100}: it must be a list of words, such as [lake, pond]")
+    for key in ("synonyms", "kinds"):
+        words = entry.get(key)
+        if words is not None and not (
+            isinstance(words, list | tuple) and all(isinstance(word, str) and word.strip() for word in words)
+        ):
+            raise ValueError(f"{where} has {key} {words!r:.100}: it must be a list of words, such as [lake, pond]")
+    color = entry.get("color")
     if color is not None and not (
         isinstance(color, list | tuple) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
     ):

@@ -110,6 +110,7 @@ def training_loader(
     seed: int,
     workers: int,
     skip_bad: bool = False,
+    samples: Dataset | None = None,
 ) -> Batches:
     """Load the batches of a training.
 
@@ -120,6 +121,7 @@ def training_loader(
         seed: seed of shuffles and augmentations.
         workers: loader processes; 0: load in this process.
         skip_bad: skip records that cannot be used, instead of stopping.
+        samples: used in place of `NumberedSamples` of the records.
 
     Returns:
         An endless iterable over lists of samples.
@@ -127,7 +129,7 @@ def training_loader(
     own = torch.Generator().manual_seed(seed)  # so that the loader draws nothing from the model's random numbers
     return Batches(
         DataLoader(
-            NumberedSamples(records, mapper, seed, skip_bad),
+            NumberedSamples(records, mapper, seed, skip_bad) if samples is None else samples,
             batch_size=batch,
             sampler=SampleIndices(start),
             num_workers=workers,

@@ -92,7 +92,8 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
     except ImageError:
         raise
     except Exception as error:  # rasterio passes on GDAL's many
-        raise ImageError(f"{name} is not a raster that can be read ({error})") from error
+        reason = str(error) if remote else f"{error}; or it is a {container} of a kind that GDAL does not read"
+        raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 
 
 def is_georeferenced(path: Path, remote: bool = False) -> bool:

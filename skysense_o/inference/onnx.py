@@ -80,9 +80,10 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
         ValueError: a tower of fixed input, or a decoder in which names compete: neither was tried here.
     """
     model = predictor.model
-    if model.tower.input_size or not hasattr(model.sem_seg_head, "shared_tokens"):
+    head = getattr(model, "sem_seg_head", None)
+    if model.tower.input_size or not hasattr(head, "shared_tokens"):
         raise ValueError(
-            f"{type(model.tower).__name__} with {type(model.sem_seg_head).__name__} cannot be exported yet:"
+            f"{type(model.tower).__name__} with {type(head or model).__name__} cannot be exported yet:"
             " MiniTower with SAMMaskHead can"
         )
     half, divisor = ImageHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor

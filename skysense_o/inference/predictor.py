@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +17,13 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import nn
 
-from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
 from skysense_o.config import default_config, merge_file, merge_tree
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.prompted_image import PromptedImage
-from skysense_o.inference.sliding import segment_array
+from skysense_o.inference.sliding import ask_windows, segment_array
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ class Predictor:
         """Build a model and load weights: shipped ones by name, or a file.
 
         Args:
-            weights: "mini", a .safetensors, .pth, .pt or .ckpt file, or hf://org/repo/file.
+            weights: "mini", a .safetensors, .pth, .pt or .ckpt file, or hf://org/repo/file; SAM 3 as hf://facebook/sam3
+                or a folder of it.
             device: auto, cpu, cuda, cuda:1, ... or mps.
             config_file: YAML of the model; needed where the file does not hold it (ours in safetensors do).
             precision: fp32, or bf16 for speed and half the memory where the processor has it.
@@ -139,6 +140,19 @@ class Predictor:
         """Probabilities of windows at the masks' grid, in this predictor's precision; see `predict_windows`."""
         with self.in_precision():
             return self.model.predict_windows(windows, vocabulary).float()
+
+    def window_model(
+        self, vocabulary: Vocabulary, overview: Callable[[], torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """As `windows`, for the windows of one image; overview: see `ask_windows`."""
+        with self.in_precision():
+            ask = ask_windows(self.model, vocabulary, overview)
+
+        def probabilities(windows: torch.Tensor) -> torch.Tensor:
+            with self.in_precision():
+                return ask(windows).float()
+
+        return probabilities
 
     def in_precision(self) -> AbstractContextManager:
         """The context in which the model runs in this predictor's precision."""
@@ -185,7 +199,7 @@ class Predictor:
         read = None if isinstance(image, PromptedImage) else self._read(image)
         if window is not None or (read is not None and read.record.placed and not probabilities):
             pixels = torch.tensor(read.filled(self.fill)).permute(2, 0, 1)
-            ask = partial(self.windows, vocabulary=vocabulary)
+            ask = self.window_model(vocabulary, lambda: pixels)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
             classes, labels = fold_background(vocabulary, labels, score, threshold)
             return _without_data(Segmentation(classes, labels, score, vocabulary, threshold=threshold), read.valid)
@@ -247,9 +261,11 @@ class Predictor:
 def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNode:
     """The config of a model for inference: that of the YAML where one is named, else what the weights' file holds."""
     cfg = default_config()
+    if path is not None and path.is_dir():
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the one model that comes as a folder, and says so if it is another
     if config_file:
         merge_file(cfg, config_file)
-    else:
+    elif path is None or path.is_file():
         stored = read_config(path)
         if stored is None:
             raise WeightsError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skysense_o.inference.blending import WindowRow, reflected, run_windows
 from skysense_o.inference.windows import OVERLAP, WINDOW, Plan
@@ -60,6 +61,17 @@ def plan_windows(
     )
 
 
+def ask_windows(model: nn.Module, vocabulary: Vocabulary, overview: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What gives the probabilities of one image's windows: uint8 (B,3,h,w) -> (B,C,h',w').
+
+    overview: gives the whole image, uint8 (3,H,W), at any scale; called only for a model that judges on the whole image
+    which phrases are present (`Sam3.image_presence`).
+    """
+    judge = getattr(model, "image_presence", None)
+    presence = {} if judge is None else {"presence": judge(overview, vocabulary)}
+    return partial(model.predict_windows, vocabulary=vocabulary, **presence)
+
+
 def batch_size(device: torch.device) -> int:
     """How many windows to run at a time."""
     return BATCH.get(device.type, OTHER_BATCH)
@@ -105,7 +117,7 @@ def segment_array(
         place = slice(rows.start, rows.stop), slice(cols.start, cols.stop)
         labels[place], score[place] = ids.numpy(), best.numpy()
 
-    ask = probabilities or (lambda windows: model.predict_windows(windows, vocabulary))
+    ask = probabilities or ask_windows(model, vocabulary, lambda: image)
     batch = batch or batch_size(model.device)
     with torch.inference_mode():
         for strip in plan.strips:

@@ -21,6 +21,7 @@ from skysense_o.inference.export import palette_of
 from skysense_o.inference.predictor import NONE, Predictor
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
+from skysense_o.scenes.instances import instance_regions
 from skysense_o.scenes.label_store import NO_SCORE
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("geotiff", "labels", "confidence", "gpkg", "geojson", "coco", "boxes", "areas", "overlay", "json")
 """`labels` is another word for `geotiff`."""
+REGION_FORMATS = {"gpkg", "geojson", "coco", "boxes"}
+"""One feature a region of the label map, or an object where the model finds objects."""
 OVERLAY_SIDE = 2048
 
 
@@ -139,14 +142,17 @@ def _save_regions(
     min_area: float,
     simplify: float,
 ) -> list[Path]:
-    if not {"gpkg", "geojson", "coco", "boxes"} & set(formats):
+    if not REGION_FORMATS & set(formats):
         return []
     work, raster, classes = scene.work, scene.raster, scene.classes
     wanted = np.zeros(np.iinfo(work.dtype).max + 1, bool)
     first = 1 if classes[0] == NONE else 0
     wanted[first : len(classes)] = True
     path = work.folder / "regions.tif"
-    regions: Regions = find_regions(work.read, work.bands(), work.size, wanted, raster.areas, path, min_area)
+    if scene.instances is None:
+        regions: Regions = find_regions(work.read, work.bands(), work.size, wanted, raster.areas, path, min_area)
+    else:
+        regions = instance_regions(work.folder, work, raster, scene.instances, path, min_area)
     written = []
     if {"gpkg", "geojson"} & set(formats):
         file, known = raster.file, raster.areas.known
@@ -210,8 +216,17 @@ def run_scene(
     remote = options.remote
     with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
         check_formats(formats, raster)
+        objects = getattr(predictor.model, "offers_instances", False) and bool(REGION_FORMATS & set(formats))
         scene = segment_scene(
-            predictor, raster, vocabulary, work, options, process=share[0], processes=share[1], progress=progress
+            predictor,
+            raster,
+            vocabulary,
+            work,
+            options,
+            process=share[0],
+            processes=share[1],
+            progress=progress,
+            instances=objects,
         )
         if processes:
             processes.wait_for_everyone()

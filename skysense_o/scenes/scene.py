@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skysense_o.inference.blending import WindowRow, reflected, run_windows
-from skysense_o.inference.predictor import Predictor, fold_background
+from skysense_o.inference.predictor import NONE, Predictor, fold_background
 from skysense_o.inference.sliding import MEMORY, batch_size, plan_windows, thread_count
 from skysense_o.inference.windows import Plan
+from skysense_o.scenes.instances import collect_instances
 from skysense_o.scenes.label_store import LabelStore
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.raster import Raster
@@ -59,6 +60,7 @@ class Scene:
     classes: tuple[str, ...]
     threshold: float | None
     settings: dict = field(default_factory=dict)
+    instances: dict[int, int] | None = None  # where objects were looked for: index of a class -> id in the labels
 
 
 def parse_bytes(text: str) -> int:
@@ -88,6 +90,7 @@ def segment_scene(
     process: int = 0,
     processes: int = 1,
     progress: bool = True,
+    instances: bool = False,
 ) -> Scene:
     """Label every valid pixel of a raster; call inside `gdal_settings()`. An interrupted call goes on where it stopped.
 
@@ -95,6 +98,7 @@ def segment_scene(
         raster: opened with the bands, gsd and aoi of the options.
         folder: of the work, made if need be; kept until the caller removes it (`Scene.work.remove`).
         process, processes: which share of the rows is done here; all shares go into the same folder.
+        instances: look for objects as well, with a model that offers them; each window is looked at once more.
 
     Raises:
         ValueError, FileNotFoundError, ImageError: see `Raster` and `plan_windows`. OSError: no room on the disk.
@@ -111,10 +115,14 @@ def segment_scene(
     _check_room(folder.parent, raster.size, len(classes))
     work = LabelStore(folder, raster.size, len(classes), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
+    if not work.done:  # what other settings have left behind
+        (folder / f"instances_{process}.jsonl").unlink(missing_ok=True)
+    with torch.inference_mode():
+        probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
 
     def ask(windows: Tensor) -> Tensor:
         bar.update(len(windows))
-        return predictor.windows(windows, vocabulary)
+        return probabilities(windows)
 
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, disable=not progress)
     with closing(bar), torch.inference_mode(), raster.again() as mine:
@@ -126,7 +134,22 @@ def segment_scene(
                 load = _loader(plan, strip, raster, predictor.fill, bar)
                 write = _writer(work, number, mine, vocabulary, threshold)
                 run_windows(plan, strip, rows, load, ask, write, batch, pool)
-    return Scene(raster, work, classes, threshold, settings)
+    if not instances:
+        return Scene(raster, work, classes, threshold, settings)
+    with raster.again() as mine, torch.inference_mode():
+        with predictor.in_precision():
+            presence = predictor.model.image_presence(lambda: _overview(mine, plan.rows.window), vocabulary)
+        collect_instances(
+            predictor, mine, vocabulary, plan, folder, options.threshold, presence, process, processes, progress
+        )
+    asked = [i for i, background in enumerate(vocabulary.background) if not background]
+    return Scene(raster, work, classes, threshold, settings, {c: k + (classes[0] == NONE) for k, c in enumerate(asked)})
+
+
+def _overview(raster: Raster, side: int) -> Tensor:
+    """uint8 (3,h,w): the whole scene, reduced so that its longer side is no longer than `side`."""
+    factor = min(1.0, side / max(raster.size))
+    return torch.from_numpy(raster.thumbnail(tuple(max(1, round(n * factor)) for n in raster.size)))
 
 
 def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar: tqdm) -> Callable[[int], WindowRow]:
@@ -215,6 +238,7 @@ def _settings(
         "window": [plan.rows.window, plan.cols.window],
         "overlap": plan.rows.overlap,
         "strips": len(plan.strips),
+        **getattr(predictor.model, "settings", {}),
         "processes": processes,
     }
 
