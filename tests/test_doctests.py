@@ -12,7 +12,7 @@ MODULES = [
     "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache",
     "modeling.window_attention",
     "losses", "data.captions", "data.classes", "data.encode", "data.prepare", "data.question_mapper",
-    "data.relation_graph", "data.skysa", "data.catalog",
+    "data.relation_graph", "data.skysa", "data.catalog", "data.augment", "data.labels",
     "vqa.vqa_model", "vqa.counter", "evaluation.metrics", "evaluation.predictions", "evaluation.questions",
     "evaluation.table", "evaluation.zero_shot", "training.optimizer", "training.record", "training.ema",
 ]  # fmt: skip

@@ -76,6 +76,9 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
 
     Raises:
         KeyError: no such name; offers near ones. FileNotFoundError, ValueError: a folder that is not a data set.
+
+    >>> [(spec.name, split) for spec, split in find("isaid_test")]  # an alias
+    [('isaid', 'val')]
     """
     if name in DatasetCatalog.list() and "spec" in MetadataCatalog.get(name).as_dict():
         meta = MetadataCatalog.get(name)

@@ -45,8 +45,8 @@ ALL = ("all",)
 def file_stem(name: str) -> str:
     """File name for the results of a data set, whose name may be a path.
 
-    >>> file_stem("../mine:val")
-    'mine_val'
+    >>> file_stem("folder/mine:val")
+    'folder_mine_val'
     """
     return re.sub(r"[^\w.@-]+", "_", name).strip("_")
 
