@@ -17,6 +17,12 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.GSD = 0.0  # metres per pixel of the training images, to warn of other scenes; 0: unknown
 
+    # What the weights were trained on; training fills it in, and inference warns about words and scenes far from it.
+    cfg.MODEL.KNOWN = CfgNode()
+    cfg.MODEL.KNOWN.CLASSES = []  # each with its synonyms, separated by bars; [] if unknown
+    cfg.MODEL.KNOWN.DATASETS = []
+    cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown
+
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
     cfg.MODEL.TOWER.NAME = "MiniTower"
@@ -227,7 +233,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
 
 # The keys that describe a model, stored with its weights; the others describe a run.
-MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
+MODEL_KEYS = ("META_ARCHITECTURE", "KNOWN", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES", "TRAINING_FREE",

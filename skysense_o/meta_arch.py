@@ -22,7 +22,8 @@ from skysense_o.objective import Objective
 from skysense_o.partial_objective import partial_terms
 from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
-from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
 
 
 @META_ARCH_REGISTRY.register()

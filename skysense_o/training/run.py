@@ -28,6 +28,7 @@ from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.mixed_mapper import MixedMapper
 from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
+from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
 from skysense_o.renamed_keys import with_new_names
 from skysense_o.training.checkpointer import RunCheckpointer
@@ -132,6 +133,21 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
     cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for records in load_records(cfg) for record in records})
 
 
+def fill_known(cfg: CfgNode) -> None:
+    """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its own data sets."""
+    stored = {}
+    if cfg.MODEL.WEIGHTS and (text := read_config(find_weights(cfg.MODEL.WEIGHTS))):
+        stored = with_new_names(yaml.safe_load(text))["MODEL"].get("KNOWN", {})
+    loss = cfg.MODEL.LOSS
+    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE)) and cfg.MODEL.META_ARCHITECTURE == "SkySenseO"
+    classes, sets, gsd = training_facts(cfg.DATASETS.TRAIN) if words else ([], [], [])
+    known = cfg.MODEL.KNOWN
+    known.CLASSES = sorted({*stored.get("CLASSES", []), *classes})
+    known.DATASETS = list(dict.fromkeys((*stored.get("DATASETS", []), *sets)))
+    metres = [*stored.get("GSD", []), *gsd]
+    known.GSD = [min(metres), max(metres)] if metres else []
+
+
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     """Build the model of a config on its device, and load MODEL.WEIGHTS if there are any.
 
@@ -152,6 +168,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says -> metrics of the last evaluation."""
     register_folders(cfg.DATASETS.FOLDERS)  # this may be another process than that of `check_config`
     training_sets = load_records(cfg)
+    fill_known(cfg)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
