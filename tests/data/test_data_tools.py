@@ -93,6 +93,16 @@ def test_the_benchmark_measures_made_up_images(call, tmp_path):
     assert "augmentation takes" in said
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    """The first class was "\ufeffbuilding", another class for the model."""
+    demo = load_script("demo/demo.py")
+    (tmp_path / "words.txt").write_bytes("building\r\n\r\nroad\r\n".encode(encoding))
+    words = ["--input", "a", "--output", "b", "--classes-file", str(tmp_path / "words.txt")]
+    vocabulary, _ = demo.words_of(demo.parser().parse_args(words))
+    assert vocabulary.classes == ("building", "road")
+
+
 def test_open_world_words(dubai, monkeypatch):
     demo = load_script("demo/demo.py")
     vocabulary, colors = demo.words_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
