@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from skysense_o.checkpoint import load_state, save_weights, state_to_save
 from skysense_o.training.ema import MovingAverage
+from skysense_o.weight_files import WeightsError, load_plain
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +92,9 @@ class RunCheckpointer(Checkpointer):
         last = Path(self.get_checkpoint_file())
         for path in dict.fromkeys([last, *self._numbered()]):
             try:
-                self._read = {str(path): torch.load(path, map_location="cpu", weights_only=True)}
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logger.warning("%s cannot be read (%s): trying the one before", path, reason)
+                self._read = {str(path): load_plain(path)}
+            except WeightsError as error:
+                logger.warning("%s cannot be read: trying the one before. %s", path, error)
                 continue
             return self.load(str(path))["iteration"] + 1
         raise FileNotFoundError(f"no checkpoint in {self.save_dir} can be read: start without --resume")
