@@ -15,10 +15,10 @@ interrupted scene goes on where it stopped when the same command is given again.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tabulate import tabulate
 from tqdm import tqdm
 
-from skysense_o.errors import USER_ERRORS, exit_code, message
+from skysense_o.errors import exit_code, file_error, is_expected
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
 from skysense_o.scenes.georeference import SCENE_FORMATS, scene_tools
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import write_json
 
 ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 
@@ -202,10 +203,15 @@ def run() -> int:
     formats, images = check(args), find_images(args.input)
     scenes = {path for path in images if goes_as_scene(path, formats, args)}
     known = {}
-    if len(images) == 1 and not scenes:  # its error is the error of the whole call, known before the model is loaded
-        known = {images[0]: read(images[0], args)}
-    if len(images) == 1 and scenes:
-        scene_tools().check_scene(images[0], formats, scene_options(args))
+
+    def try_one(path: Path, stem: str) -> None:
+        if path in scenes:
+            scene_tools().check_scene(path, formats, scene_options(args))
+        else:
+            known[path] = read(path, args)
+
+    if len(images) == 1 and (code := each(images, try_one)):  # known before the model is loaded
+        return code
     predictor = Predictor.from_pretrained(
         args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint
     )
@@ -237,21 +243,32 @@ def run() -> int:
             colors=colors, processes=processes, **options,
         )  # fmt: skip
 
-    failed: list[str] = []
-    progress = tqdm(list(zip(images, stems_of(images))), unit="image", disable=len(images) == 1)
-    for path, stem in progress:
-        try:
-            written, rows = scene(path, stem) if path in scenes else plain(path, stem)
-        except USER_ERRORS as error:
-            failed.append(f"error: {message(error)}")
-            continue
+    def one(path: Path, stem: str) -> None:
+        written, rows = scene(path, stem) if path in scenes else plain(path, stem)
         tqdm.write("\n".join(map(printable, written)))
         rows = [row for row in rows if row["pixels"] or not args.open_world]
         if rows:
             tqdm.write(table_of(rows))
+
+    return each(images, one)
+
+
+def each(images: list[Path], work: Callable[[Path, str], None]) -> int:
+    """Call work(path, stem) for each image. One that fails does not end the batch; its error is told at the end.
+
+    Returns:
+        The exit code: 2 for a mistake in the only image, 1 if images of a batch failed or an error was unexpected.
+    """
+    failed, code = [], 2 if len(images) == 1 else 1
+    for path, stem in tqdm(list(zip(images, stems_of(images))), unit="image", disable=len(images) == 1):
+        try:
+            work(path, stem)
+        except Exception as error:
+            failed.append(f"error: {file_error(error, printable(path.name))}")
+            code = code if is_expected(error) else 1
     if failed:
         print("\n".join(failed), file=sys.stderr)
-    return 0 if not failed else 2 if len(images) == 1 else 1
+    return code if failed else 0
 
 
 def interactive(args: argparse.Namespace) -> int:
@@ -285,33 +302,39 @@ def whole_images(args: argparse.Namespace) -> int:
     """--task classify: the names of an image, ranked. --task ask: the answers to questions about it."""
     import torch
 
+    from skysense_o.device import choose_device
     from skysense_o.inference.classify import classify, load_vqa_model
     from skysense_o.inference.predictor import Predictor
 
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):
         raise ValueError('--task ask needs --question "..."')
+    check(args)
     names = words_of(args)[0].classes if args.task == "classify" else ()
-    images = find_images(args.input)
+    images, half = find_images(args.input), args.precision == "bf16"
     if args.task == "ask":
-        model = load_vqa_model(args.weights, args.device)
+        model = load_vqa_model(args.weights, args.device, args.config_file, half, args.trust_checkpoint)
     else:
-        model = Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision).model
-    Path(args.output).mkdir(parents=True, exist_ok=True)
-    for path, stem in zip(images, stems_of(images)):
+        model = Predictor.from_pretrained(
+            args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint
+        ).model
+
+    def one(path: Path, stem: str) -> None:
         image, written = read(path, args).filled(), Path(args.output) / f"{stem}_{args.task}.json"
-        body = {"input": printable(path.name), "weights": args.weights}
-        if args.task == "ask":
-            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-            said = model.answer([pixels] * len(args.question), args.question)
-            body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, said, strict=True)]
-            print(*(f"{printable(path.name)}: {one['question']} {one['answer']}" for one in body["answers"]), sep="\n")
-        else:
-            rows = classify(model, image, names)
-            body["names"] = [{"name": name, "cosine": round(score, 4)} for name, score in rows]
-            print(f"{printable(path.name)}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}")
-        written.write_text(json.dumps(body, indent=1))
-        print(printable(written))
-    return 0
+        body, name = {"input": printable(path.name), "weights": args.weights}, printable(path.name)
+        with torch.autocast(choose_device(args.device).type, torch.bfloat16, enabled=half):
+            if args.task == "ask":
+                pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+                said = model.answer([pixels] * len(args.question), args.question)
+                body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, said, strict=True)]
+                text = "\n".join(f"{name}: {answer['question']} {answer['answer']}" for answer in body["answers"])
+            else:
+                rows = classify(model, image, names)
+                body["names"] = [{"name": word, "cosine": round(score, 4)} for word, score in rows]
+                text = f"{name}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}"
+        write_json(written, body)
+        tqdm.write(f"{text}\n{printable(written)}")
+
+    return each(images, one)
 
 
 def table_of(rows: list[dict]) -> str:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
-"""Keys under which programs keep the table of tensors: Detectron2; mmsegmentation, Lightning; PyTorch's tutorials; ..."""
+"""Keys under which programs keep the table: Detectron2; Lightning and mmsegmentation; PyTorch's tutorials; ..."""
 HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)/(?P<file>[^#]+)")
 
 

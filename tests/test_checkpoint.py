@@ -214,6 +214,14 @@ def test_one_name_with_and_without_prefix_is_refused(tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
+def problem_of(path) -> WeightsError | None:
+    try:
+        read_weights(path)
+    except WeightsError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_damaged_pth_names_its_path(tmp_path, zipped):
     """Damage once surfaced as IndexError, KeyError or UnicodeDecodeError without a path."""
@@ -224,10 +232,9 @@ def test_a_damaged_pth_names_its_path(tmp_path, zipped):
         for place in rng.integers(0, min(len(data), 400), 3):
             data[place] = rng.integers(0, 256)
         (tmp_path / "bad.pth").write_bytes(data)
-        try:
-            read_weights(tmp_path / "bad.pth")
-        except WeightsError as error:
-            assert str(tmp_path / "bad.pth") in str(error)
-            assert "\n" not in str(error)
-            kinds.add(type(error.__cause__))
+        problem = problem_of(tmp_path / "bad.pth")
+        if problem is not None:
+            assert str(tmp_path / "bad.pth") in str(problem)
+            assert "\n" not in str(problem)
+            kinds.add(type(problem.__cause__))
     assert kinds & {IndexError, KeyError, UnicodeDecodeError, AttributeError, TypeError}

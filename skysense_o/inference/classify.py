@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -63,17 +64,27 @@ def classify(model: nn.Module, image: np.ndarray, classes: Sequence[str]) -> lis
     return sorted(zip(classes, scores), key=lambda row: -row[1])
 
 
-def load_vqa_model(weights: str, device: str = "auto") -> nn.Module:
-    """An `VQAModel` from weights that hold their config.
+def load_vqa_model(
+    weights: str | Path,
+    device: str = "auto",
+    config_file: str | Path | None = None,
+    half: bool = False,
+    trust: bool = False,
+) -> nn.Module:
+    """Build a `VQAModel` from weights.
+
+    Args:
+        weights, device, config_file: see `Predictor.from_pretrained`.
+        half, trust: see `build_with_weights`.
 
     Raises:
-        WeightsError: weights without a config. ValueError: of a model that does not answer.
+        WeightsError: weights without a config. ValueError: weights of a model that does not answer.
     """
     path = find_weights(weights)
-    cfg = config_of(path)
+    cfg = config_of(path, config_file)
     if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
         raise ValueError(f"{path} holds no VQA model: train one (configs/mini/vqa.yaml), give its safetensors")
-    model, _ = build_with_weights(cfg, path)
+    model, _ = build_with_weights(cfg, path, half, trust)
     return model.to(choose_device(device)).eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from skysense_o.inference.drawing import NONE_COLOR, Color, colors_for, overlay, with_legend
 from skysense_o.inference.predictor import NONE, Segmentation
+from skysense_o.whole_files import whole, write_json
 
 FORMATS = ("overlay", "labels", "probabilities", "json")
 MOST_8_BIT = 254
@@ -33,7 +33,6 @@ def save(
     colors: Sequence[Color] | None = None,
 ) -> list[Path]:
     """Write the formats asked for into `folder` as `<stem>_...`; the paths, in order. settings go into the JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
     palette, written = palette_of(found.classes, colors), []
     if "overlay" in formats:
         laid = overlay(image, found.labels, palette)
@@ -41,19 +40,24 @@ def save(
             laid[~found.valid] = 255
         shares = [row["share"] for row in found.areas()]
         written.append(folder / f"{stem}_overlay.png")
-        with_legend(laid, found.classes, palette, shares).save(written[-1])
+        write_png(written[-1], with_legend(laid, found.classes, palette, shares))
     if "labels" in formats:
         kind = np.uint8 if len(found.classes) <= MOST_8_BIT else np.uint16
         written.append(folder / f"{stem}_labels.png")
-        Image.fromarray(found.labels.astype(kind)).save(written[-1])
+        write_png(written[-1], Image.fromarray(found.labels.astype(kind)))
     if "probabilities" in formats:
         written.append(folder / f"{stem}_probabilities.npz")
-        np.savez_compressed(
-            written[-1], probabilities=found.probabilities.astype(np.float16), class_names=found.vocabulary.classes
-        )
+        kept = found.probabilities.astype(np.float16)
+        with whole(written[-1]) as part, open(part, "wb") as file:
+            np.savez_compressed(file, probabilities=kept, class_names=found.vocabulary.classes)
     if "json" in formats:
         rows = [{**row, "color": list(color)} for row, color in zip(found.areas(), palette)]
         written.append(folder / f"{stem}.json")
-        body = {"classes": rows, "presence": found.presence, "settings": settings}
-        written[-1].write_text(json.dumps(body, indent=1))
+        write_json(written[-1], {"classes": rows, "presence": found.presence, "settings": settings})
     return written
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a PNG atomically; see `whole`."""
+    with whole(path) as part:
+        image.save(part, format="PNG")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from skysense_o.inference.classify import phrase_vectors
 from skysense_o.inference.predictor import Predictor
 from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole, write_json
 
 OPSET = 20
 MOST_SIDE, MOST_BATCH, MOST_NAMES = 8192, 64, 65536
@@ -106,7 +106,8 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
             dynamic_shapes=({0: batch, 2: height, 3: width}, {0: phrases}),
             verbose=False,
         )
-    program.save(str(path))
+    with whole(path) as part:
+        program.save(str(part))
     facts = {
         "inputs": {
             "image": f"float32 (B,3,H,W), RGB, 0..255; H and W multiples of {divisor}: pad right and below",
@@ -127,7 +128,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
         "opset": OPSET,
         "torch": torch.__version__,
     }
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
+    write_json(path.with_suffix(".json"), facts)
     return facts
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from PIL import Image
 
 from skysense_o.image_io import gdal_settings
 from skysense_o.inference.drawing import Color, overlay, with_legend
-from skysense_o.inference.export import palette_of
+from skysense_o.inference.export import palette_of, write_png
 from skysense_o.inference.predictor import NONE, Predictor
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
@@ -28,6 +28,7 @@ from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, SceneOptions, record, segment_scene
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import write_text
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -94,14 +95,14 @@ def save_scene(
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        _write(written[-1], text.getvalue())
+        write_text(written[-1], text.getvalue())
     if "overlay" in formats:
         written.append(folder / f"{stem}_overlay.png")
-        _overlay(scene, palette, rows).save(written[-1])
+        write_png(written[-1], _overlay(scene, palette, rows))
     if "json" in formats:
         written.append(folder / f"{stem}.json")
         classes = [{**row, "color": list(color)} for row, color in zip(rows, palette)]
-        _write(written[-1], json.dumps({"classes": classes, "settings": scene.settings}, indent=1))
+        write_text(written[-1], json.dumps({"classes": classes, "settings": scene.settings}, indent=1))
     return written, rows
 
 
@@ -159,10 +160,10 @@ def _save_regions(
             write_geojson(table, written[-1])
     if "coco" in formats:
         written.append(folder / f"{stem}_coco.json")
-        _write(written[-1], json.dumps(coco_dataset(regions, work.size, classes, first, raster.path.name)))
+        write_text(written[-1], json.dumps(coco_dataset(regions, work.size, classes, first, raster.path.name)))
     if "boxes" in formats:
         written.append(folder / f"{stem}_boxes.json")
-        _write(written[-1], json.dumps(coco_boxes(regions)))
+        write_text(written[-1], json.dumps(coco_boxes(regions)))
     return written
 
 
@@ -213,17 +214,11 @@ def run_scene(
         scene = segment_scene(
             predictor, raster, vocabulary, work, options, process=share[0], processes=share[1], progress=progress
         )
-        if processes:
-            processes.wait_for_everyone()
-        if share[0]:
-            scene.work.close()
-            return [], []
-        found = save_scene(scene, folder, stem, formats, colors, min_area, simplify)
-        scene.work.remove()
+        with closing(scene.work):
+            if processes:
+                processes.wait_for_everyone()
+            if share[0]:
+                return [], []
+            found = save_scene(scene, folder, stem, formats, colors, min_area, simplify)
+            scene.work.remove()
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from skysense_o.errors import USER_ERRORS, message
+from skysense_o.errors import file_error
+from skysense_o.image_io import printable
 from skysense_o.vocabulary import Vocabulary
 
 OBJECT_STORE = 512 * 2**20
@@ -34,8 +35,8 @@ class SceneWorker:
             written, _ = run_scene(
                 self.predictor, path, self.words, self.folder, row["stem"], self.formats, self.options, progress=False
             )
-        except USER_ERRORS as problem:  # one bad scene does not end the archive
-            error = message(problem)
+        except Exception as problem:  # one bad scene does not end the archive
+            error = file_error(problem, printable(path.name))
         return {**row, "written": [str(p) for p in written], "error": error}
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,15 +117,18 @@ def segment_scene(
         return predictor.windows(windows, vocabulary)
 
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, disable=not progress)
-    with closing(bar), torch.inference_mode(), raster.again() as mine:
-        for number, strip in enumerate(plan.strips):
-            begin = max(share.start, work.done.get(number, share.start))
-            rows = range(begin, share.stop)
-            bar.update(_windows_before(plan, strip, share, begin))
-            if rows:
-                load = _loader(plan, strip, raster, predictor.fill, bar)
-                write = _writer(work, number, mine, vocabulary, threshold)
-                run_windows(plan, strip, rows, load, ask, write, batch, pool)
+    with ExitStack() as failed:
+        failed.callback(work.close)
+        with closing(bar), torch.inference_mode(), raster.again() as mine:
+            for number, strip in enumerate(plan.strips):
+                begin = max(share.start, work.done.get(number, share.start))
+                rows = range(begin, share.stop)
+                bar.update(_windows_before(plan, strip, share, begin))
+                if rows:
+                    load = _loader(plan, strip, raster, predictor.fill, bar)
+                    write = _writer(work, number, mine, vocabulary, threshold)
+                    run_windows(plan, strip, rows, load, ask, write, batch, pool)
+        failed.pop_all()
     return Scene(raster, work, classes, threshold, settings)
 
 

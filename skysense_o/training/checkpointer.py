@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
+from safetensors import SafetensorError
 from torch import nn
 
 from skysense_o.checkpoint import load_state, save_weights, state_to_save
 from skysense_o.training.ema import MovingAverage
 from skysense_o.weight_files import WeightsError, load_plain
+from skysense_o.whole_files import whole
 
 logger = logging.getLogger(__name__)
 
@@ -111,20 +112,12 @@ class RunCheckpointer(Checkpointer):
 
 
 def _write(path: Path, write) -> None:
-    temporary = path.with_name(path.name + ".part")
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for errors of the disk
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with whole(path) as part:
+            write(part)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for errors of the disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
             f"{path} could not be written ({reason}): is the disk full? Older checkpoints are unchanged: free space"
             " and continue with --resume"
         ) from error
-    folder = os.open(path.parent, os.O_RDONLY)  # sync the folder, so that the rename survives a crash
-    os.fsync(folder)
-    os.close(folder)
