@@ -312,7 +312,7 @@ def whole_images(args: argparse.Namespace) -> int:
     names = words_of(args)[0].classes if args.task == "classify" else ()
     images, half = find_images(args.input), args.precision == "bf16"
     if args.task == "ask":
-        model = load_vqa_model(args.weights, args.device, args.config_file, half, args.trust_checkpoint)
+        model = load_vqa_model(args.weights, args.device, args.config_file, args.trust_checkpoint)
     else:
         model = Predictor.from_pretrained(
             args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint

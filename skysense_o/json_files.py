@@ -1,4 +1,4 @@
-"""Check JSON that people and other programs wrote: each error is one line that says where, what, and what is permitted."""
+"""Check JSON that people and other programs wrote; an error says in one line where, what, and what is permitted."""
 
 from __future__ import annotations
 

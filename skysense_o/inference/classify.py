@@ -68,14 +68,13 @@ def load_vqa_model(
     weights: str | Path,
     device: str = "auto",
     config_file: str | Path | None = None,
-    half: bool = False,
     trust: bool = False,
 ) -> nn.Module:
     """Build a `VQAModel` from weights.
 
     Args:
         weights, device, config_file: see `Predictor.from_pretrained`.
-        half, trust: see `build_with_weights`.
+        trust: see `build_with_weights`.
 
     Raises:
         WeightsError: weights without a config. ValueError: weights of a model that does not answer.
@@ -84,7 +83,7 @@ def load_vqa_model(
     cfg = config_of(path, config_file)
     if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
         raise ValueError(f"{path} holds no VQA model: train one (configs/mini/vqa.yaml), give its safetensors")
-    model, _ = build_with_weights(cfg, path, half, trust)
+    model, _ = build_with_weights(cfg, path, trust=trust)
     return model.to(choose_device(device)).eval()
 
 

@@ -16,9 +16,11 @@ FORMATS = ("overlay", "labels", "probabilities", "json")
 MOST_8_BIT = 254
 
 
-def palette_of(classes: Sequence[str], given: Sequence[Color] | None = None) -> list[Color]:
+def palette_of(
+    classes: Sequence[str], given: Sequence[Color] | None = None, has_none: bool | None = None
+) -> list[Color]:
     """A colour for each id; "none" is grey. given: for the asked names, in their order."""
-    if classes[0] == NONE:
+    if classes[0] == NONE if has_none is None else has_none:
         return [NONE_COLOR, *colors_for(classes[1:], given)]
     return colors_for(classes, given)
 
@@ -33,7 +35,7 @@ def save(
     colors: Sequence[Color] | None = None,
 ) -> list[Path]:
     """Write the formats asked for into `folder` as `<stem>_...`; the paths, in order. settings go into the JSON."""
-    palette, written = palette_of(found.classes, colors), []
+    palette, written = palette_of(found.classes, colors, found.has_none), []
     if "overlay" in formats:
         laid = overlay(image, found.labels, palette)
         if found.valid is not None:

@@ -59,6 +59,11 @@ class Segmentation:
         """The id of pixels without data: 255, or 65535 above 254 names, as in the label maps of scenes."""
         return 255 if len(self.classes) <= 254 else 65535
 
+    @property
+    def has_none(self) -> bool:
+        """Whether id 0 stands for pixels of no class, rather than for the first class."""
+        return self.threshold is not None or any(self.vocabulary.background)
+
     def areas(self) -> list[dict]:
         """One row a name: id, name, pixels, share of the pixels that have data."""
         labels = self.labels if self.valid is None else self.labels[self.valid]
@@ -285,6 +290,11 @@ def fold_background(
     """Ids 0.. of the classes; with background words or a threshold 0 is "none" and the classes start at 1."""
     if threshold is None and not any(vocabulary.background):
         return vocabulary.classes, labels
+    if NONE in vocabulary.classes:
+        raise ValueError(
+            f"a class is called {NONE!r}, as are pixels of no class where a threshold or background words are given:"
+            f" give it another name, as in 'nothing|{NONE}'"
+        )
     asked = [i for i, flag in enumerate(vocabulary.background) if not flag]
     ids = np.zeros(len(vocabulary), np.promote_types(labels.dtype, np.min_scalar_type(len(asked))))
     ids[asked] = np.arange(1, len(asked) + 1)

@@ -18,12 +18,13 @@ from PIL import Image
 from skysense_o.image_io import gdal_settings
 from skysense_o.inference.drawing import Color, overlay, with_legend
 from skysense_o.inference.export import palette_of, write_png
-from skysense_o.inference.predictor import NONE, Predictor
+from skysense_o.inference.predictor import Predictor
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
+from skysense_o.scenes.geojson import write_geojson
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
 from skysense_o.scenes.label_store import NO_SCORE
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
-from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
+from skysense_o.scenes.polygons import LAYER, polygons, write_geopackage
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, SceneOptions, record, segment_scene
@@ -76,7 +77,7 @@ def save_scene(
     Returns:
         the paths in order, and one row a class: id, name, pixels, share of the valid pixels, area_m2 or None.
     """
-    palette, rows, written = palette_of(scene.classes, colors), class_areas(scene), []
+    palette, rows, written = palette_of(scene.classes, colors, scene.has_none), class_areas(scene), []
     work, source, tags = scene.work, scene.raster.file, record(scene)
     if {"geotiff", "labels"} & set(formats):
         written.append(folder / f"{stem}_labels.tif")
@@ -144,7 +145,7 @@ def _save_regions(
         return []
     work, raster, classes = scene.work, scene.raster, scene.classes
     wanted = np.zeros(np.iinfo(work.dtype).max + 1, bool)
-    first = 1 if classes[0] == NONE else 0
+    first = int(scene.has_none)
     wanted[first : len(classes)] = True
     path = work.folder / "regions.tif"
     regions: Regions = find_regions(work.read, work.bands(), work.size, wanted, raster.areas, path, min_area)
@@ -157,7 +158,7 @@ def _save_regions(
             write_geopackage(table, written[-1], classes, palette)
         if "geojson" in formats:
             written.append(folder / f"{stem}.geojson")
-            write_geojson(table, written[-1])
+            write_geojson(table, written[-1], LAYER, raster.areas.gsd)
     if "coco" in formats:
         written.append(folder / f"{stem}_coco.json")
         write_text(written[-1], json.dumps(coco_dataset(regions, work.size, classes, first, raster.path.name)))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -20,6 +19,7 @@ from rasterio.transform import Affine
 
 from skysense_o.inference.drawing import Color
 from skysense_o.scenes.regions import Regions
+from skysense_o.whole_files import whole
 
 MOST_POLYGONS = 1_000_000
 LAYER = "regions"
@@ -73,9 +73,7 @@ def write_geopackage(
     table: geopandas.GeoDataFrame, path: Path, classes: Sequence[str], colors: Sequence[Color]
 ) -> None:
     """A GeoPackage in the scene's CRS, which QGIS opens in the colours of the classes."""
-    part = path.with_suffix(".part.gpkg")
-    part.unlink(missing_ok=True)
-    try:
+    with whole(path) as part:
         pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", geometry_type="Polygon")
         style = {
             "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
@@ -83,28 +81,6 @@ def write_geopackage(
             "description": "one colour a class", "owner": "", "ui": "",
         }  # fmt: skip
         pyogrio.write_dataframe(pandas.DataFrame([style]), part, layer="layer_styles", driver="GPKG", append=True)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_geojson(table: geopandas.GeoDataFrame, path: Path) -> None:
-    """GeoJSON as RFC 7946 asks: longitude and latitude of WGS 84, right-hand rule, split at the antimeridian.
-
-    Raises:
-        ValueError: a scene without a CRS.
-    """
-    if table.crs is None:
-        raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco")
-    part = path.with_suffix(".part.geojson")
-    part.unlink(missing_ok=True)
-    try:
-        pyogrio.write_dataframe(
-            table.to_crs(4326), part, driver="GeoJSON", geometry_type="Polygon", layer=LAYER, RFC7946="YES"
-        )
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def qgis_style(classes: Sequence[str], colors: Sequence[Color]) -> str:

@@ -60,6 +60,11 @@ class Scene:
     threshold: float | None
     settings: dict = field(default_factory=dict)
 
+    @property
+    def has_none(self) -> bool:
+        """Whether id 0 stands for pixels of no class, rather than for the first class."""
+        return self.threshold is not None or bool(self.settings.get("background"))
+
 
 def parse_bytes(text: str) -> int:
     """ "2GiB", "800MB" or plain bytes -> bytes.

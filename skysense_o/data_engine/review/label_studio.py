@@ -57,7 +57,7 @@ def to_label_studio(review: Review, reviewer: str | None = None, files: str = FI
 
 
 def labelling_config(names) -> str:
-    """The XML of Label Studio's labelling interface, with brush, polygon, box and ellipse tools for these class names."""
+    """The XML of Label Studio's interface, with brush, polygon, box and ellipse tools for these class names."""
     labels = "".join(f'<Label value="{escape(name)}"/>' for name in sorted(names))
     tools = {
         "brush": "BrushLabels", "polygon": "PolygonLabels", "box": "RectangleLabels", "ellipse": "EllipseLabels",
