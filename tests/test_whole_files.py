@@ -82,7 +82,7 @@ def test_a_geotiff_stays_whole(tmp_path, monkeypatch):
     import rasterio
     import rasterio.shutil
 
-    with rasterio.open(tmp_path / "s.tif", "w", driver="GTiff", width=16, height=16, count=1, dtype="u1") as file:
+    with rasterio.open(tmp_path / "s.tif", "w", driver="GTiff", width=16, height=16, count=1, dtype="uint8") as file:
         file.write(np.ones((1, 16, 16), np.uint8))
     (tmp_path / "a.tif").write_bytes(b"good")
     monkeypatch.setattr(rasterio.shutil, "copy", lambda _, part, **__: fail_half_way(part))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from skysense_o.image_io import read_image
+from skysense_o.run_lock import run_lock
 from skysense_o.whole_files import whole, write_json
 
 if TYPE_CHECKING:
@@ -51,9 +52,16 @@ class WorkFolder:
             restart: first remove the files of this step and of all later ones.
 
         Raises:
-            ValueError: the step ran before with other options; or `restart` would remove files that reviewers
-                decided on.
+            OSError: another run works in the folder.
+            ValueError: the step ran before with other options; or `restart` would remove files that reviewers decided
+                on.
         """
+        lock = run_lock(self / ".lock", self.folder, "give another --work")
+        with lock, self._recorded(step, options, restart):
+            yield
+
+    @contextmanager
+    def _recorded(self, step: str, options: dict, restart: bool) -> Iterator[None]:
         path = self / "engine.json"
         steps = read_json(path) if path.is_file() else {}
         if restart:

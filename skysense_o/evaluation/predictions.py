@@ -11,6 +11,7 @@ from pycocotools import mask
 
 from skysense_o.inference.drawing import Color
 from skysense_o.sample import IGNORE
+from skysense_o.whole_files import write_text
 
 KINDS = ("coco", "png")
 
@@ -57,4 +58,4 @@ def save_png(path: Path, prediction: np.ndarray, colors: list[Color]) -> None:
 def write_coco(path: Path, rows: list[dict]) -> None:
     """Write the entries of `as_coco` to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows))
+    write_text(path, json.dumps(rows))

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,13 @@ from skysense_o.image_io import gdal_settings
 from skysense_o.inference.drawing import Color, overlay, with_legend
 from skysense_o.inference.export import palette_of, write_png
 from skysense_o.inference.predictor import Predictor
+from skysense_o.run_lock import run_lock
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
 from skysense_o.scenes.geojson import write_geojson
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
 from skysense_o.scenes.label_store import NO_SCORE
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
-from skysense_o.scenes.polygons import LAYER, polygons, write_geopackage
+from skysense_o.scenes.polygons import polygons, write_geopackage
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, SceneOptions, record, segment_scene
@@ -158,7 +159,7 @@ def _save_regions(
             write_geopackage(table, written[-1], classes, palette)
         if "geojson" in formats:
             written.append(folder / f"{stem}.geojson")
-            write_geojson(table, written[-1], LAYER, raster.areas.gsd)
+            write_geojson(table, written[-1], raster.areas.gsd)
     if "coco" in formats:
         written.append(folder / f"{stem}_coco.json")
         write_text(written[-1], json.dumps(coco_dataset(regions, work.size, classes, first, raster.path.name)))
@@ -203,23 +204,48 @@ def run_scene(
     An interrupted run leaves `<stem>.work` in `folder` and goes on from there when called again; `restart` throws that
     away. processes: of Accelerate, where several share the scene. progress: a bar on stderr.
     """
-    work = folder / f"{stem}.work"
     share = (processes.process_index, processes.num_processes) if processes else (0, 1)
-    if restart and share[0] == 0:
-        shutil.rmtree(work, ignore_errors=True)
-    if restart and processes:
-        processes.wait_for_everyone()
-    remote = options.remote
-    with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
-        check_formats(formats, raster)
-        scene = segment_scene(
-            predictor, raster, vocabulary, work, options, process=share[0], processes=share[1], progress=progress
-        )
-        with closing(scene.work):
-            if processes:
-                processes.wait_for_everyone()
-            if share[0]:
-                return [], []
-            found = save_scene(scene, folder, stem, formats, colors, min_area, simplify)
-            scene.work.remove()
+    with _locked(folder, stem, processes):
+        work = folder / f"{stem}.work"
+        if restart and share[0] == 0:
+            shutil.rmtree(work, ignore_errors=True)
+        if restart and processes:
+            processes.wait_for_everyone()
+        remote = options.remote
+        with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
+            check_formats(formats, raster)
+            scene = segment_scene(
+                predictor, raster, vocabulary, work, options, process=share[0], processes=share[1], progress=progress
+            )
+            with closing(scene.work):
+                if processes:
+                    processes.wait_for_everyone()
+                if share[0]:
+                    return [], []
+                found = save_scene(scene, folder, stem, formats, colors, min_area, simplify)
+                scene.work.remove()
     return found
+
+
+@contextmanager
+def _locked(folder: Path, stem: str, processes: PartialState | None) -> Iterator[None]:
+    """Lock a scene's work folder for all processes of a run; the first one holds the lock, and tells the others.
+
+    Raises:
+        OSError: another run holds it.
+    """
+    with ExitStack() as stack:
+        problem = ""
+        if processes is None or processes.process_index == 0:
+            try:
+                lock = run_lock(folder / f".{stem}.lock", folder / f"{stem}.work", "give another --output")
+                stack.enter_context(lock)
+            except OSError as error:
+                problem = str(error)
+        if processes is not None and processes.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            (problem,) = broadcast_object_list([problem])
+        if problem:
+            raise OSError(problem)
+        yield

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import geopandas
@@ -14,19 +18,19 @@ from pyproj.exceptions import ProjError
 
 from skysense_o.whole_files import whole
 
+LAYER = "regions"
 LEAST_DECIMALS = 7
 """Decimals of a degree that RFC 7946 recommends: about 1 cm."""
 MOST_DECIMALS = 12
 METRES_PER_DEGREE = 111_320
 
 
-def write_geojson(table: geopandas.GeoDataFrame, path: Path, layer: str, pixel: float | None = None) -> None:
+def write_geojson(table: geopandas.GeoDataFrame, path: Path, pixel: float | None = None) -> None:
     """Write GeoJSON as RFC 7946 asks: longitude and latitude of WGS 84, right-hand rule, cut at the antimeridian.
 
     Args:
         table: polygons with their CRS.
         path: the file to write.
-        layer: name of the collection.
         pixel: side of a pixel in metres; pixels of less than some centimetres get more decimals than 7.
 
     Raises:
@@ -45,11 +49,23 @@ def write_geojson(table: geopandas.GeoDataFrame, path: Path, layer: str, pixel: 
             f"{path.name} needs longitudes, and the scene's CRS gives none here ({error}): save gpkg or coco"
         ) from error
     table = geopandas.GeoDataFrame(table.drop(columns="geometry"), geometry=list(geometry), crs=4326)
-    with whole(path) as part:
+    with whole(path) as part, plain_name(part) as target:
         pyogrio.write_dataframe(
-            table, part, driver="GeoJSON", geometry_type="Unknown", layer=layer, RFC7946="YES",
+            table, target, driver="GeoJSON", geometry_type="Unknown", layer=LAYER, RFC7946="YES",
             COORDINATE_PRECISION=str(decimals),
         )  # fmt: skip
+
+
+@contextmanager
+def plain_name(path: Path) -> Iterator[Path]:
+    """A path under which pyogrio writes `path`: it takes `!` and `;` in names for addresses inside archives."""
+    if not {"!", ";"} & set(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "vectors"
+        yield target
+        shutil.copyfile(target, path)
 
 
 def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:

@@ -18,11 +18,11 @@ from rasterio.features import shapes
 from rasterio.transform import Affine
 
 from skysense_o.inference.drawing import Color
+from skysense_o.scenes.geojson import LAYER, plain_name
 from skysense_o.scenes.regions import Regions
 from skysense_o.whole_files import whole
 
 MOST_POLYGONS = 1_000_000
-LAYER = "regions"
 
 
 def polygons(
@@ -73,14 +73,14 @@ def write_geopackage(
     table: geopandas.GeoDataFrame, path: Path, classes: Sequence[str], colors: Sequence[Color]
 ) -> None:
     """A GeoPackage in the scene's CRS, which QGIS opens in the colours of the classes."""
-    with whole(path) as part:
-        pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", geometry_type="Polygon")
+    with whole(path) as part, plain_name(part) as target:
+        pyogrio.write_dataframe(table, target, layer=LAYER, driver="GPKG", geometry_type="Polygon")
         style = {
             "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
             "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
             "description": "one colour a class", "owner": "", "ui": "",
         }  # fmt: skip
-        pyogrio.write_dataframe(pandas.DataFrame([style]), part, layer="layer_styles", driver="GPKG", append=True)
+        pyogrio.write_dataframe(pandas.DataFrame([style]), target, layer="layer_styles", driver="GPKG", append=True)
 
 
 def qgis_style(classes: Sequence[str], colors: Sequence[Color]) -> str:

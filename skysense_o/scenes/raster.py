@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from io import BytesIO
 from pathlib import Path
 
 import geopandas
@@ -118,7 +119,9 @@ class Raster(GDALImage):
         if not self.areas.known:
             raise ValueError(f"{self.name}: {GROUND_UNKNOWN}, so the area {path} has no place in it")
         try:
-            table = geopandas.read_file(path)
+            # pyogrio takes "!" and ";" in names for addresses inside archives
+            source = BytesIO(Path(path).read_bytes()) if {"!", ";"} & set(str(path)) else path
+            table = geopandas.read_file(source)
         except Exception as error:  # pyogrio and GDAL have many
             reason = str(error).split(";")[0]
             raise ValueError(f"{path} is no vector file that can be read ({reason}): give GeoJSON or GPKG") from error
