@@ -28,6 +28,7 @@ from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
 from skysense_o.inference.classify import load_vqa_model
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.vqa import VQAModel
+from skysense_o.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 WORDS_AND_IMAGES = ("classification", "image-text")
@@ -144,7 +145,7 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(without_nan(body), indent=1))
+            write_text(path, json.dumps(without_nan(body), indent=1))
     return numbers
 
 
@@ -170,7 +171,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
             who.train(was_training)
         if comm.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{file_stem(name)}_predictions.json").write_text(json.dumps(rows, indent=0))
+            write_text(folder / f"{file_stem(name)}_predictions.json", json.dumps(rows, indent=0))
         # What people asked is the harder half and no theme is its own answer: it decides which checkpoint is best.
         first = "model/human" if "model/human" in numbers else "model/overall"
         return {"numbers": {first: numbers[first], **numbers}}
