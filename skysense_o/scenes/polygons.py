@@ -23,6 +23,8 @@ from skysense_o.scenes.regions import Regions
 from skysense_o.whole_files import whole
 
 MOST_POLYGONS = 1_000_000
+LAST_CHANGE = "2000-01-01T00:00:00.000Z"
+"""Stands in every GeoPackage, so that the same polygons give the same bytes."""
 
 
 def polygons(
@@ -73,14 +75,18 @@ def write_geopackage(
     table: geopandas.GeoDataFrame, path: Path, classes: Sequence[str], colors: Sequence[Color]
 ) -> None:
     """A GeoPackage in the scene's CRS, which QGIS opens in the colours of the classes."""
-    with whole(path) as part, plain_name(part) as target:
-        pyogrio.write_dataframe(table, target, layer=LAYER, driver="GPKG", geometry_type="Polygon")
-        style = {
-            "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
-            "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
-            "description": "one colour a class", "owner": "", "ui": "",
-        }  # fmt: skip
-        pyogrio.write_dataframe(pandas.DataFrame([style]), target, layer="layer_styles", driver="GPKG", append=True)
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": LAST_CHANGE})
+    try:
+        with whole(path) as part, plain_name(part) as target:
+            pyogrio.write_dataframe(table, target, layer=LAYER, driver="GPKG", geometry_type="Polygon")
+            style = {
+                "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
+                "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
+                "description": "one colour a class", "owner": "", "ui": "",
+            }  # fmt: skip
+            pyogrio.write_dataframe(pandas.DataFrame([style]), target, layer="layer_styles", driver="GPKG", append=True)
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
 
 def qgis_style(classes: Sequence[str], colors: Sequence[Color]) -> str:

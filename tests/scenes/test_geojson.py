@@ -120,3 +120,16 @@ def test_coordinates_are_rounded_to_the_decimals_given():
     box = np.array([shapely.box(10.123456789, 0, 11, 1)], object)
     (shape,) = to_longitudes(box, 4326, 7)
     assert shape.bounds[0] == 10.1234568
+
+
+def test_the_same_polygons_give_the_same_geopackage(tmp_path):
+    """It holds the time of its last change, which once was that of the call."""
+    import time
+
+    from skysense_o.scenes.polygons import write_geopackage
+
+    table = geopandas.GeoDataFrame({"class_name": ["a"]}, geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
+    for name in ("a.gpkg", "b.gpkg"):
+        write_geopackage(table, tmp_path / name, ["a"], [(1, 2, 3)])
+        time.sleep(0.01)
+    assert (tmp_path / "a.gpkg").read_bytes() == (tmp_path / "b.gpkg").read_bytes()
