@@ -37,7 +37,8 @@ SHORT, LONG = 100, 3000
 MOST_SECONDS = 20.0
 NASTY = (
     b"\x00", b"\xff" * 4, b"NaN", b"Infinity", b"-1", b"1e999", b"null", b"[]", b"{}", b"[" * 3000, b'"\\ud800"',
-    b"\xef\xbb\xbf", b"\r", b"\xe2\x80\xa8", b"99999999999999999999", b"true", b": ", b"- ", b"&a [*a]", b"!!python/name:os.system ",
+    b"\xef\xbb\xbf", b"\r", b"\xe2\x80\xa8", b"99999999999999999999", b"true", b": ", b"- ", b"&a [*a]",
+    b"!!python/name:os.system ",
 )  # fmt: skip
 
 
