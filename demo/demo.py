@@ -29,8 +29,9 @@ from tqdm import tqdm
 from skysense_o.errors import exit_code, file_error, is_expected
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
 from skysense_o.scenes.georeference import SCENE_FORMATS, scene_tools
-from skysense_o.vocabulary import Vocabulary, check_text
+from skysense_o.vocabulary import Vocabulary
 from skysense_o.whole_files import write_json
+from skysense_o.words import check_words
 
 ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 
@@ -308,7 +309,7 @@ def whole_images(args: argparse.Namespace) -> int:
 
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):
         raise ValueError('--task ask needs --question "..."')
-    check_text(args.question or ())
+    check_words(args.question or ())
     check(args)
     names = words_of(args)[0].classes if args.task == "classify" else ()
     images, half = find_images(args.input), args.precision == "bf16"

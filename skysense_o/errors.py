@@ -10,15 +10,19 @@ USER_ERRORS = (ValueError, KeyError, OSError, ModuleNotFoundError, FloatingPoint
 TRACEBACK = "SKYSENSE_O_TRACEBACK"
 """Environment variable to debug with. "1": every error is raised with its traceback. "unexpected", as in the tests:
 only errors that are not USER_ERRORS are."""
+LONGEST = 4000
+"""Longer messages are cut: some libraries put whole configs into theirs."""
 
 
 def message(error: BaseException) -> str:
-    """The text of an error; for a KeyError without the quotes that Python adds.
+    """The text of an error in one line, cut in the middle; for a KeyError without the quotes that Python adds.
 
     >>> message(KeyError("no data set 'x'"))
     "no data set 'x'"
     """
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def is_expected(error: BaseException) -> bool:
@@ -44,7 +48,7 @@ def file_error(error: Exception, name: str) -> str:
     Returns:
         The text of an expected error. For an unexpected one also its type, and how to get its traceback.
     """
-    text = " ".join(message(error).split("\n")).strip()
+    text = message(error)
     if not is_expected(error):
         if os.environ.get(TRACEBACK):
             raise error

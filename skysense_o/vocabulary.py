@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from skysense_o.words import check_words
+
 if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
@@ -66,7 +68,7 @@ class Vocabulary:
         for entries, flag in ((classes, False), (background, True)):
             for entry in entries:
                 words = entry.split("|") if isinstance(entry, str) else list(entry)
-                check_text(words)
+                check_words(words)
                 words = tuple(dict.fromkeys(" ".join(word.split()) for word in words))
                 if not words or not all(words):
                     raise ValueError(f"a class name is blank in {entry!r}: {HOW_TO_WRITE_WORDS}")
@@ -159,21 +161,6 @@ class Vocabulary:
         [0, 0, 1]
         """
         return [c for c, words in enumerate(self.phrases) for _ in words]
-
-
-def check_text(words: Iterable[str]) -> None:
-    """Check that words are text which a tokenizer can read.
-
-    Raises:
-        ValueError: a word is not text, or not UTF-8: a command line in another encoding gives lone surrogates.
-    """
-    for word in words:
-        if not isinstance(word, str):
-            raise ValueError(f"the word {word!r} is not text: put it in quotes")
-        try:
-            word.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the word {word!a} is not UTF-8 text: write it in a UTF-8 terminal or file") from error
 
 
 def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:

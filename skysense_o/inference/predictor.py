@@ -27,7 +27,6 @@ from skysense_o.inference.sliding import segment_array
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
 NONE = "none"
 Precision = Literal["fp32", "bf16"]
 
@@ -291,10 +290,7 @@ def fold_background(
     if threshold is None and not any(vocabulary.background):
         return vocabulary.classes, labels
     if NONE in vocabulary.classes:
-        raise ValueError(
-            f"a class is called {NONE!r}, as are pixels of no class where a threshold or background words are given:"
-            f" give it another name, as in 'nothing|{NONE}'"
-        )
+        raise ValueError(f"a class is called {NONE!r}, the word for pixels of no class: call it 'nothing|{NONE}'")
     asked = [i for i, flag in enumerate(vocabulary.background) if not flag]
     ids = np.zeros(len(vocabulary), np.promote_types(labels.dtype, np.min_scalar_type(len(asked))))
     ids[asked] = np.arange(1, len(asked) + 1)

@@ -63,7 +63,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def values_replaced(value, rng: np.random.Generator, chance: float = 0.02):
+def values_replaced(value, rng: np.random.Generator, chance: float = 0.002):
     """A JSON document with some values, anywhere, of other types."""
     if rng.random() < chance:
         odd = [
@@ -88,7 +88,7 @@ def values_replaced(value, rng: np.random.Generator, chance: float = 0.02):
     if isinstance(value, dict):
         return {key: values_replaced(v, rng, chance) for key, v in value.items() if rng.random() > chance / 4}
     if isinstance(value, list):
-        return [values_replaced(v, rng, chance) for v in (value[:40] if rng.random() < 0.9 else value * 2)]
+        return [values_replaced(v, rng, chance) for v in value]
     return value
 
 

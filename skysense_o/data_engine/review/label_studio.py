@@ -142,7 +142,10 @@ def _drawing(row: dict, shape: str, size: tuple[int, int], tile: str) -> np.ndar
         raise ValueError(f"{where} was drawn on a turned image: turn the image back in Label Studio")
     value = take(row, "value", dict, where)
     if shape == "brush":
-        return unpack_brush(take(value, "rle", list, where), size)
+        try:
+            return unpack_brush(take(value, "rle", list, where), size)
+        except ValueError as error:
+            raise ValueError(f"{tile}: {error}") from error
     scale = np.array([size[1], size[0]]) / 100
     if shape == "polygon":
         points = [checked(point, list, f"{where}: a point") for point in take(value, "points", list, where)]
