@@ -16,7 +16,7 @@ from skysense_o.config import default_config
 
 # From the foundation up; a room may import itself and rooms before it, but for these pairs.
 ROOMS = [
-    "sample", "config", "errors", "whole_files", "run_lock", "json_files", "words", "image_io", "device", "parallel",
+    "sample", "errors", "config", "whole_files", "run_lock", "json_files", "words", "image_io", "device", "parallel",
     "geometry", "clicks", "vocabulary", "modeling", "losses", "objective", "prompt_objective", "published",
     "weight_files", "checkpoint", "meta_arch", "pretraining", "vqa", "data", "inference", "scenes", "evaluation",
     "training", "interactive", "data_engine",
