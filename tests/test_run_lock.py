@@ -17,8 +17,8 @@ from made_scenes import WORDS, colour_predictor, fields, write_scene
 
 from skysense_o.data_engine.work_folder import WorkFolder
 from skysense_o.run_lock import run_lock
-from skysense_o.scenes.export import run_scene
-from skysense_o.scenes.scene import SceneOptions
+from skysense_o.scenes.options import SceneOutputs
+from skysense_o.scenes.run import run_scene
 
 HOLDER = """
 import sys, time
@@ -93,11 +93,11 @@ def test_a_scene_is_made_by_one_run_at_a_time(tmp_path):
     predictor, out = colour_predictor(), tmp_path / "out"
     process = hold(out / ".s.lock")
     with pytest.raises(OSError, match="s.work' is in use by process .*give another --output"):
-        run_scene(predictor, path, WORDS, out, "s", ["json"], SceneOptions(), progress=False)
+        run_scene(predictor, path, WORDS, SceneOutputs(out, ("json",)), progress=False)
     assert not (out / "s.json").exists()
     process.terminate()
     process.wait()
-    run_scene(predictor, path, WORDS, out, "s", ["json"], SceneOptions(), progress=False)
+    run_scene(predictor, path, WORDS, SceneOutputs(out, ("json",)), progress=False)
     assert [p.name for p in out.iterdir()] == ["s.json"]
 
 
@@ -109,13 +109,13 @@ def test_a_failed_scene_leaves_no_open_files(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("a fault")
 
-    for name in ("skysense_o.scenes.scene.run_windows", "skysense_o.scenes.export.save_scene"):
+    for name in ("skysense_o.scenes.scene.run_windows", "skysense_o.scenes.run.save_scene"):
         with monkeypatch.context() as patch:
             patch.setattr(name, fail)
             counts = []
             for _ in range(3):
                 with pytest.raises(ValueError, match="a fault"):
-                    run_scene(predictor, path, WORDS, out, "s", ["json"], SceneOptions(), progress=False)
+                    run_scene(predictor, path, WORDS, SceneOutputs(out, ("json",)), progress=False)
                 counts.append(len(list(fds.iterdir())))
         assert counts[0] == counts[-1]
 

@@ -1,4 +1,4 @@
-"""Write what was found: overlay, label map, probabilities, JSON."""
+"""Write a segmentation: overlay, label map, probabilities, JSON."""
 
 from __future__ import annotations
 
@@ -8,54 +8,113 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from skysense_o.inference.drawing import NONE_COLOR, Color, colors_for, overlay, with_legend
-from skysense_o.inference.predictor import NONE, Segmentation
+from skysense_o.inference.colors import FEW, NONE_COLOR, Color, colors_for
+from skysense_o.inference.drawing import overlay, with_legend
+from skysense_o.inference.segmentation import NONE, Segmentation
 from skysense_o.whole_files import whole, write_json
 
 FORMATS = ("overlay", "labels", "probabilities", "json")
-MOST_8_BIT = 254
+MAX_8_BIT = 254
+"""Largest number of classes whose ids are stored in 8 bits."""
 
 
 def palette_of(
-    classes: Sequence[str], given: Sequence[Color] | None = None, has_none: bool | None = None
+    classes: Sequence[str],
+    given: Sequence[Color] | None = None,
+    shares: Sequence[float] | None = None,
+    has_none: bool | None = None,
 ) -> list[Color]:
-    """A colour for each id; "none" is grey. given: for the asked names, in their order."""
-    if classes[0] == NONE if has_none is None else has_none:
-        return [NONE_COLOR, *colors_for(classes[1:], given)]
-    return colors_for(classes, given)
+    """Choose one color per id; "none" is grey.
+
+    Args:
+        classes: class per id.
+        given: RGB per class, without "none"; they are changed where they are too similar, see `colors_for`.
+        has_none: whether id 0 stands for pixels of no class; None: if it is called "none".
+        shares: 0..1 per id. Of more than 12 classes, those with the largest shares get clearly different colors.
+
+    >>> palette_of(("none", "water"))
+    [(96, 96, 96), (38, 120, 226)]
+    """
+    first = int(classes[0] == NONE if has_none is None else has_none)
+    order = list(range(len(classes) - first))
+    if shares is not None and len(classes) - first > FEW:
+        order.sort(key=lambda i: -shares[i + first])
+    given = None if given is None else [given[i] for i in order]
+    colors = colors_for([classes[i + first] for i in order], given, [NONE_COLOR] * first)
+    return [NONE_COLOR] * first + [color for _, color in sorted(zip(order, colors))]
+
+
+def listed(rows: Sequence[dict], min_share: float) -> list[dict]:
+    """Select and sort the rows of classes to show.
+
+    Args:
+        rows: with key "share", 0..1.
+        min_share: 0 for all rows in their order; else those with at least this share, the largest first.
+
+    >>> listed([{"id": 0, "share": 0.0005}, {"id": 1, "share": 0.3}, {"id": 2, "share": 0.6995}], 0.001)
+    [{'id': 2, 'share': 0.6995}, {'id': 1, 'share': 0.3}]
+    """
+    if not min_share:
+        return list(rows)
+    return sorted((row for row in rows if row["share"] >= min_share), key=lambda row: -row["share"])
+
+
+def draw_legend(image: np.ndarray, rows: Sequence[dict], min_share: float = 0.0) -> Image.Image:
+    """Add a legend of the listed classes.
+
+    Args:
+        image: uint8 (H,W,3), RGB.
+        rows: with keys "name", "color" and "share", see `listed`.
+    """
+    rows = listed(rows, min_share)
+    return with_legend(image, *([row[key] for row in rows] for key in ("name", "color", "share")))
 
 
 def save(
-    found: Segmentation,
+    segmentation: Segmentation,
     image: np.ndarray,
     folder: Path,
     stem: str,
     formats: Sequence[str],
     settings: dict,
     colors: Sequence[Color] | None = None,
+    min_share: float = 0.0,
 ) -> list[Path]:
-    """Write the formats asked for into `folder` as `<stem>_...`; the paths, in order. settings go into the JSON."""
-    palette, written = palette_of(found.classes, colors, found.has_none), []
+    """Write a segmentation into files called `<stem>_...`.
+
+    Args:
+        image: uint8 (H,W,3), RGB.
+        folder: is created if necessary.
+        formats: some of FORMATS.
+        settings: stored in the JSON.
+        colors: RGB per class, without the background; None for the default colors.
+        min_share: if above 0, classes are sorted by share, and the legend leaves out those below this share.
+
+    Returns:
+        The paths of the files.
+    """
+    rows, written = segmentation.areas(), []
+    palette = palette_of(segmentation.classes, colors, [row["share"] for row in rows], segmentation.has_none)
+    rows = [{**row, "color": color} for row, color in zip(rows, palette)]
     if "overlay" in formats:
-        laid = overlay(image, found.labels, palette)
-        if found.valid is not None:
-            laid[~found.valid] = 255
-        shares = [row["share"] for row in found.areas()]
+        blended = overlay(image, segmentation.labels, palette)
+        if segmentation.valid is not None:
+            blended[~segmentation.valid] = 255
         written.append(folder / f"{stem}_overlay.png")
-        write_png(written[-1], with_legend(laid, found.classes, palette, shares))
+        write_png(written[-1], draw_legend(blended, rows, min_share))
     if "labels" in formats:
-        kind = np.uint8 if len(found.classes) <= MOST_8_BIT else np.uint16
+        dtype = np.uint8 if len(segmentation.classes) <= MAX_8_BIT else np.uint16
         written.append(folder / f"{stem}_labels.png")
-        write_png(written[-1], Image.fromarray(found.labels.astype(kind)))
+        write_png(written[-1], Image.fromarray(segmentation.labels.astype(dtype)))
     if "probabilities" in formats:
         written.append(folder / f"{stem}_probabilities.npz")
-        kept = found.probabilities.astype(np.float16)
+        probabilities = segmentation.probabilities.astype(np.float16)
         with whole(written[-1]) as part, open(part, "wb") as file:
-            np.savez_compressed(file, probabilities=kept, class_names=found.vocabulary.classes)
+            np.savez_compressed(file, probabilities=probabilities, class_names=segmentation.vocabulary.classes)
     if "json" in formats:
-        rows = [{**row, "color": list(color)} for row, color in zip(found.areas(), palette)]
         written.append(folder / f"{stem}.json")
-        write_json(written[-1], {"classes": rows, "presence": found.presence, "settings": settings})
+        rows = sorted(rows, key=lambda row: -row["share"]) if min_share else rows
+        write_json(written[-1], {"classes": rows, "presence": segmentation.presence, "settings": settings})
     return written
 
 

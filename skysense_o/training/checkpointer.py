@@ -14,7 +14,8 @@ from torch import nn
 
 from skysense_o.checkpoint import load_state, save_weights, state_to_save
 from skysense_o.training.ema import MovingAverage
-from skysense_o.weight_files import WeightsError, load_plain
+from skysense_o.weight_files import load_plain
+from skysense_o.weight_paths import WeightsError
 from skysense_o.whole_files import whole
 
 logger = logging.getLogger(__name__)
