@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.data.encode import by_value
-from skysense_o.data.prepare import Recipe, main
+from skysense_o.data.prepare import Recipe
+from skysense_o.data.prepare_command import main
 
 UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 USED = [value for value in range(182) if value not in UNUSED]

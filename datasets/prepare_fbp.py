@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from skysense_o.data.encode import by_value, decode_image, unchanged
-from skysense_o.data.prepare import Groups, Recipe, main
+from skysense_o.data.prepare import Groups, Recipe
+from skysense_o.data.prepare_command import main
 
 
 def natural_color(data: bytes, name: str) -> np.ndarray:

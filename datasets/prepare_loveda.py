@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.data.encode import by_value, unchanged
-from skysense_o.data.prepare import Recipe, main
+from skysense_o.data.prepare import Recipe
+from skysense_o.data.prepare_command import main
 
 RECIPE = Recipe(
     spec="loveda",

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 
 from skysense_o.data.encode import by_threshold
-from skysense_o.data.prepare import Recipe, main
+from skysense_o.data.prepare import Recipe
+from skysense_o.data.prepare_command import main
 
 LEAST_WHITE = 2500
 

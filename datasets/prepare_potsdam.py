@@ -19,7 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.data.encode import by_color
-from skysense_o.data.prepare import Groups, Recipe, main
+from skysense_o.data.prepare import Groups, Recipe
+from skysense_o.data.prepare_command import main
 
 # ISPRS's colours; 0 is others (clutter), 255 the black borders of the noBoundary labels. Label 4_12 has (252, 255, 0)
 # in place of yellow, hence the tolerance.

@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from skysense_o.data.labels import BadData
-from skysense_o.data.prepare import Groups, Recipe, main
+from skysense_o.data.prepare import Groups, Recipe
+from skysense_o.data.prepare_command import main
 
 SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: size of a pixel; a pixel and its coordinates
 ROAD_METRES, METRES_A_DEGREE = 4.0, 111_320.0

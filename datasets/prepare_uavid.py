@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.data.encode import by_color
-from skysense_o.data.prepare import Recipe, main
+from skysense_o.data.prepare import Recipe
+from skysense_o.data.prepare_command import main
 
 COLORS = {
     (0, 0, 0): 0,  # background clutter

@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.data.encode import by_value_or_color, unchanged
-from skysense_o.data.prepare import Recipe, main
+from skysense_o.data.prepare import Recipe
+from skysense_o.data.prepare_command import main
 
 COLORS = {(107, 142, 35): 0, (102, 102, 156): 1, (128, 64, 128): 2, (0, 0, 142): 3, (0, 0, 0): 4}
 RECIPE = Recipe(

@@ -17,7 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.data.encode import by_threshold
-from skysense_o.data.prepare import Groups, Recipe, main
+from skysense_o.data.prepare import Groups, Recipe
+from skysense_o.data.prepare_command import main
 
 
 def split(groups: Groups, index: int, count: int) -> str:

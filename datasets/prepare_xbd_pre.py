@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from skysense_o.data.labels import BadData
-from skysense_o.data.prepare import Recipe, main
+from skysense_o.data.prepare import Recipe
+from skysense_o.data.prepare_command import main
 
 
 def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:

@@ -15,10 +15,10 @@ results have its georeference (docs/large_scenes.md). Run the same command again
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +29,15 @@ from tabulate import tabulate
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from skysense_o.errors import USER_ERRORS, exit_code, message
+from skysense_o.errors import exit_code, file_error, is_expected
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
 from skysense_o.text_files import read_lines
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.weight_paths import find_weights
+from skysense_o.whole_files import write_json
+from skysense_o.words import check_words
 
 ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 OPEN_WORLD_SHARE = 0.001
@@ -261,7 +263,13 @@ def run() -> int:
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless oddities of TIFFs
     args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")
-    request = check(args)
+    try:
+        request = check(args)
+    except Exception as error:
+        if is_expected(error):
+            raise
+        print(f"error: {file_error(error, args.input[0])}", file=sys.stderr)
+        return 1
     if args.task != "segment":
         return whole_images(request)
     return interactive(request) if args.interactive else segment(request)
@@ -277,28 +285,42 @@ def segment(request: Request) -> int:
     """Segment all images; a bad image does not stop the others."""
     from skysense_o.inference.export import listed
 
-    predictor, failed = load_predictor(request.args), []
+    predictor = load_predictor(request.args)
     processes = None
     if "WORLD_SIZE" in os.environ:  # started by torchrun or Accelerate
         from accelerate import PartialState
 
         processes = PartialState(cpu=predictor.model.device.type == "cpu")
-    jobs = list(zip(request.paths, request.stems))
+
+    def one(path: Path, stem: str) -> None:
+        if path in request.scenes:
+            written, rows = segment_scene(request, predictor, path, stem, processes)
+        else:
+            written, rows = segment_image(request, predictor, path, stem)
+        rows = listed(rows, request.min_share)
+        tqdm.write("\n".join([*map(printable, written), *([table_of(rows)] if rows else [])]))
+
+    return each(request, one)
+
+
+def each(request: Request, work: Callable[[Path, str], None]) -> int:
+    """Call work(path, stem) for each image. One that fails does not end the batch; its error is printed at the end.
+
+    Returns:
+        The exit code: 2 for a mistake in the only image, 1 if images of a batch failed or an error was unexpected.
+    """
+    jobs, failed = list(zip(request.paths, request.stems)), []
+    code = 2 if len(jobs) == 1 else 1
     with logging_redirect_tqdm():
         for path, stem in tqdm(jobs, unit="image", disable=True if len(jobs) == 1 else None):
             try:
-                if path in request.scenes:
-                    written, rows = segment_scene(request, predictor, path, stem, processes)
-                else:
-                    written, rows = segment_image(request, predictor, path, stem)
-            except USER_ERRORS as error:
-                failed.append(f"error: {message(error)}")
-                continue
-            rows = listed(rows, request.min_share)
-            tqdm.write("\n".join([*map(printable, written), *([table_of(rows)] if rows else [])]))
+                work(path, stem)
+            except Exception as error:
+                failed.append(f"error: {file_error(error, printable(path.name))}")
+                code = code if is_expected(error) else 1
     if failed:
         print("\n".join(failed), file=sys.stderr)
-    return 0 if not failed else 2 if len(jobs) == 1 else 1
+    return code if failed else 0
 
 
 def segment_image(request: Request, predictor, path: Path, stem: str) -> tuple[list[Path], list[dict]]:
@@ -367,26 +389,37 @@ def whole_images(request: Request) -> int:
     """--task classify ranks classes per image; --task ask answers questions about each image."""
     import torch
 
+    from skysense_o.device import choose_device
     from skysense_o.inference.classify import classify, load_vqa_model
 
     args = request.args
-    model = load_vqa_model(args.weights, args.device) if args.task == "ask" else load_predictor(args).model
-    Path(args.output).mkdir(parents=True, exist_ok=True)
-    for path, stem in zip(request.paths, request.stems):
-        image, file = read(path, args).filled(), Path(args.output) / f"{stem}_{args.task}.json"
-        body = {"input": printable(path.name), "weights": args.weights}
-        if args.task == "ask":
-            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-            answers = model.answer([pixels] * len(args.question), args.question)
-            body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, answers, strict=True)]
-            print(*(f"{printable(path.name)}: {row['question']} {row['answer']}" for row in body["answers"]), sep="\n")
-        else:
-            rows = classify(model, image, request.vocabulary.classes)
-            body["names"] = [{"name": name, "cosine": round(score, 4)} for name, score in rows]
-            print(f"{printable(path.name)}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}")
-        file.write_text(json.dumps(body, indent=1))
-        print(printable(file))
-    return 0
+    if args.task == "ask":
+        check_words(args.question)
+        model = load_vqa_model(args.weights, args.device, args.config_file, args.trust_checkpoint)
+    else:
+        model = load_predictor(args).model
+
+    def one(path: Path, stem: str) -> None:
+        image, file, name = (
+            read(path, args).filled(),
+            Path(args.output) / f"{stem}_{args.task}.json",
+            printable(path.name),
+        )
+        body = {"input": name, "weights": args.weights}
+        with torch.autocast(choose_device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
+            if args.task == "ask":
+                pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+                answers = model.answer([pixels] * len(args.question), args.question)
+                body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, answers, strict=True)]
+                text = "\n".join(f"{name}: {row['question']} {row['answer']}" for row in body["answers"])
+            else:
+                rows = classify(model, image, request.vocabulary.classes)
+                body["names"] = [{"name": word, "cosine": round(score, 4)} for word, score in rows]
+                text = f"{name}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}"
+        write_json(file, body)
+        tqdm.write(f"{text}\n{printable(file)}")
+
+    return each(request, one)
 
 
 def table_of(rows: list[dict]) -> str:

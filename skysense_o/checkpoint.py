@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from skysense_o.modeling.adapters import merge_lora, with_original_names
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, published_names, to_ours
 from skysense_o.weight_files import read_config, read_weights
 from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, weights_hash
+from skysense_o.whole_files import whole
 
 __all__ = [  # with what is in weight_files.py and weight_paths.py, so that users need one import
     "SHIPPED",
@@ -217,7 +219,24 @@ def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype |
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in merge_lora(state_to_save(model)).items()}
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
-    save_file(state, path, metadata={"format": "pt", "config": config})
+    with whole(path) as part:
+        save_file(state, part, metadata={"format": "pt", "config": config})
+        sort_metadata(part)
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file in place, so that equal weights give equal bytes.
+
+    safetensors writes metadata in the order of a hash table, which changes from run to run.
+    """
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the same entries in another order"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _external_prefixes(model: nn.Module) -> tuple[str, ...]:

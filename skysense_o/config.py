@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
-from yaml import YAMLError
 
+from skysense_o.errors import message
 from skysense_o.renamed_keys import with_new_names
 
 
@@ -267,10 +267,11 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
         raise FileNotFoundError(f"no config at {str(path)!r}: see configs/")
     try:
         merge_tree(cfg, CfgNode.load_yaml_with_base(str(path)))
-    except (KeyError, AssertionError, YAMLError) as error:
-        raise ValueError(
-            f"config {path}: {error.args[0] if error.args else error}; see skysense_o/config.py"
-        ) from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a tree of the wrong shape makes yacs raise whatever its values lead to
+        reason = message(error) or type(error).__name__
+        raise ValueError(f"config {path}: {reason}; see skysense_o/config.py") from error
 
 
 def default_config() -> CfgNode:

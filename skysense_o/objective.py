@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skysense_o import losses
+from skysense_o import losses, published_losses
 from skysense_o.modeling import SentenceSimilarity
 from skysense_o.sample import IGNORE, Sample
 
@@ -125,7 +125,7 @@ class Objective:
         unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
         plain = (regions, present, unit, valid)
         published = {name for name in self.weights if name.endswith("_published")}
-        scores = losses.published_region_scores(regions, unit, valid) if published else None
+        scores = published_losses.published_region_scores(regions, unit, valid) if published else None
         alike, visual_similarity = None, None
         if self.similarity is not None:
             classes = [s["vocabulary"].classes for s in samples]
@@ -135,9 +135,9 @@ class Objective:
         unknown = torch.zeros((), device=valid.device) if visual_similarity is None else visual_similarity
         return {
             "region": lambda: losses.region_contrast(*plain, self.temperature),
-            "region_published": lambda: losses.published_region_bce(scores, present, valid),
+            "region_published": lambda: published_losses.published_region_bce(scores, present, valid),
             "vision_centric": lambda: losses.vision_centric(*plain, alike, unknown, self.temperature),
-            "vision_centric_published": lambda: losses.published_vision_centric(
+            "vision_centric_published": lambda: published_losses.published_vision_centric(
                 scores, present, valid, alike, visual_similarity
             ),
         }

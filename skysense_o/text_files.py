@@ -31,7 +31,7 @@ def read_lines(path: str | Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
-def read_json(path: str | Path) -> dict | list:
+def read_json_file(path: str | Path) -> dict | list:
     """Read a JSON file.
 
     Raises:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skysense_o.text_files import read_json
+from skysense_o.text_files import read_json_file
+from skysense_o.words import check_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,7 @@ class Vocabulary:
         for entries, flag in ((classes, False), (background, True)):
             for entry in entries:
                 words = entry.split("|") if isinstance(entry, str) else list(entry)
+                check_words(words)
                 words = tuple(dict.fromkeys(" ".join(word.split()) for word in words))
                 if not words or not all(words):
                     raise ValueError(f"a class name is blank in {entry!r}: {HOW_TO_WRITE_WORDS}")
@@ -162,7 +164,7 @@ def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:
     Raises:
         ValueError: the file is not an object of class name -> list of words.
     """
-    table = read_json(path)
+    table = read_json_file(path)
     if not isinstance(table, dict) or not all(isinstance(words, list) for words in table.values()):
         raise ValueError(f"{path} is no table of retrieval words: expected an object of class name -> list of words")
     return {name: words for name, words in table.items() if name != "except"}

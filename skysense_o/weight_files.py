@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +19,15 @@ from skysense_o.weight_paths import WeightsError
 
 logger = logging.getLogger(__name__)
 
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
+"""Keys under which programs keep the table: Detectron2; Lightning and mmsegmentation; PyTorch's tutorials; ..."""
+
 
 def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """Read the tensors of a file, memory-mapped.
+    """Read the tensors of a file, memory-mapped where its format permits that.
+
+    Checkpoints of other programs are understood: the table of tensors may be at the top level or under one of
+    WRAPPERS, and `module.` and `_orig_mod.`, which DistributedDataParallel and torch.compile add, are removed.
 
     Args:
         path: .safetensors, .pth, .pt, .ckpt or .pkl.
@@ -30,34 +39,102 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file cannot be read, or holds no table of tensors.
     """
+    blob = load_plain(path) if not trust or path.suffix == ".safetensors" else _unpickle(path)
+    if isinstance(blob, dict) and isinstance(blob.get("clip"), dict):
+        return _tensors(_skysense_clip(blob), path)
+    table, ignored = blob, set()
+    while (inner := _wrapped(table)) is not None:
+        ignored |= set(map(str, table)) - {inner}
+        table = table[inner]
+    state = _tensors(table, path)
+    ignored |= set(table) - set(state) if isinstance(table, dict) else set()
+    if ignored:
+        logger.info("%s also holds %s: ignored", path, ", ".join(sorted(map(str, ignored))))
+    return _plain_names(state, path)
+
+
+def load_plain(path: Path) -> Any:
+    """What a file of weights holds, read without executing code: tensors in dicts, lists and plain values.
+
+    Raises:
+        WeightsError: the file is damaged, or holds more than that.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
-        blob = _unpickle(path) if trust else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "is it complete? If it is an old pickle from a source that you trust: --trust-checkpoint"
-        raise WeightsError(f"{path} is not a readable checkpoint ({first_line}): {hint}") from error
-    if isinstance(blob, dict) and isinstance(blob.get("clip"), dict):
-        return _skysense_clip(blob)
-    state = blob.get("model", blob) if isinstance(blob, dict) else None
-    if isinstance(state, dict):
-        state = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in state.items()}
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no table of tensors, neither at its top level nor under 'model'")
-    if state.keys() != blob.keys():
-        logger.info("%s also holds %s: ignored", path, ", ".join(sorted(map(str, blob.keys() - {"model"}))))
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and cannot be memory-mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        more_than_tensors = isinstance(error, pickle.UnpicklingError)
+        raise _unreadable(path, error, more_than_tensors) from error
+
+
+def _unreadable(path: Path, error: Exception, more_than_tensors: bool = False) -> WeightsError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if "nsupported" in line] or lines  # torch names the culprit below its advice
+    reason = lines[0].removesuffix(":")[:200] if lines else type(error).__name__
+    if not isinstance(error, (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)) and lines:
+        reason = f"{type(error).__name__}: {reason}"
+    hint = "is it complete?"
+    if more_than_tensors:
+        hint += " If it is an old pickle from a source that you trust: --trust-checkpoint"
+    return WeightsError(f"{path} is not a readable checkpoint ({reason}): {hint}")
+
+
+def _wrapped(table) -> str | None:
+    """The key under which a checkpoint keeps its table of tensors; None if the table is this one."""
+    if not isinstance(table, dict):
+        return None
+    return next((key for key in WRAPPERS if isinstance(table.get(key), dict)), None)
+
+
+def _tensors(table, path: Path) -> dict[str, Tensor]:
+    """The entries of a table that are tensors or NumPy arrays of numbers; entries of other types are left out."""
+    state = {}
+    for name, value in table.items() if isinstance(table, dict) else ():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, Tensor):
+            state[name] = value
+    if not state:
+        raise WeightsError(
+            f"{path} holds no table of tensors, neither at its top level nor under {', '.join(map(repr, WRAPPERS))}:"
+            " give a file of weights"
+        )
+    wrong = [name for name in state if not isinstance(name, str)]
+    if wrong:
+        raise WeightsError(
+            f"{path} names its tensors {wrong[0]!r}, not by text, as the state of an optimizer does: give the"
+            " checkpoint of the model"
+        )
+    return state
+
+
+def _plain_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Names without what wrappers around the model add to them."""
+    plain = {}
+    for name, tensor in state.items():
+        short = re.sub(r"(^|(?<=\.))_orig_mod\.", "", name)
+        short = re.sub(r"^(module\.)+", "", short)
+        if short in plain:
+            raise WeightsError(f"{path} holds {short!r} twice, with and without a wrapper's prefix: keep one of them")
+        plain[short] = tensor
+    if all(name.startswith("model.") for name in plain):  # Lightning: the model is an attribute of the module
+        plain = {name.removeprefix("model."): tensor for name, tensor in plain.items()}
+    return plain
 
 
 def _unpickle(path: Path):
     """Read Detectron2's .pkl, or a .pth that holds more than tensors."""
     logger.warning("%s is read as a pickle because you trust it: any code in it is executed now", path)
-    if path.suffix == ".pkl":
-        with open(path, "rb") as file:
-            return pickle.load(file, encoding="latin1")
-    return torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        if path.suffix == ".pkl":
+            with open(path, "rb") as file:
+                return pickle.load(file, encoding="latin1")
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def read_config(path: Path) -> str | None:
@@ -71,14 +148,15 @@ def read_config(path: Path) -> str | None:
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("config")
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable checkpoint ({error}): is it complete?") from error
+    except Exception as error:  # see load_plain
+        raise _unreadable(path, error) from error
 
 
 def _skysense_clip(blob: dict) -> dict[str, Tensor]:
     """The tensors of `skysense_clip.ckpt`: the towers under "clip", with `visual.X` replaced by `backbone_gep.X`."""
     state = dict(blob["clip"])
-    for name, tensor in blob.get("model", {}).items():
-        if name.startswith("backbone_gep."):
+    model = blob.get("model")
+    for name, tensor in model.items() if isinstance(model, dict) else ():
+        if str(name).startswith("backbone_gep."):
             state["visual." + name.removeprefix("backbone_gep.")] = tensor
-    return {CLIP_PREFIX + name: tensor for name, tensor in state.items()}
+    return {f"{CLIP_PREFIX}{name}": tensor for name, tensor in state.items()}

@@ -80,6 +80,12 @@ def words_only():
 
 
 @pytest.fixture(autouse=True)
+def unexpected_errors_are_raised(monkeypatch):
+    """Batches turn them into lines for users; in tests they are failures with a traceback."""
+    monkeypatch.setenv("SKYSENSE_O_TRACEBACK", "unexpected")
+
+
+@pytest.fixture(autouse=True)
 def logs_reach_the_tests():
     """Runs in this process set up Detectron2's loggers, which keep what they are told to themselves."""
     yield

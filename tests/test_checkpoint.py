@@ -175,3 +175,66 @@ def test_a_file_without_config_asks_for_it(small_model, tmp_path):
     torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="does not hold its config"):
         Predictor.from_pretrained(tmp_path / "w.pth", device="cpu")
+
+
+STATE = {"a.weight": torch.arange(3.0), "b.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("blob", "zipped"),
+    [
+        (STATE, False),
+        ({"model": STATE}, False),
+        ({"state_dict": STATE, "epoch": 3, "model": "resnet"}, True),
+        ({"model_state_dict": STATE, "optimizer_state_dict": {"state": {0: {"step": 1}}}}, True),
+        ({"module": {"module": STATE}}, True),
+        ({"model": {"_orig_mod." + name: t for name, t in STATE.items()}}, True),
+        ({"module._orig_mod." + name: t for name, t in STATE.items()}, True),
+        ({name.replace(".", "._orig_mod."): t for name, t in STATE.items()}, True),
+        ({"state_dict": {"model." + name: t for name, t in STATE.items()}}, True),
+        ({**STATE, "epoch": 3, "arch": "vit"}, True),
+    ],
+)
+def test_checkpoints_of_other_programs_are_read(tmp_path, blob, zipped):
+    torch.save(blob, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = read_weights(tmp_path / "w.pth")
+    assert found.keys() == STATE.keys()
+    assert found["a.weight"].tolist() == [0, 1, 2]
+
+
+def test_the_state_of_an_optimizer_is_refused(tmp_path):
+    torch.save({0: torch.ones(1), 1: torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="w.pth names its tensors 0, not by text.*give the checkpoint of the model"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_one_name_with_and_without_prefix_is_refused(tmp_path):
+    torch.save({"a": torch.ones(1), "module.a": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="holds 'a' twice"):
+        read_weights(tmp_path / "w.pth")
+
+
+def problem_of(path) -> WeightsError | None:
+    try:
+        read_weights(path)
+    except WeightsError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_pth_names_its_path(tmp_path, zipped):
+    """Damage once surfaced as IndexError, KeyError or UnicodeDecodeError without a path."""
+    torch.save({"model": STATE}, tmp_path / "good.pth", _use_new_zipfile_serialization=zipped)
+    good, rng, kinds = (tmp_path / "good.pth").read_bytes(), np.random.default_rng(0), set()
+    for _ in range(150):
+        data = bytearray(good)
+        for place in rng.integers(0, min(len(data), 400), 3):
+            data[place] = rng.integers(0, 256)
+        (tmp_path / "bad.pth").write_bytes(data)
+        problem = problem_of(tmp_path / "bad.pth")
+        if problem is not None:
+            assert str(tmp_path / "bad.pth") in str(problem)
+            assert "\n" not in str(problem)
+            kinds.add(type(problem.__cause__))
+    assert kinds & {IndexError, KeyError, UnicodeDecodeError, AttributeError, TypeError}

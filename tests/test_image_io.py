@@ -395,3 +395,15 @@ def test_a_large_16_bit_png_takes_three_bytes_per_pixel_plus_200_mib(tmp_path, c
     height, _, grown = map(int, done.stdout.split())
     assert height == side
     assert grown <= 3 * side * side + 200 * 2**20, f"{grown / 2**20:.0f} MiB"
+
+
+def test_two_stars_find_each_file_once(tmp_path):
+    """A link to a parent folder once gave the same file 41 times."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/up").symlink_to(tmp_path)
+    for name in ("a/x.png", "a/b/y.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    from skysense_o.image_io import find_images
+
+    found = find_images([f"{tmp_path}/**/*.png"])
+    assert sorted(str(path.relative_to(tmp_path)) for path in found) == ["a/b/y.png", "a/x.png"]

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from skysense_o import losses
+from skysense_o import losses, published_losses
 
 B, T, D, H, W = 2, 4, 6, 8, 12
 
@@ -179,10 +179,10 @@ def test_published_regional_losses_equal_their_naive_twins(regions, pairs, graph
         factor = torch.where(score > 0, 11 - score, 0.0) if graph else torch.ones(n, n)
         m = (alike[b, :n, :n] * s * factor).abs()
         regular.append(m[~torch.eye(n, dtype=torch.bool)].mean())
-    scores = losses.published_region_scores(pooled, text, valid)
-    got = losses.published_region_bce(scores, present, valid)
+    scores = published_losses.published_region_scores(pooled, text, valid)
+    got = published_losses.published_region_bce(scores, present, valid)
     torch.testing.assert_close(got, sum(region) / B, atol=1e-6, rtol=1e-5)
-    got = losses.published_vision_centric(scores, present, valid, alike, visual_similarity if graph else None)
+    got = published_losses.published_vision_centric(scores, present, valid, alike, visual_similarity if graph else None)
     torch.testing.assert_close(got, sum(regular) / B, atol=1e-6, rtol=1e-5)
 
 
@@ -262,7 +262,7 @@ def test_edges_are_finite(case, dtype):
     sem_seg = torch.full((1, 4, 4), 255 if case == "all ignored" else 0)
     valid = torch.ones(1, names, dtype=torch.bool)
     pooled, present = losses.pool_regions(dense, sem_seg, names), losses.present_classes(sem_seg, names)
-    alike, scores = torch.ones(1, names, names), losses.published_region_scores(pooled, text, valid)
+    alike, scores = torch.ones(1, names, names), published_losses.published_region_scores(pooled, text, valid)
     terms = [
         losses.pixel_bce(logits, sem_seg, valid, chunk=64),
         losses.focal(logits, sem_seg, valid, chunk=64),
@@ -270,8 +270,8 @@ def test_edges_are_finite(case, dtype):
         losses.dice(logits, sem_seg, valid, chunk=64),
         losses.region_contrast(pooled, present, text, valid, 0.07),
         losses.vision_centric(pooled, present, text, valid, alike, 0 * alike, 0.07),
-        losses.published_region_bce(scores, present, valid),
-        losses.published_vision_centric(scores, present, valid, alike, 0.1 * alike),
+        published_losses.published_region_bce(scores, present, valid),
+        published_losses.published_vision_centric(scores, present, valid, alike, 0.1 * alike),
         losses.presence_bce(presence, sem_seg, valid, (sem_seg != 255).flatten(1).all(1)),
     ]
     sum(terms).backward()

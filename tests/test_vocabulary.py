@@ -113,3 +113,15 @@ def test_same_meaning_lies_near_in_minilm(small_model):
     street, road, lake = small_model.tower.encode_text(["street", "road", "lake"])
     assert street @ road > street @ lake + 0.1
     assert street.norm() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("words", [["road", "b\udce4um"], ["road|b\udce4um"], ["road", ["tree", "b\udce4um"]]])
+def test_words_that_are_no_utf8_are_refused(words):
+    with pytest.raises(ValueError, match=r"the word 'b\\udce4um' is not UTF-8 text: write it in a UTF-8 terminal"):
+        Vocabulary.of(words)
+
+
+@pytest.mark.parametrize("word", [3, None, True, 1.5])
+def test_words_that_are_no_text_are_refused(word):
+    with pytest.raises(ValueError, match="is not text: put it in quotes"):
+        Vocabulary.of([["road", word]])

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tabulate import tabulate
 
 from skysense_o.errors import exit_code
+from skysense_o.whole_files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +75,7 @@ def run() -> int:
         for problem in report.problems:
             print(f"wrong: {report.name}: {problem}")
     if args.json:
-        Path(args.json).write_text(json.dumps([r.manifest() for r in reports], indent=1) + "\n")
+        write_text(Path(args.json), json.dumps([r.manifest() for r in reports], indent=1) + "\n")
     wrong = sum(len(report.problems) for report in reports)
     print(f"\n{wrong or 'nothing'} wrong")
     return 1 if wrong else 0

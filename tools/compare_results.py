@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tabulate import tabulate
 
 from skysense_o.errors import exit_code
+from skysense_o.whole_files import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "RESULTS.md"
 ROW = re.compile(r"^\| *(\w+) *\| *(\w+) *\| *([\w/@ ]+?) *\| *(-?[\d.]+) *\|$", re.MULTILINE)
@@ -68,7 +69,7 @@ def run() -> int:
         )
         begin, end = "<!-- recomputed: begin -->\n", "\n<!-- recomputed: end -->"
         before, _, rest = text.partition(begin)
-        path.write_text(before + begin + table + end + rest.partition(end)[2])
+        write_text(path, before + begin + table + end + rest.partition(end)[2])
         print(f"{len(values)} rows -> {path}")
         return 0
     rows = [

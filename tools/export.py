@@ -19,6 +19,7 @@ import numpy as np
 
 from skysense_o.errors import exit_code
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole
 
 SHAPES = ((1, 2, 3, 1), (2, 5, 4, 7), (1, 1, 7, 200))  # B, H and W in divisors, T
 
@@ -60,7 +61,8 @@ def run() -> int:
             "phrases": np.array([p for ps in vocabulary.phrases for p in ps]),
         }
         text = embed_words(predictor, vocabulary)
-        np.savez(path.with_suffix(".npz"), **words, phrase_to_class=np.array(vocabulary.phrase_to_class), text=text)
+        with whole(path.with_suffix(".npz")) as part, open(part, "wb") as file:
+            np.savez(file, **words, phrase_to_class=np.array(vocabulary.phrase_to_class), text=text)
         print(f"{len(text)} phrases -> {path.with_suffix('.npz')}")
     return 0
 

@@ -37,6 +37,7 @@ from skysense_o.training.benchmark_suite import evaluate_run
 from skysense_o.training.evaluate import ALL, test_sets
 from skysense_o.training.run import check_config, fill_answers, train
 from skysense_o.training.trainer import join_processes
+from skysense_o.whole_files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,7 +103,7 @@ def start_logging(cfg, args: argparse.Namespace) -> None:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     if comm.is_main_process():
         written = folder / ("config_eval.yaml" if args.eval_only else "config.yaml")
-        written.write_text(cfg.dump())
+        write_text(written, cfg.dump())
         logging.getLogger("skysense_o").info("%s\nConfig: %s\n%s", args, written, collect_env_info())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
 

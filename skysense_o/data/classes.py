@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from skysense_o.text_files import read_json, read_lines, read_yaml
+from skysense_o.text_files import read_json_file, read_lines, read_yaml
 
 CLASSES_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "classes"
 OWN = "dataset.yaml"
@@ -54,7 +54,7 @@ def load_classes(name: str) -> ClassTable:
     elif not path.is_file():
         tables = ", ".join(sorted(p.stem for p in CLASSES_FOLDER.glob("*.json"))) or "none"
         raise FileNotFoundError(f"no class table {name!r} in datasets/classes; there are: {tables}")
-    body = read_yaml(path) if path.name == OWN else read_json(path)
+    body = read_yaml(path) if path.name == OWN else read_json_file(path)
     if not isinstance(body, dict) or "classes" not in body:
         raise ValueError(f"{path} has no 'classes': list the classes in the order of their ids")
     return table_of(body["classes"], str(path))

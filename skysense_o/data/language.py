@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skysense_o.data.datasets.spec import DatasetSpec
-from skysense_o.text_files import read_csv, read_json, read_json_lines, read_text
+from skysense_o.text_files import read_csv, read_json_file, read_json_lines, read_text
 
 logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")
@@ -56,7 +56,7 @@ def read_captions(spec: DatasetSpec, split: str) -> Iterator[dict]:
                 yield _with_image(spec, spec.root / entry["image"], captions=entry["captions"])
         return
     folder = image_folder(spec)
-    for entry in read_json(path)["images"]:
+    for entry in read_json_file(path)["images"]:
         if split in (entry["split"], "all"):
             sentences = [sentence["raw"].strip() for sentence in entry["sentences"]]
             image = folder / entry.get("filepath", "") / entry["filename"]
@@ -98,8 +98,8 @@ def read_rsvqa(spec: DatasetSpec, split: str) -> Iterator[dict]:
     answers_path = path.with_name(path.name.replace("_questions", "_answers"))
     if not answers_path.is_file():
         raise FileNotFoundError(f"{path} has no {answers_path.name} beside it: {spec.hint}")
-    answers = {a["id"]: a["answer"] for a in read_json(answers_path)["answers"] if a.get("active")}
-    for entry in read_json(path)["questions"]:
+    answers = {a["id"]: a["answer"] for a in read_json_file(answers_path)["answers"] if a.get("active")}
+    for entry in read_json_file(path)["questions"]:
         if not entry.get("active"):
             continue
         answer = next((answers[i] for i in entry["answers_ids"] if i in answers), None)
@@ -148,7 +148,7 @@ def read_conversations(spec: DatasetSpec, split: str) -> Iterator[dict]:
         records {"file_name", "dataset", "question", "answer"}, or {"bad": message}.
     """
     path = index_file(spec, split)
-    for entry in read_json(path):
+    for entry in read_json_file(path):
         turns = {turn["from"]: turn["value"] for turn in entry["conversations"]}
         question = turns.get("human", "").replace("<image>", "").strip()
         image = path.parent / entry.get("image_path", "") / entry["image"]

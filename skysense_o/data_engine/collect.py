@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from skysense_o.data_engine.work_folder import Journal, WorkFolder, whole, write_map, write_table
+from skysense_o.data_engine.work_folder import Journal, WorkFolder, write_map, write_table
+from skysense_o.errors import file_error
 from skysense_o.image_io import (
     FILL,
     WHAT_IS_LOST,
-    ImageError,
     gdal_settings,
     has_geo,
     is_georeferenced,
     printable,
     read_image,
 )  # fmt: skip
+from skysense_o.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 LEAST_VALID = 0.5
@@ -78,14 +79,14 @@ def collect(
     cut = {(line["source"], line["row"], line["column"]) for line in journal.lines if "row" in line}
     for path in tqdm(images, unit="image", desc="collect"):
         try:
-            key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]  # no machine's path is written
+            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # no machine's path is written
             if key in finished:
                 continue
             for part in cuts(path, side, gsd, lambda row, column, key=key: (key, row, column) in cut):
                 tile = None if part.pixels is None else _write_tile(work, path, part, licence, credit)
                 journal.add({"source": key, "row": part.row, "column": part.column, "tile": tile})
-        except (ImageError, OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-            message = str(error).replace(printable(path), printable(path.name))
+        except Exception as error:  # one bad file does not end the batch
+            message = file_error(error, printable(path.name)).replace(printable(path), printable(path.name))
             result.errors.append({"source": printable(path.name), "error": message})
             continue
         journal.add({"source": key, "finished": True})
@@ -93,8 +94,7 @@ def collect(
     journal.close()
     tiles = {line["tile"]["tile"]: line["tile"] for line in journal.lines if line.get("tile")}
     write_table(work / "catalog.parquet", [tiles[name] for name in sorted(tiles)], catalog_schema())
-    with whole(work / "catalog_errors.jsonl") as part:
-        part.write_text("".join(json.dumps(error) + "\n" for error in result.errors))
+    write_text(work / "catalog_errors.jsonl", "".join(json.dumps(error) + "\n" for error in result.errors))
     result.tiles = len(tiles)
     result.empty = sum("row" in line and line["tile"] is None for line in journal.lines)
     return result

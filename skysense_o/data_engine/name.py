@@ -11,7 +11,7 @@ from skysense_o.data.relation_graph import RelationGraph
 from skysense_o.data_engine.namers import TOP, Namer
 from skysense_o.data_engine.synonyms import synonyms
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, write_json
-from skysense_o.image_io import ImageError
+from skysense_o.errors import file_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,8 +44,8 @@ def name_regions(
             continue
         try:
             regions = namer(work.image(row), work.regions(row["tile"]))
-        except (ImageError, FileNotFoundError) as error:
-            errors.append({"tile": row["tile"], "error": str(error)})
+        except Exception as error:  # one bad tile does not end the batch
+            errors.append({"tile": row["tile"], "error": file_error(error, row["tile"])})
             continue
         write_json(path, [_entry(k, candidates[:TOP]) for k, candidates in enumerate(regions, 1)])
     merge_synonyms(work, [row["tile"] for row in rows], model, merge, graph)

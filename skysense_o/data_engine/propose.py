@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data_engine.partition import paint_masks, tidy
-from skysense_o.data_engine.work_folder import WorkFolder, write_json, write_map
-from skysense_o.image_io import ImageError
+from skysense_o.data_engine.work_folder import WorkFolder, write_map
+from skysense_o.errors import file_error
 from skysense_o.inference.automatic_masks import generate_masks
-from skysense_o.inference.segmentation import NONE
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import write_json
 
 if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
@@ -74,7 +74,7 @@ def proposer(
 def by_words(predictor: Predictor, rgb: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Regions from the predicted label map; pixels of background classes are the rest. See `Proposer`."""
     result = predictor(rgb, vocabulary)
-    return result.labels + (result.classes[0] != NONE), result.score
+    return result.labels + (not result.has_none), result.score
 
 
 def by_clicks(predictor: Predictor, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,11 +107,11 @@ def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]
             continue
         try:
             rgb = work.image(row)
-        except (ImageError, FileNotFoundError) as error:
-            errors.append({"tile": row["tile"], "error": str(error)})
+            labels, score = find(rgb)
+            regions = tidy(labels, least)
+        except Exception as error:  # one bad tile does not end the batch
+            errors.append({"tile": row["tile"], "error": file_error(error, row["tile"])})
             continue
-        labels, score = find(rgb)
-        regions = tidy(labels, least)
         write_map(work / f"regions/{row['tile']}.png", regions)
         write_json(done, described(regions, score))
     return errors

@@ -14,6 +14,7 @@ from skysense_o.data_engine.counts import Counts, draw_figures
 from skysense_o.data_engine.datasheet import datasheet
 from skysense_o.data_engine.splitting import split
 from skysense_o.data_engine.work_folder import WorkFolder, read_json, write_json, write_map
+from skysense_o.whole_files import write_text
 
 SPLITS = ("train", "val")
 
@@ -53,7 +54,7 @@ def publish(
     for row, annotation in tqdm(annotated, unit="tile", desc="publish"):
         line = _write_image(work, folder, row, annotation, splits[row["tile"]], counts)
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    (folder / "skysa_dataset.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_text(folder / "skysa_dataset.jsonl", "".join(lines))
     graph = work / "graph/skysa_graph.jsonl"
     if graph.is_file():
         shutil.copyfile(graph, folder / graph.name)
@@ -64,7 +65,7 @@ def publish(
     sheet = datasheet(
         title or "A set made by SkySense-O's data engine", statistics, [row for row, _ in annotated], engine
     )
-    (folder / "DATASHEET.md").write_text(sheet, encoding="utf-8")
+    write_text(folder / "DATASHEET.md", sheet)
     write_json(folder / "manifest.json", {"files": _hashes(folder), "statistics": statistics, "engine": engine})
     _replace_folder(folder, work / "set")
     return statistics

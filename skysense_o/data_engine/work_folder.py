@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from skysense_o.image_io import read_image
+from skysense_o.run_lock import run_lock
+from skysense_o.whole_files import whole, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,9 +52,16 @@ class WorkFolder:
             restart: first remove the files of this step and of all later ones.
 
         Raises:
-            ValueError: the step ran before with other options; or `restart` would remove files that reviewers
-                decided on.
+            OSError: another run works in the folder.
+            ValueError: the step ran before with other options; or `restart` would remove files that reviewers decided
+                on.
         """
+        lock = run_lock(self / ".lock", self.folder, "give another --work")
+        with lock, self._recorded(step, options, restart):
+            yield
+
+    @contextmanager
+    def _recorded(self, step: str, options: dict, restart: bool) -> Iterator[None]:
         path = self / "engine.json"
         steps = read_json(path) if path.is_file() else {}
         if restart:
@@ -133,20 +141,6 @@ class WorkFolder:
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: run propose first")
         return read_map(path)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Write a file atomically: yields a temporary path, which is renamed to `path` if the block raises nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # not matched by a glob for .png or .json
-    yield part
-    os.replace(part, path)
-
-
-def write_json(path: Path, value: object) -> None:
-    with whole(path) as part:
-        part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path):

@@ -11,6 +11,7 @@ from pycocotools import mask
 
 from skysense_o.inference.drawing import Color
 from skysense_o.sample import IGNORE
+from skysense_o.whole_files import whole, write_text
 
 KINDS = ("coco", "png")
 
@@ -50,11 +51,10 @@ def save_png(path: Path, prediction: np.ndarray, colors: list[Color]) -> None:
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colors)] = colors
     image.putpalette(palette.tobytes())  # turns a grey image into a palette image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    with whole(path) as part:
+        image.save(part, format="PNG")
 
 
 def write_coco(path: Path, rows: list[dict]) -> None:
     """Write the entries of `as_coco` to a JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows))
+    write_text(path, json.dumps(rows))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from skysense_o.whole_files import whole, write_text
+
 PUBLISHED = Path(__file__).resolve().parents[2] / "datasets" / "published_results.json"
 OURS = "SkySense-O"
 MAIN = {"segmentation": "mIoU", "classification": "top1", "image-text": "image_R@1", "vqa": "model/overall"}
@@ -89,13 +91,13 @@ def write_tables(folder: Path, results: Sequence[dict], left_out: dict[str, str]
         ]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text(text)
-    with open(folder / "results.csv", "w", newline="") as file:
+    write_text(folder / "results.md", text)
+    with whole(folder / "results.csv") as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, heads)
         writer.writeheader()
         writer.writerows(rows)
     body = {"results": list(results), "left_out": left_out, "published": published}
-    (folder / "results.json").write_text(json.dumps(without_nan(body), indent=1))
+    write_text(folder / "results.json", json.dumps(without_nan(body), indent=1))
     return text
 
 

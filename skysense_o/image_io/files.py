@@ -158,6 +158,15 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int | None) -> No
         raise TooManyPixels(name, size, max_pixels)
 
 
+def _once(paths: list[Path]) -> list[Path]:
+    """Each file once, under its shortest path: "**" follows links to parent folders again and again."""
+    shortest: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: len(path.parts)):
+        shortest.setdefault(os.path.realpath(path), path)
+    kept = set(shortest.values())
+    return [path for path in paths if path in kept]
+
+
 def find_images(patterns: list[str]) -> list[Path]:
     """Find the images of a command line, without duplicates.
 
@@ -177,7 +186,8 @@ def find_images(patterns: list[str]) -> list[Path]:
         if path.is_dir():
             paths += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         elif glob.has_magic(pattern) and not path.exists():
-            paths += [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+            paths += _once(matches) if "**" in pattern else matches
         else:
             paths.append(path)
     if not paths:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -81,22 +82,26 @@ def classify(model: nn.Module, image: np.ndarray, classes: Sequence[str]) -> lis
     return sorted(zip(classes, scores), key=lambda row: -row[1])
 
 
-def load_vqa_model(weights: str, device: str = "auto") -> nn.Module:
+def load_vqa_model(
+    weights: str | Path, device: str = "auto", config_file: str | Path | None = None, trust: bool = False
+) -> nn.Module:
     """Load a model for visual question answering.
 
     Args:
-        weights: see `find_weights`; the file must contain its config.
+        weights: see `find_weights`.
         device: see `choose_device`.
+        config_file: YAML of the model, for weights that do not contain it.
+        trust: see `read_weights`.
 
     Raises:
         WeightsError: the weights do not contain their config, or do not fit.
         ValueError: the weights are of a model that answers no questions.
     """
     path = find_weights(weights)
-    cfg = config_of(path)
+    cfg = config_of(path, config_file)
     if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
         raise ValueError(f"{path} holds no VQA model: train one (configs/mini/vqa.yaml) and give its .safetensors")
-    model, _ = build_with_weights(cfg, path)
+    model, _ = build_with_weights(cfg, path, trust=trust)
     return model.to(choose_device(device)).eval()
 
 

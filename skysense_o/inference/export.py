@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 from skysense_o.inference.colors import FEW, NONE_COLOR, Color, colors_for
 from skysense_o.inference.drawing import overlay, with_legend
 from skysense_o.inference.segmentation import NONE, Segmentation
+from skysense_o.whole_files import whole, write_json
 
 FORMATS = ("overlay", "labels", "probabilities", "json")
 MAX_8_BIT = 254
@@ -19,19 +19,23 @@ MAX_8_BIT = 254
 
 
 def palette_of(
-    classes: Sequence[str], given: Sequence[Color] | None = None, shares: Sequence[float] | None = None
+    classes: Sequence[str],
+    given: Sequence[Color] | None = None,
+    shares: Sequence[float] | None = None,
+    has_none: bool | None = None,
 ) -> list[Color]:
     """Choose one color per id; "none" is grey.
 
     Args:
         classes: class per id.
         given: RGB per class, without "none"; they are changed where they are too similar, see `colors_for`.
+        has_none: whether id 0 stands for pixels of no class; None: if it is called "none".
         shares: 0..1 per id. Of more than 12 classes, those with the largest shares get clearly different colors.
 
     >>> palette_of(("none", "water"))
     [(96, 96, 96), (38, 120, 226)]
     """
-    first = 1 if classes[0] == NONE else 0
+    first = int(classes[0] == NONE if has_none is None else has_none)
     order = list(range(len(classes) - first))
     if shares is not None and len(classes) - first > FEW:
         order.sort(key=lambda i: -shares[i + first])
@@ -89,27 +93,32 @@ def save(
     Returns:
         The paths of the files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rows, written = segmentation.areas(), []
-    palette = palette_of(segmentation.classes, colors, [row["share"] for row in rows])
+    palette = palette_of(segmentation.classes, colors, [row["share"] for row in rows], segmentation.has_none)
     rows = [{**row, "color": color} for row, color in zip(rows, palette)]
     if "overlay" in formats:
         blended = overlay(image, segmentation.labels, palette)
         if segmentation.valid is not None:
             blended[~segmentation.valid] = 255
         written.append(folder / f"{stem}_overlay.png")
-        draw_legend(blended, rows, min_share).save(written[-1])
+        write_png(written[-1], draw_legend(blended, rows, min_share))
     if "labels" in formats:
         dtype = np.uint8 if len(segmentation.classes) <= MAX_8_BIT else np.uint16
         written.append(folder / f"{stem}_labels.png")
-        Image.fromarray(segmentation.labels.astype(dtype)).save(written[-1])
+        write_png(written[-1], Image.fromarray(segmentation.labels.astype(dtype)))
     if "probabilities" in formats:
         written.append(folder / f"{stem}_probabilities.npz")
         probabilities = segmentation.probabilities.astype(np.float16)
-        np.savez_compressed(written[-1], probabilities=probabilities, class_names=segmentation.vocabulary.classes)
+        with whole(written[-1]) as part, open(part, "wb") as file:
+            np.savez_compressed(file, probabilities=probabilities, class_names=segmentation.vocabulary.classes)
     if "json" in formats:
         written.append(folder / f"{stem}.json")
         rows = sorted(rows, key=lambda row: -row["share"]) if min_share else rows
-        body = {"classes": rows, "presence": segmentation.presence, "settings": settings}
-        written[-1].write_text(json.dumps(body, indent=1))
+        write_json(written[-1], {"classes": rows, "presence": segmentation.presence, "settings": settings})
     return written
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a PNG atomically; see `whole`."""
+    with whole(path) as part:
+        image.save(part, format="PNG")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from skysense_o.inference.classify import phrase_vectors
 from skysense_o.inference.predictor import Predictor
 from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole, write_json
 
 OPSET = 20
 MAX_SIDE, MAX_BATCH, MAX_PHRASES = 8192, 64, 65536
@@ -116,7 +116,8 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
             dynamic_shapes=({0: batch, 2: height, 3: width}, {0: phrases}),
             verbose=False,
         )
-    program.save(str(path))
+    with whole(path) as part:
+        program.save(str(part))
     description = {
         "inputs": {
             "image": f"float32 (B,3,H,W), RGB, 0..255; H and W multiples of {divisor}: pad right and bottom",
@@ -141,7 +142,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
         "opset": OPSET,
         "torch": torch.__version__,
     }
-    path.with_suffix(".json").write_text(json.dumps(description, indent=1))
+    write_json(path.with_suffix(".json"), description)
     return description
 
 

@@ -51,6 +51,11 @@ class Segmentation:
         """The id of pixels without data: 255, or 65535 for more than 254 classes, as in the label maps of scenes."""
         return 255 if len(self.classes) <= 254 else 65535
 
+    @property
+    def has_none(self) -> bool:
+        """Whether id 0 stands for pixels of no class, rather than for the first class."""
+        return self.threshold is not None or any(self.vocabulary.background)
+
     def areas(self) -> list[dict]:
         """Return one row per class: id, name, pixels, and share (0..1) of the pixels that have data."""
         labels = self.labels if self.valid is None else self.labels[self.valid]
@@ -82,6 +87,8 @@ def fold_background(
     """
     if threshold is None and not any(vocabulary.background):
         return vocabulary.classes, labels
+    if NONE in vocabulary.classes:
+        raise ValueError(f"a class is called {NONE!r}, the word for pixels of no class: call it 'nothing|{NONE}'")
     foreground = [i for i, flag in enumerate(vocabulary.background) if not flag]
     ids = np.zeros(len(vocabulary), np.promote_types(labels.dtype, np.min_scalar_type(len(foreground))))
     ids[foreground] = np.arange(1, len(foreground) + 1)

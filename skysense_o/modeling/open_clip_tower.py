@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import open_clip
 import torch
@@ -18,6 +20,21 @@ from skysense_o.modeling.clip_text import after_attention, attention_heads, enco
 from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 
 SELF_ATTENTION = ("qq", "kk", "vv")
+
+
+@contextmanager
+def without_warnings_of(package: str) -> Iterator[None]:
+    """Drop what a package tells the root logger, up to warnings; the messages of others, and other threads, pass."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING or package not in Path(record.pathname).parts
+
+    root = logging.getLogger()
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
 
 
 @TOWER_REGISTRY.register()
@@ -65,9 +82,9 @@ class OpenCLIPTower(Tower):
                 f"MODEL.TOWER.OPEN_CLIP.NAME {part.NAME!r} is not a model of open_clip: {', '.join(known)}"
             )
         weights = part.WEIGHTS if cfg.MODEL.TOWER.PRETRAINED else ""
-        logging.disable(logging.NOTSET if weights else logging.WARNING)  # hide the warning about random weights
+        quiet = nullcontext() if weights else without_warnings_of("open_clip")  # that its weights are random
         try:
-            with torch.device("cpu"):  # open_clip creates buffers that are in no checkpoint
+            with quiet, torch.device("cpu"):  # open_clip creates buffers that are in no checkpoint
                 clip = open_clip.create_model(part.NAME, pretrained=weights or None)
                 tokenizer = open_clip.get_tokenizer(part.NAME)
         except RuntimeError as error:
@@ -75,8 +92,6 @@ class OpenCLIPTower(Tower):
                 f"MODEL.TOWER.OPEN_CLIP: {part.NAME!r} cannot be built with the weights {weights!r}:"
                 f" {str(error).strip().splitlines()[0]}; give a file of this model, or a tag that open_clip lists"
             ) from error
-        finally:
-            logging.disable(logging.NOTSET)
         keys = {"attention": part.ATTENTION, "residual": part.RESIDUAL}
         return {"clip": clip, "tokenizer": tokenizer, "name": part.NAME, **keys}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,16 +17,17 @@ from PIL import Image
 
 from skysense_o.inference.colors import Color
 from skysense_o.inference.drawing import overlay
-from skysense_o.inference.export import draw_legend, palette_of
-from skysense_o.inference.segmentation import NONE
+from skysense_o.inference.export import draw_legend, palette_of, write_png
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
+from skysense_o.scenes.geojson import write_geojson
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
 from skysense_o.scenes.instances import instance_regions
 from skysense_o.scenes.label_store import NO_SCORE
 from skysense_o.scenes.options import SceneOutputs
-from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
+from skysense_o.scenes.polygons import polygons, write_geopackage
 from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, tags_of
+from skysense_o.whole_files import write_text
 
 REGION_FORMATS = {"gpkg", "geojson", "coco", "boxes"}
 """Formats with one feature per region of the label map, or per object where the model finds objects."""
@@ -44,7 +44,7 @@ def save_scene(scene: Scene, outputs: SceneOutputs) -> tuple[list[Path], list[di
     stem, formats = outputs.stem or scene.raster.path.stem, outputs.formats
     start = outputs.folder / stem
     rows, written = class_areas(scene), []
-    palette = palette_of(scene.classes, outputs.colors, [row["share"] for row in rows])
+    palette = palette_of(scene.classes, outputs.colors, [row["share"] for row in rows], scene.has_none)
     work, source, tags = scene.work, scene.raster.file, tags_of(scene)
     if {"geotiff", "labels"} & set(formats):
         written.append(_path(start, "_labels.tif"))
@@ -63,15 +63,15 @@ def save_scene(scene: Scene, outputs: SceneOutputs) -> tuple[list[Path], list[di
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        _write(written[-1], text.getvalue())
+        write_text(written[-1], text.getvalue())
     if "overlay" in formats:
         written.append(_path(start, "_overlay.png"))
-        _overlay(scene, palette, rows, outputs.min_share).save(written[-1])
+        write_png(written[-1], _overlay(scene, palette, rows, outputs.min_share))
     if "json" in formats:
         written.append(_path(start, ".json"))
         classes = [{**row, "color": color} for row, color in zip(rows, palette)]
         classes = sorted(classes, key=lambda row: -row["share"]) if outputs.min_share else classes
-        _write(written[-1], json.dumps({"classes": classes, "settings": scene.settings}, indent=1))
+        write_text(written[-1], json.dumps({"classes": classes, "settings": scene.settings}, indent=1))
     return written, rows
 
 
@@ -113,7 +113,7 @@ def _save_regions(scene: Scene, outputs: SceneOutputs, start: Path, palette: Seq
         return []
     work, raster, classes = scene.work, scene.raster, scene.classes
     has_regions = np.zeros(np.iinfo(work.dtype).max + 1, bool)
-    first = 1 if classes[0] == NONE else 0
+    first = int(scene.has_none)
     has_regions[first : len(classes)] = True
     path = work.folder / "regions.tif"
     if scene.instances is None:
@@ -131,13 +131,13 @@ def _save_regions(scene: Scene, outputs: SceneOutputs, start: Path, palette: Seq
             write_geopackage(table, written[-1], classes, palette)
         if "geojson" in formats:
             written.append(_path(start, ".geojson"))
-            write_geojson(table, written[-1])
+            write_geojson(table, written[-1], raster.areas.gsd)
     if "coco" in formats:
         written.append(_path(start, "_coco.json"))
-        _write(written[-1], json.dumps(coco_dataset(regions, work.size, classes, first, raster.path.name)))
+        write_text(written[-1], json.dumps(coco_dataset(regions, work.size, classes, first, raster.path.name)))
     if "boxes" in formats:
         written.append(_path(start, "_boxes.json"))
-        _write(written[-1], json.dumps(coco_boxes(regions)))
+        write_text(written[-1], json.dumps(coco_boxes(regions)))
     return written
 
 
@@ -159,9 +159,3 @@ def _overlay(scene: Scene, palette: Sequence[Color], rows: Sequence[dict], min_s
 def _path(start: Path, end: str) -> Path:
     """`<folder>/<stem><end>`; the stem may contain dots."""
     return start.with_name(start.name + end)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)

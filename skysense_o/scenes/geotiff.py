@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rasterio.windows import Window
 
 from skysense_o.inference.drawing import Color
 from skysense_o.scenes.label_store import SCORE_STEPS
+from skysense_o.whole_files import whole
 
 TILE = 512
 
@@ -36,7 +36,8 @@ def write_geotiff(
         read: range of rows -> array (rows,W).
         describe: adds colors and tags to the open file.
     """
-    staging, part = path.with_suffix(".staging.tif"), path.with_suffix(".part.tif")
+    staging = path.with_suffix(".staging.tif")
+    side_file = Path(f"{staging}.aux.xml")
     options = {"driver": "GTiff", "dtype": dtype, "nodata": nodata, "count": 1, "tiled": True, "BIGTIFF": "IF_SAFER"}
     georeference = {"crs": source.crs, "transform": None if source.transform.is_identity else source.transform}
     try:
@@ -53,14 +54,15 @@ def write_geotiff(
             describe(file)
             for rows in bands:
                 file.write(read(rows), 1, window=Window(0, rows.start, source.width, len(rows)))
-        rasterio.shutil.copy(
-            staging, part, driver="COG", COMPRESS="DEFLATE", LEVEL=6, BLOCKSIZE=TILE, BIGTIFF="IF_SAFER",
-            OVERVIEW_RESAMPLING="NEAREST", NUM_THREADS="ALL_CPUS",
-        )  # fmt: skip
-        os.replace(part, path)
+        with whole(path) as part:
+            side_file = Path(f"{part}.aux.xml")
+            rasterio.shutil.copy(
+                staging, part, driver="COG", COMPRESS="DEFLATE", LEVEL=6, BLOCKSIZE=TILE, BIGTIFF="IF_SAFER",
+                OVERVIEW_RESAMPLING="NEAREST", NUM_THREADS="ALL_CPUS",
+            )  # fmt: skip
     finally:
-        for temporary in (staging, part, Path(f"{part}.aux.xml"), Path(f"{staging}.aux.xml")):
-            temporary.unlink(missing_ok=True)
+        for rest in (staging, side_file, Path(f"{staging}.aux.xml")):
+            rest.unlink(missing_ok=True)
 
 
 def describe_labels(classes: Sequence[str], colors: Sequence[Color], nodata: int, settings: dict):

@@ -49,14 +49,20 @@ class LabelStore:
         if not self.done:
             folder.mkdir(parents=True, exist_ok=True)
             self.journal.write_text(header + "\n")
-        self._files = {name: self._open(name, size, dtype) for name, dtype in (("labels", self.dtype), ("score", "u1"))}
+        self._files: dict[str, int] = {}
+        try:
+            for name, dtype in (("labels", self.dtype), ("score", np.dtype(np.uint8))):
+                self._open(name, size, dtype)
+        except BaseException:
+            self.close()
+            raise
 
-    def _open(self, name: str, size: tuple[int, int], dtype) -> int:
+    def _open(self, name: str, size: tuple[int, int], dtype: np.dtype) -> None:
         handle = os.open(self.folder / f"{name}.raw", os.O_RDWR | os.O_CREAT, 0o644)
-        num_bytes = size[0] * size[1] * np.dtype(dtype).itemsize
-        if os.fstat(handle).st_size != num_bytes:
-            os.ftruncate(handle, num_bytes)
-        return handle
+        self._files[name] = handle
+        bytes_wanted = size[0] * size[1] * dtype.itemsize
+        if os.fstat(handle).st_size != bytes_wanted:
+            os.ftruncate(handle, bytes_wanted)
 
     def _read_journal(self, header: str) -> dict[int, int]:
         lines = self.journal.read_text().split("\n")

@@ -5,7 +5,6 @@ All polygons of a scene are in memory: about 1 kB per polygon and 16 bytes per v
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -20,10 +19,13 @@ from rasterio.features import shapes
 from rasterio.transform import Affine
 
 from skysense_o.inference.drawing import Color
+from skysense_o.scenes.geojson import LAYER, plain_name
 from skysense_o.scenes.regions import Regions
+from skysense_o.whole_files import whole
 
 MAX_POLYGONS = 1_000_000
-LAYER = "regions"
+LAST_CHANGE = "2000-01-01T00:00:00.000Z"
+"""Stands in every GeoPackage, so that the same polygons give the same bytes."""
 
 
 def polygons(
@@ -90,38 +92,18 @@ def write_geopackage(
         table: see `polygons`.
         classes, colors: class and RGB per id.
     """
-    part = path.with_suffix(".part.gpkg")
-    part.unlink(missing_ok=True)
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": LAST_CHANGE})
     try:
-        pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", **_geometry_type(table))
-        style = {
-            "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
-            "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
-            "description": "one color per class", "owner": "", "ui": "",
-        }  # fmt: skip
-        pyogrio.write_dataframe(pandas.DataFrame([style]), part, layer="layer_styles", driver="GPKG", append=True)
-        os.replace(part, path)
+        with whole(path) as part, plain_name(part) as target:
+            pyogrio.write_dataframe(table, target, layer=LAYER, driver="GPKG", **_geometry_type(table))
+            style = {
+                "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
+                "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
+                "description": "one color per class", "owner": "", "ui": "",
+            }  # fmt: skip
+            pyogrio.write_dataframe(pandas.DataFrame([style]), target, layer="layer_styles", driver="GPKG", append=True)
     finally:
-        part.unlink(missing_ok=True)
-
-
-def write_geojson(table: geopandas.GeoDataFrame, path: Path) -> None:
-    """Write GeoJSON according to RFC 7946: longitude and latitude in WGS 84, right-hand rule, cut at the antimeridian.
-
-    Raises:
-        ValueError: the scene has no CRS.
-    """
-    if table.crs is None:
-        raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco instead")
-    part = path.with_suffix(".part.geojson")
-    part.unlink(missing_ok=True)
-    try:
-        pyogrio.write_dataframe(
-            table.to_crs(4326), part, driver="GeoJSON", layer=LAYER, RFC7946="YES", **_geometry_type(table)
-        )
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
 
 def _geometry_type(table: geopandas.GeoDataFrame) -> dict:

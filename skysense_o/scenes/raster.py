@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from io import BytesIO
 from pathlib import Path
 
 import geopandas
@@ -153,7 +154,9 @@ class Raster(GDALImage):
         if not self.areas.known:
             raise ValueError(f"{self.name}: {GROUND_UNKNOWN}, so --aoi {path} cannot be located in it: leave out --aoi")
         try:
-            table = geopandas.read_file(path)
+            # pyogrio takes "!" and ";" in names for addresses inside archives
+            source = BytesIO(Path(path).read_bytes()) if {"!", ";"} & set(str(path)) else path
+            table = geopandas.read_file(source)
         except Exception as error:  # pyogrio and GDAL raise many types
             reason = str(error).split(";")[0]
             raise ValueError(f"{path} is not a readable vector file ({reason}): give GeoJSON or GeoPackage") from error

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from skysense_o.errors import USER_ERRORS, message
+from skysense_o.errors import file_error
+from skysense_o.image_io import printable
 from skysense_o.scenes.options import SceneOptions, SceneOutputs
 from skysense_o.vocabulary import Vocabulary
 
@@ -35,8 +36,8 @@ class SceneWorker:
         outputs = replace(self.outputs, stem=row["stem"])
         try:
             written, _ = run_scene(self.predictor, path, self.vocabulary, outputs, self.options, progress=False)
-        except USER_ERRORS as problem:  # one bad scene does not end the archive
-            error = message(problem)
+        except Exception as problem:  # one bad scene does not end the archive
+            error = file_error(problem, printable(path.name))
         return {**row, "written": [str(p) for p in written], "error": error}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skysense_o.image_io import gdal_settings
 from skysense_o.inference.predictor import Predictor
+from skysense_o.run_lock import run_lock
 from skysense_o.scenes.check import check_formats
 from skysense_o.scenes.export import REGION_FORMATS, save_scene
 from skysense_o.scenes.options import SceneOptions, SceneOutputs
@@ -50,7 +53,7 @@ def run_scene(
 
     Raises:
         ValueError, FileNotFoundError, ImageError: see `Raster`, `plan_windows` and `check_formats`.
-        OSError: the disk is full, or nothing can be written in the folder.
+        OSError: another run works on this scene, the disk is full, or nothing can be written in the folder.
 
     >>> from tempfile import TemporaryDirectory
     >>> predictor, vocabulary = Predictor.from_pretrained("mini", device="cpu"), Vocabulary.parse("water,forest")
@@ -63,23 +66,50 @@ def run_scene(
     ['water', 'forest']
     """
     options = options or SceneOptions()
-    work = outputs.folder / f"{outputs.stem or path.stem}.work"
     index, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
-    if restart and index == 0:
-        shutil.rmtree(work, ignore_errors=True)
-    if restart and processes:
-        processes.wait_for_everyone()
-    remote = options.remote
-    with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
-        check_formats(outputs.formats, raster)
-        objects = getattr(predictor.model, "offers_instances", False) and bool(REGION_FORMATS & set(outputs.formats))
-        share = {"process": index, "processes": count, "progress": progress}
-        scene = segment_scene(predictor, raster, vocabulary, work, options, **share, instances=objects)
-        if processes:
+    stem = outputs.stem or path.stem
+    with _locked(outputs.folder, stem, processes):
+        work = outputs.folder / f"{stem}.work"
+        if restart and index == 0:
+            shutil.rmtree(work, ignore_errors=True)
+        if restart and processes:
             processes.wait_for_everyone()
-        if index:
-            scene.work.close()
-            return [], []
-        written, rows = save_scene(scene, outputs)
-        scene.work.remove()
+        remote = options.remote
+        with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
+            check_formats(outputs.formats, raster)
+            formats = REGION_FORMATS & set(outputs.formats)
+            objects = getattr(predictor.model, "offers_instances", False) and bool(formats)
+            share = {"process": index, "processes": count, "progress": progress}
+            scene = segment_scene(predictor, raster, vocabulary, work, options, **share, instances=objects)
+            with closing(scene.work):
+                if processes:
+                    processes.wait_for_everyone()
+                if index:
+                    return [], []
+                written, rows = save_scene(scene, outputs)
+                scene.work.remove()
     return written, rows
+
+
+@contextmanager
+def _locked(folder: Path, stem: str, processes: PartialState | None) -> Iterator[None]:
+    """Lock a scene's work folder for all processes of a run; the first one holds the lock, and tells the others.
+
+    Raises:
+        OSError: another run holds it.
+    """
+    with ExitStack() as stack:
+        problem = ""
+        if processes is None or processes.process_index == 0:
+            try:
+                lock = run_lock(folder / f".{stem}.lock", folder / f"{stem}.work", "give another --output")
+                stack.enter_context(lock)
+            except OSError as error:
+                problem = str(error)
+        if processes is not None and processes.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            (problem,) = broadcast_object_list([problem])
+        if problem:
+            raise OSError(problem)
+        yield

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,11 @@ class Scene:
     threshold: float | None
     settings: dict = field(default_factory=dict)
     instances: dict[int, int] | None = None  # where objects were looked for: index of a class -> id in the labels
+
+    @property
+    def has_none(self) -> bool:
+        """Whether id 0 stands for pixels of no class, rather than for the first class."""
+        return self.threshold is not None or bool(self.settings.get("background"))
 
 
 def segment_scene(
@@ -110,15 +115,18 @@ def segment_scene(
 
     hidden = None if progress else True  # None hides the bar unless stderr is a terminal
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
-    with closing(bar), torch.inference_mode(), raster.reopened() as raster_of_writer:
-        for number, strip in enumerate(plan.strips):
-            begin = max(share.start, work.done.get(number, share.start))
-            rows = range(begin, share.stop)
-            bar.update(_windows_before(plan, strip, share, begin))
-            if rows:
-                load = _loader(plan, strip, raster, predictor.fill, bar)
-                write = _writer(work, number, raster_of_writer, vocabulary, threshold)
-                run_windows(plan, strip, rows, load, model, write, batch, pool)
+    with ExitStack() as on_failure:
+        on_failure.callback(work.close)
+        with closing(bar), torch.inference_mode(), raster.reopened() as raster_of_writer:
+            for number, strip in enumerate(plan.strips):
+                begin = max(share.start, work.done.get(number, share.start))
+                rows = range(begin, share.stop)
+                bar.update(_windows_before(plan, strip, share, begin))
+                if rows:
+                    load = _loader(plan, strip, raster, predictor.fill, bar)
+                    write = _writer(work, number, raster_of_writer, vocabulary, threshold)
+                    run_windows(plan, strip, rows, load, model, write, batch, pool)
+        on_failure.pop_all()
     if not instances:
         return Scene(raster, work, classes, threshold, settings)
     with raster.reopened() as own, torch.inference_mode():

@@ -26,6 +26,7 @@ from skysense_o.training.evaluate import WORDS_AND_IMAGES, evaluate_set, file_st
 from skysense_o.training.record import git_state, manifest, versions
 from skysense_o.training.run import build_model
 from skysense_o.training.trainer import peak_memory
+from skysense_o.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 CHANGES_NOTHING = ("IMAGES", "EVAL_PERIOD")
@@ -72,7 +73,7 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
         results.append({**facts, **body, "key": inputs["key"], "record": record})
         if comm.is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(without_nan(results[-1]), indent=1))
+            write_text(path, json.dumps(without_nan(results[-1]), indent=1))
     if comm.is_main_process():
         text = write_tables(Path(cfg.OUTPUT_DIR), results, left_out)
         logger.info("%s/results.md\n%s", cfg.OUTPUT_DIR, text)

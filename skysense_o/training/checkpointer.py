@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
-import pickle
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
+from safetensors import SafetensorError
 from torch import nn
 
 from skysense_o.checkpoint import load_state, save_weights, state_to_save
 from skysense_o.training.ema import MovingAverage
+from skysense_o.weight_files import load_plain
+from skysense_o.weight_paths import WeightsError
+from skysense_o.whole_files import whole
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +94,9 @@ class RunCheckpointer(Checkpointer):
         last = Path(self.get_checkpoint_file())
         for path in dict.fromkeys([last, *self._numbered()]):
             try:
-                self._read = {str(path): torch.load(path, map_location="cpu", weights_only=True)}
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logger.warning("%s cannot be read (%s): trying the one before", path, reason)
+                self._read = {str(path): load_plain(path)}
+            except WeightsError as error:
+                logger.warning("%s cannot be read: trying the one before. %s", path, error)
                 continue
             return self.load(str(path))["iteration"] + 1
         raise FileNotFoundError(f"no checkpoint in {self.save_dir} can be read: start without --resume")
@@ -112,20 +113,12 @@ class RunCheckpointer(Checkpointer):
 
 
 def _write(path: Path, write) -> None:
-    temporary = path.with_name(path.name + ".part")
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for errors of the disk
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with whole(path) as part:
+            write(part)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for errors of the disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
             f"{path} could not be written ({reason}): is the disk full? Older checkpoints are unchanged: free space"
             " and continue with --resume"
         ) from error
-    folder = os.open(path.parent, os.O_RDONLY)  # sync the folder, so that the rename survives a crash
-    os.fsync(folder)
-    os.close(folder)

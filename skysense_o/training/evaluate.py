@@ -26,9 +26,10 @@ from skysense_o.evaluation.segmentation import MEANS, Task, evaluate
 from skysense_o.evaluation.table import without_nan
 from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
 from skysense_o.inference.classify import load_vqa_model
-from skysense_o.text_files import read_json
+from skysense_o.text_files import read_json_file
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.vqa import VQAModel
+from skysense_o.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 WORDS_AND_IMAGES = ("classification", "image-text")
@@ -142,7 +143,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
                 f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
                 " -> class -> words, such as tests/reference/heldout_words.json"
             )
-        words = read_json(cfg.TEST.HELDOUT_FILE).get(name, {})
+        words = read_json_file(cfg.TEST.HELDOUT_FILE).get(name, {})
         missing = [n for n in table.classes if not words.get(n)]
         if missing:
             raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {missing} of {name}: give each class some")
@@ -162,7 +163,7 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(without_nan(body), indent=1))
+            write_text(path, json.dumps(without_nan(body), indent=1))
     return numbers
 
 
@@ -193,7 +194,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
             who.train(was_training)
         if comm.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{file_stem(name)}_predictions.json").write_text(json.dumps(rows, indent=0))
+            write_text(folder / f"{file_stem(name)}_predictions.json", json.dumps(rows, indent=0))
         # The first metric chooses the best checkpoint; questions that people wrote are the harder ones.
         first = "model/human" if "model/human" in numbers else "model/overall"
         return {"numbers": {first: numbers[first], **numbers}}

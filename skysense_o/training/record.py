@@ -15,6 +15,8 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from skysense_o.whole_files import write_text
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -57,7 +59,7 @@ def write_run(folder: Path, config: str, seed: int, data: dict[str, list[dict]],
         "config": config,
     }
     starts = json.loads(path.read_text())["starts"] if start and path.is_file() else []
-    path.write_text(json.dumps({"starts": [*starts, begun]}, indent=1))
+    write_text(path, json.dumps({"starts": [*starts, begun]}, indent=1))
 
 
 def manifest(records: list[dict]) -> dict:

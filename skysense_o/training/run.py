@@ -31,6 +31,7 @@ from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image
 from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
 from skysense_o.renamed_keys import with_new_names
+from skysense_o.run_lock import run_lock
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.evaluate import check_tests, evaluate_all, test_sets
@@ -165,7 +166,18 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
 
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
-    """Train as the config says -> metrics of the last evaluation."""
+    """Train as the config says -> metrics of the last evaluation.
+
+    Raises:
+        OSError: another training writes into OUTPUT_DIR.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    lock = run_lock(folder / ".lock", folder, "give another OUTPUT_DIR") if comm.is_main_process() else nullcontext()
+    with lock:
+        return _train(cfg, resume)
+
+
+def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     register_folders(cfg.DATASETS.FOLDERS)  # this may be another process than that of `check_config`
     training_sets = load_records(cfg)
     fill_known(cfg)

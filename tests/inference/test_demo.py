@@ -261,3 +261,34 @@ def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
         start = screen.index(str(tmp_path / f"out/{stem}_overlay.png"))
         assert screen[start + 3].split() == ["class", "pixels", "share"]
         assert [line.split()[0] for line in screen[start + 5 : start + 7]] == ["road", "tree"]
+
+
+def test_one_bad_file_never_ends_a_batch(call, image, tmp_path, monkeypatch):
+    """Whatever a library raises becomes the error line of that file, with its type, and the run ends with 1."""
+    from skysense_o import image_io
+
+    rng = np.random.default_rng(1)
+    for name in ("a", "b", "c"):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    whole_reader = image_io.read_image
+
+    def reader(path, **options):
+        if path.name in ("b.png", "c.png"):
+            raise {"b.png": ZeroDivisionError("of a library\nsecond line"), "c.png": KeyError("tag")}[path.name]
+        return whole_reader(path, **options)
+
+    monkeypatch.setattr(image_io, "read_image", reader)
+    words = ("--classes", "road,tree", "--output", tmp_path / "out", "--save", "json", "--input")
+    with pytest.raises(ZeroDivisionError):
+        call(DEMO, *words, tmp_path / "b.png", tmp_path / "a.png")
+    monkeypatch.delenv("SKYSENSE_O_TRACEBACK")
+    code, out, err = call(DEMO, *words, *(tmp_path / f"{name}.png" for name in "bca"))
+    assert code == 1
+    assert "a.json" in out
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2
+    assert lines[0].startswith("error: b.png: unexpected ZeroDivisionError: of a library second line")
+    assert lines[1].startswith("error: c.png: unexpected KeyError: tag")
+    code, _, err = call(DEMO, *words, tmp_path / "b.png")
+    assert code == 1
+    assert "error: b.png: unexpected ZeroDivisionError" in err

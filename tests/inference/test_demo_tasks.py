@@ -56,3 +56,38 @@ def test_no_classes_are_an_error(call, dubai, tmp_path):
     code, _, err = call(DEMO, "--input", dubai / "images/tile5_001.jpg", "--output", tmp_path / "out")
     assert code == 2
     assert "no classes: give --classes" in err
+
+
+def test_one_bad_image_does_not_end_a_task(call, dubai, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    images = ("--input", tmp_path / "bad.png", dubai / "images/tile5_001.jpg")
+    code, _, err = call(DEMO, *images, "--task", "classify", "--classes", "river,road", "--output", tmp_path / "out")
+    assert code == 1
+    assert "bad.png" in err
+    assert (tmp_path / "out/tile5_001_classify.json").is_file()
+
+
+def test_tasks_check_their_options_and_use_them(call, dubai, questions, tmp_path):
+    image = ("--input", dubai / "images/tile5_001.jpg", "--output", tmp_path / "out")
+    classes = ("--task", "classify", "--classes", "river,road")
+    code, _, err = call(DEMO, *image, *classes, "--threshold", "7")
+    assert code == 2
+    assert "--threshold 7.0 is out of range" in err
+    cfg = vqa_config(records_of("rsivqa_train"))
+    torch.manual_seed(0)
+    model = EmbeddedVQA(cfg)
+    torch.save({"model": model.state_dict()}, tmp_path / "vqa.pth")
+    (tmp_path / "vqa.yaml").write_text(model_config(cfg).dump())
+    asked = ("--task", "ask", "--question", "How many boats?", "--weights", tmp_path / "vqa.pth")
+    code, _, err = call(DEMO, *image, *asked)
+    assert code == 2
+    assert "does not hold its config" in err
+    for precision in ("fp32", "bf16"):
+        code, _, err = call(DEMO, *image, *asked, "--config-file", tmp_path / "vqa.yaml", "--precision", precision)
+        assert code == 0, err
+    old = {"model": {name: t.numpy() for name, t in model.state_dict().items()}}
+    torch.save(old, tmp_path / "vqa.pth")
+    assert call(DEMO, *image, *asked, "--config-file", tmp_path / "vqa.yaml")[0] == 2
+    trusted = ("--config-file", tmp_path / "vqa.yaml", "--trust-checkpoint")
+    code, _, err = call(DEMO, *image, *asked, *trusted)
+    assert code == 0, err

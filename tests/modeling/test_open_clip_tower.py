@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import open_clip
 import pytest
@@ -156,3 +157,17 @@ def test_each_decoder_trains_a_step_and_predicts(name, head):
     assert model.tower.clip.visual.state_dict()
     (out,) = model.eval()([sample])
     assert out["labels"].shape == (70, 90)
+
+
+def test_warnings_are_hidden_of_one_package_only(caplog):
+    """logging.disable once hid the warnings of the whole process meanwhile."""
+    from skysense_o.modeling.open_clip_tower import without_warnings_of
+
+    root, other = logging.getLogger(), logging.getLogger("somebody")
+    of_package = root.makeRecord("root", logging.WARNING, "/site-packages/open_clip/factory.py", 1, "random", (), None)
+    with without_warnings_of("open_clip"):
+        root.handle(of_package)
+        other.warning("heard")
+        root.warning("heard as well")
+    root.handle(of_package)
+    assert caplog.messages == ["heard", "heard as well", "random"]

@@ -20,9 +20,10 @@ from scipy import ndimage
 from skysense_o.scenes import polygons as vectors
 from skysense_o.scenes import regions as regions_module
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
+from skysense_o.scenes.geojson import write_geojson
 from skysense_o.scenes.label_store import SCORE_STEPS
 from skysense_o.scenes.pixel_area import PixelAreas
-from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
+from skysense_o.scenes.polygons import polygons, write_geopackage
 from skysense_o.scenes.regions import find_regions
 
 NAMES, COLORS = ("none", "red", "green & <blue>"), ((9, 9, 9), (255, 0, 0), (0, 255, 99))

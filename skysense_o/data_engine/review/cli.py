@@ -11,7 +11,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from skysense_o.text_files import read_json, read_lines
+from skysense_o.json_files import parse_json
+from skysense_o.text_files import read_lines
+from skysense_o.whole_files import write_text
 
 FORMATS = ("label-studio", "coco")
 
@@ -69,7 +71,7 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
     from skysense_o.data_engine.review.exchange import take_over
     from skysense_o.data_engine.review.label_studio import from_label_studio
 
-    data = read_json(path)
+    data = parse_json(path.read_bytes(), str(path))
     if isinstance(data, dict) and {"images", "annotations", "categories"} <= set(data):
         who = args.reviewer or "coco"
         imported = {(who, tile): rows for tile, rows in from_coco(review, data).items()}
@@ -80,6 +82,10 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
     counts: Counter = Counter()
     for (who, tile), rows in sorted(imported.items()):
         counts += take_over(review, who, tile, rows, args.round)
+    unread = Counter(one.unread for rows in imported.values() for one in rows if one.unread)
+    if unread:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
+        print(f"not read, nothing was decided on them: results of the types {listed}")
     actions = ", ".join(f"{count} {action}" for action, count in sorted(counts.items())) or "nothing new"
     tiles, people = ({key[k] for key in imported} for k in (1, 0))
     print(f"{len(tiles)} tiles of {len(review.tiles)}, by {', '.join(sorted(people)) or 'nobody'}: {actions}")
@@ -94,13 +100,13 @@ def _export(review, format: str, path: Path, reviewer: str | None) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "coco":
-        path.write_text(json.dumps(to_coco(review, reviewer)))
+        write_text(path, json.dumps(to_coco(review, reviewer)))
         print(f"{len(review.tiles)} tiles -> {path}")
         return
-    path.write_text(json.dumps(to_label_studio(review, reviewer)))
+    write_text(path, json.dumps(to_label_studio(review, reviewer)))
     decided = {d.name for history in review.log.history.values() for d in history if d.name}
     config = path.with_suffix(".xml")
-    config.write_text(labelling_config(review.tiles.names() | decided | {UNNAMED}))
+    write_text(config, labelling_config(review.tiles.names() | decided | {UNNAMED}))
     print(f"{len(review.tiles)} tiles -> {path}; the project's labelling interface -> {config}")
 
 

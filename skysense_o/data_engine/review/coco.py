@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from skysense_o.clicks import box_from_mask
 from skysense_o.data_engine.review.exchange import ExchangedRegion, exchanged_regions, tile_of
 from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review
+from skysense_o.json_files import checked, take
+
+ID = (int, str)
+"""Types of ids: COCO has numbers, some programs write text."""
 
 
 def to_coco(review: Review, reviewer: str | None = None) -> dict:
@@ -46,6 +52,8 @@ def _row(number: int, image: int, one: ExchangedRegion, category: int) -> dict:
 def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
     """Import a COCO file.
 
+    An annotation without polygons or run lengths is read as its box.
+
     Args:
         review: the review.
         data: the file's content.
@@ -54,28 +62,53 @@ def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
         tile -> its annotations. Images that are not tiles of this review, and those without annotations, are left out.
 
     Raises:
-        ValueError: a mask has not its tile's size, or an annotation has a category that the file does not list.
+        ValueError: an entry has not the form that COCO describes, a mask has not its tile's size or covers no pixel, or
+            an annotation has a category that the file does not list.
     """
-    names = {row["id"]: row["name"] for row in data["categories"]}
-    tiles = {row["id"]: tile_of(review, row["file_name"]) for row in data["images"]}
+    names = {}
+    for place, row in enumerate(take(data, "categories", list, "the COCO file"), 1):
+        where = f"category {place} of the file"
+        names[take(row, "id", ID, where)] = take(row, "name", str, where)
+    tiles = {}
+    for place, row in enumerate(take(data, "images", list, "the COCO file"), 1):
+        where = f"image {place} of the file"
+        tiles[take(row, "id", ID, where)] = tile_of(review, take(row, "file_name", str, where))
     regions: dict[str, list[ExchangedRegion]] = {}
-    for row in data["annotations"]:
-        tile = tiles.get(row["image_id"])
+    for place, row in enumerate(take(data, "annotations", list, "the COCO file"), 1):
+        number = take(row, "id", ID, f"annotation number {place} of the file", place)
+        where = f"annotation {number}"
+        tile = tiles.get(take(row, "image_id", ID, where))
         if tile is None:
             continue
-        if row["category_id"] not in names:
-            raise ValueError(f"annotation {row['id']} has category {row['category_id']}, which the file does not list")
-        size = review.tiles.labels(tile).shape
-        mask, exact = _mask(row["segmentation"], size, row["id"])
-        regions.setdefault(tile, []).append(ExchangedRegion(mask, names[row["category_id"]], row.get("region"), exact))
+        category = take(row, "category_id", ID, where)
+        if category not in names:
+            raise ValueError(f"{where} has category {category}, which the file does not list")
+        mask, exact = _mask(row, review.tiles.labels(tile).shape, where)
+        region = take(row, "region", (int, type(None)), where, None)
+        regions.setdefault(tile, []).append(ExchangedRegion(mask, names[category], region, exact))
     return regions
 
 
-def _mask(segmentation, size: tuple[int, int], number: int):
-    """Polygons or run lengths -> bool (H,W), and whether the mask is exact to the pixel (run lengths)."""
-    if isinstance(segmentation, list):
-        return polygons_mask(segmentation, size), False
+def _mask(row: dict, size: tuple[int, int], where: str) -> tuple[np.ndarray, bool]:
+    """Polygons, run lengths or a box -> bool (H,W), and whether the mask is exact to the pixel (run lengths)."""
+    segmentation = take(row, "segmentation", (list, dict, type(None)), where, None)
     try:
-        return rle_mask(segmentation["counts"], size), True
+        if isinstance(segmentation, dict):
+            mask = rle_mask(take(segmentation, "counts", (str, list), "the segmentation"), size)
+        elif segmentation and any(segmentation):
+            mask = polygons_mask([polygon for polygon in segmentation if polygon != []], size)
+        else:
+            mask = polygons_mask([_box_corners(row)], size)
+        if not mask.any():
+            raise ValueError("its mask covers no pixel: draw it again, or remove the annotation")
     except ValueError as error:
-        raise ValueError(f"annotation {number}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
+    return mask, isinstance(segmentation, dict)
+
+
+def _box_corners(row: dict) -> list[float]:
+    box = row.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError("it has neither polygons nor run lengths, nor a box of four numbers: draw it again")
+    x, y, width, height = (checked(number, float, "a number of the box") for number in box)
+    return [x, y, x + width, y, x + width, y + height, x, y + height]

@@ -28,12 +28,14 @@ class ExchangedRegion:
         name: class name, or UNNAMED.
         region: its region number; None if the other program dropped the number or the region is new.
         exact: the mask is exact to the pixel: true for run lengths, false for polygons.
+        unread: the type of a result that is not read, else "". Its region, if known, is neither accepted nor rejected.
     """
 
     mask: np.ndarray
     name: str
     region: int | None = None
     exact: bool = True
+    unread: str = ""
 
 
 def exchanged_regions(review: Review, tile: str, reviewer: str | None) -> list[ExchangedRegion]:
@@ -74,6 +76,8 @@ def take_over(
     Returns:
         number of decisions per action.
     """
+    undecided = {one.region for one in annotations if one.unread}
+    annotations = [one for one in annotations if not one.unread]
     view = review.view(reviewer, tile)
     labels = review.labels_of(tile, view)
     homes = _match(review.labels_of(tile, view, merged=True), view, annotations)
@@ -88,6 +92,8 @@ def take_over(
 
     parts: list[tuple[int, int]] = []  # (region, index in annotations or -1)
     for region in np.unique(labels).tolist():
+        if view.root(region) in undecided:
+            continue
         inside = labels == region
         owners = Counter(painted[inside].tolist())
         keeps = -1 if region == REST and REST not in view.regions else _keeper(owners, homes, view.root(region))

@@ -12,12 +12,16 @@ from html import escape
 
 import numpy as np
 
-from skysense_o.data_engine.review.exchange import ExchangedRegion, exchanged_regions, tile_of
+from skysense_o.data_engine.review.exchange import UNNAMED, ExchangedRegion, exchanged_regions, tile_of
 from skysense_o.data_engine.review.masks import polygons_mask
 from skysense_o.data_engine.review.session import Review
+from skysense_o.json_files import checked, take
 
 WORD = 8
 RUN_SIZES = (3, 4, 8, 16)
+SHAPES = ("brush", "polygon", "rectangle", "ellipse")
+"""Tools whose drawings are read; results of other types are reported."""
+ELLIPSE_CORNERS = 72
 FILES = "/data/local-files/?d=tiles/"
 """URL prefix of Label Studio's local files, which are below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
 
@@ -53,15 +57,20 @@ def to_label_studio(review: Review, reviewer: str | None = None, files: str = FI
 
 
 def labelling_config(names) -> str:
-    """The XML of Label Studio's labelling interface, with brush, polygon and box tools for these class names."""
+    """The XML of Label Studio's interface, with brush, polygon, box and ellipse tools for these class names."""
     labels = "".join(f'<Label value="{escape(name)}"/>' for name in sorted(names))
-    tools = {"brush": "BrushLabels", "polygon": "PolygonLabels", "box": "RectangleLabels"}
+    tools = {
+        "brush": "BrushLabels", "polygon": "PolygonLabels", "box": "RectangleLabels", "ellipse": "EllipseLabels",
+    }  # fmt: skip
     rows = "".join(f'<{tag} name="{name}" toName="image">{labels}</{tag}>' for name, tag in tools.items())
     return f'<View><Image name="image" value="$image" zoom="true"/>{rows}</View>\n'
 
 
 def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[tuple[str, str], list[ExchangedRegion]]:
     """Import a JSON export of Label Studio.
+
+    Results with one id are one region: Label Studio writes a drawing and its label as two results if its interface has
+    them as two tools. A drawing without a label keeps the region and decides no name.
 
     Args:
         review: the review.
@@ -70,50 +79,92 @@ def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[
 
     Returns:
         (annotator, tile) -> annotations. Unfinished tasks and images that are not tiles of this review are left out.
+        Results of types that are not read are there with `unread`, their type.
 
     Raises:
-        ValueError: a mask has not its tile's size, or a box is rotated.
+        ValueError: an entry has not the form that Label Studio writes, or a mask has not its tile's size.
     """
     imported = {}
-    for task in tasks:
-        data = task.get("data", {})
+    for place, task in enumerate(checked(tasks, list, "the file"), 1):
+        where = f"task {place}"
+        data = take(task, "data", dict, where, {})
         tile = tile_of(review, data.get("tile") or data.get("image", ""))
-        for annotation in task.get("annotations", ()) if tile else ():
-            if not annotation.get("was_cancelled"):
-                who, size = _annotator(annotation, reviewer), review.tiles.labels(tile).shape
-                imported[who, tile] = [one for row in annotation["result"] if (one := _annotation(row, size, tile))]
+        for annotation in take(task, "annotations", list, where, []) if tile else ():
+            if not take(annotation, "was_cancelled", (bool, type(None)), where, False):
+                who, size = _annotator(annotation, reviewer, where), review.tiles.labels(tile).shape
+                results = take(annotation, "result", list, where)
+                imported[who, tile] = [_region(rows, size, tile) for rows in _by_id(results, where)]
     return imported
 
 
-def _annotator(annotation: dict, reviewer: str) -> str:
-    who = annotation.get("completed_by")
+def _annotator(annotation: dict, reviewer: str, where: str) -> str:
+    who = take(annotation, "completed_by", (dict, int, str, type(None)), where, None)
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
     return reviewer if who is None else f"label-studio {who}"
 
 
-def _annotation(row: dict, size: tuple[int, int], tile: str) -> ExchangedRegion | None:
-    value, kind = row.get("value", {}), row.get("type")
-    if kind not in ("brushlabels", "polygonlabels", "rectanglelabels") or not value.get(kind):
-        return None
-    drawn = row.get("original_height", size[0]), row.get("original_width", size[1])
-    if tuple(drawn) != tuple(size):
+def _by_id(results: list, where: str) -> list[list[dict]]:
+    """The results of an annotation, those with one id together, in order."""
+    groups: dict[str, list[dict]] = {}
+    for place, row in enumerate(results):
+        number = take(row, "id", (str, int, type(None)), f"{where}, a result", None)
+        groups.setdefault(f"unnumbered {place}" if number is None else str(number), []).append(row)
+    return list(groups.values())
+
+
+def _region(rows: list[dict], size: tuple[int, int], tile: str) -> ExchangedRegion:
+    """The region that the results with one id draw and name."""
+    number = str(rows[0].get("id", "")).removeprefix("region")
+    region = int(number) if number.isdecimal() and len(number) < 10 else None
+    kinds = [take(row, "type", str, f"{tile}, a result", "") for row in rows]
+    drawn = [k for k, kind in enumerate(kinds) if kind.removesuffix("labels") in SHAPES]
+    if not drawn:
+        return ExchangedRegion(np.zeros(size, bool), UNNAMED, region, unread=", ".join(sorted(set(kinds))) or "none")
+    name = UNNAMED
+    for kind, row in zip(kinds, rows):
+        names = take(take(row, "value", dict, tile, {}), kind, list, tile, []) if kind.endswith("labels") else []
+        name = checked(names[0], str, f"{tile}, a label") if names else name
+    mask, exact = np.zeros(size, bool), True
+    for k in drawn:
+        mask |= _drawing(rows[k], kinds[k].removesuffix("labels"), size, tile)
+        exact = exact and kinds[k].startswith("brush")
+    return ExchangedRegion(mask, name, region, exact)
+
+
+def _drawing(row: dict, shape: str, size: tuple[int, int], tile: str) -> np.ndarray:
+    """Rasterise what a result draws -> bool (H,W). Coordinates are percent of the image's sides."""
+    where = f"{tile}, a {shape}"
+    drawn = take(row, "original_height", int, where, size[0]), take(row, "original_width", int, where, size[1])
+    if drawn != tuple(size):
         raise ValueError(f"{tile} has {size[1]} x {size[0]} pixels, and was annotated at {drawn[1]} x {drawn[0]}")
-    number = str(row.get("id", "")).removeprefix("region")
-    region = int(number) if number.isdigit() else None
-    if kind == "brushlabels":
-        return ExchangedRegion(unpack_brush(value["rle"], size), value[kind][0], region)
-    if value.get("rotation"):
-        raise ValueError(f"{tile} has a rotated box, which is not supported: draw a polygon instead")
+    if take(row, "image_rotation", float, where, 0):
+        raise ValueError(f"{where} was drawn on a turned image: turn the image back in Label Studio")
+    value = take(row, "value", dict, where)
+    if shape == "brush":
+        try:
+            return unpack_brush(take(value, "rle", list, where), size)
+        except ValueError as error:
+            raise ValueError(f"{tile}: {error}") from error
     scale = np.array([size[1], size[0]]) / 100
-    if kind == "polygonlabels":
-        points = np.array(value["points"], float)
+    if shape == "polygon":
+        points = [checked(point, list, f"{where}: a point") for point in take(value, "points", list, where)]
+        corners = [[checked(n, float, f"{where}: a coordinate") for n in point] for point in points]
+        if any(len(corner) != 2 for corner in corners):
+            raise ValueError(f"{where} has a point without two coordinates")
+        return polygons_mask([(np.array(corners, float).reshape(-1, 2) * scale).ravel().tolist()], size)
+    keys = ("x", "y", "width", "height") if shape == "rectangle" else ("x", "y", "radiusX", "radiusY")
+    x, y, across, down = (take(value, key, float, where) for key in keys)
+    angle = np.deg2rad(take(value, "rotation", float, where, 0))
+    if shape == "rectangle":
+        outline = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float)
     else:
-        (x, y), (w, h) = (value["x"], value["y"]), (value["width"], value["height"])
-        points = np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], float)
-    return ExchangedRegion(
-        polygons_mask([(points * scale).ravel().tolist()], size), value[kind][0], region, exact=False
-    )
+        turn = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)
+        outline = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    outline = outline * (across, down) * scale
+    # Label Studio turns a rectangle around its first corner and an ellipse around its centre, in pixels, clockwise.
+    turned = outline @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return polygons_mask([(turned + np.array([x, y]) * scale).ravel().tolist()], size)
 
 
 def pack_brush(mask: np.ndarray) -> list[int]:
@@ -148,6 +199,8 @@ def unpack_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: the runs do not make an image of this size.
     """
+    if not all(isinstance(byte, int) and 0 <= byte < 256 for byte in packed):
+        raise ValueError("a brush mask is not a list of bytes: whole numbers from 0 to 255 are permitted")
     bits = "".join(f"{byte:08b}" for byte in packed)
     position = 0
 
@@ -161,11 +214,15 @@ def unpack_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
     total, word = read(32), read(5) + 1
     if total != 4 * size[0] * size[1]:
         raise ValueError(f"a brush mask has {total} values, but {size[1]} x {size[0]} pixels have 4 values each")
+    if word != WORD:
+        raise ValueError(f"a brush mask has values of {word} bits: {WORD} are permitted")
     sizes = [read(4) + 1 for _ in range(4)]
     values = np.zeros(total, np.uint8)
     index = 0
     while index < total:
         repeated, count = read(1), read(sizes[read(2)]) + 1
+        if index + count > total:
+            raise ValueError(f"a brush mask has more than the {total} values of its image")
         values[index : index + count] = read(word) if repeated else [read(word) for _ in range(count)]
         index += count
     return values.reshape(*size, 4)[..., 3] > 0

@@ -11,13 +11,20 @@ import os
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+from skysense_o.json_files import checked, parse_json, take
+
 ACTIONS = ("accept", "rename", "reject", "merge", "split", "undo")
 Box = tuple[int, int, int, int]
+TYPES = {
+    "tile": str, "region": int, "reviewer": str, "action": str, "name": (str, type(None)), "into": (int, type(None)),
+    "box": (list, type(None)), "time": str, "mask": (str, type(None)), "round": int,
+}  # fmt: skip
+"""Types of a decision's values in JSON."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,19 @@ class Decision:
         Raises:
             ValueError: the line is not a decision, or has an unknown action.
         """
-        try:
-            decision = cls(**json.loads(line))
-            box = None if decision.box is None else tuple(map(int, decision.box))
-        except TypeError as error:  # not a JSON object, or unknown keys
-            raise ValueError(str(error)) from error
+        row = checked(parse_json(line, "the line"), dict, "the line")
+        if unknown := set(row) - set(TYPES):
+            raise ValueError(f"unknown keys {', '.join(sorted(unknown))}: {', '.join(TYPES)} are permitted")
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        values = {name: take(row, name, TYPES[name], "the line") for name in TYPES if name in needed or name in row}
+        decision = cls(**values)
         if decision.action not in ACTIONS:
             raise ValueError(f"unknown action {decision.action!r}: {', '.join(ACTIONS)} are permitted")
         if decision.action in ("merge", "split") and not isinstance(decision.into, int):
             raise ValueError(f"a {decision.action} needs 'into', the number of a region")
+        box = None if decision.box is None else tuple(checked(n, int, "a number of 'box'") for n in decision.box)
+        if (box is None and decision.action == "split") or (box is not None and len(box) != 4):
+            raise ValueError("'box' is four whole numbers, and a split needs it")
         return replace(decision, box=box)
 
     def content(self) -> tuple:
@@ -150,9 +161,12 @@ class DecisionLog:
         file.seek(self._offset)
         data = file.read()
         if data and not data.endswith(b"\n"):  # its writer died: end the incomplete line
-            file.write(b"\n")
-            file.flush()
-            data += b"\n"
+            try:
+                file.write(b"\n")
+                file.flush()
+                data += b"\n"
+            except OSError:  # a full disk: the whole lines can be read all the same
+                data = data[: data.rfind(b"\n") + 1]
         for line in data.splitlines():
             self._count += 1
             try:

@@ -7,6 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from skysense_o.json_files import checked
+
+FARTHEST = 100_000
+"""Coordinates of polygons, in pixels, are at most this."""
+MOST_BITS = 60
+"""A run length of more bits is of no image."""
+
 
 def rle_of(mask: np.ndarray) -> dict:
     """Encode a mask, bool (H,W), as COCO's compressed RLE, in types that JSON can hold."""
@@ -27,9 +34,12 @@ def rle_mask(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
         bool (H,W).
 
     Raises:
-        ValueError: the runs do not add up to H x W pixels.
+        ValueError: the counts are no run lengths, or do not add up to H x W pixels.
     """
-    runs = _runs(counts) if isinstance(counts, str) else list(counts)
+    if isinstance(counts, str):
+        runs = _runs(counts)
+    else:
+        runs = [checked(run, int, "a run length") for run in checked(counts, list, "the run lengths")]
     if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
         raise ValueError(f"run lengths of {sum(runs)} pixels do not make a mask of {size[1]} x {size[0]}")
     return (np.arange(len(runs)) % 2).repeat(runs).reshape(size[::-1]).T.astype(bool)
@@ -45,6 +55,8 @@ def _runs(counts: str) -> list[int]:
     value = shift = 0
     for character in counts:
         bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > MOST_BITS:
+            raise ValueError(f"run lengths hold {character!r}, which is not COCO's compressed form")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -55,5 +67,36 @@ def _runs(counts: str) -> list[int]:
 
 
 def polygons_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Rasterise polygons, flat lists x0, y0, x1, y1, ... in pixels -> their union, bool (H,W); size: (H,W)."""
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), *size))).astype(bool)
+    """Rasterise polygons.
+
+    Everything is checked first, since pycocotools ends the process on coordinates that are not finite or huge.
+
+    Args:
+        polygons: flat lists x0, y0, x1, y1, ... in pixels, or lists of points [x, y].
+        size: (H,W).
+
+    Returns:
+        The union of the polygons, bool (H,W).
+
+    Raises:
+        ValueError: no polygon; a polygon has less than three points, an odd number of coordinates, or coordinates that
+            are no numbers, not finite or beyond FARTHEST.
+    """
+    flat = [_flat_polygon(polygon) for polygon in checked(polygons, list, "the segmentation")]
+    if not flat:
+        raise ValueError("the segmentation has no polygon")
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, *size))).astype(bool)
+
+
+def _flat_polygon(polygon) -> list[float]:
+    numbers = []
+    for value in checked(polygon, list, "a polygon"):
+        point = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and len(value) != 2:
+            raise ValueError(f"a point of a polygon has {len(value)} coordinates: 2 are permitted")
+        numbers += [float(checked(number, float, "a coordinate of a polygon")) for number in point]
+    if len(numbers) < 6 or len(numbers) % 2:
+        raise ValueError(f"a polygon has {len(numbers)} numbers: 6 or more, x and y in turn, are permitted")
+    if max(map(abs, numbers)) > FARTHEST:
+        raise ValueError(f"a polygon reaches {max(map(abs, numbers)):g} pixels: at most {FARTHEST:,} are permitted")
+    return numbers

@@ -423,3 +423,44 @@ def test_the_image_highlights_the_current_region(review, tile):
     yellow = (image == REGION_COLOR).all(2)
     x0, y0, _, y1 = (8 * value for value in BOXES[2])
     assert yellow[y0 + 20 : y1 - 20, x0 - 4 : x0 + 4].any(1).all(), "its left edge is highlighted"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"reviewer": 3}, "'reviewer' is 3: text is permitted"),
+        ({"name": 7}, "'name' is 7: text or null is permitted"),
+        ({"region": "1"}, "'region' is \"1\": a whole number is permitted"),
+        ({"region": True}, "'region' is true"),
+        ({"tile": None}, "'tile' is null"),
+        ({"action": "split", "into": 9}, "a split needs it"),
+        ({"box": [1, 2, 3]}, "'box' is four whole numbers"),
+        ({"mood": 1}, "unknown keys mood"),
+    ],
+)
+def test_a_decision_of_the_wrong_shape_is_skipped_and_told(work, tile, change, match):
+    good = {"tile": tile, "region": 1, "reviewer": "ann", "action": "accept", "name": "building"}
+    path = work / "review" / "decisions.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    lines = [json.dumps({**good, **change}), json.dumps(good), "[" * 200_000, "3", "null"]
+    path.write_text("".join(line + "\n" for line in lines))
+    log = DecisionLog(work)
+    assert [d.name for d in log.history["ann"]] == ["building"]
+    assert len(log.bad) == 4
+    assert match in log.bad[0]
+
+
+def test_the_log_is_read_on_a_full_disk_with_a_torn_last_line(work, tile, monkeypatch):
+    import io
+
+    good = {"tile": tile, "region": 1, "reviewer": "ann", "action": "accept", "name": "building"}
+    log = DecisionLog(work)
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    file = Full(json.dumps(good).encode() + b"\n" + b'{"tile": "to')
+    log._read(file)
+    assert [d.name for d in log.history["ann"]] == ["building"]
+    assert log.bad == []

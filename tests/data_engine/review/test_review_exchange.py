@@ -13,7 +13,7 @@ from review_work import HEIGHT, WIDTH, command
 from skysense_o.data_engine.review.coco import from_coco, to_coco
 from skysense_o.data_engine.review.exchange import exchanged_regions
 from skysense_o.data_engine.review.finish import finish
-from skysense_o.data_engine.review.label_studio import pack_brush, to_label_studio, unpack_brush
+from skysense_o.data_engine.review.label_studio import from_label_studio, pack_brush, to_label_studio, unpack_brush
 from skysense_o.data_engine.review.log import Decision, DecisionLog
 from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review, piece_mask
@@ -202,7 +202,22 @@ def test_all_formats_of_coco_masks_are_read(review, tile):
     [
         ({"segmentation": {"counts": "91"}}, "annotation 1: run lengths of 10 pixels do not make a mask of 120 x 80"),
         ({"segmentation": {"counts": [9600, -1, 1]}}, "annotation 1: run lengths of 9600 pixels do not make a mask"),
+        ({"segmentation": {"counts": [9600, "a"]}}, 'annotation 1: a run length is "a": a whole number is permitted'),
+        ({"segmentation": {"counts": "P" * 99}}, "annotation 1: run lengths hold 'P', which is not COCO's compressed"),
+        ({"segmentation": {"size": [1, 1]}}, "annotation 1: the segmentation has no 'counts'"),
+        ({"segmentation": [[1, 1, 5, 5]]}, "annotation 1: a polygon has 4 numbers: 6 or more"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 9, 3]]}, "annotation 1: a polygon has 7 numbers"),
+        ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "annotation 1: a coordinate of a polygon is NaN"),
+        ({"segmentation": [[1, 1, 9, float("inf"), 9, 9]]}, "annotation 1: a coordinate of a polygon is Infinity"),
+        ({"segmentation": [[1, 1, 9, 1e30, 9, 9]]}, "annotation 1: a polygon reaches 1e[+]30 pixels: at most 100,000"),
+        ({"segmentation": [[1, 1, 9, None, 9, 9]]}, "annotation 1: a coordinate of a polygon is null"),
+        ({"segmentation": [[500, 500, 600, 500, 600, 600]]}, "annotation 1: its mask covers no pixel"),
+        ({"segmentation": "all"}, "annotation 1: 'segmentation' is \"all\": a list or an object or null is permitted"),
+        ({"segmentation": None, "bbox": [1, 2]}, "annotation 1: it has neither polygons nor run lengths, nor a box"),
         ({"category_id": 8}, "annotation 1 has category 8, which the file does not list"),
+        ({"category_id": [1]}, "annotation 1: 'category_id' is a list of 1: a whole number or text is permitted"),
+        ({"image_id": {}}, "annotation 1: 'image_id' is an object of 0"),
+        ({"region": "x"}, "annotation 1: 'region' is \"x\": a whole number or null is permitted"),
     ],
 )
 def test_errors_in_a_coco_file(review, change, match):
@@ -212,28 +227,126 @@ def test_errors_in_a_coco_file(review, change, match):
         from_coco(review, data)
 
 
-@pytest.mark.parametrize(("text", "match"), [("{", "is not JSON"), ('{"a": 1}', "is neither a COCO file nor Label")])
+@pytest.mark.parametrize("segmentation", [[], [[]], None, ...])
+def test_a_coco_annotation_without_a_mask_is_its_box(review, tile, segmentation):
+    data = to_coco(review)
+    row = data["annotations"][0]
+    row["segmentation"] = segmentation
+    if segmentation is ...:
+        del row["segmentation"]
+    first = from_coco(review, data)[tile][0]
+    assert np.array_equal(first.mask, mask_of(0, 0, 50, 40))
+    assert not first.exact
+
+
+def test_a_coco_polygon_of_points_is_read(review, tile):
+    data = to_coco(review)
+    data["annotations"][0]["segmentation"] = [[[0, 0], [50, 0], [50, 40], [0, 40]]]
+    assert np.array_equal(from_coco(review, data)[tile][0].mask, mask_of(0, 0, 50, 40))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        (("categories", 0, "name"), 3, "category 1 of the file: 'name' is 3: text is permitted"),
+        (("categories", 0, "id"), [], "category 1 of the file: 'id' is a list of 0"),
+        (("images", 0), "x", 'image 1 of the file is "x": an object is permitted'),
+        (("images", 0, "file_name"), None, "image 1 of the file: 'file_name' is null"),
+        (("annotations", 1), None, "annotation number 2 of the file is null: an object is permitted"),
+    ],
+)
+def test_a_coco_file_of_the_wrong_shape_says_where(review, path, value, match):
+    data = to_coco(review)
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=match):
+        from_coco(review, data)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("[" * 200_000, "nested too deeply"), ("{", "is not JSON"), ('{"a": 1}', "is neither a COCO file nor Label")],
+)
 def test_files_in_an_unknown_format_raise_an_error(work, tmp_path, text, match):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=match):
         command(work, "--import", tmp_path / "a.json")
 
 
-def test_errors_in_a_label_studio_file(review, work, tmp_path):
-    file = tmp_path / "tasks.json"
-    box = {"x": 0, "y": 0, "width": 9, "height": 9, "rotation": 30, "rectanglelabels": ["car"]}
-    size = {"original_width": WIDTH, "original_height": HEIGHT}
+def shape_of(**value) -> dict:
+    (kind,) = (key for key in value if key.endswith("labels"))
+    return {"id": "new", "type": kind, "original_width": WIDTH, "original_height": HEIGHT, "value": value}
+
+
+def imported(review, tile, *results) -> list:
+    task = {"data": {"tile": tile}, "annotations": [{"completed_by": 1, "result": list(results)}]}
+    return from_label_studio(review, [task], "x")["label-studio 1", tile]
+
+
+def test_errors_in_a_label_studio_file(review, tile):
+    box = {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["car"]}
     for row, match in (
-        ({"type": "rectanglelabels", "value": box, **size}, "has a rotated box"),
-        (
-            {"type": "rectanglelabels", "value": box, **size, "original_width": 7},
-            "120 x 80 pixels, and was annotated at 7",
-        ),
+        ({**shape_of(**box), "original_width": 7}, "120 x 80 pixels, and was annotated at 7"),
+        ({**shape_of(**box), "image_rotation": 90}, "was drawn on a turned image"),
+        (shape_of(**{**box, "x": float("nan")}), "'x' is NaN: a number is permitted"),
+        (shape_of(**{**box, "x": 1e300}), "at most 100,000 are permitted"),
+        (shape_of(**{**box, "width": None}), "'width' is null: a number is permitted"),
+        (shape_of(points=[[0, 0], [9, 9]], polygonlabels=["car"]), "a polygon has 4 numbers: 6 or more"),
+        (shape_of(points=[[0, 0], [9], [1, 2]], polygonlabels=["car"]), "without two coordinates"),
+        (shape_of(**{**box, "rectanglelabels": [3]}), "a label is 3: text is permitted"),
+        (shape_of(format="rle", rle=[1, 999], brushlabels=["car"]), "is not a list of bytes"),
+        ("row", 'is "row": an object is permitted'),
     ):
-        command(work, "--export", "label-studio", "--to", file)
-        finished(file, 1, lambda tile, results, row=row: [row])
         with pytest.raises(ValueError, match=match):
-            command(work, "--import", file)
+            imported(review, tile, row)
+
+
+def test_turned_boxes_and_ellipses_are_read(review, tile):
+    """Turned by 90 degrees around its first corner, a box of 24 x 8 pixels at (60, 16) covers x 52..60, y 16..40."""
+    turned = shape_of(x=50, y=20, width=20, height=10, rotation=90, rectanglelabels=["car"])
+    round_one = shape_of(x=50, y=50, radiusX=25, radiusY=25, rotation=0, ellipselabels=["tank"])
+    upright = shape_of(x=50, y=50, radiusX=10, radiusY=30, rotation=90, ellipselabels=["tank"])
+    box, ellipse, other = imported(
+        review, tile, *({**row, "id": str(k)} for k, row in enumerate((turned, round_one, upright)))
+    )
+    assert np.array_equal(box.mask, mask_of(52, 16, 60, 40))
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    inside = ((x - 60) / 30) ** 2 + ((y - 40) / 20) ** 2 <= 1
+    assert (ellipse.mask != inside).sum() < 0.03 * inside.sum()
+    inside = ((x - 60) / 24) ** 2 + ((y - 40) / 12) ** 2 <= 1  # 10 % of 120 along y, 30 % of 80 along x
+    assert (other.mask != inside).sum() < 0.05 * inside.sum()
+    assert (box.name, ellipse.name) == ("car", "tank")
+
+
+def test_a_drawing_and_its_label_in_two_results_are_one_region(review, work, tile):
+    results = to_label_studio(review)[0]["predictions"][0]["result"]
+    apart = []
+    for row in results[:2]:
+        value = {"format": "rle", "rle": row["value"]["rle"]}
+        apart += [{**row, "type": "brush", "value": value}]
+    apart.append({**results[0], "type": "labels", "value": {"labels": ["shed"]}})
+    first, second = imported(review, tile, *apart)
+    assert (first.name, first.region, first.exact) == ("shed", 1, True)
+    assert np.array_equal(first.mask, mask_of(0, 0, 50, 40))
+    assert (second.name, second.region) == ("unnamed", 2), "drawn, but not named: kept, and no name decided"
+
+
+def test_results_of_unknown_types_are_reported_and_decide_nothing(work, tile, tmp_path, capsys):
+    file = tmp_path / "tasks.json"
+    command(work, "--export", "label-studio", "--to", file)
+
+    def change(stem, results):
+        return [results[0], {"id": "region2", "type": "keypointlabels", "value": {"keypointlabels": ["x"]}}]
+
+    finished(file, 1, change)
+    command(work, "--import", file)
+    assert "nothing was decided on them: results of the types 2 keypointlabels" in capsys.readouterr().out
+    stands = decisions_of(work, "label-studio 1")
+    assert stands[tile, 1] == ("accept", "building", None)
+    assert (tile, 2) not in stands, "neither accepted nor rejected"
+    assert stands[tile, 3] == ("reject", None, None)
 
 
 def test_brush_masks_are_lossless():
