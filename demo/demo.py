@@ -266,7 +266,7 @@ def interactive(args: argparse.Namespace) -> int:
     images = find_images(args.input)
     if len(images) > 1:
         raise ValueError(f"--interactive takes one image and --input gives {len(images)}")
-    image = open_upload(images[0], most_pixels=None, alone=False)
+    image = open_upload(images[0], alone=False)
     session = Session(
         Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint),
         image,
