@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -299,7 +300,10 @@ def test_a_file_given_as_an_address_is_refused():
 def test_a_signal_leaves_nothing_behind(tmp_path, number, when):
     pytest.importorskip("gradio")
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "demo/app.py"), "--port", "0", "--answerer", ""]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "demo/app.py"), "--port", str(port), "--answerer", ""]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as app:
         if when == "serving":
             address = app.stdout.readline().split(" is at ")[1].split(" ")[0]
