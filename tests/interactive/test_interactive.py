@@ -292,7 +292,7 @@ def test_the_prompt_loop_with_prompts(prompted, image, tmp_path, monkeypatch):
     lines = "point 20 20\npoint 70 50 0\neverything 4\nwords point of view\nclear\nname"
     monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=0, stability_score=0))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO(lines), stdout=said).cmdloop()
-    assert said.getvalue().count("predicted IoU") == 2
+    assert said.getvalue().count(" pixels, predicted IoU ") == 2
     assert "point of view" in said.getvalue()
     assert "no region yet" in said.getvalue().splitlines()[-2:][0] + said.getvalue().splitlines()[-1]
     assert (tmp_path / "town_everything.png").is_file()
