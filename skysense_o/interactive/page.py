@@ -89,7 +89,8 @@ class Page:
         def locked(session: Session | None, *rest):
             if session is None:
                 return callback(session, *rest)
-            if not session.lock.acquire(timeout=self.limits.seconds):
+            # Shorter than the time limit, so that waiting for one's own last request does not count as late.
+            if not session.lock.acquire(timeout=self.limits.seconds / 2):
                 raise TooLate("your last request still runs: wait for it")
             try:
                 if session.closed and needs_image:
