@@ -15,9 +15,12 @@ from skysense_o.interactive.page import BOX, INSIDE, NO_IMAGE, OUTSIDE, Page
 THUMBNAIL = (240, 120)
 STYLE = """
 :root, .gradio-container {--block-info-text-color: #3f3f46; --body-text-color-subdued: #3f3f46;
-  --input-placeholder-color: #52525b; --link-text-color: #1d4ed8}
+  --input-placeholder-color: #52525b; --link-text-color: #1d4ed8; --block-label-text-color: #52525b;
+  --block-title-text-color: #52525b; --button-primary-background-fill: #c2410c;
+  --button-primary-background-fill-hover: #9a3412; --button-primary-text-color: #ffffff}
 .dark, .dark .gradio-container {--block-info-text-color: #d4d4d8; --body-text-color-subdued: #d4d4d8;
-  --input-placeholder-color: #b4b4bd; --link-text-color: #93c5fd}
+  --input-placeholder-color: #b4b4bd; --link-text-color: #93c5fd; --block-label-text-color: #d4d4d8;
+  --block-title-text-color: #d4d4d8}
 #title h1 {margin: 0} #title p {margin: 2px 0 0}
 #view img {cursor: crosshair}
 #legend table, #legend tr, #legend td, #legend th {border: none}

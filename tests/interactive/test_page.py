@@ -156,7 +156,8 @@ def test_help_texts_have_the_contrast_of_wcag_aa(visit, served, theme):
     if theme == "dark":
         page.goto(served[0] + "?__theme=dark", wait_until="domcontentloaded")
         page.get_by_text("yellowstone_0.4m.jpg, 312 x 259 pixels").wait_for()
-    ratios = page.evaluate(CONTRAST, "span[data-testid='block-info'] ~ div, #title p, .example, #legend td")
+    texts = "span[data-testid='block-info'], span[data-testid='block-info'] ~ div, #title p, .example, #legend td"
+    ratios = page.evaluate(CONTRAST, f"{texts}, button.primary")
     assert len(ratios) > 8
     assert [(text, ratio) for text, ratio in ratios if ratio < 4.5] == []
 
