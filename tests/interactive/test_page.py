@@ -51,8 +51,9 @@ def served(app, words_only, tmp_path_factory):
     root = tmp_path_factory.mktemp("skysense_o_page")
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     examples = [Example(title, ROOT / "demo" / file, words) for title, file, words in app.EXAMPLES]
-    limits = Limits(pixels=200_000, read_pixels=400_000, upload_bytes=1 << 20, jobs=1)
+    limits = Limits(pixels=200_000, read_pixels=400_000, upload_bytes=1 << 20, jobs=1, seconds=600)
     page = Page(words_only, root, limits, lambda rgb, question: f"{question} {rgb.shape[1]} wide", examples)
+    page.naming_vocabulary = Vocabulary.parse("water,road,tree,building")
     yield app.serve(page, "127.0.0.1", None), page
     del os.environ["GRADIO_TEMP_DIR"]
 
