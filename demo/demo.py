@@ -373,7 +373,7 @@ def interactive(request: Request) -> int:
     from skysense_o.interactive.session import Session
 
     args = request.args
-    image = open_upload(request.paths[0], most_pixels=None, alone=False)
+    image = open_upload(request.paths[0], alone=False)
     session = Session(load_predictor(args), image)
     loop = Dialogue(session, Path(args.output), lambda: open_world()[0])
     try:

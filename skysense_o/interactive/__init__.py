@@ -1,1 +1,1 @@
-"""One image at a time with a person before it: the prompt loop and the web page, and what both stand on."""
+"""Work on one image at a time with a user: the session, the prompt loop, and the web page."""

@@ -1,4 +1,4 @@
-"""The prompt loop of `demo.py --interactive`: a line of words, a click or a box in, an answer and an image out."""
+"""The prompt loop of `demo.py --interactive`: words, points or a box per line; an answer and an image for each."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from skysense_o.vocabulary import Vocabulary
 
 
 class Dialogue(cmd.Cmd):
-    """A line that begins with none of the commands is words. The image is looked at once, whatever is asked."""
+    """Reads commands line by line; a line without a command is a list of words. The image is encoded once.
+
+    Args:
+        session: the open image.
+        folder: where images and files are written.
+        classes: makes the vocabulary for naming regions, when it is first needed.
+        streams: stdin and stdout of `cmd.Cmd`, for tests.
+    """
 
     prompt = "> "
 
     def __init__(self, session: Session, folder: Path, classes: Callable[[], Vocabulary], **streams) -> None:
-        """
-        Args:
-            folder: where images and files go. names: what regions are named from, when first needed.
-            streams: stdin, stdout of `cmd.Cmd`, for tests.
-        """
         super().__init__(**streams)
         self.use_rawinput = "stdin" not in streams
         self.session, self.folder, self.classes = session, folder, classes
@@ -43,46 +45,46 @@ class Dialogue(cmd.Cmd):
         return None
 
     def do_words(self, line: str) -> None:
-        """words a,b|c     ask for names, with bars between synonyms; "words" itself may be left out"""
+        """words a,b|c     segment these classes, with bars between synonyms; "words" itself may be left out"""
         self.default(line)
 
     def do_point(self, line: str) -> None:
-        """point x y       a click on a region; more clicks mend it, with a 0 at the end where it reaches too far"""
+        """point x y       select a region by a point; more points correct it, background points with a 0 at the end"""
         x, y, *inside = _numbers(line, (2, 3), "point x y, or point x y 0")
-        self._tell_region(self.session.click(x, y, bool(inside[0]) if inside else True))
+        self._report_region(self.session.click(x, y, bool(inside[0]) if inside else True))
 
     def do_box(self, line: str) -> None:
-        """box x0 y0 x1 y1 a new region from a box; x1 and y1 are just outside"""
-        self._tell_region(self.session.draw_box(*_numbers(line, (4,), "box x0 y0 x1 y1")))
+        """box x0 y0 x1 y1 select a region by a half-open box: the last pixel inside is x1-1 y1-1"""
+        self._report_region(self.session.draw_box(*_numbers(line, (4,), "box x0 y0 x1 y1")))
 
     def do_name(self, line: str) -> None:
-        """name [a,b,c]    what the region looks most like, of these words or of names of all kinds"""
+        """name [a,b,c]    the classes most similar to the region, of these words or of many"""
         ranked = self.session.name(Vocabulary.parse(line) if line else self.classes())
-        self._say(tabulate(ranked, ["name", "cosine"], floatfmt=".3f"))
+        self._say(tabulate(ranked, ["class", "cosine"], floatfmt=".3f"))
 
     def do_like(self, _: str) -> None:
-        """like            find everything like the region: it becomes a class beside the latest words"""
+        """like            find everything like the region: it becomes a class next to the latest words"""
         self._say(f"{self.session.add_example()} is a class now")
         self._segment()
 
     def do_clear(self, _: str) -> None:
-        """clear           forget region, examples and words"""
+        """clear           forget the region, the examples and the words"""
         self.session.clear()
         self.words = []
 
     def do_everything(self, line: str) -> None:
-        """everything [n]  regions without a word, from clicks on a grid with n along the longer side (16)"""
+        """everything [n]  automatic masks, from a grid of points with n along the longer side (16)"""
         side = int(_numbers(line, (0, 1), "everything, or everything 24")[0]) if line else 16
         found = self.session.find_all_regions(self.classes(), side=side)
         if not found:
-            self._say("no region that the model is sure of: try more clicks, everything 32, or a larger image")
+            self._say("no region with a high enough score: try more points (everything 32) or a larger image")
             return
         rows = [(i, p.classes[0][0], p.classes[0][1], p.iou_pred, p.box) for i, p in enumerate(found, 1)]
-        self._say(tabulate(rows, ["region", "name", "cosine", "quality", "box"], floatfmt=".2f"))
-        self._draw(self.session.proposal_labels(), "everything")
+        self._say(tabulate(rows, ["region", "class", "cosine", "predicted IoU", "box"], floatfmt=".2f"))
+        self._draw(self.session.proposal_labels, "everything")
 
     def do_save(self, _: str) -> None:
-        """save            write every file of what was found"""
+        """save            write the results in all formats"""
         written = export(self.session)
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in written:
@@ -91,11 +93,11 @@ class Dialogue(cmd.Cmd):
             self._say(str(target))
 
     def do_quit(self, _: str) -> bool:
-        """quit            leave; so does the end of the input"""
+        """quit            leave; the end of the input leaves, too"""
         return True
 
     def do_help(self, _: str) -> None:
-        """help            this"""
+        """help            this list"""
         methods = [getattr(self, name) for name in sorted(dir(self)) if name.startswith("do_")]
         self._say("\n".join(method.__doc__ for method in methods))
 
@@ -105,7 +107,7 @@ class Dialogue(cmd.Cmd):
     def onecmd(self, line: str) -> bool:
         try:
             return super().onecmd(line)
-        except USER_ERRORS as error:  # a mistake does not end the loop
+        except USER_ERRORS as error:  # an error does not end the loop
             self._say(f"error: {message(error)}")
             return False
 
@@ -119,9 +121,9 @@ class Dialogue(cmd.Cmd):
             laid[~found.valid] = 255
         self._write(with_legend(laid, found.classes, palette, [row["share"] for row in found.areas()]), "overlay")
 
-    def _tell_region(self, region) -> None:
-        thought = "" if region.iou_pred is None else f", IoU thought to be {region.iou_pred:.2f}"
-        self._say(f"{int(region.mask.sum()):,} pixels{thought}")
+    def _report_region(self, region) -> None:
+        quality = "" if region.iou_pred is None else f", predicted IoU {region.iou_pred:.2f}"
+        self._say(f"{int(region.mask.sum()):,} pixels{quality}")
         self._draw(region.mask.astype(np.uint8), "region")
 
     def _draw(self, labels: np.ndarray, what: str) -> None:
@@ -140,13 +142,18 @@ class Dialogue(cmd.Cmd):
 def _numbers(line: str, counts: Sequence[int], usage: str) -> list[float]:
     """The numbers of a line.
 
+    Args:
+        line: numbers, separated by blanks or commas.
+        counts: permitted counts of numbers.
+        usage: how to write the command, for the error message.
+
     Raises:
-        ValueError: no numbers, or too many or few of them; tells the usage.
+        ValueError: not numbers, or a count that is not permitted.
     """
     try:
         numbers = [float(word) for word in line.replace(",", " ").split()]
     except ValueError:
         numbers = None
     if numbers is None or len(numbers) not in counts:
-        raise ValueError(f"{line!r} are not the numbers that are needed: write it as {usage}")
+        raise ValueError(f"{line!r} is not understood: write it as {usage}")
     return numbers

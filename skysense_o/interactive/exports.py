@@ -1,7 +1,9 @@
-"""Every file that can be made of what was found in a session, scenes' formats included."""
+"""Write the results of a session in all formats, those of scenes included, and pack them into one ZIP file."""
 
 from __future__ import annotations
 
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,56 @@ from skysense_o.scenes.georeference import scene_tools
 SCENE = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
 
 
-def export(session: Session) -> list[Path]:
-    """Write all formats into the session's folder, over those of an earlier call; the paths.
+CONTENTS = {
+    "_overlay.png": "the image with coloured masks and a legend",
+    "_labels.png": "label map: the class index per pixel; the JSON lists the indices",
+    "_probabilities.npz": "probability per class and pixel: (C,H,W) float16 and class_names",
+    "_labels.tif": "label map as a GeoTIFF; it has a place on the ground if the image has one",
+    "_confidence.tif": "score per pixel as a GeoTIFF",
+    ".gpkg": "polygons per class for a GIS (GeoPackage)",
+    ".geojson": "polygons per class in longitude and latitude",
+    "_coco.json": "regions in COCO format",
+    "_boxes.json": "bounding boxes, half-open XYXY in pixels",
+    "_areas.csv": "pixels, share and area per class",
+    ".json": "classes, shares and settings",
+}
+"""What the files hold, by the end of their name."""
 
-    The scene formats need the extra "geo", GeoJSON a place on the ground; without them they are left out.
+
+def export_zip(session: Session) -> Path:
+    """Write one ZIP file with all formats and a README.txt that tells what each file is.
+
+    Returns:
+        Path of the ZIP file, in the session's folder.
 
     Raises:
-        ValueError: nothing was found yet.
+        ValueError: the session has no segmentation yet.
+    """
+    written = export(session)
+    lines = [f"Results of SkySense-O for {session.image.name}", ""]
+    for path in written:
+        lines.append(f"{path.name}: {next(text for end, text in CONTENTS.items() if path.name.endswith(end))}")
+    lines += ["", f"Classes: {', '.join(session.found.vocabulary.classes)}", f"Weights: {session.predictor.source}"]
+    if not any(path.suffix == ".npz" for path in written):
+        lines.append("Probabilities were left out: they are too large for this image and these classes.")
+    target = session.folder / f"{session.image.stem}_results.zip"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("README.txt", "\n".join(lines) + "\n")
+        for path in written:
+            file.write(path, path.name)
+    return target
+
+
+def export(session: Session) -> list[Path]:
+    """Write all formats into the session's folder; files of an earlier call are replaced.
+
+    The formats of scenes need the extra "geo", and GeoJSON needs a place on the ground; else they are left out.
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        ValueError: the session has no segmentation yet.
     """
     found, image, predictor = session.found, session.image, session.predictor
     if found is None:
@@ -39,8 +84,9 @@ def export(session: Session) -> list[Path]:
         "bands": None,
         "gsd": None,
     }
-    formats = ["overlay", "labels", "json"] + ["probabilities"] * (found.probabilities is not None)
-    written = save(found, image.rgb, folder, stem, formats, settings, colors)
+    probabilities = session.probabilities()
+    formats = ["overlay", "labels", "json"] + ["probabilities"] * (probabilities is not None)
+    written = save(replace(found, probabilities=probabilities), image.rgb, folder, stem, formats, settings, colors)
     try:
         scene_tools()
     except ModuleNotFoundError:
@@ -49,7 +95,7 @@ def export(session: Session) -> list[Path]:
 
 
 def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list) -> list[Path]:
-    """The labels that people have seen, through the exports of scenes: nothing is computed anew."""
+    """Write the displayed labels in the formats of scenes; nothing is computed again."""
     from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.label_store import LabelStore
     from skysense_o.scenes.options import SceneOutputs

@@ -1,4 +1,9 @@
-"""Gradio tells browsers where on the server their files lie. Here that place goes by another name outside."""
+"""Hide where on the server the files lie.
+
+Gradio's protocol holds the server's path of each file: the answer to an upload is a path, and the browser sends it back
+with the next event. So a page made with Gradio sees a path, and an alias in its place is the only way to hide the
+true one, which may hold a user's name (TMPDIR) and the names of others' folders.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,22 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+TEXT = (b"text/html", b"application/json", b"text/event-stream", b"text/plain")
+"""Kinds of answers that hold paths. Downloads and images pass unchanged."""
+
 
 class HiddenPaths:
-    """ASGI middleware: a folder's path becomes an alias in all that is sent, and the alias the path in all that comes.
+    """ASGI middleware: replace a folder's path with an alias in what is sent, and back in what is received.
 
-    The alias has the path's length, so that no length in a header changes. Messages are taken one by one: a path that
-    a server splits between two of them would come through, which servers of small JSON do not do.
+    The alias has the length of the path, so that content lengths stay right. Each message is replaced by itself: a path
+    that a server splits between two messages would not be hidden. Servers of small JSON do not split it.
+
+    Args:
+        app: the application.
+        folder: absolute path, long enough that it means nothing else in a text.
     """
 
     def __init__(self, app: ASGIApp, folder: Path) -> None:
-        """folder: absolute; long enough that its path means nothing else where it turns up."""
         self.app, self.path = app, str(folder).encode()
         self.alias = b"/" + secrets.token_hex(len(self.path)).encode()[: len(self.path) - 1]
 
@@ -28,17 +39,20 @@ class HiddenPaths:
         for key in ("raw_path", "query_string"):
             scope[key] = self._inward(scope.get(key) or b"")
         scope["path"] = self._inward(scope["path"].encode()).decode()
+        text = False
 
         async def receive_inward() -> Message:
             message = await receive()
             return {**message, "body": self._inward(message["body"])} if "body" in message else message
 
         async def send_outward(message: Message) -> None:
-            if "body" in message:
-                message = {**message, "body": bytes(message["body"]).replace(self.path, self.alias)}
+            nonlocal text
             if "headers" in message:
+                text = dict(message["headers"]).get(b"content-type", b"").startswith(TEXT)
                 headers = [(k, v.replace(self.path, self.alias)) for k, v in message["headers"]]
                 message = {**message, "headers": headers}
+            if text and "body" in message:
+                message = {**message, "body": bytes(message["body"]).replace(self.path, self.alias)}
             await send(message)
 
         await self.app(scope, receive_inward, send_outward)

@@ -1,4 +1,4 @@
-"""Images from people one does not know: measured before they are read, and told about without a path."""
+"""Open images of people one does not know: check the size before reading, and report errors without a path."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from skysense_o.errors import USER_ERRORS, message
 from skysense_o.image_io import ImageError, has_geo, is_georeferenced, printable, read_image
 from skysense_o.image_io.files import TooManyPixels
 
-MOST_PIXELS = 4_000_000
-"""The mini model takes about 4 s and 2 GiB for so many on two cores."""
 UPLOADS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
-"""Kinds that the page takes: those that are one file and refer to no other."""
+"""Suffixes that the page accepts: formats of one file that refers to no other."""
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """What people see: rgb uint8 (H,W,3). name: of the file, without its folder.
+    """An image as the user sees it.
 
-    scene: the file itself where it has a place on the ground. valid: bool (H,W), or None where all pixels are; the
-    others are white in `rgb`. notes: what was done to show it.
+    Args:
+        rgb: uint8 (H,W,3); pixels without data are white.
+        name: file name without its folder.
+        scene: the file itself if it has a place on the ground.
+        valid: bool (H,W), or None if all pixels have data.
+        notes: what was done to show the image.
     """
 
     rgb: np.ndarray
@@ -36,21 +39,28 @@ class OpenedImage:
         return Path(self.name).stem
 
 
-def open_upload(path: str | Path, most_pixels: int | None = MOST_PIXELS, alone: bool = True) -> OpenedImage:
-    """Read an image, or a GeoTIFF with its place where the extra "geo" is installed.
+def open_upload(
+    path: str | Path, max_pixels: int | None = None, read_pixels: int | None = None, alone: bool = True
+) -> OpenedImage:
+    """Read an image, or a GeoTIFF with its place on the ground if the extra "geo" is installed.
 
-    most_pixels: None for any. alone: refuse kinds that refer to other files; see `read_image`.
+    Args:
+        path: the file.
+        max_pixels: a larger image is scaled down to this many pixels; None to keep any size.
+        read_pixels: an image with more pixels is refused before it is read; None for no limit.
+        alone: refuse formats that refer to other files; see `read_image`.
+
+    Returns:
+        The image. A scene that was scaled down has lost its place on the ground, and its notes say so.
 
     Raises:
-        ImageError: more pixels than allowed (found without reading them), or nothing that can be read; the text
-            holds the file's name and no folder.
-        FileNotFoundError: no such file.
+        ImageError: too many pixels, or the file cannot be read. The message has the file's name without its folder.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
     try:
-        image = read_image(path, max_pixels=most_pixels or 0, alone=alone)
+        image = read_image(path, max_pixels=read_pixels or 0, alone=alone)
         scene = path if has_geo() and is_georeferenced(path) else None
-        return OpenedImage(image.filled((255, 255, 255)), printable(path.name), scene, image.valid, image.record.notes)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image at {printable(path.name)!r}") from error
     except TooManyPixels as error:
@@ -62,3 +72,24 @@ def open_upload(path: str | Path, most_pixels: int | None = MOST_PIXELS, alone: 
     except USER_ERRORS as error:
         text = message(error).replace(printable(path), printable(path.name))
         raise ImageError(text.replace(printable(path.parent), "")) from error
+    opened = OpenedImage(image.filled((255, 255, 255)), printable(path.name), scene, image.valid, image.record.notes)
+    return opened if max_pixels is None else scaled_down(opened, max_pixels)
+
+
+def scaled_down(image: OpenedImage, max_pixels: int) -> OpenedImage:
+    """The image with at most `max_pixels` pixels and its aspect ratio kept; the image itself if it is small enough."""
+    height, width = image.rgb.shape[:2]
+    if height * width <= max_pixels:
+        return image
+    factor = (max_pixels / (height * width)) ** 0.5
+    size = max(1, int(width * factor)), max(1, int(height * factor))
+    if size[0] * size[1] > max_pixels:  # one row or column, and the other side is too long by itself
+        size = min(size[0], max_pixels), min(size[1], max_pixels)
+    rgb = np.asarray(Image.fromarray(image.rgb).resize(size, Image.Resampling.BOX))
+    valid = image.valid
+    if valid is not None:
+        valid = np.asarray(Image.fromarray(valid.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
+    note = f"scaled down from {width:,} x {height:,} pixels"
+    if image.scene is not None:
+        note += ", so its place on the ground is lost here; demo/demo.py takes it at full size"
+    return OpenedImage(rgb, image.name, None, valid, (*image.notes, note))

@@ -1,18 +1,29 @@
-"""Web pages on this machine: how they are started, and what people see of mistakes."""
+"""Serve a Gradio page on this machine: limits, errors as messages, and a folder that is deleted at the end."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 
 from skysense_o.clicks import box_between
 from skysense_o.errors import USER_ERRORS, message
+from skysense_o.interactive.limits import Limits
 
 
 def guarded(callback: Callable) -> Callable:
-    """Mistakes become one line on the page; anything else goes to the log and not to the browser."""
+    """Show errors of a callback as a message on the page; all outputs stay as they are.
+
+    The text of a user error is shown. Any other error goes to the log, and the page only says that there was one.
+    """
     import gradio as gr
 
     @functools.wraps(callback)
@@ -20,28 +31,37 @@ def guarded(callback: Callable) -> Callable:
         try:
             return callback(*args)
         except USER_ERRORS as error:
-            raise gr.Error(message(error), title="", duration=10, print_exception=False) from error
-        except Exception as error:
+            text = message(error)
+        except Exception:
             logging.exception("a callback of the page failed")
-            raise gr.Error("That went wrong here; the server's log says why.", print_exception=False) from error
+            text = "That went wrong here; the server's log says why."
+        gr.Warning(escape(text, quote=False), title="", duration=10)
+        return gr.skip()
 
     return run
 
 
 def script_tag(path: Path) -> str:
-    """A file of JavaScript for a page's head, with names of its own."""
+    """A JavaScript file as a module for the head of a page."""
     return f"<script type='module'>{path.read_text()}</script>"
 
 
 DRAG = script_tag(Path(__file__).with_name("drag.js"))
-"""Boxes dragged over the image `view` arrive in the hidden field `dragged`; see `dragged_box`."""
+"""Sends boxes that are dragged over the image `view` to the hidden field `dragged`; see `dragged_box`."""
 
 
 def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:
-    """What drag.js wrote, the corner pixels of a box -> half-open XYXY, of an image that is shown `zoom` times larger.
+    """Read a box that drag.js sent.
+
+    Args:
+        text: "x0 y0 x1 y1 ...": two opposite corner pixels of the displayed image, both inside the box.
+        zoom: factor by which the image is enlarged on the page.
+
+    Returns:
+        Half-open XYXY in pixels of the image.
 
     Raises:
-        ValueError: something else was written.
+        ValueError: the text is not a box.
     """
     numbers = text.split()[:4]
     if len(numbers) < 4 or not all(number.isdecimal() for number in numbers):
@@ -50,20 +70,78 @@ def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:
     return box_between((x0, y0), (x1, y1))
 
 
-def serve(blocks, root: Path, host: str, port: int | None, block: bool, title: str = "SkySense-O", **options) -> str:
-    """Start the server of a Gradio page; its address.
+@contextmanager
+def folder_until_stopped(prefix: str) -> Iterator[tuple[Path, threading.Event]]:
+    """Make the folder for all temporary files of a server; SIGTERM and SIGINT end the context and delete it.
+
+    Call it in the main thread, before Gradio is imported.
 
     Args:
-        root: Gradio's folder for files, whose path the browser never sees. port: any free one where None.
-        block: say the address, and come back when the server ends. options: of Gradio's `launch`.
+        prefix: of the folder's name.
+
+    Yields:
+        The folder, and an event that a signal sets.
+    """
+    stopped = threading.Event()
+
+    def stop(number: int, _) -> None:
+        stopped.set()
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    temporary = tempfile.tempdir
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(folder)
+        yield folder, stopped
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        tempfile.tempdir = temporary
+        for _ in range(20):  # a request that still runs may write meanwhile
+            if folder is not None and folder.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve(
+    blocks,
+    root: Path,
+    host: str,
+    port: int | None,
+    block: bool,
+    title: str = "SkySense-O",
+    limits: Limits | None = None,
+    **options,
+) -> str:
+    """Start the server of a Gradio page.
+
+    Args:
+        blocks: the page.
+        root: Gradio's folder for files; the browser does not see its path.
+        host: address to bind.
+        port: None for any free port.
+        block: print the address, and return when the server ends.
+        title: of the page, for the printed line.
+        limits: sizes of requests and of the queue; default `Limits()`.
+        options: of Gradio's `launch`.
+
+    Returns:
+        The address.
     """
     from starlette.middleware import Middleware
 
     from skysense_o.interactive.hidden_paths import HiddenPaths
+    from skysense_o.interactive.request_limits import RequestLimits
 
-    _, address, _ = blocks.queue(max_size=32).launch(
+    limits = limits or Limits()
+    sizes = {name: getattr(limits, name) for name in ("upload_bytes", "request_bytes", "folder_bytes")}
+    middleware = [Middleware(HiddenPaths, folder=root), Middleware(RequestLimits, folder=root, **sizes)]
+    _, address, _ = blocks.queue(max_size=limits.queue).launch(
         server_name=host, server_port=port, share=False, footer_links=[], quiet=True, prevent_thread_lock=True,
-        ssr_mode=False, app_kwargs={"middleware": [Middleware(HiddenPaths, folder=root)]}, **options,
+        ssr_mode=False, max_file_size=limits.upload_bytes, app_kwargs={"middleware": middleware}, **options,
     )  # fmt: skip
     if block:
         print(f"{title} is at {address} (Ctrl+C ends it)", flush=True)

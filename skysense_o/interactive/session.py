@@ -1,10 +1,15 @@
-"""One person's work on one image: what was asked of it, what was found, and a folder that goes when they go."""
+"""One user's work on one image: the features, the latest answers, and a folder that is deleted with the session.
+
+Alphabet: C classes, K regions, H W pixels.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,13 +25,23 @@ from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import NONE, Segmentation
 from skysense_o.interactive.opening import OpenedImage
+from skysense_o.interactive.timed_work import check_time
 from skysense_o.vocabulary import Vocabulary
+
+MOST_VALUES = 100_000_000
+"""Bytes of the masks of all proposals while they are made, and values of the probabilities that are exported."""
 
 
 @dataclass
 class Region:
-    """What the latest clicks or box mean. mask: bool (H,W). iou_pred: its predicted IoU; None where the box itself is
-    the region, as with weights that take words only. points, labels, box: what was asked.
+    """The region selected by the latest points or box.
+
+    Args:
+        mask: bool (H,W).
+        iou_pred: predicted IoU of the mask; None if the box itself is the region (weights without prompts).
+        points: (x, y) pixels of the points.
+        labels: 1 for a foreground point, 0 for a background point.
+        box: half-open XYXY, or None.
     """
 
     mask: np.ndarray
@@ -37,27 +52,55 @@ class Region:
 
 
 class Session:
-    """An image, its features, and the latest answers. Close it, so that its folder goes."""
+    """An image, its features, and the latest answers. `close` deletes its folder.
+
+    Nothing of shape (C,H,W) or (K,H,W) is kept.
+
+    Args:
+        predictor: the model.
+        image: the image.
+        root: parent of the session's folder; the system's temporary folder if None.
+    """
 
     def __init__(self, predictor: Predictor, image: OpenedImage, root: Path | None = None) -> None:
-        """root: where its folder is made; the system's place for temporary files where None."""
         self.predictor, self.image = predictor, image
         shown = RGBImage(image.rgb, image.valid).filled(predictor.fill)
-        self.seen = PromptedImage(predictor.model, shown, predictor.in_precision, image.valid)
+        self.seen = PromptedImage(predictor.model, shown, self._in_precision, image.valid)
         self.folder = Path(tempfile.mkdtemp(prefix="session_", dir=root))
+        self.lock = threading.Lock()
+        """Held by a request while it works on the session."""
+        self.closed = False
         self.found: Segmentation | None = None
         self.region: Region | None = None
         self.corner: tuple[float, float] | None = None
-        self.proposals: list[Proposal] = []
+        self.proposal_labels: np.ndarray | None = None
+        """(H,W) indices of the proposals from 1, 0 for none; where they overlap the smaller one is shown."""
         self.examples: dict[str, Tensor] = {}
         self.colors: dict[str, Color] = {}
 
+    def _in_precision(self) -> AbstractContextManager:
+        check_time()
+        return self.predictor.in_precision()
+
     def close(self) -> None:
+        """Delete the folder and free the memory. Closing twice is allowed."""
+        self.closed = True
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.seen = self.found = self.region = self.proposal_labels = self.image = None
+        self.examples = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the image, its features and the answers, in bytes."""
+        seen, image, found = self.seen, self.image, self.found
+        kept = [self.proposal_labels, self.region and self.region.mask, *self.examples.values()]
+        kept += [image and image.rgb, image and image.valid, found and found.labels, found and found.score]
+        kept += [seen and seen.dense, seen and seen.image_embedding]
+        return sum(_nbytes(value) for value in kept)
 
     @property
     def palette(self) -> list[Color]:
-        """A colour for each id of what was found: the person's own where one was given."""
+        """A colour per class of `found`: the user's own if one was given."""
         classes = self.found.classes
         return [self.colors.get(name, color) for name, color in zip(classes, palette_of(classes))]
 
@@ -70,8 +113,14 @@ class Session:
     ) -> Segmentation:
         """Masks of words and of the examples so far.
 
+        Args:
+            words: classes; synonyms are separated by bars.
+            background: words for everything else, which gets no mask.
+            threshold: 0..1; pixels with a lower score get no mask.
+            colors: class -> RGB.
+
         Raises:
-            ValueError: neither a word nor an example; words as `Vocabulary.of` refuses them; a threshold outside 0..1.
+            ValueError: neither a word nor an example; a word that `Vocabulary.of` refuses; threshold out of range.
         """
         if words or not self.examples:
             vocabulary = Vocabulary.of(words, background)
@@ -79,12 +128,24 @@ class Session:
             rest = Vocabulary.of(background) if background else Vocabulary((), (), ())
             vocabulary = replace(rest, background=(True,) * len(rest))
         vocabulary = vocabulary.with_examples(self.examples)
-        self.found = self.predictor(self.seen, vocabulary, threshold=threshold, probabilities=len(vocabulary) <= 32)
+        found = self.predictor(self.seen, vocabulary, threshold=threshold)
+        self.found = replace(found, labels=found.labels.astype(np.min_scalar_type(found.nodata)))
         self.colors = dict(colors or {})
         return self.found
 
+    def probabilities(self) -> np.ndarray | None:
+        """(C,H,W) float32 of the latest classes, computed again; None if they do not fit in memory."""
+        found = self.found
+        if len(found.vocabulary) * found.labels.size > MOST_VALUES:
+            return None
+        return self.predictor(self.seen, found.vocabulary, threshold=found.threshold, probabilities=True).probabilities
+
     def click(self, x: float, y: float, inside: bool = True) -> Region:
-        """One click more on the same region; the first one begins it.
+        """Add a point to the region; the first point begins one.
+
+        Args:
+            x, y: pixel of the image.
+            inside: True for a foreground point, False for a background point.
 
         Raises:
             ValueError: see `PromptedImage.prompt`.
@@ -97,7 +158,7 @@ class Session:
         return self.region
 
     def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Region:
-        """Begin a region by a half-open XYXY box: its mask, or the box itself with weights that take words only."""
+        """Begin a region by a half-open XYXY box: its mask, or the box itself for weights without prompts."""
         box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         if self.seen.takes_prompts:
             mask, iou_pred = self.seen.prompt(box=box)
@@ -107,7 +168,7 @@ class Session:
         return self.region
 
     def corner_at(self, x: float, y: float) -> Region | None:
-        """One corner of a box, or the second: then the region is drawn."""
+        """Set the first corner pixel of a box (returns None), or the second one, which draws the region."""
         if self.corner is None:
             self.region, self.corner = None, (x, y)
             return None
@@ -115,11 +176,11 @@ class Session:
         return self.draw_box(*box_between(first, (x, y)))
 
     def clear(self) -> None:
-        """Forget the region, the examples and the proposals; what was found stays."""
-        self.region, self.corner, self.examples, self.proposals = None, None, {}, []
+        """Forget the region, the examples and the proposals; the segmentation stays."""
+        self.region, self.corner, self.examples, self.proposal_labels = None, None, {}, None
 
     def name(self, vocabulary: Vocabulary, top: int = 5) -> list[tuple[str, float]]:
-        """(name, cosine) pairs for the region, best first.
+        """(class, cosine) pairs for the region, best first.
 
         Raises:
             ValueError: no region, or an empty one.
@@ -127,7 +188,7 @@ class Session:
         return self.seen.name(self._mask()[None], vocabulary, top)[0]
 
     def add_example(self) -> str:
-        """Make the region a class of its own for the next `segment`; the name it goes by.
+        """Make the region a class for the next `segment`; returns the name of the class.
 
         Raises:
             ValueError: no region, or an empty one.
@@ -136,17 +197,15 @@ class Session:
         self.examples[name] = self.seen.embed(self._mask()[None])[0]
         return name
 
-    def find_all_regions(self, vocabulary: Vocabulary, **limits) -> list[Proposal]:
-        """Regions without a word; see `everything`."""
-        self.proposals = generate_masks(self.seen, vocabulary, **limits)
-        return self.proposals
-
-    def proposal_labels(self) -> np.ndarray:
-        """(H,W) numbers of the proposals from 1, 0 for none; where they overlap the smaller one is seen."""
-        labels = np.zeros(self.seen.size, np.int32)
-        for _, i in sorted(((int(p.mask.sum()), i) for i, p in enumerate(self.proposals)), reverse=True):
-            labels[self.proposals[i].mask] = i + 1
-        return labels
+    def find_all_regions(self, vocabulary: Vocabulary, **options) -> list[Proposal]:
+        """Find regions without words; see `generate_masks`. The session keeps only their `proposal_labels`."""
+        most = max(1, min(100, MOST_VALUES // (self.seen.size[0] * self.seen.size[1])))
+        proposals = generate_masks(self.seen, vocabulary, **{"most": most, **options})
+        labels = np.zeros(self.seen.size, np.min_scalar_type(len(proposals)))
+        for _, i in sorted(((int(p.mask.sum()), i) for i, p in enumerate(proposals)), reverse=True):
+            labels[proposals[i].mask] = i + 1
+        self.proposal_labels = labels
+        return proposals
 
     def _mask(self) -> np.ndarray:
         if self.region is None:
@@ -156,18 +215,18 @@ class Session:
         return self.region.mask
 
     def rows(self) -> list[dict]:
-        """One row a class: id, name, pixels, share of the valid pixels, area_m2 or None, color."""
+        """One row per class: id, name, pixels, share of the valid pixels, area_m2 or None, color."""
         found, valid = self.found, self.image.valid
         rows = found.areas()
         inside = np.ones(found.labels.shape, bool) if valid is None else valid
-        ground = self._ground(inside)
+        areas = self._square_metres(inside)
         pixels = np.bincount(found.labels[inside], minlength=len(rows))
-        for row, count, area, color in zip(rows, pixels.tolist(), ground, self.palette):
+        for row, count, area, color in zip(rows, pixels.tolist(), areas, self.palette):
             row.update(pixels=count, share=count / max(1, int(inside.sum())), area_m2=area, color=color)
         return [row for row in rows if row["name"] != NONE or row["pixels"]]
 
-    def _ground(self, inside: np.ndarray) -> list[float | None]:
-        """Square metres of each id; None where they are not known."""
+    def _square_metres(self, inside: np.ndarray) -> list[float | None]:
+        """Square metres per class; None if unknown."""
         classes = len(self.found.classes)
         if self.image.scene is None:
             return [None] * classes
@@ -179,3 +238,14 @@ class Session:
             return [None] * classes
         y, x = np.nonzero(inside)
         return np.bincount(self.found.labels[y, x], areas.at(y, x), classes).tolist()
+
+
+def _nbytes(value) -> int:
+    """Bytes of an array, a tensor, or all of them in a container or an object."""
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.nbytes
+    if isinstance(value, (list, tuple)):
+        return sum(map(_nbytes, value))
+    if isinstance(value, dict):
+        return sum(map(_nbytes, value.values()))
+    return sum(map(_nbytes, vars(value).values())) if hasattr(value, "__dict__") else 0

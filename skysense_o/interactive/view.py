@@ -1,4 +1,4 @@
-"""What the web page shows of a session: the image with masks, region and clicks on it, and tables as HTML."""
+"""What the web page shows of a session: the image with masks, region and points, and tables as HTML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highli
 from skysense_o.interactive.session import Session
 
 SHOWN_SIDE = 1000
-"""Pixels; the browser makes it smaller where its window is."""
+"""Longest side of the displayed image in pixels; the browser scales it down to its window."""
 _COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
 
 
@@ -22,7 +22,7 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
     """ "road #e83cc8, building|house" -> (["road", "building|house"], {"road": (232, 60, 200)}); blank text -> nothing.
 
     Raises:
-        ValueError: a # that no colour of three or six hexadecimal digits follows.
+        ValueError: a # without a colour of three or six hexadecimal digits.
     """
     words, colors = [], {}
     for entry in text.split(",") if text and text.strip() else ():
@@ -37,18 +37,25 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
 
 
 def page_zoom(session: Session) -> int:
-    """How many times larger a small image is shown, so that it can be clicked on."""
+    """The whole factor by which a small image is enlarged, so that it can be clicked on."""
     return max(1, SHOWN_SIDE // max(session.seen.size))
 
 
 def render_view(session: Session, shown: Collection[str], opacity: float, zoom: int = 1) -> Image.Image:
-    """The image with the masks of the classes `shown`, then proposals, region, clicks and box. opacity: 0..1."""
+    """Draw the masks, proposals, region, points and box over the image.
+
+    Args:
+        session: with an image.
+        shown: classes whose masks are drawn.
+        opacity: of masks, 0..1.
+        zoom: factor by which the image is enlarged.
+    """
     image, found = session.image.rgb, session.found
     if found is not None:
         kept = np.isin(found.labels, [i for i, name in enumerate(found.classes) if name in shown])
         image = np.where(kept[..., None], overlay(image, found.labels, session.palette, opacity), image)
-    if session.proposals:
-        image = highlight(image, session.proposal_labels(), opacity)
+    if session.proposal_labels is not None:
+        image = highlight(image, session.proposal_labels, opacity)
     region = session.region
     if region is not None:
         image = highlight(image, region.mask.astype(np.uint8), opacity)
@@ -72,19 +79,19 @@ def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, size: int, color: Color)
 
 
 def legend(session: Session) -> str:
-    """A table: swatch, name, share, pixels, ground where it is known. Names are escaped."""
+    """HTML table of the classes: colour, name, share, pixels, and area if it is known. Names are escaped."""
     rows = session.rows()
-    ground = any(row["area_m2"] is not None for row in rows)
+    known = any(row["area_m2"] is not None for row in rows)
     lines = []
     for row in rows:
         color = "#{:02x}{:02x}{:02x}".format(*(NONE_COLOR if row["color"] is None else row["color"]))
-        cells = [f"{100 * row['share']:.1f} %", f"{row['pixels']:,}", *([_area(row["area_m2"])] if ground else [])]
+        cells = [f"{100 * row['share']:.1f} %", f"{row['pixels']:,}", *([_area(row["area_m2"])] if known else [])]
         lines.append(
             f'<tr><td><span class="swatch" style="background:{color}"></span>{escape(row["name"])}</td>'
             + "".join(f'<td class="number">{cell}</td>' for cell in cells)
             + "</tr>"
         )
-    heads = ["class", "share", "pixels", *(["area"] if ground else [])]
+    heads = ["class", "share", "pixels", *(["area"] if known else [])]
     head = "".join(f'<th class="{"" if i == 0 else "number"}">{h}</th>' for i, h in enumerate(heads))
     return f'<table class="legend"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
@@ -96,20 +103,19 @@ def _area(square_metres: float) -> str:
 
 
 def region_text(session: Session, ranked: Sequence[tuple[str, float]]) -> str:
-    """The region's size, what it is thought to be worth, and the classes it looks most like, with their cosines."""
+    """HTML: the region's size and predicted IoU, and the most similar classes with their cosines."""
     region = session.region
     size = f"{int(region.mask.sum()):,} pixels"
-    worth = "the box itself" if region.iou_pred is None else f"IoU thought to be {region.iou_pred:.2f}"
+    quality = "the box itself" if region.iou_pred is None else f"predicted IoU {region.iou_pred:.2f}"
     classes = "".join(f"<li>{escape(name)} <small>{value:.3f}</small></li>" for name, value in ranked)
-    return f'<div class="region"><b>Region</b>: {size}, {worth}. It looks most like<ol>{classes}</ol></div>'
+    return f'<div class="region"><b>Region</b>: {size}, {quality}. Most similar classes:<ol>{classes}</ol></div>'
 
 
 def proposals_text(proposals: Sequence[Proposal]) -> str:
-    """How many regions were found, and how often each best name was given."""
+    """HTML: the number of regions, and how many of them each class is best for."""
     counts: dict[str, int] = {}
     for proposal in proposals:
         counts[proposal.classes[0][0]] = counts.get(proposal.classes[0][0], 0) + 1
     classes = ", ".join(f"{escape(n)} ({c})" for n, c in sorted(counts.items(), key=lambda pair: -pair[1])[:12])
-    return (
-        f'<div class="region"><b>{len(proposals)} regions</b> without a word{": " + classes if classes else ""}.</div>'
-    )
+    listed = f": {classes}" if classes else ""
+    return f'<div class="region"><b>{len(proposals)} regions</b> found without words{listed}.</div>'

@@ -1,10 +1,11 @@
-"""One image with a person before it: opening with limits, sessions, exports, the prompt loop, hidden paths."""
+"""One image with a user: opening, sessions, exports, the prompt loop, hidden paths."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from skysense_o.image_io import ImageError
 from skysense_o.interactive.dialogue import Dialogue
-from skysense_o.interactive.exports import export
+from skysense_o.interactive.exports import export, export_zip
 from skysense_o.interactive.hidden_paths import HiddenPaths
 from skysense_o.interactive.opening import OpenedImage, open_upload
 from skysense_o.interactive.session import Session
@@ -39,12 +40,12 @@ def session(words_only, image, tmp_path):
 # Opening
 
 
-def test_a_image_with_too_many_pixels_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "big.png"
     Image.new("L", (3000, 2000)).save(path)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was read"))
     with pytest.raises(ImageError, match=r"^big.png has 3,000 x 2,000 pixels and 4,000,000 in all are allowed here"):
-        open_upload(path)
+        open_upload(path, read_pixels=4_000_000)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,33 @@ def test_a_bomb_is_refused(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (300, 300)).save(path)
     with pytest.raises(ImageError, match="^bomb.png has 300 x 300 pixels and 1,000 in all are allowed here"):
-        open_upload(path, most_pixels=1000)
+        open_upload(path, read_pixels=1000)
+
+
+def test_a_large_photo_is_scaled_down_and_says_so(tmp_path):
+    pixels = np.zeros((270, 360, 3), np.uint8)
+    pixels[:, 180:] = 200
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    opened = open_upload(tmp_path / "photo.png", max_pixels=10_800)
+    assert opened.rgb.shape == (90, 120, 3), "the aspect ratio is kept"
+    assert (opened.rgb[:, :60] == 0).all()
+    assert (opened.rgb[:, 60:] == 200).all()
+    assert opened.notes == ("scaled down from 360 x 270 pixels",)
+    assert open_upload(tmp_path / "photo.png", max_pixels=97_200).notes == ()
+    Image.new("L", (5000, 1)).save(tmp_path / "line.png")
+    assert open_upload(tmp_path / "line.png", max_pixels=1000).rgb.shape == (1, 1000, 3)
+
+
+def test_a_scene_that_is_scaled_down_says_that_its_place_is_lost(tmp_path):
+    scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
+    pixels = scenes.fields(40, 60)
+    pixels[:, :10] = 0
+    opened = open_upload(scenes.write_scene(tmp_path / "s.tif", pixels, nodata=0), max_pixels=600)
+    assert opened.scene is None
+    assert opened.rgb.shape == (20, 30, 3)
+    assert not opened.valid[:5].any()
+    assert opened.valid[5:].all()
+    assert "its place on the ground is lost here" in opened.notes[-1]
 
 
 def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):
@@ -135,10 +162,9 @@ def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, image,
     region = session.corner_at(10, 20)
     assert region.box == (10, 20, 71, 51), "both corner pixels are inside"
     assert session.corner is None
-    assert session.find_all_regions(NAMES, side=4, iou_pred=0, stability_score=0)
-    labels = session.proposal_labels()
-    smallest = min(range(len(session.proposals)), key=lambda i: session.proposals[i].mask.sum())
-    assert (labels[session.proposals[smallest].mask] == smallest + 1).all()
+    proposals = session.find_all_regions(NAMES, side=4, iou_pred=0, stability_score=0)
+    smallest = min(range(len(proposals)), key=lambda i: proposals[i].mask.sum())
+    assert (session.proposal_labels[proposals[smallest].mask] == smallest + 1).all()
     session.close()
 
 
@@ -187,6 +213,24 @@ def test_every_file_of_a_plain_image(session):
     settings = json.loads((session.folder / "files/town.json").read_text())["settings"]
     assert settings["input"] == "town.png"
     assert len(settings["weights_sha256"]) == 64
+    with np.load(session.folder / "files/town_probabilities.npz") as stored:
+        assert stored["probabilities"].shape == (3, 60, 90)
+        best = stored["probabilities"].astype(np.float32).argmax(0)
+    assert (best[session.found.labels > 0] == session.found.labels[session.found.labels > 0] - 1).mean() > 0.99
+
+
+def test_the_zip_file_holds_all_files_and_says_what_they_are(session, monkeypatch):
+    session.segment(["water", "road"])
+    with zipfile.ZipFile(export_zip(session)) as packed:
+        names, text = packed.namelist(), packed.read("README.txt").decode()
+    files = {path.name for path in (session.folder / "files").iterdir()}
+    assert set(names) == {"README.txt", *files}
+    assert all(f"{name}: " in text for name in files)
+    assert "Classes: water, road" in text
+    monkeypatch.setattr("skysense_o.interactive.session.MOST_VALUES", 10)
+    with zipfile.ZipFile(export_zip(session)) as packed:
+        assert "Probabilities were left out" in packed.read("README.txt").decode()
+        assert "town_probabilities.npz" not in packed.namelist()
 
 
 def test_files_of_a_scene_hold_what_was_seen_in_its_place(mini, tmp_path):
@@ -226,8 +270,8 @@ def test_the_prompt_loop(session, tmp_path):
     text = said.getvalue()
     for part in (
         "town.png, 90 x 60 pixels", "error: no region yet", "1,440 pixels", "cosine", "like region 1 is a class now",
-        "error: these weights take words only", "'a b' are not the numbers that are needed: write it as point x y",
-        "'1 2' are not the numbers that are needed: write it as box x0 y0 x1 y1", "error: a class name is blank",
+        "error: these weights take words only", "'a b' is not understood: write it as point x y",
+        "'1 2' is not understood: write it as box x0 y0 x1 y1", "error: a class name is blank",
         "everything [n]", "town_labels.tif",
     ):  # fmt: skip
         assert part in text
@@ -239,7 +283,7 @@ def test_everything_that_finds_nothing_says_so(prompted, image, tmp_path, monkey
     session, said = Session(prompted, image, tmp_path), io.StringIO()
     monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=1, stability_score=1))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO("everything 2"), stdout=said).cmdloop()
-    assert "no region that the model is sure of: try more clicks" in said.getvalue()
+    assert "no region with a high enough score: try more points" in said.getvalue()
     session.close()
 
 
@@ -248,7 +292,7 @@ def test_the_prompt_loop_with_prompts(prompted, image, tmp_path, monkeypatch):
     lines = "point 20 20\npoint 70 50 0\neverything 4\nwords point of view\nclear\nname"
     monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=0, stability_score=0))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO(lines), stdout=said).cmdloop()
-    assert said.getvalue().count("IoU thought to be") == 2
+    assert said.getvalue().count(" pixels, predicted IoU ") == 2
     assert "point of view" in said.getvalue()
     assert "no region yet" in said.getvalue().splitlines()[-2:][0] + said.getvalue().splitlines()[-1]
     assert (tmp_path / "town_everything.png").is_file()
@@ -276,11 +320,11 @@ def test_the_command_line(call, tmp_path, monkeypatch):
 
 def test_the_folder_has_another_name_outside(tmp_path):
     """What comes out names the alias; what comes in by the alias reaches the folder, in address and body alike."""
-    got = {}
+    got, kind = {}, b"application/json"
 
     async def app(scope, receive, send):
         got.update(path=scope["path"], query=scope["query_string"], body=(await receive())["body"])
-        headers = [(b"location", str(tmp_path).encode() + b"/x"), (b"content-length", b"9")]
+        headers = [(b"location", str(tmp_path).encode() + b"/x"), (b"content-type", kind)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": f'{{"path": "{tmp_path}/a.png"}}'.encode()})
 
@@ -303,3 +347,7 @@ def test_the_folder_has_another_name_outside(tmp_path):
     }
     assert str(tmp_path) not in str(sent)
     assert sent[1]["body"].decode() == f'{{"path": "{alias}/a.png"}}'
+    kind = b"application/zip"
+    sent.clear()
+    asyncio.run(hidden(scope, receive, send))
+    assert str(tmp_path) in sent[1]["body"].decode(), "a download passes unchanged"
