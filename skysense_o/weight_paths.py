@@ -8,7 +8,9 @@ from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)/(?P<file>[^#]+)")
+HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)(?:/(?P<file>[^#]+))?")
+FOLDER_FILES = ("*.json", "*.txt", "*.safetensors")
+"""What is downloaded of a model that is a whole repository: configs, tokenizer, weights."""
 
 
 class WeightsError(ValueError):
@@ -22,10 +24,10 @@ def find_weights(name: str | Path) -> Path:
 
     Args:
         name: a path, the name of shipped weights such as "mini", or hf://org/repo/file. `#sha256=...` at the end makes
-            another hash an error.
+            another hash an error. A model of transformers (SAM 3) is a folder with a config.json, or hf://org/repo.
 
     Returns:
-        The path of the local file.
+        The path of the local file or folder.
 
     Raises:
         FileNotFoundError: no such file or shipped weights (the message lists them), or the download failed.
@@ -39,12 +41,14 @@ def find_weights(name: str | Path) -> Path:
     shipped = SHIPPED / f"{name}.safetensors"
     if not path.is_file() and shipped.is_file():
         path = shipped
-    if not path.is_file():
+    is_model_folder = (path / "config.json").is_file()
+    if not path.is_file() and not is_model_folder:
         known = ", ".join(repr(p.stem) for p in sorted(SHIPPED.glob("*.safetensors"))) or "none"
         raise FileNotFoundError(
-            f"no weights at {name!r}: give a file ({', '.join(SUFFIXES)}), hf://org/repo/file, or one of: {known}"
+            f"no weights at {name!r}: give a file ({', '.join(SUFFIXES)}), hf://org/repo/file, a folder with a"
+            f" config.json of transformers, or one of: {known}"
         )
-    if path.suffix not in (*SUFFIXES, ".pkl"):
+    if path.suffix not in (*SUFFIXES, ".pkl") and not is_model_folder:
         raise WeightsError(f"{path} ends in {path.suffix!r}: weights are read from {', '.join(SUFFIXES)}")
     if sha256 and weights_hash(path) != sha256.lower():
         raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {sha256}: get the right file")
@@ -52,7 +56,7 @@ def find_weights(name: str | Path) -> Path:
 
 
 def _from_hub(address: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     match = HUB.fullmatch(address)
     if match is None:
@@ -60,17 +64,23 @@ def _from_hub(address: str) -> Path:
             f"{address!r} is not the address of a file: write hf://org/repo/file, as in hf://a/b/model.pth"
         )
     try:
+        if match["file"] is None:
+            return Path(snapshot_download(match["repo"], allow_patterns=FOLDER_FILES))
         return Path(hf_hub_download(match["repo"], match["file"]))
     except (OSError, ValueError) as error:  # every error of the hub library is one of these
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"{address} is not in the local cache and could not be downloaded ({why}): check HF_HUB_OFFLINE, HF_TOKEN"
-            " and the network, or give a local file"
+            " (some repositories ask you to accept their licence first) and the network, or give a local file or folder"
         ) from error
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; of a folder, the hash over the names and hashes of its weights and configs."""
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".json"))
+        lines = "".join(f"{f.name} {weights_hash(f)}\n" for f in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 

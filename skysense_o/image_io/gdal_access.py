@@ -94,7 +94,8 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
     except ImageError:
         raise
     except Exception as error:  # GDAL raises many types
-        raise ImageError(f"{name} is not a raster that can be read ({error})") from error
+        reason = str(error) if remote else f"{error}; or it is a {container} of a kind that GDAL does not read"
+        raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 
 
 def is_georeferenced(path: Path, remote: bool = False) -> bool:

@@ -89,9 +89,10 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
         ValueError: the tower has a fixed input size, or the decoder is not SAMMaskHead; neither is supported.
     """
     model = predictor.model
-    if model.tower.input_size or not hasattr(model.sem_seg_head, "shared_tokens"):
+    head = getattr(model, "sem_seg_head", None)
+    if model.tower.input_size or not hasattr(head, "shared_tokens"):
         raise ValueError(
-            f"{type(model.tower).__name__} with {type(model.sem_seg_head).__name__} cannot be exported yet:"
+            f"{type(model.tower).__name__} with {type(head or model).__name__} cannot be exported yet:"
             " MiniTower with SAMMaskHead can"
         )
     half, divisor = ImageHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor

@@ -6,9 +6,9 @@ Alphabet: C classes, H W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +19,14 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import nn
 
-from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
 from skysense_o.config import default_config, merge_file, merge_tree
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, fold_background, mark_nodata
-from skysense_o.inference.sliding import segment_array
+from skysense_o.inference.sliding import segment_array, window_model
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Predictor:
 
         Args:
             weights: the name of shipped weights such as "mini", a .safetensors, .pth, .pt or .ckpt file, or
-                hf://org/repo/file.
+                hf://org/repo/file; for SAM 3, hf://facebook/sam3 or its folder.
             device: auto, cpu, cuda, cuda:1, ... or mps.
             config_file: YAML of the model; needed for weights that do not contain their config (those that this project
                 writes as .safetensors do).
@@ -120,6 +120,23 @@ class Predictor:
         """Predict probabilities of windows on the mask grid; see `SkySenseO.predict_windows`."""
         with self.in_precision():
             return self.model.predict_windows(windows, vocabulary).float()
+
+    def window_model(
+        self, vocabulary: Vocabulary, overview: Callable[[], torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """As `windows`, for all windows of one image.
+
+        Args:
+            overview: returns the whole image, see `sliding.window_model`.
+        """
+        with self.in_precision():
+            model = window_model(self.model, vocabulary, overview)
+
+        def probabilities(windows: torch.Tensor) -> torch.Tensor:
+            with self.in_precision():
+                return model(windows).float()
+
+        return probabilities
 
     def in_precision(self) -> AbstractContextManager:
         """The context in which the model runs in this predictor's precision."""
@@ -170,7 +187,7 @@ class Predictor:
         read = None if isinstance(image, PromptedImage) else self._read(image)
         if window is not None or (read is not None and read.record.georeferenced and not probabilities):
             pixels = torch.tensor(read.filled(self.fill)).permute(2, 0, 1)
-            model = partial(self.windows, vocabulary=vocabulary)
+            model = self.window_model(vocabulary, lambda: pixels)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=model)
             classes, labels = fold_background(vocabulary, labels, score, threshold)
             return mark_nodata(Segmentation(classes, labels, score, vocabulary, threshold=threshold), read.valid)
@@ -226,9 +243,11 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
         WeightsError: no YAML is given, and the weights do not contain their config.
     """
     cfg = default_config()
+    if path is not None and path.is_dir():
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the only model that is a folder; it reports other folders
     if config_file:
         merge_file(cfg, config_file)
-    else:
+    elif path is None or path.is_file():
         stored = read_config(path)
         if stored is None:
             raise WeightsError(

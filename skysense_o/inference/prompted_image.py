@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skysense_o import geometry
+from skysense_o.clicks import box_from_mask
 from skysense_o.sample import Prediction, Reduce
 from skysense_o.vocabulary import Vocabulary
 
@@ -57,21 +58,26 @@ class PromptedImage:
             valid: bool (H,W), which pixels have data; None for all. It is only stored.
         """
         self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid
-        x, (self.transform,) = geometry.prepare([torch.tensor(rgb).permute(2, 0, 1)], model.tower)
         with precision():
-            features = model.tower.encode_image(x)
-            self.dense, self.image_embedding = features.dense, model.sem_seg_head.refine(features)
+            self.image_embedding, self.dense, transforms = model.embed_images([torch.tensor(rgb).permute(2, 0, 1)])
+        (self.transform,) = transforms
 
     @property
     def takes_prompts(self) -> bool:
         """Whether the weights were trained with clicks and boxes."""
-        return self.model.sem_seg_head.takes_prompts
+        return self.model.takes_prompts
 
     @torch.inference_mode()
     def predict_text(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
         """Segment the image with classes; see `SkySenseO.predict` for the result."""
         with self.precision():
             return self.model.predict_text(self.image_embedding, [self.transform], [vocabulary], [self.size], reduce)[0]
+
+    @torch.inference_mode()
+    def class_probabilities(self, vocabulary: Vocabulary) -> Tensor:
+        """Probability per class on the mask grid of the padded image: (C,h,w)."""
+        with self.precision():
+            return self.model.class_probabilities(self.image_embedding, 1, vocabulary)[0].float()
 
     @torch.inference_mode()
     def prompt(
@@ -141,20 +147,35 @@ class PromptedImage:
         Raises:
             ValueError: a mask is empty, or has another size than the image.
         """
+        masks = self._regions(masks)
+        if hasattr(self.model, "embed_regions"):  # SAM 3 takes the box of a region as example
+            height, width = self.size
+            sides = torch.tensor([width, height, width, height])
+            boxes = torch.tensor([box_from_mask(mask) for mask in masks]) / sides
+            with self.precision():
+                return self.model.embed_regions(self.image_embedding, boxes).float()
+        shares = self._shares(masks, self.grid).to(self.dense.device)
+        return F.normalize(torch.einsum("khw,dhw->kd", shares, self.dense[0].float()), dim=-1)
+
+    def _regions(self, masks: np.ndarray) -> np.ndarray:
+        """Check masks; returns bool (K,H,W)."""
         masks = np.asarray(masks, bool)
         if masks.ndim != 3 or masks.shape[1:] != self.size:
             height, width = self.size
             raise ValueError(f"masks of shape {masks.shape} do not fit the image: expected (K,{height},{width})")
         if not masks.any((1, 2)).all():
             raise ValueError("a region is empty: it needs at least one pixel")
+        return masks
+
+    def _shares(self, masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
+        """The share of each cell of the padded image that each region covers: (K,h,w)."""
         below, right = (p - n for p, n in zip(self.transform.padded, self.size))
-        share = torch.stack(  # one by one: a hundred full-size masks in float would not fit into memory
+        return torch.stack(  # one by one: a hundred full-size masks in float would not fit into memory
             [
-                F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], self.grid)[0]
+                F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], grid)[0]
                 for mask in masks
             ]
-        ).to(self.dense.device)
-        return F.normalize(torch.einsum("khw,dhw->kd", share, self.dense[0].float()), dim=-1)
+        )
 
     def cosines(self, regions: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Cosines of regions and classes.
@@ -164,7 +185,12 @@ class PromptedImage:
 
         Returns:
             (K,C), -1..1; for a class with synonyms, that of the best one.
+
+        Raises:
+            ValueError: the model does not embed regions in the text space (SAM 3).
         """
+        if hasattr(self.model, "embed_regions"):
+            raise ValueError("SAM 3 compares no region with words by vectors: name by masks, or use other weights")
         text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
         cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
         return geometry.best_of_phrases(cosines.T, vocabulary.phrase_to_class, len(vocabulary)).T
@@ -183,9 +209,16 @@ class PromptedImage:
             top: number of classes to return.
 
         Returns:
-            Per region (class, cosine) pairs, the best first; see `cosines`.
+            Per region (class, cosine) pairs, the best first; see `cosines`. For SAM 3, the mean probability of the
+            class in the region, 0..1, instead of the cosine.
         """
-        values, order = self.cosines(self.embed(masks), vocabulary).sort(dim=1, descending=True)
+        if hasattr(self.model, "embed_regions"):
+            grid = self.class_probabilities(vocabulary)
+            shares = self._shares(self._regions(masks), tuple(grid.shape[-2:])).to(grid)
+            values = torch.einsum("khw,chw->kc", shares, grid) / shares.sum((1, 2))[:, None]
+        else:
+            values = self.cosines(self.embed(masks), vocabulary)
+        values, order = values.sort(dim=1, descending=True)
         return [
             [(vocabulary.classes[i], round(value, 4)) for i, value in zip(ids[:top], row[:top])]
             for ids, row in zip(order.tolist(), values.tolist())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skysense_o.inference.blending import WindowRow, reflected, run_windows
 from skysense_o.inference.windows import OVERLAP, WINDOW, Plan
@@ -64,6 +65,20 @@ def plan_windows(
         fixed=bool(square),
         target=target,
     )
+
+
+def window_model(
+    model: nn.Module, vocabulary: Vocabulary, overview: Callable[[], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """Return the function that predicts the windows of one image: uint8 (B,3,h,w) -> probabilities (B,C,h',w').
+
+    Args:
+        overview: returns the whole image, uint8 (3,H,W), at any scale. It is only called for a model that decides on
+            the whole image which phrases are present (`Sam3.image_presence`).
+    """
+    judge = getattr(model, "image_presence", None)
+    presence = {} if judge is None else {"presence": judge(overview, vocabulary)}
+    return partial(model.predict_windows, vocabulary=vocabulary, **presence)
 
 
 def batch_size(device: torch.device) -> int:
@@ -128,7 +143,7 @@ def segment_array(
         block = slice(rows.start, rows.stop), slice(cols.start, cols.stop)
         labels[block], score[block] = ids.numpy(), best.numpy()
 
-    predict = probabilities or (lambda windows: model.predict_windows(windows, vocabulary))
+    predict = probabilities or window_model(model, vocabulary, lambda: image)
     batch = batch or batch_size(model.device)
     with torch.inference_mode():
         for strip in plan.strips:

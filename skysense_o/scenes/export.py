@@ -22,12 +22,15 @@ from skysense_o.inference.export import draw_legend, palette_of
 from skysense_o.inference.segmentation import NONE
 from skysense_o.scenes.coco import coco_boxes, coco_dataset
 from skysense_o.scenes.geotiff import describe_labels, describe_score, write_geotiff
+from skysense_o.scenes.instances import instance_regions
 from skysense_o.scenes.label_store import NO_SCORE
 from skysense_o.scenes.options import SceneOutputs
 from skysense_o.scenes.polygons import polygons, write_geojson, write_geopackage
 from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, tags_of
 
+REGION_FORMATS = {"gpkg", "geojson", "coco", "boxes"}
+"""Formats with one feature per region of the label map, or per object if the model detects objects."""
 OVERLAY_SIDE = 2048
 """Longest side of the overlay, in pixels."""
 
@@ -106,16 +109,19 @@ def class_areas(scene: Scene) -> list[dict]:
 def _save_regions(scene: Scene, outputs: SceneOutputs, start: Path, palette: Sequence[Color]) -> list[Path]:
     """Find the regions of all classes but "none", and write polygons and boxes."""
     formats = set(outputs.formats)
-    if not {"gpkg", "geojson", "coco", "boxes"} & formats:
+    if not REGION_FORMATS & formats:
         return []
     work, raster, classes = scene.work, scene.raster, scene.classes
     has_regions = np.zeros(np.iinfo(work.dtype).max + 1, bool)
     first = 1 if classes[0] == NONE else 0
     has_regions[first : len(classes)] = True
     path = work.folder / "regions.tif"
-    regions: Regions = find_regions(
-        work.read, work.bands(), work.size, has_regions, raster.areas, path, outputs.min_area
-    )
+    if scene.instances is None:
+        regions: Regions = find_regions(
+            work.read, work.bands(), work.size, has_regions, raster.areas, path, outputs.min_area
+        )
+    else:
+        regions = instance_regions(work.folder, work, raster, scene.instances, path, outputs.min_area)
     written = []
     if {"gpkg", "geojson"} & formats:
         file, known = raster.file, raster.areas.known

@@ -57,12 +57,15 @@ def polygons(
             f"{len(regions):,} regions are more than the {MAX_POLYGONS:,} that can be written as polygons: leave out"
             " small regions with --min-area"
         )
-    shape = np.empty(len(regions), object)
+    parts: list[list] = [[] for _ in range(len(regions))]
     if len(regions):
         with rasterio.open(regions.path) as file:
             for geometry, number in shapes(rasterio.band(file, 1), connectivity=4):
                 if number:
-                    shape[int(number) - 1] = shapely.geometry.shape(geometry)
+                    parts[int(number) - 1].append(shapely.geometry.shape(geometry))
+    shape = np.empty(len(regions), object)
+    for i, pieces in enumerate(parts):  # an instance may be seen in pieces, a region of the label map never is
+        shape[i] = pieces[0] if len(pieces) == 1 else shapely.MultiPolygon(pieces)
     if simplify and len(regions):
         # GDAL omits the vertices on a straight side where two neighbours meet. GEOS needs them to find shared borders.
         shape = shapely.coverage_simplify(shapely.segmentize(shape, 1.0), simplify)
@@ -90,7 +93,7 @@ def write_geopackage(
     part = path.with_suffix(".part.gpkg")
     part.unlink(missing_ok=True)
     try:
-        pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", geometry_type="Polygon")
+        pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", **_geometry_type(table))
         style = {
             "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
             "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
@@ -114,11 +117,16 @@ def write_geojson(table: geopandas.GeoDataFrame, path: Path) -> None:
     part.unlink(missing_ok=True)
     try:
         pyogrio.write_dataframe(
-            table.to_crs(4326), part, driver="GeoJSON", geometry_type="Polygon", layer=LAYER, RFC7946="YES"
+            table.to_crs(4326), part, driver="GeoJSON", layer=LAYER, RFC7946="YES", **_geometry_type(table)
         )
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _geometry_type(table: geopandas.GeoDataFrame) -> dict:
+    several = (table.geom_type == "MultiPolygon").any()
+    return {"geometry_type": "MultiPolygon" if several else "Polygon", "promote_to_multi": bool(several)}
 
 
 def qgis_style(classes: Sequence[str], colors: Sequence[Color]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from skysense_o.image_io import gdal_settings
 from skysense_o.inference.predictor import Predictor
 from skysense_o.scenes.check import check_formats
-from skysense_o.scenes.export import save_scene
+from skysense_o.scenes.export import REGION_FORMATS, save_scene
 from skysense_o.scenes.options import SceneOptions, SceneOutputs
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.scene import segment_scene
@@ -72,8 +72,17 @@ def run_scene(
     remote = options.remote
     with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
         check_formats(outputs.formats, raster)
+        instances = getattr(predictor.model, "offers_instances", False) and bool(REGION_FORMATS & set(outputs.formats))
         scene = segment_scene(
-            predictor, raster, vocabulary, work, options, process=index, processes=count, progress=progress
+            predictor,
+            raster,
+            vocabulary,
+            work,
+            options,
+            process=index,
+            processes=count,
+            progress=progress,
+            instances=instances,
         )
         if processes:
             processes.wait_for_everyone()

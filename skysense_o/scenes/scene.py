@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from skysense_o.inference.blending import WindowRow, reflected, run_windows
 from skysense_o.inference.predictor import Predictor
-from skysense_o.inference.segmentation import fold_background
+from skysense_o.inference.segmentation import NONE, fold_background
 from skysense_o.inference.sliding import batch_size, plan_windows, thread_count
 from skysense_o.inference.windows import Plan
+from skysense_o.scenes.instances import collect_instances
 from skysense_o.scenes.label_store import LabelStore
 from skysense_o.scenes.options import SceneOptions
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
@@ -47,6 +48,7 @@ class Scene:
         classes: class per id of the labels; "none" is the first where there are background words or a threshold.
         threshold: the one that was applied, or None.
         settings: everything that the labels depend on.
+        instances: if objects were detected, index of a class in the vocabulary -> its id in the labels; else None.
     """
 
     raster: Raster
@@ -54,6 +56,7 @@ class Scene:
     classes: tuple[str, ...]
     threshold: float | None
     settings: dict = field(default_factory=dict)
+    instances: dict[int, int] | None = None
 
 
 def segment_scene(
@@ -66,6 +69,7 @@ def segment_scene(
     process: int = 0,
     processes: int = 1,
     progress: bool = True,
+    instances: bool = False,
 ) -> Scene:
     """Label every valid pixel of a raster. Call it inside `gdal_settings()`.
 
@@ -76,6 +80,7 @@ def segment_scene(
         process, processes: index of this process, and their number. Each labels its share of the rows; all use the
             same folder.
         progress: show a progress bar on stderr.
+        instances: also detect objects, with a model that can; each window runs once more for them.
 
     Raises:
         ValueError, FileNotFoundError, ImageError: see `Raster` and `plan_windows`.
@@ -94,10 +99,14 @@ def segment_scene(
     _check_free_space(folder.parent, raster.size, len(classes))
     work = LabelStore(folder, raster.size, len(classes), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
+    if not work.done:  # remove the objects of a run with other settings
+        (folder / f"instances_{process}.jsonl").unlink(missing_ok=True)
+    with torch.inference_mode():
+        probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
 
     def model(windows: Tensor) -> Tensor:
         bar.update(len(windows))
-        return predictor.windows(windows, vocabulary)
+        return probabilities(windows)
 
     hidden = None if progress else True  # None hides the bar unless stderr is a terminal
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
@@ -110,7 +119,23 @@ def segment_scene(
                 load = _loader(plan, strip, raster, predictor.fill, bar)
                 write = _writer(work, number, raster_of_writer, vocabulary, threshold)
                 run_windows(plan, strip, rows, load, model, write, batch, pool)
-    return Scene(raster, work, classes, threshold, settings)
+    if not instances:
+        return Scene(raster, work, classes, threshold, settings)
+    with raster.reopened() as reader, torch.inference_mode():
+        with predictor.in_precision():
+            presence = predictor.model.image_presence(lambda: _overview(reader, plan.rows.window), vocabulary)
+        collect_instances(
+            predictor, reader, vocabulary, plan, folder, options.threshold, presence, process, processes, progress
+        )
+    foreground = [i for i, background in enumerate(vocabulary.background) if not background]
+    ids = {c: k + (classes[0] == NONE) for k, c in enumerate(foreground)}
+    return Scene(raster, work, classes, threshold, settings, ids)
+
+
+def _overview(raster: Raster, side: int) -> Tensor:
+    """The whole scene, reduced so that its longer side is at most `side`: uint8 (3,h,w)."""
+    factor = min(1.0, side / max(raster.size))
+    return torch.from_numpy(raster.thumbnail(tuple(max(1, round(n * factor)) for n in raster.size)))
 
 
 def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar: tqdm) -> Callable[[int], WindowRow]:
@@ -203,6 +228,7 @@ def _settings(
         "window": [plan.rows.window, plan.cols.window],
         "overlap": plan.rows.overlap,
         "strips": len(plan.strips),
+        **getattr(predictor.model, "settings", {}),
         "processes": processes,
     }
 
