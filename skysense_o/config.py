@@ -17,6 +17,12 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.GSD = 0.0  # metres a pixel that the weights were trained at, to warn of scenes far from it; 0: not known
 
+    # What the weights were trained on; training fills it in, and inference warns about words and scenes far from it.
+    cfg.MODEL.KNOWN = CfgNode()
+    cfg.MODEL.KNOWN.CLASSES = []  # each with its synonyms, separated by bars; [] if unknown
+    cfg.MODEL.KNOWN.DATASETS = []
+    cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown
+
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
     cfg.MODEL.TOWER.NAME = "MiniTower"
@@ -226,7 +232,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
 
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
-MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
+MODEL_KEYS = ("META_ARCHITECTURE", "KNOWN", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES", "TRAINING_FREE",

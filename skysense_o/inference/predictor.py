@@ -26,7 +26,7 @@ from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, fold_background, mark_nodata
-from skysense_o.inference.sliding import segment_array, window_model
+from skysense_o.inference.sliding import segment_array, window_probabilities
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Predictor:
 
         Args:
             weights: the name of shipped weights such as "mini", a .safetensors, .pth, .pt or .ckpt file, or
-                hf://org/repo/file; for SAM 3, hf://facebook/sam3 or its folder.
+                hf://org/repo/file; SAM 3 as hf://facebook/sam3 or a folder of it.
             device: auto, cpu, cuda, cuda:1, ... or mps.
             config_file: YAML of the model; needed for weights that do not contain their config (those that this project
                 writes as .safetensors do).
@@ -124,13 +124,9 @@ class Predictor:
     def window_model(
         self, vocabulary: Vocabulary, overview: Callable[[], torch.Tensor]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """As `windows`, for all windows of one image.
-
-        Args:
-            overview: returns the whole image, see `sliding.window_model`.
-        """
+        """As `windows`, for the windows of one image; overview: see `window_probabilities`."""
         with self.in_precision():
-            model = window_model(self.model, vocabulary, overview)
+            ask = window_probabilities(self.model, vocabulary, overview)
 
         def probabilities(windows: torch.Tensor) -> torch.Tensor:
             with self.in_precision():

@@ -168,7 +168,7 @@ class PromptedImage:
         return masks
 
     def _shares(self, masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
-        """The share of each cell of the padded image that each region covers: (K,h,w)."""
+        """(K,h,w): the share of each cell over the padded image that a region covers."""
         below, right = (p - n for p, n in zip(self.transform.padded, self.size))
         return torch.stack(  # one by one: a hundred full-size masks in float would not fit into memory
             [
@@ -187,7 +187,7 @@ class PromptedImage:
             (K,C), -1..1; for a class with synonyms, that of the best one.
 
         Raises:
-            ValueError: the model does not embed regions in the text space (SAM 3).
+            ValueError: the model has no region vectors in the space of the words.
         """
         if hasattr(self.model, "embed_regions"):
             raise ValueError("SAM 3 compares no region with words by vectors: name by masks, or use other weights")
@@ -209,8 +209,8 @@ class PromptedImage:
             top: number of classes to return.
 
         Returns:
-            Per region (class, cosine) pairs, the best first; see `cosines`. For SAM 3, the mean probability of the
-            class in the region, 0..1, instead of the cosine.
+            Per region (class, cosine) pairs, the best first; see `cosines`. SAM 3 has no region vectors in the
+            space of the words; for it, the class's mean probability inside the region, 0..1.
         """
         if hasattr(self.model, "embed_regions"):
             grid = self.class_probabilities(vocabulary)

@@ -67,10 +67,10 @@ def plan_windows(
     )
 
 
-def window_model(
+def window_probabilities(
     model: nn.Module, vocabulary: Vocabulary, overview: Callable[[], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function that predicts the windows of one image: uint8 (B,3,h,w) -> probabilities (B,C,h',w').
+    """What gives the probabilities of one image's windows: uint8 (B,3,h,w) -> (B,C,h',w').
 
     Args:
         overview: returns the whole image, uint8 (3,H,W), at any scale. It is only called for a model that decides on
@@ -143,7 +143,7 @@ def segment_array(
         block = slice(rows.start, rows.stop), slice(cols.start, cols.stop)
         labels[block], score[block] = ids.numpy(), best.numpy()
 
-    predict = probabilities or window_model(model, vocabulary, lambda: image)
+    predict = probabilities or window_probabilities(model, vocabulary, lambda: image)
     batch = batch or batch_size(model.device)
     with torch.inference_mode():
         for strip in plan.strips:

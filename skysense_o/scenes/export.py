@@ -30,7 +30,7 @@ from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, tags_of
 
 REGION_FORMATS = {"gpkg", "geojson", "coco", "boxes"}
-"""Formats with one feature per region of the label map, or per object if the model detects objects."""
+"""Formats with one feature per region of the label map, or per object where the model finds objects."""
 OVERLAY_SIDE = 2048
 """Longest side of the overlay, in pixels."""
 

@@ -72,18 +72,9 @@ def run_scene(
     remote = options.remote
     with gdal_settings(remote), Raster(path, options.bands, options.gsd, options.aoi, remote) as raster:
         check_formats(outputs.formats, raster)
-        instances = getattr(predictor.model, "offers_instances", False) and bool(REGION_FORMATS & set(outputs.formats))
-        scene = segment_scene(
-            predictor,
-            raster,
-            vocabulary,
-            work,
-            options,
-            process=index,
-            processes=count,
-            progress=progress,
-            instances=instances,
-        )
+        objects = getattr(predictor.model, "offers_instances", False) and bool(REGION_FORMATS & set(outputs.formats))
+        share = {"process": index, "processes": count, "progress": progress}
+        scene = segment_scene(predictor, raster, vocabulary, work, options, **share, instances=objects)
         if processes:
             processes.wait_for_everyone()
         if index:

@@ -80,7 +80,7 @@ def segment_scene(
         process, processes: index of this process, and their number. Each labels its share of the rows; all use the
             same folder.
         progress: show a progress bar on stderr.
-        instances: also detect objects, with a model that can; each window runs once more for them.
+        instances: also find objects, with a model that offers them; each window is run once more.
 
     Raises:
         ValueError, FileNotFoundError, ImageError: see `Raster` and `plan_windows`.
@@ -121,14 +121,14 @@ def segment_scene(
                 run_windows(plan, strip, rows, load, model, write, batch, pool)
     if not instances:
         return Scene(raster, work, classes, threshold, settings)
-    with raster.reopened() as reader, torch.inference_mode():
+    with raster.reopened() as own, torch.inference_mode():
         with predictor.in_precision():
-            presence = predictor.model.image_presence(lambda: _overview(reader, plan.rows.window), vocabulary)
+            presence = predictor.model.image_presence(lambda: _overview(own, plan.rows.window), vocabulary)
         collect_instances(
-            predictor, reader, vocabulary, plan, folder, options.threshold, presence, process, processes, progress
+            predictor, own, vocabulary, plan, folder, options.threshold, presence, process, processes, progress
         )
-    foreground = [i for i, background in enumerate(vocabulary.background) if not background]
-    ids = {c: k + (classes[0] == NONE) for k, c in enumerate(foreground)}
+    requested = [i for i, background in enumerate(vocabulary.background) if not background]
+    ids = {c: k + (classes[0] == NONE) for k, c in enumerate(requested)}
     return Scene(raster, work, classes, threshold, settings, ids)
 
 

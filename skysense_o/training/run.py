@@ -28,6 +28,7 @@ from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.mixed_mapper import MixedMapper
 from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
+from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
 from skysense_o.renamed_keys import with_new_names
 from skysense_o.training.checkpointer import RunCheckpointer
@@ -129,6 +130,21 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
     cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for record in records})
 
 
+def fill_known(cfg: CfgNode) -> None:
+    """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its own data sets."""
+    stored = {}
+    if cfg.MODEL.WEIGHTS and (text := read_config(find_weights(cfg.MODEL.WEIGHTS))):
+        stored = with_new_names(yaml.safe_load(text))["MODEL"].get("KNOWN", {})
+    loss = cfg.MODEL.LOSS
+    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE)) and cfg.MODEL.META_ARCHITECTURE == "SkySenseO"
+    classes, sets, gsd = training_facts(cfg.DATASETS.TRAIN) if words else ([], [], [])
+    known = cfg.MODEL.KNOWN
+    known.CLASSES = sorted({*stored.get("CLASSES", []), *classes})
+    known.DATASETS = list(dict.fromkeys((*stored.get("DATASETS", []), *sets)))
+    metres = [*stored.get("GSD", []), *gsd]
+    known.GSD = [min(metres), max(metres)] if metres else []
+
+
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any.
 
@@ -149,6 +165,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
     sets = [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
+    fill_known(cfg)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
