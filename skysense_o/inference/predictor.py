@@ -130,7 +130,7 @@ class Predictor:
 
         def probabilities(windows: torch.Tensor) -> torch.Tensor:
             with self.in_precision():
-                return model(windows).float()
+                return ask(windows).float()
 
         return probabilities
 
@@ -240,7 +240,7 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
     """
     cfg = default_config()
     if path is not None and path.is_dir():
-        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the only model that is a folder; it reports other folders
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the one model that comes as a folder, and says so if it is another
     if config_file:
         merge_file(cfg, config_file)
     elif path is None or path.is_file():

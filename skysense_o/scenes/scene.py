@@ -48,7 +48,6 @@ class Scene:
         classes: class per id of the labels; "none" is the first where there are background words or a threshold.
         threshold: the one that was applied, or None.
         settings: everything that the labels depend on.
-        instances: if objects were detected, index of a class in the vocabulary -> its id in the labels; else None.
     """
 
     raster: Raster
@@ -56,7 +55,7 @@ class Scene:
     classes: tuple[str, ...]
     threshold: float | None
     settings: dict = field(default_factory=dict)
-    instances: dict[int, int] | None = None
+    instances: dict[int, int] | None = None  # where objects were looked for: index of a class -> id in the labels
 
 
 def segment_scene(
@@ -99,7 +98,7 @@ def segment_scene(
     _check_free_space(folder.parent, raster.size, len(classes))
     work = LabelStore(folder, raster.size, len(classes), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
-    if not work.done:  # remove the objects of a run with other settings
+    if not work.done:  # what other settings have left behind
         (folder / f"instances_{process}.jsonl").unlink(missing_ok=True)
     with torch.inference_mode():
         probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
@@ -133,7 +132,7 @@ def segment_scene(
 
 
 def _overview(raster: Raster, side: int) -> Tensor:
-    """The whole scene, reduced so that its longer side is at most `side`: uint8 (3,h,w)."""
+    """uint8 (3,h,w): the whole scene, reduced so that its longer side is no longer than `side`."""
     factor = min(1.0, side / max(raster.size))
     return torch.from_numpy(raster.thumbnail(tuple(max(1, round(n * factor)) for n in raster.size)))
 
