@@ -188,7 +188,7 @@ RADIANCE = b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 99999 +X 99999\n"
         ("a.bmp", b"BM" + b"\xff" * 60, "a.bmp is cut short or damaged"),
         ("a.gif", b"GIF89a" + b"\0" * 9, "a.gif is cut short or damaged"),
         ("a.webp", b"RIFF\0\0\0\0WEBPVP8 " + b"\0" * 30, "a.webp is cut short or damaged"),
-        ("a.vrt", b"<VRTDataset rasterXSize='3'", "a.vrt is no VRT that can be read"),
+        ("a.vrt", b"<VRTDataset rasterXSize='3'", "a.vrt is not a readable VRT"),
     ],
 )
 def test_wrong_files_give_one_error_that_names_them(tmp_path, name, content, says):

@@ -178,6 +178,7 @@ OPENS = re.compile(r"\bImage\.open\(|\bcv2\.im(read|decode)\(|\brasterio\.open\(
 MAY_OPEN = {
     "data_engine/work_folder.py": "maps of the data engine",
     "scenes/geotiff.py": "results that are written",
+    "scenes/instances.py": "objects of a run",
     "scenes/polygons.py": "regions of a run",
     "scenes/coco.py": "regions of a run",
     "scenes/regions.py": "regions of a run",

@@ -34,9 +34,9 @@ def run() -> int:
         raise ValueError(f"--max-boxes {args.max_boxes} is out of range: 1 or more")
     from tabulate import tabulate
 
-    from skysense_o.evaluation.boxes import box_average_precision, read_boxes
+    from skysense_o.evaluation.boxes import box_average_precision, read_coco_boxes
 
-    metrics = box_average_precision(*read_boxes(args.truth, args.results), args.max_boxes)
+    metrics = box_average_precision(*read_coco_boxes(args.truth, args.results), args.max_boxes)
     if args.json:
         print(json.dumps(metrics, indent=1))
         return 0

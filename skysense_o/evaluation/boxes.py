@@ -64,7 +64,7 @@ def box_average_precision(truth: dict, results: list[dict], most: int = 1000) ->
     return {**metrics, "per_class": {names[c]: _mean(precision[:, :, k, 0, 2]) for k, c in classes}}
 
 
-def read_boxes(truth: str | Path, results: str | Path) -> tuple[dict, list[dict]]:
+def read_coco_boxes(truth: str | Path, results: str | Path) -> tuple[dict, list[dict]]:
     """Read an annotation file and a result file for `box_average_precision`.
 
     Args:

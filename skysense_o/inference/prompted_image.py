@@ -75,7 +75,7 @@ class PromptedImage:
 
     @torch.inference_mode()
     def class_probabilities(self, vocabulary: Vocabulary) -> Tensor:
-        """(C,h,w) probability of each class at the masks' own grid over the padded image."""
+        """Probability per class on the mask grid of the padded image: (C,h,w)."""
         with self.precision():
             return self.model.class_probabilities(self.image_embedding, 1, vocabulary)[0].float()
 
@@ -148,7 +148,7 @@ class PromptedImage:
             ValueError: a mask is empty, or has another size than the image.
         """
         masks = self._regions(masks)
-        if hasattr(self.model, "embed_regions"):  # SAM 3 takes the box of a region as its example
+        if hasattr(self.model, "embed_regions"):  # SAM 3 takes the box of a region as example
             height, width = self.size
             sides = torch.tensor([width, height, width, height])
             boxes = torch.tensor([box_from_mask(mask) for mask in masks]) / sides
@@ -158,7 +158,7 @@ class PromptedImage:
         return F.normalize(torch.einsum("khw,dhw->kd", shares, self.dense[0].float()), dim=-1)
 
     def _regions(self, masks: np.ndarray) -> np.ndarray:
-        """bool (K,H,W), looked at for what could be wrong with it."""
+        """Check masks; returns bool (K,H,W)."""
         masks = np.asarray(masks, bool)
         if masks.ndim != 3 or masks.shape[1:] != self.size:
             height, width = self.size

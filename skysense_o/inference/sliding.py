@@ -72,8 +72,9 @@ def window_probabilities(
 ) -> Callable[[Tensor], Tensor]:
     """What gives the probabilities of one image's windows: uint8 (B,3,h,w) -> (B,C,h',w').
 
-    overview: gives the whole image, uint8 (3,H,W), at any scale; called only for a model that judges on the whole image
-    which phrases are present (`Sam3.image_presence`).
+    Args:
+        overview: returns the whole image, uint8 (3,H,W), at any scale. It is only called for a model that decides on
+            the whole image which phrases are present (`Sam3.image_presence`).
     """
     judge = getattr(model, "image_presence", None)
     presence = {} if judge is None else {"presence": judge(overview, vocabulary)}

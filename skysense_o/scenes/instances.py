@@ -112,7 +112,7 @@ def _pixels(raster: Raster, plan: Plan, k: int, c: int, fill) -> Tensor:
     """uint8 (3,window,window), reflected beyond the scene's end."""
     y, x = (
         reflected(length, axis.starts[i], axis.starts[i] + axis.window)
-        for length, axis, i in zip(raster.seen, (plan.rows, plan.cols), (k, c))
+        for length, axis, i in zip(raster.model_size, (plan.rows, plan.cols), (k, c))
     )
     y0, x0 = int(y.min()), int(x.min())
     pixels = torch.from_numpy(raster.pixels(range(y0, int(y.max()) + 1), range(x0, int(x.max()) + 1), fill))

@@ -18,8 +18,8 @@ from skysense_o import Predictor
 from skysense_o.modeling.sam3_tower import Sam3Answer, Sam3Embedding
 from skysense_o.modeling.tower import Tower
 from skysense_o.sam3 import Sam3
-from skysense_o.scenes.export import run_scene
-from skysense_o.scenes.scene import SceneOptions
+from skysense_o.scenes.options import SceneOptions, SceneOutputs
+from skysense_o.scenes.run import run_scene
 from skysense_o.vocabulary import Vocabulary
 
 logging.disable_progress_bar()
@@ -82,12 +82,10 @@ def scene(tmp_path):
     return path
 
 
-def run(predictor, path, folder, **keys):
+def run(predictor, path, folder, **outputs):
     words = Vocabulary.of(["ship"], ["water"])
-    return run_scene(
-        predictor, path, words, folder, "harbour", ["gpkg", "geojson", "coco", "boxes", "labels"],
-        SceneOptions(overlap=28), progress=False, **keys,
-    )  # fmt: skip
+    outputs = SceneOutputs(folder, ["gpkg", "geojson", "coco", "boxes", "labels"], "harbour", **outputs)
+    return run_scene(predictor, path, words, outputs, SceneOptions(overlap=28), progress=False)
 
 
 def test_objects_across_windows_are_one(scene, tmp_path):

@@ -218,8 +218,13 @@ def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
     """Run a scene; interrupt it and resume. Returns the batches of the first run and of the resumed one."""
     path = write_scene(tmp_path / "s.tif", fields(280, 560))
     formats, calls = ("geotiff", "confidence", "areas", "coco"), []
-    ask = predictor.windows
-    monkeypatch.setattr(predictor, "windows", lambda x, v: calls.append(len(x)) or ask(x, v))
+    window_model = predictor.window_model
+
+    def counting(*args):
+        model = window_model(*args)
+        return lambda windows: calls.append(len(windows)) or model(windows)
+
+    monkeypatch.setattr(predictor, "window_model", counting)
     make(path, tmp_path / "whole", formats, predictor, **options)
     whole = len(calls)
     with monkeypatch.context() as patch:

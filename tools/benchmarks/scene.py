@@ -74,7 +74,7 @@ class Watch:
     """Samples the peak resident memory of this process, and measures the time inside the model.
 
     Args:
-        predictor: the predictor to watch; its `windows` is wrapped.
+        predictor: the predictor to watch; its `window_model` is wrapped.
         start: bytes in use after loading the model.
     """
 
@@ -83,17 +83,22 @@ class Watch:
 
         self.process, self.model_seconds, self.windows = psutil.Process(), 0.0, 0
         self.start = self.peak = start
-        ask = predictor.windows
+        window_model = predictor.window_model
 
-        def timed(x, vocabulary):
-            begin = time.perf_counter()
-            out = ask(x, vocabulary)
-            self.model_seconds += time.perf_counter() - begin
-            self.windows += len(x)
-            return out
+        def watched(*args):
+            model = window_model(*args)
 
-        predictor.windows = timed
-        self.ask, self.running = ask, True
+            def timed(windows):
+                begin = time.perf_counter()
+                out = model(windows)
+                self.model_seconds += time.perf_counter() - begin
+                self.windows += len(windows)
+                return out
+
+            return timed
+
+        predictor.window_model = watched
+        self.window_model, self.running = window_model, True
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
@@ -176,7 +181,7 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
     outputs = SceneOutputs(folder / "out", ("geotiff", "confidence", "areas"))
     written, rows = tools.run_scene(predictor, scene, vocabulary, outputs, options)
     end, watch.running = time.perf_counter(), False
-    tools.save_scene, predictor.windows = real, watch.ask
+    tools.save_scene, predictor.window_model = real, watch.window_model
     seconds = marks["segmented"] - begin
     figures = {
         "pixels": [args.height, args.width],
