@@ -106,7 +106,7 @@ def _lay_out_result(page: Page, parts: SimpleNamespace) -> None:
     """The image, clicks on it, files, and questions."""
     import gradio as gr
 
-    prompts = page.predictor.model.sem_seg_head.takes_prompts
+    prompts = page.predictor.model.takes_prompts
     parts.status = gr.Markdown(NO_IMAGE)
     parts.view = gr.Image(
         elem_id="view", label="Result", format="jpeg", type="pil", interactive=False, buttons=["fullscreen"]

@@ -78,11 +78,8 @@ class Page:
 
     def encode_naming_vocabulary(self) -> None:
         """Encode the naming classes ahead of time, so that the first region does not wait for them."""
-        import torch
 
-        model = self.predictor.model
-        with torch.no_grad():
-            model.text_bank(model.tower, [self.naming_vocabulary], model.templates)
+        self.predictor.model.read_words(self.naming_vocabulary)
 
     def event(self, callback: Callable, needs_image: bool = True) -> Callable:
         """Wrap a callback whose first argument is the session: time limit, lock, and errors as messages."""
