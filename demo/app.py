@@ -113,7 +113,7 @@ class Page:
     def _found(self, session, opacity: float):
         import gradio as gr
 
-        from skysense_o.inference.predictor import NONE
+        from skysense_o.inference.segmentation import NONE
         from skysense_o.interactive.view import legend
 
         names = [name for name in session.found.classes if name != NONE]

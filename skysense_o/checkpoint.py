@@ -15,17 +15,10 @@ from torch import Tensor, nn
 
 from skysense_o.modeling.adapters import merge_lora, with_original_names
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, published_names, to_ours
-from skysense_o.weight_files import (
-    SHIPPED,
-    SUFFIXES,
-    WeightsError,
-    find_weights,
-    read_config,
-    read_weights,
-    weights_hash,
-)
+from skysense_o.weight_files import read_config, read_weights
+from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, weights_hash
 
-__all__ = [  # with what is in weight_files.py, so that users need one import
+__all__ = [  # with what is in weight_files.py and weight_paths.py, so that users need one import
     "SHIPPED",
     "SUFFIXES",
     "Report",

@@ -7,6 +7,8 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 from yaml import YAMLError
 
+from skysense_o.renamed_keys import with_new_names
+
 
 def add_skysense_o_config(cfg: CfgNode) -> None:
     """Add our keys to a Detectron2 config; an unknown key in a YAML stays an error."""
@@ -14,6 +16,12 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.DEVICE = "auto"  # cuda where there is one, else cpu
 
     cfg.MODEL.GSD = 0.0  # metres a pixel that the weights were trained at, to warn of scenes far from it; 0: not known
+
+    # What the weights were trained on; training fills it in, and inference warns about words and scenes far from it.
+    cfg.MODEL.KNOWN = CfgNode()
+    cfg.MODEL.KNOWN.CLASSES = []  # each with its synonyms, separated by bars; [] if unknown
+    cfg.MODEL.KNOWN.DATASETS = []
+    cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown
 
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
@@ -137,6 +145,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.REGION_TEMPERATURE = 0.07  # CLIP's starting value
     loss.REGION_UPSCALE = 0  # 16: regions are pooled from the published code's map, of 269.7 M parameters; 0: none
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
+    loss.BAGS = 0.0  # of words that are known to be somewhere in an image; only samples that say so have any
+    loss.CAPTIONS = 0.0  # which of several captions is the image's own; keeps whole images in a mixed training
+    loss.GRID = 2  # pixels of a label that one cell of the losses takes, where labels do not say everything
     loss.CLASS_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
 
     # Pretraining (MODEL.META_ARCHITECTURE ImageTextPretraining): weights of its terms, 0: not computed.
@@ -152,7 +163,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.HIDDEN = 0.6  # their share, as in SimMIM; the paper gives none
 
     # Training images.
-    cfg.INPUT.MAPPER = "labels"  # labels: with label images; pairs: with captions; questions: with answers
+    # labels: with label images; captions: with captions; questions: with answers; mixed: any labels, see mixed_mapper
+    cfg.INPUT.MAPPER = "labels"
     cfg.INPUT.POINTS = ""  # where objects are that VQA.COUNTING counts: a file below datasets/points
     cfg.INPUT.CROP_SIZE = 256  # side of the square the model trains on, in pixels
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform; ground sampling distance is seldom known
@@ -170,7 +182,14 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.GRAPH = ""  # relation graph to draw the others from; splits named graph_* bring their own
     cfg.INPUT.SAMPLING_HYPER = [1, 3, 9, 10]  # scores of a negative, of a near synonym; what the published code uses
 
+    # Mixed training (INPUT.MAPPER mixed).
+    cfg.INPUT.BOX_MASKS = ""  # folder that tools/box_masks.py wrote to; needed by data sets with boxes
+    cfg.INPUT.WORDS = 14  # names a sample is asked for, its own first
+    cfg.INPUT.HYPERNYMS = 0.3  # how often a wider word of what is there is asked for, too
+    cfg.INPUT.CAPTIONS = 32  # captions that an image is compared with, its own among them
+
     # Data.
+    cfg.DATASETS.WEIGHTS = ()  # of each set of TRAIN, whole numbers: so many samples of each round; (): by size
     cfg.DATASETS.FOLDERS = []  # folders of one's own with a dataset.yaml; each gets names, <name>_<split>
     cfg.DATALOADER.SKIP_BAD = False  # pass over files that cannot be used, count and list them, instead of stopping
 
@@ -213,7 +232,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
 
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
-MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
+MODEL_KEYS = ("META_ARCHITECTURE", "KNOWN", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES", "TRAINING_FREE",
@@ -230,43 +249,6 @@ def model_config(cfg: CfgNode) -> CfgNode:
         part.MODEL.SAM3 = cfg.MODEL.SAM3.clone()
     part.MODEL.SEM_SEG_HEAD = CfgNode({key: cfg.MODEL.SEM_SEG_HEAD[key] for key in HEAD_KEYS})
     return part
-
-
-# Keys that had another name: YAMLs and weights written with the old one are still read.
-RENAMED_KEYS = {
-    "MODEL.ANSWERER": "MODEL.VQA",
-    "MODEL.PUBLISHED_QUIRKS": "MODEL.REFERENCE_COMPAT",
-    "MODEL.NEW_PARAMETERS": "MODEL.ALLOW_MISSING",
-    "MODEL.PASSED_OVER": "MODEL.IGNORE_UNEXPECTED",
-    "MODEL.LOSS.NAME_CHUNK": "MODEL.LOSS.CLASS_CHUNK",
-    "TEST.PICTURES": "TEST.IMAGES",
-}
-RENAMED_VALUES = {
-    ("MODEL.META_ARCHITECTURE", "EmbeddedAnswerer"): "EmbeddedVQA",
-    ("MODEL.META_ARCHITECTURE", "LlavaAnswerer"): "LlavaVQA",
-    ("INPUT.MAPPER", "pairs"): "captions",
-}
-
-
-def renamed_key(key: str) -> str:
-    """Today's name of a config key such as "MODEL.ANSWERER.GRID"."""
-    for old, new in RENAMED_KEYS.items():
-        if key == old or key.startswith(old + "."):
-            return new + key[len(old) :]
-    return key
-
-
-def with_new_names(tree: dict, prefix: str = "") -> dict:
-    """A config tree as a YAML holds it, with today's names for keys and values."""
-    renamed = {}
-    for key, value in tree.items():
-        path = renamed_key(prefix + str(key))
-        if isinstance(value, dict):
-            value = with_new_names(value, path + ".")
-        elif isinstance(value, str):
-            value = RENAMED_VALUES.get((path, value), value)
-        renamed[path.rpartition(".")[2]] = value
-    return renamed
 
 
 def merge_tree(cfg: CfgNode, tree: dict) -> None:

@@ -16,12 +16,14 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry, losses
-from skysense_o.modeling import MaskDecoder, Queries, RegionProjection, Tower, build_tower
+from skysense_o.modeling import Features, MaskDecoder, Queries, RegionProjection, Tower, build_tower
 from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.objective import Objective
+from skysense_o.partial_objective import partial_terms
 from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
-from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
@@ -105,21 +107,31 @@ class SkySenseO(nn.Module):
         Returns:
             (B,C,h,w) probabilities of the classes at the masks' own grid, H / `stride` cells high: to be blended there.
         """
-        return self.class_probabilities(self.look(list(windows))[0], len(windows), vocabulary)
+        return self.class_probabilities(self.embed_images(list(windows))[0], len(windows), vocabulary)
 
     def read_words(self, vocabulary: Vocabulary) -> None:
         """Encode words before they are asked for."""
         with torch.no_grad():
             self.text_bank(self.tower, [vocabulary], self.templates)
 
-    def look(self, images: Sequence[Tensor]) -> tuple[object, Tensor, list[geometry.ImageTransform]]:
-        """uint8 (3,H,W) images -> as the decoder has refined them, dense features (B,D,h,w), how they were prepared."""
-        x, transforms = geometry.prepare(images, self.tower)
-        features = replace(self.tower.encode_image(x), image=x)
+    def embed_images(self, images: Sequence[Tensor]) -> tuple[object, Tensor, list[geometry.ImageTransform]]:
+        """Encode and refine images once, for any number of queries.
+
+        Args:
+            images: uint8 (3,H,W) each.
+
+        Returns:
+            What `sem_seg_head.decode` reads; dense features (B,D,h,w); one transform per image.
+        """
+        features, transforms = self._encode_images(images)
         return self.sem_seg_head.refine(features), features.dense, transforms
 
+    def _encode_images(self, images: Sequence[Tensor]) -> tuple[Features, list[geometry.ImageTransform]]:
+        x, transforms = geometry.prepare(images, self.tower)
+        return replace(self.tower.encode_image(x), image=x), transforms
+
     def class_probabilities(self, image_embedding: object, batch: int, vocabulary: Vocabulary) -> Tensor:
-        """(B,C,h',w') at the masks' own grid, of `batch` images that `look` has seen."""
+        """(B,C,h',w') at the masks' own grid, of `batch` images that `embed_images` has embedded."""
         text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
         queries = Queries(text.expand(batch, -1, -1, -1), valid.expand(batch, -1))
         logits, _, _ = self.sem_seg_head.decode(image_embedding, queries, self.phrase_chunk)
@@ -141,7 +153,7 @@ class SkySenseO(nn.Module):
         return [predictions[i] for i in range(len(samples))]
 
     def _predict_group(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
-        image_embedding, _, transforms = self.look([sample["image"] for sample in samples])
+        image_embedding, _, transforms = self.embed_images([sample["image"] for sample in samples])
         sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, transforms)]
         return self.predict_text(image_embedding, transforms, [s["vocabulary"] for s in samples], sizes, reduce)
 
@@ -171,15 +183,20 @@ class SkySenseO(nn.Module):
 
     def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
-        image_embedding, dense, transforms = self.look([sample["image"] for sample in samples])
+        features, transforms = self._encode_images([sample["image"] for sample in samples])
+        image_embedding = self.sem_seg_head.refine(features)
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, transforms)])
         terms: dict[str, Tensor] = {}
         if self.objective.weights:
             text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
             text = self.blur(text)
             logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid))
-            regions = partial(self._regions, dense, sem_seg, text.shape[1])
-            terms |= self.objective(samples, sem_seg, logits, presence, text, valid, regions)
+            batch = samples, sem_seg, logits, presence, text, valid
+            if any("says" in sample for sample in samples):
+                terms |= partial_terms(self.objective, *batch, features, self._encode_phrases)
+            else:
+                regions = partial(self._regions, features.dense, sem_seg, text.shape[1])
+                terms |= self.objective(*batch, regions)
         if self.prompt_objective is not None:
             terms |= self.prompt_objective(partial(self.predict_prompts, image_embedding), samples, transforms, sem_seg)
         return terms
@@ -192,6 +209,12 @@ class SkySenseO(nn.Module):
         queries = Queries(text, text[..., 0, 0].bool(), points, labels, boxes)
         logits, _, iou_pred = self.sem_seg_head.decode(image_embedding, queries)
         return logits, iou_pred
+
+    def _encode_phrases(self, phrases: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Phrases of R images, as they are -> unit vectors (R,N,D) and which of them are real (R,N)."""
+        asked = [Vocabulary(tuple(p), tuple((w,) for w in p), (False,) * len(p)) for p in phrases]
+        text, valid = self.text_bank(self.tower, asked, ("{}",))
+        return text[:, :, 0], valid
 
     def _regions(self, dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
         """(B,T,D) features of the classes' regions, not normalised."""

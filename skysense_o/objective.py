@@ -18,7 +18,7 @@ from skysense_o.sample import IGNORE, Sample
 
 REGION_TERMS = ("region", "region_published", "vision_centric", "vision_centric_published")
 
-TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", *REGION_TERMS)
+TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "bags", "captions", *REGION_TERMS)
 
 
 class Objective:
@@ -31,12 +31,14 @@ class Objective:
         temperature: float = 0.07,
         ignored_as_negative: bool = False,
         class_chunk: int | None = None,
+        grid: int = 1,
     ) -> None:
         """
         Args:
             weights: by name, see TERMS; absent or 0: not computed.
             temperature: of the region contrast and of the vision-centric loss.
             ignored_as_negative, class_chunk: see `losses.pixel_bce`.
+            grid: pixels of a label that one cell of the losses takes, each way, where samples have `says`.
 
         Raises:
             ValueError: a term that is not known, or a negative weight.
@@ -46,6 +48,7 @@ class Objective:
             raise ValueError(f"loss weights {wrong}: permitted are numbers from 0 for {', '.join(TERMS)}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature, self.ignored_as_negative, self.class_chunk = temperature, ignored_as_negative, class_chunk
+        self.grid = grid
         regular = {"vision_centric", "vision_centric_published"} & set(self.weights)
         self.similarity = SentenceSimilarity() if regular else None
 
@@ -62,12 +65,15 @@ class Objective:
             "region_published": loss.REGION_PUBLISHED,
             "vision_centric": loss.VISION_CENTRIC,
             "vision_centric_published": loss.VISION_CENTRIC_PUBLISHED,
+            "bags": loss.BAGS,
+            "captions": loss.CAPTIONS,
         }
         return cls(
             weights,
             temperature=loss.REGION_TEMPERATURE,
             ignored_as_negative=loss.IGNORED_AS_NEGATIVE,
             class_chunk=loss.CLASS_CHUNK or None,
+            grid=loss.GRID,
         )
 
     @property

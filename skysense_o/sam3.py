@@ -126,7 +126,7 @@ class Sam3(nn.Module):
         return self.predict(samples, "labels")
 
     @torch.no_grad()
-    def look(self, images: Sequence[Tensor]) -> tuple[Sam3Embedding, Tensor, list[geometry.ImageTransform]]:
+    def embed_images(self, images: Sequence[Tensor]) -> tuple[Sam3Embedding, Tensor, list[geometry.ImageTransform]]:
         """uint8 (3,H,W) images of any sizes -> what all phrases are asked of, its coarsest map (B,D,h,w), and how the
         images were prepared."""
         embedding = self.tower.embed(images)
@@ -136,7 +136,7 @@ class Sam3(nn.Module):
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
         """Any sizes, any vocabularies; no result depends on what else is in the batch."""
-        embedding, _, transforms = self.look([sample["image"] for sample in samples])
+        embedding, _, transforms = self.embed_images([sample["image"] for sample in samples])
         sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, transforms)]
         return self.predict_text(embedding, transforms, [s["vocabulary"] for s in samples], sizes, reduce)
 
@@ -161,7 +161,7 @@ class Sam3(nn.Module):
 
         presence: (T,) of the phrases in the whole image (`image_presence`), to gate by instead of each window's own.
         """
-        embedding, _, _ = self.look(list(windows))
+        embedding, _, _ = self.embed_images(list(windows))
         grid = self.class_probabilities(embedding, len(windows), vocabulary, presence)
         cells = self.tower.input_size // self.stride
         return F.interpolate(grid, size=(cells, cells), mode="bilinear", align_corners=False)
@@ -170,7 +170,7 @@ class Sam3(nn.Module):
     def class_probabilities(
         self, image_embedding: Sam3Embedding, batch: int, vocabulary: Vocabulary, presence: Tensor | None = None
     ) -> Tensor:
-        """(B,C,h,w) at the masks' own grid, of `batch` images that `look` has seen."""
+        """(B,C,h,w) at the masks' own grid, of `batch` images that `embed_images` has seen."""
         return torch.stack(self._classes(image_embedding, [vocabulary] * batch, presence)[0])
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class Sam3(nn.Module):
         """(T,) presence of the phrases in a whole image, uint8 (3,H,W), or None where windows judge for themselves."""
         if self.presence != "image":
             return None
-        embedding, _, _ = self.look([overview()])
+        embedding, _, _ = self.embed_images([overview()])
         return torch.cat([answer.presence for _, answer in self._answers(embedding, [vocabulary])])
 
     def _classes(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 IGNORE = 255
 """Value of a label pixel that belongs to no name: neither trained on nor scored."""
 
+UNKNOWN, NO, YES = -1, 0, 1
+"""What a label says of a name; a number n from 2 to 100 says: at least n percent of these pixels."""
+
 Reduce = Literal["labels", "probabilities"]
 
 
@@ -34,6 +37,11 @@ class Sample(TypedDict):
     height: NotRequired[int]  # size wanted for the output; that of the image where absent
     width: NotRequired[int]
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.classes, or IGNORE; needed in training
+    says: NotRequired[
+        Tensor
+    ]  # int8 (V,C): what label value v says of name c: 1 yes, 0 no, -1 nothing, n > 1: at least n
+    # percent of its pixels; without it value v says yes of name v and no of all others
+    captions: NotRequired[tuple[str, ...]]  # the first is of this image, the others are of other images
     visual_similarity: NotRequired[
         Tensor
     ]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown

@@ -28,6 +28,7 @@ SHOWN = {
     "classification": ("top1", "top5"),
     "image-text": ("image_R@1", "image_R@5", "image_R@10", "text_R@1", "text_R@5", "text_R@10"),
     "vqa": ("model/", "question_only/", "shuffled/"),
+    "words": ("",),  # all of tools/evaluate_words.py
 }
 
 

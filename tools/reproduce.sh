@@ -16,4 +16,5 @@ if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/dubai" ]; then
     sh "$here/run_eval.sh" "$mini" 1 "$out/heldout" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)" \
         TEST.WORDS heldout TEST.HELDOUT_FILE "$here/tests/reference/heldout_words.json"
 fi
+[ -s "$out/words/results.json" ] || "$python" "$here/tools/evaluate_words.py" mini --output "$out/words"
 "$python" "$here/tools/compare_results.py" "$out"

@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Show the samples that training gets: augmented crops, their labels, and the classes drawn for them.
+Of sets with boxes or points: whole images with these drawn in.
 
 python tools/visualize_data.py dubai_train --output output/dubai.png
 python tools/visualize_data.py skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
+python tools/visualize_data.py simd_train --output output/boxes.png
 python tools/visualize_data.py path/to/my/folder --output output/mine.png --opts INPUT.CROP_SIZE 512
 """
 
@@ -64,6 +66,31 @@ def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
     return sheet
 
 
+def object_panel(record: dict) -> Image.Image:
+    """An image with its boxes or points drawn in, and the number of each class below."""
+    from skysense_o.data.captions import read_record_image
+    from skysense_o.data.catalog import spec_of
+    from skysense_o.data.classes import load_classes
+
+    image, table = read_record_image(record), load_classes(spec_of(record["dataset"]).class_table_name)
+    objects = record.get("boxes", record.get("points"))
+    counts = {c: sum(int(one[-1]) == c for one in objects) for c in sorted({int(one[-1]) for one in objects})}
+    line = 17
+    sheet = Image.new("RGB", (max(256, image.shape[1]), image.shape[0] + line * max(1, len(counts)) + 8), "white")
+    sheet.paste(Image.fromarray(image), (0, 0))
+    draw, font, y = ImageDraw.Draw(sheet), ImageFont.load_default(13), image.shape[0] + 4
+    for *place, label in objects:
+        corners = place if len(place) == 4 else [place[0] - 3, place[1] - 3, place[0] + 3, place[1] + 3]
+        (draw.rectangle if len(place) == 4 else draw.ellipse)(corners, outline=table.colors[int(label)], width=2)
+    for c, count in counts.items():
+        draw.rectangle((4, y, 16, y + 12), fill=table.colors[c], outline=(60, 60, 60))
+        draw.text((22, y - 1), f"{table.classes[c]}  {count}", fill=(20, 20, 20), font=font)
+        y += line
+    if not counts:
+        draw.text((4, y - 1), "nothing is marked", fill=(120, 120, 120), font=font)
+    return sheet
+
+
 def _wrapped(text: str, font, width: int) -> list[str]:
     lines = [""]
     for word in text.split(" "):
@@ -106,8 +133,11 @@ def run() -> int:
     except (KeyError, AssertionError) as error:
         raise ValueError(f"config: {error}; keys are listed in skysense_o/config.py") from error
     records = records_of(args.name)
+    if {"boxes", "points"} & set(records[0]):
+        chosen = np.random.default_rng(args.seed).permutation(len(records))[: args.count]
+        return write(args.output, [object_panel(records[i]) for i in chosen])
     if "sem_seg_file_name" not in records[0]:
-        raise ValueError(f"{args.name!r} has no label images: only segmentation data sets can be shown")
+        raise ValueError(f"{args.name!r} has no label images, boxes or points: only sets with these can be shown")
     samples = NumberedSamples(records, TrainingMapper(cfg), args.seed)
     by_file, panels = {r["file_name"]: r for r in records}, []
     for number in range(min(args.count, len(records))):
@@ -116,9 +146,13 @@ def run() -> int:
         table = own.colors if isinstance(own, ClassTable) else ()
         colors = [*table, *colors_for(sample["vocabulary"].classes)[len(table) :]]
         panels.append(panel(sample, colors))
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(panels).save(args.output)
-    print(args.output)
+    return write(args.output, panels)
+
+
+def write(path: str, panels: list[Image.Image]) -> int:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(panels).save(path)
+    print(path)
     return 0
 
 

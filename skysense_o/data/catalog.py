@@ -15,6 +15,7 @@ from skysense_o.data.datasets.extraction import EXTRACTION
 from skysense_o.data.datasets.language import LANGUAGE
 from skysense_o.data.datasets.segmentation import SEGMENTATION
 from skysense_o.data.datasets.spec import DatasetSpec, data_root
+from skysense_o.data.datasets.weak import WEAK
 from skysense_o.data.own import own_spec
 from skysense_o.data.records import load_split
 from skysense_o.sample import IGNORE
@@ -32,7 +33,7 @@ __all__ = [
     "spec_of",
 ]
 
-SPECS: tuple[DatasetSpec, ...] = (*SEGMENTATION, *EXTRACTION, *SCENES, *LANGUAGE)
+SPECS: tuple[DatasetSpec, ...] = (*SEGMENTATION, *EXTRACTION, *SCENES, *LANGUAGE, *WEAK)
 _BY_NAME = {spec.name: spec for spec in SPECS}
 
 
@@ -94,9 +95,11 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
 
 
 def evaluation_splits() -> list[tuple[str, DatasetSpec]]:
-    """What "all" means in an evaluation: of each row its test split, else val, else all; rows without are left out."""
+    """What "all" means in an evaluation: of each row its test split, else val, else all; rows without are left out, and
+    so are boxes and points, which `evaluation.words` asks for.
+    """
     chosen = []
-    for spec in SPECS:
+    for spec in (s for s in SPECS if s.task not in ("boxes", "points")):
         split = next((s for s in ("test", "val", "all") if s in spec.splits), None)
         if split:
             chosen.append((f"{spec.name}_{split}", spec))

@@ -130,6 +130,8 @@ def _look(spec: DatasetSpec, record: dict, report: SplitReport, digest, seen: di
         _look_at_labels(spec, record, report, digest, *seen[key])
     elif spec.task == "classification":
         _add(report, load_classes(spec.class_table_name).classes[record["label"]], 1)
+    elif spec.task in ("boxes", "points"):
+        _look_at_objects(spec, record, report, digest, seen[key][0])
     elif spec.task == "vqa":
         digest.update(f"{record['question']}\0{record['answer']}".encode())
         _add(report, record.get("kind", "question"), 1)
@@ -182,6 +184,23 @@ def _look_at_labels(
             _add(report, name, int(count))
     if counts[: len(names)].sum() == 0:
         report.notes.append(f"{path}: every pixel is ignored")
+
+
+def _look_at_objects(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
+    """Count boxes or points by class; every wrong one is told, not only the first."""
+    names, (height, width) = load_classes(spec.class_table_name).classes, size
+    objects = record["boxes" if spec.task == "boxes" else "points"]
+    digest.update(np.array(objects, np.float64).tobytes())
+    per_class = Counter(names[int(one[-1])] for one in objects)
+    for name, count in per_class.items():
+        _add(report, name, count)
+    for *place, label in objects:
+        what = f"{record['file_name']}: the {'box' if spec.task == 'boxes' else 'point'} of {names[int(label)]} {place}"
+        x0, y0, x1, y1 = place if spec.task == "boxes" else [*place, *place]
+        if spec.task == "boxes" and (x1 <= x0 or y1 <= y0):
+            report.problems.append(f"{what} has no area: take it out")
+        if min(x0, y0) < 0 or x1 > width or y1 > height or (spec.task == "points" and (x1 >= width or y1 >= height)):
+            report.problems.append(f"{what} is not inside the image of {width} x {height}: correct it or take it out")
 
 
 def _add(report: SplitReport, name: str, count: int) -> None:

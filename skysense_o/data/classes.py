@@ -24,6 +24,7 @@ class ClassTable:
     background: tuple[bool, ...] = field(default=())  # the class only stands for the rest
     folders: tuple[str, ...] = field(default=())  # scene classification: the publisher's folder of each class
     parents: tuple[str, ...] = field(default=())  # a coarser name; "" at the top
+    kinds: tuple[tuple[str, ...], ...] = field(default=())  # words for a part: "wheat field" of a crop field
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -72,6 +73,7 @@ def table_of(rows: list, source: str) -> ClassTable:
         tuple(bool(row.get("background", False)) for row in rows),
         tuple(row.get("folder", row["name"]) for row in rows),
         tuple(row.get("parent", "") for row in rows),
+        tuple(tuple(row.get("kinds", ())) for row in rows),
     )
 
 

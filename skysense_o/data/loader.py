@@ -95,12 +95,16 @@ def training_loader(
     seed: int,
     workers: int,
     skip_bad: bool = False,
+    samples: Dataset | None = None,
 ) -> Batches:
-    """Lists of `batch` samples for this process, beginning with sample number `start` of the whole run."""
+    """Lists of `batch` samples for this process, beginning with sample number `start` of the whole run.
+
+    samples: in place of `NumberedSamples` of the records.
+    """
     own = torch.Generator().manual_seed(seed)  # starting a loader must draw nothing from the model's noise
     return Batches(
         DataLoader(
-            NumberedSamples(records, mapper, seed, skip_bad),
+            NumberedSamples(records, mapper, seed, skip_bad) if samples is None else samples,
             batch_size=batch,
             sampler=Numbers(start),
             num_workers=workers,

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from skysense_o.data.classes import load_classes
@@ -17,6 +18,13 @@ from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import read_captions, read_conversations, read_rsvqa, read_table, read_text_questions
 from skysense_o.data.shards import read_shards
 from skysense_o.data.skysa import read_skysa
+from skysense_o.data.weak_records import (
+    read_boxes,
+    read_listed_scenes,
+    read_marks,
+    read_point_labels,
+    read_split_folders,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +66,9 @@ def read_label_pairs(spec: DatasetSpec, split: str) -> Iterator[dict]:
     labels = spec.root / spec.labels.format(split=split)
     there = {path.name for path in labels.iterdir()} if labels.is_dir() else set()
     suffixes, label_suffixes = tuple(spec.image_suffix.split("|")), spec.label_suffix.split("|")
+    globs = spec.splits[split].split("|")
     for image in sorted(images.iterdir()) if images.is_dir() else ():
-        if image.suffix.lower() not in suffixes or not fnmatch(image.stem, spec.splits[split]):
+        if image.suffix.lower() not in suffixes or not any(map(partial(fnmatch, image.stem), globs)):
             continue
         names = [image.stem + suffix for suffix in label_suffixes]
         name = next((name for name in names if name in there), None)
@@ -124,4 +133,9 @@ READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {
     "rsvqa": read_rsvqa,
     "text questions": read_text_questions,
     "conversations": read_conversations,
+    "boxes": read_boxes,
+    "points": read_point_labels,
+    "marks": read_marks,
+    "listed scenes": read_listed_scenes,
+    "split folders": read_split_folders,
 }

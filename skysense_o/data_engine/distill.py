@@ -176,7 +176,7 @@ def divergence(model: nn.Module, images: Sequence[Tensor], targets: Sequence[Ten
     """How far a student's masks of some crops are from the teacher's, and its presence from theirs; see
     `soft_mask_divergence`."""
     first = Vocabulary.of([words[:1] for words in vocabulary.phrases])  # the student hears a class's own name
-    embedding, _, _ = model.look(images)
+    embedding, _, _ = model.embed_images(images)
     text, valid = model.text_bank(model.tower, [first] * len(images), model.templates)
     logits, presence, _ = model.sem_seg_head.decode(embedding, Queries(model.blur(text), valid))
     target = torch.stack(list(targets)).to(logits.device)

@@ -87,7 +87,7 @@ def collect_instances(
             if raster.valid(range(y0, shown[1]), range(x0, shown[0])).any():
                 pixels = _pixels(raster, plan, k, c, predictor.fill)
                 with predictor.in_precision():
-                    embedding, _, _ = predictor.model.look([pixels])
+                    embedding, _, _ = predictor.model.embed_images([pixels])
                     (found,) = predictor.model.instances(
                         embedding, [vocabulary], [(y1 - y0, x1 - x0)], threshold, presence
                     )

@@ -20,13 +20,17 @@ from torch import nn
 
 from skysense_o import meta_arch, pretraining, sam3  # noqa: F401  (fill the registry)
 from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
-from skysense_o.config import model_config, with_new_names
+from skysense_o.config import model_config
 from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
+from skysense_o.data.mixed_mapper import MixedMapper
+from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
+from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
+from skysense_o.renamed_keys import with_new_names
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.evaluate import check_tests, evaluate_all, test_sets
@@ -38,9 +42,14 @@ from skysense_o.vqa import normalise
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
-MAPPERS = {"labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
+MAPPERS = {"mixed": MixedMapper, "labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
 # What a record must have for each mapper, one of these.
-NEEDS = {"labels": ("sem_seg_file_name",), "pairs": ("captions", "label"), "questions": ("answer",)}
+NEEDS = {
+    "mixed": ("sem_seg_file_name", "boxes", "points", "label"),
+    "labels": ("sem_seg_file_name",),
+    "captions": ("captions", "label"),
+    "questions": ("answer",),
+}
 
 
 def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
@@ -73,6 +82,12 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
+    if (cfg.MODEL.LOSS.BAGS or cfg.MODEL.LOSS.CAPTIONS) and cfg.INPUT.MAPPER != "mixed" and not eval_only:
+        raise ValueError(
+            f"MODEL.LOSS.BAGS and CAPTIONS are for INPUT.MAPPER 'mixed', not {cfg.INPUT.MAPPER!r}: set 0.0"
+        )
+    if cfg.DATASETS.WEIGHTS and not eval_only:
+        check_weights(cfg.DATASETS.WEIGHTS, len(cfg.DATASETS.TRAIN))
     for name in () if eval_only else cfg.DATASETS.TRAIN:
         records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
         if not any(key in records[0] for key in needs):
@@ -115,6 +130,21 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
     cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for record in records})
 
 
+def fill_known(cfg: CfgNode) -> None:
+    """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its own data sets."""
+    stored = {}
+    if cfg.MODEL.WEIGHTS and (text := read_config(find_weights(cfg.MODEL.WEIGHTS))):
+        stored = with_new_names(yaml.safe_load(text))["MODEL"].get("KNOWN", {})
+    loss = cfg.MODEL.LOSS
+    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE)) and cfg.MODEL.META_ARCHITECTURE == "SkySenseO"
+    classes, sets, gsd = training_facts(cfg.DATASETS.TRAIN) if words else ([], [], [])
+    known = cfg.MODEL.KNOWN
+    known.CLASSES = sorted({*stored.get("CLASSES", []), *classes})
+    known.DATASETS = list(dict.fromkeys((*stored.get("DATASETS", []), *sets)))
+    metres = [*stored.get("GSD", []), *gsd]
+    known.GSD = [min(metres), max(metres)] if metres else []
+
+
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any.
 
@@ -134,7 +164,8 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
+    sets = [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
+    fill_known(cfg)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
@@ -154,9 +185,12 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
         with ema.applied() if ema else nullcontext():
             return evaluate_all(cfg, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
+    mapper, skip = MAPPERS[cfg.INPUT.MAPPER](cfg), cfg.DATALOADER.SKIP_BAD
+    samples = MixedSamples(sets, cfg.DATASETS.WEIGHTS, mapper, seed, skip) if cfg.DATASETS.WEIGHTS else None
     loader = training_loader(
-        records,
-        MAPPERS[cfg.INPUT.MAPPER](cfg),
+        [record for records in sets for record in records],
+        mapper,
+        samples=samples,
         batch=micro_batch(cfg),
         start=start * cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from skysense_o.data.catalog import SPECS, records_of
+from skysense_o.data.catalog import records_of
 from skysense_o.data.classes import load_classes, load_distractors
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper, evaluation_sample, read_labels
@@ -130,48 +129,3 @@ def test_every_image_comes_once_an_epoch(dubai, cfg):
 def test_evaluation_keeps_the_whole_image(dubai):
     sample = evaluation_sample(records_of("dubai_val")[0], Vocabulary.of(load_classes("dubai").classes))
     assert sample["image"].shape[1:] == sample["sem_seg"].shape == (97, 131)
-
-
-def stem(word: str) -> str:
-    for ending in ("ing", "es", "ed", "s", "y"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word[: -len(ending)]
-    return word
-
-
-def test_heldout_words_share_no_stem_with_training(root):
-    heldout = json.loads((root / "tests/reference/heldout_words.json").read_text())
-    from skysense_o.config import default_config
-
-    cfg = default_config()
-    cfg.merge_from_file(str(root / "configs/mini/finetune.yaml"))
-    for name, classes in heldout.items():
-        table = load_classes(name)
-        trained = [*table.classes, *itertools.chain(*table.synonyms), *load_distractors(cfg.INPUT.DISTRACTOR_FILE)]
-        stems = {
-            stem(w) for phrase in (*trained, *cfg.MODEL.TEMPLATES) for w in phrase.lower().replace("-", " ").split()
-        }
-        assert list(classes) == list(table.classes)
-        for words in classes.values():
-            assert len(set(words)) == 3
-            for word in words:
-                near = {
-                    s
-                    for s in stems
-                    if s == stem(word) or (len(s) > 3 and (word.startswith(s) or s.startswith(stem(word))))
-                }
-                assert not near, f"{word!r} is near {near}"
-
-
-def test_class_tables_are_sound(root):
-    for path in (root / "datasets/classes").glob("*.json"):
-        table = load_classes(path.stem)
-        Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)])  # no word stands for two classes
-        assert len(set(table.colors)) == len(table)
-        assert {spec.class_table_name for spec in SPECS} | {"open_world"} >= {path.stem}
-
-
-def test_distractors_are_no_synonyms():
-    table = load_classes("dubai")
-    known = {w.lower() for n, s in zip(table.classes, table.synonyms) for w in (n, *s)}
-    assert not known & {w.lower() for w in load_distractors("distractors.txt")}

@@ -41,7 +41,7 @@ class Blue(torch.nn.Module):
         self.tower = torch.nn.Module()
         self.tower.register_buffer("pixel_mean", torch.full((3, 1, 1), 127.5))
 
-    def look(self, images):
+    def embed_images(self, images):
         from skysense_o.geometry import ImageTransform
 
         self.seen += len(images)

@@ -99,7 +99,7 @@ def test_semantic_maps_are_theirs(folder, theirs, images, count):
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_instances_are_theirs(folder, theirs, images, count):
     model, vocabulary = sam3(folder, phrase_chunk=3), Vocabulary.of(words(count))
-    embedding, _, _ = model.look(images)
+    embedding, _, _ = model.embed_images(images)
     sizes = [tuple(image.shape[1:]) for image in images]
     total = 0
     for image, found in zip(images, model.instances(embedding, [vocabulary] * 2, sizes, threshold=0.2)):
@@ -157,14 +157,14 @@ def test_weak_phrases_count_as_absent(folder, theirs, images):
     weak = torch.tensor([present[p] < limit - 1e-4 for p in WORDS])
     assert weak.sum() == 2
     assert torch.equal(found["sem_seg"].amax((1, 2)) == 0, weak)
-    embedding, _, _ = model.look(images[:1])
+    embedding, _, _ = model.embed_images(images[:1])
     labels = model.instances(embedding, [vocabulary], [SIZES[0]])[0].labels
     assert set(labels.tolist()) == set((~weak).nonzero()[:, 0].tolist())
 
 
 def test_two_phrases_of_a_class_give_an_instance_once_and_background_gives_none(folder, images):
     model = sam3(folder, instance_score=0.0)
-    embedding, _, _ = model.look(images[:1])
+    embedding, _, _ = model.embed_images(images[:1])
 
     def count(vocabulary) -> list[int]:
         return model.instances(embedding, [vocabulary], [SIZES[0]])[0].labels.bincount(minlength=2).tolist()
@@ -295,7 +295,7 @@ def test_clicks_and_boxes_are_the_trackers(whole, images):
         whole, output_loading_info=True, key_mapping={r"^tracker_model\.": ""}
     )
     pixels = model.tower.image_processor(images, return_tensors="pt").pixel_values
-    embedding, _, _ = model.look(images)
+    embedding, _, _ = model.embed_images(images)
     none = torch.full((1, 4), float("nan"))
     one, two = torch.tensor([[[9.0, 20.0]]]), torch.tensor([[[9.0, 20.0], [30.0, 31.0]]])
     box = torch.tensor([[5.0, 6.0, 40.0, 33.0]])

@@ -59,11 +59,18 @@ def tiny(path, **changes) -> list[str]:
         "DATASETS.TEST": "()",
         **changes,
     }
-    data = {"labels": "dubai_train", "captions": "pairs/captions.jsonl@train", "questions": "rsivqa_train"}
+    data = {
+        "labels": "dubai_train",
+        "captions": "pairs/captions.jsonl@train",
+        "questions": "rsivqa_train",
+        "mixed": "dubai_train",
+    }
     keys["DATASETS.TRAIN"] = f"('{data[cfg.INPUT.MAPPER]}',)"
     if cfg.INPUT.POINTS:
         keys["INPUT.POINTS"] = os.path.join(os.environ["DETECTRON2_DATASETS"], "ucmerced", "points.jsonl")
-    if cfg.INPUT.MAPPER == "pairs":
+    if cfg.DATASETS.WEIGHTS:
+        keys["DATASETS.WEIGHTS"] = "(1,)"
+    if cfg.INPUT.MAPPER == "captions":
         keys["SOLVER.IMS_PER_BATCH"] = 4
     if cfg.MODEL.TOWER.NAME == "SkySenseCLIP":
         keys.update(HUGE_AT_A_FRACTION)

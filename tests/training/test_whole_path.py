@@ -118,7 +118,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
     [
         (("--config-file", "nowhere.yaml"), "no config at 'nowhere.yaml'"),
         ((*CONFIG, "SOLVER.STEPSIZE", "1"), "Non-existent key: SOLVER.STEPSIZE"),
-        ((*CONFIG, "SOLVER.MAX_ITER", "5", "--resume"), "'--resume' stands among the KEY VALUE pairs"),
+        ((*CONFIG, "SOLVER.MAX_ITER", "5", "--resume"), "'--resume' is among the KEY VALUE pairs"),
         ((*CONFIG, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"), "no weights at 'nowhere.pth'"),
         ((*CONFIG, "--resume"), "nothing to resume in OUTPUT_DIR"),
         ((*CONFIG, "DATASETS.TRAIN", "('mars_train',)"), "unknown data set 'mars_train'"),
@@ -132,6 +132,8 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
         ((*CONFIG, "MODEL.LOSS.PRESENCE", "0.0"), "leaves the presence head untrained"),
+        ((*CONFIG, "MODEL.LOSS.BAGS", "0.5"), "are for INPUT.MAPPER 'mixed', not 'labels'"),
+        ((*CONFIG, "DATASETS.WEIGHTS", "(1, 2)"), "one whole number from 1 on for each of the 1 sets"),
     ],
 )
 def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):

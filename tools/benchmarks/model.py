@@ -206,7 +206,7 @@ def _steps(model: nn.Module, image: torch.Tensor, words: Vocabulary, batch: int)
 
 def _sam3_steps(model: Sam3, image: torch.Tensor, words: Vocabulary, batch: int) -> dict[str, Callable[[], object]]:
     """The same of SAM 3, whose vision encoder runs once an image and all else once a phrase."""
-    embedding, _, transforms = model.look([image] * batch)
+    embedding, _, transforms = model.embed_images([image] * batch)
     grids = torch.empty(0)
 
     def text() -> None:
@@ -221,4 +221,4 @@ def _sam3_steps(model: Sam3, image: torch.Tensor, words: Vocabulary, batch: int)
         for grid, transform in zip(grids, transforms):
             transform.restore_probabilities(grid)
 
-    return {"text": text, "image": lambda: model.look([image] * batch), "decoder": decode, "resize": resize}
+    return {"text": text, "image": lambda: model.embed_images([image] * batch), "decoder": decode, "resize": resize}

@@ -20,7 +20,7 @@ _rsvqa = partial(
 LANGUAGE: tuple[DatasetSpec, ...] = (
     _captions(
         name="rsicd",
-        index="dataset_rsicd.json",
+        index="dataset_rsicd.json|captions.jsonl",
         images="RSICD_images|images",
         counts={"train": 8734, "val": 1094, "test": 1093},
         homepage="https://github.com/201528014227051/RSICD_optimal",

@@ -1,0 +1,269 @@
+"""From a record with any kind of label to a Sample that says, for each word and pixel, yes, no or nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import configurable
+
+from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
+from skysense_o.data.captions import read_record_image
+from skysense_o.data.catalog import records_of, spec_of
+from skysense_o.data.classes import load_classes
+from skysense_o.data.concepts import CONCEPTS_FILE, load_concepts
+from skysense_o.data.labels import BadData, read_labels
+from skysense_o.data.mapper import read_image_and_labels
+from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
+from skysense_o.data.prompt_sampler import PromptSampler
+from skysense_o.data.weak.mosaic import ragged_cells, random_part
+from skysense_o.data.weak.points import point_labels
+from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
+
+OBJECT_SIDE = (24.0, 128.0)  # pixels that the chosen object of a crop is to have
+LARGEST_SCALE = 4.0
+SCENES_AT_ONCE = (0.35, 0.25, 0.25, 0.15)  # how often a scene sample has 1, 2, 3, 4 images
+POINTS = {"disc": 2.5, "far": 24.0}  # of trees at 0.6 m: a crown has some 10 pixels
+MARKS = {"car": (2.5, 30.0), "boat": (3.0, 40.0), "mobile home": (5.0, 60.0), "building": (7.0, 90.0)}
+
+
+class MixedMapper:
+    """Records of label images, boxes, points and kinds of scenes. All randomness comes from the global
+    generators, which the loader seeds for each sample.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        crop: int,
+        scale: tuple[float, float],
+        turn: bool,
+        color: float,
+        max_area: float,
+        words: WordChooser,
+        box_masks: str = "",
+        captions: int = 0,
+        scenes: list[dict] | None = None,
+        prompts: PromptSampler | None = None,
+    ) -> None:
+        """
+        Args:
+            crop, scale, turn, color, max_area: as `TrainingMapper`.
+            box_masks: folder of `tools/box_masks.py`.
+            captions: how many an image of a scene is compared with; 0: none.
+            scenes: all records of scenes, from which a mosaic takes its further images.
+            prompts: of the classes and objects of label images and boxes; the rest has no parts to click on.
+        """
+        self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
+        self.max_area, self.box_masks, self.captions = max_area, box_masks, captions
+        self.scenes, self.prompts = scenes or [], prompts
+        self._pure = [r for r in self.scenes if _scene(r).whole is not None]
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        i = cfg.INPUT
+        records = [r for name in cfg.DATASETS.TRAIN for r in records_of(name, cfg.DATALOADER.SKIP_BAD)]
+        return {
+            "crop": i.CROP_SIZE,
+            "scale": tuple(i.SCALE_RANGE),
+            "turn": i.TURN,
+            "color": i.COLOR_JITTER,
+            "max_area": i.SINGLE_CATEGORY_MAX_AREA,
+            "words": WordChooser(i.SYNONYMS, i.WORDS, i.HYPERNYMS),
+            "box_masks": i.BOX_MASKS,
+            "captions": i.CAPTIONS if cfg.MODEL.LOSS.CAPTIONS else 0,
+            "scenes": [r for r in records if "label" in r],
+            "prompts": PromptSampler(i.PROMPTS) if i.PROMPTS else None,
+        }
+
+    def __call__(self, record: dict) -> Sample:
+        """
+        Raises:
+            BadData: a file that is missing or broken. ValueError: a record without a label.
+        """
+        extra: dict = {}
+        if "sem_seg_file_name" in record:
+            image, labels, says, own = self._labelled(record)
+        elif "boxes" in record:
+            image, labels, says, own = self._boxed(record)
+        elif "points" in record:
+            image, labels, says, own = self._pointed(record)
+        elif "label" in record:
+            image, labels, says, own, extra = self._scenes(record)
+        else:
+            raise ValueError(
+                f"{record['file_name']} has no label image, boxes, points or kind of scene: {sorted(record)}"
+            )
+        for transform in random_transforms(self.crop, self.turn, self.color):
+            image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
+        vocabulary, table = self.words(labels, says, own)
+        if self.prompts:
+            extra["prompts"] = self.prompts(np.where(object_values(record)[labels], labels, IGNORE))
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "sem_seg": torch.from_numpy(labels.astype(np.int64)),
+            "vocabulary": vocabulary,
+            "says": torch.from_numpy(np.ascontiguousarray(table)),
+            "file_name": record["file_name"],
+            **extra,
+        }
+
+    def _labelled(self, record: dict):
+        image, labels = read_image_and_labels(record)
+        box = random_square(labels, self.crop, self.scale, self.max_area)
+        return *crop_and_resize(image, labels, box, self.crop), *class_says(record["dataset"])
+
+    def _boxed(self, record: dict):
+        path = Path(self.box_masks) / record["dataset"] / (Path(record["file_name"]).stem + ".png")
+        if not path.is_file():
+            raise BadData(
+                f"{path} is missing: set INPUT.BOX_MASKS to the folder that tools/box_masks.py made, or run"
+                f" python tools/box_masks.py {record['dataset']}_train FOLDER"
+            )
+        image = _kept_image(record["file_name"])
+        labels = read_labels(path, image.shape[:2]).astype(np.uint8)
+        says, own = object_says(record["dataset"])
+        says = says.copy()
+        says[-1] = outside_says(record)
+        box = object_square(record["boxes"], image.shape[:2], self.crop)
+        return *crop_and_resize(image, labels, box, self.crop), says, own[:0]
+
+    def _pointed(self, record: dict):
+        image = _kept_image(record["file_name"])
+        count = len(load_classes(spec_of(record["dataset"]).class_table_name))
+        disc, far = MARKS.get(record.get("what", ""), (POINTS["disc"], POINTS["far"]))
+        labels = point_labels(image.shape[:2], record["points"], count, disc, far)
+        box = random_square(labels, self.crop, (1.0, 2.5), 1.0)
+        says, own = object_says(record["dataset"])
+        if "kind" in record:  # of the whole image more is known
+            concepts, says = load_concepts(), says.copy()
+            more = concepts.scene_says(concepts.scenes[record["kind"]], said_of(record))
+            more = np.where(more > YES, UNKNOWN, more)  # that they are somewhere says nothing of these pixels
+            says[count:] = np.where(says[count:] == UNKNOWN, more, says[count:])
+        return *crop_and_resize(image, labels, box, self.crop), says, own[:0]
+
+    def _scenes(self, record: dict):
+        """One image, or up to four side by side; each is a label value of its own."""
+        count = 1 + int(np.random.choice(len(SCENES_AT_ONCE), p=SCENES_AT_ONCE))
+        chosen = [record]
+        while len(chosen) < count:
+            pool = self._pure if self._pure and np.random.rand() < 0.6 else self.scenes
+            chosen.append(pool[np.random.randint(len(pool))])
+        labels = ragged_cells(self.crop, count)
+        image = np.zeros((self.crop, self.crop, 3), np.uint8)
+        for value, one in enumerate(chosen):
+            cell = labels == value
+            part = random_part(read_record_image(one), self.crop, 0.75 if count == 1 else 0.4)
+            cv2.copyTo(part, cell.astype(np.uint8), image)
+        says = np.stack([load_concepts().scene_says(_scene(one), said_of(one)) for one in chosen])
+        own = np.zeros(0, np.int64)
+        extra = {"captions": self._captions(record)} if count == 1 and self.captions else {}
+        return image, labels, says, own, extra
+
+    def _captions(self, record: dict) -> tuple[str, ...]:
+        """The image's own caption or kind first, then those of images of other kinds."""
+        found = [self._caption(record)]
+        for _ in range(4 * self.captions):
+            other = self.scenes[np.random.randint(len(self.scenes))]
+            if _kind(other) == _kind(record):
+                continue
+            text = self._caption(other, few=True)
+            if text not in found:
+                found.append(text)
+            if len(found) == self.captions:
+                break
+        return tuple(found)
+
+    def _caption(self, record: dict, few: bool = False) -> str:
+        """few: one of the first two words, or the first caption, so that few strings have to be encoded."""
+        texts = captions_of(record)
+        if texts and np.random.rand() < 0.5 and not few:
+            return texts[np.random.randint(len(texts))]
+        table = load_classes(spec_of(record["dataset"]).class_table_name)
+        words = (table.classes[record["label"]], *table.synonyms[record["label"]])
+        return words[np.random.randint(min(len(words), 3 if few else len(words)))]
+
+
+def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """(x, y, width, height) of a crop around one box, at a scale that gives the object some pixels.
+
+    The class of the object is drawn first, so that the rare ones come as often. Uses NumPy's global generator.
+    """
+    height, width = size
+    if not boxes:
+        length = min(height, width, side)
+        return np.random.randint(width - length + 1), np.random.randint(height - length + 1), length, length
+    kinds = sorted({int(box[4]) for box in boxes})
+    kind = kinds[np.random.randint(len(kinds))]
+    these = [box for box in boxes if int(box[4]) == kind]
+    x0, y0, x1, y1, _ = these[np.random.randint(len(these))]
+    longest = max(x1 - x0, y1 - y0, 4.0)
+    wanted = np.exp(np.random.uniform(*np.log(OBJECT_SIDE)))
+    scale = np.clip(wanted / longest, 0.5, LARGEST_SCALE)
+    length = int(min(height, width, max(32, round(side / scale))))
+    away = max(0.0, (length - longest) / 2)
+    x = (x0 + x1 - length) / 2 + np.random.uniform(-away, away)
+    y = (y0 + y1 - length) / 2 + np.random.uniform(-away, away)
+    return int(np.clip(x, 0, width - length)), int(np.clip(y, 0, height - length)), length, length
+
+
+@lru_cache(400)
+def _kept_image(path: str) -> np.ndarray:
+    """Of images that are large, or come often; those of scenes are small and many."""
+    return read_record_image({"file_name": path})
+
+
+def _kind(record: dict) -> str:
+    """As `concepts.json` names kinds of scenes: <table>/<class>."""
+    table = spec_of(record["dataset"]).class_table_name
+    return f"{table}/{load_classes(table).classes[record['label']]}"
+
+
+def _scene(record: dict):
+    kind, scenes = _kind(record), load_concepts().scenes
+    if kind not in scenes:
+        raise ValueError(f"{record['file_name']}: {CONCEPTS_FILE.name} has no scene {kind!r}: add one")
+    return scenes[kind]
+
+
+def captions_of(record: dict) -> list[str]:
+    """The record's own, or those of captions.jsonl in the folder of its data set."""
+    if "captions" in record:
+        return record["captions"]
+    path = Path(record["file_name"])
+    return _listed_captions(spec_of(record["dataset"]).root).get((path.parent.name, path.stem), [])
+
+
+@lru_cache
+def _listed_captions(folder: Path) -> dict[tuple[str, str], list[str]]:
+    file = folder / "captions.jsonl"
+    if not file.is_file():
+        return {}
+    lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    return {(Path(e["image"]).parent.name, Path(e["image"]).stem): e["captions"] for e in lines}
+
+
+@lru_cache
+def _spoken() -> list[tuple[re.Pattern, int, int]]:
+    body = json.loads(CONCEPTS_FILE.read_text())["said"]
+    concepts = load_concepts()
+    return [
+        (re.compile(rf"\b({'|'.join(words)})\b"), concepts.index(name), share) for name, (share, *words) in body.items()
+    ]
+
+
+def said_of(record: dict) -> dict[int, int]:
+    """Concept -> least share in percent, of what two captions at least speak of, or the only one."""
+    texts = [text.lower() for text in captions_of(record)]
+    least = min(2, len(texts))
+    said = {}
+    for pattern, concept, share in _spoken() if texts else ():
+        if sum(bool(pattern.search(text)) for text in texts) >= least:
+            said[concept] = share
+    return said

@@ -1,0 +1,137 @@
+"""What the labels of a data set say of every concept, and which words a training sample is asked for.
+
+K concepts, V label values, C words of a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from skysense_o.data.catalog import spec_of
+from skysense_o.data.classes import load_classes
+from skysense_o.data.concepts import load_concepts
+from skysense_o.sample import NO, UNKNOWN, YES
+from skysense_o.vocabulary import Vocabulary
+
+NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_crowns": ("tree", 1000)}
+"""Data set -> what is always boxed in its images, but for those with more than so many, where some are left out."""
+
+
+@lru_cache
+def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of a data set with label images: what each value says of each concept, int8 (V,K), and its own concepts, in which
+    its classes exclude each other.
+    """
+    concepts, table = load_concepts(), spec_of(dataset).class_table_name
+    classes = load_classes(table)
+    says = np.full((len(classes), len(concepts)), UNKNOWN, np.int8)
+    meant = [concepts.of_class(table, c) for c in range(len(classes))]
+    for c, concept in enumerate(meant):
+        if concept is not None:
+            says[c] = concepts.says[concept]
+            for other in {m for m in meant if m is not None} - {concept}:
+                if says[c, other] == UNKNOWN and not concepts.above[other, concept]:
+                    says[c, other] = NO
+        else:
+            says[c, concepts.above[:, concepts.nots[f"{table}/{classes.classes[c]}"]]] = NO
+    own = np.array(sorted({m for m in meant if m is not None}))
+    return says, own
+
+
+@lru_cache
+def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of a data set with boxes or points: as `class_says`, for the 2 C + 1 values of `weak.box_masks`."""
+    concepts, table = load_concepts(), spec_of(dataset).class_table_name
+    classes = load_classes(table)
+    count = len(classes)
+    says = np.full((2 * count + 1, len(concepts)), UNKNOWN, np.int8)
+    own = set()
+    for c in range(count):
+        concept = concepts.of_class(table, c)
+        own.add(concept)
+        says[c] = concepts.says[concept]
+        says[count + c, concepts.above[:, concept]] = NO
+        aircraft = concepts.index("aircraft")
+        if concepts.above[concept, aircraft]:
+            says[count + c, concepts.above[:, aircraft]] = NO
+    return says, np.array(sorted(own))
+
+
+def object_values(record: dict) -> np.ndarray:
+    """bool (256,): the label values that are masks of a class or an object, and not of the rest, a disc or a scene."""
+    values, classes = np.zeros(256, bool), load_classes(spec_of(record["dataset"]).class_table_name)
+    if "sem_seg_file_name" in record:
+        values[: len(classes)] = ~np.array(classes.background)
+    elif "boxes" in record:
+        values[: len(classes)] = True
+    return values
+
+
+def outside_says(record: dict) -> np.ndarray:
+    """int8 (K,): what a pixel outside of all boxes says; of most sets nothing, since not all is boxed."""
+    concepts = load_concepts()
+    says = np.full(len(concepts), UNKNOWN, np.int8)
+    dataset = record["dataset"]
+    if dataset in NEVER_MISSED:
+        always, most = NEVER_MISSED[dataset]
+        below, table = concepts.above[:, concepts.index(always)], spec_of(dataset).class_table_name
+        boxed = [concepts.of_class(table, int(box[4])) for box in record["boxes"]]
+        if sum(below[concept] for concept in boxed) <= most:
+            says[below] = NO
+    return says
+
+
+@dataclass(frozen=True)
+class WordChooser:
+    """Which concepts a sample is asked for: its own, sometimes wider words, and words that its labels say no to.
+
+    synonyms: each by any of its words, or by one of its kinds where it is denied; else by its name.
+    count: how many in all, unless there are more of its own. hypernyms: how often a wider word is asked.
+    """
+
+    synonyms: bool
+    count: int
+    hypernyms: float
+
+    def __call__(self, labels: np.ndarray, says: np.ndarray, own: np.ndarray) -> tuple[Vocabulary, np.ndarray]:
+        """Uses NumPy's global generator.
+
+        Args:
+            labels: uint8 (H,W), values or IGNORE. says: int8 (V,K). own: concepts that are asked whatever is there.
+
+        Returns:
+            The vocabulary, and what each value says of its names, int8 (V,C).
+        """
+        concepts = load_concepts()
+        counts = np.bincount(labels.ravel(), minlength=256)[: len(says)]
+        seen = says[counts > 0]
+        positive = (seen >= YES).any(0) if len(seen) else np.zeros(len(concepts), bool)
+        wider = positive & (concepts.above & positive[:, None] & ~np.eye(len(concepts), dtype=bool)).any(0)
+        wanted = np.zeros(len(concepts), bool)
+        wanted[own] = True
+        wanted |= positive & (~wider | (np.random.rand(len(concepts)) < self.hypernyms))
+        denied = (counts[:, None] * (says == NO)).sum(0) / max(1, labels.size)
+        pool = np.flatnonzero(~wanted & ~positive & (denied > 0))
+        more = max(0, self.count - int(wanted.sum()))
+        chosen = np.flatnonzero(wanted)
+        if len(pool) and more:
+            share = denied[pool] ** 0.5
+            chosen = np.concatenate(
+                [chosen, np.random.choice(pool, min(more, len(pool)), replace=False, p=share / share.sum())]
+            )
+        if not len(chosen):
+            chosen = np.array([np.random.randint(len(concepts))])
+        words = [
+            self._called(concepts.names[k], concepts.words[k], concepts.kinds[k] * (not wanted[k])) for k in chosen
+        ]
+        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen]
+
+    def _called(self, name: str, words: tuple[str, ...], kinds: tuple[str, ...]) -> str:
+        """The name comes in a third of all cases."""
+        choice = words + kinds
+        if not self.synonyms or not choice or np.random.rand() < 1 / 3:
+            return name
+        return choice[np.random.randint(len(choice))]

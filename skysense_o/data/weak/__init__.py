@@ -1,0 +1,1 @@
+"""Masks from labels that are less than masks: boxes, points, kinds of scenes."""

@@ -1,0 +1,35 @@
+"""Labels from points (Bearman et al., What's the point, ECCV 2016): a small disc is the thing, what is far from all of
+them is not; in between nothing is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from skysense_o.sample import IGNORE
+
+
+def point_labels(
+    size: tuple[int, int], points: Sequence[Sequence[float]], classes: int, disc: float, far: float
+) -> np.ndarray:
+    """Points -> a label image, uint8 (H,W), with the values of `box_masks`: c, classes + c, IGNORE.
+
+    Args:
+        size: (H,W). points: x, y, class, all of one class. classes: how many there are.
+        disc, far: pixels from a point up to which it is the thing, and from which on it is not (0: never said).
+    """
+    labels = np.full(size, IGNORE, np.uint8)
+    if not points:
+        return labels
+    c = int(points[0][2])
+    away = np.ones(size, bool)
+    for x, y, _ in points:
+        away[min(size[0] - 1, max(0, int(y))), min(size[1] - 1, max(0, int(x)))] = False
+    distance = distance_transform_edt(away)
+    if far:
+        labels[distance >= far] = classes + c
+    labels[distance <= disc] = c
+    return labels

@@ -1,0 +1,104 @@
+"""Readers of weak labels: boxes in COCO's form, points and kinds of scenes in JSON lines, class folders by split."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from skysense_o.data.classes import CLASSES_FOLDER, load_classes
+from skysense_o.data.datasets.spec import DatasetSpec
+from skysense_o.data.language import index_file
+
+BY_ID = re.compile(r"id % (\d+) (==|!=) (\d+)")
+
+
+def read_boxes(spec: DatasetSpec, split: str) -> Iterator[dict]:
+    """COCO's JSON. `boxes` of a record are [x0, y0, x1, y1, class id], in pixels, the last two just past the box.
+
+    A split is "id % 10 == 0" (or !=) of the images' ids, or a glob of file stems. An image without a box is kept.
+
+    Raises:
+        ValueError: a category that the class table has not.
+    """
+    path, names = index_file(spec, split), load_classes(spec.class_table_name).folders
+    body = json.loads(path.read_text())
+    unknown = sorted({c["name"] for c in body["categories"]} - set(names))
+    if unknown:
+        raise ValueError(
+            f"{path} has the categories {unknown}: datasets/classes/{spec.class_table_name}.json has {list(names)}"
+        )
+    class_of = {c["id"]: names.index(c["name"]) for c in body["categories"]}
+    boxes: dict[int, list[list[float]]] = {}
+    for one in body["annotations"]:
+        x, y, width, height = one["bbox"]
+        boxes.setdefault(one["image_id"], []).append([x, y, x + width, y + height, class_of[one["category_id"]]])
+    for image in sorted(body["images"], key=lambda entry: entry["file_name"]):
+        if _chosen(spec.splits[split], image["id"], Path(image["file_name"]).stem):
+            file = spec.root / spec.images / image["file_name"]
+            yield _record(spec, file, boxes=boxes.get(image["id"], []))
+
+
+def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
+    """JSON lines {"image", "split", "<class name>": [[x, y], ...]} -> `points` of a record, [x, y, class id] each."""
+    names = load_classes(spec.class_table_name).classes
+    for entry in _lines(index_file(spec, split)):
+        if entry["split"] == spec.splits[split]:
+            points = [[x, y, c] for c, name in enumerate(names) for x, y in entry.get(name, [])]
+            yield _record(spec, spec.root / entry["image"], points=points)
+
+
+def read_listed_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
+    """JSON lines {"image", "split", "class"}; images without a class are left out."""
+    folders = load_classes(spec.class_table_name).folders
+    for entry in _lines(index_file(spec, split)):
+        if entry["split"] != spec.splits[split] or not entry.get("class"):
+            continue
+        if entry["class"] not in folders:
+            raise ValueError(
+                f"{entry['image']} is {entry['class']!r}, which datasets/classes/{spec.class_table_name}.json has not"
+            )
+        yield _record(spec, spec.root / entry["image"], label=folders.index(entry["class"]))
+
+
+def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
+    """<split>/<class>/<image>; a split need not have every class."""
+    root = spec.root / spec.images.format(split=split)
+    for label, name in enumerate(load_classes(spec.class_table_name).folders):
+        for file in sorted((root / name).iterdir()) if (root / name).is_dir() else ():
+            if file.suffix.lower() in spec.image_suffix.split("|"):
+                yield _record(spec, file, label=label)
+
+
+def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
+    """`datasets/points/<index>`: JSON lines {"image", "what", "points"}, every object of one kind in one image.
+
+    A record has `points` as of `read_point_labels`, `what`, and the `kind` of its scene. What the class table
+    has not is left out.
+    """
+    names, scenes = load_classes(spec.class_table_name).classes, load_classes(spec.folder)
+    kinds = dict(zip(scenes.folders, scenes.classes))
+    for entry in _lines(CLASSES_FOLDER.parent / "points" / spec.index):
+        if entry["what"] in names:
+            c = names.index(entry["what"])
+            file = spec.root / spec.images / (entry["image"] + spec.image_suffix)
+            points = [[x, y, c] for x, y in entry["points"]]
+            kind = kinds[Path(entry["image"]).parent.name]
+            yield _record(spec, file, points=points, what=entry["what"], kind=f"{spec.folder}/{kind}")
+
+
+def _chosen(rule: str, number: int, stem: str) -> bool:
+    found = BY_ID.fullmatch(rule)
+    if not found:
+        return fnmatch(stem, rule)
+    return (number % int(found[1]) == int(found[3])) == (found[2] == "==")
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _record(spec: DatasetSpec, file: Path, **what) -> dict:
+    return {"file_name": str(file), "dataset": spec.key, **what} if file.is_file() else {"bad": f"{file} is missing"}

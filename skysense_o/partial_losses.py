@@ -1,0 +1,139 @@
+"""Training losses where labels do not say everything. Alphabet: B images, T names, V label values, H W pixels.
+
+A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each name and pixel. Unknowns are no negatives: they add nothing.
+Where all is known each loss here is that of `losses.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+from skysense_o.losses import mask_dice, mean_of_means
+from skysense_o.sample import NO, UNKNOWN, YES
+
+ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials, and whose gradient is finite
+
+
+def says_table(says: Sequence[Tensor], names: int) -> Tensor:
+    """(V,C) int8 tables of a batch -> (B,names,256): what each label value says of each name; the rest UNKNOWN."""
+    table = torch.full((len(says), names, 256), UNKNOWN, dtype=torch.int8)
+    for row, one in zip(table, says):
+        row[: one.shape[1], : one.shape[0]] = one.T
+    return table
+
+
+def partial_targets(sem_seg: Tensor, table: Tensor) -> Tensor:
+    """(B,H,W) label values and a `says_table` table -> (B,T,H,W) int8: YES, NO or UNKNOWN (which bags are, too)."""
+    table = torch.where(table > YES, UNKNOWN, table)
+    return torch.stack([one[:, values] for one, values in zip(table, sem_seg)])
+
+
+def partial_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the known (name, pixel) pairs of each sample. logits, target: (B,T,H,W)."""
+    each = F.binary_cross_entropy_with_logits(logits, (target == YES).to(logits.dtype), reduction="none")
+    return mean_of_means(each, target != UNKNOWN)
+
+
+def partial_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """As `partial_bce`, weighted as in Lin et al. 2017."""
+    each = sigmoid_focal_loss(logits, (target == YES).to(logits.dtype), alpha=alpha, gamma=gamma)
+    return mean_of_means(each, target != UNKNOWN)
+
+
+def partial_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Names compete at each pixel: each that is YES against all that are NO there; the mean over those that are YES.
+
+    The mean is over pixels that have a YES.
+    """
+    yes = target == YES
+    against = logits.masked_fill(target != NO, ABSENT).logsumexp(dim=1, keepdim=True)
+    each = F.softplus(against.expand_as(logits)[yes] - logits[yes])
+    count = yes.sum(1, keepdim=True)
+    share = 1 / count.clamp(min=1).expand_as(logits)[yes]
+    sums = logits.new_zeros(len(logits)).index_add(0, yes.nonzero()[:, 0], each * share)
+    return (sums / (count > 0).flatten(1).sum(1).clamp(min=1)).mean()
+
+
+def partial_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Of each name with a YES, over its known pixels."""
+    yes = target == YES
+    return mean_of_means(mask_dice(logits, yes, target != UNKNOWN), yes.flatten(2).any(-1))
+
+
+def bags(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
+    """Multiple-instance learning (Pathak et al. 2015): of the pixels with a value that says n percent of a name, those
+    n percent that fit the name best must fit it. The mean over the bags of a sample; a sample without any gives 0.
+
+    Args:
+        logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `says_table`; n from 2 to 100 makes a bag.
+    """
+    means = []
+    for one, values, says in zip(logits, sem_seg, table):
+        terms = []
+        for name, value in (says > YES).nonzero().tolist():
+            inside = one[name][values == value]
+            if len(inside):
+                count = max(1, round(len(inside) * int(says[name, value]) / 100))
+                terms.append(F.softplus(-inside.topk(count).values.mean()))
+        means.append(torch.stack(terms).mean() if terms else one.new_zeros(()))
+    return torch.stack(means).mean()
+
+
+def partial_presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
+    """Is the name in the image? Yes where a pixel is YES or a bag holds it, no where every pixel is NO; else not asked.
+
+    Args:
+        scores: (B,T) logits. Others as in `bags` and `partial_bce`.
+    """
+    shown = torch.zeros_like(table[:, 0], dtype=torch.bool).scatter_(1, sem_seg.flatten(1), True)
+    found = (target == YES).flatten(2).any(-1) | ((table > YES) & shown[:, None]).any(-1)
+    absent = (target == NO).flatten(2).all(-1)
+    each = F.binary_cross_entropy_with_logits(scores.float(), found.float(), reduction="none")
+    return mean_of_means(each, found | absent)
+
+
+def opposed_names(sem_seg: Tensor, table: Tensor) -> Tensor:
+    """(B,T,T) bool: name j is NO wherever name i is YES, so that the region of i may be held against the word j."""
+    counts = torch.zeros(len(table), 256, device=table.device)
+    counts.scatter_add_(1, sem_seg.flatten(1), torch.ones_like(sem_seg.flatten(1), dtype=counts.dtype))
+    yes, doubtful = (table == YES).to(counts.dtype), (table != NO).to(counts.dtype)
+    return torch.einsum("btv,bv,buv->btu", yes, counts, doubtful) == 0
+
+
+def pool_yes(dense: Tensor, target: Tensor) -> Tensor:
+    """(B,D,h,w) features, (B,T,H,W) targets -> (B,T,D): the mean feature where a name is YES; 0 where it never is."""
+    masks = F.adaptive_avg_pool2d((target == YES).float(), dense.shape[-2:])
+    return torch.einsum("bthw,bdhw->btd", masks, dense.float()) / masks.sum((2, 3)).clamp(min=1e-6)[..., None]
+
+
+def partial_region_contrast(
+    regions: Tensor, present: Tensor, text: Tensor, valid: Tensor, against: Tensor, temperature: float
+) -> Tensor:
+    """`losses.region_contrast`, where each region meets only the words that it is known not to be, and its own.
+
+    against: (B,T,T) bool, see `opposed_names`; the region first.
+    """
+    scores = torch.einsum("bid,bjd->bij", F.normalize(regions, dim=-1, eps=1e-6), text.float()) / temperature
+    own = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
+    scores = scores.masked_fill(~(own | (against & valid[:, None, :])), ABSENT)
+    each = -scores.log_softmax(dim=-1).diagonal(dim1=1, dim2=2)
+    return mean_of_means(each.masked_fill(~present, 0.0), present & valid)
+
+
+def caption_contrast(pooled: Tensor, text: Tensor, valid: Tensor, rows: Sequence[int], temperature: float) -> Tensor:
+    """Which of N captions belongs to an image? The first does (Radford et al. 2021, image to text).
+
+    Args:
+        pooled: (B,D) of the whole batch. text: (R,N,D) unit vectors for the images `rows`. valid: (R,N).
+
+    Returns:
+        Scalar; images without captions count as 0, so that a term's size does not hang on how few there are.
+    """
+    scores = torch.einsum("rd,rnd->rn", F.normalize(pooled[list(rows)].float(), dim=-1), text.float()) / temperature
+    scores = scores.masked_fill(~valid, ABSENT)
+    return -scores.log_softmax(dim=-1)[:, 0].sum() / len(pooled)

@@ -1,0 +1,322 @@
+"""Weak labels to masks, the mapper that reads any of them, and the mixture of sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import weak_trees as trees
+
+from skysense_o.config import default_config
+from skysense_o.data.catalog import records_of
+from skysense_o.data.classes import load_classes
+from skysense_o.data.concepts import load_concepts
+from skysense_o.data.labels import BadData
+from skysense_o.data.mixed_mapper import MixedMapper, object_square, said_of
+from skysense_o.data.mixture import MixedSamples, check_weights
+from skysense_o.data.weak.box_masks import LEAST, box_labels, ellipse_mask, grabcut_mask
+from skysense_o.data.weak.mosaic import ragged_cells, random_part
+from skysense_o.data.weak.points import point_labels
+from skysense_o.sample import IGNORE, NO, UNKNOWN, YES
+
+SETS = ("epfl_roads_train", "simd_train", "urban_trees_train", "rsicd_scenes_train")
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, call):
+    """One tiny set of each kind, and the masks of its boxes."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for make in (trees.roads, trees.vehicles, trees.trees, trees.rsicd):
+        make(tmp_path)
+    code, said, err = call("tools/box_masks.py", "simd_train", tmp_path / "masks")
+    assert code == 0, err
+    assert "simd_train: 2 label images made" in said
+    assert "simd_train: 0 label images made" in call("tools/box_masks.py", "simd_train", tmp_path / "masks")[1]
+    return tmp_path
+
+
+def mapper_of(data, **changes) -> MixedMapper:
+    cfg = default_config()
+    cfg.INPUT.MAPPER, cfg.INPUT.CROP_SIZE, cfg.INPUT.BOX_MASKS = "mixed", 48, str(data / "masks")
+    cfg.DATASETS.TRAIN = SETS
+    for key, value in changes.items():
+        cfg.INPUT[key] = value
+    cfg.MODEL.LOSS.CAPTIONS = 1.0
+    return MixedMapper(cfg)
+
+
+def grabbed(color=(230, 225, 40)):
+    image = np.full((60, 60, 3), (60, 70, 60), np.uint8)
+    image[20:40, 15:45] = color
+    return image
+
+
+def test_grabcut_finds_a_bright_object_in_its_box():
+    mask = grabcut_mask(grabbed(), (12, 16, 48, 44))
+    truth = np.zeros((28, 36), bool)
+    truth[4:24, 3:33] = True
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.8
+
+
+def test_a_mask_that_fills_nearly_nothing_or_all_is_rejected():
+    assert grabcut_mask(np.full((60, 60, 3), 90, np.uint8), (12, 16, 48, 44)) is None
+    speck = np.full((90, 90, 3), (60, 70, 60), np.uint8)
+    speck[44:47, 44:47] = (230, 225, 40)
+    found = grabcut_mask(speck, (20, 20, 70, 70))
+    assert found is None or found.mean() >= LEAST
+
+
+def test_an_ellipse_touches_its_box():
+    mask = ellipse_mask(np.zeros((9, 9, 3), np.uint8), (1, 1, 8, 6))
+    assert mask.shape == (5, 7)
+    assert mask[2].all()
+    assert mask[:, 3].all()
+    assert not mask[0, 0]
+    large = ellipse_mask(np.zeros((99, 99, 3), np.uint8), (5, 5, 95, 65))
+    assert large.mean() == pytest.approx(np.pi / 4, abs=0.01)
+
+
+def test_values_of_a_label_image_made_of_boxes():
+    """Inside c, in and around its box classes + c, outside 2 classes; a rejected mask is unknown."""
+
+    def left_half(image, box):
+        if box[0] >= 40:
+            return None
+        mask = np.zeros((box[3] - box[1], box[2] - box[0]), bool)
+        mask[:, : mask.shape[1] // 2] = True
+        return mask
+
+    labels = box_labels(np.zeros((64, 64, 3), np.uint8), [[10, 10, 20, 20, 1], [44, 44, 54, 54, 0]], 3, left_half)
+    assert (labels[10:20, 10:15] == 1).all()
+    assert (labels[10:20, 15:20] == 3 + 1).all()
+    assert labels[9, 15] == labels[21, 15] == 3 + 1, "the rim"
+    assert (labels[44:54, 44:54] == IGNORE).all()
+    assert labels[43, 50] == 3 + 0
+    assert labels[0, 0] == labels[30, 30] == 6
+
+
+def test_a_small_box_in_a_large_one_stays():
+    def full(image, box):
+        return np.ones((box[3] - box[1], box[2] - box[0]), bool)
+
+    labels = box_labels(np.zeros((32, 32, 3), np.uint8), [[12, 12, 16, 16, 1], [4, 4, 24, 24, 0]], 2, full)
+    assert (labels[12:16, 12:16] == 1).all()
+    assert (labels[5:11, 5:23] == 0).all()
+
+
+def test_boxes_that_reach_out_of_the_image_are_cut():
+    labels = box_labels(np.zeros((16, 16, 3), np.uint8), [[-5, -5, 6, 6, 0], [20, 20, 30, 30, 0]], 1, ellipse_mask)
+    assert (labels == 0).any()
+    assert labels[12, 12] == 2
+
+
+def test_discs_and_what_is_far_by_a_loop():
+    points = [[4.0, 5.0, 1], [15.7, 9.2, 1]]
+    labels = point_labels((20, 24), points, classes=2, disc=2.5, far=6.0)
+    for y in range(20):
+        for x in range(24):
+            distance = min(np.hypot(x - int(px), y - int(py)) for px, py, _ in points)
+            expected = 1 if distance <= 2.5 else 3 if distance >= 6.0 else IGNORE
+            assert labels[y, x] == expected, (x, y)
+    assert (point_labels((5, 5), [], 1, 2.0, 3.0) == IGNORE).all()
+    assert not (point_labels((20, 24), points, 2, 2.5, far=0) == 3).any()
+
+
+def test_cells_of_a_mosaic_cover_all_and_are_ragged():
+    np.random.seed(0)
+    for count in (1, 2, 3, 4):
+        cells = ragged_cells(96, count)
+        shares = np.bincount(cells.ravel(), minlength=count) / cells.size
+        assert len(shares) == count
+        assert shares.min() > 0.01
+    border = np.argmax(np.diff(ragged_cells(96, 2, wobble=0.1).astype(int), axis=1) != 0, axis=1)
+    assert len(set(border.tolist())) > 4, "no straight line"
+    np.random.seed(3)
+    one = ragged_cells(64, 3)
+    np.random.seed(3)
+    assert (one == ragged_cells(64, 3)).all()
+
+
+def test_a_part_of_an_image_is_square_and_from_it():
+    np.random.seed(0)
+    image = np.tile(np.arange(80, dtype=np.uint8)[None, :, None], (60, 1, 3))
+    part = random_part(image, 32, least=0.5)
+    assert part.shape == (32, 32, 3)
+    row = part[0, :, 0].astype(int)
+    assert (np.diff(row) >= 0).all()
+    assert 28 <= row[-1] - row[0] + 1 <= 60
+
+
+def test_crops_lie_around_an_object_and_give_it_pixels():
+    np.random.seed(0)
+    for _ in range(20):
+        x, y, width, height = object_square([[100, 80, 112, 90, 0]], (200, 300), 128)
+        assert width == height
+        assert 0 <= x <= 300 - width
+        assert 0 <= y <= 200 - height
+        assert x <= 100
+        assert x + width >= 112
+        assert 12 * 128 / width >= 12, "never shrunk"
+    x, y, width, _ = object_square([], (50, 300), 128)
+    assert width == 50
+    assert y == 0
+
+
+def test_label_images_boxes_points_and_scenes_give_samples(data):
+    mapper, concepts = mapper_of(data), load_concepts()
+    for name in SETS:
+        np.random.seed(1)
+        sample = mapper(records_of(name)[0])
+        values = [v for v in sample["sem_seg"].unique().tolist() if v != IGNORE]
+        assert sample["image"].shape == (3, 48, 48)
+        assert sample["says"].dtype == torch.int8
+        assert sample["says"].shape[1] == len(sample["vocabulary"])
+        assert max(values, default=0) < len(sample["says"]), name
+        assert int(sample["says"].min()) >= UNKNOWN
+        assert len(set(sample["vocabulary"].classes)) == len(sample["vocabulary"])
+    assert concepts.names
+
+
+def test_not_road_is_no_road_and_nothing_else(data):
+    np.random.seed(0)
+    sample = mapper_of(data, SYNONYMS=False)(records_of("epfl_roads_train")[0])
+    names, says = sample["vocabulary"].classes, sample["says"]
+    road = names.index("road")
+    assert (says[0, road], says[1, road]) == (NO, YES)
+    denied = {name for c, name in enumerate(names) if says[0, c] == NO}
+    assert denied <= {"road", "freeway", "overpass"}
+
+
+def test_a_box_is_asked_for_its_object(data):
+    mapper = mapper_of(data, SYNONYMS=False)
+    seen = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = mapper(records_of("simd_train")[0])
+        for c, name in enumerate(sample["vocabulary"].classes):
+            yes = [v for v, said in enumerate(sample["says"][:, c].tolist()) if said == YES]
+            if np.isin(sample["sem_seg"].numpy(), yes).any():
+                seen.add(name)
+    assert {"car", "airliner"} <= seen
+
+
+def test_masks_of_boxes_that_are_not_there(data):
+    mapper = mapper_of(data, BOX_MASKS="nowhere")
+    with pytest.raises(BadData, match="set INPUT.BOX_MASKS to the folder that tools/box_masks.py made"):
+        mapper(records_of("simd_train")[0])
+
+
+def test_a_scene_has_a_mask_of_its_kind_or_captions(data):
+    mapper, record = mapper_of(data, SYNONYMS=False), records_of("rsicd_scenes_train")[0]
+    mosaics = captions = 0
+    for seed in range(20):
+        np.random.seed(seed)
+        sample = mapper(record)
+        cells = sample["sem_seg"].unique().tolist()
+        mosaics += len(cells) > 1
+        if "captions" in sample:
+            captions += 1
+            assert cells == [0]
+            assert len(set(sample["captions"])) == len(sample["captions"]) > 1
+        if "crop field" in sample["vocabulary"].classes:
+            assert sample["says"][0, sample["vocabulary"].classes.index("crop field")] == YES
+    assert mosaics > 5
+    assert captions > 2
+
+
+def test_two_captions_have_to_speak_of_a_thing(data):
+    record = records_of("rsicd_scenes_train")[0]
+    airplane, field = map(load_concepts().index, ("airplane", "crop field"))
+    assert said_of(record) == {airplane: 3, field: 10}
+    assert said_of({**record, "captions": ["an airplane", "a field"]}) == {}
+    assert said_of({**record, "captions": ["an airplane"]}) == {airplane: 3}
+    assert said_of({**record, "captions": []}) == {}
+
+
+def test_prompts_mean_objects_not_the_rest(data):
+    mapper = mapper_of(data, PROMPTS=4)
+    for name in SETS:
+        for seed in range(4):
+            np.random.seed(seed)
+            sample = mapper(records_of(name)[0])
+            masks, labels = sample["prompts"]["masks"], sample["sem_seg"]
+            assert masks.shape == (4, 48, 48)
+            if name == "epfl_roads_train" and masks.any():
+                assert (labels[masks.any(0)] == 1).all()
+            if name == "simd_train" and masks.any():
+                assert labels[masks.any(0)].max() < len(load_classes("vehicles"))
+            if name in ("urban_trees_train", "rsicd_scenes_train"):
+                assert not masks.any()
+
+
+def test_a_record_without_any_label(data):
+    with pytest.raises(ValueError, match="x.png has no label image, boxes, points or kind of scene"):
+        mapper_of(data)({"file_name": "x.png", "dataset": "dubai"})
+
+
+def test_every_term_learns_from_a_batch_of_all_kinds(data, cfg):
+    from skysense_o.meta_arch import SkySenseO
+
+    np.random.seed(0)
+    mapper, loss = mapper_of(data, CROP_SIZE=64), cfg.MODEL.LOSS
+    samples = [mapper(records_of(name)[0]) for name in SETS for _ in range(6 if "scenes" in name else 2)]
+    assert any("captions" in sample for sample in samples)
+    for name in ("BCE", "CROSS_ENTROPY", "DICE", "REGION", "PRESENCE", "BAGS", "CAPTIONS"):
+        loss[name] = 1.0
+    torch.manual_seed(0)
+    model = SkySenseO(cfg).train()
+    terms = model.losses(samples)
+    assert set(terms) == {
+        f"loss_{t}" for t in ("bce", "cross_entropy", "dice", "region", "presence", "bags", "captions")
+    }
+    for name, term in terms.items():
+        assert term.isfinite(), name
+        assert term > 0, name
+    sum(terms.values()).backward()
+    gradient = model.tower.image.blocks[-1][0].conv_pw.weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+    loss.VISION_CENTRIC = 1.0
+    with pytest.raises(ValueError, match="VISION_CENTRIC take every label for complete.*set them to 0"):
+        SkySenseO(cfg).losses(samples)
+
+
+def records(count: int, name: str) -> list[dict]:
+    return [{"file_name": f"{name}{i}"} for i in range(count)]
+
+
+def mixed(weights, seed=0) -> MixedSamples:
+    return MixedSamples([records(3, "a"), records(50, "b")], weights, lambda record: dict(record), seed)
+
+
+def test_each_round_has_so_many_samples_of_each_set():
+    samples = mixed((3, 1))
+    for block in range(5):
+        assert Counter(samples.locate(4 * block + i)[0] for i in range(4)) == {0: 3, 1: 1}
+    assert len({tuple(samples.locate(4 * b + i)[0] for i in range(4)) for b in range(20)}) > 1, "in a random order"
+
+
+def test_each_set_goes_through_its_records_in_rounds():
+    samples = mixed((1, 1))
+    first = [samples[i]["file_name"] for i in range(100) if samples.locate(i)[0] == 1]
+    assert sorted(first) == sorted(r["file_name"] for r in records(50, "b"))
+    own = [samples.locate(i)[1] for i in range(40) if samples.locate(i)[0] == 0]
+    assert own == list(range(20))
+
+
+def test_a_sample_is_a_function_of_seed_and_index():
+    """Resuming is starting at another index."""
+    whole = [mixed((2, 3))[i]["file_name"] for i in range(30)]
+    resumed = mixed((2, 3))
+    assert [resumed[i]["file_name"] for i in range(17, 30)] == whole[17:]
+    assert [mixed((2, 3), seed=1)[i]["file_name"] for i in range(30)] != whole
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2.5), (1, -1)])
+def test_weights_that_are_none(weights):
+    with pytest.raises(ValueError, match="one whole number from 1 on for each of the 2 sets"):
+        check_weights(weights, 2)
+    with pytest.raises(ValueError, match="DATASETS.WEIGHTS"):
+        mixed(weights)

@@ -1,0 +1,190 @@
+"""What labels say of words that are not theirs, and which words a sample is asked for."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from skysense_o.data import concepts as concepts_module
+from skysense_o.data.catalog import spec_of
+from skysense_o.data.classes import load_classes
+from skysense_o.data.concepts import load_concepts
+from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
+from skysense_o.sample import IGNORE, NO, UNKNOWN, YES
+
+WORDS = {YES: "yes", NO: "no", UNKNOWN: "unknown"}
+
+
+def says_of(dataset: str, name: str, word: str) -> int:
+    says, _ = class_says(dataset)
+    return int(says[load_classes(spec_of(dataset).class_table_name).classes.index(name), load_concepts().index(word)])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "word", "expected"),
+    [
+        ("dubai", "vegetation", "vegetation", YES),
+        ("dubai", "vegetation", "tree", UNKNOWN),
+        ("dubai", "vegetation", "building", NO),
+        ("dubai", "water", "sea", UNKNOWN),
+        ("dubai", "water", "airplane", NO),
+        ("dubai", "road", "paved area", YES),
+        ("dubai", "road", "car", UNKNOWN),
+        ("dubai", "land", "road", NO),
+        ("czech_landcover", "paved area", "road", UNKNOWN),
+        ("czech_landcover", "vegetation", "crop field", UNKNOWN),
+        ("epfl_roads", "not road", "road", NO),
+        ("epfl_roads", "not road", "freeway", NO),
+        ("epfl_roads", "not road", "tree", UNKNOWN),
+        ("epfl_roads", "not road", "paved area", UNKNOWN),
+        ("oam_buildings", "not building", "house", NO),
+        ("oam_buildings", "building", "residential area", UNKNOWN),
+    ],
+)
+def test_what_a_class_says_of_a_word(dataset, name, word, expected):
+    assert WORDS[says_of(dataset, name, word)] == WORDS[expected]
+
+
+def test_a_box_says_less_around_it():
+    concepts, table = load_concepts(), load_classes("vehicles")
+    says, own = object_says("simd")
+    count, car, jet = len(table), table.folders.index("car"), table.folders.index("airliner")
+    at = concepts.index
+    assert len(says) == 2 * count + 1
+    assert says[car, at("vehicle")] == says[jet, at("airplane")] == says[jet, at("aircraft")] == YES
+    assert says[car, at("airplane")] == says[jet, at("car")] == NO
+    assert says[count + car, at("car")] == NO
+    assert says[count + car, at("building")] == says[count + car, at("vehicle")] == UNKNOWN
+    assert says[count + jet, at("helicopter")] == NO, "beside an aeroplane in its box there is no other aircraft"
+    assert (says[2 * count] == UNKNOWN).all()
+    assert at("car") in own
+
+
+def test_outside_of_boxes_only_what_is_never_missed_is_denied():
+    concepts, table = load_concepts(), load_classes("vehicles")
+    jet = [0, 0, 9, 9, table.folders.index("airliner")]
+    few, many = ({"dataset": "simd", "boxes": [jet] * n} for n in (6, 7))
+    assert outside_says(few)[concepts.index("airliner")] == NO
+    assert outside_says(few)[concepts.index("car")] == UNKNOWN, "not every car is boxed"
+    assert (outside_says(many) == UNKNOWN).all()
+    ships = {"dataset": "harbor_ships", "boxes": []}
+    assert outside_says(ships)[concepts.index("ship")] == NO
+    assert outside_says(ships)[concepts.index("boat")] == UNKNOWN
+
+
+def test_scenes_say_what_must_may_and_cannot_be_there():
+    concepts, at = load_concepts(), load_concepts().index
+    farm = concepts.scene_says(concepts.scenes["rsicd/farmland"])
+    assert farm[at("crop field")] == YES
+    assert farm[at("road")] == farm[at("tree")] == UNKNOWN
+    assert farm[at("airplane")] == farm[at("sea")] == farm[at("airport")] == NO
+    harbor = concepts.scene_says(concepts.scenes["ucmerced/harbor"])
+    assert harbor[at("harbor")] == YES, "a place fills its image"
+    assert (harbor[at("boat")], harbor[at("water")]) == (15, 8), "so many percent at least"
+    assert harbor[at("vessel")] == 15, "a boat is a vessel"
+    said = concepts.scene_says(concepts.scenes["rsicd/park"], {at("airplane"): 3})
+    assert said[at("airplane")] == 3, "a caption speaks of it"
+
+
+def test_every_scene_of_the_training_sets_is_described():
+    for table in ("ucmerced", "rsicd"):
+        for name in load_classes(table).classes:
+            assert f"{table}/{name}" in load_concepts().scenes
+
+
+def test_words_belong_to_one_concept():
+    concepts = load_concepts()
+    every = [word for words in concepts.words for word in words]
+    assert len(every) == len(set(every))
+    assert "river" in concepts.words[concepts.index("river")]
+    assert not set(every) & {kind for kinds in concepts.kinds for kind in kinds}
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Write a table of concepts and load it."""
+
+    def load(**changes) -> object:
+        body = {"concepts": {"tree": {}, "forest": {"is": ["tree"]}}, "nots": {}, "scenes": {}, **changes}
+        (tmp_path / "concepts.json").write_text(json.dumps(body))
+        load_concepts.cache_clear()
+        return load_concepts()
+
+    monkeypatch.setattr(concepts_module, "CONCEPTS_FILE", tmp_path / "concepts.json")
+    yield load
+    load_concepts.cache_clear()
+
+
+def test_mistakes_in_the_table_are_named(table):
+    assert table().above.tolist() == [[True, False], [True, True]]
+    with pytest.raises(KeyError, match="'moon' is no concept of concepts.json; there are: tree, forest"):
+        table().index("moon")
+    with pytest.raises(ValueError, match="forest names 'wood', which is no concept"):
+        table(concepts={"forest": {"is": ["wood"]}})
+    with pytest.raises(ValueError, match="tree is 'of' dubai/woods, which is no class"):
+        table(concepts={"tree": {"of": ["dubai/woods"]}})
+    with pytest.raises(ValueError, match="rsicd/forest names 'fir', which is no concept"):
+        table(scenes={"rsicd/forest": {"may": ["fir"]}})
+    with pytest.raises(KeyError, match="no concept of concepts.json is 'of' dubai/water: add one"):
+        table().of_class("dubai", 0)
+
+
+def chosen_of(dataset: str, chooser: WordChooser, labels: np.ndarray, seed: int = 0):
+    np.random.seed(seed)
+    says, own = class_says(dataset)
+    return chooser(labels, says, own)
+
+
+def test_words_are_the_sets_own_and_then_what_is_denied():
+    labels = np.full((8, 8), 4, np.uint8)  # vegetation
+    vocabulary, says = chosen_of("dubai", WordChooser(synonyms=False, count=9, hypernyms=0.0), labels)
+    assert set(load_classes("dubai").classes) - {"land"} < set(vocabulary.classes)
+    assert len(vocabulary) == says.shape[1] == 9
+    further = [
+        c for c, name in enumerate(vocabulary.classes) if name not in (*load_classes("dubai").classes, "bare land")
+    ]
+    assert (says[4, further] == NO).all(), "a word that may be there is not asked for"
+
+
+def test_a_wider_word_is_asked_for_as_often_as_told():
+    labels = np.full((8, 8), 2, np.uint8)  # road, which is a paved area
+    for share in (0.0, 1.0):
+        vocabulary, _ = chosen_of("dubai", WordChooser(False, 9, share), labels)
+        assert ("paved area" in vocabulary.classes) == bool(share)
+
+
+def test_a_denied_word_may_be_called_by_one_of_its_kinds_and_no_other():
+    labels, concepts = np.full((8, 8), 3, np.uint8), load_concepts()  # building
+    kinds = {kind for some in concepts.kinds for kind in some}
+    found = set()
+    for seed in range(40):
+        vocabulary, says = chosen_of("dubai", WordChooser(True, 14, 0.0), labels, seed)
+        called = [c for c, word in enumerate(vocabulary.classes) if word in kinds]
+        assert (says[3, called] == NO).all()
+        found |= {vocabulary.classes[c] for c in called}
+    assert found
+
+
+def test_the_words_are_a_function_of_the_seed():
+    labels = np.arange(64, dtype=np.uint8).reshape(8, 8) % 5
+    chooser = WordChooser(True, 14, 0.3)
+    one, again, other = (chosen_of("dubai", chooser, labels, seed)[0].classes for seed in (1, 1, 2))
+    assert one == again
+    assert one != other
+
+
+def test_nothing_labelled_still_asks_a_word():
+    says = np.full((2, len(load_concepts())), UNKNOWN, np.int8)
+    vocabulary, table = WordChooser(False, 5, 0.0)(np.full((4, 4), IGNORE, np.uint8), says, np.zeros(0, int))
+    assert len(vocabulary) == 1
+    assert table.shape == (2, 1)
+
+
+def test_only_masks_of_classes_and_objects_can_be_clicked():
+    road = object_values({"dataset": "epfl_roads", "sem_seg_file_name": "x"})
+    assert np.flatnonzero(road).tolist() == [1], "0 is the rest"
+    boxed = object_values({"dataset": "simd", "boxes": []})
+    assert np.flatnonzero(boxed).tolist() == list(range(len(load_classes("vehicles"))))
+    assert not object_values({"dataset": "urban_trees", "points": []}).any()

@@ -1,0 +1,133 @@
+"""Readers of boxes, points, marks and kinds of scenes, and how tools/check_dataset.py looks at them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import weak_trees as trees
+
+from skysense_o.data import weak_records
+from skysense_o.data.catalog import records_of
+from skysense_o.data.classes import load_classes
+
+CHECK = "tools/check_dataset.py"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+def test_boxes_have_corners_and_the_id_of_our_class_table(data):
+    trees.vehicles(data)
+    folders = load_classes("vehicles").folders
+    one, two = records_of("simd_train")
+    assert Path(one["file_name"]).name == "1.png"
+    assert one["boxes"] == [[10, 10, 22, 18, folders.index("car")], [30, 30, 54, 50, folders.index("airliner")]]
+    assert [box[:4] for box in two["boxes"]] == [[4, 40, 14, 46]]
+    assert [Path(r["file_name"]).name for r in records_of("simd_val")] == ["10.png"], "every tenth id validates"
+
+
+def test_an_image_without_a_box_is_kept_and_one_that_is_missing_is_told(data):
+    folder = trees.vehicles(data)
+    body = json.loads((folder / "boxes.json").read_text())
+    body["annotations"] = body["annotations"][:2]
+    (folder / "boxes.json").write_text(json.dumps(body))
+    assert [len(r["boxes"]) for r in records_of("simd_train")] == [2, 0]
+    (folder / "images/2.png").unlink()
+    with pytest.raises(FileNotFoundError, match="2.png is missing"):
+        records_of("simd_train")
+    assert len(records_of("simd_train", skip_bad=True)) == 1
+
+
+def test_a_category_that_no_class_has(data):
+    folder = trees.vehicles(data)
+    body = json.loads((folder / "boxes.json").read_text())
+    body["categories"].append({"id": 9, "name": "submarine"})
+    (folder / "boxes.json").write_text(json.dumps(body))
+    with pytest.raises(ValueError, match=r"has the categories \['submarine'\]: datasets/classes/vehicles.json has"):
+        records_of("simd_train")
+
+
+def test_points_by_split(data):
+    trees.trees(data)
+    one, two = records_of("urban_trees_train")
+    assert one["points"] == [[10, 12, 0], [50, 40, 0]]
+    assert two["points"] == []
+    assert len(records_of("urban_trees_test")) == 1
+
+
+def test_listed_scenes_leave_out_what_has_no_kind(data):
+    folder = trees.rsicd(data)
+    table = load_classes("rsicd")
+    assert [table.folders[r["label"]] for r in records_of("rsicd_scenes_train")] == ["farmland", "forest", "airport"]
+    trees.write_lines(folder / "captions.jsonl", [{"image": "images/0.png", "split": "train", "class": "moon base"}])
+    with pytest.raises(ValueError, match="images/0.png is 'moon base', which datasets/classes/rsicd.json has not"):
+        records_of("rsicd_scenes_train")
+
+
+def test_class_folders_by_split(data):
+    trees.scenes12(data)
+    names = load_classes("scenes12").classes
+    assert [names[r["label"]] for r in records_of("resisc12_train")] == ["lake"]
+    assert [names[r["label"]] for r in records_of("resisc12_test")] == ["lake", "mountain"]
+
+
+def test_marks_know_the_kind_of_their_scene(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(weak_records, "CLASSES_FOLDER", tmp_path / "datasets/classes")
+    (tmp_path / "datasets/points").mkdir(parents=True)
+    lines = [
+        {"image": "harbor/harbor00", "what": "boat", "points": [[9.5, 20], [50, 40]]},
+        {"image": "harbor/harbor00", "what": "seagull", "points": [[1, 1]]},
+    ]
+    trees.write_lines(tmp_path / "datasets/points/ucmerced.jsonl", lines)
+    trees.image(data / "ucmerced/images/harbor/harbor00.jpg", (60, 90, 120))
+    boat = load_classes("ucmerced_marks").classes.index("boat")
+    (record,) = records_of("ucmerced_marks_train")
+    assert record["points"] == [[9.5, 20, boat], [50, 40, boat]]
+    assert (record["what"], record["kind"]) == ("boat", "ucmerced/harbor")
+
+
+def test_splits_by_globs(data):
+    trees.roads(data)
+    assert [Path(r["file_name"]).stem for r in records_of("epfl_roads_val")] == ["img_5"]
+    assert [Path(r["file_name"]).stem for r in records_of("epfl_roads_train")] == ["img_1"]
+
+
+def test_check_counts_boxes_and_finds_those_outside(data, call):
+    folder = trees.vehicles(data)
+    code, said, err = call(CHECK, "simd_train")
+    assert code == 0, said + err
+    assert any(line.split()[0] == "car" and line.split()[-1] == "2" for line in said.splitlines() if line), said
+    body = json.loads((folder / "boxes.json").read_text())
+    body["annotations"][0]["bbox"] = [60, 10, 12, 8]
+    body["annotations"][1]["bbox"] = [30, 30, 0, 20]
+    (folder / "boxes.json").write_text(json.dumps(body))
+    code, said, _ = call(CHECK, "simd_train")
+    assert code == 1
+    assert "1.png: the box of car [60, 10, 72, 18] is not inside the image of 64 x 64" in said
+    assert "1.png: the box of airliner [30, 30, 30, 50] has no area" in said
+
+
+def test_check_finds_points_outside(data, call):
+    folder = trees.trees(data)
+    assert call(CHECK, "urban_trees_train")[0] == 0
+    line = {"image": "images/0.png", "split": "train", "tree": [[10, 64], [3, 3]]}
+    trees.write_lines(folder / "points.jsonl", [line])
+    code, said, _ = call(CHECK, "urban_trees_train")
+    assert code == 1
+    assert "0.png: the point of tree [10, 64] is not inside the image of 64 x 64" in said
+
+
+def test_the_contact_sheet_draws_boxes_and_points(data, call, tmp_path):
+    trees.vehicles(data)
+    trees.trees(data)
+    for name in ("simd_train", "urban_trees_train"):
+        sheet = tmp_path / f"{name}.png"
+        code, said, err = call("tools/visualize_data.py", name, "--output", sheet, "--count", "2")
+        assert code == 0, err
+        assert sheet.is_file()
+        assert str(sheet) in said

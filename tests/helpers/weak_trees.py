@@ -1,0 +1,92 @@
+"""Tiny copies of sets with boxes, points, marks and kinds of scenes, in the files of their publishers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 64
+BOXES = {
+    1: [("car", [10, 10, 12, 8]), ("airliner", [30, 30, 24, 20])],  # x, y, width, height
+    2: [("car", [4, 40, 10, 6])],
+    10: [("boat", [20, 8, 16, 10])],
+}
+
+
+def image(path: Path, color: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """A noisy image of one colour, written to `path`."""
+    noise = np.random.default_rng(seed).integers(-12, 13, (SIDE, SIDE, 3))
+    body = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(body).save(path)
+    return body
+
+
+def vehicles(data: Path) -> Path:
+    """Three images with boxes: bright objects on dark ground. Ids 1 and 2 train, 10 validates."""
+    folder, classes = data / "vehicles", ["car", "airliner", "boat"]
+    annotations = []
+    for number, boxes in BOXES.items():
+        body = image(folder / f"images/{number}.png", (60, 70, 60), number)
+        for name, (x, y, width, height) in boxes:
+            inset = max(1, height // 6)
+            body[y + inset : y + height - inset, x + inset : x + width - inset] = (230, 225, 40)
+            annotations.append({"image_id": number, "bbox": [x, y, width, height], "category_id": classes.index(name)})
+        Image.fromarray(body).save(folder / f"images/{number}.png")
+    images = [{"id": number, "file_name": f"{number}.png"} for number in BOXES]
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes)]
+    write_boxes(folder, images, annotations, categories)
+    return folder
+
+
+def write_boxes(folder: Path, images: list, annotations: list, categories: list) -> None:
+    body = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "boxes.json").write_text(json.dumps(body))
+
+
+def trees(data: Path) -> Path:
+    """Two images with points, one without any; a split each."""
+    folder, lines = data / "trees", []
+    for number, (split, points) in enumerate((("train", [[10, 12], [50, 40]]), ("train", []), ("test", [[3, 3]]))):
+        image(folder / f"images/{number}.png", (90, 100, 60), number)
+        lines.append({"image": f"images/{number}.png", "split": split, "tree": points})
+    (folder / "points.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def rsicd(data: Path) -> Path:
+    """Images with captions and their kind; one has none."""
+    folder, lines = data / "rsicd", []
+    kinds = {"farmland": (150, 170, 60), "forest": (20, 90, 30), "airport": (150, 150, 150), None: (9, 9, 9)}
+    for number, (kind, color) in enumerate(kinds.items()):
+        image(folder / f"images/{number}.png", color, number)
+        captions = [f"a {kind} with many airplanes", f"some planes on a {kind}"]
+        lines.append({"image": f"images/{number}.png", "split": "train", "class": kind, "captions": captions})
+    lines.append({**lines[0], "split": "test"})
+    write_lines(folder / "captions.jsonl", lines)
+    return folder
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+
+def scenes12(data: Path) -> Path:
+    """Folders by split; lakes to train, lakes and mountains to test."""
+    for split, name in (("train", "lake"), ("test", "lake"), ("test", "mountain")):
+        image(data / f"scenes12/{split}/{name}/{name}_1.jpg", (40, 80, 160))
+    return data / "scenes12"
+
+
+def roads(data: Path) -> Path:
+    """A road across an image: 1 road, 0 not road. Numbers that end in 0 or 5 validate."""
+    for number in (1, 5):
+        image(data / f"roads/images/img_{number}.png", (80, 120, 60), number)
+        labels = np.zeros((SIDE, SIDE), np.uint8)
+        labels[20:36] = 1
+        (data / "roads/labels").mkdir(exist_ok=True)
+        Image.fromarray(labels).save(data / f"roads/labels/img_{number}.png")
+    return data / "roads"

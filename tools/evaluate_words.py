@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""What a model finds when it is asked by everyday words: roads, roofs, objects in boxes, kinds of scenes.
+
+python tools/evaluate_words.py mini
+python tools/evaluate_words.py output/broad/model_final.safetensors --only roads objects --limit 20
+python tools/evaluate_words.py output/broad/model_0000999.pth --config-file configs/mini/broad.yaml
+
+Prints a table, and with --output writes results.json, which tools/compare_results.py reads. Data sets that are not
+there are told and left out. About four minutes on one core.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tabulate import tabulate
+
+import skysense_o.data  # noqa: F401  (registers the data sets)
+from skysense_o.config import default_config, merge_file
+from skysense_o.errors import exit_code
+from skysense_o.evaluation.words import TESTS, Asker
+from skysense_o.inference.predictor import Predictor
+from skysense_o.training.run import build_model
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("weights", help="a name of shipped weights, or a file; a .pth needs --config-file")
+    p.add_argument("--config-file", metavar="FILE", help="the YAML that a .pth was trained with")
+    p.add_argument("--only", nargs="+", choices=sorted(TESTS), default=list(TESTS), help="which tests; all by default")
+    p.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="so many images of each set, evenly spread; 0: all"
+    )
+    p.add_argument("--output", type=Path, metavar="FOLDER", help="write results.json there")
+    return p
+
+
+def load_model(weights: str, config_file: str | None):
+    """The model of shipped weights or a file of weights; of a run's checkpoint with the YAML of the run."""
+    if not config_file:
+        return Predictor.from_pretrained(weights).model
+    cfg = default_config()
+    merge_file(cfg, config_file)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.ALLOW_MISSING = weights, []
+    return build_model(cfg).eval()
+
+
+def run() -> int:
+    args = parser().parse_args()
+    asker = Asker(load_model(args.weights, args.config_file), args.limit)
+    numbers: dict[str, dict[str, float]] = {}
+    for name in args.only:
+        try:
+            found = TESTS[name](asker)
+        except FileNotFoundError as error:
+            print(f"{name}: left out: {error}", file=sys.stderr)
+            continue
+        numbers |= found
+        rows = [(data_set, what, 100 * value) for data_set, each in found.items() for what, value in each.items()]
+        print(tabulate(rows, ["data set", "number", "%"], floatfmt=".1f"), flush=True)
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+            results = [{"data_set": data_set, "task": "words", "numbers": each} for data_set, each in numbers.items()]
+            body = {"weights": args.weights, "limit": args.limit, "results": results}
+            (args.output / "results.json").write_text(json.dumps(body, indent=1).replace("NaN", "null"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))
