@@ -323,7 +323,7 @@ def test_prompts_through_the_predictor(whole, folder):
     predictor = Predictor(sam3(whole))
     image = np.random.default_rng(0).integers(0, 256, (45, 71, 3), dtype=np.uint8)
     seen = predictor.set_image(image)
-    mask, iou = predictor.prompt(points=[(10, 10), (60, 40)], labels=[1, 0])
+    mask, iou = seen.prompt(points=[(10, 10), (60, 40)], labels=[1, 0])
     assert mask.shape == (45, 71)
     assert 0 <= iou <= 1
     several, _ = seen.predict_prompts(
