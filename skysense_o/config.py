@@ -114,6 +114,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.REGION_UPSCALE = 0  # 16: regions are pooled from the published code's map, of 269.7 M parameters; 0: none
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels train as negatives of every name, as published
     loss.BAGS = 0.0  # of words that are known to be somewhere in an image; only samples that say so have any
+    loss.CANDIDATES = 0.0  # of pixels that are not the one class of a set: one of the common words has to fit
     loss.CAPTIONS = 0.0  # which of several captions is the image's own; keeps whole images in a mixed training
     loss.GRID = 2  # pixels of a label that one cell of the losses takes, where labels do not say everything
     loss.CLASS_CHUNK = 64  # names of the pixel losses at full size at a time; changes memory, no result
