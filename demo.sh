@@ -1,12 +1,21 @@
 #!/bin/sh
-# Segment an image:   bash demo.sh [IMAGE [WORDS [more options of demo/demo.py]]]
-# Without arguments it segments the shipped image. The first run installs the requirements.
+# Segment an image:   bash demo.sh [IMAGE [CLASSES [more options of demo/demo.py]]]
+# Without arguments it segments the image in demo/. The first run installs the requirements.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+case ${1:-} in
+-h | --help) # installs nothing
+    sed -n '2,3s/^# //p' "$0"
+    python=$here/.venv/bin/python
+    [ -x "$python" ] || python=python3
+    "$python" "$here/demo/demo.py" --help 2>/dev/null || echo "After the first run, --help also lists the options."
+    exit 0
+    ;;
+esac
 python=$(sh "$here/tools/setup.sh")
 image=${1:-$here/demo/yellowstone_0.4m.jpg}
-words=${2:-road,vegetation}
+classes=${2:-road,vegetation}
 [ $# -gt 0 ] && shift
 [ $# -gt 0 ] && shift
 export HF_HUB_OFFLINE=1
-exec "$python" "$here/demo/demo.py" --input "$image" --classes "$words" --output "${OUTPUT:-output/demo}" "$@"
+exec "$python" "$here/demo/demo.py" --input "$image" --classes "$classes" --output "${OUTPUT:-output/demo}" "$@"

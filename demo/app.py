@@ -64,11 +64,7 @@ class Page:
 
     def read_names(self) -> None:
         """Encode the names that regions are named from, so that the first region need not wait for them."""
-        import torch
-
-        model = self.predictor.model
-        with torch.no_grad():
-            model.text_bank(model.tower, [self.all_names()], model.templates)
+        self.predictor.model.read_words(self.all_names())
 
     def open(self, file, session):
         """-> session, image, status, words, legend, toggles, region, files."""
@@ -117,7 +113,7 @@ class Page:
     def _found(self, session, opacity: float):
         import gradio as gr
 
-        from skysense_o.inference.predictor import NONE
+        from skysense_o.inference.segmentation import NONE
         from skysense_o.interactive.view import legend
 
         names = [name for name in session.found.classes if name != NONE]
@@ -204,7 +200,7 @@ def build(page: Page, answer: Callable | None = None):
 
     from skysense_o.interactive.opening import UPLOADS
 
-    prompts = page.predictor.model.sem_seg_head.takes_prompts
+    prompts = page.predictor.model.takes_prompts
     with gr.Blocks(title="SkySense-O", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
         session = gr.State(None, time_to_live=3600, delete_callback=lambda s: s.close() if s else None)
         gr.Markdown("# SkySense-O\nA image from above and free words in, a mask for every word out.")

@@ -15,17 +15,10 @@ from torch import Tensor, nn
 
 from skysense_o.modeling.adapters import merge_lora, with_original_names
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, published_names, to_ours
-from skysense_o.weight_files import (
-    SHIPPED,
-    SUFFIXES,
-    WeightsError,
-    find_weights,
-    read_config,
-    read_weights,
-    weights_hash,
-)
+from skysense_o.weight_files import read_config, read_weights
+from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, weights_hash
 
-__all__ = [  # with what is in weight_files.py, so that users need one import
+__all__ = [  # with what is in weight_files.py and weight_paths.py, so that users need one import
     "SHIPPED",
     "SUFFIXES",
     "Report",
@@ -78,12 +71,21 @@ def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool
         half: cast large tensors to bfloat16.
         trust: see `read_weights`.
 
+    A folder is read by the model itself.
+
     Returns:
         The model in eval mode, and the report.
 
     Raises:
         WeightsError: the file cannot be read, or does not fit the config.
     """
+    if path.is_dir():
+        cfg.MODEL.WEIGHTS = str(path)
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+        for parameter in model.parameters() if half else ():
+            if parameter.numel() > LARGE:
+                parameter.data = parameter.data.to(torch.bfloat16)
+        return model.eval(), Report(loaded=list(model.state_dict()))
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     report = load_state(model, _typed(read_weights(path, trust), half), path)
@@ -149,6 +151,8 @@ def load_state(
         known = published_names(ours)
         report.passed_over = [name for name in state if NOT_NEEDED.search(name) and name not in known]
         state = to_ours({name: t for name, t in state.items() if name not in report.passed_over}, ours)
+    if "tower.clip.logit_scale" in ours and not any(name in ours for name in state):  # open_clip's own checkpoint
+        state = {f"tower.clip.{name}": tensor for name, tensor in state.items()}
     state = with_original_names(state, ours)
     for name, tensor in state.items():
         if name not in ours:
@@ -217,4 +221,6 @@ def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype |
 
 
 def _external_prefixes(model: nn.Module) -> tuple[str, ...]:
-    return (*(f"tower.{prefix}" for prefix in model.tower.installed), *getattr(model, "external", ()))
+    head = getattr(getattr(model, "sem_seg_head", None), "installed", ())
+    prefixes = [f"tower.{prefix}" for prefix in model.tower.installed] + [f"sem_seg_head.{prefix}" for prefix in head]
+    return (*prefixes, *getattr(model, "external", ()))

@@ -7,6 +7,8 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 from yaml import YAMLError
 
+from skysense_o.renamed_keys import with_new_names
+
 
 def add_skysense_o_config(cfg: CfgNode) -> None:
     """Add our keys to a Detectron2 config; an unknown key in a YAML stays an error."""
@@ -14,6 +16,12 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.DEVICE = "auto"  # cuda where there is one, else cpu
 
     cfg.MODEL.GSD = 0.0  # metres a pixel that the weights were trained at, to warn of scenes far from it; 0: not known
+
+    # What the weights were trained on; training fills it in, and inference warns about words and scenes far from it.
+    cfg.MODEL.KNOWN = CfgNode()
+    cfg.MODEL.KNOWN.CLASSES = []  # each with its synonyms, separated by bars; [] if unknown
+    cfg.MODEL.KNOWN.DATASETS = []
+    cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown
 
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
@@ -46,6 +54,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.OPEN_CLIP.NAME = "ViT-B-32"  # as open_clip lists them, or hf-hub:org/repo, or local-dir:folder
     cfg.MODEL.TOWER.OPEN_CLIP.WEIGHTS = ""  # a file (RemoteCLIP, GeoRSCLIP) or a tag of open_clip (laion2b_s34b_b79k)
 
+    cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = []  # of a ViT's last block: qq, kk, vv; none: its value path (MaskCLIP)
+    cfg.MODEL.TOWER.OPEN_CLIP.RESIDUAL = False  # with ATTENTION keep that block's residual and feed-forward layer
+
     # The mask decoder. SAMMaskHead: sizes of Segment Anything, so that its weights fit.
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "SAMMaskHead"
@@ -64,6 +75,27 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.WINDOW = 12
     head.PAD_LEN = 256  # class attention sees at least so many rows; changing it changes every mask
     head.MAX_CLASSES = 256  # above so many phrases only the best are decoded (published); 0: all
+
+    # TrainingFreeHead: masks of a tower as it is.
+    head.TRAINING_FREE = CfgNode()
+    head.TRAINING_FREE.TEMPERATURE = 0.02  # of the softmax over phrases; CLIP itself was trained to about 0.01
+    head.TRAINING_FREE.GLOBAL_BIAS = 0.3  # share of the global token that is subtracted from each cell (SegEarth-OV)
+    head.TRAINING_FREE.UPSAMPLING = "bilateral"  # bilinear, or bilateral: along the image's edges, SCALE times finer
+    head.TRAINING_FREE.SCALE = 4
+    head.TRAINING_FREE.SPATIAL_SIGMA = 0.7  # cells
+    head.TRAINING_FREE.COLOUR_SIGMA = 0.4  # of the normalised image
+    head.TRAINING_FREE.AFFINITY = ""  # a DINOv2 or DINOv3 ViT of timm that says which cells belong together; "": none
+    head.TRAINING_FREE.AFFINITY_SHIFT = 1.2  # times the mean cosine, below which cells are apart (ProxyCLIP)
+    head.TRAINING_FREE.AFFINITY_SCALE = 3.0  # of the cosines in its softmax (ProxyCLIP)
+
+    # SAM 3 (MODEL.META_ARCHITECTURE Sam3; MODEL.WEIGHTS hf://facebook/sam3 or a folder).
+    cfg.MODEL.SAM3 = CfgNode()
+    cfg.MODEL.SAM3.FUSE = "max"  # semantic: its semantic map alone; instances: mask times score; max: the larger
+    cfg.MODEL.SAM3.PRESENCE = "window"  # multiplied with it: none, or presence as judged on each window or the image
+    cfg.MODEL.SAM3.WEAK_PHRASE = 0.0  # phrases of less presence count as absent; 0: none
+    cfg.MODEL.SAM3.INSTANCE_SCORE = 0.5  # of an instance, presence included; --threshold goes before it
+    cfg.MODEL.SAM3.INSTANCES = True  # boxes, COCO and polygons are its instances, not the regions of the label map
+    cfg.MODEL.SAM3.PHRASE_CHUNK = 4  # pairs of an image and a phrase at a time: about 0.5 GB each; no result changes
 
     # Questions about images (MODEL.META_ARCHITECTURE EmbeddedVQA or LlavaVQA).
     cfg.MODEL.VQA = vqa_model = CfgNode()
@@ -201,10 +233,10 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
 
 # What a model is built from, and so what a weights file must say; the rest of a config is about a run.
-MODEL_KEYS = ("META_ARCHITECTURE", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
+MODEL_KEYS = ("META_ARCHITECTURE", "KNOWN", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
-    "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES",
+    "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES", "TRAINING_FREE",
 )  # fmt: skip
 
 
@@ -214,45 +246,10 @@ def model_config(cfg: CfgNode) -> CfgNode:
     part.MODEL.TOWER, part.MODEL.VQA = part.MODEL.TOWER.clone(), part.MODEL.VQA.clone()
     part.MODEL.VQA.WEIGHTS, part.MODEL.VQA.LANGUAGE_LORA_RANK = "", 0
     part.MODEL.TOWER.LORA_RANK, part.MODEL.TOWER.RECOMPUTE = 0, False  # the one is merged, the other is of a run
+    if cfg.MODEL.META_ARCHITECTURE == "Sam3":
+        part.MODEL.SAM3 = cfg.MODEL.SAM3.clone()
     part.MODEL.SEM_SEG_HEAD = CfgNode({key: cfg.MODEL.SEM_SEG_HEAD[key] for key in HEAD_KEYS})
     return part
-
-
-# Keys that had another name: YAMLs and weights written with the old one are still read.
-RENAMED_KEYS = {
-    "MODEL.ANSWERER": "MODEL.VQA",
-    "MODEL.PUBLISHED_QUIRKS": "MODEL.REFERENCE_COMPAT",
-    "MODEL.NEW_PARAMETERS": "MODEL.ALLOW_MISSING",
-    "MODEL.PASSED_OVER": "MODEL.IGNORE_UNEXPECTED",
-    "MODEL.LOSS.NAME_CHUNK": "MODEL.LOSS.CLASS_CHUNK",
-    "TEST.PICTURES": "TEST.IMAGES",
-}
-RENAMED_VALUES = {
-    ("MODEL.META_ARCHITECTURE", "EmbeddedAnswerer"): "EmbeddedVQA",
-    ("MODEL.META_ARCHITECTURE", "LlavaAnswerer"): "LlavaVQA",
-    ("INPUT.MAPPER", "pairs"): "captions",
-}
-
-
-def renamed_key(key: str) -> str:
-    """Today's name of a config key such as "MODEL.ANSWERER.GRID"."""
-    for old, new in RENAMED_KEYS.items():
-        if key == old or key.startswith(old + "."):
-            return new + key[len(old) :]
-    return key
-
-
-def with_new_names(tree: dict, prefix: str = "") -> dict:
-    """A config tree as a YAML holds it, with today's names for keys and values."""
-    renamed = {}
-    for key, value in tree.items():
-        path = renamed_key(prefix + str(key))
-        if isinstance(value, dict):
-            value = with_new_names(value, path + ".")
-        elif isinstance(value, str):
-            value = RENAMED_VALUES.get((path, value), value)
-        renamed[path.rpartition(".")[2]] = value
-    return renamed
 
 
 def merge_tree(cfg: CfgNode, tree: dict) -> None:

@@ -89,6 +89,21 @@ def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
     return 1 - (2 * both + 1) / (either + 1)
 
 
+def soft_mask_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """How far masks are from a teacher's soft ones (Hinton et al. 2015), mean over pixels: Kullback and Leibler's
+    divergence of which class a pixel is of, and, mean over the classes, of whether it is of each.
+
+    Args:
+        logits: (B,C,h',w'), resized to the target here. target: (B,C,H,W) probabilities, each class by itself.
+    """
+    logits = F.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
+    target = target.clamp(1e-4, 1 - 1e-4)
+    share = target / target.sum(1, keepdim=True)
+    which = (share * (share.log() - F.log_softmax(logits, dim=1))).sum(1).mean()
+    entropy = F.binary_cross_entropy(target, target)
+    return which + F.binary_cross_entropy_with_logits(logits, target) - entropy
+
+
 def pool_regions(dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
     """The mean feature under each name's mask; zero for a name that is not in the image.
 

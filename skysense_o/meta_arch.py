@@ -6,6 +6,7 @@ Alphabet: B images, T phrases, C classes, P templates, D embedding, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,13 +16,14 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry, losses
-from skysense_o.modeling import MaskDecoder, Queries, RegionProjection, Tower, build_tower
+from skysense_o.modeling import Features, MaskDecoder, Queries, RegionProjection, Tower, build_tower
 from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.objective import Objective
 from skysense_o.partial_objective import partial_terms
 from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
-from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
@@ -89,6 +91,11 @@ class SkySenseO(nn.Module):
         return self.predict(samples, "labels")
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether clicks and boxes are answered (`predict_prompts`)."""
+        return self.sem_seg_head.takes_prompts
+
+    @property
     def stride(self) -> int:
         """Pixels of the prepared image a cell of the masks."""
         return self.tower.stride // self.sem_seg_head.upscale
@@ -100,10 +107,34 @@ class SkySenseO(nn.Module):
         Returns:
             (B,C,h,w) probabilities of the classes at the masks' own grid, H / `stride` cells high: to be blended there.
         """
-        x, _ = geometry.prepare(list(windows), self.tower)
+        return self.class_probabilities(self.embed_images(list(windows))[0], len(windows), vocabulary)
+
+    def read_words(self, vocabulary: Vocabulary) -> None:
+        """Encode words before they are asked for."""
+        with torch.no_grad():
+            self.text_bank(self.tower, [vocabulary], self.templates)
+
+    def embed_images(self, images: Sequence[Tensor]) -> tuple[object, Tensor, list[geometry.ImageTransform]]:
+        """Encode and refine images once, for any number of queries.
+
+        Args:
+            images: uint8 (3,H,W) each.
+
+        Returns:
+            What `sem_seg_head.decode` reads; dense features (B,D,h,w); one transform per image.
+        """
+        features, transforms = self._encode_images(images)
+        return self.sem_seg_head.refine(features), features.dense, transforms
+
+    def _encode_images(self, images: Sequence[Tensor]) -> tuple[Features, list[geometry.ImageTransform]]:
+        x, transforms = geometry.prepare(images, self.tower)
+        return replace(self.tower.encode_image(x), image=x), transforms
+
+    def class_probabilities(self, image_embedding: object, batch: int, vocabulary: Vocabulary) -> Tensor:
+        """(B,C,h',w') at the masks' own grid, of `batch` images that `embed_images` has embedded."""
         text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
-        queries = Queries(text.expand(len(x), -1, -1, -1), valid.expand(len(x), -1))
-        logits, _, _ = self.sem_seg_head(self.tower.encode_image(x), queries, self.phrase_chunk)
+        queries = Queries(text.expand(batch, -1, -1, -1), valid.expand(batch, -1))
+        logits, _, _ = self.sem_seg_head.decode(image_embedding, queries, self.phrase_chunk)
         phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
         return torch.stack(
             [geometry.best_of_phrases(masks.float().sigmoid_(), phrase_to_class, num_classes) for masks in logits]
@@ -122,8 +153,7 @@ class SkySenseO(nn.Module):
         return [predictions[i] for i in range(len(samples))]
 
     def _predict_group(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
-        x, transforms = geometry.prepare([sample["image"] for sample in samples], self.tower)
-        image_embedding = self.sem_seg_head.refine(self.tower.encode_image(x))
+        image_embedding, _, transforms = self.embed_images([sample["image"] for sample in samples])
         sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, transforms)]
         return self.predict_text(image_embedding, transforms, [s["vocabulary"] for s in samples], sizes, reduce)
 
@@ -153,14 +183,13 @@ class SkySenseO(nn.Module):
 
     def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
-        x, transforms = geometry.prepare([sample["image"] for sample in samples], self.tower)
-        features = self.tower.encode_image(x)
+        features, transforms = self._encode_images([sample["image"] for sample in samples])
         image_embedding = self.sem_seg_head.refine(features)
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, transforms)])
         terms: dict[str, Tensor] = {}
         if self.objective.weights:
             text, valid = self.text_bank(self.tower, [s["vocabulary"] for s in samples], self.templates)
-            text = self._blur(text)
+            text = self.blur(text)
             logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid))
             batch = samples, sem_seg, logits, presence, text, valid
             if any("says" in sample for sample in samples):
@@ -193,7 +222,7 @@ class SkySenseO(nn.Module):
             return self.region_projection(dense.to(self.region_projection.mix.weight.dtype), sem_seg, num_classes)
         return losses.pool_regions(dense, sem_seg, num_classes)
 
-    def _blur(self, text: Tensor) -> Tensor:
+    def blur(self, text: Tensor) -> Tensor:
         """Unit vectors with Gaussian noise of expected length `text_noise`, normalised again."""
         if not self.text_noise:
             return text

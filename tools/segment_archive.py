@@ -43,19 +43,19 @@ def run() -> int:
     vocabulary = Vocabulary.parse(args.classes, args.background)
     from skysense_o.image_io import find_images
     from skysense_o.scenes.georeference import scene_tools
-
-    tools, formats = scene_tools(), args.save.split(",")
-    tools.check_names(formats)
+    from skysense_o.scenes.options import SceneOptions, SceneOutputs, parse_bytes
     from skysense_o.scenes.ray_archive import segment_archive
-    from skysense_o.scenes.scene import SceneOptions, parse_bytes
+
+    scene_tools()  # the extra "geo" is installed
+    outputs = SceneOutputs(Path(args.output).resolve(), args.save.split(","))
 
     paths = [path.resolve() for path in find_images(args.input)]
     alone = [sum(p.stem == path.stem for p in paths) == 1 for path in paths]
     stems = [path.stem if one else f"{path.parent.name}_{path.stem}" for path, one in zip(paths, alone)]
     rows = segment_archive(
-        list(zip(paths, stems)), vocabulary, Path(args.output).resolve(), formats,
-        SceneOptions(memory=parse_bytes(args.memory)), weights=args.weights, device=args.device, workers=args.workers,
-        cpus=args.cpus, gpus=args.gpus, address=args.address,
+        list(zip(paths, stems)), vocabulary, outputs, SceneOptions(memory=parse_bytes(args.memory)),
+        weights=args.weights, device=args.device, workers=args.workers, cpus=args.cpus, gpus=args.gpus,
+        address=args.address,
     )  # fmt: skip
     for row in rows:
         print("\n".join(row["written"]) if not row["error"] else f"error: {row['error']}", flush=True)

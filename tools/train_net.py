@@ -29,9 +29,10 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
-from skysense_o.config import default_config, merge_file, renamed_key
+from skysense_o.config import default_config, merge_file
 from skysense_o.errors import exit_code
 from skysense_o.evaluation.protocol import protocol_file
+from skysense_o.renamed_keys import renamed_key
 from skysense_o.training.benchmark_suite import evaluate_run
 from skysense_o.training.evaluate import ALL, test_sets
 from skysense_o.training.run import check_config, fill_answers, train

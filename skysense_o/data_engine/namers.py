@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from skysense_o import geometry
 from skysense_o.inference.classify import phrase_vectors
 from skysense_o.inference.prompted_image import PromptedImage
-from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -145,11 +144,7 @@ def by_features(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary
 
 def by_masks(seen: PromptedImage, regions: np.ndarray, vocabulary: Vocabulary) -> Tensor:
     """Mean probability (R,C) of each class over each region, computed at the resolution of the mask grid."""
-    model = seen.model
-    text, valid = model.text_bank(model.tower, [vocabulary], model.templates)
-    with seen.precision():
-        logits, _, _ = model.sem_seg_head.decode(seen.image_embedding, Queries(text, valid), model.phrase_chunk)
-    grid = geometry.best_of_phrases(logits[0].float().sigmoid(), vocabulary.phrase_to_class, len(vocabulary))  # (C,h,w)
+    grid = seen.class_probabilities(vocabulary)
     share = region_shares(regions, seen.transform.padded, grid.shape[-2:]).to(grid)
     return torch.einsum("rn,cn->rc", share, grid.flatten(1))
 

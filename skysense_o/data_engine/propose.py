@@ -16,7 +16,7 @@ from skysense_o.data_engine.partition import paint_masks, tidy
 from skysense_o.data_engine.work_folder import WorkFolder, write_json, write_map
 from skysense_o.image_io import ImageError
 from skysense_o.inference.automatic_masks import generate_masks
-from skysense_o.inference.predictor import NONE
+from skysense_o.inference.segmentation import NONE
 from skysense_o.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

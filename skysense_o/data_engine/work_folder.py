@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STEPS = ("collect", "deduplicate", "propose", "name", "review", "graph", "publish")
 WRITES = {
-    "collect": ("tiles", "catalog.jsonl", "catalog.parquet", "catalog_errors.jsonl"),
+    "collect": ("tiles", "catalog.jsonl", "catalog.parquet", "catalog_errors.jsonl", "soft"),
     "deduplicate": ("vectors", "duplicates.parquet"),
     "propose": ("regions",),
     "name": ("names", "synonyms.json"),

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from skysense_o.geometry import ImageTransform
 from skysense_o.inference.blending import sweep
-from skysense_o.inference.sliding import batch_size, plan_windows, segment_array, thread_count, window_rows
+from skysense_o.inference.sliding import (
+    batch_size,
+    plan_windows,
+    segment_array,
+    thread_count,
+    window_probabilities,
+    window_rows,
+)
 from skysense_o.inference.windows import Axis
 from skysense_o.parallel import OrderedThreadPool
 from skysense_o.sample import Sample
@@ -180,7 +187,7 @@ class Protocol:
         window, overlap = max(self.window, 0) or None, None if self.overlap < 0 else self.overlap
         size = tuple(image.shape[-2:])
         plan = plan_windows(model, size, len(vocabulary), window, overlap, WHOLE, target=grid)
-        predict, cells = lambda windows: model.predict_windows(windows, vocabulary), None
+        predict, cells = window_probabilities(model, vocabulary, lambda: image), None
         load, batch = window_rows(plan, image, range(len(plan.cols.starts))), batch_size(model.device)
         with OrderedThreadPool(predict, thread_count(model, batch, plan)) as pool:
             for band in sweep(plan, plan.strips[0], range(grid[0]), load, pool, batch):

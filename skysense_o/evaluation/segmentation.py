@@ -1,4 +1,4 @@
-"""Evaluate segmentation on a registered data set: protocol, progress, report."""
+"""Evaluate segmentation on a data set: run the protocol on all images, compute metrics, write the report."""
 
 from __future__ import annotations
 
@@ -31,11 +31,17 @@ MEANS = (
 
 @dataclass(frozen=True)
 class Task:
-    """What is evaluated, and what is left behind.
+    """One evaluation: the data set, the protocol and the files to write.
 
-    name: of the data set, as files and the report have it. samples: functions, vocabulary -> Sample with
-    `sem_seg`, called one at a time. colors, background: C each. folder: where the files go, named after the data set.
-    images: sheets of the best, as many of the middle and of the worst images. predictions: of coco, png.
+    Attributes:
+        name: of the data set, for files and the report.
+        samples: functions vocabulary -> Sample with `sem_seg`; they are called one by one.
+        colors: RGB per class (C).
+        background: per class (C), whether it is a background class.
+        folder: for the files.
+        protocol: how labels are predicted.
+        images: number of sheets to write for the best images, and as many for the median and the worst.
+        predictions: formats in which to write all predictions, some of coco, png.
     """
 
     name: str
@@ -49,26 +55,28 @@ class Task:
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return len(self.colors)
 
     @property
     def rest(self) -> int:
-        """What a pixel below the threshold is: the class that stands for the rest, where there is one; else none."""
+        """Label of pixels below the threshold: the background class if there is exactly one, else C (no class)."""
         flags = list(self.background)
         return flags.index(True) if flags.count(True) == 1 else self.num_classes
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) -> dict[str, dict]:
-    """Score a model on one data set, once for each way of calling its classes.
+    """Evaluate a model on one data set, once per vocabulary.
 
     Args:
-        model: a SkySenseO; put into eval mode here, and back. Its `predict` is called and not its forward, which a
-            trainer may have wrapped in half precision: the numbers are those of full precision, always.
-        vocabularies: title -> C classes in the order of the class ids, background words behind them.
+        model: a SkySenseO. It is in eval mode during the evaluation. Its `predict` is called instead of its forward,
+            because a trainer may run the forward in half precision; the evaluation always uses full precision.
+        task: the data set and the protocol.
+        vocabularies: title -> vocabulary with C classes in the order of the class ids, then background words.
 
     Returns:
-        title -> metrics (see `segmentation_metrics`), equal on every process.
+        title -> metrics (see `segmentation_metrics`), the same on all processes.
     """
     was_training = model.training
     model.eval()
@@ -81,7 +89,7 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
             classes = vocabulary.classes[: task.num_classes]
             path = task.folder / f"{task.name}_{title.replace(' ', '_')}_confusion"
             write_confusion(path, matrix.cpu().numpy(), classes)
-            logger.info("%s, classes called by %s\n%s", task.name, title, metrics_table(results[title], classes))
+            logger.info("%s, vocabulary: %s\n%s", task.name, title, metrics_table(results[title], classes))
             if first and task.images:
                 _sheets(model, task, vocabulary, scores)
     comm.synchronize()
@@ -92,7 +100,7 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
 def _matrix(
     model: nn.Module, task: Task, title: str, vocabulary: Vocabulary, keep: bool
 ) -> tuple[Tensor, dict[int, float]]:
-    """The confusion matrix (C,C+1) of all processes, on the device, and each image's own mIoU by its number."""
+    """The confusion matrix (C,C+1) of all processes, on the device, and index of an image -> mIoU of that image."""
     total = torch.zeros((task.num_classes, task.num_classes + 1), dtype=torch.int64, device=model.device)
     scores, rows = {}, []
     mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
@@ -103,12 +111,12 @@ def _matrix(
         scores[index] = segmentation_metrics(matrix)["mIoU"]
         total += matrix
         if keep and task.predictions:
-            found, name = prediction.cpu().numpy(), sample["file_name"]
+            labels, name = prediction.cpu().numpy(), sample["file_name"]
             if "coco" in task.predictions:
-                rows += as_coco(name, found, task.num_classes)
-            if "png" in task.predictions:  # numbered: files of one set may share their names
+                rows += as_coco(name, labels, task.num_classes)
+            if "png" in task.predictions:  # with the index, because files of one set may have the same name
                 folder = task.folder / f"{task.name}_predictions"
-                save_png(folder / f"{index:05d}_{Path(name).stem}.png", found, list(task.colors))
+                save_png(folder / f"{index:05d}_{Path(name).stem}.png", labels, list(task.colors))
     if comm.get_world_size() > 1:
         total = torch.stack([part.to(model.device) for part in comm.all_gather(total.cpu())]).sum(0)
         scores = {index: score for part in comm.all_gather(scores) for index, score in part.items()}
@@ -119,12 +127,12 @@ def _matrix(
 
 
 def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[int, float]) -> None:
-    """Input | truth | prediction of the best, the middle and the worst images by their own mIoU."""
+    """Write input | truth | prediction of the images with the best, the median and the worst mIoU."""
     order = sorted((i for i in scores if not np.isnan(scores[i])), key=lambda i: (-scores[i], i))
     k, middle = min(task.images, len(order)), max(0, (len(order) - task.images) // 2)
     chosen: dict[int, str] = {}
-    for rank, some in (("worst", order[len(order) - k :]), ("best", order[:k]), ("median", order[middle:][:k])):
-        chosen.update((i, rank) for i in some if i not in chosen)
+    for rank, indices in (("worst", order[len(order) - k :]), ("best", order[:k]), ("median", order[middle:][:k])):
+        chosen.update((i, rank) for i in indices if i not in chosen)
     for index, rank in chosen.items():
         sample = task.samples[index](vocabulary)
         prediction = task.protocol.labels(model, sample, task.rest).cpu().numpy()
@@ -136,7 +144,7 @@ def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[i
 
 
 def metrics_table(metrics: dict, classes: Sequence[str]) -> str:
-    """One row a class, and a line of the means."""
+    """A table with one row per class, and a line with the means."""
     columns = ("IoU", "precision", "recall", "F1")
     rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(classes)]
     table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")

@@ -1,4 +1,4 @@
-"""Image files as people have them: the container by its first bytes, side files, limits and errors."""
+"""Image files: the container by the first bytes, side files, the limit of pixels, errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".j2k", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".img",
     ".vrt",
 )  # fmt: skip
-"""Files of a folder that are taken for images. A file that is named itself may have any suffix."""
+"""Suffixes of the files that are read from a folder. A file that is named itself may have any suffix."""
 MAX_PIXELS = 178_956_970
-"""Pixels that are decoded at once where nothing else is said: 512 MiB as RGB."""
+"""Default limit of pixels that are decoded at once; as RGB they take 512 MiB."""
 LIMIT_VARIABLE = "SKYSENSE_O_MAX_PIXELS"
 
 _MAGIC = {
@@ -32,48 +32,60 @@ _MAGIC = {
     "AAIGrid": (b"ncols", b"NCOLS"),
 }
 PILLOW = ("TIFF", "PNG", "JPEG", "JPEG2000", "GIF", "BMP", "WEBP", "PNM")
-"""Containers that Pillow reads; the others need GDAL."""
+"""Containers that Pillow reads; others need GDAL."""
 
 
 class ImageError(ValueError):
-    """A file that is no image, or an image that cannot be used; the message names it and the cure."""
+    """The file is not an image, or the image cannot be used. The message names the file and what to do."""
 
 
 def printable(path: str | Path) -> str:
-    """A path for people: bytes that are no text are written as \\x.., so that the message can be printed."""
+    """A path as text that can be printed: bytes that are not UTF-8 are written as \\x.. .
+
+    >>> printable("a/b.jpg")
+    'a/b.jpg'
+    """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class TooManyPixels(ImageError):
-    """An image above the limit of `check_pixels`. size: (H,W). limit: pixels."""
+    """The image has more pixels than the limit of `check_pixels`.
+
+    Attributes:
+        size: (H,W). limit: in pixels.
+    """
 
     def __init__(self, name: str, size: tuple[int, int], limit: int) -> None:
         super().__init__(
-            f"{name} has {size[1]:,} x {size[0]:,} pixels, more than the {limit:,} that are read at once: cut it into"
-            f" tiles, or lift the limit (max_pixels=0 in Python, {LIMIT_VARIABLE}=0 before a command, for any number)"
+            f"{name} has {size[1]:,} x {size[0]:,} pixels, more than the limit of {limit:,}: cut it into tiles, or"
+            f" remove the limit (max_pixels=0 in Python, {LIMIT_VARIABLE}=0 before a command)"
         )
         self.size, self.limit = size, limit
 
 
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Whatever a decoder raises in this context becomes one ImageError about `name`."""
+    """Turn every error of a decoder in this context into an ImageError that names the image."""
     try:
         yield
     except (ImageError, FileNotFoundError, ModuleNotFoundError, KeyboardInterrupt):
         raise
     except MemoryError as error:
         raise ImageError(f"{name} needs more memory than there is: cut it into tiles") from error
-    except Exception as error:  # decoders raise many types on damaged files, and none of them tells more than its text
+    except Exception as error:  # decoders raise many types for damaged files
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 
 
 def container_of(path: Path) -> str | None:
-    """The container of an existing file: a key of _MAGIC, "WEBP", "VRT", "ENVI" (raw with a .hdr), or None.
+    """Determine the container of a file from its first bytes.
+
+    Returns:
+        A key of _MAGIC, "WEBP", "VRT", "ENVI" (raw values with a .hdr file), or None if unknown.
 
     Raises:
-        FileNotFoundError: no such file. ImageError: empty, or it cannot be opened.
+        FileNotFoundError: no such file.
+        ImageError: the file is empty or cannot be opened.
     """
     name = printable(path)
     try:
@@ -83,27 +95,27 @@ def container_of(path: Path) -> str | None:
             head = file.read(64)
     except FileNotFoundError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:  # rights; links in a circle; a zero byte in the name
+    except (OSError, RuntimeError, ValueError) as error:  # no permission; a loop of links; a zero byte in the name
         raise ImageError(f"{name} cannot be opened ({error})") from error
     if not head:
         raise ImageError(f"{name} is empty (0 bytes)")
-    found = container_of_bytes(head)
-    if found is None and head.lstrip().startswith(b"<VRTDataset"):
+    container = container_of_bytes(head)
+    if container is None and head.lstrip().startswith(b"<VRTDataset"):
         return "VRT"
-    if found is None and (is_beside(path, f"{path.stem}.hdr") or is_beside(path, f"{path.name}.hdr")):
+    if container is None and (is_beside(path, f"{path.stem}.hdr") or is_beside(path, f"{path.name}.hdr")):
         return "ENVI"
-    return found
+    return container
 
 
 def container_of_bytes(head: bytes) -> str | None:
-    """The container that the first bytes tell, or None."""
+    """The container of a file with these first bytes; None if unknown, or if it has none (VRT, ENVI)."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     return next((kind for kind, heads in _MAGIC.items() if head.startswith(heads)), None)
 
 
 def is_beside(path: Path, name: str) -> bool:
-    """Whether a file of this name lies in the folder of `path`; upper and lower case are the same."""
+    """Whether the folder of `path` contains a file of this name; case is ignored."""
     if (path.parent / name).exists():
         return True
     try:
@@ -114,43 +126,60 @@ def is_beside(path: Path, name: str) -> bool:
 
 def _names_in(folder: Path) -> frozenset[str]:
     changed = folder.stat().st_mtime_ns
-    if time.time_ns() - changed < 2e9:  # a file may still come within the same tick of the clock
+    if time.time_ns() - changed < 2e9:  # another file may appear within the resolution of the clock
         return _listed(str(folder), -1, time.time_ns())
     return _listed(str(folder), changed)
 
 
 @lru_cache(maxsize=8)
 def _listed(folder: str, changed: int, now: int = 0) -> frozenset[str]:
-    """Lower-case names in a folder, listed once while the folder does not change: it may hold 100,000 files."""
+    """Names in a folder, in lower case. Cached while the folder does not change, as it may hold 100,000 files."""
     return frozenset(name.lower() for name in os.listdir(folder))
 
 
 def check_pixels(name: str, size: tuple[int, int], max_pixels: int | None) -> None:
-    """Raise TooManyPixels where an image has more pixels than allowed.
+    """Check the number of pixels of an image.
 
     Args:
-        size: (H,W). max_pixels: 0 for any number; None for SKYSENSE_O_MAX_PIXELS, or else MAX_PIXELS.
+        name: of the image, for messages.
+        size: (H,W).
+        max_pixels: the limit; 0 for no limit, None for the environment variable SKYSENSE_O_MAX_PIXELS or MAX_PIXELS.
+
+    Raises:
+        TooManyPixels: the image has more pixels.
+        ValueError: the environment variable is not a number.
     """
     if max_pixels is None:
         try:
             max_pixels = int(os.environ.get(LIMIT_VARIABLE, MAX_PIXELS))
         except ValueError as error:
-            raise ValueError(f"{LIMIT_VARIABLE} {os.environ[LIMIT_VARIABLE]!r} is no whole number") from error
+            raise ValueError(f"{LIMIT_VARIABLE} {os.environ[LIMIT_VARIABLE]!r} is not a whole number") from error
     if max_pixels and size[0] * size[1] > max_pixels:
         raise TooManyPixels(name, size, max_pixels)
 
 
 def find_images(patterns: list[str]) -> list[Path]:
-    """Files, all images of folders, and what globs match, without repeats; a plain name is kept to be reported."""
-    found: list[Path] = []
+    """Find the images of a command line, without duplicates.
+
+    Args:
+        patterns: files, folders (all images in them) and globs. A file that does not exist is returned as well, so that
+            reading it reports the error.
+
+    Raises:
+        FileNotFoundError: nothing matches.
+
+    >>> [path.name for path in find_images(["demo/*.jpg"])]
+    ['fields_30m.jpg', 'yellowstone_0.4m.jpg']
+    """
+    paths: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            paths += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         elif glob.has_magic(pattern) and not path.exists():
-            found += [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+            paths += [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
         else:
-            found.append(path)
-    if not found:
+            paths.append(path)
+    if not paths:
         raise FileNotFoundError(f"--input {' '.join(patterns)!r} matches no image ({', '.join(SUFFIXES)})")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(paths))

@@ -1,8 +1,8 @@
-"""What GDAL may open: local rasters of known kinds, after a look at their first bytes. Needs the extra "geo".
+"""Open files with GDAL safely: only local rasters of known kinds. Needs the extra "geo".
 
-A file that somebody else gave may hold an address in place of pixels (WMS, WMTS, WCS, a VRT of /vsicurl/...), and GDAL
-would fetch it. So each file is opened with the one driver of its container, a VRT only if all it refers to are local
-images, and GDAL's own network file systems are off, unless `remote` says otherwise.
+A file from somebody else may contain a network address instead of pixels (WMS, WMTS, WCS, a VRT with /vsicurl/...), and
+GDAL would fetch it. So a file is opened only with the driver of its container; a VRT only if it refers to nothing but
+local images; and GDAL's network file systems are off. `remote=True` allows all of these.
 """
 
 from __future__ import annotations
@@ -27,45 +27,47 @@ DRIVERS = {
     "TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "JPEG2000": "JP2OpenJPEG", "GIF": "GIF", "BMP": "BMP",
     "WEBP": "WEBP", "PNM": "PNM", "HFA": "HFA", "NITF": "NITF", "VRT": "VRT", "ENVI": "ENVI", "AAIGrid": "AAIGrid",
 }  # fmt: skip
-"""GDAL's driver for a container. Raw values with a header beside them (ENVI) may be EHdr's as well."""
-_NO_PLACE_INSIDE = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PNM")
-"""Containers whose place, if any, is in a file beside them: GDAL need not be asked about most of them."""
+"""GDAL driver per container. Raw values with a header file (ENVI) may need the driver EHdr instead."""
+_NO_GEOREFERENCE_INSIDE = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PNM")
+"""Containers that are georeferenced by a side file only, so most files need not be opened with GDAL to know."""
 GDAL_CACHE = 64 * 2**20
 HTTP_TIMEOUT = 20
 VRT_DEPTH = 4
 VRT_BYTES = 16 * 2**20
-WHAT_IS_LOST = 'its place on the ground is lost: pip install -e ".[geo]" keeps it'
+WHAT_IS_LOST = 'its georeference is lost: pip install -e ".[geo]" keeps it'
 
 
 @cache
 def has_geo() -> bool:
-    """Whether GDAL is there, by rasterio of the extra "geo"."""
+    """Whether rasterio, which contains GDAL, is installed (extra "geo")."""
     try:
         return importlib.util.find_spec("rasterio") is not None
-    except ValueError:  # a test or a user has put None in its place
+    except ValueError:  # sys.modules["rasterio"] is None
         return False
 
 
 @contextmanager
 def gdal_settings(remote: bool = False) -> Iterator[None]:
-    """GDAL with a bounded cache (its own is 5 % of the machine's memory), a time limit, and no network by default."""
+    """Configure GDAL: a small cache (GDAL takes 5 % of the memory), a time limit, no network unless `remote`."""
     import rasterio
 
     options = {"GDAL_CACHEMAX": GDAL_CACHE, "GDAL_HTTP_TIMEOUT": HTTP_TIMEOUT, "GDAL_HTTP_CONNECTTIMEOUT": HTTP_TIMEOUT}
-    options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # it takes a PNG that is cut short for a whole one
-    if not remote:  # no file name ends in this, so none of GDAL's network file systems opens one
+    options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # it would accept a PNG that is cut short
+    if not remote:  # no file has this suffix, so GDAL opens none on a network
         options |= {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".no-remote-files", "GDAL_HTTP_PROXY": "127.0.0.1:9"}
     with rasterio.Env(**options):
         yield
 
 
 def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
-    """Open a raster for reading; call it, and read from it, inside `gdal_settings`.
+    """Open a raster for reading. Open it, and read from it, inside `gdal_settings`.
 
-    remote: any driver, network included; only for files that one trusts.
+    Args:
+        remote: allow any driver and the network; only for files from a trusted source.
 
     Raises:
-        FileNotFoundError: no such file. ImageError: not of a known kind, or it cannot be read.
+        FileNotFoundError: no such file.
+        ImageError: the file is not a raster of a known kind, or cannot be read.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
@@ -73,48 +75,48 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
     name, container = printable(path), container_of(path)
     if not remote and container not in DRIVERS:
         raise ImageError(
-            f"{name} is not a raster that can be read: known kinds are {', '.join(DRIVERS)}; one that describes data on"
-            " a network needs --remote"
+            f"{name} is not a raster that can be read: known kinds are {', '.join(DRIVERS)}; a file that refers to data"
+            " on a network needs --remote"
         )
     if not remote and container == "VRT":
         _check_vrt(path)
     driver = None if remote else DRIVERS[container] if container != "ENVI" or _is_envi(path) else "EHdr"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # images without a place are welcome
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # images without georeference are allowed
             file = rasterio.open(path, driver=driver)
         if not remote and "OVERVIEW_FILE" in file.tags(ns="OVERVIEWS"):
             file.close()
-            raise ImageError(f"{name} refers to another file for its overviews, which only --remote allows")
+            raise ImageError(f"{name} refers to another file for its overviews, which needs --remote")
         return file
     except UnicodeError as error:
-        raise ImageError(f"{name} has a name that is no UTF-8 text, which GDAL cannot open: rename it") from error
+        raise ImageError(f"{name} has a name that is not UTF-8, which GDAL cannot open: rename it") from error
     except ImageError:
         raise
-    except Exception as error:  # rasterio passes on GDAL's many
+    except Exception as error:  # GDAL raises many types
         reason = str(error) if remote else f"{error}; or it is a {container} of a kind that GDAL does not read"
         raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 
 
 def is_georeferenced(path: Path, remote: bool = False) -> bool:
-    """Whether a file has a place of its own (CRS, transform, control points, RPCs), also by a file beside it.
+    """Whether a file is georeferenced, by itself or a side file: CRS, transform, ground control points or RPCs.
 
-    GDAL is asked where it is there; else the file's tags and the names beside it tell. A file that cannot be read
-    has none.
+    Without GDAL, the tags of the file and the names of side files decide. A file that cannot be read is not
+    georeferenced.
     """
     path = Path(path)
     try:
         container = container_of(path)
-        return has_place(path, container, has_side_file(path), remote)
+        return has_georeference(path, container, has_side_file(path), remote)
     except (ImageError, FileNotFoundError):
         return False
 
 
-def has_place(path: Path, container: str | None, side_file: bool, remote: bool = False) -> bool:
-    """`is_georeferenced` for who knows the container, and whether there is a side file, already."""
+def has_georeference(path: Path, container: str | None, side_file: bool, remote: bool = False) -> bool:
+    """As `is_georeferenced`, for a caller that already knows the container and whether there is a side file."""
     if container is None:
         maybe = remote
-    elif container in _NO_PLACE_INSIDE:
+    elif container in _NO_GEOREFERENCE_INSIDE:
         maybe = side_file
     elif container in ("TIFF", "JPEG2000") and not has_geo():
         maybe = side_file or header_of(path, container).has_geo_tags
@@ -130,7 +132,7 @@ def has_place(path: Path, container: str | None, side_file: bool, remote: bool =
 
 
 def has_side_file(path: Path) -> bool:
-    """Whether a file beside an image tells more of it: a world file, GDAL's .aux.xml, a mask."""
+    """Whether an image has a side file: a world file, GDAL's .aux.xml or a mask (.msk)."""
     suffix = path.suffix[1:].lower()
     ends = {f"{suffix}w", f"{suffix[:1]}{suffix[-1:]}w", "wld", "tab"}
     names = [f"{path.stem}.{end}" for end in ends] + [f"{path.name}.{end}" for end in ("aux.xml", "msk")]
@@ -138,7 +140,7 @@ def has_side_file(path: Path) -> bool:
 
 
 def _is_envi(path: Path) -> bool:
-    """Whether the header beside raw values is ENVI's; else it is Esri's."""
+    """Whether the header file of raw values is in ENVI's format; otherwise it is in Esri's."""
     for header in (path.with_suffix(".hdr"), path.with_name(path.name + ".hdr"), path.with_suffix(".HDR")):
         if header.is_file():
             with open(header, "rb") as file:
@@ -147,20 +149,24 @@ def _is_envi(path: Path) -> bool:
 
 
 def _check_vrt(path: Path, depth: int = 0) -> None:
-    """Raise an ImageError unless all that a VRT refers to are local files that could be opened by themselves."""
+    """Check that a VRT refers only to local images that could be opened by themselves.
+
+    Raises:
+        ImageError: it refers to something else, or cannot be read.
+    """
     name = printable(path)
     if depth > VRT_DEPTH or path.stat().st_size > VRT_BYTES:
-        raise ImageError(f"{name} is a VRT of too many parts, or of VRTs of VRTs: write it as a GeoTIFF")
+        raise ImageError(f"{name} is a VRT that is too large or nested too deeply: convert it to a GeoTIFF")
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, ValueError) as error:
-        raise ImageError(f"{name} is no VRT that can be read ({error})") from error
+        raise ImageError(f"{name} is not a readable VRT ({error})") from error
     for element in root.iter():
         if element.tag not in ("SourceFilename", "SourceDataset", "SourceDatasetName", "File"):
-            # Only these name files; whatever else looks like an address is refused.
+            # Only these elements name files; anything else that looks like an address is refused.
             texts = [element.text or "", *element.attrib.values()]
             if any(re.search(r"/vsi|<\w+", text) for text in texts):
-                raise ImageError(f"{name} refers to more than local files ({element.tag}), which only --remote allows")
+                raise ImageError(f"{name} refers to more than local files ({element.tag}), which needs --remote")
             continue
         text = (element.text or "").strip()
         relative = element.get("relativeToVRT", element.get("relativetoVRT", "0")) == "1"
@@ -168,8 +174,8 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
         try:
             container = container_of(source)
         except (FileNotFoundError, ImageError) as error:
-            raise ImageError(f"{name} refers to {text!r}, which is no local image: {error}") from error
+            raise ImageError(f"{name} refers to {text!r}, which is not a local image: {error}") from error
         if container not in DRIVERS:
-            raise ImageError(f"{name} refers to {text!r}, which is no image of a known kind")
+            raise ImageError(f"{name} refers to {text!r}, which is not an image of a known kind")
         if container == "VRT":
             _check_vrt(source, depth + 1)

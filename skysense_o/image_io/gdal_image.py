@@ -1,7 +1,7 @@
-"""A raster through GDAL: which of its bands are shown, what is valid, and one stretch for all of it.
+"""Read rasters with GDAL: which bands become RGB, which pixels are valid, and one stretch for the whole raster.
 
-`Raster` of scenes stands on it, and so does `read_image` for whatever Pillow does not read in full: so a file looks the
-same whoever opens it. Alphabet: H W pixels of the file as stored, h w those that are asked for.
+`scenes.raster.Raster` extends it, and `read_image` uses it for files that Pillow cannot read completely, so both give
+the same pixels. Alphabet: H W pixels of the file as stored, h w pixels that are requested.
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from rasterio.windows import Window
 
 from skysense_o.image_io.files import ImageError, check_pixels, decoding, printable
 from skysense_o.image_io.gdal_access import open_dataset
-from skysense_o.image_io.stretch import sample_places, sample_shape, stretch_of, stretched, strips
+from skysense_o.image_io.stretch import sample_indices, sample_shape, stretch_of, stretched, strips
 
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _CMYK = (ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black)
 _ROW_BY_ROW = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
-"""Drivers that cannot jump within a file: a reduced image costs them all of it, once per band."""
+"""Drivers without random access: for a reduced image they decode the whole file, once per band."""
 
 
 class GDALImage:
-    """An open raster: colours and validity of any part of it. Use it inside `gdal_settings`, in one thread."""
+    """An open raster: RGB values and validity of any window. Use it inside `gdal_settings`, in one thread.
+
+    Attributes:
+        size: (H,W). bands: indices from 1. dtype: of the stored values.
+        stretch: (value that becomes 0, value that becomes 255), or None.
+        notes: remarks on the conversion for the user.
+    """
 
     def __init__(
         self,
@@ -38,12 +44,16 @@ class GDALImage:
     ) -> None:
         """
         Args:
-            path: a raster. bands: three numbers from 1, or one; where None those that the file names red, green and
-                blue, else the first three, or the first. remote: see `open_dataset`. name: for messages.
-                max_pixels: see `check_pixels`; any number by default, since a raster is read part by part.
+            path: of the raster.
+            bands: three band numbers from 1, or one; None for those that the file declares as red, green and blue, or
+                else the first three, or the first.
+            remote: see `open_dataset`.
+            name: of the image, for messages; None for the path.
+            max_pixels: see `check_pixels`; no limit by default, because a raster is read in windows.
 
         Raises:
-            FileNotFoundError: no such file. ImageError: it cannot be read; no such bands; no valid pixel.
+            FileNotFoundError: no such file.
+            ImageError: the file cannot be read, has no such bands, or has no valid pixel.
         """
         self.path, self.remote = Path(path), remote
         self.name = name or printable(self.path)
@@ -51,7 +61,7 @@ class GDALImage:
         try:
             self.size: tuple[int, int] = self.file.shape
             check_pixels(self.name, self.size, max_pixels)
-            self.notes: list[str] = []  # what a user should know of how the raster is shown to the model
+            self.notes: list[str] = []  # remarks on the conversion, for the user
             with decoding(self.name):
                 self.bands = self._choose(bands)
                 self.dtype = np.result_type(*(self.file.dtypes[b - 1] for b in self.bands))
@@ -71,6 +81,7 @@ class GDALImage:
             raise
 
     def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
     def __enter__(self):
@@ -80,19 +91,19 @@ class GDALImage:
         self.close()
 
     def strip(self, rows: range) -> tuple[np.ndarray, np.ndarray | None]:
-        """Colours, uint8 (3,h,W), and validity, bool (h,W) or None, of whole rows as stored."""
+        """Read whole rows: RGB uint8 (3,rows,W), and validity bool (rows,W), or None if all pixels are valid."""
         shape, window = (len(rows), self.size[1]), Window(0, rows.start, self.size[1], len(rows))
         raw = self.read(window, shape)
         return self.colours(raw), None if self.all_valid else self.valid_of(window, shape, raw)
 
     def strips(self) -> list[range]:
-        """All rows, in ranges of few MiB that end where the file's own blocks do."""
+        """All rows, in ranges of a few MiB that end at the file's block boundaries."""
         per_row = self.size[1] * len(self.bands) * max(4, self.dtype.itemsize)
         block = self.file.block_shapes[self.bands[0] - 1][0]
         return strips(self.size[0], per_row, block if block * per_row <= 2**26 else 1)
 
     def colours(self, raw: np.ndarray) -> np.ndarray:
-        """(bands,h,w) of the raster's type -> uint8 (3,h,w), by the one stretch of the whole raster."""
+        """Convert stored values (bands,h,w) to RGB uint8 (3,h,w), with the stretch of the whole raster."""
         if self.palette is not None:
             return self.palette[raw[0]].transpose(2, 0, 1)
         if len(raw) == 4:
@@ -107,10 +118,17 @@ class GDALImage:
         return np.repeat(raw, 3, axis=0) if len(raw) == 1 else np.ascontiguousarray(raw)
 
     def read(self, window: Window, shape: tuple[int, int], resampling=Resampling.nearest) -> np.ndarray:
-        """(bands,h,w) of the raster's type.
+        """Read stored values of a window.
+
+        Args:
+            window: in pixels of the file.
+            shape: (h,w) to resample to.
+
+        Returns:
+            (bands,h,w).
 
         Raises:
-            ImageError: cut short or damaged there.
+            ImageError: the file is cut short or damaged there.
         """
         try:
             return self.file.read(
@@ -120,14 +138,19 @@ class GDALImage:
                 resampling=resampling,
                 out_dtype=self.dtype,
             )
-        except Exception as error:  # rasterio passes on GDAL's many
+        except Exception as error:  # GDAL raises many types
             row = int(window.row_off)
             raise ImageError(
                 f"{self.name} is cut short or damaged: rows {row} to {row + int(window.height)} cannot be read"
             ) from error
 
     def valid_of(self, window: Window, shape: tuple[int, int], raw: np.ndarray | None) -> np.ndarray:
-        """bool (h,w): neither nodata, transparent, masked nor, by `raw`, not finite. raw: as `read`, or None."""
+        """Which pixels have data: bool (h,w). A pixel has none if it is nodata, transparent, masked or not finite.
+
+        Args:
+            window, shape: see `read`.
+            raw: the result of `read` for the same window; None if the values are integers.
+        """
         try:
             masks = self.file.read_masks(self.bands, window=window, out_shape=(len(self.bands), *shape))
             valid = masks.any(axis=0)
@@ -143,7 +166,7 @@ class GDALImage:
         return valid
 
     def _choose(self, bands: Sequence[int] | None) -> list[int]:
-        """Which bands are shown."""
+        """The indices of the bands that become RGB."""
         kinds, count = self.file.colorinterp, self.file.count
         if bands is None:
             usable = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
@@ -154,21 +177,21 @@ class GDALImage:
             else:
                 bands = usable[:3] if len(usable) >= 3 else usable[:1] or [1]
             if len(bands) == 3 and len(usable) > 3:
-                shown = ", ".join(map(str, bands))
-                self.notes.append(f"of {count} bands those numbered {shown} are shown as red, green and blue")
+                numbers = ", ".join(map(str, bands))
+                self.notes.append(f"of {count} bands, bands {numbers} are used as red, green and blue")
         elif [b for b in bands if not 1 <= b <= count] or len(bands) not in (1, 3):
             raise ImageError(
                 f"bands {','.join(map(str, bands))} of {self.name}: it has bands 1 to {count}; give three of them, or"
                 " one"
             )
         if any(self.file.dtypes[b - 1].startswith("complex") for b in bands):
-            raise ImageError(f"{self.name} has complex numbers ({self.file.dtypes[0]}): give it real ones")
+            raise ImageError(f"{self.name} has complex values ({self.file.dtypes[0]}): convert them to real ones")
         if len(bands) == 1 and kinds[bands[0] - 1] != ColorInterp.palette:
-            self.notes.append(f"band {bands[0]} is shown to the model as red, green and blue alike")
+            self.notes.append(f"band {bands[0]} is used as red, green and blue")
         return list(bands)
 
     def _palette(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Colours (N,3) of the only band where it has a palette, and bool (N,), which of them are transparent."""
+        """The palette of a single band: colors (N,3), and bool (N,), which are transparent; None without a palette."""
         if len(self.bands) != 1 or self.file.colorinterp[self.bands[0] - 1] != ColorInterp.palette:
             return None, None
         table = np.zeros((65536 if self.dtype.itemsize > 1 else 256, 4), np.uint8)
@@ -179,20 +202,20 @@ class GDALImage:
         return np.ascontiguousarray(table[:, :3]), clear if clear.any() else None
 
     def _grey_scale(self) -> tuple[int, bool]:
-        """By how much values of fewer than 8 bits are multiplied, and whether 0 is white."""
-        facts = self.file.tags(self.bands[0], ns="IMAGE_STRUCTURE")
-        bits = int(facts.get("NBITS", 8))
+        """The factor for values of fewer than 8 bits, and whether 0 means white."""
+        structure = self.file.tags(self.bands[0], ns="IMAGE_STRUCTURE")
+        bits = int(structure.get("NBITS", 8))
         inverted = self.file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and self.palette is None
         return (255 // (2**bits - 1) if self.dtype == np.uint8 and bits < 8 and self.palette is None else 1), inverted
 
     def _extra_alpha(self) -> int | None:
-        """An alpha band that GDAL's own mask does not heed: behind more than four bands, or not the last."""
+        """Index of an alpha band that GDAL's mask ignores (after more than four bands, or not the last), or None."""
         alphas = [i + 1 for i, kind in enumerate(self.file.colorinterp) if kind == ColorInterp.alpha]
-        heeded = any(MaskFlags.alpha in self.file.mask_flag_enums[b - 1] for b in self.bands)
-        return None if heeded or not alphas or alphas[0] in self.bands else alphas[0]
+        in_mask = any(MaskFlags.alpha in self.file.mask_flag_enums[b - 1] for b in self.bands)
+        return None if in_mask or not alphas or alphas[0] in self.bands else alphas[0]
 
     def _measure(self) -> tuple[float, float] | None:
-        """The stretch, of all valid pixels of a reduced raster; None for 8 bits, which are taken as they are."""
+        """The stretch, from the valid pixels of a reduced raster; None for 8-bit values, which are not stretched."""
         eight = self.palette is not None or self.dtype == np.uint8
         if eight and self.all_valid:
             return None
@@ -206,26 +229,28 @@ class GDALImage:
         return low, high
 
     def _sampled(self) -> np.ndarray:
+        """Valid values of the raster, reduced to the size of a sample."""
         shape, window = sample_shape(self.size), Window(0, 0, self.size[1], self.size[0])
         raw = self.read(window, shape)
         return raw[:, self.valid_of(window, shape, raw)]
 
     def _sampled_in_strips(self) -> np.ndarray:
-        rows, cols = sample_places(self.size)
+        """The same values as `_sampled`, read row by row for drivers without random access."""
+        rows, cols = sample_indices(self.size)
         parts = []
         for strip in self.strips():
             here = rows[(rows >= strip.start) & (rows < strip.stop)] - strip.start
             if len(here):
                 shape, window = (len(strip), self.size[1]), Window(0, strip.start, self.size[1], len(strip))
                 raw = self.read(window, shape)
-                picked = np.ones((len(here), len(cols)), bool)
+                valid = np.ones((len(here), len(cols)), bool)
                 if not self.all_valid:
-                    picked = self.valid_of(window, shape, raw)[here[:, None], cols]
-                parts.append(raw[:, here[:, None], cols][:, picked])
+                    valid = self.valid_of(window, shape, raw)[here[:, None], cols]
+                parts.append(raw[:, here[:, None], cols][:, valid])
         return np.concatenate(parts, axis=1)
 
     def _any_valid_values(self) -> np.ndarray:
-        """Where the reduced raster shows nothing valid, all of it is looked through, strip by strip."""
+        """Valid values from the first strip that has any, for rasters whose sample has none."""
         for strip in self.strips():
             shape, window = (len(strip), self.size[1]), Window(0, strip.start, self.size[1], len(strip))
             raw = self.read(window, shape)

@@ -1,4 +1,4 @@
-"""EXIF orientation: how a stored image is turned or mirrored so that it is upright. Alphabet: H W pixels."""
+"""EXIF orientation: rotate and mirror stored images so that they are upright. Alphabet: H W pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ UPRIGHT = 1
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of a stored array (H,W,...) as it is to be seen. orientation: 1 to 8 as in EXIF; others mean upright."""
+    """Turn a stored array upright.
+
+    Args:
+        array: (H,W,...).
+        orientation: 1 to 8 as in EXIF; other values mean upright.
+
+    Returns:
+        A view of the array.
+
+    >>> upright(np.array([[1, 2]]), 6).tolist()  # rotated by 90 degrees
+    [[1], [2]]
+    """
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -19,7 +30,7 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
-    """The inverse of `upright`, a view as well: what is written into it lands where it is to be seen."""
+    """The inverse of `upright`. Values that are written into this view appear upright in `array`."""
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     if orientation in (3, 4, 7, 8):
@@ -28,5 +39,5 @@ def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(H,W) as stored -> (H,W) as it is to be seen."""
+    """The size (H,W) of an upright image, from its stored size (H,W)."""
     return size[::-1] if orientation in (5, 6, 7, 8) else size

@@ -1,4 +1,4 @@
-"""What Pillow knows of a file: header, tags, and the decoded image of 8 bits per channel. Alphabet: H W pixels."""
+"""Read files with Pillow: header, tags, and images of 8 bits per channel. Alphabet: H W pixels."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ _opening = threading.Lock()
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a file before it is decoded.
+    """The properties of a file that are known before it is decoded.
 
-    mode: Pillow's, None where Pillow cannot decode it. deep: more than 8 bits per value. size: (H,W) as it is to be
-    seen, None where unknown. tags: of a TIFF, number -> value.
+    Attributes:
+        container: see `container_of`.
+        mode: of Pillow; None if Pillow cannot decode the file.
+        size: (H,W) of the upright image; None if unknown.
+        deep: whether values have more than 8 bits.
+        orientation: 1 to 8 as in EXIF.
+        tags: tag number -> value, for TIFFs.
     """
 
     container: str
@@ -40,7 +45,7 @@ class Header:
 
     @property
     def nodata(self) -> float | None:
-        """The value that a TIFF declares for pixels without data."""
+        """The value that a TIFF declares for pixels without data, or None."""
         try:
             return float(str(self.tags[_NODATA]).strip("\0 "))
         except (KeyError, ValueError):
@@ -48,22 +53,23 @@ class Header:
 
     @property
     def has_geo_tags(self) -> bool:
+        """Whether a TIFF has tags for its georeference."""
         return any(tag in self.tags for tag in _GEO_TAGS)
 
     @property
     def pillow_is_enough(self) -> bool:
-        """Whether Pillow decodes all of it: nothing deep, no declared nodata, no bands beyond the known kinds."""
+        """Whether Pillow can read the file completely: 8 bits, no declared nodata, no additional bands."""
         bands, extra = self.tags.get(277, 1), _tuple(self.tags, 338, 0)
-        # 42112: GDAL's own names of bands, where an alpha may be among them. Without a kind, a fourth band is no alpha.
+        # Tag 42112 holds GDAL's band descriptions, which may declare an alpha band. Else a fourth band is not alpha.
         special = _NODATA in self.tags or (bands > 3 and (42112 in self.tags or bands > 4)) or len(extra) > 1
-        # Pillow takes some JPEG 2000 files for broken that are not.
+        # Pillow rejects some valid JPEG 2000 files.
         return self.mode is not None and not self.deep and not special and self.container != "JPEG2000"
 
 
 def open_image_file(source: Path | io.BytesIO, container: str) -> Image.Image:
-    """A Pillow image that is not decoded yet. Its number of pixels is the caller's to check.
+    """Open an image with Pillow without decoding it. The caller must check the number of pixels.
 
-    Pillow's own limit holds for a whole process; it is set aside for this one call only.
+    Pillow's own limit is a setting of the whole process, so it is disabled only during this call.
     """
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -74,37 +80,42 @@ def open_image_file(source: Path | io.BytesIO, container: str) -> Image.Image:
 
 
 def header_of(source: Path | bytes, container: str) -> Header:
-    """The header of a file, or of its bytes; a file that Pillow does not know gives one without mode and size."""
+    """Read the header of a file, or of its bytes. Mode and size are None for files that Pillow does not support."""
     if container not in _FORMATS:
         return Header(container)
     tags = _tiff_tags(source) if container == "TIFF" else {}
     try:
         with open_image_file(_stream(source), container) as image:
             deep = image.mode in _DEEP_MODES or image.mode.startswith("I;") or _reduces(image, container)
-            if container == "TIFF":  # of planar ones the modes do not tell
+            if container == "TIFF":  # the mode of planar TIFFs does not show the depth
                 deep = deep or max(_tuple(tags, 258, 1)) > 8 or any(kind != 1 for kind in _tuple(tags, 339, 1))
             if container == "JPEG2000":
                 deep = deep or _jpeg2000_bits(_first_bytes(source)) > 8
             turn = _orientation_of(image, source)
-            size = image.size[::-1]  # of a TIFF Pillow tells it turned already
+            size = image.size[::-1]  # for a TIFF, Pillow returns the upright size
             size = size if container == "TIFF" else upright_size(size, turn)
             return Header(container, image.mode, size, deep, turn, tags)
-    except Exception:  # what is wrong with it is told by whatever decodes it
+    except Exception:  # decoding the file will report what is wrong
         turn = tags.get(_ORIENTATION, UPRIGHT)
         return Header(container, orientation=turn if turn in range(1, 9) else UPRIGHT, tags=tags)
 
 
 def stored_image(source: Path | bytes, container: str, name: str, max_pixels: int | None = None) -> Image.Image:
-    """A decoded Pillow image, as stored but for a TIFF's own orientation, which Pillow applies itself.
+    """Decode an image with Pillow. It is as stored, except that Pillow turns TIFFs upright itself.
+
+    Args:
+        source: a file, or its bytes.
+        name: of the image, for messages.
+        max_pixels: see `check_pixels`.
 
     Raises:
-        ImageError: damaged, of a kind that Pillow does not know, or with too many pixels.
+        ImageError: the file is damaged, not supported by Pillow, or has too many pixels.
     """
     if container not in _FORMATS:
-        raise ImageError(f'{name} is a {container} raster, which an extra reads: pip install -e ".[geo]"')
+        raise ImageError(f'{name} is a {container} raster, which needs GDAL: pip install -e ".[geo]"')
     with decoding(name):
         if container == "TIFF" and isinstance(source, Path) and _tiff_tags(source).get(_ORIENTATION, UPRIGHT) > 4:
-            source = source.read_bytes()  # Pillow maps some files into memory, and those it turns wrongly
+            source = source.read_bytes()  # Pillow turns memory-mapped files wrongly
         image = open_image_file(_stream(source), container)
         check_pixels(name, image.size[::-1], max_pixels)
         image.load()
@@ -112,12 +123,12 @@ def stored_image(source: Path | bytes, container: str, name: str, max_pixels: in
 
 
 def upright_image(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, which then says nothing any more."""
+    """Turn an image upright according to EXIF, and remove the orientation from EXIF."""
     return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, UPRIGHT) != UPRIGHT else image
 
 
 def rgb_and_valid(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """A decoded Pillow image of 8 bits -> uint8 (H,W,3), upright; and bool (H,W), where alpha is not 0, or None."""
+    """Convert an 8-bit Pillow image to RGB uint8 (H,W,3), upright; and bool (H,W), where alpha is above 0, or None."""
     image = upright_image(image)
     clear = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
     valid = np.asarray(image.convert("RGBA").getchannel("A")) > 0 if clear else None
@@ -125,8 +136,8 @@ def rgb_and_valid(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _orientation_of(image: Image.Image, source: Path | bytes) -> int:
-    """By EXIF or XMP, without decoding; in a PNG the chunk may lie behind the pixels."""
-    turn = Image.Image.getexif(image).get(_ORIENTATION)  # PNG's own method would decode the image
+    """Orientation from EXIF or XMP, without decoding the image."""
+    turn = Image.Image.getexif(image).get(_ORIENTATION)  # the method of PNG images would decode the image
     if turn is None and image.format == "PNG":
         exif = Image.Exif()
         exif.load(_png_exif(source))
@@ -135,6 +146,7 @@ def _orientation_of(image: Image.Image, source: Path | bytes) -> int:
 
 
 def _png_exif(source: Path | bytes) -> bytes:
+    """The EXIF chunk of a PNG, which may come after the pixels; empty if there is none."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
@@ -157,10 +169,10 @@ def _first_bytes(source: Path | bytes) -> bytes:
 
 
 def _reduces(image: Image.Image, container: str) -> bool:
-    """Whether Pillow would cut values of 16 bits down to their upper 8."""
+    """Whether Pillow would reduce 16-bit values to their upper 8 bits."""
     for tile in image.tile:
         if ";16" in str(tile[3]):
-            return container != "BMP"  # there it is 16 bits for a pixel, not for a channel
+            return container != "BMP"  # in a BMP it is 16 bits per pixel, not per channel
         if container == "PNM" and isinstance(tile[3], tuple) and tile[3][-1] > 255:
             return True
     return False
@@ -178,7 +190,7 @@ def _tuple(tags: dict, tag: int, default: int) -> tuple:
 
 
 def _tiff_tags(source: Path | bytes) -> dict:
-    """The tags of the first image of a TIFF or BigTIFF, even of one that Pillow cannot decode."""
+    """The tags of the first image in a TIFF or BigTIFF, even if Pillow cannot decode it; empty if it is damaged."""
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             head = file.read(8)
@@ -188,5 +200,5 @@ def _tiff_tags(source: Path | bytes) -> dict:
             file.seek(tags.next)
             tags.load(file)
             return dict(tags)
-    except Exception:  # a damaged TIFF has none; decoding it tells what is wrong
+    except Exception:  # decoding the file will report what is wrong
         return {}

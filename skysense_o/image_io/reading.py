@@ -1,4 +1,4 @@
-"""One reader for every door: a file, an array or a PIL image -> uint8 RGB, what of it is valid, and what was done.
+"""Read a file, an array or a PIL image into uint8 RGB, valid pixels, and a record of the conversion.
 
 Alphabet: H W pixels.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,56 +27,15 @@ from skysense_o.image_io.gdal_access import (
     WHAT_IS_LOST,
     gdal_settings,
     has_geo,
-    has_place,
+    has_georeference,
     has_side_file,
     is_georeferenced,
     open_dataset,
 )
 from skysense_o.image_io.orientation import UPRIGHT, as_stored, upright, upright_size
 from skysense_o.image_io.pillow import Header, header_of, rgb_and_valid, stored_image, upright_image
-from skysense_o.image_io.stretch import sample_places, stretch_of, stretched, strips
-
-FILL = (124, 116, 104)
-"""RGB of pixels without data where a model is to see them: the mean colour of ImageNet, which says little to any."""
-
-
-@dataclass(frozen=True)
-class ReadRecord:
-    """What was done to an image.
-
-    container: "PNG", "TIFF", ... or "array". bands: those taken, from 1. dtype: of the stored values. stretch: (the
-    value that became 0, the one that became 255), the same for all bands; None for 8 bits. orientation: by EXIF, 1
-    for none. placed: it has a place on the ground. notes: what a user should be told once.
-    """
-
-    container: str
-    bands: tuple[int, ...] = (1, 2, 3)
-    dtype: str = "uint8"
-    stretch: tuple[float, float] | None = None
-    orientation: int = UPRIGHT
-    placed: bool = False
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class RGBImage:
-    """rgb: uint8 (H,W,3), upright. valid: bool (H,W), or None where every pixel has data."""
-
-    rgb: np.ndarray
-    valid: np.ndarray | None = None
-    record: ReadRecord = field(default_factory=lambda: ReadRecord("array"))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.rgb.shape[:2]
-
-    def filled(self, color=FILL) -> np.ndarray:
-        """uint8 (H,W,3) in which pixels without data have this colour, as models see them. Maybe `rgb` itself."""
-        if self.valid is None:
-            return self.rgb
-        rgb = self.rgb.copy()
-        rgb[~self.valid] = [round(value) for value in color]
-        return rgb
+from skysense_o.image_io.rgb_image import ReadRecord, RGBImage
+from skysense_o.image_io.stretch import sample_indices, stretch_of, stretched, strips
 
 
 def read_image(
@@ -85,16 +43,23 @@ def read_image(
 ) -> RGBImage:
     """Read an image file of any kind and depth.
 
-    Values of 8 bits are taken as they are. Others are stretched between the 2nd and 98th percentile of the valid
-    pixels, once for the file. Of more than three bands those are taken that the file names red, green and blue, else
-    the first three. An image without a place on the ground is turned upright as EXIF says.
+    8-bit values are not changed. Other values are stretched to 0..255, from the 2nd to the 98th percentile of the valid
+    pixels, with one stretch for all bands. Of more than three bands, those that the file declares as red, green and
+    blue are used, or else the first three. Images that are not georeferenced are turned upright according to EXIF.
 
     Args:
-        source: a file, or the bytes of one. max_pixels: see `check_pixels`. name: of bytes, for messages.
-        alone: refuse kinds that name other files (VRT, HFA, ENVI), as is right for a file that a stranger gave.
+        source: a file, or its bytes.
+        max_pixels: see `check_pixels`.
+        name: name for messages, if `source` is bytes.
+        alone: refuse containers that refer to other files (VRT, HFA, ENVI); for files from strangers.
 
     Raises:
-        FileNotFoundError: no such file. ImageError: anything else that is wrong with it.
+        FileNotFoundError: no such file.
+        ImageError: the file is not an image, is damaged, or has too many pixels or no valid one.
+
+    >>> image = read_image("demo/yellowstone_0.4m.jpg")
+    >>> image.rgb.shape, str(image.rgb.dtype), image.valid, image.record.container
+    ((259, 312, 3), 'uint8', None, 'JPEG')
     """
     if isinstance(source, bytes):
         path, container, name = None, container_of_bytes(source[:64]) if source else None, name or "the image"
@@ -104,44 +69,55 @@ def read_image(
     if container is None:
         raise ImageError(f"{name} is not an image that can be read: use {', '.join(SUFFIXES)}")
     if alone and container not in PILLOW:
-        raise ImageError(f"{name} is a {container} raster, which is not taken here: use JPEG, PNG or TIFF")
+        raise ImageError(f"{name} is a {container} raster, which is not accepted here: use JPEG, PNG or TIFF")
     header = header_of(path or source, container)
     if header.size:
         check_pixels(name, header.size, max_pixels)
     side_file = path is not None and has_side_file(path)
-    placed = path is not None and has_place(path, container, side_file)
-    if placed or side_file or not header.pillow_is_enough:
+    georeferenced = path is not None and has_georeference(path, container, side_file)
+    if georeferenced or side_file or not header.pillow_is_enough:
         if has_geo():
-            return _by_gdal(path or source, name, header, placed, max_pixels)
-        return _without_gdal(path or source, name, header, placed, max_pixels)
+            return _by_gdal(path or source, name, header, georeferenced, max_pixels)
+        return _without_gdal(path or source, name, header, georeferenced, max_pixels)
     rgb, valid = _by_pillow(path or source, name, container, max_pixels)
     return _checked(rgb, valid, name, ReadRecord(container, orientation=header.orientation))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(H,W) as `read_image` gives it, without decoding the pixels. Raises as `read_image` does."""
+    """The size (H,W) of an image as `read_image` returns it, without decoding the pixels.
+
+    Raises:
+        FileNotFoundError, ImageError: see `read_image`.
+
+    >>> image_size("demo/yellowstone_0.4m.jpg")
+    (259, 312)
+    """
     path = Path(path)
     container, name = container_of(path), printable(path)
     if container is None:
         raise ImageError(f"{name} is not an image that can be read: use {', '.join(SUFFIXES)}")
-    header, placed = header_of(path, container), is_georeferenced(path)
+    header, georeferenced = header_of(path, container), is_georeferenced(path)
     if header.size:
-        return upright_size(header.size, header.orientation) if placed else header.size
+        return upright_size(header.size, header.orientation) if georeferenced else header.size
     if not has_geo():
         return read_image(path).size
     with gdal_settings(), open_dataset(path) as file:
-        return file.shape if placed else upright_size(file.shape, header.orientation)
+        return file.shape if georeferenced else upright_size(file.shape, header.orientation)
 
 
 def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image") -> RGBImage:
-    """An array or PIL image as `read_image` gives a file with the same values.
+    """Convert an array or a PIL image like a file with the same values; see `read_image`.
 
     Args:
-        image: (H,W), (H,W,1), (H,W,3), or (H,W,4) with alpha, of any real numbers; bool is black and white. Values
-            that are not finite, and where alpha is 0, are not valid.
+        image: (H,W), (H,W,1), (H,W,3), or (H,W,4) with alpha; bool or real values. Pixels are not valid if they are not
+            finite or alpha is 0.
+        name: of the image, for messages.
 
     Raises:
-        ImageError: another shape; complex numbers; nothing valid.
+        ImageError: another shape, complex values, or no valid pixel.
+
+    >>> as_image(np.eye(2, dtype=bool)).rgb[..., 0].tolist()
+    [[255, 0], [0, 255]]
     """
     if isinstance(image, RGBImage):
         return image
@@ -158,11 +134,11 @@ def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image"
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
-        raise ImageError(f"{name} has shape {np.shape(image)}: expected (H,W), (H,W,3) or (H,W,4), none of it 0")
+        raise ImageError(f"{name} has shape {np.shape(image)}: expected (H,W), (H,W,3) or (H,W,4), none of them 0")
     if array.dtype == bool:
         array = array * np.uint8(255)
     if array.dtype.kind not in "uif":
-        raise ImageError(f"{name} has values of type {array.dtype}: give it real numbers")
+        raise ImageError(f"{name} has values of type {array.dtype}: convert them to real numbers")
     valid = None if array.shape[2] < 4 else array[..., 3] > 0
     return _from_array(array[..., :3], valid, name, "array", orientation)
 
@@ -170,14 +146,14 @@ def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image"
 def _from_array(
     array: np.ndarray, valid: np.ndarray | None, name: str, container: str, orientation: int = UPRIGHT, notes=()
 ) -> RGBImage:
-    """(H,W,1) or (H,W,3) of any real type, upright, strip by strip."""
+    """Convert an upright array (H,W,1) or (H,W,3) of real numbers, strip by strip."""
     height, width, bands = array.shape
     if array.dtype.kind == "f":
         finite = np.isfinite(array).all(axis=2)
         valid = finite if valid is None else valid & finite
     stretch, notes = None, list(notes)
     if array.dtype != np.uint8:
-        rows, cols = sample_places((height, width))
+        rows, cols = sample_indices((height, width))
         values = array[rows[:, None], cols]
         values = values if valid is None else values[valid[rows[:, None], cols]]
         if values.size == 0 and valid is not None and valid.any():
@@ -200,16 +176,17 @@ def _from_array(
 
 
 def _by_pillow(source, name: str, container: str, max_pixels: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """RGB uint8 (H,W,3), and bool (H,W) or None; see `rgb_and_valid`."""
     image = stored_image(source, container, name, max_pixels)
     with decoding(name):
         return rgb_and_valid(image)
 
 
-def _by_gdal(source: Path | bytes, name: str, header: Header, placed: bool, max_pixels: int | None) -> RGBImage:
-    """Through GDAL, strip by strip, straight into the upright image."""
+def _by_gdal(source: Path | bytes, name: str, header: Header, georeferenced: bool, max_pixels: int | None) -> RGBImage:
+    """Read with GDAL, strip by strip, into an upright array."""
     from skysense_o.image_io.gdal_image import GDALImage
 
-    orientation = UPRIGHT if placed else header.orientation
+    orientation = UPRIGHT if georeferenced else header.orientation
     with gdal_settings(), _on_disk(source) as path, GDALImage(path, name=name, max_pixels=max_pixels) as image:
         size = upright_size(image.size, orientation)
         rgb = np.empty((*size, 3), np.uint8)
@@ -220,15 +197,17 @@ def _by_gdal(source: Path | bytes, name: str, header: Header, placed: bool, max_
             if valid is not None:
                 as_stored(valid, orientation)[strip.start : strip.stop] = part
         bands, notes = tuple(image.bands), tuple(image.notes)
-        record = ReadRecord(header.container, bands, str(image.dtype), image.stretch, orientation, placed, notes)
+        record = ReadRecord(header.container, bands, str(image.dtype), image.stretch, orientation, georeferenced, notes)
     return _checked(rgb, valid, name, record)
 
 
-def _without_gdal(source: Path | bytes, name: str, header: Header, placed: bool, max_pixels: int | None) -> RGBImage:
-    """As much as Pillow and OpenCV can do; what they would read wrongly is refused."""
+def _without_gdal(
+    source: Path | bytes, name: str, header: Header, georeferenced: bool, max_pixels: int | None
+) -> RGBImage:
+    """Read with Pillow or OpenCV; files that they would read wrongly are refused."""
     if header.container not in PILLOW:
         raise ImageError(f'{name} is a {header.container} raster, which needs: pip install -e ".[geo]"')
-    lost = (WHAT_IS_LOST,) if placed else ()
+    lost = (WHAT_IS_LOST,) if georeferenced else ()
     if header.mode in ("I", "F") or (header.mode or "").startswith("I;"):
         array = np.asarray(upright_image(stored_image(source, header.container, name, max_pixels)))[..., None]
     elif header.mode and not header.deep:
@@ -245,13 +224,13 @@ def _without_gdal(source: Path | bytes, name: str, header: Header, placed: bool,
 
 
 def _by_opencv(source: Path | bytes, name: str, header: Header) -> np.ndarray:
-    """(H,W,3) or (H,W,4) of 16 or 32 bits, upright, RGB: the deep colour images that Pillow cuts to 8 bits."""
+    """Read a color image of 16 or 32 bits, which Pillow would reduce to 8: upright RGB (H,W,3) or RGBA (H,W,4)."""
     import cv2
 
     tags = header.tags
     known = header.container in ("PNG", "PNM") or (tags.get(284, 1) == 1 and tags.get(262) == 2)
     if not known or tags.get(277, 3) > 4:
-        raise ImageError(f'{name} is of a kind that needs GDAL: pip install -e ".[geo]"')
+        raise ImageError(f'{name} is an image of a kind that needs GDAL: pip install -e ".[geo]"')
     with decoding(name):
         data = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.fromfile(source, np.uint8)
         array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -262,6 +241,7 @@ def _by_opencv(source: Path | bytes, name: str, header: Header) -> np.ndarray:
 
 
 def _checked(rgb: np.ndarray, valid: np.ndarray | None, name: str, record: ReadRecord) -> RGBImage:
+    """Check that there are valid pixels; `valid` becomes None if all are."""
     if rgb.size == 0:
         raise ImageError(f"{name} has no pixels")
     if valid is not None and valid.all():
@@ -273,7 +253,7 @@ def _checked(rgb: np.ndarray, valid: np.ndarray | None, name: str, record: ReadR
 
 @contextmanager
 def _on_disk(source: Path | bytes) -> Iterator[Path]:
-    """A path under which GDAL finds the file."""
+    """A path for GDAL: the file itself, or a temporary file with the bytes."""
     if not isinstance(source, bytes):
         yield source
         return

@@ -1,1 +1,1 @@
-"""From a user's image to files a user can open."""
+"""Inference: from an image and classes to masks, and to files."""

@@ -1,6 +1,6 @@
-"""All regions of an image without a word: a grid of clicks, the good masks kept, each once, then named.
+"""Automatic mask generation: segment all regions of an image with a grid of clicks.
 
-After SamAutomaticMaskGenerator of Segment Anything (Kirillov et al. 2023). Alphabet: K clicks, H W pixels, h w grid.
+Follows SamAutomaticMaskGenerator of Segment Anything (Kirillov et al. 2023). Alphabet: K clicks, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.vocabulary import Vocabulary
 
 CHUNK = 64
-"""Clicks at a time."""
+"""Clicks per call of the decoder."""
 STABILITY_OFFSET = 1.0
-"""Of the logits; Segment Anything's."""
+"""Offset of the logits for the stability score; the value of Segment Anything."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """One region. mask: bool (H,W). box: half-open XYXY. iou_pred: predicted IoU, 0..1.
-    stability_score: IoU of the mask drawn tightly with the mask drawn loosely, 0..1. names: (name, cosine), best first.
+    """One region.
+
+    Attributes:
+        mask: bool (H,W).
+        box: half-open XYXY, in pixels.
+        iou_pred: the IoU that the model predicts for its mask, 0..1.
+        stability_score: IoU of the mask at a high threshold with the mask at a low threshold, 0..1.
+        classes: (class, cosine) pairs, the best first; empty without a vocabulary.
     """
 
     mask: np.ndarray
@@ -45,73 +51,101 @@ def generate_masks(
     overlap: float = 0.7,
     most: int = 100,
 ) -> list[Proposal]:
-    """Click on a grid and keep the masks that are good, stable and not told twice.
+    """Click on a grid of points, and keep the masks that are good, stable and not duplicates.
 
     Args:
-        vocabulary: what the regions are named from; None: they have no classes.
-        side: clicks along the longer side of the image; the other side has as many as keep the grid square.
-        iou_pred, stability_score: thresholds of a mask, see `Proposal`. (The mini model predicts low IoU for its masks:
-            at 0.35 and 0.6 three images gave 9 to 19 regions over 40 to 68 % of them, at 0.5 none.)
-        overlap: IoU of the boxes above which the worse of two masks goes.
-        most: how many masks are kept, the best.
+        image: the result of `Predictor.set_image`, for weights that were trained with prompts.
+        vocabulary: classes to name the regions with; None to leave them without classes.
+        side: points along the longer side of the image; the shorter side has the same spacing.
+        iou_pred: minimum predicted IoU of a mask, 0..1. The default is low, because the mini model predicts low values:
+            with 0.35 and a stability of 0.6, three images gave 9 to 19 regions that cover 40 to 68 % of them; with 0.5
+            there were none.
+        stability_score: minimum stability of a mask, 0..1.
+        overlap: of two masks whose boxes have a larger IoU, only the better one is kept (non-maximum suppression).
+        most: maximum number of masks.
 
     Returns:
-        proposals, best quality first.
+        Regions, the highest predicted IoU first.
 
     Raises:
-        ValueError: weights that take words only; `side` below 1, or a value outside 0..1.
+        ValueError: weights that were trained without prompts; `side` below 1, or a threshold outside 0..1.
+
+    >>> from skysense_o import Predictor
+    >>> image = Predictor.from_pretrained("mini", device="cpu").set_image("demo/fields_30m.jpg")
+    >>> masks = generate_masks(image, Vocabulary.parse("field,road"), side=4) if image.takes_prompts else []
+    >>> all(mask.mask.any() and mask.iou_pred >= 0.35 for mask in masks)
+    True
     """
-    for what, value in (("quality", iou_pred), ("stability", stability_score), ("overlap", overlap)):
+    for name, value in (("iou_pred", iou_pred), ("stability_score", stability_score), ("overlap", overlap)):
         if not 0 <= value <= 1:
-            raise ValueError(f"{what} {value} is out of range: 0 to 1")
-    logits, good, stable = _clicked(image, click_grid(image.size, side), iou_pred, stability_score)
+            raise ValueError(f"{name} {value} is out of range: 0 to 1")
+    logits, ious, stabilities = _predict_clicks(image, click_grid(image.size, side), iou_pred, stability_score)
     if not len(logits):
         return []
     boxes = masks_to_boxes(logits > 0)
-    kept = nms(boxes, good, overlap)[:most]
-    masks = np.concatenate([(image.to_image(logits[k : k + 1]) > 0).cpu().numpy() for k in kept.tolist()])
-    some = masks.any((1, 2))  # what lay in the padding only is gone
-    masks, kept = masks[some], kept[torch.from_numpy(some).to(kept.device)]
+    selected = nms(boxes, ious, overlap)[:most]
+    masks = np.concatenate([(image.to_image(logits[k : k + 1]) > 0).cpu().numpy() for k in selected.tolist()])
+    not_empty = masks.any((1, 2))  # masks that lie in the padding only are empty now
+    masks, selected = masks[not_empty], selected[torch.from_numpy(not_empty).to(selected.device)]
     if not len(masks):
         return []
     classes = image.name(masks, vocabulary) if vocabulary else [[]] * len(masks)
-    corners = [box_from_mask(mask) for mask in masks]
     return [
-        Proposal(mask, box, float(good[k]), float(stable[k]), tuple(called))
-        for mask, box, k, called in zip(masks, corners, kept.tolist(), classes)
+        Proposal(mask, box_from_mask(mask), float(ious[k]), float(stabilities[k]), tuple(pairs))
+        for mask, k, pairs in zip(masks, selected.tolist(), classes)
     ]
 
 
 def click_grid(size: tuple[int, int], side: int) -> Tensor:
-    """(K,2) x,y of pixels, evenly spread over an image of (H,W), half a step from its rim.
+    """Points on a regular grid over an image, half a step from its edges.
+
+    Args:
+        size: (H,W) in pixels.
+        side: points along the longer side.
+
+    Returns:
+        (K,2) x,y in pixels.
 
     Raises:
-        ValueError: side below 1.
+        ValueError: side is below 1.
+
+    >>> click_grid((2, 4), 2).tolist()
+    [[0.5, 0.5], [2.5, 0.5]]
     """
     if side < 1:
-        raise ValueError(f"side {side} is out of range: at least one click along the longer side")
+        raise ValueError(f"side {side} is out of range: 1 or more")
     step = max(size) / side
     y, x = ((torch.arange(n) + 0.5) * (pixels / n) - 0.5 for pixels, n in ((p, max(1, round(p / step))) for p in size))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 2)
 
 
-def _clicked(
+def _predict_clicks(
     image: PromptedImage, clicks: Tensor, iou_pred: float, stability_score: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (K,h,w), quality (K) and stability (K) of the clicks whose masks are good enough and not empty."""
-    logits, good, stable = [], [], []
+    """Logits (K,h,w), predicted IoU (K) and stability (K) of the clicks whose masks pass both thresholds."""
+    logits, ious, stabilities = [], [], []
     for points in clicks.split(CHUNK):
-        nowhere = torch.full((len(points), 4), float("nan"))
-        drawn, value = image.predict_prompts(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), nowhere)
-        value, steady = value.clamp(0, 1), stability(drawn)
-        some = (value >= iou_pred) & (steady >= stability_score) & (drawn > 0).any(-1).any(-1)
-        logits.append(drawn[some])
-        good.append(value[some])
-        stable.append(steady[some])
-    return torch.cat(logits), torch.cat(good), torch.cat(stable)
+        no_box = torch.full((len(points), 4), float("nan"))
+        masks, iou = image.predict_prompts(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), no_box)
+        iou, stable = iou.clamp(0, 1), stability(masks)
+        good = (iou >= iou_pred) & (stable >= stability_score) & (masks > 0).any(-1).any(-1)
+        logits.append(masks[good])
+        ious.append(iou[good])
+        stabilities.append(stable[good])
+    return torch.cat(logits), torch.cat(ious), torch.cat(stabilities)
 
 
 def stability(logits: Tensor, offset: float = STABILITY_OFFSET) -> Tensor:
-    """(K,h,w) -> (K): IoU of the masks at `offset` above and below 0; 0 for a mask that is empty even there."""
+    """The stability score: IoU of each mask thresholded at +offset with the same mask thresholded at -offset.
+
+    Args:
+        logits: (K,h,w).
+
+    Returns:
+        (K), 0..1; 0 for an empty mask.
+
+    >>> stability(torch.tensor([[[2.0, 0.5], [-5.0, -5.0]]])).tolist()
+    [0.5]
+    """
     tight, loose = ((logits > level).sum((-2, -1)) for level in (offset, -offset))
     return tight / loose.clamp(min=1)

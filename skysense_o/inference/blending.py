@@ -1,7 +1,7 @@
-"""From windows to a label map: probabilities blended at the head's stride, labels at full size.
+"""From windows to a label map: probabilities are blended on the mask grid, then labels are computed per pixel.
 
-Alphabet: B windows, C classes, H W pixels, h w cells. Nothing here has the size of the image times the classes: a strip
-of columns is swept from top to bottom, and what is final leaves.
+No array has the size of the image times the number of classes: a strip of columns is processed from top to bottom, and
+finished rows are passed on. Alphabet: B windows, C classes, H W pixels, h w cells of the mask grid.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from skysense_o.inference.windows import Axis, Plan
 from skysense_o.parallel import OrderedThreadPool
 
 PIXELS_AT_ONCE = 2**20
-ROWS_AT_ONCE = 2**13
-"""Pixels between cells of different winners that are resolved at a time: few, so that they stay in a cache."""
+"""Pixels whose labels are computed in one step."""
+MIXED_AT_ONCE = 2**13
+"""Pixels between cells of different classes that are computed in one step; few enough to stay in the CPU's cache."""
 
 Model = Callable[[Tensor], Tensor]
 """uint8 (B,3,window,window) -> probabilities (B,C,h,w)."""
@@ -27,43 +28,44 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class WindowRow:
-    """One row of windows over a strip, read."""
+    """The pixels of one row of windows over a strip."""
 
-    pixels: Tensor  # uint8 (3,window,W'), the columns that the strip's windows cover together
-    wanted: tuple[bool, ...]  # of each window of the strip; the others hold no valid pixel and are left out
+    pixels: Tensor  # uint8 (3,window,W') of all columns that the windows of the strip cover
+    has_data: tuple[bool, ...]  # per window of the strip; windows without any valid pixel are skipped
 
 
 @dataclass(frozen=True)
 class Band:
-    """Finished rows of a strip, as cells still."""
+    """Finished rows of a strip, still on the mask grid."""
 
-    rows: range  # of the result
+    rows: range  # rows of the result
     grid: Tensor  # (h,w,C) blended probabilities
-    top: int  # row of cells that grid begins with
+    top: int  # index of the first row of cells in grid
 
 
 def sweep(
     plan: Plan, strip: range, rows: range, load: Callable[[int], WindowRow], pool: OrderedThreadPool, batch: int = 1
 ) -> Iterator[Band]:
-    """Run the windows of a strip from top to bottom and hand on what is final.
+    """Run the windows of a strip from top to bottom, and yield finished rows.
 
     Args:
-        strip: columns of the result, one of `plan.strips`. rows: of the result that are wanted.
-        load: number of a row of windows -> its pixels over `plan.cols.touching(...)`; called in another thread, one
-            row ahead.
-        lanes: the model, see `Model`.
-        batch: windows that the model sees at a time. Which windows share a batch depends on the plan alone.
+        strip: columns of the result, one of `plan.strips`.
+        rows: rows of the result to compute.
+        load: index of a row of windows -> its pixels over `plan.cols.touching(...)`. It is called in another thread,
+            one row ahead.
+        pool: runs the model on batches, see `Model`.
+        batch: windows per call of the model. Which windows share a batch depends on the plan alone.
     """
     cells = plan.cols.span(strip)
     columns = plan.cols.touching(cells)
     n = plan.rows.window // plan.rows.stride
     top, done, buffer = plan.rows.cell(rows.start), rows.start, None
-    numbers = range(plan.rows.first_window(rows.start), len(plan.rows.starts))
+    indices = range(plan.rows.first_window(rows.start), len(plan.rows.starts))
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(load, numbers[0])
-        for k in numbers:
+        ahead = reader.submit(load, indices[0])
+        for k in indices:
             row: WindowRow = ahead.result()
-            if k + 1 in numbers:
+            if k + 1 in indices:
                 ahead = reader.submit(load, k + 1)
             if buffer is None:
                 buffer = torch.zeros(n + 3, len(cells), plan.num_classes)
@@ -74,11 +76,11 @@ def sweep(
                 yield Band(range(done, end), buffer[:height].clone(), top)
                 if end >= rows.stop:
                     return
-                moved = plan.rows.cell(min(end, plan.rows.target - 1)) - top
-                kept = len(buffer) - moved
-                buffer[:kept] = buffer[moved:].clone() if kept > moved else buffer[moved:]
-                buffer[kept:] = 0
-                top, done = top + moved, end
+                finished = plan.rows.cell(min(end, plan.rows.target - 1)) - top
+                rest = len(buffer) - finished
+                buffer[:rest] = buffer[finished:].clone() if rest > finished else buffer[finished:]
+                buffer[rest:] = 0
+                top, done = top + finished, end
 
 
 def _add_row(
@@ -92,16 +94,16 @@ def _add_row(
     pool: OrderedThreadPool,
     batch: int,
 ) -> Tensor:
-    """Add the wanted windows of row k to the buffer; the buffer, on the model's device from the first window on."""
+    """Add the windows of row k that have data to the buffer. Returns the buffer, now on the model's device."""
     rows, cols = plan.rows, plan.cols
-    skip = max(0, top - rows.starts[k] // rows.stride)  # cells above what is kept
+    skip = max(0, top - rows.starts[k] // rows.stride)  # rows of cells above the buffer
     at = max(0, rows.starts[k] // rows.stride - top)
-    wanted = [c for c, flag in zip(columns, row.wanted) if flag]
+    used = [c for c, flag in zip(columns, row.has_data) if flag]
     left = cols.starts[columns[0]]
-    groups = [wanted[first : first + batch] for first in range(0, len(wanted), batch)]
+    groups = [used[first : first + batch] for first in range(0, len(used), batch)]
     windows = (torch.stack([row.pixels[:, :, cols.starts[c] - left :][..., : cols.window] for c in g]) for g in groups)
-    for some, answers in zip(groups, pool(windows)):
-        for c, p in zip(some, answers):
+    for group, probabilities in zip(groups, pool(windows)):
+        for c, p in zip(group, probabilities):
             buffer = buffer.to(p.device)
             begin = cols.starts[c] // cols.stride
             a, b = max(begin, cells.start), min(begin + p.shape[-1], cells.stop)
@@ -113,15 +115,18 @@ def _add_row(
 
 
 def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
-    """Labels (H,W) int32 and scores (H,W) float of a band's pixels: bilinear between the cells, then the best name.
+    """Compute the label and score of each pixel of a band: bilinear interpolation, then the best class.
 
-    The bilinear weights of a pixel are not negative and sum to 1. So a name that is best in all four cells round a
-    pixel is best there too, and only pixels between cells of different winners need the numbers of all classes.
+    Bilinear weights are not negative and sum to 1. So a class that is best in all four cells around a pixel is also
+    best in that pixel, and only pixels between cells of different classes need the probabilities of all classes.
+
+    Returns:
+        labels (H,W) int32 and scores (H,W) float.
     """
     grid, top = band.grid, band.top
     best, winner = _best(grid)
-    y0, y1, fy = _places(plan.rows, band.rows, top, grid)
-    x0, x1, fx = _places(plan.cols, strip, plan.cols.span(strip).start, grid.transpose(0, 1))
+    y0, y1, fy = _neighbors(plan.rows, band.rows, top, grid)
+    x0, x1, fx = _neighbors(plan.cols, strip, plan.cols.span(strip).start, grid.transpose(0, 1))
     labels = torch.empty(len(y0), len(x0), dtype=torch.int32)
     score = torch.empty(len(y0), len(x0))
     height = max(1, PIXELS_AT_ONCE // len(x0))
@@ -130,31 +135,31 @@ def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
         across = torch.lerp(best[y0[part]], best[y1[part]], fy[part, None])
         scores = torch.lerp(across.index_select(1, x0), across.index_select(1, x1), fx)
         above, below = winner[y0[part]], winner[y1[part]]
-        found = above.index_select(1, x0)
-        mixed = (above != below).index_select(1, x1) | (found != below.index_select(1, x0))
-        mixed |= found != above.index_select(1, x1)
-        where = mixed.flatten().nonzero()[:, 0]
-        for some in where.split(ROWS_AT_ONCE):
-            i, j = some // len(x0) + r, some % len(x0)
+        label = above.index_select(1, x0)
+        mixed = (above != below).index_select(1, x1) | (label != below.index_select(1, x0))
+        mixed |= label != above.index_select(1, x1)
+        for chunk in mixed.flatten().nonzero()[:, 0].split(MIXED_AT_ONCE):
+            i, j = chunk // len(x0) + r, chunk % len(x0)
             value, index = _best(_between(grid, (y0[i], y1[i], fy[i]), (x0[j], x1[j], fx[j])))
-            found.view(-1).index_copy_(0, some, index)
-            scores.view(-1).index_copy_(0, some, value)
-        labels[part], score[part] = found.cpu(), scores.cpu()
+            label.view(-1).index_copy_(0, chunk, index)
+            scores.view(-1).index_copy_(0, chunk, value)
+        labels[part], score[part] = label.cpu(), scores.cpu()
     return labels, score
 
 
 def _best(grid: Tensor) -> tuple[Tensor, Tensor]:
-    """(...,C) -> the largest of each row and its place, as `max(dim=-1)`; on a CPU by NumPy, three times faster."""
+    """Largest value and its index over the last dimension, as `max(dim=-1)`; on a CPU with NumPy, 3 times faster."""
     if grid.device.type != "cpu":
         return grid.max(dim=-1)
-    place = torch.from_numpy(grid.numpy().argmax(axis=-1))
-    return grid.gather(-1, place[..., None])[..., 0], place
+    index = torch.from_numpy(grid.numpy().argmax(axis=-1))
+    return grid.gather(-1, index[..., None])[..., 0], index
 
 
-def _places(axis: Axis, pixels: range, first: int, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pixel the cell before it, the one after it (the last is its own neighbour), and how far it is between.
+def _neighbors(axis: Axis, pixels: range, first: int, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each pixel the index of the cell before it and of the cell after it, and the fraction between them.
 
-    grid: whose first cell is number `first` of the axis.
+    Args:
+        first: index on the axis of the first cell of `grid`. The last cell is its own neighbor.
     """
     cell, fraction = axis.position(torch.arange(pixels.start, pixels.stop))
     before = (cell - first).to(grid.device)
@@ -162,7 +167,7 @@ def _places(axis: Axis, pixels: range, first: int, grid: Tensor) -> tuple[Tensor
 
 
 def _between(grid: Tensor, y: tuple[Tensor, Tensor, Tensor], x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """(N,C): the numbers of all classes at N places between cells (h,w,C). y, x: as `_places` gives them."""
+    """Interpolate the probabilities of all classes, (N,C), at N positions between cells (h,w,C); see `_neighbors`."""
     (y0, y1, fy), (x0, x1, fx) = y, x
     width = grid.shape[1]
     corners = torch.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1], dim=1)
@@ -180,27 +185,34 @@ def run_windows(
     batch: int = 1,
     pool: int = 1,
 ) -> None:
-    """Sweep a strip; what is final is resolved and handed to `write(rows, strip, labels, score)` in another thread.
+    """Segment a strip; `write(rows, strip, labels, score)` gets finished rows, in another thread.
 
-    lanes: batches that the model runs side by side, see `OrderedThreadPool`.
+    Args:
+        plan, strip, rows, load, batch: see `sweep`.
+        model: see `Model`.
+        pool: number of batches in parallel, see `OrderedThreadPool`.
     """
 
     def finish(band: Band) -> None:
         with torch.inference_mode():
             write(band.rows, strip, *resolve(band, plan, strip))
 
-    with OrderedThreadPool(model, pool) as several, ThreadPoolExecutor(1) as writer:
+    with OrderedThreadPool(model, pool) as workers, ThreadPoolExecutor(1) as writer:
         pending: Future | None = None
-        for band in sweep(plan, strip, rows, load, several, batch):
+        for band in sweep(plan, strip, rows, load, workers, batch):
             if pending is not None:
-                pending.result()  # one band waits at most: memory stays bounded, and errors come out
+                pending.result()  # at most one band waits, which bounds memory; errors of the thread are raised here
             pending = writer.submit(finish, band)
         if pending is not None:
             pending.result()
 
 
 def reflected(length: int, begin: int, end: int) -> Tensor:
-    """Numbers of the pixels to read for begin..end where those beyond an image of `length` are its reflection."""
+    """Indices of the pixels to read for begin..end, if the image of this length is continued by its reflection.
+
+    >>> reflected(4, -2, 6).tolist()
+    [2, 1, 0, 1, 2, 3, 2, 1]
+    """
     period = max(1, 2 * (length - 1))
-    place = torch.arange(begin, end) % period
-    return place.minimum(period - place) if length > 1 else torch.zeros(end - begin, dtype=torch.int64)
+    index = torch.arange(begin, end) % period
+    return index.minimum(period - index) if length > 1 else torch.zeros(end - begin, dtype=torch.int64)

@@ -1,4 +1,7 @@
-"""Which of some names fits a whole image best, and answers to questions about it. Alphabet: C classes, D embedding."""
+"""Whole images: classification, and the loading of models for visual question answering.
+
+Alphabet: B images, C classes, T phrases, D embedding.
+"""
 
 from __future__ import annotations
 
@@ -17,45 +20,60 @@ from skysense_o.checkpoint import build_with_weights, find_weights, load_weights
 from skysense_o.device import choose_device
 from skysense_o.inference.predictor import config_of
 from skysense_o.modeling import build_tower
-from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
 
 BATCH = 64
+"""Strings per call of the text tower."""
 LARGEST_SIDE = 512
-"""Images are shown no larger, if the weights name no side: a scene is known by the whole of it."""
+"""Larger images are reduced to about this side, in pixels, unless the weights define another (`scene_side`)."""
 
 
 def class_vectors(tower: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(C,D) unit vectors: the mean of a name in all templates, normalised again (Radford et al. 2021)."""
+    """Text embeddings of classes, (C,D) unit vectors: the normalised mean over the templates (Radford et al. 2021)."""
     sentences = [template.format(name) for name in classes for template in templates]
     return F.normalize(text_vectors(tower, sentences).view(len(classes), len(templates), -1).mean(1), dim=-1)
 
 
 def text_cosines(model: nn.Module, names: Sequence[str]) -> np.ndarray:
-    """(T,T) cosines of the names in the text tower of a SkySenseO, each the mean over its templates."""
+    """Cosines (T,T) between the text embeddings of names, see `class_vectors`."""
     with torch.no_grad():
         vectors = class_vectors(model.tower, names, model.templates)
     return (vectors @ vectors.T).cpu().numpy()
 
 
 def phrase_vectors(tower: nn.Module, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
-    """(T,D) unit vectors, one a phrase of the vocabulary, as `class_vectors`."""
+    """Text embeddings of all phrases of a vocabulary, (T,D) unit vectors; see `class_vectors`."""
     return class_vectors(tower, list(chain.from_iterable(vocabulary.phrases)), templates)
 
 
 def text_vectors(tower: nn.Module, strings: Sequence[str]) -> Tensor:
-    """N strings -> (N,D) unit vectors."""
+    """Text embeddings of N strings, (N,D) unit vectors."""
     return torch.cat([tower.encode_text(strings[i : i + BATCH]).float() for i in range(0, len(strings), BATCH)])
 
 
 def image_vectors(tower: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
-    """Images, uint8 (H,W,3) RGB of one size, -> (B,D) unit vectors: pooled features, in the space of the words."""
+    """Image embeddings, (B,D) unit vectors in the text space, from pooled features.
+
+    Args:
+        images: B arrays uint8 (H,W,3), RGB, all of one size.
+    """
     x, _ = geometry.prepare([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images], tower)
     return F.normalize(tower.encode_image(x).pooled.float(), dim=-1)
 
 
 @torch.inference_mode()
 def classify(model: nn.Module, image: np.ndarray, classes: Sequence[str]) -> list[tuple[str, float]]:
-    """Names and their cosine with an image, uint8 (H,W,3) RGB, the best first; in the model's own templates."""
+    """Rank classes by their similarity with a whole image.
+
+    Args:
+        model: a SkySenseO.
+        image: uint8 (H,W,3), RGB.
+        classes: C names.
+
+    Returns:
+        (class, cosine) pairs, the best first.
+    """
     step = max(1, -(-max(image.shape[:2]) // LARGEST_SIDE))
     size = [model.tower.scene_side or max(1, side // step) for side in image.shape[:2]]
     vector = image_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
@@ -64,28 +82,40 @@ def classify(model: nn.Module, image: np.ndarray, classes: Sequence[str]) -> lis
 
 
 def load_vqa_model(weights: str, device: str = "auto") -> nn.Module:
-    """An `VQAModel` from weights that hold their config.
+    """Load a model for visual question answering.
+
+    Args:
+        weights: see `find_weights`; the file must contain its config.
+        device: see `choose_device`.
 
     Raises:
-        WeightsError: weights without a config. ValueError: of a model that does not answer.
+        WeightsError: the weights do not contain their config, or do not fit.
+        ValueError: the weights are of a model that answers no questions.
     """
     path = find_weights(weights)
     cfg = config_of(path)
     if not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "answer"):
-        raise ValueError(f"{path} holds no VQA model: train one (configs/mini/vqa.yaml), give its safetensors")
+        raise ValueError(f"{path} holds no VQA model: train one (configs/mini/vqa.yaml) and give its .safetensors")
     model, _ = build_with_weights(cfg, path)
     return model.to(choose_device(device)).eval()
 
 
 def load_tower(weights: str, device: str = "auto") -> tuple[nn.Module, tuple[str, ...]]:
-    """The image-text tower of any weights that hold their config, and the templates it was trained with.
+    """Load the image-text tower of a model, without its decoder.
+
+    Args:
+        weights: see `find_weights`; the file must contain its config.
+        device: see `choose_device`.
+
+    Returns:
+        The tower, and the templates that it was trained with.
 
     Raises:
-        WeightsError: weights without a config: their templates and the size of their images are not known.
+        WeightsError: the weights do not contain their config, or do not fit.
     """
     path = find_weights(weights)
     cfg = config_of(path)
-    whole = nn.Module()
-    whole.tower, whole.text_bank = build_tower(cfg), TextBank()
-    load_weights(whole, path, ignore_unexpected=[r"^(?!tower\.)"])
-    return whole.tower.to(choose_device(device)).eval(), tuple(cfg.MODEL.TEMPLATES)
+    holder = nn.Module()
+    holder.tower, holder.text_bank = build_tower(cfg), TextBank()
+    load_weights(holder, path, ignore_unexpected=[r"^(?!tower\.)"])
+    return holder.tower.to(choose_device(device)).eval(), tuple(cfg.MODEL.TEMPLATES)

@@ -1,7 +1,7 @@
-"""The image half of a model as an ONNX file: image and text embeddings in, a mask a phrase out.
+"""Export the image tower and decoder to ONNX: image and text embeddings in, one mask per phrase out.
 
-Alphabet: B images, T phrases, D embedding, H W pixels, h w grid. Words stay outside: their embeddings are computed once
-(`embed_words`) and given as an input, so a file knows no vocabulary and takes any number of names.
+The text tower is not exported. Text embeddings are computed once (`embed_words`) and are an input, so the file works
+with any vocabulary. Alphabet: B images, T phrases, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from skysense_o.modeling import Queries
 from skysense_o.vocabulary import Vocabulary
 
 OPSET = 20
-MOST_SIDE, MOST_BATCH, MOST_NAMES = 8192, 64, 65536
-TOLERANCE = 1e-3  # of logits, which reach some tens
+MAX_SIDE, MAX_BATCH, MAX_PHRASES = 8192, 64, 65536
+TOLERANCE = 1e-3
+"""Largest accepted difference of logits, whose values reach about 30."""
 
 
 class ImageHalf(nn.Module):
-    """image (B,3,H,W) 0..255 RGB and text (T,D) unit vectors -> logits (B,T,h,w), and presence (B,T) where there is
-    such a head."""
+    """The exported part of a model.
+
+    Input: image (B,3,H,W), RGB 0..255; text (T,D) unit vectors. Output: logits (B,T,h,w), and presence (B,T) if the
+    decoder has a presence head.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -45,8 +49,10 @@ class ImageHalf(nn.Module):
 
 
 def fix_padding(module: nn.Module) -> None:
-    """Replace TensorFlow's "same" convolutions, whose padding is worked out from each input's size, by ones of fixed
-    padding: with sides that every stride divides it is always the same. Sizes stay simple expressions while tracing.
+    """Replace convolutions with TensorFlow's "same" padding by convolutions with fixed padding.
+
+    "Same" padding is computed from the size of each input. It is constant if every stride divides the sides of the
+    image, and fixed padding keeps the sizes simple expressions while tracing.
     """
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
@@ -63,37 +69,41 @@ def fix_padding(module: nn.Module) -> None:
 
 
 def embed_words(predictor: Predictor, vocabulary: Vocabulary) -> np.ndarray:
-    """(T,D) float32 unit vectors, one a phrase: the mean over the model's templates."""
+    """Text embeddings of a vocabulary, (T,D) float32 unit vectors, one per phrase."""
     with torch.inference_mode():
         return phrase_vectors(predictor.model.tower, vocabulary, predictor.model.templates).cpu().numpy()
 
 
 def export_onnx(predictor: Predictor, path: Path) -> dict:
-    """Write `path` and, beside it, a JSON of the same stem that says how to use it.
+    """Write an ONNX file, and a JSON with the same stem that describes its inputs and outputs.
 
-    H and W may be any multiples of the tower's divisor, B and T any numbers.
+    H and W may be any multiples of the divisor of the tower, B and T any numbers.
+
+    Args:
+        path: of the ONNX file.
 
     Returns:
-        what the JSON holds.
+        The content of the JSON.
 
     Raises:
-        ValueError: a tower of fixed input, or a decoder in which names compete: neither was tried here.
+        ValueError: the tower has a fixed input size, or the decoder is not SAMMaskHead; neither is supported.
     """
     model = predictor.model
-    if model.tower.input_size or not hasattr(model.sem_seg_head, "shared_tokens"):
+    head = getattr(model, "sem_seg_head", None)
+    if model.tower.input_size or not hasattr(head, "shared_tokens"):
         raise ValueError(
-            f"{type(model.tower).__name__} with {type(model.sem_seg_head).__name__} cannot be exported yet:"
+            f"{type(model.tower).__name__} with {type(head or model).__name__} cannot be exported yet:"
             " MiniTower with SAMMaskHead can"
         )
     half, divisor = ImageHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor
     fix_padding(half.tower)
     names = ["logits", *["presence"] * (model.sem_seg_head.presence is not None)]
     batch, height, width, phrases = (
-        torch.export.Dim("B", min=1, max=MOST_BATCH),
-        *(divisor * torch.export.Dim(side, min=1, max=MOST_SIDE // divisor) for side in ("rows", "columns")),
-        torch.export.Dim("T", min=1, max=MOST_NAMES),
+        torch.export.Dim("B", min=1, max=MAX_BATCH),
+        *(divisor * torch.export.Dim(side, min=1, max=MAX_SIDE // divisor) for side in ("rows", "columns")),
+        torch.export.Dim("T", min=1, max=MAX_PHRASES),
     )
-    # Traced with two images and all sides different: what is equal while tracing is taken to be always equal.
+    # All sizes differ, because torch.export assumes that sizes which are equal in the example are always equal.
     example = torch.zeros(2, 3, 3 * divisor, 4 * divisor), F.normalize(torch.randn(5, model.tower.dim), dim=-1)
     with torch.no_grad():
         program = torch.onnx.export(
@@ -107,35 +117,42 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
             verbose=False,
         )
     program.save(str(path))
-    facts = {
+    description = {
         "inputs": {
-            "image": f"float32 (B,3,H,W), RGB, 0..255; H and W multiples of {divisor}: pad right and below",
-            "text": f"float32 (T,{model.tower.dim}), unit vectors, one a phrase (tools/export.py --words writes them)",
+            "image": f"float32 (B,3,H,W), RGB, 0..255; H and W multiples of {divisor}: pad right and bottom",
+            "text": f"float32 (T,{model.tower.dim}), unit vectors, one per phrase; tools/export.py --words writes them",
         },
         "outputs": {
             "logits": f"float32 (B,T,H/{model.stride},W/{model.stride}); sigmoid gives probabilities",
-            **({"presence": "float32 (B,T); sigmoid: is it in the image at all"} if len(names) > 1 else {}),
+            **(
+                {"presence": "float32 (B,T); sigmoid gives the probability that the phrase is anywhere in the image"}
+                if len(names) > 1
+                else {}
+            ),
         },
         "padding_value_rgb": [float(v) for v in model.tower.pixel_mean.flatten()],
         "divisor": divisor,
         "stride": model.stride,
         "templates": list(model.templates),
-        "metres_a_pixel_in_training": model.gsd or None,
+        "training_metres_per_pixel": model.gsd or None,
         "weights": predictor.source,
         "weights_sha256": predictor.sha256,
         "onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "opset": OPSET,
         "torch": torch.__version__,
     }
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
-    return facts
+    path.with_suffix(".json").write_text(json.dumps(description, indent=1))
+    return description
 
 
 def difference(predictor: Predictor, path: Path, sizes: Sequence[tuple[int, int, int, int]]) -> float:
-    """The largest difference between the logits of the file, in onnxruntime, and of torch.
+    """Compare the logits of the file in onnxruntime with those of the model in torch.
 
     Args:
-        sizes: B, H, W, T of random inputs to compare with.
+        sizes: (B, H, W, T) of each random input.
+
+    Returns:
+        The largest absolute difference.
     """
     import onnxruntime
 

@@ -1,12 +1,14 @@
-"""One call from an image and words to masks."""
+"""Segment an image with one call.
+
+Alphabet: C classes, H W pixels.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,79 +19,54 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import nn
 
-from skysense_o import meta_arch  # noqa: F401  (fills the registry)
+from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
 from skysense_o.config import default_config, merge_file, merge_tree
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.prompted_image import PromptedImage
-from skysense_o.inference.sliding import segment_array
+from skysense_o.inference.segmentation import Segmentation, fold_background, mark_nodata
+from skysense_o.inference.sliding import segment_array, window_probabilities
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-NONE = "none"
 Precision = Literal["fp32", "bf16"]
 
 
-@dataclass
-class Segmentation:
-    """What was found in one image.
-
-    classes: as the ids of `labels` count them; the first is "none" where there are background words or a threshold.
-    labels: (H,W) ids, int64 (unsigned of 8 or 16 bits where the image was seen in windows). score: (H,W) float32,
-    probability of the best name of all. probabilities: (C,H,W) float32 of the asked names, background included, or
-    None. presence: name -> probability that it is in the image at all, or None.
-    threshold: the one that was applied, or None.
-    valid: bool (H,W), or None where all pixels have data. What has none (declared nodata, alpha 0, not finite) is
-    shown to the model in its mean colour, has the id `nodata` in `labels` and no share in `areas`, as in scenes.
-    """
-
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    score: np.ndarray
-    vocabulary: Vocabulary
-    probabilities: np.ndarray | None = None
-    presence: dict[str, float] | None = None
-    threshold: float | None = None
-    valid: np.ndarray | None = None
-
-    @property
-    def nodata(self) -> int:
-        """The id of pixels without data: 255, or 65535 above 254 names, as in the label maps of scenes."""
-        return 255 if len(self.classes) <= 254 else 65535
-
-    def areas(self) -> list[dict]:
-        """One row a name: id, name, pixels, share of the pixels that have data."""
-        labels = self.labels if self.valid is None else self.labels[self.valid]
-        pixels = np.bincount(labels.ravel(), minlength=len(self.classes)).tolist()
-        return [
-            {"id": i, "name": name, "pixels": n, "share": n / labels.size}
-            for i, (name, n) in enumerate(zip(self.classes, pixels))
-        ]
-
-
 class Predictor:
-    """Holds a model; call it with an image and words.
+    """Segments images with one model.
 
-    >>> predictor = Predictor.from_pretrained("mini")            # doctest: +SKIP
-    >>> predictor("town.jpg", ["building|house", "road"]).areas()  # doctest: +SKIP
+    >>> predictor = Predictor.from_pretrained("mini", device="cpu")
+    >>> segmentation = predictor("demo/yellowstone_0.4m.jpg", ["road|track", "vegetation"])
+    >>> segmentation.classes, segmentation.labels.shape
+    (('road', 'vegetation'), (259, 312))
+    >>> [row["name"] for row in segmentation.areas()]
+    ['road', 'vegetation']
     """
 
     def __init__(
         self, model: nn.Module, source: str = "", path: Path | None = None, precision: Precision = "fp32"
     ) -> None:
-        """model: a SkySenseO on its device. source, path: of its weights, for the record."""
+        """
+        Args:
+            model: a SkySenseO on its device; is put into eval mode.
+            source: name of its weights, for records.
+            path: file of its weights, or None.
+            precision: fp32 or bf16.
+
+        Raises:
+            ValueError: another precision.
+        """
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
-        self._prompted: PromptedImage | None = None
         if precision == "bf16" and not has_bf16(model.device):
-            logger.warning("%s multiplies no bfloat16 itself: fp32 is many times faster here", model.device)
+            logger.warning("%s does not support bfloat16 natively: fp32 is many times faster here", model.device)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights' file; "" where the model came from none. Only when asked for: 5 GB take seconds."""
+        """SHA-256 of the file of weights; "" without a file. Computed on first use, which takes seconds for 5 GB."""
         return weights_hash(self.path) if self.path else ""
 
     @classmethod
@@ -101,44 +78,61 @@ class Predictor:
         precision: Precision = "fp32",
         trust_checkpoint: bool = False,
     ) -> Predictor:
-        """Build a model and load weights: shipped ones by name, or a file.
+        """Build a model and load its weights.
 
         Args:
-            weights: "mini", a .safetensors, .pth, .pt or .ckpt file, or hf://org/repo/file.
+            weights: the name of shipped weights such as "mini", a .safetensors, .pth, .pt or .ckpt file, or
+                hf://org/repo/file; SAM 3 as hf://facebook/sam3 or a folder of it.
             device: auto, cpu, cuda, cuda:1, ... or mps.
-            config_file: YAML of the model; needed where the file does not hold it (ours in safetensors do).
-            precision: fp32, or bf16 for speed and half the memory where the processor has it.
-            trust_checkpoint: read old pickles too, which runs whatever code they contain.
+            config_file: YAML of the model; needed for weights that do not contain their config (those that this project
+                writes as .safetensors do).
+            precision: fp32, or bf16 for more speed and half the memory on hardware that supports it.
+            trust_checkpoint: also read pickles, which executes any code in them.
 
         Raises:
-            FileNotFoundError, WeightsError (no such weights, or they do not fit), ValueError (device).
+            FileNotFoundError: no such weights or config.
+            WeightsError: the weights cannot be read, or do not fit the config.
+            ValueError: an unknown device, or one that this machine does not have.
         """
         path = find_weights(weights)
-        where = choose_device(device)
+        chosen = choose_device(device)
         cfg = config_of(path, config_file)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
         logger.log(logging.INFO if report.passed_over else logging.DEBUG, "%s: %s", path.name, report)
-        return cls(model.to(where, memory_format=torch.channels_last), str(weights), path, precision)
+        return cls(model.to(chosen, memory_format=torch.channels_last), str(weights), path, precision)
 
     @property
     def fill(self) -> list[float]:
-        """The colour, RGB in 0..255, that says nothing to the model: for pixels without data."""
+        """The model's mean color, RGB in 0..255; pixels without data get it."""
         return self.model.tower.pixel_mean.flatten().tolist()
 
     def threshold_for(self, vocabulary: Vocabulary, threshold: float | None) -> float | None:
-        """The threshold that will be applied: a single name has nothing to compete with and gets 0.5 by itself.
+        """The threshold to apply: the given one, or 0.5 for a single class, which has no other class to compete with.
 
         Raises:
-            ValueError: outside 0..1.
+            ValueError: the threshold is outside 0..1.
         """
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
         return 0.5 if threshold is None and len(vocabulary) == 1 else threshold
 
     def windows(self, windows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
-        """Probabilities of windows at the masks' grid, in this predictor's precision; see `predict_windows`."""
+        """Predict probabilities of windows on the mask grid; see `SkySenseO.predict_windows`."""
         with self.in_precision():
             return self.model.predict_windows(windows, vocabulary).float()
+
+    def window_model(
+        self, vocabulary: Vocabulary, overview: Callable[[], torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """As `windows`, for the windows of one image; overview: see `window_probabilities`."""
+        with self.in_precision():
+            ask = window_probabilities(self.model, vocabulary, overview)
+
+        def probabilities(windows: torch.Tensor) -> torch.Tensor:
+            with self.in_precision():
+                return ask(windows).float()
+
+        return probabilities
 
     def in_precision(self) -> AbstractContextManager:
         """The context in which the model runs in this predictor's precision."""
@@ -160,135 +154,112 @@ class Predictor:
         """Segment one image.
 
         Args:
-            image: a file, a PIL image, or an RGB array (H,W,3); grey, alpha and other depths are understood, see
-                `image_io.read_image`. What `set_image` gave saves looking at the image again.
-            classes: ["building", "road"], synonyms by bars "building|house"; one line "building,road"; or a Vocabulary.
-            background: words for the rest; pixels that fit them best get id 0, "none".
-            threshold: 0..1; pixels whose best name has less get id 0, "none". A single name without background words
-                has nothing to compete with: its threshold is 0.5 where none is given.
-            probabilities: keep the (C,H,W) of all classes too.
-            window, overlap: go through the image in windows of so many pixels (see `sliding.segment_array`), for
-                images that are too large to be seen at once; labels are then of 8 or 16 bits and there is no
-                presence. A file with a place on the ground is a scene, and always seen so, as `demo.py` does, unless
-                probabilities are asked for.
+            image: a file, a PIL image, or an array (H,W), (H,W,3) or (H,W,4), see `image_io.read_image`; or the result
+                of `set_image`, which is already encoded.
+            classes: a list ["building|house", "road"], with bars between synonyms; the same in one line,
+                "building|house,road"; or a Vocabulary.
+            background: background words, as a list or in one line; pixels that fit them best get id 0, "none".
+            threshold: 0..1; pixels whose best class is less probable get id 0, "none". None for no threshold, but 0.5
+                for a single class without background words.
+            probabilities: also return the probabilities of all classes.
+            window, overlap: segment the image in windows of this size and overlap, in pixels, because it is too large
+                for one pass (see `sliding.segment_array`). There is no presence then. A georeferenced file is always
+                segmented in windows, as `demo.py` does, unless probabilities are requested.
+
+        Returns:
+            Labels and scores, see `Segmentation`.
 
         Raises:
-            ValueError: names (see Vocabulary), threshold out of range, a window that does not fit, or windows of a
-                image that was looked at as a whole. ImageError, FileNotFoundError: the image.
+            ValueError: invalid classes (see `Vocabulary.of`), a threshold out of range, a window that does not fit the
+                model, or windows for an image that is already encoded as a whole.
+            ImageError, FileNotFoundError: the image cannot be read.
         """
         vocabulary = _vocabulary(classes, background)
         threshold = self.threshold_for(vocabulary, threshold)
         if window is not None and probabilities:
-            raise ValueError("probabilities of all classes are not kept in windows: leave out one of the two")
+            raise ValueError("probabilities of all classes are not kept in windows: leave out window or probabilities")
         if window is not None and isinstance(image, PromptedImage):
-            raise ValueError("this image was looked at as a whole: leave out window, or give the image itself")
+            raise ValueError("this image is already encoded as a whole: leave out window, or pass the image itself")
         read = None if isinstance(image, PromptedImage) else self._read(image)
-        if window is not None or (read is not None and read.record.placed and not probabilities):
+        if window is not None or (read is not None and read.record.georeferenced and not probabilities):
             pixels = torch.tensor(read.filled(self.fill)).permute(2, 0, 1)
-            ask = partial(self.windows, vocabulary=vocabulary)
-            labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=ask)
+            model = self.window_model(vocabulary, lambda: pixels)
+            labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=model)
             classes, labels = fold_background(vocabulary, labels, score, threshold)
-            return _without_data(Segmentation(classes, labels, score, vocabulary, threshold=threshold), read.valid)
-        seen = image if read is None else self._look(read)
-        out = seen.predict_text(vocabulary, "probabilities" if probabilities else "labels")
-        kept = out.get("sem_seg")
-        score, labels = (out["score"], out["labels"]) if kept is None else kept.max(dim=0)
+            return mark_nodata(Segmentation(classes, labels, score, vocabulary, threshold=threshold), read.valid)
+        encoded = image if read is None else self._encode(read)
+        out = encoded.predict_text(vocabulary, "probabilities" if probabilities else "labels")
+        per_class = out.get("sem_seg")
+        score, labels = (out["score"], out["labels"]) if per_class is None else per_class.max(dim=0)
         presence = out.get("presence")
         classes, labels = fold_background(vocabulary, labels.cpu().numpy(), score.cpu().numpy(), threshold)
-        found = Segmentation(
+        segmentation = Segmentation(
             classes,
             labels,
             score.float().cpu().numpy(),
             vocabulary,
-            None if kept is None else kept.float().cpu().numpy(),
+            None if per_class is None else per_class.float().cpu().numpy(),
             None if presence is None else dict(zip(vocabulary.classes, presence.tolist())),
             threshold,
         )
-        return _without_data(found, seen.valid)
+        return mark_nodata(segmentation, encoded.valid)
 
     def _read(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> RGBImage:
-        """Told what was done to show it, unless the caller has read it."""
+        """Read an image, and log how it was converted unless the caller has read it."""
         read = read_image(image) if isinstance(image, (str, Path)) else as_image(image)
         for note in read.record.notes if read is not image else ():
             logger.warning("%s: %s", printable(image) if isinstance(image, (str, Path)) else "the image", note)
         return read
 
-    def _look(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> PromptedImage:
-        read = self._read(image)
+    def _encode(self, read: RGBImage) -> PromptedImage:
         return PromptedImage(self.model, read.filled(self.fill), self.in_precision, read.valid)
 
     def set_image(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> PromptedImage:
-        """Look at an image once, to be asked by `prompt`. It is returned as well, to keep several at hand.
+        """Encode an image once, to segment it several times: with classes, clicks, boxes or regions.
 
-        >>> seen = predictor.set_image("town.jpg")                     # doctest: +SKIP
-        >>> mask, quality = predictor.prompt(box=(10, 10, 90, 60))     # doctest: +SKIP
-        >>> seen.name([mask], Vocabulary.parse("ship,harbor,field"))   # doctest: +SKIP
-        >>> like = Vocabulary.parse("road").with_examples({"like this": seen.embed([mask])[0]})  # doctest: +SKIP
-        >>> predictor(seen, like).areas()                              # doctest: +SKIP
+        Args:
+            image: see `__call__`.
 
         Raises:
-            ImageError, FileNotFoundError: the image.
-        """
-        self._prompted = self._look(image)
-        return self._prompted
+            ImageError, FileNotFoundError: the image cannot be read.
 
-    def prompt(
-        self,
-        points: Sequence[Sequence[float]] = (),
-        labels: Sequence[int] = (),
-        box: Sequence[float] | None = None,
-    ) -> tuple[np.ndarray, float]:
-        """The mask that clicks and a box mean in the image of `set_image`; see `PromptedImage.prompt`."""
-        if self._prompted is None:
-            raise ValueError("no image to ask about: call set_image first")
-        return self._prompted.prompt(points, labels, box)
+        >>> predictor = Predictor.from_pretrained("mini", device="cpu")
+        >>> image = predictor.set_image("demo/yellowstone_0.4m.jpg")
+        >>> predictor(image, ["road", "tree"]).classes, predictor(image, ["water"]).classes
+        (('road', 'tree'), ('none', 'water'))
+        """
+        return self._encode(self._read(image))
 
 
 def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNode:
-    """The config of a model for inference: that of the YAML where one is named, else what the weights' file holds."""
+    """The config of a model for inference: from a YAML, or else from the file of weights.
+
+    Raises:
+        FileNotFoundError: no such YAML.
+        WeightsError: no YAML is given, and the weights do not contain their config.
+    """
     cfg = default_config()
+    if path is not None and path.is_dir():
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the one model that comes as a folder, and says so if it is another
     if config_file:
         merge_file(cfg, config_file)
-    else:
+    elif path is None or path.is_file():
         stored = read_config(path)
         if stored is None:
             raise WeightsError(
-                f"{path} does not hold its config: name it (--config-file, config_file=), or give the .safetensors that"
+                f"{path} does not hold its config: give a YAML (--config-file, config_file=), or the .safetensors that"
                 " training writes"
             )
         merge_tree(cfg, yaml.safe_load(stored))
-    cfg.MODEL.TOWER.PRETRAINED = False  # the checkpoint brings what it has learned
+    cfg.MODEL.TOWER.PRETRAINED = False  # the weights come from the checkpoint
     return cfg
 
 
-def _without_data(found: Segmentation, valid: np.ndarray | None) -> Segmentation:
-    """The same, with pixels without data marked; see `Segmentation.valid`."""
-    if valid is None:
-        return found
-    labels = found.labels.astype(np.promote_types(found.labels.dtype, np.min_scalar_type(found.nodata)))
-    labels[~valid] = found.nodata
-    return replace(found, labels=labels, valid=valid)
-
-
 def _vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
+    """The vocabulary of the arguments of `Predictor.__call__`."""
     extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
     if isinstance(classes, Vocabulary):
         if extra:
-            raise ValueError("the Vocabulary that was given holds its own background words: pass none beside it")
+            raise ValueError("the Vocabulary holds its own background words: leave out background")
         return classes
     return Vocabulary.of(classes.split(",") if isinstance(classes, str) else classes, extra)
-
-
-def fold_background(
-    vocabulary: Vocabulary, labels: np.ndarray, score: np.ndarray, threshold: float | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Ids 0.. of the classes; with background words or a threshold 0 is "none" and the classes start at 1."""
-    if threshold is None and not any(vocabulary.background):
-        return vocabulary.classes, labels
-    asked = [i for i, flag in enumerate(vocabulary.background) if not flag]
-    ids = np.zeros(len(vocabulary), np.promote_types(labels.dtype, np.min_scalar_type(len(asked))))
-    ids[asked] = np.arange(1, len(asked) + 1)
-    folded = ids[labels]
-    if threshold is not None:
-        folded[score < threshold] = 0
-    return (NONE, *(vocabulary.classes[i] for i in asked)), folded

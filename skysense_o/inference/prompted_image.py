@@ -1,6 +1,6 @@
-"""One image that was looked at once: words, clicks and boxes are answered from its features.
+"""An image that is encoded once, then segmented with classes, clicks, boxes or regions.
 
-Alphabet: C classes, K regions, D embedding, H W pixels, h w grid.
+Alphabet: C classes, K prompts or regions, N points, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -14,17 +14,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skysense_o import geometry
+from skysense_o.clicks import box_from_mask
 from skysense_o.sample import Prediction, Reduce
 from skysense_o.vocabulary import Vocabulary
 
 WORDS_ONLY = (
-    "these weights take words only: use some that were trained with MODEL.SEM_SEG_HEAD.PROMPTS True"
+    "these weights take words only: use weights that were trained with MODEL.SEM_SEG_HEAD.PROMPTS True"
     " (configs/mini/prompts.yaml)"
 )
 
 
 class PromptedImage:
-    """One image as the mask decoder has refined it. Ask it as often as you like."""
+    """An encoded image, the result of `Predictor.set_image`.
+
+    Attributes:
+        size: (H,W) of the image.
+        valid: bool (H,W), which pixels have data; None if all have.
+
+    >>> from skysense_o import Predictor
+    >>> predictor = Predictor.from_pretrained("mini", device="cpu")
+    >>> image = predictor.set_image("demo/yellowstone_0.4m.jpg")
+    >>> region = image.box_mask((150, 10, 200, 60))
+    >>> [name for name, cosine in image.name(region[None], Vocabulary.parse("tree,water"), top=1)[0]] != []
+    True
+    >>> vocabulary = Vocabulary.parse("road").with_examples({"like this": image.embed(region[None])[0]})
+    >>> predictor(image, vocabulary).classes
+    ('road', 'like this')
+    """
 
     @torch.inference_mode()
     def __init__(
@@ -36,24 +52,32 @@ class PromptedImage:
     ) -> None:
         """
         Args:
-            model: a SkySenseO in eval mode. rgb: uint8 (H,W,3). precision: the context that the model runs in.
-            valid: bool (H,W), which pixels have data; None for all. Kept for who asks about the image.
+            model: a SkySenseO in eval mode.
+            rgb: uint8 (H,W,3).
+            precision: returns the context in which the model runs.
+            valid: bool (H,W), which pixels have data; None for all. It is only stored.
         """
         self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid
-        x, (self.transform,) = geometry.prepare([torch.tensor(rgb).permute(2, 0, 1)], model.tower)
         with precision():
-            features = model.tower.encode_image(x)
-            self.dense, self.image_embedding = features.dense, model.sem_seg_head.refine(features)
+            self.image_embedding, self.dense, transforms = model.embed_images([torch.tensor(rgb).permute(2, 0, 1)])
+        (self.transform,) = transforms
 
     @property
     def takes_prompts(self) -> bool:
-        return self.model.sem_seg_head.takes_prompts
+        """Whether the weights were trained with clicks and boxes."""
+        return self.model.takes_prompts
 
     @torch.inference_mode()
     def predict_text(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
-        """Masks of names, as `SkySenseO.predict` gives them."""
+        """Segment the image with classes; see `SkySenseO.predict` for the result."""
         with self.precision():
             return self.model.predict_text(self.image_embedding, [self.transform], [vocabulary], [self.size], reduce)[0]
+
+    @torch.inference_mode()
+    def class_probabilities(self, vocabulary: Vocabulary) -> Tensor:
+        """(C,h,w) probability of each class at the masks' own grid over the padded image."""
+        with self.precision():
+            return self.model.class_probabilities(self.image_embedding, 1, vocabulary)[0].float()
 
     @torch.inference_mode()
     def prompt(
@@ -62,126 +86,170 @@ class PromptedImage:
         labels: Sequence[int] = (),
         box: Sequence[float] | None = None,
     ) -> tuple[np.ndarray, float]:
-        """The mask that clicks and a box mean.
+        """Predict the mask of one object from points, a box or both.
 
         Args:
-            points: x,y of pixels of the image. labels: 1 inside the mask, 0 outside it, one a point.
-            box: half-open XYXY in pixels of the image.
+            points: N points x,y, in pixels of the image.
+            labels: per point 1 for foreground (inside the mask) or 0 for background (outside).
+            box: half-open XYXY, in pixels of the image.
 
         Returns:
-            mask bool (H,W), and the IoU it is thought to have, 0..1.
+            Mask bool (H,W), and the IoU that the model predicts for it, 0..1.
 
         Raises:
-            ValueError: weights that take words only; neither points nor a box; labels that do not match the points; a
-                point or a box outside the image; an empty box.
+            ValueError: the weights were trained without prompts; neither points nor a box; not one label per point; a
+                point or box outside the image; an empty box.
         """
-        points, labels, box = self._checked(points, labels, box)
+        points, labels, box = self._check(points, labels, box)
         logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
         return (self.to_image(logits)[0] > 0).cpu().numpy(), float(iou_pred[0].clamp(0, 1))
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """K prompts at once: points (K,N,2) and labels (K,N), -1 for padding; boxes (K,4), half-open, NaN where absent.
+        """Predict the masks of K prompts in one call.
+
+        Args:
+            points: (K,N,2) x,y, in pixels of the image.
+            labels: (K,N), 1 foreground, 0 background, -1 padding.
+            boxes: (K,4) half-open XYXY, NaN for no box.
 
         Returns:
-            logits (K,h,w) at the masks' own grid over the padded image, and predicted IoU (K).
+            logits (K,h,w) on the mask grid of the padded image, and predicted IoU (K).
 
         Raises:
-            ValueError: weights that take words only.
+            ValueError: the weights were trained without prompts.
         """
         if not self.takes_prompts:
             raise ValueError(WORDS_ONLY)
         xy, corners = self.transform.points(points), self.transform.boxes(boxes)
         with self.precision():
-            asked = (x[None].to(self.model.device) for x in (xy, labels, corners))
-            logits, iou_pred = self.model.predict_prompts(self.image_embedding, *asked)
+            prompts = (x[None].to(self.model.device) for x in (xy, labels, corners))
+            logits, iou_pred = self.model.predict_prompts(self.image_embedding, *prompts)
         return logits[0].float(), iou_pred[0].float()
 
     def to_image(self, grid: Tensor) -> Tensor:
-        """(K,h,w) over the padded image -> (K,H,W)."""
+        """Resize masks from the mask grid to the image: (K,h,w) over the padded image -> (K,H,W)."""
         full = F.interpolate(grid[None], size=self.transform.padded, mode="bilinear", align_corners=False)
         return full[0, :, : self.size[0], : self.size[1]]
 
     @torch.inference_mode()
     def embed(self, masks: np.ndarray) -> Tensor:
-        """What regions look like: the mean of the dense features under each mask, in the text space.
+        """Embed regions: the mean of the dense features inside each mask.
+
+        A cell of the feature grid is weighted by the share of its pixels that lie inside the mask.
 
         Args:
-            masks: bool (K,H,W). A cell of the grid counts by its share of the region's pixels.
+            masks: bool (K,H,W).
 
         Returns:
-            (K,D) unit vectors.
+            (K,D) unit vectors in the text space.
 
         Raises:
-            ValueError: a mask of another size than the image, or an empty one.
+            ValueError: a mask is empty, or has another size than the image.
         """
+        masks = self._regions(masks)
+        if hasattr(self.model, "embed_regions"):  # SAM 3 takes the box of a region as its example
+            height, width = self.size
+            sides = torch.tensor([width, height, width, height])
+            boxes = torch.tensor([box_from_mask(mask) for mask in masks]) / sides
+            with self.precision():
+                return self.model.embed_regions(self.image_embedding, boxes).float()
+        shares = self._shares(masks, self.grid).to(self.dense.device)
+        return F.normalize(torch.einsum("khw,dhw->kd", shares, self.dense[0].float()), dim=-1)
+
+    def _regions(self, masks: np.ndarray) -> np.ndarray:
+        """bool (K,H,W), looked at for what could be wrong with it."""
         masks = np.asarray(masks, bool)
         if masks.ndim != 3 or masks.shape[1:] != self.size:
             height, width = self.size
             raise ValueError(f"masks of shape {masks.shape} do not fit the image: expected (K,{height},{width})")
         if not masks.any((1, 2)).all():
-            raise ValueError("a region is empty: it needs one pixel at least")
+            raise ValueError("a region is empty: it needs at least one pixel")
+        return masks
+
+    def _shares(self, masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
+        """(K,h,w): the share of each cell over the padded image that a region covers."""
         below, right = (p - n for p, n in zip(self.transform.padded, self.size))
-        share = torch.stack(  # one by one: full-size masks in float would not fit for a hundred regions
+        return torch.stack(  # one by one: a hundred full-size masks in float would not fit into memory
             [
-                F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], self.grid)[0]
+                F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], grid)[0]
                 for mask in masks
             ]
-        ).to(self.dense.device)
-        return F.normalize(torch.einsum("khw,dhw->kd", share, self.dense[0].float()), dim=-1)
+        )
 
     def cosines(self, regions: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """(K,D) of `embed` -> (K,C), -1..1: with each name, its best phrase."""
+        """Cosines of regions and classes.
+
+        Args:
+            regions: (K,D), see `embed`.
+
+        Returns:
+            (K,C), -1..1; for a class with synonyms, that of the best one.
+
+        Raises:
+            ValueError: the model has no region vectors in the space of the words.
+        """
+        if hasattr(self.model, "embed_regions"):
+            raise ValueError("SAM 3 compares no region with words by vectors: name by masks, or use other weights")
         text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
         cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
         return geometry.best_of_phrases(cosines.T, vocabulary.phrase_to_class, len(vocabulary)).T
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(h,w) of the dense features."""
         return tuple(self.dense.shape[-2:])
 
     @torch.inference_mode()
     def name(self, masks: np.ndarray, vocabulary: Vocabulary, top: int = 5) -> list[list[tuple[str, float]]]:
-        """The classes that regions look most like.
+        """Rank classes for each region by similarity.
 
         Args:
-            masks: bool (K,H,W). top: how many names to tell.
+            masks: bool (K,H,W).
+            top: number of classes to return.
 
         Returns:
-            for each region (name, cosine) pairs, best first; a name's cosine is that of its best phrase, -1..1.
+            Per region (class, cosine) pairs, the best first; see `cosines`. SAM 3 has no region vectors in the
+            space of the words; for it, the class's mean probability inside the region, 0..1.
         """
-        values, order = self.cosines(self.embed(masks), vocabulary).sort(dim=1, descending=True)
+        if hasattr(self.model, "embed_regions"):
+            grid = self.class_probabilities(vocabulary)
+            shares = self._shares(self._regions(masks), tuple(grid.shape[-2:])).to(grid)
+            values = torch.einsum("khw,chw->kc", shares, grid) / shares.sum((1, 2))[:, None]
+        else:
+            values = self.cosines(self.embed(masks), vocabulary)
+        values, order = values.sort(dim=1, descending=True)
         return [
             [(vocabulary.classes[i], round(value, 4)) for i, value in zip(ids[:top], row[:top])]
             for ids, row in zip(order.tolist(), values.tolist())
         ]
 
     def box_mask(self, box: Sequence[float]) -> np.ndarray:
-        """The mask that a box fills.
+        """The mask of all pixels inside a box.
 
         Args:
-            box: half-open XYXY in pixels of the image.
+            box: half-open XYXY, in pixels of the image.
 
         Returns:
             bool (H,W).
 
         Raises:
-            ValueError: the box reaches outside the image, or is empty.
+            ValueError: the box is empty, or extends beyond the image.
         """
-        self._checked((), (), box)
+        self._check((), (), box)
         mask = np.zeros(self.size, bool)
         x0, y0, x1, y1 = (int(v) for v in box)
         mask[y0:y1, x0:x1] = True
         return mask
 
-    def _checked(self, points, labels, box) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,2), (N,) and (4,), NaN where there is no box."""
+    def _check(self, points, labels, box) -> tuple[Tensor, Tensor, Tensor]:
+        """Check a prompt. Returns points (N,2), labels (N,) and box (4,), NaN without a box."""
         if len(points) != len(labels):
             raise ValueError(
-                f"{len(points)} points with {len(labels)} labels: give each point 1 (inside) or 0 (outside)"
+                f"{len(points)} points with {len(labels)} labels: give one label per point, 1 (inside) or 0 (outside)"
             )
         if not len(points) and box is None:
-            raise ValueError("neither a point nor a box: give one at least")
+            raise ValueError("neither a point nor a box: give at least one")
         wrong = sorted(set(labels) - {0, 1})
         if wrong:
             raise ValueError(f"point labels {wrong}: permitted are 1 (inside) and 0 (outside)")
@@ -194,7 +262,7 @@ class PromptedImage:
             if x0 >= x1 or y0 >= y1:
                 raise ValueError(f"box {tuple(box)} is empty: give x0, y0, x1, y1 with x0 < x1 and y0 < y1")
             if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-                raise ValueError(f"box {tuple(box)} reaches outside the image, which is {width} x {height} (x, y)")
+                raise ValueError(f"box {tuple(box)} extends beyond the image, which is {width} x {height} (x, y)")
         return (
             torch.tensor(points, dtype=torch.float32).view(-1, 2),
             torch.tensor(labels, dtype=torch.int64),

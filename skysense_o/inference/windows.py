@@ -1,7 +1,7 @@
-"""Which windows an image of any size is seen through, and which of its pixels are ready when.
+"""Divide an image into windows, and determine which pixels are final after which windows.
 
-Alphabet: H W pixels of the image as the model sees it, h w cells (the head's grid, `stride` pixels a cell).
-The result has its own pixels: fewer or more than the model sees where an image is resampled for it.
+Alphabet: H W pixels of the image as the model sees it, h w cells of the mask grid (one cell per `stride` pixels). The
+result may have fewer or more pixels than the model sees, if the image is resampled for the model.
 """
 
 from __future__ import annotations
@@ -17,19 +17,28 @@ from skysense_o.geometry import padded_size
 
 WINDOW = 512
 OVERLAP = 0.25
+"""Default size of a window in pixels, and its default overlap as a share of the size."""
 BLENDING_SHARE = 0.5
-"""Of the memory that may be used; the rest is for the model's own maps and what is read ahead."""
+"""Share of the memory for blending; the rest is for the activations of the model and for pixels that are read ahead."""
 BLOCK = 512
-"""Strips begin at multiples of so many pixels, since GeoTIFFs are tiled so."""
+"""Strips begin at multiples of this many pixels, which is the usual tile size of GeoTIFFs."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along the rows or the columns of an image.
+    """The windows along one axis of an image, its rows or its columns.
 
-    length: pixels that the model sees. target: pixels of the result. window: pixels of a window, a multiple of
-    `stride`. starts: of the windows, ascending multiples of `stride`; the last window ends at or, by less than the
-    model's divisor, beyond the image's end.
+    Attributes:
+        length: number of pixels that the model sees.
+        target: number of pixels of the result.
+        window: size of a window in pixels, a multiple of `stride`.
+        overlap: of two windows, in pixels.
+        starts: first pixel of each window, ascending multiples of `stride`. The last window ends at the end of the
+            image, or beyond it by less than the divisor of the model.
+        stride: pixels per cell of the mask grid.
+
+    >>> Axis.plan(length=100, target=100, window=64, overlap=32, step=32, stride=4).starts
+    (0, 32, 64)
     """
 
     length: int
@@ -43,9 +52,9 @@ class Axis:
     def plan(
         cls, length: int, target: int, window: int, overlap: int, step: int, stride: int, fixed: bool = False
     ) -> Axis:
-        """Windows of one size that start at multiples of `step` and share at least `overlap` pixels with the next.
+        """Place windows of one size at multiples of `step`, so that neighbors overlap by at least `overlap` pixels.
 
-        An image smaller than a window has a smaller one, unless their size is `fixed`.
+        If the image is smaller than the window, the window becomes smaller, unless its size is `fixed`.
         """
         padded = padded_size((length,), step)[0]
         padded = max(padded, window) if fixed else padded
@@ -55,14 +64,14 @@ class Axis:
 
     @property
     def cells(self) -> int:
-        """How many cells the windows cover together."""
+        """Number of cells that all windows cover together."""
         return (self.starts[-1] + self.window) // self.stride
 
     @cached_property
     def weights(self) -> tuple[Tensor, ...]:
-        """For each window the weight of each of its cells; at each cell the weights of all windows sum to 1.
+        """Blending weights: per window, one weight per cell. The weights of all windows sum to 1 in each cell.
 
-        They rise and fall as Hann's window over the overlap and are flat between.
+        They rise and fall over the overlap like a Hann window, and are constant in between.
         """
         n, ramp = self.window // self.stride, self.overlap // self.stride
         edge = (torch.arange(n, dtype=torch.float64) + 0.5).minimum(n - torch.arange(n) - 0.5)
@@ -73,40 +82,43 @@ class Axis:
         return tuple((shape / total[start // self.stride :][:n]).float() for start in self.starts)
 
     def position(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels of the result -> the cell before each and how far it is to the next, 0..1 (bilinear, half-pixel)."""
-        place = (pixels.double() + 0.5) * (self.length / self.target / self.stride) - 0.5
-        place = place.clamp(0, self.cells - 1)
-        cell = place.floor()
-        return cell.long(), (place - cell).float()
+        """For pixels of the result, the cell before each, and the fraction 0..1 towards the next cell.
+
+        This is the rule of bilinear interpolation with `align_corners=False`.
+        """
+        position = (pixels.double() + 0.5) * (self.length / self.target / self.stride) - 0.5
+        position = position.clamp(0, self.cells - 1)
+        cell = position.floor()
+        return cell.long(), (position - cell).float()
 
     def cell(self, pixel: int) -> int:
-        """The first cell that a pixel of the result is made from."""
+        """The first cell that a pixel of the result depends on."""
         return int(self.position(torch.tensor([pixel]))[0])
 
     def span(self, pixels: range) -> range:
-        """The cells that these pixels of the result are made from."""
+        """The cells that these pixels of the result depend on."""
         return range(self.cell(pixels.start), min(self.cell(pixels.stop - 1) + 2, self.cells))
 
     def touching(self, cells: range) -> list[int]:
-        """Numbers of the windows that hold any of these cells."""
+        """Indices of the windows that contain any of these cells."""
         n = self.window // self.stride
         return [
             k for k, s in enumerate(self.starts) if s // self.stride < cells.stop and s // self.stride + n > cells.start
         ]
 
     def ready(self, k: int) -> int:
-        """How many pixels of the result, from its start, are final once windows 0 to k have been added."""
+        """Number of pixels of the result, from its start, that are final after windows 0 to k were added."""
         if k + 1 == len(self.starts):
             return self.target
-        complete = self.starts[k + 1] // self.stride  # a pixel is final when the cell after it is, too
+        complete = self.starts[k + 1] // self.stride  # a pixel is final when the cell after it is final
         return max(0, math.ceil((complete - 0.5) * self.stride * self.target / self.length - 0.5 - 1e-9))
 
     def first_window(self, pixel: int) -> int:
-        """The first window that a pixel of the result is made from."""
+        """Index of the first window that a pixel of the result depends on."""
         return self.touching(range(self.cell(pixel), self.cell(pixel) + 1))[0]
 
     def pixels_of(self, k: int) -> range:
-        """Pixels of the result that window k may take part in."""
+        """The pixels of the result that window k may influence."""
         scale, margin = self.target / self.length, 1 + self.stride * self.target // self.length
         begin, end = self.starts[k] * scale, (self.starts[k] + self.window) * scale
         return range(max(0, int(begin) - margin), min(self.target, math.ceil(end) + margin))
@@ -114,11 +126,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """Windows over an image, and the column strips in which its result is made."""
+    """The windows of an image, and the strips of columns in which its result is computed."""
 
     rows: Axis
     cols: Axis
-    strips: tuple[range, ...]  # of the result's columns, from left to right
+    strips: tuple[range, ...]  # ranges of columns of the result, from left to right
     num_classes: int
 
     @classmethod
@@ -135,16 +147,21 @@ class Plan:
         fixed: bool = False,
         target: tuple[int, int] | None = None,
     ) -> Plan:
-        """
+        """Divide an image into windows and strips.
+
         Args:
-            size: (H,W) that the model sees. target: of the result; the same where None.
-            window, overlap: pixels. divisor, stride: of the model's input and of its head's grid.
-            classes: C. memory: bytes that may be used; the strips are as wide as the share for blending allows.
-            fixed: the model takes windows of this size only, however small the image.
+            size: (H,W) that the model sees.
+            window, overlap: in pixels.
+            divisor: sides of windows are multiples of it.
+            stride: pixels per cell of the mask grid.
+            num_classes: C.
+            memory: bytes that may be used. Strips are as wide as the share for blending allows.
+            fixed: the model takes windows of this size only, even for smaller images.
+            target: (H,W) of the result; None for `size`.
 
         Raises:
-            ValueError: a window that is no positive multiple of `divisor`, an overlap that is not below it, or a memory
-                too small for a strip of one block.
+            ValueError: the window is not a positive multiple of `divisor`; the overlap is too large; or the memory is
+                too small for the narrowest strip.
         """
         target = target or size
         step = stride if fixed else divisor
@@ -153,14 +170,14 @@ class Plan:
         if not 0 <= overlap <= window - step:
             raise ValueError(f"an overlap of {overlap} pixels is out of range: 0 to {window - step} for this window")
         rows, cols = (Axis.plan(n, t, window, overlap, step, stride, fixed) for n, t in zip(size, target))
-        column = strip_bytes(rows, num_classes) * size[1] / target[1] / stride  # bytes a column of the result
+        column = strip_bytes(rows, num_classes) * size[1] / target[1] / stride  # bytes per column of the result
         share = memory * BLENDING_SHARE
         width = int(share // column) // BLOCK * BLOCK
         if width == 0 and target[1] * column > share:
             least = math.ceil(min(BLOCK, target[1]) * column / BLENDING_SHARE / 2**20)
             raise ValueError(
-                f"{memory / 2**20:.0f} MiB are too few to blend {num_classes} classes in windows of {window}: at"
-                f" least {least} MiB are needed; give more memory, fewer classes or a smaller window"
+                f"{memory / 2**20:.0f} MiB are too few to blend {num_classes} classes in windows of {window}: give"
+                f" at least {least} MiB, fewer classes or a smaller window"
             )
         width = width or target[1]
         return cls(
@@ -169,5 +186,5 @@ class Plan:
 
 
 def strip_bytes(rows: Axis, num_classes: int) -> int:
-    """Bytes a column of cells: the rows being blended and, handed to the thread that writes, those just finished."""
+    """Bytes per column of cells, for the rows being blended and for the finished rows that are being written."""
     return 2 * 4 * num_classes * (rows.window // rows.stride + 3)

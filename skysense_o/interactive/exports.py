@@ -52,6 +52,7 @@ def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list)
     """The labels that people have seen, through the exports of scenes: nothing is computed anew."""
     from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.label_store import LabelStore
+    from skysense_o.scenes.options import SceneOutputs
     from skysense_o.scenes.raster import Raster
     from skysense_o.scenes.scene import Scene
 
@@ -68,7 +69,7 @@ def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list)
         work.write(rows, cols, found.labels, found.score, valid)
         try:
             scene = Scene(raster, work, found.classes, found.threshold, settings)
-            written, _ = save_scene(scene, folder, image.stem, formats, colors)
+            written, _ = save_scene(scene, SceneOutputs(folder, formats, image.stem, colors))
         finally:
             work.remove()
     return written

@@ -16,8 +16,9 @@ from skysense_o.image_io import RGBImage, gdal_settings
 from skysense_o.inference.automatic_masks import Proposal, generate_masks
 from skysense_o.inference.drawing import Color
 from skysense_o.inference.export import palette_of
-from skysense_o.inference.predictor import NONE, Predictor, Segmentation
+from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.prompted_image import PromptedImage
+from skysense_o.inference.segmentation import NONE, Segmentation
 from skysense_o.interactive.opening import OpenedImage
 from skysense_o.vocabulary import Vocabulary
 

@@ -60,19 +60,21 @@ def _shared(tokens: Tensor, first_end: int) -> int:
 
 def _block(block: ResidualAttentionBlock, head: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Run one block on the shared tokens head (1,S,C) and on the other tokens x (N,L-S,C), which attend to both."""
-    q0, k0, v0 = _heads(block, head)
-    q, k, v = _heads(block, x)
+    q0, k0, v0 = attention_heads(block, head)
+    q, k, v = attention_heads(block, x)
     k, v = (torch.cat([a.expand(len(x), -1, -1, -1), b], dim=2) for a, b in ((k0, k), (v0, v)))
     read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return _rest(block, head, F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)), _rest(block, x, read)
+    first = F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)
+    return after_attention(block, head, first), after_attention(block, x, read)
 
 
-def _heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def attention_heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(N,L,C) -> query, key, value, each (N,heads,L,C/heads)."""
     qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
     return tuple(qkv.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4))
 
 
-def _rest(block: ResidualAttentionBlock, x: Tensor, read: Tensor) -> Tensor:
+def after_attention(block: ResidualAttentionBlock, x: Tensor, read: Tensor) -> Tensor:
+    """The rest of a block: x (N,L,C) and what its heads have read (N,heads,L,C/heads) -> (N,L,C)."""
     x = x + block.ls_1(block.attn.out_proj(read.transpose(1, 2).flatten(2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -14,8 +14,10 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from skysense_o.modeling.clip_text import encode_tokens, is_plain
+from skysense_o.modeling.clip_text import after_attention, attention_heads, encode_tokens, is_plain
 from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
+
+SELF_ATTENTION = ("qq", "kk", "vv")
 
 
 @TOWER_REGISTRY.register()
@@ -26,12 +28,21 @@ class OpenCLIPTower(Tower):
     """
 
     @configurable
-    def __init__(self, *, clip: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str) -> None:
+    def __init__(
+        self,
+        *,
+        clip: nn.Module,
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        name: str,
+        attention: Sequence[str] = (),
+        residual: bool = False,
+    ) -> None:
         """
         Args:
             clip: an open_clip model.
             tokenizer: N strings -> (N,L) token ids.
             name: name of the model, for error messages.
+            attention, residual: see `ViTReader`.
 
         Raises:
             ValueError: attention pooling, or neither a ViT nor a ConvNeXt.
@@ -39,10 +50,10 @@ class OpenCLIPTower(Tower):
         preprocess = clip.visual.preprocess_cfg
         super().__init__([255 * m for m in preprocess["mean"]], [255 * s for s in preprocess["std"]])
         self.clip, self.tokenizer = clip, tokenizer
-        self.reader = reader_of(clip.visual, name)
+        self.reader = reader_of(clip.visual, name, attention, residual)
         self.stride = self.divisor = self.reader.stride
         self.pyramid_channels = self.reader.pyramid_channels
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):  # where a model is built on the meta device, the tower is not
             self.dim = self.encode_text(["a"]).shape[-1]
 
     @classmethod
@@ -66,7 +77,8 @@ class OpenCLIPTower(Tower):
             ) from error
         finally:
             logging.disable(logging.NOTSET)
-        return {"clip": clip, "tokenizer": tokenizer, "name": part.NAME}
+        keys = {"attention": part.ATTENTION, "residual": part.RESIDUAL}
+        return {"clip": clip, "tokenizer": tokenizer, "name": part.NAME, **keys}
 
     def encode_image(self, x: Tensor) -> Features:
         """x (B,3,h0,w0), sides multiples of `divisor` -> dense map at `stride`, two finer maps, pooled vector."""
@@ -93,22 +105,30 @@ class OpenCLIPTower(Tower):
         return (p for name, p in self.clip.named_parameters() if not name.startswith(("visual.", "logit_")))
 
 
-def reader_of(visual: nn.Module, name: str) -> ViTReader | ConvNeXtReader:
+def reader_of(
+    visual: nn.Module, name: str, attention: Sequence[str] = (), residual: bool = False
+) -> ViTReader | ConvNeXtReader:
     """Choose the reader of dense features for an image encoder of open_clip.
 
     Args:
         visual: the image encoder.
         name: name of the model, for error messages.
+        attention, residual: see `ViTReader`.
 
     Raises:
-        ValueError: attention pooling, or neither a ViT nor a ConvNeXt.
+        ValueError: attention pooling, or neither a ViT nor a ConvNeXt; attention that is not known, or not a ViT's.
     """
+    wrong = [kind for kind in attention if kind not in SELF_ATTENTION]
+    if wrong:
+        raise ValueError(f"MODEL.TOWER.OPEN_CLIP.ATTENTION {wrong} is not known: {', '.join(SELF_ATTENTION)}, or none")
     plain_blocks = isinstance(visual, VisionTransformer) and all(
         type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks
     )
     if plain_blocks and visual.attn_pool is None and visual.pool_type in ("tok", "avg"):
-        return ViTReader(visual)
+        return ViTReader(visual, attention, residual)
     convnext = isinstance(visual, TimmModel) and isinstance(visual.trunk, ConvNeXt)
+    if convnext and attention:
+        raise ValueError(f"{name!r} is a ConvNeXt, without attention: leave MODEL.TOWER.OPEN_CLIP.ATTENTION empty")
     if convnext and not hasattr(visual.head, "pool"):
         return ConvNeXtReader(visual)
     raise ValueError(
@@ -122,9 +142,14 @@ class ViTReader:
 
     Dense map: the value projection of the last block (MaskCLIP, Zhou et al. 2022), or its output tokens if the model
     pools by their mean. Finer maps: the blocks at two thirds and one third of the depth, upsampled.
+
+    attention: how the last block attends instead, tokens to those with like queries (qq), keys (kk) or values (vv), the
+    weights of several added (Wang et al. 2024, SCLIP: qq and kk; Lan et al. 2024, ClearCLIP: qq; SegEarth-OV: all).
+    residual: keep that block's residual connection and feed-forward layer, as SCLIP does; the others leave them out.
     """
 
-    def __init__(self, visual: VisionTransformer) -> None:
+    def __init__(self, visual: VisionTransformer, attention: Sequence[str] = (), residual: bool = False) -> None:
+        self.attention, self.residual = tuple(attention), residual
         depth = len(visual.transformer.resblocks)
         self.stride = visual.patch_size[0]
         self.levels = (max(0, 2 * depth // 3 - 1), max(0, depth // 3 - 1))  # the earlier block has the finer detail
@@ -145,7 +170,10 @@ class ViTReader:
             if i in self.levels:
                 outputs[i] = x
         tokens = last(x)
-        values = tokens if visual.pool_type == "avg" else _value_path(last, x)
+        if self.attention:
+            values = self_attention(last, x, self.attention, self.residual)
+        else:
+            values = tokens if visual.pool_type == "avg" else _value_path(last, x)
         dense = _to_map(visual.ln_post(values) @ visual.proj, size)
         pyramid = tuple(
             F.interpolate(
@@ -164,6 +192,15 @@ def _positions(visual: VisionTransformer, size: tuple[int, int]) -> Tensor:
     square = table[1:].T.unflatten(1, grid)[None]
     resized = F.interpolate(square, size=size, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([table[:1], resized[0].flatten(1).T])
+
+
+def self_attention(block: ResidualAttentionBlock, x: Tensor, kinds: Sequence[str], residual: bool = False) -> Tensor:
+    """The last block with other attention, see `ViTReader`; x (B,L,C) -> (B,L,C)."""
+    heads = dict(zip("qkv", attention_heads(block, x)))
+    read = sum(F.scaled_dot_product_attention(heads[kind[0]], heads[kind[1]], heads["v"]) for kind in kinds)
+    if residual:
+        return after_attention(block, x, read)
+    return block.ls_1(block.attn.out_proj(read.transpose(1, 2).flatten(2)))
 
 
 def _value_path(block: ResidualAttentionBlock, x: Tensor) -> Tensor:

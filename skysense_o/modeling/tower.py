@@ -48,6 +48,7 @@ class Features:
     pyramid: tuple[Tensor, ...]  # (B,C1,2h,2w), then (B,C2,4h,4w)
     pooled: Tensor  # (B,D), in the text space
     stages: tuple[Tensor, ...] = ()  # maps of the backbone, finest first, if the tower gives them
+    image: Tensor | None = None  # (B,3,h0,w0) as the tower was given it, for decoders that are guided by its edges
 
 
 class Tower(nn.Module):

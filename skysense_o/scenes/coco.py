@@ -1,4 +1,4 @@
-"""Regions as COCO has them: run-length masks, and boxes with scores."""
+"""Regions in COCO's formats: annotations with run-length masks, and boxes with scores."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from rasterio.windows import Window
 from skysense_o.scenes.regions import Regions
 
 COLUMNS = 256
+"""Columns of the scene that are read at a time."""
 IMAGE_ID = 1
+"""A file describes one scene."""
 
 
 def coco_dataset(regions: Regions, size: tuple[int, int], classes: Sequence[str], first: int, file_name: str) -> dict:
-    """COCO's annotation file with one annotation a region, `score` beside COCO's own keys.
+    """Build COCO's annotation file: one annotation per region, with a `score` in addition to COCO's keys.
 
-    classes: by id; the first `first` of them (0 or 1: "none") have no category.
+    Args:
+        size: (H,W) of the scene.
+        classes: class per id.
+        first: id of the first class that becomes a category: 1 if id 0 is "none", else 0.
+        file_name: of the scene.
 
     Raises:
-        ValueError: a scene of more pixels than COCO's 32-bit runs can count.
+        ValueError: the scene has more pixels than COCO's 32-bit run lengths can count.
     """
     if size[0] * size[1] >= 2**32:
-        raise ValueError(f"{size[0]} x {size[1]} pixels are more than COCO's runs can count: save gpkg or geojson")
+        raise ValueError(f"{size[0]} x {size[1]} pixels are too many for COCO's run lengths: save gpkg or geojson")
     annotations = [
         {**box, "id": i + 1, "segmentation": rle, "area": int(n), "iscrowd": 0}
         for i, (box, rle, n) in enumerate(zip(coco_boxes(regions), _rle(regions, size), regions.pixels))
@@ -38,7 +44,7 @@ def coco_dataset(regions: Regions, size: tuple[int, int], classes: Sequence[str]
 
 
 def coco_boxes(regions: Regions) -> list[dict]:
-    """COCO's result list: image_id, category_id, bbox (x, y, width, height in pixels), score; one entry a region."""
+    """Build COCO's result list: per region image_id, category_id, bbox (x, y, width, height in pixels) and score."""
     return [
         {
             "image_id": IMAGE_ID,
@@ -51,26 +57,27 @@ def coco_boxes(regions: Regions) -> list[dict]:
 
 
 def _rle(regions: Regions, size: tuple[int, int]) -> list[dict]:
-    """COCO counts down the columns; its runs are found a few columns at a time, never a mask of the scene's size."""
-    found = []
+    """Run-length masks of all regions. COCO counts column by column, so COLUMNS columns are read at a time."""
+    parts = []
     with rasterio.open(regions.path) as file:
         for x in range(0, size[1], COLUMNS):
             width = min(COLUMNS, size[1] - x)
             flat = file.read(1, window=Window(x, 0, width, size[0])).T.ravel()
             starts = np.flatnonzero(np.diff(flat, prepend=-1))
             lengths = np.diff(starts, append=len(flat))
-            number = flat[starts]
-            some = number > 0
-            found.append(np.stack([number[some], starts[some] + x * size[0], lengths[some]], axis=1).astype(np.int64))
-    table = np.concatenate([np.empty((0, 3), np.int64), *found])
+            region = flat[starts]
+            inside = region > 0
+            runs = region[inside], starts[inside] + x * size[0], lengths[inside]
+            parts.append(np.stack(runs, axis=1).astype(np.int64))
+    table = np.concatenate([np.empty((0, 3), np.int64), *parts])
     table = table[np.argsort(table[:, 0], kind="stable")]
     ends = np.searchsorted(table[:, 0], np.arange(1, len(regions) + 2))
     return [_counts(table[a:b, 1], table[a:b, 2], size) for a, b in pairwise(ends)]
 
 
 def _counts(starts: np.ndarray, lengths: np.ndarray, size: tuple[int, int]) -> dict:
-    """Alternating lengths of outside and inside, packed by pycocotools."""
-    joins = np.append(starts[1:] == starts[:-1] + lengths[:-1], False)  # the run goes on in the next few columns
+    """Encode alternating lengths, outside and inside the region, with pycocotools."""
+    joins = np.append(starts[1:] == starts[:-1] + lengths[:-1], False)  # the run continues in the next columns
     begins = starts[np.append(True, ~joins[:-1])]
     ends = (starts + lengths)[~joins]
     edges = np.stack([begins, ends], axis=1).ravel()

@@ -1,25 +1,25 @@
-"""The half of the package that needs GDAL, and what only it can write."""
+"""Import the code for scenes, which needs GDAL, only where a scene is read."""
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
-SCENE_FORMATS = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
-"""What is written of scenes only; see `scene_export.FORMATS`."""
 
-
-def scene_tools() -> ModuleType:
-    """`scene_export`, which needs the extra "geo".
+def scene_tools(name: str = "run") -> ModuleType:
+    """Import a module of this folder.
 
     Raises:
-        ModuleNotFoundError: it is not installed; says how to.
+        ModuleNotFoundError: the extra "geo" is not installed; the message says how to install it.
+
+    >>> scene_tools("check").check_scene.__name__
+    'check_scene'
     """
     try:
-        from skysense_o.scenes import export as scene_export
+        return importlib.import_module(f"skysense_o.scenes.{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("skysense_o"):
             raise
         raise ModuleNotFoundError(
             f'georeferenced scenes need {error.name}, which is not installed: pip install -e ".[geo]"', name=error.name
         ) from error
-    return scene_export

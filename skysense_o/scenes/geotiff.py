@@ -1,4 +1,4 @@
-"""Label maps and scores as Cloud Optimized GeoTIFFs, on the grid and in the place of the raster they were made from."""
+"""Write label maps and scores as Cloud Optimized GeoTIFFs, on the grid of their source raster."""
 
 from __future__ import annotations
 
@@ -27,19 +27,23 @@ def write_geotiff(
     read: Callable[[range], np.ndarray],
     describe: Callable[[rasterio.io.DatasetWriter], None],
 ) -> None:
-    """Write one band in the place of `source`; under its final name only once it is whole.
+    """Write one band with the size, CRS and transform of `source`. It gets its final name when it is complete.
 
     Args:
-        bands: ranges of rows from top to bottom. read: range -> (rows,W). describe: adds colours and tags.
+        source: open raster.
+        dtype, nodata: of the stored values.
+        bands: ranges of rows, from top to bottom.
+        read: range of rows -> array (rows,W).
+        describe: adds colors and tags to the open file.
     """
     staging, part = path.with_suffix(".staging.tif"), path.with_suffix(".part.tif")
     options = {"driver": "GTiff", "dtype": dtype, "nodata": nodata, "count": 1, "tiled": True, "BIGTIFF": "IF_SAFER"}
-    place = {"crs": source.crs, "transform": None if source.transform.is_identity else source.transform}
+    georeference = {"crs": source.crs, "transform": None if source.transform.is_identity else source.transform}
     try:
         with rasterio.open(
             staging, "w", width=source.width, height=source.height, blockxsize=TILE, blockysize=TILE, **options
         ) as file:
-            for name, value in place.items():
+            for name, value in georeference.items():
                 if value is not None:
                     setattr(file, name, value)
             if source.gcps[0]:
@@ -55,16 +59,16 @@ def write_geotiff(
         )  # fmt: skip
         os.replace(part, path)
     finally:
-        for rest in (staging, part, Path(f"{part}.aux.xml"), Path(f"{staging}.aux.xml")):
-            rest.unlink(missing_ok=True)
+        for temporary in (staging, part, Path(f"{part}.aux.xml"), Path(f"{staging}.aux.xml")):
+            temporary.unlink(missing_ok=True)
 
 
 def describe_labels(classes: Sequence[str], colors: Sequence[Color], nodata: int, settings: dict):
-    """Colour table and tags: CLASS_<id> = name, and how the map was made."""
+    """Return a function that adds a color table and tags: CLASS_<id> for the classes, and the settings."""
 
     def describe(file) -> None:
         table = {i: (*color, 255) for i, color in enumerate(colors)}
-        if nodata == 255:  # the format's colour tables have 256 entries for a byte
+        if nodata == 255:  # TIFF has color tables for 8-bit labels, not for 16-bit ones
             file.write_colormap(1, {**table, nodata: (0, 0, 0, 0)})
             file.colorinterp = [ColorInterp.palette]
         file.update_tags(**{f"CLASS_{i}": name for i, name in enumerate(classes)}, **settings)
@@ -74,7 +78,7 @@ def describe_labels(classes: Sequence[str], colors: Sequence[Color], nodata: int
 
 
 def describe_score(settings: dict):
-    """Stored bytes times the declared scale are probabilities."""
+    """Return a function that declares the scale: probability = stored byte x scale."""
 
     def describe(file) -> None:
         file.scales = (1 / SCORE_STEPS,)

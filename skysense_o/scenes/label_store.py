@@ -1,7 +1,7 @@
-"""Results of a scene on disk while it is being made: plain arrays, and a journal of which of their rows are final.
+"""Labels and scores of a scene on disk while it is segmented: two plain arrays, and a journal of the finished rows.
 
-A killed run leaves them behind; the next one goes on from the journal. A row is in the journal only after its bytes
-were forced to the disk.
+A run that was killed leaves them behind, and the next run resumes from the journal. Rows enter the journal only after
+their bytes were synced to disk.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 SCORE_STEPS = 250
-"""A score of 1 in a stored byte: scores are kept in steps of 0.004."""
+"""Scores are stored as bytes, in steps of 1/250; the byte 250 is a score of 1."""
 NO_SCORE = 255
+"""The stored byte where there is no data."""
 
 
 class LabelStore:
-    """Labels and scores of a scene, (H,W) each, and how far each strip of each process has come.
+    """Labels and scores of a scene, (H,W) each, and the number of finished rows per strip of this process.
 
-    labels: uint8, or uint16 above 254 names, whose largest value stands for "no data". score: uint8, see SCORE_STEPS.
+    Labels are uint8, or uint16 for more than 254 ids; the largest value of the type means "no data". Scores are uint8,
+    see SCORE_STEPS.
     """
 
     def __init__(self, folder: Path, size: tuple[int, int], ids: int, settings: dict, process: int = 0) -> None:
         """
         Args:
-            folder: made if need be. ids: how many ids the labels may have. process: which journal is ours.
-            settings: all that the result depends on; what a run with others left behind is thrown away.
+            folder: is created if necessary.
+            size: (H,W) of the scene.
+            ids: number of ids that the labels may have.
+            settings: everything that the result depends on. The journal of a run with other settings is discarded.
+            process: index of the process; each has its own journal.
         """
         self.folder, self.size, self.process = folder, size, process
         self.dtype = np.dtype(np.uint8 if ids <= 254 else np.uint16)
@@ -48,27 +53,34 @@ class LabelStore:
 
     def _open(self, name: str, size: tuple[int, int], dtype) -> int:
         handle = os.open(self.folder / f"{name}.raw", os.O_RDWR | os.O_CREAT, 0o644)
-        bytes_wanted = size[0] * size[1] * np.dtype(dtype).itemsize
-        if os.fstat(handle).st_size != bytes_wanted:
-            os.ftruncate(handle, bytes_wanted)
+        num_bytes = size[0] * size[1] * np.dtype(dtype).itemsize
+        if os.fstat(handle).st_size != num_bytes:
+            os.ftruncate(handle, num_bytes)
         return handle
 
     def _read_journal(self, header: str) -> dict[int, int]:
         lines = self.journal.read_text().split("\n")
         if lines[0] != header:
-            logger.warning("%s is of a run with other settings: begun anew", self.folder.name)
+            logger.warning("%s belongs to a run with other settings: starting from the beginning", self.folder.name)
             return {}
         done = {}
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
-            except ValueError:  # the line that was being written when the run was killed
+            except ValueError:  # this line was being written when the run was killed
                 continue
             done[entry["strip"]] = entry["rows"]
         return done
 
     def write(self, rows: range, cols: range, labels: np.ndarray, score: np.ndarray, valid: np.ndarray) -> None:
-        """Put a block in its place. labels: ids. score: 0..1. valid: elsewhere the block has no data."""
+        """Store a block of the scene.
+
+        Args:
+            rows, cols: where the block lies in the scene.
+            labels: ids (rows,cols).
+            score: probabilities (rows,cols), 0..1.
+            valid: bool (rows,cols), False where there is no data.
+        """
         ids = np.where(valid, labels, self.nodata).astype(self.dtype)
         steps = np.where(valid, np.rint(score * SCORE_STEPS), NO_SCORE).astype(np.uint8)
         for name, block in (("labels", ids), ("score", steps)):
@@ -77,12 +89,12 @@ class LabelStore:
 
     def _put(self, name: str, line: np.ndarray, offset: int) -> None:
         data = memoryview(np.ascontiguousarray(line)).cast("B")
-        while data:  # a write may be short
+        while data:  # pwrite may write a part only
             written = os.pwrite(self._files[name], data, offset)
             data, offset = data[written:], offset + written
 
     def finished(self, strip: int, rows: int) -> None:
-        """Rows of this strip, from the top to `rows`, are final."""
+        """Record in the journal that this strip is final down to row `rows`."""
         for handle in self._files.values():
             os.fsync(handle)
         with open(self.journal, "a") as file:
@@ -92,28 +104,33 @@ class LabelStore:
         self.done[strip] = rows
 
     def read(self, name: str, rows: range, dtype: np.dtype | None = None) -> np.ndarray:
-        """(rows,W) of "labels" or "score", whole rows."""
+        """Read whole rows of "labels" or "score": array (rows,W).
+
+        Raises:
+            OSError: the file was cut short.
+        """
         dtype = np.dtype(np.uint8) if name == "score" else dtype or self.dtype
         width = self.size[1]
         data = bytearray(len(rows) * width * dtype.itemsize)
         view, offset = memoryview(data), rows.start * width * dtype.itemsize
         while view:
-            got = os.preadv(self._files[name], [view], offset)
-            if not got:
-                raise OSError(f"{self.folder / name}.raw is shorter than it was made: remove {self.folder}")
-            view, offset = view[got:], offset + got
+            length = os.preadv(self._files[name], [view], offset)
+            if not length:
+                raise OSError(f"{self.folder / name}.raw is cut short: delete the folder {self.folder}")
+            view, offset = view[length:], offset + length
         return np.frombuffer(data, dtype).reshape(len(rows), width)
 
     def bands(self, height: int = 512) -> list[range]:
-        """All rows, in ranges of `height`."""
+        """All rows of the scene, in ranges of `height` rows."""
         return [range(r, min(r + height, self.size[0])) for r in range(0, self.size[0], height)]
 
     def close(self) -> None:
+        """Close the files; they stay on disk."""
         for handle in self._files.values():
             os.close(handle)
         self._files = {}
 
     def remove(self) -> None:
-        """The result is written: the folder goes."""
+        """Close the files and delete the folder."""
         self.close()
         shutil.rmtree(self.folder)

@@ -1,4 +1,4 @@
-"""How much ground a pixel covers: metres along a side, square metres by place."""
+"""The area of a pixel on the ground, in square metres, and its side, in metres."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from pyproj.exceptions import CRSError
 from rasterio.transform import Affine
 
 LATTICE = 33
-"""Places along each side of a scene where the area of a pixel is computed; between them it is interpolated."""
-
-
-GROUND_UNKNOWN = "its place on the ground is not known (it needs a geographic or projected CRS, and a transform)"
+"""The area is computed at LATTICE x LATTICE points of a scene, and interpolated between them."""
+GROUND_UNKNOWN = "its location on the ground is unknown (this needs a geographic or projected CRS, and a transform)"
 
 
 def ground_known(crs, transform: Affine) -> bool:
-    """Whether pixels have a place on the ground: a geographic or projected CRS, and a transform into it.
+    """Whether the location of pixels on the ground is known: a geographic or projected CRS, and a transform into it.
 
-    A local or engineering CRS, or a CRS without a transform, is none. Areas in square metres, GeoJSON, an area of
-    interest and --gsd all ask this. crs: rasterio's, or None.
+    It is unknown with a local or engineering CRS, or without a transform. Areas in square metres, GeoJSON, areas of
+    interest and --gsd depend on it.
+
+    Args:
+        crs: rasterio's, or None.
+        transform: from pixels to the CRS.
+
+    >>> from rasterio.crs import CRS
+    >>> ground_known(CRS.from_epsg(32633), Affine(2, 0, 5e5, 0, -2, 5e6)), ground_known(None, Affine.identity())
+    (True, False)
     """
     if not crs or transform.is_identity or not transform.determinant:
         return False
@@ -30,13 +36,19 @@ def ground_known(crs, transform: Affine) -> bool:
 
 
 class PixelAreas:
-    """Square metres of a pixel anywhere in a scene: geodesic where the CRS counts in degrees, else by its unit.
+    """The area of each pixel of a scene in square metres: geodesic in a geographic CRS, constant in a projected one.
 
-    known: see `ground_known`; where False, areas are in pixels.
+    Attributes:
+        known: see `ground_known`; if False, areas are in pixels.
     """
 
     def __init__(self, crs, transform: Affine, size: tuple[int, int]) -> None:
-        """crs: rasterio's, or None. transform: pixel to CRS. size: (H,W)."""
+        """
+        Args:
+            crs: rasterio's, or None.
+            transform: from pixels to the CRS.
+            size: (H,W) of the scene.
+        """
         self.size, self.lattice, self.constant = size, None, 1.0
         self.known = ground_known(crs, transform)
         if not self.known:
@@ -50,11 +62,11 @@ class PixelAreas:
         self.lattice = np.array([[_geodesic(geod, transform, row, col) for col in cols] for row in rows])
 
     def at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        """Areas of the pixels at these places, rows and columns counted from 0."""
+        """Areas of the pixels at these rows and columns, which count from 0 and may be fractions."""
         if self.lattice is None:
             return np.full(np.shape(rows), self.constant)
-        place = [np.asarray(p) * ((LATTICE - 1) / max(1, n - 1)) for p, n in zip((rows, cols), self.size)]
-        (y, fy), (x, fx) = ((np.minimum(p.astype(int), LATTICE - 2), p) for p in place)
+        positions = [np.asarray(p) * ((LATTICE - 1) / max(1, n - 1)) for p, n in zip((rows, cols), self.size)]
+        (y, fy), (x, fx) = ((np.minimum(p.astype(int), LATTICE - 2), p) for p in positions)
         fy, fx, table = fy - y, fx - x, self.lattice
         above = table[y, x] * (1 - fx) + table[y, x + 1] * fx
         below = table[y + 1, x] * (1 - fx) + table[y + 1, x + 1] * fx
@@ -62,11 +74,12 @@ class PixelAreas:
 
     @property
     def gsd(self) -> float | None:
-        """Metres a pixel in the middle of the scene, or None where it is not known."""
+        """Ground sampling distance in the middle of the scene, in metres per pixel; None where it is unknown."""
         middle = self.at(np.array([self.size[0] // 2]), np.array([self.size[1] // 2]))
         return float(np.sqrt(middle[0])) if self.known else None
 
 
 def _geodesic(geod, transform: Affine, row: float, col: float) -> float:
+    """Geodesic area of the pixel at (row, col), in square metres."""
     corners = [transform @ (col + x, row + y) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
     return abs(geod.polygon_area_perimeter(*zip(*corners))[0])

@@ -1,5 +1,6 @@
-"""Regions as polygons: GeoPackage with a style for QGIS, GeoJSON. Memory: the polygons of the scene, of which
-`MOST_POLYGONS` bounds the number, at about 16 bytes a vertex and 1 kB a polygon.
+"""Write regions as polygons: a GeoPackage with a style for QGIS, or GeoJSON.
+
+All polygons of a scene are in memory: about 1 kB per polygon and 16 bytes per vertex. MAX_POLYGONS limits them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rasterio.transform import Affine
 from skysense_o.inference.drawing import Color
 from skysense_o.scenes.regions import Regions
 
-MOST_POLYGONS = 1_000_000
+MAX_POLYGONS = 1_000_000
 LAYER = "regions"
 
 
@@ -34,28 +35,39 @@ def polygons(
     simplify: float = 0.0,
     ground: bool = True,
 ) -> geopandas.GeoDataFrame:
-    """One row a region: class_id, class_name, score_mean, area_m2, pixels, source and its polygon in the scene's CRS.
+    """Convert regions to polygons.
 
-    Areas are those of the pixels; not a number without `ground`, where the place is not known. simplify: in pixels;
-    borders between regions are simplified as one, so that neighbours neither overlap nor part (Visvalingam and Whyatt,
-    by GEOS).
+    Args:
+        classes: class per id.
+        transform, crs: of the scene; crs is rasterio's, or None.
+        source: file name of the scene.
+        simplify: tolerance in pixels (Visvalingam and Whyatt, by GEOS); 0 keeps all corners. A border that two regions
+            share is simplified once, so neighbours neither overlap nor leave a gap.
+        ground: whether the location on the ground is known.
+
+    Returns:
+        One row per region: class_id, class_name, score_mean, area_m2, pixels, source, and the polygon in the CRS of the
+        scene. area_m2 is the area of the region's pixels, NaN if `ground` is False.
 
     Raises:
-        ValueError: more than MOST_POLYGONS regions.
+        ValueError: more than MAX_POLYGONS regions.
     """
-    if len(regions) > MOST_POLYGONS:
+    if len(regions) > MAX_POLYGONS:
         raise ValueError(
-            f"{len(regions):,} regions are more than the {MOST_POLYGONS:,} that are written as polygons: leave out the"
-            " small ones with --min-area"
+            f"{len(regions):,} regions are more than the {MAX_POLYGONS:,} that can be written as polygons: leave out"
+            " small regions with --min-area"
         )
-    shape = np.empty(len(regions), object)
+    parts: list[list] = [[] for _ in range(len(regions))]
     if len(regions):
         with rasterio.open(regions.path) as file:
             for geometry, number in shapes(rasterio.band(file, 1), connectivity=4):
                 if number:
-                    shape[int(number) - 1] = shapely.geometry.shape(geometry)
+                    parts[int(number) - 1].append(shapely.geometry.shape(geometry))
+    shape = np.empty(len(regions), object)
+    for i, pieces in enumerate(parts):  # an instance may be seen in pieces, a region of the label map never is
+        shape[i] = pieces[0] if len(pieces) == 1 else shapely.MultiPolygon(pieces)
     if simplify and len(regions):
-        # GDAL leaves out corners on straight sides where two neighbours meet; GEOS needs them to see what is shared.
+        # GDAL omits the vertices on a straight side where two neighbours meet. GEOS needs them to find shared borders.
         shape = shapely.coverage_simplify(shapely.segmentize(shape, 1.0), simplify)
     shape = shapely.transform(shape, lambda xy: np.stack(transform @ (xy[:, 0], xy[:, 1]), axis=1))
     columns = {
@@ -72,15 +84,20 @@ def polygons(
 def write_geopackage(
     table: geopandas.GeoDataFrame, path: Path, classes: Sequence[str], colors: Sequence[Color]
 ) -> None:
-    """A GeoPackage in the scene's CRS, which QGIS opens in the colours of the classes."""
+    """Write a GeoPackage in the CRS of the scene, with a style that QGIS applies when it opens the file.
+
+    Args:
+        table: see `polygons`.
+        classes, colors: class and RGB per id.
+    """
     part = path.with_suffix(".part.gpkg")
     part.unlink(missing_ok=True)
     try:
-        pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", geometry_type="Polygon")
+        pyogrio.write_dataframe(table, part, layer=LAYER, driver="GPKG", **_geometry_type(table))
         style = {
             "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
             "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
-            "description": "one colour a class", "owner": "", "ui": "",
+            "description": "one color per class", "owner": "", "ui": "",
         }  # fmt: skip
         pyogrio.write_dataframe(pandas.DataFrame([style]), part, layer="layer_styles", driver="GPKG", append=True)
         os.replace(part, path)
@@ -89,26 +106,31 @@ def write_geopackage(
 
 
 def write_geojson(table: geopandas.GeoDataFrame, path: Path) -> None:
-    """GeoJSON as RFC 7946 asks: longitude and latitude of WGS 84, right-hand rule, split at the antimeridian.
+    """Write GeoJSON according to RFC 7946: longitude and latitude in WGS 84, right-hand rule, cut at the antimeridian.
 
     Raises:
-        ValueError: a scene without a CRS.
+        ValueError: the scene has no CRS.
     """
     if table.crs is None:
-        raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco")
+        raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco instead")
     part = path.with_suffix(".part.geojson")
     part.unlink(missing_ok=True)
     try:
         pyogrio.write_dataframe(
-            table.to_crs(4326), part, driver="GeoJSON", geometry_type="Polygon", layer=LAYER, RFC7946="YES"
+            table.to_crs(4326), part, driver="GeoJSON", layer=LAYER, RFC7946="YES", **_geometry_type(table)
         )
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _geometry_type(table: geopandas.GeoDataFrame) -> dict:
+    several = (table.geom_type == "MultiPolygon").any()
+    return {"geometry_type": "MultiPolygon" if several else "Polygon", "promote_to_multi": bool(several)}
+
+
 def qgis_style(classes: Sequence[str], colors: Sequence[Color]) -> str:
-    """QML of a fill by class id."""
+    """QGIS style (QML) that fills each polygon with the color of its class."""
     categories = "".join(
         f'<category symbol="{i}" value="{i}" label={quoteattr(name)} render="true"/>' for i, name in enumerate(classes)
     )

@@ -1,5 +1,7 @@
-"""Georeferenced rasters of any size, read piece by piece. Alphabet: H W the raster's own pixels, h w those that the
-model sees (other than H W where it is resampled to another ground sampling distance).
+"""Georeferenced rasters of any size, read window by window.
+
+Alphabet: H W pixels of the raster, h w pixels as the model sees them. Both are equal unless the raster is resampled to
+another ground sampling distance.
 """
 
 from __future__ import annotations
@@ -21,9 +23,20 @@ from skysense_o.scenes.pixel_area import GROUND_UNKNOWN, PixelAreas
 
 
 class Raster(GDALImage):
-    """An open raster: colours for the model, validity and place for the result.
+    """An open raster. It gives RGB pixels to the model, and validity and georeference to the result.
 
-    Not for two threads at once: open it twice.
+    Use it inside `gdal_settings`, as a context manager, and in one thread; other threads use `reopened()`.
+
+    Attributes:
+        size: (H,W). model_size: (h,w), the size that the model sees.
+        bands, stretch, notes: which bands are used, how their values are converted to 8 bits, and remarks on both.
+        areas: the area of each pixel on the ground.
+
+    >>> from skysense_o.image_io import gdal_settings
+    >>> with gdal_settings(), Raster("demo/foz_30m.tif") as raster:
+    ...     rgb, valid = raster.pixels(range(64), range(96), (0, 0, 0)), raster.valid(range(64), range(96))
+    >>> raster.size, rgb.shape, valid.shape, round(raster.areas.gsd)
+    ((280, 300), (3, 64, 96), (64, 96), 30)
     """
 
     def __init__(
@@ -36,35 +49,45 @@ class Raster(GDALImage):
     ) -> None:
         """
         Args:
-            path, bands, remote: see `GDALImage`. gsd: metres a pixel that the model shall see; the raster's own where
-                None.
-            aoi: vector file; only what lies inside is valid.
+            path, bands, remote: see `GDALImage`.
+            gsd: ground sampling distance to resample to for the model, in metres per pixel; None for the raster's own.
+            aoi: vector file; pixels outside its polygons are not valid.
 
         Raises:
-            FileNotFoundError: no raster, no area. ImageError: unreadable, no such bands, a kind that is not read.
-            ValueError: gsd or area for a raster that has no place on the ground; an area that is empty or elsewhere.
+            FileNotFoundError: the raster or the area of interest does not exist.
+            ImageError: the raster cannot be read, or has no such bands.
+            ValueError: gsd or aoi for a raster whose location on the ground is unknown; an area of interest that is
+                empty or does not touch the raster.
         """
-        self.shapes: list | None = None  # one stretch for the raster, whatever part of it is asked for
+        self.shapes: list | None = None  # set after the stretch was measured, which does not depend on them
         super().__init__(path, bands, remote=remote)
         try:
             if self.stretch is None and self.all_valid:
-                self._sampled()  # a damaged file is told before anything is loaded for it
+                self._sampled()  # find damage before anything is loaded
             self.areas = PixelAreas(self.file.crs, self.file.transform, self.size)
-            self.seen = self._resampled(gsd)
+            self.model_size = self._resampled(gsd)
             self.shapes = self._area_of_interest(aoi) if aoi else None
         except BaseException:
             self.close()
             raise
         self.all_valid = self.all_valid and self.shapes is None
 
-    def again(self) -> Raster:
-        """The same raster opened once more, for another thread."""
+    def reopened(self) -> Raster:
+        """Open the same raster once more, for another thread."""
         other = copy(self)
         other.file = open_dataset(self.path, self.remote)
         return other
 
     def pixels(self, rows: range, cols: range, fill: Sequence[float]) -> np.ndarray:
-        """uint8 (3,h,w) of pixels that the model sees; what is not valid has the colour `fill`."""
+        """Read RGB pixels as the model sees them.
+
+        Args:
+            rows, cols: ranges of pixels, in the size `model_size`.
+            fill: RGB, 0..255, for pixels that are not valid.
+
+        Returns:
+            uint8 (3,rows,cols).
+        """
         (fy, fx), shape = self._scale(), (len(rows), len(cols))
         window = Window(cols.start * fx, rows.start * fy, len(cols) * fx, len(rows) * fy)
         smooth = Resampling.average if fy > 1 else Resampling.bilinear
@@ -77,14 +100,23 @@ class Raster(GDALImage):
         return colours
 
     def valid(self, rows: range, cols: range) -> np.ndarray:
-        """bool (H,W) of the raster's own pixels: neither nodata, transparent, masked, infinite nor outside the area."""
+        """Which pixels of the raster have data.
+
+        A pixel is not valid if it is nodata, transparent, masked, not finite, or outside the area of interest.
+
+        Args:
+            rows, cols: ranges of pixels, in the raster's own size.
+
+        Returns:
+            bool (rows,cols).
+        """
         if self.all_valid:
             return np.ones((len(rows), len(cols)), bool)
         window, shape = Window(cols.start, rows.start, len(cols), len(rows)), (len(rows), len(cols))
         return self.valid_of(window, shape, self.read(window, shape) if self.dtype.kind == "f" else None)
 
     def thumbnail(self, shape: tuple[int, int]) -> np.ndarray:
-        """uint8 (3,h,w) of the whole raster, reduced; invalid pixels are white."""
+        """The whole raster, reduced to `shape` (h,w): uint8 (3,h,w). Invalid pixels are white."""
         window = Window(0, 0, self.size[1], self.size[0])
         raw = self.read(window, shape)
         colours = self.colours(raw)
@@ -92,40 +124,43 @@ class Raster(GDALImage):
         return colours
 
     def valid_of(self, window: Window, shape: tuple[int, int], raw: np.ndarray | None) -> np.ndarray:
-        """bool (h,w), as `GDALImage` has it, and inside the area of interest."""
+        """As `GDALImage.valid_of`, but pixels outside the area of interest are not valid either."""
         valid = super().valid_of(window, shape, raw)
         if self.shapes is not None:
-            place = self.file.transform @ Affine.translation(window.col_off, window.row_off)
-            place = place @ Affine.scale(window.width / shape[1], window.height / shape[0])
-            valid &= geometry_mask(self.shapes, shape, place, invert=True)
+            transform = self.file.transform @ Affine.translation(window.col_off, window.row_off)
+            transform = transform @ Affine.scale(window.width / shape[1], window.height / shape[0])
+            valid &= geometry_mask(self.shapes, shape, transform, invert=True)
         return valid
 
     def _scale(self) -> tuple[float, float]:
-        return self.size[0] / self.seen[0], self.size[1] / self.seen[1]
+        """Pixels of the raster per pixel that the model sees, down and across."""
+        return self.size[0] / self.model_size[0], self.size[1] / self.model_size[1]
 
     def _resampled(self, gsd: float | None) -> tuple[int, int]:
+        """(h,w) of the raster at a ground sampling distance."""
         if gsd is None:
             return self.size
         if not (np.isfinite(gsd) and gsd > 0):
-            raise ValueError(f"--gsd {gsd} is out of range: metres a pixel, above 0")
+            raise ValueError(f"--gsd {gsd} is out of range: metres per pixel, above 0")
         if not self.areas.known:
-            raise ValueError(f"{self.name}: {GROUND_UNKNOWN}, so metres a pixel mean nothing: leave out --gsd")
+            raise ValueError(f"{self.name}: {GROUND_UNKNOWN}, so it cannot be resampled: leave out --gsd")
         return tuple(max(1, round(n * self.areas.gsd / gsd)) for n in self.size)
 
     def _area_of_interest(self, path: str | Path) -> list:
+        """The polygons of a vector file, in the CRS of the raster."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no area of interest at {str(path)!r}")
         if not self.areas.known:
-            raise ValueError(f"{self.name}: {GROUND_UNKNOWN}, so the area {path} has no place in it")
+            raise ValueError(f"{self.name}: {GROUND_UNKNOWN}, so --aoi {path} cannot be located in it: leave out --aoi")
         try:
             table = geopandas.read_file(path)
-        except Exception as error:  # pyogrio and GDAL have many
+        except Exception as error:  # pyogrio and GDAL raise many types
             reason = str(error).split(";")[0]
-            raise ValueError(f"{path} is no vector file that can be read ({reason}): give GeoJSON or GPKG") from error
+            raise ValueError(f"{path} is not a readable vector file ({reason}): give GeoJSON or GeoPackage") from error
         if "geometry" not in table or table.geometry.is_empty.all() or not table.geometry.notna().any():
             raise ValueError(f"the area of interest {path} is empty: draw at least one polygon")
         if table.crs is None:
-            raise ValueError(f"the area of interest {path} has no CRS: give it one")
+            raise ValueError(f"the area of interest {path} has no CRS: save it with one")
         shapes = [s for s in table.to_crs(self.file.crs.to_wkt()).geometry if s is not None and s.area > 0]
         if not shapes:
             raise ValueError(f"the area of interest {path} has no polygon with an area")

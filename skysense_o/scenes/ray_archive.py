@@ -1,39 +1,40 @@
-"""Archives of scenes over many machines, by Ray Data: one scene a task, one `Predictor` a worker."""
+"""Segment many scenes on many machines with Ray Data: one task per scene, one `Predictor` per worker."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from skysense_o.errors import USER_ERRORS, message
+from skysense_o.scenes.options import SceneOptions, SceneOutputs
 from skysense_o.vocabulary import Vocabulary
 
 OBJECT_STORE = 512 * 2**20
-"""Only paths and tables travel between workers."""
+"""Bytes; small, because only paths and tables pass between workers."""
 
 
 class SceneWorker:
-    """What each worker runs: it loads the model once."""
+    """Loads the model once per worker, then segments one scene per call."""
 
     def __init__(
-        self, weights: str, device: str, words: Vocabulary, folder: str, formats: Sequence[str], options
+        self, weights: str, device: str, vocabulary: Vocabulary, outputs: SceneOutputs, options: SceneOptions
     ) -> None:
         from skysense_o.inference.predictor import Predictor
 
         self.predictor = Predictor.from_pretrained(weights, device)
-        self.words, self.folder, self.formats, self.options = words, Path(folder), tuple(formats), options
+        self.vocabulary, self.outputs, self.options = vocabulary, outputs, options
 
     def __call__(self, row: dict) -> dict:
-        """{"path", "stem"} -> the same with "written", a list of paths, and "error", empty where there was none."""
-        from skysense_o.scenes.export import run_scene
+        """Add "written", a list of paths, and "error", a message or "", to a row with "path" and "stem"."""
+        from skysense_o.scenes.run import run_scene
 
         path, written, error = Path(row["path"]), [], ""
+        outputs = replace(self.outputs, stem=row["stem"])
         try:
-            written, _ = run_scene(
-                self.predictor, path, self.words, self.folder, row["stem"], self.formats, self.options, progress=False
-            )
+            written, _ = run_scene(self.predictor, path, self.vocabulary, outputs, self.options, progress=False)
         except USER_ERRORS as problem:  # one bad scene does not end the archive
             error = message(problem)
         return {**row, "written": [str(p) for p in written], "error": error}
@@ -42,9 +43,8 @@ class SceneWorker:
 def segment_archive(
     scenes: Sequence[tuple[Path, str]],
     vocabulary: Vocabulary,
-    folder: Path,
-    formats: Sequence[str],
-    options,
+    outputs: SceneOutputs,
+    options: SceneOptions,
     *,
     weights: str = "mini",
     device: str = "auto",
@@ -53,18 +53,27 @@ def segment_archive(
     gpus: float = 0.0,
     address: str | None = None,
 ) -> list[dict]:
-    """Segment scenes on all workers of a Ray cluster; folders must be reachable under the same names everywhere.
+    """Segment scenes on the workers of a Ray cluster. All machines must see the files under the same paths.
 
     Args:
-        scenes: (path, stem of its results) each. options: `SceneOptions`. workers: how many at a time, each with so
-            many cpus and gpus. address: of a running cluster; None: this machine.
+        scenes: path, and stem of the result files, per scene.
+        outputs: which files to write, and where; its stem is not used.
+        options: how scenes are read and cut into windows.
+        weights, device: see `Predictor.from_pretrained`.
+        workers: number of scenes in parallel.
+        cpus, gpus: per worker.
+        address: address of a running cluster; None to start one on this machine.
 
     Returns:
-        one row a scene: path, stem, written, error.
+        One row per scene: path, stem, written, error.
+
+    Raises:
+        ValueError: fewer than 1 worker.
+        ModuleNotFoundError: the extra "archive" is not installed.
     """
     if workers < 1:
-        raise ValueError(f"{workers} workers can do nothing: give 1 or more")
-    # Ray's readers need a processor beside the workers; without one they and the workers wait for each other for ever.
+        raise ValueError(f"--workers {workers} is out of range: 1 or more")
+    # Ray's readers need CPUs besides those of the workers; without them, readers and workers wait for each other.
     local = {} if address else {"num_cpus": int(workers * cpus) + 2, "object_store_memory": OBJECT_STORE}
     ray = _ray()
     ray.init(address=address, include_dashboard=False, log_to_driver=False, **local)
@@ -73,7 +82,7 @@ def segment_archive(
         table = ray.data.from_items([{"path": str(path), "stem": stem} for path, stem in scenes])
         table = table.repartition(len(scenes)).map(
             SceneWorker,
-            fn_constructor_args=(weights, device, vocabulary, str(folder), tuple(formats), options),
+            fn_constructor_args=(weights, device, vocabulary, outputs, options),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=cpus,
             num_gpus=gpus,
@@ -84,7 +93,7 @@ def segment_archive(
 
 
 def _ray() -> ModuleType:
-    """Ray, told to report nothing to anybody."""
+    """Import Ray, with its usage reports switched off."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray.data

@@ -1,4 +1,7 @@
-"""A georeferenced raster of any size to a label map in the same place; reading and writing go on beside the model."""
+"""Segment a georeferenced raster of any size into a label map on the same grid.
+
+Reading and writing run in threads of their own, in parallel with the model.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skysense_o.inference.blending import WindowRow, reflected, run_windows
-from skysense_o.inference.predictor import Predictor, fold_background
-from skysense_o.inference.sliding import MEMORY, batch_size, plan_windows, thread_count
+from skysense_o.inference.predictor import Predictor
+from skysense_o.inference.segmentation import NONE, fold_background
+from skysense_o.inference.sliding import batch_size, plan_windows, thread_count
 from skysense_o.inference.windows import Plan
+from skysense_o.scenes.instances import collect_instances
 from skysense_o.scenes.label_store import LabelStore
+from skysense_o.scenes.options import SceneOptions
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.raster import Raster
 from skysense_o.vocabulary import Vocabulary
@@ -29,53 +35,27 @@ from skysense_o.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 FAR_GSD = 2.0
-"""A scene whose pixels are so many times larger or smaller than those of the training images gets a warning."""
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    """How a scene is read and cut.
-
-    bands, gsd, aoi, remote: see `Raster`. window, overlap, memory: see `plan_windows`.
-    """
-
-    bands: tuple[int, ...] | None = None
-    gsd: float | None = None
-    aoi: str | Path | None = None
-    window: int | None = None
-    overlap: int | None = None
-    memory: int = MEMORY
-    threshold: float | None = None
-    batch: int | None = None
-    remote: bool = False
+"""Warn where pixels are larger or smaller than those of the training images by more than this factor."""
 
 
 @dataclass
 class Scene:
-    """A segmented scene, still in its work folder. names: as the ids of the labels count them."""
+    """A segmented scene, before its files are written.
+
+    Attributes:
+        raster: open.
+        work: labels and scores on disk.
+        classes: class per id of the labels; "none" is the first where there are background words or a threshold.
+        threshold: the one that was applied, or None.
+        settings: everything that the labels depend on.
+    """
 
     raster: Raster
     work: LabelStore
     classes: tuple[str, ...]
     threshold: float | None
     settings: dict = field(default_factory=dict)
-
-
-def parse_bytes(text: str) -> int:
-    """ "2GiB", "800MB" or plain bytes -> bytes.
-
-    Raises:
-        ValueError: anything else, or not above 0.
-    """
-    units = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number = text.strip().lower().rstrip("bikmg ")
-    try:
-        size = int(float(number) * units[text.strip().lower()[len(number) :].strip()])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ValueError(f"memory {text!r} is not a size: write it as 2GiB or 800MB")
-    return size
+    instances: dict[int, int] | None = None  # where objects were looked for: index of a class -> id in the labels
 
 
 def segment_scene(
@@ -88,67 +68,95 @@ def segment_scene(
     process: int = 0,
     processes: int = 1,
     progress: bool = True,
+    instances: bool = False,
 ) -> Scene:
-    """Label every valid pixel of a raster; call inside `gdal_settings()`. An interrupted call goes on where it stopped.
+    """Label every valid pixel of a raster. Call it inside `gdal_settings()`.
 
     Args:
         raster: opened with the bands, gsd and aoi of the options.
-        folder: of the work, made if need be; kept until the caller removes it (`Scene.work.remove`).
-        process, processes: which share of the rows is done here; all shares go into the same folder.
+        folder: stores labels and scores while they are computed; a call with the same arguments resumes from it. The
+            caller deletes it (`Scene.work.remove`).
+        process, processes: index of this process, and their number. Each labels its share of the rows; all use the
+            same folder.
+        progress: show a progress bar on stderr.
+        instances: also find objects, with a model that offers them; each window is run once more.
 
     Raises:
-        ValueError, FileNotFoundError, ImageError: see `Raster` and `plan_windows`. OSError: no room on the disk.
+        ValueError, FileNotFoundError, ImageError: see `Raster` and `plan_windows`.
+        OSError: the disk has too little free space, or the folder cannot be written.
     """
     threshold = predictor.threshold_for(vocabulary, options.threshold)
+    window, overlap, memory = options.window, options.overlap, options.memory
     plan = plan_windows(
-        predictor.model, raster.seen, len(vocabulary), options.window, options.overlap, options.memory, raster.size
+        predictor.model, raster.model_size, len(vocabulary), window, overlap, memory, target=raster.size
     )
     classes, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
-    _tell(raster, predictor.model.gsd, options.gsd)
+    _log_scale(raster, predictor.model.gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
     batch = options.batch or batch_size(predictor.model.device)
     pool = thread_count(predictor.model, batch, plan, options.memory)
-    _check_room(folder.parent, raster.size, len(classes))
+    _check_free_space(folder.parent, raster.size, len(classes))
     work = LabelStore(folder, raster.size, len(classes), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
+    if not work.done:  # what other settings have left behind
+        (folder / f"instances_{process}.jsonl").unlink(missing_ok=True)
+    with torch.inference_mode():
+        probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
 
-    def ask(windows: Tensor) -> Tensor:
+    def model(windows: Tensor) -> Tensor:
         bar.update(len(windows))
-        return predictor.windows(windows, vocabulary)
+        return probabilities(windows)
 
-    bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, disable=not progress)
-    with closing(bar), torch.inference_mode(), raster.again() as mine:
+    hidden = None if progress else True  # None hides the bar unless stderr is a terminal
+    bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
+    with closing(bar), torch.inference_mode(), raster.reopened() as raster_of_writer:
         for number, strip in enumerate(plan.strips):
             begin = max(share.start, work.done.get(number, share.start))
             rows = range(begin, share.stop)
             bar.update(_windows_before(plan, strip, share, begin))
             if rows:
                 load = _loader(plan, strip, raster, predictor.fill, bar)
-                write = _writer(work, number, mine, vocabulary, threshold)
-                run_windows(plan, strip, rows, load, ask, write, batch, pool)
-    return Scene(raster, work, classes, threshold, settings)
+                write = _writer(work, number, raster_of_writer, vocabulary, threshold)
+                run_windows(plan, strip, rows, load, model, write, batch, pool)
+    if not instances:
+        return Scene(raster, work, classes, threshold, settings)
+    with raster.reopened() as own, torch.inference_mode():
+        with predictor.in_precision():
+            presence = predictor.model.image_presence(lambda: _overview(own, plan.rows.window), vocabulary)
+        collect_instances(
+            predictor, own, vocabulary, plan, folder, options.threshold, presence, process, processes, progress
+        )
+    requested = [i for i, background in enumerate(vocabulary.background) if not background]
+    ids = {c: k + (classes[0] == NONE) for k, c in enumerate(requested)}
+    return Scene(raster, work, classes, threshold, settings, ids)
+
+
+def _overview(raster: Raster, side: int) -> Tensor:
+    """uint8 (3,h,w): the whole scene, reduced so that its longer side is no longer than `side`."""
+    factor = min(1.0, side / max(raster.size))
+    return torch.from_numpy(raster.thumbnail(tuple(max(1, round(n * factor)) for n in raster.size)))
 
 
 def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar: tqdm) -> Callable[[int], WindowRow]:
-    """Reads a row of windows: their pixels, and which of them hold any valid one."""
+    """Return a function that reads a row of windows: their pixels, and which windows have any valid pixel."""
     columns = plan.cols.touching(plan.cols.span(strip))
     begin, end = plan.cols.starts[columns[0]], plan.cols.starts[columns[-1]] + plan.cols.window
 
     def load(k: int) -> WindowRow:
         top = plan.rows.starts[k]
-        y, x = reflected(raster.seen[0], top, top + plan.rows.window), reflected(raster.seen[1], begin, end)
+        y, x = reflected(raster.model_size[0], top, top + plan.rows.window), reflected(raster.model_size[1], begin, end)
         across = [plan.cols.pixels_of(c) for c in columns]
         down = plan.rows.pixels_of(k)
         valid = raster.valid(down, range(across[0].start, across[-1].stop)).any(axis=0)
-        wanted = tuple(bool(valid[p.start - across[0].start : p.stop - across[0].start].any()) for p in across)
-        bar.update(wanted.count(False))
-        if not any(wanted):
-            return WindowRow(torch.empty(3, 0, 0, dtype=torch.uint8), wanted)
+        has_data = tuple(bool(valid[p.start - across[0].start : p.stop - across[0].start].any()) for p in across)
+        bar.update(has_data.count(False))
+        if not any(has_data):
+            return WindowRow(torch.empty(3, 0, 0, dtype=torch.uint8), has_data)
         y0, x0 = int(y.min()), int(x.min())
         pixels = torch.from_numpy(raster.pixels(range(y0, int(y.max()) + 1), range(x0, int(x.max()) + 1), fill))
-        if pixels.shape[1:] != (len(y), len(x)):  # at the scene's end
+        if pixels.shape[1:] != (len(y), len(x)):  # beyond the edge of the scene, pixels are reflected
             pixels = pixels[:, y - y0][:, :, x - x0]
-        return WindowRow(pixels, wanted)
+        return WindowRow(pixels, has_data)
 
     return load
 
@@ -156,6 +164,8 @@ def _loader(plan: Plan, strip: range, raster: Raster, fill: Sequence[float], bar
 def _writer(
     work: LabelStore, strip_number: int, raster: Raster, vocabulary: Vocabulary, threshold: float | None
 ) -> Callable[[range, range, Tensor, Tensor], None]:
+    """Return a function that stores a finished block of a strip."""
+
     def write(rows: range, cols: range, labels: Tensor, score: Tensor) -> None:
         score = score.numpy()
         _, ids = fold_background(vocabulary, labels.numpy(), score, threshold)
@@ -166,10 +176,12 @@ def _writer(
 
 
 def _share(height: int, process: int, processes: int) -> range:
+    """The rows of one process."""
     return range(height * process // processes, height * (process + 1) // processes)
 
 
 def _count(plan: Plan, share: range) -> int:
+    """Number of windows that the rows of a process need."""
     if not share:
         return 0
     rows = len(plan.rows.touching(plan.rows.span(share)))
@@ -177,7 +189,7 @@ def _count(plan: Plan, share: range) -> int:
 
 
 def _windows_before(plan: Plan, strip: range, share: range, begin: int) -> int:
-    """Windows of a strip that an earlier run has done."""
+    """Number of windows of a strip that an earlier run has finished; `begin` is the first row that is left."""
     if begin >= share.stop:
         done = len(plan.rows.touching(plan.rows.span(share)))
     else:
@@ -194,13 +206,13 @@ def _settings(
     threshold: float | None,
     processes: int,
 ) -> dict:
-    """All that the labels depend on, for the journal and the record."""
+    """Everything that the labels depend on; stored with the journal and with the result."""
     aoi = None if options.aoi is None else hashlib.sha256(Path(options.aoi).read_bytes()).hexdigest()
-    facts = raster.path.stat()
+    file_stat = raster.path.stat()
     return {
         "input": raster.path.name,
-        "input_bytes": facts.st_size,
-        "input_changed": facts.st_mtime_ns,
+        "input_bytes": file_stat.st_size,
+        "input_changed": file_stat.st_mtime_ns,
         "weights": predictor.source,
         "weights_sha256": predictor.sha256,
         "precision": predictor.precision,
@@ -215,45 +227,48 @@ def _settings(
         "window": [plan.rows.window, plan.cols.window],
         "overlap": plan.rows.overlap,
         "strips": len(plan.strips),
+        **getattr(predictor.model, "settings", {}),
         "processes": processes,
     }
 
 
-def _tell(raster: Raster, trained: float, gsd: float | None) -> None:
-    """How the raster is shown, and its scale, in the log; a warning where that is far from the training images'."""
+def _log_scale(raster: Raster, trained: float, gsd: float | None) -> None:
+    """Log how the raster is converted and its scale; warn where the scale is far from that of the training images."""
     for note in raster.notes:
         logger.info("%s: %s", raster.path.name, note)
-    own, seen = raster.areas.gsd, gsd or raster.areas.gsd
-    if own is None:
-        logger.info("%s: %s; areas are counted in pixels", raster.path.name, GROUND_UNKNOWN)
+    own_gsd, model_gsd = raster.areas.gsd, gsd or raster.areas.gsd
+    if own_gsd is None:
+        logger.info("%s: %s; areas are given in pixels", raster.path.name, GROUND_UNKNOWN)
         return
-    shown = f", shown to the model at {seen:g} m" if gsd else ""
-    logger.info("%s: %.3g m a pixel%s", raster.path.name, own, shown)
-    if trained and not 1 / FAR_GSD <= seen / trained <= FAR_GSD:
+    resampled = f", resampled to {model_gsd:g} m for the model" if gsd else ""
+    logger.info("%s: %.3g m per pixel%s", raster.path.name, own_gsd, resampled)
+    if trained and not 1 / FAR_GSD <= model_gsd / trained <= FAR_GSD:
         logger.warning(
-            "the weights were trained at about %g m a pixel: expect little here, or try --gsd %g", trained, trained
+            "the weights were trained at about %g m per pixel, so expect poor results here, or try --gsd %g",
+            trained,
+            trained,
         )
 
 
-def _check_room(folder: Path, size: tuple[int, int], ids: int) -> None:
-    """Work files, an uncompressed copy and the result must fit.
+def _check_free_space(folder: Path, size: tuple[int, int], ids: int) -> None:
+    """Check that work files, an uncompressed copy and the result fit on the disk.
 
     Raises:
-        OSError: they do not.
+        OSError: they do not fit, or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"nothing can be written in {str(folder)!r}: give another --output")
+        raise PermissionError(f"the folder {str(folder)!r} cannot be written: give another --output")
     need = size[0] * size[1] * (3 + 3 * (1 if ids <= 254 else 2))
     free = shutil.disk_usage(folder).free
     if free < need:
         raise OSError(
-            f"{str(folder)!r} has {free / 2**30:.1f} GiB free and this scene needs {need / 2**30:.1f} GiB: make room or"
-            " give another --output"
+            f"{str(folder)!r} has {free / 2**30:.1f} GiB free and this scene needs {need / 2**30:.1f} GiB: free some"
+            " space or give another --output"
         )
 
 
-def record(scene: Scene) -> dict[str, str]:
-    """The settings as the tags of a GeoTIFF: text by name."""
+def tags_of(scene: Scene) -> dict[str, str]:
+    """The settings as tags of a GeoTIFF: name -> JSON text."""
     keys = ("input", "weights", "weights_sha256", "words", "background", "threshold", "bands", "gsd")
     return {f"SKYSENSE_O_{key.upper()}": json.dumps(scene.settings[key]) for key in keys}

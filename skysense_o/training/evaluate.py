@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 WORDS_AND_IMAGES = ("classification", "image-text")
 ABLE = {
     "SkySenseO": ("segmentation", *WORDS_AND_IMAGES),
+    "Sam3": ("segmentation",),
     "ImageTextPretraining": WORDS_AND_IMAGES,
     "EmbeddedVQA": ("vqa", *WORDS_AND_IMAGES),
     "LlavaVQA": ("vqa",),

@@ -18,9 +18,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from skysense_o import meta_arch, pretraining  # noqa: F401  (fill the registry)
+from skysense_o import meta_arch, pretraining, sam3  # noqa: F401  (fill the registry)
 from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
-from skysense_o.config import model_config, with_new_names
+from skysense_o.config import model_config
 from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
@@ -28,7 +28,9 @@ from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.mixed_mapper import MixedMapper
 from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
+from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
+from skysense_o.renamed_keys import with_new_names
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.evaluate import check_tests, evaluate_all, test_sets
@@ -129,6 +131,21 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
     cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for record in records})
 
 
+def fill_known(cfg: CfgNode) -> None:
+    """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its own data sets."""
+    stored = {}
+    if cfg.MODEL.WEIGHTS and (text := read_config(find_weights(cfg.MODEL.WEIGHTS))):
+        stored = with_new_names(yaml.safe_load(text))["MODEL"].get("KNOWN", {})
+    loss = cfg.MODEL.LOSS
+    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE)) and cfg.MODEL.META_ARCHITECTURE == "SkySenseO"
+    classes, sets, gsd = training_facts(cfg.DATASETS.TRAIN) if words else ([], [], [])
+    known = cfg.MODEL.KNOWN
+    known.CLASSES = sorted({*stored.get("CLASSES", []), *classes})
+    known.DATASETS = list(dict.fromkeys((*stored.get("DATASETS", []), *sets)))
+    metres = [*stored.get("GSD", []), *gsd]
+    known.GSD = [min(metres), max(metres)] if metres else []
+
+
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any.
 
@@ -139,8 +156,8 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     if cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS:
         path = find_weights(cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS)
         logger.info("%s: %s", path, load_sam_decoder(model.sem_seg_head, path))
-    if cfg.MODEL.WEIGHTS:
-        path = find_weights(cfg.MODEL.WEIGHTS)
+    path = find_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    if path and path.is_file():  # a folder was read by the model itself
         logger.info("%s: %s", path, load_weights(model, path, allow_missing, cfg.MODEL.IGNORE_UNEXPECTED))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
@@ -149,6 +166,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Train as the config says; the numbers of the last evaluation."""
     register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
     sets = [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
+    fill_known(cfg)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from skysense_o import geometry
 from skysense_o.modeling import Features, Tower, build_tower
 from skysense_o.sample import Sample
-from skysense_o.vocabulary import TextBank, Vocabulary
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
 from skysense_o.vqa.counter import Counter, counting_maps
 from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
 

@@ -18,7 +18,7 @@ from skysense_o import geometry
 from skysense_o.modeling import Tower, build_tower
 from skysense_o.modeling.adapters import add_lora
 from skysense_o.sample import Sample
-from skysense_o.vocabulary import TextBank
+from skysense_o.text_bank import TextBank
 from skysense_o.vqa.vqa_model import squared
 
 # The published prompt of LLaVA-1.5, before and after the image; the weights depend on it.

@@ -72,7 +72,7 @@ def test_a_tower_scores_each_class_by_its_best_phrase(mini, tmp_path):
         assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
     assert namer(image, np.zeros_like(regions)) == []
     save_file({"tower.a": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="bare.safetensors does not hold its config: name it"):
+    with pytest.raises(ValueError, match="bare.safetensors does not hold its config: give a YAML"):
         load_tower(tmp_path / "bare.safetensors", "cpu")
 
 

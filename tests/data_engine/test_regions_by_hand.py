@@ -25,7 +25,7 @@ def test_an_embedded_image_gives_the_same_result_as_a_new_one(mini, image, monke
     assert calls == []
     new = mini(image, WORDS, probabilities=True)
     assert np.array_equal(kept.probabilities, new.probabilities)
-    with pytest.raises(ValueError, match="was looked at as a whole: leave out window"):
+    with pytest.raises(ValueError, match="is already encoded as a whole: leave out window"):
         mini(seen, WORDS, window=64)
 
 
@@ -120,7 +120,7 @@ def test_automatic_masks_are_unique_and_named(prompted, image):
 
 
 def test_automatic_masks_need_prompts_and_valid_thresholds(words_only, prompted, image):
-    with pytest.raises(ValueError, match=r"take words only: use some .* \(configs/mini/prompts.yaml\)"):
+    with pytest.raises(ValueError, match=r"take words only: use weights .* \(configs/mini/prompts.yaml\)"):
         generate_masks(words_only.set_image(image))
     with pytest.raises(ValueError, match="overlap 7 is out of range: 0 to 1"):
         generate_masks(prompted.set_image(image), overlap=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -33,8 +34,8 @@ def test_perfect_boxes_have_one_and_missing_classes_none():
 
 
 def test_overlap_order_and_misses_count():
-    # A ship of overlap 0.6 (three of ten thresholds: 0.5, 0.55, 0.6), one never found, after a false alarm of less
-    # score; no car. Recall reaches 0.5, of 101 points 51.
+    # A ship with an IoU of 0.6 (three of ten thresholds: 0.5, 0.55, 0.6), one that is missed, and a false alarm with a
+    # lower score; no car. Recall reaches 0.5: 51 of 101 points.
     results = [box(1, [10, 10, 20, 12], 0.9), box(1, [80, 0, 5, 5], 0.5)]
     scores = box_average_precision(TRUTH, results)
     assert scores["per_class"]["ship"] == pytest.approx(0.3 * 51 / 101)
@@ -45,5 +46,38 @@ def test_overlap_order_and_misses_count():
 
 def test_nothing_found_is_zero_and_unknown_ids_are_errors():
     assert box_average_precision(TRUTH, [])["AP"] == 0
-    with pytest.raises(ValueError, match="results have category_id .7., which the truth does not have"):
+    with pytest.raises(ValueError, match="results have category_id .7., which the annotations do not have"):
         box_average_precision(TRUTH, [box(7, [0, 0, 1, 1], 1)])
+
+
+def test_the_command_reads_both_files_and_prints_the_metrics(call, tmp_path):
+    truth, results = tmp_path / "truth.json", tmp_path / "results.json"
+    truth.write_text(json.dumps(TRUTH))
+    results.write_text(json.dumps([box(a["category_id"], a["bbox"], 0.9) for a in TRUTH["annotations"][:2]]))
+    code, out, err = call("tools/evaluate_boxes.py", truth, results)
+    assert code == 0, err
+    table = dict(line.rsplit(maxsplit=1) for line in out.splitlines()[2:])
+    assert table["AP"] == "0.5000", "ships are perfect, the car is missed"
+    assert table["AP ship"] == "1.0000"
+    code, out, _ = call("tools/evaluate_boxes.py", truth, results, "--json")
+    assert json.loads(out)["per_class"]["car"] == 0
+
+
+@pytest.mark.parametrize(
+    ("truth", "results", "says"),
+    [
+        (None, "[]", "no file at"),
+        ("{", "[]", "truth.json is not JSON"),
+        ("[]", "[]", "truth.json is not a COCO annotation file"),
+        (json.dumps(TRUTH), "{}", "results.json is not a COCO result file"),
+        (json.dumps(TRUTH), '[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', "box 0 has no category_id, score"),
+    ],
+)
+def test_wrong_files_are_errors_of_one_line(call, tmp_path, truth, results, says):
+    if truth is not None:
+        (tmp_path / "truth.json").write_text(truth)
+    (tmp_path / "results.json").write_text(results)
+    code, _, err = call("tools/evaluate_boxes.py", tmp_path / "truth.json", tmp_path / "results.json")
+    assert code == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 1

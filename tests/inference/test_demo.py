@@ -1,12 +1,16 @@
-"""The demo as its user calls it, with the shipped model; and each mistake with its cure."""
+"""The demo on the command line with the shipped model; wrong arguments and their messages."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 DEMO = "demo/demo.py"
@@ -20,7 +24,7 @@ def image(tmp_path):
     return path
 
 
-def test_words_in_masks_out(call, image, tmp_path):
+def test_classes_give_all_kinds_of_files(call, image, tmp_path):
     out = tmp_path / "out"
     formats = "overlay,labels,probabilities,json"
     code, text, _ = call(
@@ -33,7 +37,7 @@ def test_words_in_masks_out(call, image, tmp_path):
     arrays = np.load(out / "town_probabilities.npz")
     assert arrays["probabilities"].shape == (3, 70, 90)
     assert arrays["class_names"].tolist() == ["building", "road", "tree"]
-    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # half precision: but for ties
+    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # stored in half precision, so ties may differ
     body = json.loads((out / "town.json").read_text())
     assert [(c["id"], c["name"]) for c in body["classes"]] == [(0, "building"), (1, "road"), (2, "tree")]
     assert [c["pixels"] for c in body["classes"]] == np.bincount(labels.ravel(), minlength=3).tolist()
@@ -46,8 +50,8 @@ def test_words_in_masks_out(call, image, tmp_path):
     assert "%" in text
 
 
-def test_one_class_is_enough(call, image, tmp_path):
-    """And does not fill the image: alone it is held against a threshold of 0.5."""
+def test_a_single_class_gets_a_threshold(call, image, tmp_path):
+    """Otherwise it would fill the image."""
     assert call(DEMO, "--input", image, "--classes", "building", "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert [c["name"] for c in body["classes"]] == ["none", "building"]
@@ -55,7 +59,7 @@ def test_one_class_is_enough(call, image, tmp_path):
     assert body["settings"]["threshold"] == 0.5
 
 
-def test_background_and_threshold_make_id_0_none(call, image, tmp_path):
+def test_with_background_or_threshold_id_0_is_none(call, image, tmp_path):
     words = ("--classes", "building,road", "--background", "sky,sea", "--threshold", "0.3")
     assert call(DEMO, "--input", image, *words, "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
@@ -64,21 +68,21 @@ def test_background_and_threshold_make_id_0_none(call, image, tmp_path):
     assert not np.asarray(Image.open(tmp_path / "one/town_labels.png")).any()
 
 
-def test_more_than_254_names_need_16_bits(call, image, tmp_path):
+def test_more_than_254_classes_need_16_bits(call, image, tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(f"thing {i}" for i in range(300)))
     code, *_ = call(DEMO, "--input", image, "--classes-file", tmp_path / "words.txt", "--output", tmp_path / "out")
     assert code == 0
     assert np.asarray(Image.open(tmp_path / "out/town_labels.png")).dtype == np.uint16
 
 
-def test_a_data_set_gives_names_and_colours(call, image, tmp_path):
+def test_a_data_set_gives_classes_and_colors(call, image, tmp_path):
     assert call(DEMO, "--input", image, "--dataset", "dubai", "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert body["classes"][0]["name"] == "water"
     assert body["classes"][0]["color"] == [38, 120, 226]
 
 
-def test_one_bad_image_in_a_batch_is_told_and_the_rest_done(call, image, tmp_path):
+def test_a_bad_image_does_not_stop_the_batch(call, image, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     Image.open(image).save(tmp_path / "town.tif")
     code, _, err = call(DEMO, "--input", tmp_path / "*.[pt][ni][gf]", "--classes", "road", "--output", tmp_path / "out")
@@ -107,7 +111,7 @@ def test_one_bad_image_in_a_batch_is_told_and_the_rest_done(call, image, tmp_pat
         ({"--device": "tpu"}, "device 'tpu' is not known"),
     ],
 )
-def test_mistakes_get_one_line_code_2_and_no_output(call, image, tmp_path, changes, says):
+def test_wrong_arguments_get_one_line_code_2_and_no_output(call, image, tmp_path, changes, says):
     out = tmp_path / "out"
     options = {"--input": image, "--classes": "road", "--output": out, **changes}
     code, _, err = call(DEMO, *(word for pair in options.items() for word in pair))
@@ -127,7 +131,7 @@ def test_bad_images_get_code_2_and_no_output(call, image, tmp_path, content, say
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_fit_and_configs_that_are_none(call, image, small_model, tmp_path):
+def test_weights_that_do_not_fit_and_invalid_configs_are_errors(call, image, small_model, tmp_path):
     torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
     config = tmp_path / "c.yaml"
     words = ("--input", image, "--classes", "road", "--output", tmp_path / "out", "--weights", tmp_path / "w.pth")
@@ -143,14 +147,14 @@ def test_weights_that_do_not_fit_and_configs_that_are_none(call, image, small_mo
         assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_data_set(call, image, tmp_path):
+def test_an_unknown_data_set_is_an_error(call, image, tmp_path):
     code, _, err = call(DEMO, "--input", image, "--dataset", "mars", "--output", tmp_path / "out")
     assert code == 2
     assert "no class table 'mars' in datasets/classes; there are: " in err
     assert ", dubai, " in err
 
 
-def test_an_output_that_is_a_file(call, image, tmp_path):
+def test_an_output_that_is_a_file_is_an_error(call, image, tmp_path):
     (tmp_path / "file").write_text("mine")
     code, _, err = call(DEMO, "--input", image, "--classes", "road", "--output", tmp_path / "file")
     assert code == 2
@@ -159,35 +163,101 @@ def test_an_output_that_is_a_file(call, image, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_where_there_is_none(call, image, tmp_path):
+def test_a_missing_gpu_is_an_error(call, image, tmp_path):
     code, _, err = call(DEMO, "--input", image, "--classes", "road", "--device", "cuda", "--output", tmp_path / "out")
     assert code == 2
     assert "device 'cuda' is not available, torch sees 0 GPUs: use cpu" in err
 
 
-def test_the_python_call_of_the_readme(mini, image):
-    found = mini(image, ["building", "road"])
-    assert found.classes == ("building", "road")
-    assert set(found.presence) == {"building", "road"}
+def test_the_python_example_of_the_readme_runs(mini, image):
+    result = mini(image, ["building", "road"])
+    assert result.classes == ("building", "road")
+    assert set(result.presence) == {"building", "road"}
     again = mini(np.asarray(Image.open(image)), "building,road")
-    assert np.array_equal(found.labels, again.labels)
+    assert np.array_equal(result.labels, again.labels)
 
 
-def test_background_in_python_is_words_and_not_letters(mini, image):
-    found = mini(image, ["road"], background="sky,sea")
-    assert found.vocabulary.classes == ("road", "sky", "sea")
+def test_background_is_split_into_words_not_letters(mini, image):
+    result = mini(image, ["road"], background="sky,sea")
+    assert result.vocabulary.classes == ("road", "sky", "sea")
     with pytest.raises(ValueError, match="holds its own background words"):
-        mini(image, found.vocabulary, background=["sky"])
+        mini(image, result.vocabulary, background=["sky"])
     with pytest.raises(ValueError, match="must be lists"):
-        type(found.vocabulary).of("road")
+        type(result.vocabulary).of("road")
 
 
-def test_added_names_change_no_mask_of_the_shipped_model(mini, image):
+def test_more_classes_change_no_mask_of_the_shipped_model(mini, image):
     few = mini(image, ["road", "water"], probabilities=True).probabilities
     many = mini(image, ["road", "water", *(f"thing {i}" for i in range(30))], probabilities=True).probabilities
     assert np.abs(many[:2] - few).max() < 1e-6
 
 
-def test_a_threshold_out_of_range_is_refused(mini, image):
+def test_a_threshold_out_of_range_is_an_error(mini, image):
     with pytest.raises(ValueError, match="threshold 2 is out of range: 0 to 1"):
         mini(image, "road", threshold=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"--input": "nowhere.jpg"},
+        {"--classes": "road,,tree"},
+        {"--weights": "nowhere"},
+        {"--config-file": "nowhere.yaml"},
+        {"--aoi": "nowhere.geojson"},
+        {"--save": "movie"},
+        {"--memory": "much"},
+    ],
+)
+def test_wrong_arguments_are_answered_before_torch_is_imported(image, tmp_path, changes):
+    options = {"--input": image, "--classes": "road", "--output": tmp_path / "out", **changes}
+    words = [str(word) for pair in options.items() for word in pair]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'demo')!r}); import demo; sys.argv = ['demo.py', *{words!r}]\n"
+        "code = demo.exit_code(demo.run)\n"
+        "print(code, [name for name in ('torch', 'cv2', 'detectron2', 'rasterio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "2 []", done.stderr
+
+
+def test_help_of_the_shell_script_installs_nothing():
+    done = subprocess.run(["sh", str(ROOT / "demo.sh"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Segment an image:   bash demo.sh [IMAGE [CLASSES")
+    assert done.stderr == ""
+
+
+def test_open_world_lists_only_the_larger_classes_sorted_by_share(call, image, tmp_path):
+    code, text, err = call(DEMO, "--input", image, "--open-world", "--output", tmp_path / "out")
+    assert code == 0, err
+    rows = json.loads((tmp_path / "out/town.json").read_text())["classes"]
+    assert len(rows) > 300, "the JSON has all classes"
+    shares = [row["share"] for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    table = text[text.index("class") :].splitlines()[2:]
+    assert len(table) == sum(share >= 0.001 for share in shares) > 1
+    assert table[0].startswith(rows[0]["name"])
+    assert Image.open(tmp_path / "out/town_overlay.png").size[1] <= 2 * 70, "the legend is no taller than the image"
+
+
+def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
+    """In a terminal, where the bars are drawn."""
+    Image.open(image).save(tmp_path / "city.png")
+    command = [sys.executable, DEMO, "--input", str(tmp_path / "*.png"), "--classes", "road,tree", "--output"]
+    master, slave = os.openpty()
+    process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stdout=slave, stderr=slave)
+    os.close(slave)
+    output = b""
+    try:
+        while block := os.read(master, 65536):
+            output += block
+    except OSError:  # the terminal is closed
+        pass
+    assert process.wait() == 0, output.decode()
+    screen = [line.rstrip("\r").split("\r")[-1].rstrip() for line in output.decode().split("\n")]
+    assert "image/s" in output.decode(), "there was a bar"
+    for stem in ("city", "town"):
+        start = screen.index(str(tmp_path / f"out/{stem}_overlay.png"))
+        assert screen[start + 3].split() == ["class", "pixels", "share"]
+        assert [line.split()[0] for line in screen[start + 5 : start + 7]] == ["road", "tree"]

@@ -17,7 +17,7 @@ from skysense_o.vqa import EmbeddedVQA
 DEMO = "demo/demo.py"
 
 
-def test_classify_ranks_the_names(call, dubai, tmp_path):
+def test_classify_ranks_the_classes(call, dubai, tmp_path):
     words = ("--task", "classify", "--classes", "river,road,forest", "--output", tmp_path / "out")
     code, out, err = call(DEMO, "--input", dubai / "images/tile5_001.jpg", *words)
     assert code == 0, err
@@ -27,7 +27,7 @@ def test_classify_ranks_the_names(call, dubai, tmp_path):
     assert rows[0]["name"] in out
 
 
-def test_ask(call, questions, tmp_path):
+def test_ask_answers_each_question(call, questions, tmp_path):
     cfg = vqa_config(records_of("rsivqa_train"))
     torch.manual_seed(0)
     save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
@@ -45,14 +45,14 @@ def test_ask(call, questions, tmp_path):
     code, _, err = call(DEMO, *words, "--question", "How many boats?", "--weights", tmp_path / "masks.safetensors")
     assert code == 2
     assert "holds no VQA model: train one" in err
-    assert call(DEMO, *words, "--question", "How many boats?")[0] == 0, "the shipped one, where none is named"
+    assert call(DEMO, *words, "--question", "How many boats?")[0] == 0, "mini_vqa is the default"
     assert json.loads((tmp_path / "out/test0_ask.json").read_text())["weights"] == "mini_vqa"
     code, _, err = call(DEMO, *words)
     assert code == 2
     assert '--task ask needs --question "..."' in err
 
 
-def test_no_words_at_all(call, dubai, tmp_path):
+def test_no_classes_are_an_error(call, dubai, tmp_path):
     code, _, err = call(DEMO, "--input", dubai / "images/tile5_001.jpg", "--output", tmp_path / "out")
     assert code == 2
-    assert "no words: give --classes" in err
+    assert "no classes: give --classes" in err

@@ -1,4 +1,4 @@
-"""The image half as an ONNX file: any number of names, any size, the same numbers."""
+"""The ONNX export: any number of phrases, any size, the same values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def predictor():
     return Predictor(SkySenseO(small_config()).eval())
 
 
-def test_fixed_padding_changes_no_number(predictor):
+def test_fixed_padding_changes_no_value(predictor):
     x, text = torch.rand(1, 3, 64, 96) * 255, torch.nn.functional.normalize(torch.randn(2, 384), dim=-1)
     half = ImageHalf(predictor.model)
     with torch.inference_mode():
@@ -35,20 +35,20 @@ def test_fixed_padding_changes_no_number(predictor):
 
 
 def test_logits_are_those_of_the_predictor(predictor):
-    """With the embeddings that `embed_words` gives, so that a program without a language model finds the same."""
+    """With the embeddings of `embed_words`, so a program without the text tower gets the same result."""
     words = Vocabulary.parse("building|house,road")
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     text = torch.from_numpy(embed_words(predictor, words))
     with torch.inference_mode():
         logits, _ = ImageHalf(predictor.model)(torch.from_numpy(image).permute(2, 0, 1)[None].float(), text)
-        wanted = predictor.windows(torch.from_numpy(image).permute(2, 0, 1)[None], words)
-    found = torch.stack([logits[0, :2].amax(0), logits[0, 2]]).sigmoid()
-    torch.testing.assert_close(found, wanted[0], atol=1e-5, rtol=1e-4)
+        expected = predictor.windows(torch.from_numpy(image).permute(2, 0, 1)[None], words)
+    probabilities = torch.stack([logits[0, :2].amax(0), logits[0, 2]]).sigmoid()
+    torch.testing.assert_close(probabilities, expected[0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_the_file_agrees_with_torch(predictor, tmp_path):
-    """Traced with two images of 96 x 128 and five names; asked with others."""
+    """Traced with two images of 96 x 128 pixels and five phrases; compared with other numbers and sizes."""
     pytest.importorskip("onnxruntime")
     path = tmp_path / "small.onnx"
     facts = export_onnx(predictor, path)
@@ -56,7 +56,7 @@ def test_the_file_agrees_with_torch(predictor, tmp_path):
     assert difference(predictor, path, [(1, 32, 32, 1), (2, 160, 96, 7), (3, 64, 224, 200)]) < 1e-4
 
 
-def test_what_cannot_be_exported(call, tmp_path, monkeypatch):
+def test_models_that_cannot_be_exported_are_errors(call, tmp_path, monkeypatch):
     cfg = small_config()
     cfg.MODEL.SEM_SEG_HEAD.NAME = "CostAggregationHead"
     with pytest.raises(ValueError, match="MiniTower with CostAggregationHead cannot be exported yet"):

@@ -1,4 +1,4 @@
-"""Clicks and boxes: as a person gives them, through the decoder, and in training."""
+"""Clicks and boxes: as a user gives them, in the decoder, and in training."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def two_squares() -> np.ndarray:
     return labels
 
 
-def test_parts_middles_boxes():
+def test_components_have_middles_and_boxes():
     parts = components(two_squares(), 10)
-    assert len(parts) == 3, "the ground and two squares"
+    assert len(parts) == 3, "the background and two squares"
     assert box_from_mask(parts[1]) == (3, 2, 9, 8), "half-open"
     x0, y0, x1, y1 = box_from_mask(parts[2])
     assert (two_squares()[y0:y1, x0:x1] == 1).all()
@@ -42,16 +42,16 @@ def test_parts_middles_boxes():
     assert components(two_squares(), 40)[1][12, 22], "the smaller square is left out"
 
 
-def test_a_corrective_click_goes_where_the_mask_is_wrong_most():
+def test_a_corrective_click_lies_in_the_largest_error():
     parts, everywhere = components(two_squares(), 10), np.ones((20, 30), bool)
     small, large = parts[1], parts[2]
     assert corrective(small | large, small, everywhere) == (*middle(large), 1)
     assert corrective(small, small | large, everywhere) == (*middle(large), 0)
     assert corrective(small, small, everywhere) == (*middle(small), 1)
-    assert corrective(small, small | large, ~large)[2] == 1, "what is not known is no error"
+    assert corrective(small, small | large, ~large)[2] == 1, "unknown pixels are no error"
 
 
-def test_the_sampler_gives_prompts_that_mean_their_mask():
+def test_sampled_prompts_lie_inside_their_mask():
     np.random.seed(0)
     labels, kinds = two_squares(), set()
     labels[0] = 0
@@ -98,15 +98,15 @@ def queries(words: int = 2, prompts: int = 3, padding: int = 0) -> Queries:
     return Queries(text, torch.ones(2, words, dtype=torch.bool), points, labels, boxes)
 
 
-def test_shapes(head, features):
+def test_the_decoder_returns_the_documented_shapes(head, features):
     logits, presence, iou_pred = head(features, queries())
     assert logits.shape == (2, 5, 20, 28)
     assert presence.shape == (2, 2)
     assert iou_pred.shape == (2, 3)
 
 
-def test_queries_never_see_each_other(head, features):
-    """Neither words nor other prompts, nor how far the points are padded, change a prompt's mask; and the reverse."""
+def test_queries_are_independent(head, features):
+    """Phrases, other prompts and the padding of points do not change the mask of a prompt, and vice versa."""
     whole = head(features, queries())
     q = queries()
     for k in range(3):
@@ -123,29 +123,29 @@ def test_queries_never_see_each_other(head, features):
     assert words[2] is None
 
 
-def test_what_looks_like_what_is_clicked_stands_out():
-    """An image of two halves: a click in the left one, another outside in the right one, a box over both."""
+def test_likeness_is_high_where_features_resemble_the_clicked_ones():
+    """An image of two halves: a foreground click on the left, a background click on the right, a box over both."""
     look = torch.zeros(1, 2, 4, 8)
     look[:, 0, :, :4], look[:, 1, :, 4:] = 3.0, 5.0
     points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])
-    nowhere = torch.full((1, 1, 4), float("nan"))
-    asked = Queries(torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool), points, labels, nowhere)
-    near = _nearness(asked, (16, 32), (4, 8), look)
-    inside, outside, box = _likeness(look, near, asked, (16, 32))[0, 0]
+    no_box = torch.full((1, 1, 4), float("nan"))
+    prompts = Queries(torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool), points, labels, no_box)
+    near = _nearness(prompts, (16, 32), (4, 8), look)
+    inside, outside, box = _likeness(look, near, prompts, (16, 32))[0, 0]
     left = torch.zeros(4, 8)
     left[:, :4] = 1
     torch.testing.assert_close(inside, left)
     torch.testing.assert_close(outside, 1 - left)
     assert not box.any(), "there is none"
-    asked.boxes, asked.labels = torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[[-1, -1, -1]]])
-    inside, outside, box = _likeness(look, _nearness(asked, (16, 32), (4, 8), look), asked, (16, 32))[0, 0]
+    prompts.boxes, prompts.labels = torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[[-1, -1, -1]]])
+    inside, outside, box = _likeness(look, _nearness(prompts, (16, 32), (4, 8), look), prompts, (16, 32))[0, 0]
     assert not inside.any(), "no click"
     assert not outside.any()
     torch.testing.assert_close(box, torch.full((4, 8), 0.5**0.5))
 
 
 @pytest.mark.parametrize("change", ["points", "labels", "boxes"])
-def test_what_is_asked_matters(head, features, change):
+def test_each_part_of_a_prompt_changes_the_mask(head, features, change):
     a, b = queries(), queries()
     if change == "points":
         b.points = b.points + 20
@@ -158,8 +158,8 @@ def test_what_is_asked_matters(head, features, change):
     assert moved.tolist() == [False, False, change != "boxes", True, change != "boxes"]
 
 
-def test_points_and_boxes_arrive_in_prepared_pixels():
-    """An image of 100 x 50 padded to 128 x 64 and squeezed to 64 x 64; another one that is only padded."""
+def test_points_and_boxes_are_converted_to_prepared_pixels():
+    """An image of 100 x 50 pixels, padded to 128 x 64 and squeezed to 64 x 64; and one that is only padded."""
     transforms = [ImageTransform((50, 100), (64, 128), (64, 64)), ImageTransform((50, 100), (64, 128), (64, 128))]
     given = {
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
@@ -176,7 +176,7 @@ def test_points_and_boxes_arrive_in_prepared_pixels():
 
 
 def test_the_encoder_reads_the_first_and_the_last_pixel_of_a_box():
-    """Half-open boxes came later than the shipped weights, whose corner tokens are those of two clicks."""
+    """The shipped weights are older than half-open boxes: their corner tokens are the first and the last pixel."""
     transform = ImageTransform((50, 100), (64, 128), (64, 64))
     box = transform.boxes(torch.tensor([[[3.0, 2.0, 9.0, 8.0], [float("nan")] * 4]]))
     words = torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool)
@@ -194,7 +194,7 @@ def test_terms_equal_their_naive_twin():
     g = torch.Generator().manual_seed(3)
     logits, iou_pred = torch.randn(2, 3, 6, 8, generator=g), torch.rand(2, 3, generator=g)
     target = torch.rand(2, 3, 6, 8, generator=g) > 0.6
-    target[1, 2] = False  # nothing is meant there, so nothing is learned
+    target[1, 2] = False  # an empty target is not learned
     known = (torch.rand(2, 1, 6, 8, generator=g) > 0.1).expand(2, 3, 6, 8)
     masks, errors = [], []
     for b in range(2):
@@ -235,8 +235,8 @@ def scenes(count: int) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_prompts_are_learned():
-    """A bit of real learning on four drawn scenes: clicks and boxes come nearer to what is meant."""
+def test_training_on_prompts_improves_masks():
+    """A few training steps on four drawn scenes: the masks of clicks and boxes improve."""
     torch.manual_seed(0)
     np.random.seed(0)
     model, sampler, samples = SkySenseO(prompt_config()).train(), PromptSampler(4), scenes(4)
@@ -251,39 +251,37 @@ def test_prompts_are_learned():
         optimizer.step()
     assert {"loss_prompt_mask", "loss_prompt_quality"} <= set(losses)
     after = evaluate_prompts(model, [lambda s=s: s for s in samples])
-    assert model.training, "it is given back as it came"
+    assert model.training, "the mode of the model is restored"
     assert after["parts"] == before["parts"] > 10
     assert after["box"] > before["box"] + 0.2
     assert after["click1"] > before["click1"] + 0.05
 
 
-def test_a_sample_without_prompts_says_so():
+def test_samples_without_prompts_are_an_error():
     with pytest.raises(ValueError, match="needs samples with prompts: set INPUT.PROMPTS above 0"):
         SkySenseO(prompt_config()).train()(scenes(1))
 
 
-def test_the_predictor_keeps_the_image(monkeypatch):
+def test_an_image_is_encoded_once_for_several_prompts(monkeypatch):
     torch.manual_seed(0)
     predictor = Predictor(SkySenseO(prompt_config()))
-    with pytest.raises(ValueError, match="call set_image first"):
-        predictor.prompt([(1, 1)], [1])
     calls, encode = [], predictor.model.tower.encode_image
     monkeypatch.setattr(predictor.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    kept = predictor.set_image(image)
-    mask, iou_pred = predictor.prompt([(10, 20), (60, 40)], [1, 0])
+    encoded = predictor.set_image(image)
+    mask, iou_pred = encoded.prompt([(10, 20), (60, 40)], [1, 0])
     assert mask.shape == (50, 70)
     assert mask.dtype == bool
     assert 0 <= iou_pred <= 1
-    predictor.prompt(box=(5, 5, 40, 40))
+    encoded.prompt(box=(5, 5, 40, 40))
     assert len(calls) == 1
     predictor.set_image(image[:30])
-    again, _ = kept.prompt([(10, 20), (60, 40)], [1, 0])
+    again, _ = encoded.prompt([(10, 20), (60, 40)], [1, 0])
     assert (again == mask).all()
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("prompt", "says"),
     [
         ({}, "neither a point nor a box"),
         ({"points": [(1, 1)]}, "1 points with 0 labels"),
@@ -291,17 +289,17 @@ def test_the_predictor_keeps_the_image(monkeypatch):
         ({"points": [(70, 1)], "labels": [1]}, r"\(70, 1\) lies outside the image, which is 70 x 50"),
         ({"box": (9, 9, 3, 20)}, r"box \(9, 9, 3, 20\) is empty: give x0, y0, x1, y1 with x0 < x1"),
         ({"box": (9, 9, 9, 20)}, "is empty"),
-        ({"box": (9, 9, 71, 20)}, "reaches outside the image, which is 70 x 50"),
+        ({"box": (9, 9, 71, 20)}, "extends beyond the image, which is 70 x 50"),
     ],
 )
-def test_mistakes_are_named(asked, says):
+def test_wrong_prompts_are_errors(prompt, says):
     predictor = Predictor(SkySenseO(prompt_config()))
     image = predictor.set_image(np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(ValueError, match=says):
-        image.prompt(**asked)
+        image.prompt(**prompt)
 
 
-def test_weights_that_take_words_only_say_so(words_only):
-    words_only.set_image(np.zeros((50, 70, 3), np.uint8))
+def test_prompts_for_weights_without_prompts_are_an_error(words_only):
+    image = words_only.set_image(np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(ValueError, match="take words only"):
-        words_only.prompt([(1, 1)], [1])
+        image.prompt([(1, 1)], [1])

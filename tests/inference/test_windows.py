@@ -1,4 +1,4 @@
-"""Sliding windows: every pixel once, blended without a seam, the same as the whole where the model is local."""
+"""Sliding windows: each pixel gets one label, without seams, and a local model gives the same as on the whole image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = [(64, 64), (1, 200), (17, 301), (130, 129), (96, 1)]
 
 
 class Local:
-    """A purely local model: each cell of 4 x 4 pixels by itself, so that no window sees more than the whole."""
+    """A local model: each cell depends on its own 4 x 4 pixels, so windows and the whole image give the same."""
 
     stride, device = 4, torch.device("cpu")
 
@@ -42,7 +42,7 @@ def words(count):
 
 
 def whole(model, image):
-    """What the model says of the whole image at once, padded by reflection and resized by torch: the naive twin."""
+    """Naive twin: the model on the whole image, padded by reflection and resized by torch."""
     h, w = image.shape[-2:]
     y, x = reflected(h, 0, -(-h // 32) * 32), reflected(w, 0, -(-w // 32) * 32)
     grid = model.predict_windows(image[:, y][:, :, x][None])
@@ -62,7 +62,7 @@ def test_a_local_model_tiled_equals_whole(size, overlap):
     assert (margins[0] - margins[1]).numpy()[differ].max(initial=0) < 1e-5, "only ties may differ"
 
 
-def test_narrow_strips_give_what_one_strip_gives():
+def test_narrow_strips_give_the_same_as_one_strip():
     model, image = Local(5), random_image(150, 1300)
     once = segment_array(image, words(5), model, window=64, overlap=32)
     plan = plan_windows(model, (150, 1300), 5, 64, 32, memory=2**18)
@@ -72,8 +72,8 @@ def test_narrow_strips_give_what_one_strip_gives():
     assert np.abs(once[1] - strips[1]).max() < 1e-6
 
 
-def test_rows_may_be_begun_anywhere_and_give_the_same_bits():
-    """What a resumed run relies on."""
+def test_starting_at_any_row_gives_identical_values():
+    """Resuming depends on it."""
     model, image = Local(5), random_image(300, 200)
     plan = plan_windows(model, (300, 200), 5, 64, 32)
     pad = F.pad(image.float(), (0, 32, 0, 32), mode="reflect").to(torch.uint8)
@@ -116,7 +116,7 @@ def test_the_weights_of_each_cell_sum_to_one(length, window, overlap):
     assert all(b - a <= window - overlap for a, b in zip(axis.starts, axis.starts[1:]))
 
 
-def test_the_overlap_rises_as_hann():
+def test_weights_rise_over_the_overlap_like_a_hann_window():
     axis = Axis.plan(224, 224, 128, 32, 32, 4)
     assert axis.starts == (0, 96)
     ramp = axis.weights[1][:8]
@@ -126,8 +126,8 @@ def test_the_overlap_rises_as_hann():
 
 
 @pytest.mark.parametrize("target", [(60, 90), (120, 180), (37, 55)])
-def test_resolving_between_cells_is_bilinear_then_the_best_name(target):
-    """Against torch's own interpolation of all names, for a result of the model's pixels, of more and of fewer."""
+def test_labels_between_cells_are_bilinear_then_the_best_class(target):
+    """Compared with torch's interpolation of all classes, for a result with as many, more and fewer pixels."""
     grid = torch.rand(15, 23, 6, generator=torch.Generator().manual_seed(1))
     plan = Plan.of((60, 90), window=64, overlap=0, divisor=32, stride=4, num_classes=6, memory=2**30, target=target)
     grid = F.pad(grid, (0, 0, 0, plan.cols.cells - 23, 0, plan.rows.cells - 15), value=0.5)
@@ -141,7 +141,7 @@ def test_resolving_between_cells_is_bilinear_then_the_best_name(target):
     assert (labels == index).float().mean() > 0.999
 
 
-def test_reflection_of_tiny_images():
+def test_tiny_images_are_reflected():
     assert reflected(1, 0, 4).tolist() == [0, 0, 0, 0]
     assert reflected(3, 0, 8).tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
 
@@ -151,26 +151,29 @@ def test_reflection_of_tiny_images():
     [
         ({"window": 100}, "a window of 100 pixels does not fit the model: give a multiple of 32"),
         ({"window": 64, "overlap": 64}, "an overlap of 64 pixels is out of range: 0 to 32"),
-        ({"window": 512, "memory": 2**20}, "1 MiB are too few to blend 300 classes in windows of 512: at least 77 MiB"),
+        (
+            {"window": 512, "memory": 2**20},
+            "too few to blend 300 classes in windows of 512: give at least 77 MiB",
+        ),
     ],
 )
-def test_windows_that_do_not_fit(options, says):
+def test_windows_that_do_not_fit_are_errors(options, says):
     with pytest.raises(ValueError, match=says):
         plan_windows(Local(300), (2000, 2000), 300, **options)
 
 
-def test_a_square_tower_takes_its_own_windows():
+def test_a_tower_with_a_fixed_input_size_takes_windows_of_that_size():
     model = Local(3)
     model.tower = type("T", (), {"input_size": 48, "divisor": 32})
     labels, _ = segment_array(random_image(70, 30), words(3), model)
     assert labels.shape == (70, 30)
     assert {shape[-2:] for shape in model.calls} == {(48, 48)}
-    with pytest.raises(ValueError, match="a window of 64 pixels does not fit the model: its own is 48"):
+    with pytest.raises(ValueError, match="a window of 64 pixels does not fit the model: it takes 48 pixels only"):
         plan_windows(model, (70, 30), 3, window=64)
 
 
 def test_the_model_whole_and_in_windows_agree_inside(small_model):
-    """One window over the whole image is the whole image."""
+    """One window that covers the image gives the same as the whole image."""
     image, vocabulary = random_image(64, 96), words(4)
     labels, score = segment_array(image, vocabulary, small_model, window=96)
     expected = small_model.predict([{"image": image, "vocabulary": vocabulary}], "labels")[0]
@@ -178,8 +181,8 @@ def test_the_model_whole_and_in_windows_agree_inside(small_model):
     assert (labels == expected["labels"].numpy()).mean() > 0.999
 
 
-def test_the_published_model_has_windows_of_its_own_square():
-    """One window of an image of that square says what the model says of the whole."""
+def test_the_published_model_takes_windows_of_its_input_size():
+    """One window of that size gives the same as the whole image."""
     from modeling.test_published import build
 
     model = build().eval()

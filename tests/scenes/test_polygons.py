@@ -1,4 +1,4 @@
-"""Regions of a label map as polygons, run-length masks and boxes: across bands, against naive twins."""
+"""Regions of a label map as polygons, run-length masks and boxes, across bands and compared with naive twins."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def find(labels, score, folder, band=16, transform=UTM["transform"], crs=CRS, **
 @pytest.mark.parametrize("band", [1, 16, 1000])
 def test_regions_across_bands_equal_those_of_the_whole(tmp_path, band):
     labels, score = speckled()
-    found = find(labels, score, tmp_path, band)
-    with rasterio.open(found.path) as file:
+    regions = find(labels, score, tmp_path, band)
+    with rasterio.open(regions.path) as file:
         numbers = file.read(1)
     assert ((numbers > 0) == np.isin(labels, (1, 2))).all()
     total = 0
@@ -66,17 +66,17 @@ def test_regions_across_bands_equal_those_of_the_whole(tmp_path, band):
             number = np.unique(numbers[inside])
             assert len(number) == 1
             i = number[0] - 1
-            assert found.label[i] == value
-            assert found.pixels[i] == inside.sum()
-            assert found.area[i] == pytest.approx(4 * inside.sum())
-            assert found.score[i] == pytest.approx(score[inside].mean() / SCORE_STEPS)
+            assert regions.label[i] == value
+            assert regions.pixels[i] == inside.sum()
+            assert regions.area[i] == pytest.approx(4 * inside.sum())
+            assert regions.score[i] == pytest.approx(score[inside].mean() / SCORE_STEPS)
             y, x = np.nonzero(inside)
-            assert found.boxes[i].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
-    assert len(found) == total
+            assert regions.boxes[i].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    assert len(regions) == total
 
 
 def test_a_spiral_is_one_region(tmp_path):
-    """It crosses the borders of bands many times, upwards too."""
+    """It crosses the borders of bands many times, in both directions."""
     labels = np.zeros((41, 41), np.uint8)
     y = x = 20
     dy, dx, length = 0, 1, 2
@@ -88,14 +88,14 @@ def test_a_spiral_is_one_region(tmp_path):
         length += 2 if dy == 0 else 0
         if not (0 <= y < 41 and 0 <= x < 41):
             break
-    found = find(labels, np.full_like(labels, 100), tmp_path, 4)
-    assert len(found) == ndimage.label(labels == 1)[1] == 1
+    regions = find(labels, np.full_like(labels, 100), tmp_path, 4)
+    assert len(regions) == ndimage.label(labels == 1)[1] == 1
 
 
-def test_polygons_cover_their_pixels_and_carry_what_was_found(tmp_path):
+def test_polygons_cover_their_pixels_and_have_class_score_and_area(tmp_path):
     labels, score = speckled()
-    found = find(labels, score, tmp_path)
-    table = polygons(found, NAMES, UTM["transform"], CRS, "s.tif")
+    regions = find(labels, score, tmp_path)
+    table = polygons(regions, NAMES, UTM["transform"], CRS, "s.tif")
     assert np.allclose(table.geometry.area, table.area_m2)
     assert set(table.class_name) == {"red", "green & <blue>"}
     assert (table.source == "s.tif").all()
@@ -105,7 +105,7 @@ def test_polygons_cover_their_pixels_and_carry_what_was_found(tmp_path):
     assert np.array_equal(burnt, np.where(np.isin(labels, (1, 2)), labels, 0))
 
 
-def test_small_regions_can_be_left_out_and_neighbours_stay_neighbours_when_simplified(tmp_path):
+def test_small_regions_are_left_out_and_simplified_neighbors_still_touch(tmp_path):
     labels, score = speckled(seed=3)
     few = find(labels, score, tmp_path, min_area=40.0)
     assert few.area.min() >= 40
@@ -138,7 +138,7 @@ def test_geopackage_has_the_crs_and_a_style_for_qgis(tmp_path):
     xml.dom.minidom.parseString(style)
 
 
-def test_geojson_is_as_rfc_7946_asks(tmp_path):
+def test_geojson_follows_rfc_7946(tmp_path):
     labels, score = speckled()
     table = polygons(find(labels, score, tmp_path), NAMES, UTM["transform"], CRS, "s.tif")
     write_geojson(table, tmp_path / "s.geojson")
@@ -149,17 +149,17 @@ def test_geojson_is_as_rfc_7946_asks(tmp_path):
         for rings in parts if feature["geometry"]["type"] == "MultiPolygon" else [parts]:
             assert shapely.LinearRing(rings[0]).is_ccw
             assert all(14 < x < 16 and 46 < y < 48 for x, y in rings[0])
-    no_place = polygons(find(labels, score, tmp_path, crs=None), NAMES, Affine.identity(), None, "s")
-    assert no_place.area_m2.isna().all()
+    no_crs = polygons(find(labels, score, tmp_path, crs=None), NAMES, Affine.identity(), None, "s")
+    assert no_crs.area_m2.isna().all()
     with pytest.raises(ValueError, match="the scene has no CRS: save gpkg or coco"):
-        write_geojson(no_place, tmp_path / "no.geojson")
+        write_geojson(no_crs, tmp_path / "no.geojson")
     assert not (tmp_path / "no.geojson").exists()
 
 
-def test_nothing_found_gives_valid_empty_files(tmp_path):
+def test_a_map_without_regions_gives_valid_empty_files(tmp_path):
     labels = np.zeros((40, 50), np.uint8)
-    found = find(labels, labels, tmp_path)
-    table = polygons(found, NAMES, UTM["transform"], CRS, "s.tif", simplify=1)
+    regions = find(labels, labels, tmp_path)
+    table = polygons(regions, NAMES, UTM["transform"], CRS, "s.tif", simplify=1)
     write_geopackage(table, tmp_path / "s.gpkg", NAMES, COLORS)
     write_geojson(table, tmp_path / "s.geojson")
     back = geopandas.read_file(tmp_path / "s.gpkg", layer="regions")
@@ -167,17 +167,17 @@ def test_nothing_found_gives_valid_empty_files(tmp_path):
     assert back.crs == CRS
     assert {"class_id", "class_name", "score_mean", "area_m2", "source"} <= set(back.columns)
     assert json.loads((tmp_path / "s.geojson").read_text())["features"] == []
-    assert coco_dataset(found, (40, 50), NAMES, 1, "s.tif")["annotations"] == []
+    assert coco_dataset(regions, (40, 50), NAMES, 1, "s.tif")["annotations"] == []
 
 
-def test_coco_masks_and_boxes_say_the_same(tmp_path, monkeypatch):
+def test_coco_masks_and_boxes_agree(tmp_path, monkeypatch):
     monkeypatch.setattr("skysense_o.scenes.coco.COLUMNS", 16)
     labels, score = speckled()
-    labels[:, 30:50] = 1  # runs that go on from column to column, and from one reading to the next
-    found = find(labels, score, tmp_path)
-    data = coco_dataset(found, labels.shape, NAMES, 1, "s.tif")
+    labels[:, 30:50] = 1  # runs that continue in the next column, and in the next chunk of columns
+    regions = find(labels, score, tmp_path)
+    data = coco_dataset(regions, labels.shape, NAMES, 1, "s.tif")
     assert [c["name"] for c in data["categories"]] == ["red", "green & <blue>"]
-    with rasterio.open(found.path) as file:
+    with rasterio.open(regions.path) as file:
         numbers = file.read(1)
     for annotation in data["annotations"]:
         inside = mask.decode(annotation["segmentation"]).astype(bool)
@@ -187,17 +187,17 @@ def test_coco_masks_and_boxes_say_the_same(tmp_path, monkeypatch):
             "counts": mask.encode(np.asfortranarray(inside.astype(np.uint8)))["counts"].decode(),
         }
         assert mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
-    boxes = coco_boxes(found)
+    boxes = coco_boxes(regions)
     assert [b["bbox"] for b in boxes] == [a["bbox"] for a in data["annotations"]]
-    with pytest.raises(ValueError, match="70000 x 70000 pixels are more than COCO's runs can count"):
-        coco_dataset(found, (70000, 70000), NAMES, 1, "s.tif")
+    with pytest.raises(ValueError, match="70000 x 70000 pixels are too many for COCO's run lengths"):
+        coco_dataset(regions, (70000, 70000), NAMES, 1, "s.tif")
 
 
-def test_memory_of_vectors_is_bounded_and_the_cure_is_named(tmp_path, monkeypatch):
+def test_too_many_regions_are_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     labels, score = speckled()
-    monkeypatch.setattr(vectors, "MOST_POLYGONS", 5)
-    with pytest.raises(ValueError, match="are written as polygons: leave out the small ones with --min-area"):
+    monkeypatch.setattr(vectors, "MAX_POLYGONS", 5)
+    with pytest.raises(ValueError, match="that can be written as polygons: leave out small regions with --min-area"):
         polygons(find(labels, score, tmp_path), NAMES, UTM["transform"], CRS, "s")
-    monkeypatch.setattr(regions_module, "MOST_PIECES", 5)
-    with pytest.raises(ValueError, match="falls into more than 5 regions"):
+    monkeypatch.setattr(regions_module, "MAX_PIECES", 5)
+    with pytest.raises(ValueError, match="has more than 5 regions"):
         find(labels, score, tmp_path)

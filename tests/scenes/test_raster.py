@@ -1,4 +1,4 @@
-"""Reading rasters: which bands, what is valid, one stretch for all, other pixels for the model, an area of interest."""
+"""Reading rasters: bands, valid pixels, one stretch for the raster, resampling, an area of interest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from rasterio.warp import transform_geom
 
 from skysense_o.image_io import ImageError
-from skysense_o.scenes.export import check_formats
+from skysense_o.scenes.check import check_formats
 from skysense_o.scenes.pixel_area import ground_known
 from skysense_o.scenes.raster import Raster
 
@@ -23,10 +23,10 @@ FILL = (100, 110, 120)
 
 
 def read_all(raster: Raster) -> np.ndarray:
-    return raster.pixels(range(raster.seen[0]), range(raster.seen[1]), FILL)
+    return raster.pixels(range(raster.model_size[0]), range(raster.model_size[1]), FILL)
 
 
-def test_eight_bits_are_taken_as_they_are_and_bands_can_be_chosen(tmp_path):
+def test_8_bit_values_are_not_changed_and_bands_can_be_chosen(tmp_path):
     pixels = np.concatenate([fields(50, 70), fields(50, 70, 1)[:1]])
     path = write_scene(tmp_path / "s.tif", pixels)
     with Raster(path) as raster:
@@ -38,8 +38,8 @@ def test_eight_bits_are_taken_as_they_are_and_bands_can_be_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
-def test_deep_values_have_one_stretch_for_the_whole_raster(tmp_path, dtype):
-    """The same value is the same colour wherever it is read, which a stretch of each tile would not give."""
+def test_16_bit_values_have_one_stretch_for_the_whole_raster(tmp_path, dtype):
+    """A stored value gives the same color in every window, which a stretch per tile would not."""
     values = np.linspace(0, 20000, 3 * 64 * 900).reshape(3, 64, 900).transpose(0, 2, 1).astype(dtype)
     path = write_scene(tmp_path / "s.tif", values)
     with Raster(path) as raster:
@@ -68,12 +68,12 @@ def test_nodata_alpha_and_internal_masks_are_not_valid(tmp_path):
         with Raster(path) as raster:
             assert len(raster.bands) == 3, path
             assert np.array_equal(raster.valid(range(40), range(60)), valid), path
-            seen = read_all(raster)
-            assert np.array_equal(seen[:, valid], pixels[:, valid]), path
-            assert (seen[:, ~valid] == np.array(FILL)[:, None]).all(), path
+            rgb = read_all(raster)
+            assert np.array_equal(rgb[:, valid], pixels[:, valid]), path
+            assert (rgb[:, ~valid] == np.array(FILL)[:, None]).all(), path
 
 
-def test_not_finite_values_are_not_valid(tmp_path):
+def test_nan_and_infinity_are_not_valid(tmp_path):
     values = fields(40, 60).astype("float32") * 7
     values[0, 3, 4], values[1, 5, 6], values[2, 7, 8] = np.nan, np.inf, -np.inf
     with Raster(write_scene(tmp_path / "s.tif", values)) as raster:
@@ -83,15 +83,15 @@ def test_not_finite_values_are_not_valid(tmp_path):
         assert raster.stretch[1] < 255 * 7 + 1
 
 
-def test_one_band_is_repeated_and_that_is_told(tmp_path):
+def test_one_band_becomes_grey_with_a_note(tmp_path):
     path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1])
     with Raster(path) as raster:
-        seen = read_all(raster)
-    assert np.array_equal(seen[0], seen[2])
-    assert raster.notes == ["band 1 is shown to the model as red, green and blue alike"]
+        rgb = read_all(raster)
+    assert np.array_equal(rgb[0], rgb[2])
+    assert raster.notes == ["band 1 is used as red, green and blue"]
 
 
-def test_palettes_become_their_colours(tmp_path):
+def test_palettes_become_rgb(tmp_path):
     ids = (fields(40, 60)[:1] > 128).astype(np.uint8)
     path = write_scene(tmp_path / "s.tif", ids, photometric="palette")
     with rasterio.open(path, "r+") as file:
@@ -101,22 +101,22 @@ def test_palettes_become_their_colours(tmp_path):
         assert np.array_equal(read_all(raster)[:, ids[0] == 1][:, 0], [200, 100, 50])
 
 
-def test_another_gsd_is_what_the_model_sees_and_pieces_agree(tmp_path):
+def test_the_model_sees_the_requested_gsd_and_windows_agree(tmp_path):
     pixels = fields(100, 120)
     path = write_scene(tmp_path / "s.tif", pixels)
     with Raster(path, gsd=4) as raster:
-        assert raster.seen == (50, 60)
+        assert raster.model_size == (50, 60)
         means = pixels.reshape(3, 50, 2, 60, 2).astype(float).mean(axis=(2, 4))
         together = read_all(raster)
         assert np.abs(together - means).max() <= 1
         piece = raster.pixels(range(10, 30), range(7, 50), FILL)
         assert np.array_equal(piece, together[:, 10:30, 7:50])
     with Raster(path, gsd=1) as raster:
-        assert raster.seen == (200, 240)
+        assert raster.model_size == (200, 240)
 
 
 def area(tmp_path, *rings, name="area.geojson"):
-    """Rings in pixels of a UTM scene, as GeoJSON in longitude and latitude."""
+    """Polygons given in pixels of a UTM scene, as GeoJSON in longitude and latitude."""
     shapes = []
     for ring in rings:
         points = [UTM["transform"] @ p for p in ring]
@@ -127,7 +127,7 @@ def area(tmp_path, *rings, name="area.geojson"):
     return path
 
 
-def test_only_what_is_inside_the_area_is_valid(tmp_path):
+def test_only_pixels_inside_the_area_of_interest_are_valid(tmp_path):
     path = write_scene(tmp_path / "s.tif", fields(100, 120))
     square = area(tmp_path, [(20, 10), (60, 10), (60, 50), (20, 50), (20, 10)])
     with Raster(path, aoi=square) as raster:
@@ -138,15 +138,15 @@ def test_only_what_is_inside_the_area_is_valid(tmp_path):
         assert np.array_equal(part, valid[30:70, 40:100])
 
 
-def test_degrees_have_geodesic_areas(tmp_path):
+def test_pixels_in_degrees_have_geodesic_areas(tmp_path):
     degree = Affine(0.001, 0, 10, 0, -0.001, 60.05)
     with Raster(write_scene(tmp_path / "s.tif", fields(100, 120), crs="EPSG:4326", transform=degree)) as raster:
-        # at latitude 60: a degree of latitude is 111.41 km, of longitude 55.80 km
+        # at latitude 60, a degree of latitude is 111.41 km and a degree of longitude 55.80 km
         assert raster.areas.at(np.array([50]), np.array([60]))[0] == pytest.approx(111.41 * 55.80, rel=1e-3)
         assert raster.areas.at(np.array([0]), np.array([0]))[0] < raster.areas.at(np.array([99]), np.array([0]))[0]
 
 
-def test_feet_become_metres(tmp_path):
+def test_areas_in_feet_become_square_metres(tmp_path):
     with Raster(write_scene(tmp_path / "s.tif", fields(40, 50), crs="EPSG:2263")) as raster:
         assert raster.areas.gsd == pytest.approx(2 * 0.3048, rel=1e-4)
 
@@ -155,7 +155,7 @@ LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
 
 
 @pytest.mark.parametrize(
-    ("place", "known"),
+    ("georeference", "known"),
     [
         ({}, True),
         ({"crs": "EPSG:4326", "transform": Affine(0.001, 0, 10, 0, -0.001, 60)}, True),
@@ -166,9 +166,9 @@ LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
     ],
     ids=["utm", "degrees", "crs without transform", "transform without crs", "local", "geocentric"],
 )
-def test_one_question_tells_whether_the_ground_is_known(tmp_path, place, known):
-    """Areas in square metres, GeoJSON, an area of interest and --gsd all go by it."""
-    path = write_scene(tmp_path / "s.tif", fields(40, 50), **place)
+def test_area_geojson_aoi_and_gsd_need_a_location_on_the_ground(tmp_path, georeference, known):
+    """One function decides whether the location is known."""
+    path = write_scene(tmp_path / "s.tif", fields(40, 50), **georeference)
     near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)])
     with Raster(path) as raster:
         assert ground_known(raster.file.crs, raster.file.transform) == known
@@ -177,16 +177,16 @@ def test_one_question_tells_whether_the_ground_is_known(tmp_path, place, known):
         if known:
             check_formats(["geojson"], raster)
             return
-        with pytest.raises(ValueError, match="its place on the ground is not known.*GeoJSON needs longitudes"):
+        with pytest.raises(ValueError, match="its location on the ground is unknown.*GeoJSON needs longitudes"):
             check_formats(["geojson"], raster)
         check_formats(["gpkg", "areas"], raster)
-    with pytest.raises(ValueError, match="its place on the ground is not known.*has no place in it"):
+    with pytest.raises(ValueError, match="its location on the ground is unknown.*cannot be located in it"):
         Raster(path, aoi=near)
-    with pytest.raises(ValueError, match="its place on the ground is not known.*leave out --gsd"):
+    with pytest.raises(ValueError, match="its location on the ground is unknown.*leave out --gsd"):
         Raster(path, gsd=4)
 
 
-def test_bad_rasters_are_told_apart(tmp_path):
+def test_each_kind_of_bad_raster_has_its_own_error(tmp_path):
     good = write_scene(tmp_path / "good.tif", fields(300, 400))
     (tmp_path / "text.tif").write_text("no raster")
     (tmp_path / "cut.tif").write_bytes(good.read_bytes()[:200_000])
@@ -204,15 +204,15 @@ def test_bad_rasters_are_told_apart(tmp_path):
         (tmp_path / "cut.tif", {}, ImageError, "cut short or damaged"),
         (empty, {}, ImageError, "has no valid pixel"),
         (nan, {}, ImageError, "has no valid pixel"),
-        (waves, {}, ImageError, "complex numbers"),
+        (waves, {}, ImageError, "complex values"),
         (good, {"bands": (4, 3, 2)}, ImageError, "it has bands 1 to 3"),
         (good, {"bands": (1, 2)}, ImageError, "give three of them, or one"),
         (good, {"gsd": 0}, ValueError, "--gsd 0 is out of range"),
-        (nowhere, {"gsd": 1}, ValueError, "its place on the ground is not known.*leave out --gsd"),
-        (nowhere, {"aoi": near}, ValueError, "its place on the ground is not known.*so the area"),
+        (nowhere, {"gsd": 1}, ValueError, "its location on the ground is unknown.*leave out --gsd"),
+        (nowhere, {"aoi": near}, ValueError, "its location on the ground is unknown.*so --aoi"),
         (good, {"aoi": tmp_path / "absent.geojson"}, FileNotFoundError, "no area of interest at"),
         (good, {"aoi": nothing}, ValueError, "is empty"),
-        (good, {"aoi": tmp_path / "no.geojson"}, ValueError, "is no vector file that can be read"),
+        (good, {"aoi": tmp_path / "no.geojson"}, ValueError, "is not a readable vector file"),
         (good, {"aoi": far}, ValueError, "does not touch"),
     ):
         with pytest.raises(error, match=says):

@@ -1,4 +1,4 @@
-"""Scenes from disk to disk: the same grid, no seams, the same bytes after a kill, and each mistake with its cure."""
+"""Whole scenes: the same grid, no seams, the same bytes after an interruption, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from rasterio.transform import Affine
 from scenes.test_raster import area
 
 from skysense_o.inference.sliding import segment_array
-from skysense_o.scenes.export import FORMATS, run_scene
-from skysense_o.scenes.scene import SceneOptions
+from skysense_o.scenes.export import save_scene
+from skysense_o.scenes.options import FORMATS, SceneOptions, SceneOutputs
+from skysense_o.scenes.run import run_scene
 from skysense_o.vocabulary import Vocabulary
 
 SMALL = {"window": 64, "overlap": 32}
 
 
 def make(path, folder, formats=("geotiff",), predictor=None, words=WORDS, **options):
-    """Run a scene; the paths written by their ends, and the table."""
-    kept = {key: options.pop(key) for key in ("min_area", "simplify", "restart") if key in options}
+    """Run a scene; return the written paths by the ends of their names, and the table of areas."""
     options = SceneOptions(**{**SMALL, **options})
-    written, rows = run_scene(predictor or colour_predictor(), path, words, folder, path.stem, formats, options, **kept)
+    written, rows = run_scene(predictor or colour_predictor(), path, words, SceneOutputs(folder, formats), options)
     return {p.name.removeprefix(path.stem): p for p in written}, rows
 
 
@@ -43,7 +43,7 @@ def labels_of(path) -> np.ndarray:
 
 
 def expected_labels(pixels: np.ndarray) -> np.ndarray:
-    """What ColourModel says of the whole image, by torch's own resizing."""
+    """The labels of ColourModel for the whole image, resized by torch."""
     import torch
     import torch.nn.functional as F
 
@@ -62,7 +62,7 @@ GCPS = (
     [GroundControlPoint(r, c, 10 + c / 1e3, 50 - r / 1e3) for r, c in ((0, 0), (0, 119), (99, 0), (99, 119))],
     rasterio.crs.CRS.from_epsg(4326),
 )
-PLACES = {
+GEOREFERENCES = {
     "utm": UTM,
     "degrees": {"crs": "EPSG:4326", "transform": Affine(0.00013, 0, 10.1, 0, -0.00017, 50.3)},
     "rotated": {
@@ -77,13 +77,13 @@ PLACES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_result_lies_where_the_scene_lies(tmp_path, place):
+@pytest.mark.parametrize("name", GEOREFERENCES)
+def test_the_result_has_the_georeference_of_the_scene(tmp_path, name):
     pixels = fields(100, 120)
-    path = write_scene(tmp_path / "s.tif", pixels, **PLACES[place])
+    path = write_scene(tmp_path / "s.tif", pixels, **GEOREFERENCES[name])
     files, _ = make(path, tmp_path / "out", ("geotiff", "confidence"))
-    for name in ("_labels.tif", "_confidence.tif"):
-        with rasterio.open(path) as source, rasterio.open(files[name]) as result:
+    for end in ("_labels.tif", "_confidence.tif"):
+        with rasterio.open(path) as source, rasterio.open(files[end]) as result:
             assert result.shape == source.shape
             assert tuple(result.transform) == tuple(source.transform)
             assert result.crs == source.crs
@@ -97,7 +97,7 @@ def test_the_result_lies_where_the_scene_lies(tmp_path, place):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s_confidence.tif", "s_labels.tif"]
 
 
-def test_a_world_file_places_a_png(tmp_path):
+def test_a_png_is_georeferenced_by_a_world_file(tmp_path):
     pixels = fields(60, 80)
     Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "p.png")
     (tmp_path / "p.pgw").write_text("0.5\n0\n0\n-0.5\n1000.25\n1999.75\n")
@@ -108,7 +108,7 @@ def test_a_world_file_places_a_png(tmp_path):
     assert np.array_equal(labels_of(files["_labels.tif"]), expected_labels(pixels))
 
 
-def test_the_map_carries_names_colours_and_how_it_was_made(tmp_path):
+def test_the_label_map_contains_classes_colors_and_settings(tmp_path):
     path = write_scene(tmp_path / "s.tif", fields(700, 600))
     files, rows = make(path, tmp_path / "out", ("geotiff", "confidence"), window=256)
     with rasterio.open(files["_labels.tif"]) as result:
@@ -119,8 +119,8 @@ def test_the_map_carries_names_colours_and_how_it_was_made(tmp_path):
         assert result.overviews(1) == [2]
         assert result.block_shapes == [(512, 512)]
         assert result.compression.name == "deflate"
-        found = np.bincount(result.read(1).ravel(), minlength=3)
-    assert [row["pixels"] for row in rows] == found[:3].tolist()
+        counts = np.bincount(result.read(1).ravel(), minlength=3)
+    assert [row["pixels"] for row in rows] == counts[:3].tolist()
     assert sum(row["area_m2"] for row in rows) == 700 * 600 * 4
     with rasterio.open(files["_confidence.tif"]) as result:
         probability = result.read(1) * result.scales[0]
@@ -128,7 +128,7 @@ def test_the_map_carries_names_colours_and_how_it_was_made(tmp_path):
         assert probability.max() <= 1
 
 
-def test_more_than_254_names_take_16_bits(tmp_path):
+def test_more_than_254_classes_are_stored_in_16_bits(tmp_path):
     pixels = fields(40, 60)
     pixels[:, :9] = 0
     path = write_scene(tmp_path / "s.tif", pixels, nodata=0)
@@ -139,7 +139,7 @@ def test_more_than_254_names_take_16_bits(tmp_path):
         assert (result.read(1)[:9] == 65535).all()
 
 
-def test_no_data_comes_out_as_no_data_and_costs_no_window(tmp_path):
+def test_nodata_stays_nodata_and_costs_no_window(tmp_path):
     pixels = fields(300, 300)
     pixels[:, :, 100:] = 0
     predictor = colour_predictor()
@@ -151,10 +151,10 @@ def test_no_data_comes_out_as_no_data_and_costs_no_window(tmp_path):
     assert sum(row["pixels"] for row in rows) == 300 * 100
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert (labels_of(files["_confidence.tif"])[:, 100:] == 255).all()
-    assert len(predictor.model.seen) == 9 * 4, "of 9 x 9 windows only those that reach a valid pixel"
+    assert len(predictor.model.seen) == 9 * 4, "of 9 x 9 windows, only those with a valid pixel"
 
 
-def test_an_area_of_interest_limits_the_work_and_the_result(tmp_path):
+def test_an_area_of_interest_limits_the_windows_and_the_result(tmp_path):
     path = write_scene(tmp_path / "s.tif", fields(300, 300))
     square = area(tmp_path, [(200, 200), (260, 200), (260, 260), (200, 260), (200, 200)])
     predictor = colour_predictor()
@@ -165,7 +165,7 @@ def test_an_area_of_interest_limits_the_work_and_the_result(tmp_path):
     assert len(predictor.model.seen) <= 16
 
 
-def test_the_model_sees_the_gsd_asked_for_and_the_grid_stays(tmp_path):
+def test_the_model_sees_the_requested_gsd_and_the_result_keeps_the_grid(tmp_path):
     pixels = np.repeat(np.repeat(fields(60, 80), 4, axis=1), 4, axis=2)
     path = write_scene(tmp_path / "s.tif", pixels)
     predictor = colour_predictor()
@@ -176,23 +176,23 @@ def test_the_model_sees_the_gsd_asked_for_and_the_grid_stays(tmp_path):
     assert (labels == pixels.argmax(0)).mean() > 0.9
 
 
-def test_what_is_done_to_the_colours_is_told_once(tmp_path, caplog):
+def test_the_conversion_to_rgb_is_logged_once(tmp_path, caplog):
     path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1].astype("uint16") * 9)
     with caplog.at_level("INFO"):
         make(path, tmp_path / "out")
-    assert caplog.text.count("s.tif: band 1 is shown to the model as red, green and blue alike") == 1
+    assert caplog.text.count("s.tif: band 1 is used as red, green and blue") == 1
     assert caplog.text.count("s.tif: values of uint16 from") == 1
 
 
-def test_the_scale_is_told_and_a_warning_given_when_it_is_far_from_training(tmp_path, caplog):
+def test_the_scale_is_logged_with_a_warning_if_it_is_far_from_training(tmp_path, caplog):
     path, predictor = write_scene(tmp_path / "s.tif", fields(40, 60)), colour_predictor()
     with caplog.at_level("INFO"):
         make(path, tmp_path / "out", predictor=predictor)
-        assert "s.tif: 2 m a pixel" in caplog.text
-        assert "trained at" not in caplog.text, "nothing is said where the weights do not say"
+        assert "s.tif: 2 m per pixel" in caplog.text
+        assert "trained at" not in caplog.text, "no warning if the weights do not state their scale"
         predictor.model.gsd = 0.5
         make(path, tmp_path / "out", predictor=predictor)
-        assert "the weights were trained at about 0.5 m a pixel" in caplog.text
+        assert "the weights were trained at about 0.5 m per pixel" in caplog.text
         caplog.clear()
         make(path, tmp_path / "out", predictor=predictor, gsd=0.6)
         assert "trained at" not in caplog.text
@@ -203,7 +203,7 @@ def all_bytes(folder) -> dict[str, bytes]:
 
 
 def dies_after(monkeypatch, writes: int, error: Exception):
-    """Writing rows of the scene fails from some row on, as if the process were killed or the disk full there."""
+    """Writing fails after some rows, as if the process were killed or the disk were full."""
     real, count = os.pwrite, iter(range(10**9))
 
     def pwrite(*args):
@@ -214,8 +214,8 @@ def dies_after(monkeypatch, writes: int, error: Exception):
     monkeypatch.setattr(os, "pwrite", pwrite)
 
 
-def interrupt_and_go_on(tmp_path, monkeypatch, predictor, **options):
-    """Run whole, run and die in the middle, go on; (windows of the whole run, windows of the second half)."""
+def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
+    """Run a scene; interrupt it and resume. Returns the batches of the first run and of the resumed one."""
     path = write_scene(tmp_path / "s.tif", fields(280, 560))
     formats, calls = ("geotiff", "confidence", "areas", "coco"), []
     ask = predictor.windows
@@ -226,36 +226,36 @@ def interrupt_and_go_on(tmp_path, monkeypatch, predictor, **options):
         dies_after(patch, 500, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             make(path, tmp_path / "cut", formats, predictor, **options)
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["s.work"], "nothing under a final name"
+    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["s.work"], "no file has its final name"
     before = len(calls)
     make(path, tmp_path / "cut", formats, predictor, **options)
     assert all_bytes(tmp_path / "cut") == all_bytes(tmp_path / "whole")
     return whole, len(calls) - before
 
 
-def test_an_interrupted_scene_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, mini):
+def test_an_interrupted_scene_resumes_and_gives_the_same_bytes(tmp_path, monkeypatch, mini):
     words = Vocabulary.parse("water,land,road")
-    whole, rest = interrupt_and_go_on(tmp_path, monkeypatch, mini, words=words, window=128)
-    assert rest < whole, "what was done was not done again"
+    whole, rest = interrupt_and_resume(tmp_path, monkeypatch, mini, words=words, window=128)
+    assert rest < whole, "finished windows do not run again"
 
 
-def test_so_does_one_of_several_strips(tmp_path, monkeypatch):
-    whole, rest = interrupt_and_go_on(tmp_path, monkeypatch, colour_predictor(), memory=2**18)
+def test_a_scene_of_several_strips_resumes_as_well(tmp_path, monkeypatch):
+    whole, rest = interrupt_and_resume(tmp_path, monkeypatch, colour_predictor(), memory=2**18)
     assert rest < 0.8 * whole
 
 
-def test_other_settings_do_not_go_on_from_what_is_there(tmp_path, monkeypatch, caplog):
+def test_a_run_with_other_settings_does_not_resume(tmp_path, monkeypatch, caplog):
     path = write_scene(tmp_path / "s.tif", fields(200, 300))
     with monkeypatch.context() as patch:
         dies_after(patch, 150, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             make(path, tmp_path / "out")
     files, _ = make(path, tmp_path / "out", bands=(3, 2, 1))
-    assert "of a run with other settings: begun anew" in caplog.text
+    assert "belongs to a run with other settings" in caplog.text
     assert np.array_equal(labels_of(files["_labels.tif"]), expected_labels(fields(200, 300)[::-1].copy()))
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path, monkeypatch):
     path = write_scene(tmp_path / "s.tif", fields(200, 300))
     with monkeypatch.context() as patch:
         dies_after(patch, 150, OSError(errno.ENOSPC, "No space left on device"))
@@ -270,8 +270,8 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypat
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["s_labels.tif"]
 
 
-def test_damage_in_the_middle_leaves_nothing_under_a_final_name(tmp_path):
-    """Its reduced form is whole, so that only the windows meet the damage."""
+def test_damage_in_the_middle_leaves_no_partial_file(tmp_path):
+    """The overview is intact, so only the windows meet the damage."""
     path = write_scene(
         tmp_path / "s.tif", fields(2200, 1100), tiled=True, blockxsize=256, blockysize=256, compress="deflate"
     )
@@ -287,9 +287,8 @@ def test_damage_in_the_middle_leaves_nothing_under_a_final_name(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["s.work"]
 
 
-def test_shares_of_several_processes_make_the_whole(tmp_path):
+def test_several_processes_give_the_same_as_one(tmp_path):
     from skysense_o.image_io import gdal_settings
-    from skysense_o.scenes.export import save_scene
     from skysense_o.scenes.raster import Raster
     from skysense_o.scenes.scene import segment_scene
 
@@ -301,11 +300,11 @@ def test_shares_of_several_processes_make_the_whole(tmp_path):
                 colour_predictor(), raster, WORDS, tmp_path / "three/s.work", SceneOptions(**SMALL),
                 process=process, processes=3,
             )  # fmt: skip
-        save_scene(scene, tmp_path / "three", "s", ("geotiff",))
+        save_scene(scene, SceneOutputs(tmp_path / "three", ("geotiff",)))
     assert np.array_equal(labels_of(tmp_path / "three/s_labels.tif"), labels_of(files["_labels.tif"]))
 
 
-def test_the_input_is_only_read(tmp_path):
+def test_the_input_is_not_changed(tmp_path):
     folder = tmp_path / "archive"
     folder.mkdir()
     path = write_scene(folder / "s.tif", fields(100, 120))
@@ -323,7 +322,7 @@ DUBAI = Vocabulary.parse("water,land,road,building,vegetation")
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real scenes of ../shared/data/scenes")
 @pytest.mark.parametrize("name", REAL)
-def test_real_scenes_go_through_with_every_export_and_the_areas_add_up(tmp_path, mini, name):
+def test_real_scenes_have_every_export_and_their_areas_add_up(tmp_path, mini, name):
     import geopandas
 
     files, rows = make(SHARED / name, tmp_path, tuple(FORMATS), mini, DUBAI, window=256, overlap=64)
@@ -351,10 +350,10 @@ def test_real_scenes_go_through_with_every_export_and_the_areas_add_up(tmp_path,
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real scenes of ../shared/data/scenes")
 def test_no_seams_on_a_real_scene(mini):
-    """Labels change across the borders of windows no more often than elsewhere; without overlap they would.
+    """Labels change at the borders of windows no more often than elsewhere; without overlap they would.
 
-    Both are held against the labels of the whole scene in one window, at the same lines, so that what is in the scene
-    cancels out; and lines of the model's own grid of 16 pixels against one another.
+    Changes are counted relative to those of the whole scene in one window, along the same lines, so the content of the
+    scene cancels out. Only lines of the grid of 16 pixels are compared with each other.
     """
     with rasterio.open(SHARED / REAL[1]) as file:
         pixels = file.read([1, 2, 3])
@@ -365,7 +364,7 @@ def test_no_seams_on_a_real_scene(mini):
         for axis in (0, 1):
             mine, its = ((np.diff(x.astype(int), axis=axis) != 0).sum(axis=1 - axis) for x in (tiled, whole))
             line = np.arange(1, len(mine) + 1)
-            inside = line < len(mine) - 128  # the last windows end where the scene does
+            inside = line < len(mine) - 128  # the last windows end at the end of the scene
             border = (line % (128 - overlap) == 0) | ((line - overlap) % (128 - overlap) == 0) & (line > overlap)
             other = (line % 16 == 0) & ~border & inside
             border &= inside
@@ -375,7 +374,7 @@ def test_no_seams_on_a_real_scene(mini):
     assert min(excess[0, 0], excess[0, 1]) > 1.5, "the test can tell"
 
 
-def test_without_the_extra_plain_images_work_and_scenes_name_the_cure(tmp_path):
+def test_without_gdal_images_work_and_scenes_say_what_to_install(tmp_path):
     Image.fromarray(fields(40, 60).transpose(1, 2, 0)).save(tmp_path / "p.png")
     write_scene(tmp_path / "s.tif", fields(40, 60))
     code = (
@@ -391,14 +390,14 @@ def test_without_the_extra_plain_images_work_and_scenes_name_the_cure(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert [line for line in done.stdout.split("\n") if "code" in line] == ["code 0", "code 2"], done.stderr
-    assert "s.tif is read as a plain image, its place is lost" in done.stderr
+    assert "s.tif is read as a plain image, its georeference is lost" in done.stderr
     assert 'which is not installed: pip install -e ".[geo]"' in done.stderr
 
 
 DEMO = "demo/demo.py"
 
 
-def test_the_demo_takes_a_scene_with_its_options(call, tmp_path):
+def test_the_demo_runs_a_scene_with_all_options(call, tmp_path):
     path = write_scene(tmp_path / "s.tif", np.concatenate([fields(80, 100), fields(80, 100)[:1]]))
     options = (
         "--bands",
@@ -439,11 +438,11 @@ def test_the_demo_takes_a_scene_with_its_options(call, tmp_path):
         ({"--gsd": "-1"}, "--gsd -1.0 is out of range"),
         ({"--aoi": "nowhere.geojson"}, "no area of interest at 'nowhere.geojson'"),
         ({"--window": "100"}, "a window of 100 pixels does not fit the model"),
-        ({"--min-area": "-1"}, "--min-area and --simplify are 0 or more"),
+        ({"--min-area": "-1"}, "--min-area and --simplify are out of range: 0 or more"),
         ({"--save": "geotiff,probabilities"}, "--save probabilities is not for georeferenced scenes"),
     ],
 )
-def test_mistakes_get_one_line_and_no_output(call, tmp_path, changes, says):
+def test_wrong_options_get_one_line_and_no_output(call, tmp_path, changes, says):
     path = write_scene(tmp_path / "s.tif", fields(80, 100))
     options = {"--input": path, "--classes": "road,tree", "--output": tmp_path / "out", **changes}
     code, _, err = call(DEMO, *(word for pair in options.items() for word in pair))
@@ -452,18 +451,18 @@ def test_mistakes_get_one_line_and_no_output(call, tmp_path, changes, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plain_image_can_be_seen_in_windows(mini):
+def test_a_plain_image_can_be_segmented_in_windows(mini):
     image = fields(100, 150).transpose(1, 2, 0)
-    found = mini(image, "water,land,road", window=64)
-    assert found.labels.dtype == np.uint8
-    assert found.labels.shape == (100, 150)
-    assert found.presence is None
+    result = mini(image, "water,land,road", window=64)
+    assert result.labels.dtype == np.uint8
+    assert result.labels.shape == (100, 150)
+    assert result.presence is None
     with pytest.raises(ValueError, match="not kept in windows"):
         mini(image, "water,land", window=64, probabilities=True)
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_do_an_archive(call, tmp_path):
+def test_two_ray_workers_segment_an_archive(call, tmp_path):
     pytest.importorskip("ray", reason='pip install -e ".[archive]"')
     for name in ("a", "b", "c"):
         write_scene(tmp_path / f"{name}.tif", fields(60, 80))

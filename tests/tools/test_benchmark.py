@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+import transformers
+from conftest import ROOT
 from modeling.test_published import SMALL_CONFIG
+from tiny_sam3 import DETECTOR, SIDE
 
 
 def test_a_model_with_random_weights(call, tmp_path):
@@ -18,6 +22,23 @@ def test_a_model_with_random_weights(call, tmp_path):
     assert [row["names"] for row in rows] == [1, 3]
     assert rows[1]["decoder"]["gflop"] > rows[0]["decoder"]["gflop"] > 0
     assert rows[0]["image"]["gflop"] == rows[1]["image"]["gflop"]
+
+
+@pytest.mark.parametrize("config", ["sam3/sam3.yaml", "training_free/openclip.yaml"])
+def test_models_of_others_with_random_weights(call, tmp_path, monkeypatch, config):
+    """Of the published sizes, but for SAM 3, whose default sizes are replaced by tiny ones here."""
+    tiny = transformers.Sam3Config(**DETECTOR)
+    monkeypatch.setattr(transformers, "Sam3Config", lambda: tiny)
+    processor = transformers.Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
+    monkeypatch.setattr(transformers, "Sam3ImageProcessor", lambda: processor)
+    words = ("--config-file", ROOT / "configs" / config, "--names", "2,5", "--size", 64, "--repeats", 1)
+    words += ("--device", "cpu", "--precision", "fp32", "--json", tmp_path / "model.json")
+    code, _, err = call("tools/benchmark.py", "model", *words)
+    assert code == 0, err
+    rows = json.loads((tmp_path / "model.json").read_text())["rows"]
+    assert rows[0]["image"]["gflop"] == rows[1]["image"]["gflop"] > 0
+    assert rows[0]["text"]["gflop"] > 0
+    assert rows[1]["decoder"]["gflop"] > 2 * rows[0]["decoder"]["gflop"] > 0
 
 
 def test_loading_a_random_checkpoint(call, tmp_path):

@@ -2,6 +2,7 @@
 
   python tools/benchmark.py model                                       the shipped model on the default device
   python tools/benchmark.py model --config-file configs/skysense_o/skysense_o.yaml --names 16,100 --size 640
+  python tools/benchmark.py model --config-file configs/sam3/sam3.yaml --names 1 --size 1008 --repeats 1
 
 Reported for each part of the model: seconds, GFLOP, and utilisation (share of this machine's peak speed in matrix
 multiplication).
@@ -11,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from tabulate import tabulate
@@ -22,10 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from skysense_o import geometry
-from skysense_o.checkpoint import build_with_weights, find_weights, load_state
+from skysense_o.checkpoint import LARGE, build_with_weights, find_weights, load_state
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.inference.predictor import config_of
 from skysense_o.modeling import Queries
+from skysense_o.sam3 import Sam3
 from skysense_o.vocabulary import Vocabulary
 from tools.benchmarks.machine import LONG, describe, matrix_peak, memory, reset_peak, seconds
 
@@ -91,10 +96,12 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
         model, _ = build_with_weights(config_of(path, args.config_file), path, half)
     else:
         cfg = config_of(None, args.config_file)
+        if cfg.MODEL.META_ARCHITECTURE == "Sam3":
+            return random_sam3(half).to(device).requires_grad_(False)
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).eval()
         load_state(model, random_state(model, half), "random numbers")
-    if args.all_names and hasattr(model.sem_seg_head, "max_classes"):
+    if args.all_names and hasattr(getattr(model, "sem_seg_head", None), "max_classes"):
         model.sem_seg_head.max_classes = 0
     model = model.to(device, memory_format=torch.channels_last)
     if args.compile:
@@ -102,12 +109,30 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     return model.requires_grad_(False)  # else FlopCounterMode misses operations
 
 
+def random_sam3(half: bool = False) -> nn.Module:
+    """SAM 3 of the published sizes, which are transformers' defaults, with random numbers; without its tracker."""
+    from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
+
+    from skysense_o.modeling.sam3_tower import PHRASE_TOKENS, Sam3Tower
+
+    def tokenizer(strings, **_) -> dict[str, torch.Tensor]:
+        ids = open_clip.tokenize(strings, PHRASE_TOKENS)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+    detector = Sam3Model(Sam3Config()).eval()
+    for parameter in detector.parameters() if half else ():
+        if parameter.numel() > LARGE:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return Sam3(tower=Sam3Tower(detector, Sam3ImageProcessor(), tokenizer, None), phrase_chunk=1)
+
+
 def random_state(model: nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
     """Random weights: matrices of one repeated block of noise (a billion draws would take minutes), identity norms."""
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     state = {}
     for name, tensor in model.state_dict().items():
-        if not tensor.is_meta:
+        if not tensor.is_meta:  # made by the library that the tower is from, random as well
+            state[name] = tensor
             continue
         count = tensor.numel()
         if tensor.dim() < 2 and tensor.is_floating_point():
@@ -127,14 +152,8 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
     samples = [{"image": image, "vocabulary": words}] * batch
     half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
-    def clear_text_cache() -> None:
-        model.text_bank = type(model.text_bank)()
-
-    def text() -> tuple:
-        return model.text_bank(model.tower, [words] * batch, model.templates)
-
     def first_call() -> None:
-        clear_text_cache()
+        clear_text_cache(model)
         model.predict(samples, "labels")
 
     result: dict = {}
@@ -146,24 +165,8 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
         result["cached"] = seconds(lambda: model.predict(samples, "labels"), device, args.repeats)
         result["memory"] = memory(device)
 
-        x, transforms = geometry.prepare([image] * batch, model.tower)
-        features = model.tower.encode_image(x)
-        queries = Queries(*text())
-        logits = torch.empty(0)
-
-        def new_text() -> None:
-            clear_text_cache()
-            text()
-
-        def decode() -> None:
-            nonlocal logits
-            logits = model.sem_seg_head(features, queries, model.phrase_chunk)[0]
-
-        def resize() -> None:
-            for b, transform in enumerate(transforms):
-                transform.restore(logits[b], words.phrase_to_class, names)
-
-        steps = {"text": new_text, "image": lambda: model.tower.encode_image(x), "decoder": decode, "resize": resize}
+        parts = _sam3_steps if isinstance(model, Sam3) else _steps
+        steps = parts(model, image, words, batch)
         for name, step in steps.items():
             with FlopCounterMode(display=False) as counter:
                 took = seconds(step, device, 1)
@@ -172,3 +175,50 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
             flops = counter.get_total_flops()
             result[name] = {"seconds": took, "gflop": flops / 1e9, "share": flops / took / peak}
     return result
+
+
+def clear_text_cache(model: nn.Module) -> None:
+    """Words are encoded anew."""
+    model.text_bank = type(model.text_bank)()
+
+
+def _steps(model: nn.Module, image: torch.Tensor, words: Vocabulary, batch: int) -> dict[str, Callable[[], object]]:
+    """The parts of a call of a SkySenseO, in order."""
+    x, transforms = geometry.prepare([image] * batch, model.tower)
+    features = replace(model.tower.encode_image(x), image=x)
+    queries = Queries(*model.text_bank(model.tower, [words] * batch, model.templates))
+    logits = torch.empty(0)
+
+    def text() -> None:
+        clear_text_cache(model)
+        model.text_bank(model.tower, [words] * batch, model.templates)
+
+    def decode() -> None:
+        nonlocal logits
+        logits = model.sem_seg_head(features, queries, model.phrase_chunk)[0]
+
+    def resize() -> None:
+        for b, transform in enumerate(transforms):
+            transform.restore(logits[b], words.phrase_to_class, len(words))
+
+    return {"text": text, "image": lambda: model.tower.encode_image(x), "decoder": decode, "resize": resize}
+
+
+def _sam3_steps(model: Sam3, image: torch.Tensor, words: Vocabulary, batch: int) -> dict[str, Callable[[], object]]:
+    """The same of SAM 3, whose vision encoder runs once an image and all else once a phrase."""
+    embedding, _, transforms = model.embed_images([image] * batch)
+    grids = torch.empty(0)
+
+    def text() -> None:
+        clear_text_cache(model)
+        model.read_words(words)
+
+    def decode() -> None:
+        nonlocal grids
+        grids = model.class_probabilities(embedding, batch, words)
+
+    def resize() -> None:
+        for grid, transform in zip(grids, transforms):
+            transform.restore_probabilities(grid)
+
+    return {"text": text, "image": lambda: model.embed_images([image] * batch), "decoder": decode, "resize": resize}

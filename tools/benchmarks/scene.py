@@ -155,7 +155,7 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
 
     from skysense_o.image_io import gdal_settings
     from skysense_o.scenes.georeference import scene_tools
-    from skysense_o.scenes.scene import SceneOptions, parse_bytes
+    from skysense_o.scenes.options import SceneOptions, SceneOutputs, parse_bytes
 
     tools, scene, words = scene_tools(), folder / "scene.tif", folder / "words.txt"
     words.write_text("\n".join(vocabulary.classes))
@@ -173,9 +173,8 @@ def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> di
         return real(*a, **k)
 
     tools.save_scene = save_scene
-    written, rows = tools.run_scene(
-        predictor, scene, vocabulary, folder / "out", "scene", ("geotiff", "confidence", "areas"), options
-    )
+    outputs = SceneOutputs(folder / "out", ("geotiff", "confidence", "areas"))
+    written, rows = tools.run_scene(predictor, scene, vocabulary, outputs, options)
     end, watch.running = time.perf_counter(), False
     tools.save_scene, predictor.windows = real, watch.ask
     seconds = marks["segmented"] - begin
