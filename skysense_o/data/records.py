@@ -19,7 +19,7 @@ from skysense_o.data.language import read_captions, read_conversations, read_rsv
 from skysense_o.data.shards import read_shards
 from skysense_o.data.skysa import read_skysa
 from skysense_o.data.weak_records import (
-    read_boxes,
+    read_box_labels,
     read_listed_scenes,
     read_marks,
     read_point_labels,
@@ -133,7 +133,7 @@ READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {
     "rsvqa": read_rsvqa,
     "text questions": read_text_questions,
     "conversations": read_conversations,
-    "boxes": read_boxes,
+    "boxes": read_box_labels,
     "points": read_point_labels,
     "marks": read_marks,
     "listed scenes": read_listed_scenes,

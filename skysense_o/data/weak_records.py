@@ -15,7 +15,7 @@ from skysense_o.data.language import index_file
 BY_ID = re.compile(r"id % (\d+) (==|!=) (\d+)")
 
 
-def read_boxes(spec: DatasetSpec, split: str) -> Iterator[dict]:
+def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """COCO's JSON. `boxes` of a record are [x0, y0, x1, y1, class id], in pixels, the last two just past the box.
 
     A split is "id % 10 == 0" (or !=) of the images' ids, or a glob of file stems. An image without a box is kept.
