@@ -6,8 +6,8 @@ python datasets/prepare_coco_stuff.py --source train2017.zip val2017.zip stuffth
     train2017/000000000009.jpg, val2017/...jpg
     stuffthingmaps_trainval2017: train2017/000000000009.png, val2017/...png     0 to 181; 255 unlabelled
 
-The maps hold COCO's category id minus one. 11 ids of things were never used: without them 171 of 182 stay (ids and
-unlabelled: the readme of github.com/nightrome/cocostuff).
+The maps contain COCO's category id minus one. COCO never used 11 of the 182 ids, so there are 171 classes. Source:
+the readme of github.com/nightrome/cocostuff.
 """
 
 import sys
@@ -24,7 +24,7 @@ RECIPE = Recipe(
     spec="coco_stuff",
     image=r"(?P<split>train|val)2017/(?P<stem>\d{12})\.jpg",
     label=r"(?P<split>train|val)2017/(?P<stem>\d{12})\.png",
-    decode=by_value({**{value: place for place, value in enumerate(USED)}, 255: 255}),
+    decode=by_value({**{value: index for index, value in enumerate(USED)}, 255: 255}),
 )
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ python datasets/prepare_deepglobe_road.py --source deepglobe/train
 python datasets/prepare_deepglobe_road.py --source deepglobe/train --val-list val.txt
 
     train/100034_sat.jpg
-    train/100034_mask.png     colours, white for roads; not pure: cut at 128, as its publishers say
+    train/100034_mask.png     white for roads; grey values are thresholded at 128, as published
 
-Only these 6,226 images have labels. By default the last 1,530 by number are validation (4,696 and 1,530 are the
-numbers in common use; the list of those images is not the same everywhere, so it can be given).
+Only these 6,226 images have labels. By default, the 1,530 with the highest numbers are val. Most papers use 4,696 and
+1,530 images, but not the same ones, so --val-list can name them.
 """
 
 import sys
@@ -20,8 +20,8 @@ from skysense_o.data.encode import by_threshold
 from skysense_o.data.prepare import Groups, Recipe, main
 
 
-def split(groups: Groups, place: int, count: int) -> str:
-    return "val" if place >= count - round(count * 1530 / 6226) else "train"
+def split(groups: Groups, index: int, count: int) -> str:
+    return "val" if index >= count - round(count * 1530 / 6226) else "train"
 
 
 RECIPE = Recipe(

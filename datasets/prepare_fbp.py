@@ -8,7 +8,7 @@ python datasets/prepare_fbp.py --source Five-Billion-Pixels
     Annotation__index/GF2_PMS1__*_24label.png               0 unlabelled, 1 industrial area ... 24 airport
 
 Layout and ids: the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html). Windows and split are ours:
-every fifth scene is validation, or those of --val-list.
+every fifth scene is val, or those of --val-list.
 """
 
 import sys
@@ -27,8 +27,8 @@ def natural_color(data: bytes, name: str) -> np.ndarray:
     return array[..., 1:4] if array.shape[2] == 4 else array
 
 
-def split(groups: Groups, place: int, count: int) -> str:
-    return "val" if place % 5 == 4 else "train"
+def split(groups: Groups, index: int, count: int) -> str:
+    return "val" if index % 5 == 4 else "train"
 
 
 RECIPE = Recipe(

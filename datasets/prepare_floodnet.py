@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""FloodNet (supervised, version 1): images and labels as they are.
+"""FloodNet (supervised, version 1): images and labels, unchanged.
 
 python datasets/prepare_floodnet.py --source FloodNet-Supervised_v1.0
 

@@ -7,8 +7,8 @@ python datasets/prepare_inria.py --source AerialImageDataset
     AerialImageDataset/train/gt/austin1.tif     0, 255
 
 Layout, and the first five images of each city as validation: the publishers' page (project.inria.fr/
-aerialimagelabeling); torchgeo cuts the same split. SegEarth-OV evaluates on other images (--val-list takes them).
-Labels of the test part are not public.
+aerialimagelabeling); torchgeo uses the same split. SegEarth-OV evaluates on other images, which --val-list can
+name. Labels of the test split are not public.
 """
 
 import sys
@@ -20,7 +20,7 @@ from skysense_o.data.encode import by_threshold
 from skysense_o.data.prepare import Groups, Recipe, main
 
 
-def split(groups: Groups, place: int, count: int) -> str:
+def split(groups: Groups, index: int, count: int) -> str:
     return "val" if int(groups["number"]) <= 5 else "train"
 
 

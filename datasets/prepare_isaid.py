@@ -8,7 +8,7 @@ python datasets/prepare_isaid.py --source iSAID
 
 zipped or unpacked. Layout, colours and windows are those of mmsegmentation's documentation and converter (docs/en/
 user_guides/2_dataset_prepare.md); 33,978 windows for training and 11,644 for validation are its numbers. Images
-that are smaller than a window stay as they are. Labels of the test part are not public.
+that are smaller than a window stay unchanged. Labels of the test split are not public.
 """
 
 import sys

@@ -1,14 +1,13 @@
 #!/usr/bin/env python
-"""LoveDA: rural and urban images in one folder a split; labels as published.
+"""LoveDA: rural and urban images in one folder per split; labels as published.
 
 python datasets/prepare_loveda.py --source Train.zip Val.zip
 
     {Train,Val}/{Rural,Urban}/images_png/0.png
     {Train,Val}/{Rural,Urban}/masks_png/0.png     0 no data, 1 background, 2 building ... 7 agriculture
 
-Labels keep their values, as mmsegmentation's converter leaves them: the row subtracts one and ignores 0, so folders
-that mmsegmentation made serve too. Layout and values: torchgeo's documentation of LoveDA. Labels of the test part are
-not public.
+Labels keep their values, as with mmsegmentation's converter, so its folders can be used too. Our loader subtracts one
+and ignores 0. Layout and values: torchgeo's documentation of LoveDA. Labels of the test split are not public.
 """
 
 import sys

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""OpenEarthMap (without xBD): images and labels as they are, put into the splits of the publishers' lists.
+"""OpenEarthMap (without xBD): images and labels, unchanged, in the splits of the publishers' lists.
 
 python datasets/prepare_oem.py --source OpenEarthMap_wo_xBD
 
     OpenEarthMap_wo_xBD/<region>/images/<region>_<n>.tif
     OpenEarthMap_wo_xBD/<region>/labels/<region>_<n>.tif     0 unlabelled, 1 bareland ... 8 building
-    OpenEarthMap_wo_xBD/train.txt, val.txt                   file names, one a line
+    OpenEarthMap_wo_xBD/train.txt, val.txt                   one file name per line
 
-Layout: the readme of the download. Images in train.txt and val.txt that belong to xBD are not in the download and are
-left out; labels of its test part are not public.
+Layout: the readme of the download. Images of xBD are in train.txt and val.txt but not in the download; they
+are left out. Labels of the test split are not public.
 """
 
 import sys

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from skysense_o.data.encode import by_color
 from skysense_o.data.prepare import Groups, Recipe, main
 
-# ISPRS's colours; 0 is others (clutter), 255 the black borders of the noBoundary labels. Label 4_12 has a yellow of
-# (252, 255, 0): a few steps off are taken as meant.
+# ISPRS's colours; 0 is others (clutter), 255 the black borders of the noBoundary labels. Label 4_12 has (252, 255, 0)
+# in place of yellow, hence the tolerance.
 COLORS = {
     (255, 0, 0): 0,  # clutter
     (255, 255, 255): 1,  # impervious surfaces: road
@@ -44,12 +44,12 @@ RGB = (
 )
 
 
-def split(groups: Groups, place: int, count: int) -> str:
+def split(groups: Groups, index: int, count: int) -> str:
     return "val" if f"{groups['row']}_{groups['column']}" in VAL else "train"
 
 
-def split_irrg(groups: Groups, place: int, count: int) -> str | None:
-    return "val_irrg" if split(groups, place, count) == "val" else None
+def split_irrg(groups: Groups, index: int, count: int) -> str | None:
+    return "val_irrg" if split(groups, index, count) == "val" else None
 
 
 DECODE = by_color(COLORS, tolerance=8)

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""SAMRS: the semantic labels of SOTA, FAST or SIOR, as they are, under ids from 1; what was not annotated is 0, others.
+"""SAMRS: semantic labels of SOTA, FAST or SIOR, with ids from 1; 0 is others (not annotated).
 
 python datasets/prepare_samrs.py --source SOTA --set sota
 python datasets/prepare_samrs.py --source SIOR --set sior
 
     */images/*.png, or JPEGImages-trainval/*.jpg (SIOR: DIOR's images)
     */gray/*.png                                        one channel: 0 to 17, 36 or 19; 255 not annotated
-    train.txt, valid.txt                                stems, one a line
+    train.txt, valid.txt                                one stem per line
 
 Values, lists and folder names are those of the publishers' code (github.com/ViTAE-Transformer/SAMRS: Generate
-Dataset/ mapping.py; Pretraining and Finetuning/Encoder_Decoder/main_pretrain.py). We never had the download itself in
-hand: where its folders are named otherwise, the error shows what was looked for.
+Dataset/ mapping.py; Pretraining and Finetuning/Encoder_Decoder/main_pretrain.py). We have not tried it on
+the download itself: if its folders have other names, the error shows the expected ones.
 """
 
 import sys

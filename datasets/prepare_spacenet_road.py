@@ -3,12 +3,11 @@
 
 python datasets/prepare_spacenet_road.py --source SN3_roads        # unpacked: the publishers ship tar.gz
 
-    AOI_2_Vegas/PS-RGB/SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif                16 bits, with its place on earth
+    AOI_2_Vegas/PS-RGB/SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif                16 bits, georeferenced
     AOI_2_Vegas/geojson_roads/SN3_roads_train_AOI_2_Vegas_geojson_roads_img1.geojson    (or geojson_roads_speed)
 
-Layout: torchgeo's documentation of SpaceNet3. 16 bits are stretched image by image from the 2nd to the 98th
-percentile. Lines are drawn 4 m wide, 2 m to either side, as the challenge buffered them. Every tenth image of a
-city is validation.
+Layout: torchgeo's documentation of SpaceNet3. Each 16-bit image is stretched from its 2nd to its 98th percentile.
+Lines are drawn 4 m wide, as in the challenge. Every tenth image of a city is val.
 """
 
 import sys
@@ -26,25 +25,25 @@ from PIL import Image, ImageDraw
 from skysense_o.data.labels import BadData
 from skysense_o.data.prepare import Groups, Recipe, main
 
-SCALE, TIEPOINT = 33550, 33922  # TIFF tags of GeoTIFF: size of a pixel; a pixel and its place
+SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: size of a pixel; a pixel and its coordinates
 ROAD_METRES, METRES_A_DEGREE = 4.0, 111_320.0
 
 
-def split(groups: Groups, place: int, count: int) -> str:
+def split(groups: Groups, index: int, count: int) -> str:
     return "val" if int(groups["number"]) % 10 == 0 else "train"
 
 
 def read(data: bytes, name: str) -> np.ndarray:
-    """uint8 (H,W,3); and, since the lines need it, the place on earth is remembered for this name."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of each GeoTIFF tag
+    """Decode an image -> uint8 (H,W,3), and store its georeference, which `draw` needs."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # no warning per GeoTIFF tag
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3:
-        raise BadData(f"{name} is no image of three bands: get it again")
-    _places.clear()
+        raise BadData(f"{name} has not three bands: get it again")
+    _georeference.clear()
     with Image.open(io.BytesIO(data)) as image:
         if SCALE not in image.tag_v2 or TIEPOINT not in image.tag_v2:
-            raise BadData(f"{name} does not say its place on earth, which the lines need: get it again")
-        _places[_number(name)] = (image.tag_v2[SCALE][:2], image.tag_v2[TIEPOINT])
+            raise BadData(f"{name} is not georeferenced, so roads cannot be drawn: get it again")
+        _georeference[_number(name)] = (image.tag_v2[SCALE][:2], image.tag_v2[TIEPOINT])
     rgb = array[..., 2::-1]
     if rgb.dtype == np.uint8:
         return np.ascontiguousarray(rgb)
@@ -52,7 +51,7 @@ def read(data: bytes, name: str) -> np.ndarray:
     return np.clip((rgb - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 
-_places: dict[str, tuple] = {}  # of the image in hand
+_georeference: dict[str, tuple] = {}  # of the current image
 
 
 def _number(name: str) -> str:
@@ -60,8 +59,8 @@ def _number(name: str) -> str:
 
 
 def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-    """1 on roads."""
-    (scale_x, scale_y), (column, row, _, x0, y0, *_) = _places[_number(name)]
+    """Draw the roads of a GeoJSON file -> uint8 (H,W), 1 on roads."""
+    (scale_x, scale_y), (column, row, _, x0, y0, *_) = _georeference[_number(name)]
     width = max(1, round(ROAD_METRES / (scale_y * METRES_A_DEGREE)))
     ids = Image.new("L", (size[1], size[0]), 0)
     pencil = ImageDraw.Draw(ids)
@@ -69,7 +68,7 @@ def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
         geometry = feature["geometry"] or {"type": "None"}
         lines = {"LineString": lambda g: [g["coordinates"]], "MultiLineString": lambda g: g["coordinates"]}
         for line in lines.get(geometry["type"], lambda g: [])(geometry):
-            # Pillow's 0 is the middle of the first pixel, GeoTIFF's its corner.
+            # 0 is the centre of the first pixel in Pillow, its corner in GeoTIFF.
             corners = [(column + (p[0] - x0) / scale_x - 0.5, row + (y0 - p[1]) / scale_y - 0.5) for p in line]
             pencil.line(corners, fill=1, width=width, joint="curve")
     return np.asarray(ids)

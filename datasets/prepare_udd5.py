@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""UDD5: drone images and their labels as they are.
+"""UDD5: drone images and their labels, unchanged.
 
 python datasets/prepare_udd5.py --source UDD5
 

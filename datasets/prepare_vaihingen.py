@@ -7,8 +7,8 @@ python datasets/prepare_vaihingen.py --source Vaihingen
     ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip    top_mosaic_09cm_area1_noBoundary.tif
     else ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip      top_mosaic_09cm_area1.tif
 
-zipped or unpacked. The first zip also holds labels of the same file names (gts_for_participants): images are only
-looked for in `top`. Files and colours: torchgeo's documentation of Vaihingen2D; split and windows: mmsegmentation's
+zipped or unpacked. The first zip also contains labels with the same file names (gts_for_participants), so images are
+only taken from `top`. Files and colours: torchgeo's documentation of Vaihingen2D; split and windows: mmsegmentation's
 converter, 344 windows for training, 398 for validation.
 """
 
@@ -34,7 +34,7 @@ COLORS = {
 TRAIN = ["1", "3", "5", "7", "11", "13", "15", "17", "21", "23", "26", "28", "30", "32", "34", "37"]
 
 
-def split(groups: Groups, place: int, count: int) -> str:
+def split(groups: Groups, index: int, count: int) -> str:
     return "train" if groups["area"].lower().removeprefix("area") in TRAIN else "val"
 
 

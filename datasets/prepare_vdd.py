@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""VDD (Varied Drone Dataset): drone images and their labels as they are.
+"""VDD (Varied Drone Dataset): drone images and their labels, unchanged.
 
 python datasets/prepare_vdd.py --source VDD
 

@@ -5,10 +5,10 @@ python datasets/prepare_wbs_si.py --source WaterBodiesDatasetPreprocessed
 python datasets/prepare_wbs_si.py --source WaterBodiesDatasetPreprocessed --val-list wbs-si_val.txt
 
     WaterBodiesDatasetPreprocessed/Images/*.jpg
-    WaterBodiesDatasetPreprocessed/Masks/*.jpg (or .png)     grey, cut at 128
+    WaterBodiesDatasetPreprocessed/Masks/*.jpg (or .png)     grey, thresholded at 128
 
-Layout and threshold: SegEarth-OV's configuration and converter; its list of validation images can be given. Without
-one every fifth image is validation.
+Layout and threshold: SegEarth-OV's configuration and converter; --val-list accepts its list of val images. Without
+a list, every fifth image is val.
 """
 
 import sys
@@ -20,8 +20,8 @@ from skysense_o.data.encode import by_threshold
 from skysense_o.data.prepare import Groups, Recipe, main
 
 
-def split(groups: Groups, place: int, count: int) -> str:
-    return "val" if place % 5 == 4 else "train"
+def split(groups: Groups, index: int, count: int) -> str:
+    return "val" if index % 5 == 4 else "train"
 
 
 RECIPE = Recipe(

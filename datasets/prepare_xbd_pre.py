@@ -26,17 +26,17 @@ from skysense_o.data.prepare import Recipe, main
 
 
 def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-    """1 inside buildings, 0 outside and in their holes."""
+    """Draw the buildings of a JSON file -> uint8 (H,W), 1 in buildings, 0 outside and in their holes."""
     try:
         outlines = [feature["wkt"] for feature in json.loads(data)["features"]["xy"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{name} is not as xBD's labels are ({error!r}): get it again") from error
+        raise BadData(f"{name} has not the format of xBD's labels ({error!r}): get it again") from error
     ids = Image.new("L", (size[1], size[0]), 0)
     pencil = ImageDraw.Draw(ids)
     for outline in outlines:
-        for place, ring in enumerate(re.findall(r"\(([^()]+)\)", outline)):
+        for index, ring in enumerate(re.findall(r"\(([^()]+)\)", outline)):
             corners = [tuple(map(float, corner.split()[:2])) for corner in ring.split(",")]
-            pencil.polygon(corners, fill=0 if place else 1)
+            pencil.polygon(corners, fill=0 if index else 1)
     return np.asarray(ids)
 
 

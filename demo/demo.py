@@ -33,6 +33,7 @@ from skysense_o.errors import USER_ERRORS, exit_code, message
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
+from skysense_o.text_files import read_lines
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.weight_paths import find_weights
 
@@ -207,8 +208,7 @@ def vocabulary_of(args: argparse.Namespace) -> tuple[Vocabulary, list | None]:
     if args.classes is None and args.classes_file is None:
         raise ValueError("no classes: give --classes, --classes-file, --dataset, --open-world or --interactive")
     if args.classes_file:
-        lines = Path(args.classes_file).read_text().splitlines()
-        return Vocabulary.of([line for line in lines if line.strip()], background), None
+        return Vocabulary.of(read_lines(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None
 
 

@@ -1,7 +1,14 @@
 """Training losses: pure functions. Alphabet: B images, T classes, D embedding, H W pixels, h w grid.
 
-Each is a mean per sample over its valid pixels and names, then over the samples, so that it does not depend on how a
-batch is shared between processes. Each is finite, and zero, where a sample has nothing to learn from.
+Each loss is a mean over the valid pixels and classes of a sample, then over the samples. So it does not depend on how a
+batch is divided between processes. A sample without valid pixels or classes contributes zero.
+
+>>> logits, sem_seg = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+>>> valid = torch.ones(1, 2, dtype=torch.bool)
+>>> round(pixel_bce(logits, sem_seg, valid).item(), 4)
+0.6931
+>>> round(dice(logits, sem_seg, valid).item(), 4)  # 1 - (2 * 8 + 1) / (8 + 16 + 1)
+0.32
 """
 
 from __future__ import annotations
@@ -16,33 +23,36 @@ from torch.utils.checkpoint import checkpoint
 
 from skysense_o.sample import IGNORE
 
-POOL_CHUNK = 64  # names whose masks are pooled at a time; changes memory only
+POOL_CHUNK = 64  # classes whose masks are pooled at a time; affects memory only
 
 
 def one_hot(sem_seg: Tensor, num_classes: int, first: int = 0) -> Tensor:
-    """(B,H,W) indices -> (B,names,H,W) bool for the classes from `first` on; ignored pixels belong to no name."""
+    """(B,H,W) indices -> (B,num_classes,H,W) bool, for the classes from `first` on; ignored pixels have no class."""
     index = torch.arange(first, first + num_classes, device=sem_seg.device)[:, None, None]
     return (sem_seg[:, None] == index) & (sem_seg != IGNORE)[:, None]
 
 
 def present_classes(sem_seg: Tensor, num_classes: int) -> Tensor:
-    """(B,H,W) indices -> (B,T) bool, whether any pixel has the name."""
+    """(B,H,W) indices -> (B,T) bool, whether any pixel has the class."""
     index = sem_seg.flatten(1).masked_fill(sem_seg.flatten(1) == IGNORE, num_classes)
-    found = torch.zeros((len(sem_seg), num_classes + 1), dtype=torch.bool, device=sem_seg.device)
-    return found.scatter_(1, index, True)[:, :num_classes]
+    present = torch.zeros((len(sem_seg), num_classes + 1), dtype=torch.bool, device=sem_seg.device)
+    return present.scatter_(1, index, True)[:, :num_classes]
 
 
 def pixel_bce(
     logits: Tensor, sem_seg: Tensor, valid: Tensor, *, ignored_as_negative: bool = False, chunk: int | None = None
 ) -> Tensor:
-    """Binary cross-entropy of each name by itself (SkySense-O, pixel-level loss).
+    """Binary cross-entropy, independently per class (SkySense-O, pixel-level loss).
 
     Args:
-        logits: (B,T,h',w'), resized to the labels here.
-        sem_seg: (B,H,W) int64.
-        valid: (B,T) bool, the classes that a sample really has.
-        ignored_as_negative: an ignored pixel counts as one of no name, as in the published code; else not at all.
-        chunk: names at full size at a time, computed again in the backward pass; None: all. Changes no result.
+        logits: (B,T,h',w'), resized to the label size here.
+        sem_seg: (B,H,W) int64, class indices or IGNORE.
+        valid: (B,T) bool, False for padding.
+        ignored_as_negative: ignored pixels count as negatives of every class, as in the published code.
+        chunk: classes at full resolution at a time, recomputed in the backward pass; None: all. Changes no result.
+
+    Returns:
+        scalar.
     """
 
     def term(full: Tensor, target: Tensor) -> Tensor:
@@ -54,9 +64,15 @@ def pixel_bce(
 def focal(
     logits: Tensor, sem_seg: Tensor, valid: Tensor, *, gamma: float = 2.0, alpha: float = 0.25, chunk: int | None = None
 ) -> Tensor:
-    """Focal loss (Lin et al. 2017): `pixel_bce` in which what is already right counts less. Arguments as there.
+    """Focal loss (Lin et al. 2017): `pixel_bce` with less weight on pixels that are already right.
 
-    gamma: 0 is cross-entropy. alpha: weight of a name's own pixels, 1 - alpha of the others; -1: none.
+    Args:
+        logits, sem_seg, valid, chunk: see `pixel_bce`.
+        gamma: exponent of the focal factor; 0 is cross-entropy.
+        alpha: weight of positive pixels; negative ones have 1 - alpha. -1: no weights.
+
+    Returns:
+        scalar.
     """
 
     def term(full: Tensor, target: Tensor) -> Tensor:
@@ -66,24 +82,24 @@ def focal(
 
 
 def pixel_cross_entropy(logits: Tensor, sem_seg: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy over the classes of a sample: they compete, as they do in the arg max. Arguments as `pixel_bce`."""
+    """Cross-entropy over the classes of a sample, which compete as in the argmax. Arguments: see `pixel_bce`."""
     masked = _at_labels(logits, sem_seg).masked_fill(~valid[..., None, None], float("-inf"))
     each = F.cross_entropy(masked, sem_seg, ignore_index=IGNORE, reduction="none")
     return mean_of_means(each, sem_seg != IGNORE)
 
 
 def dice(logits: Tensor, sem_seg: Tensor, valid: Tensor, *, chunk: int | None = None) -> Tensor:
-    """1 - 2|A.B| / (|A| + |B|) for each name in the image (Milletari et al. 2016). Arguments as `pixel_bce`."""
+    """1 - 2|A.B| / (|A| + |B|) per class of the image (Milletari et al. 2016). Arguments: see `pixel_bce`."""
     known = (sem_seg != IGNORE)[:, None]
 
     def term(full: Tensor, target: Tensor) -> Tensor:
         return mask_dice(full, target, known)
 
-    return mean_of_means(_each_name(term, logits, sem_seg, chunk), valid & present_classes(sem_seg, logits.shape[1]))
+    return mean_of_means(_per_class(term, logits, sem_seg, chunk), valid & present_classes(sem_seg, logits.shape[1]))
 
 
 def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """(...,H,W) logits, masks and known pixels -> (...) Dice losses, smoothed by one pixel."""
+    """Logits, masks and labelled pixels (...,H,W) -> Dice losses (...), smoothed by one pixel."""
     probability, target = logits.sigmoid() * known, target.to(logits.dtype)
     both, either = (probability * target).sum((-2, -1)), probability.sum((-2, -1)) + target.sum((-2, -1))
     return 1 - (2 * both + 1) / (either + 1)
@@ -105,10 +121,11 @@ def soft_mask_divergence(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pool_regions(dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
-    """The mean feature under each name's mask; zero for a name that is not in the image.
+    """Mean feature under the mask of each class; zero for a class that is not in the image.
 
     Args:
-        dense: (B,D,h,w). sem_seg: (B,H,W) int64; a cell of the grid counts by its share of the region's pixels.
+        dense: (B,D,h,w) features.
+        sem_seg: (B,H,W) int64. A grid cell is weighted by the number of its pixels that have the class.
 
     Returns:
         (B,T,D), not normalised.
@@ -122,11 +139,17 @@ def pool_regions(dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
 
 
 def region_contrast(regions: Tensor, present: Tensor, text: Tensor, valid: Tensor, temperature: float) -> Tensor:
-    """Region-to-text contrast: each region must find its own name among those of the sample.
+    """Region-to-text contrast (SkySense-O): classify each region among the classes of the sample.
 
     Args:
-        regions: (B,T,D), see `pool_regions`. present: (B,T) bool. text: (B,T,D) unit vectors. valid: (B,T) bool.
+        regions: (B,T,D), see `pool_regions`.
+        present: (B,T) bool, classes in the image.
+        text: (B,T,D) unit vectors.
+        valid: (B,T) bool, False for padding.
         temperature: of the softmax over classes, above 0.
+
+    Returns:
+        scalar.
     """
     scores = _cosines(regions, text) / temperature
     scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
@@ -135,23 +158,25 @@ def region_contrast(regions: Tensor, present: Tensor, text: Tensor, valid: Tenso
 
 
 def published_region_scores(regions: Tensor, text: Tensor, valid: Tensor) -> Tensor:
-    """Cosines of all regions with all classes, scaled so that a sample's smallest is 0 and its largest 1.
+    """Cosines of all regions with all classes, scaled to 0..1 per sample.
 
-    So the published code has it: classes that are not in the image are regions too, of cosine 0 with everything.
+    As in the published code, classes that are not in the image count as regions, with cosine 0 to all classes.
 
     Returns:
-        (B,T,T), region by name; 0 where either is invalid.
+        (B,T,T), region by class; 0 where one of them is padding.
     """
     pairs = valid[:, :, None] & valid[:, None, :]
     scores = _cosines(regions, text)
-    least = scores.masked_fill(~pairs, float("inf")).amin((1, 2), keepdim=True)
-    most = scores.masked_fill(~pairs, float("-inf")).amax((1, 2), keepdim=True)
-    return ((scores - least) / (most - least).clamp(min=1e-12)).masked_fill(~pairs, 0.0)
+    low = scores.masked_fill(~pairs, float("inf")).amin((1, 2), keepdim=True)
+    high = scores.masked_fill(~pairs, float("-inf")).amax((1, 2), keepdim=True)
+    return ((scores - low) / (high - low).clamp(min=1e-12)).masked_fill(~pairs, 0.0)
 
 
 def published_region_bce(scores: Tensor, present: Tensor, valid: Tensor) -> Tensor:
-    """The region loss of the published code: BCE with `published_region_scores` as logits, so it never falls below
-    about log 2; 1 is asked for on the diagonal of present names. Images of a single name count as 0.
+    """Region loss of the published code: BCE with `published_region_scores` as logits.
+
+    The target is 1 on the diagonal for present classes, else 0. As the scores are in 0..1, the loss stays near log 2.
+    Images with a single class contribute 0.
     """
     target = torch.diag_embed((present & valid).to(scores.dtype))
     each = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
@@ -167,16 +192,19 @@ def vision_centric(
     visual_similarity: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Words that mean alike but look different must not be taken for each other.
+    """Vision-centric loss (SkySense-O): separate classes with similar words that look different.
 
-    Our reading of the paper's L_vc = 1/(BN) sum [(1 - S_v) S_t L_region]^2, which leaves open what is summed:
-    l_ij = BCE(r_i.w_j / temperature, [i = j]) for region i and name j, and the mean over the N x N pairs of a sample
-    of [(1 - S_v) S_t l]^2. A name that is not in the image has no region, and its row adds nothing.
+    The paper's L_vc = 1/(BN) sum [(1 - S_v) S_t L_region]^2 does not say what is summed. We take the mean over the
+    N x N pairs of a sample of [(1 - S_v) S_t l_ij]^2, with l_ij = BCE(r_i.w_j / temperature, [i = j]) for region i and
+    class j. Classes that are not in the image have no region and contribute 0.
 
     Args:
-        regions, present, text, valid, temperature: as `region_contrast`.
+        regions, present, text, valid, temperature: see `region_contrast`.
         similarity: (B,T,T) S_t, cosines of sentence embeddings; negative ones count as 0.
-        visual_similarity: (B,T,T) S_v in 0..1, how alike two names look; 0 where unknown. The diagonal counts as 1.
+        visual_similarity: (B,T,T) S_v in 0..1; 0 if unknown. The diagonal counts as 1.
+
+    Returns:
+        scalar.
     """
     scores = _cosines(regions, text) / temperature
     own = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)
@@ -189,12 +217,18 @@ def vision_centric(
 def published_vision_centric(
     scores: Tensor, present: Tensor, valid: Tensor, similarity: Tensor, visual_similarity: Tensor | None
 ) -> Tensor:
-    """The regulariser of the published code: mean |S_t (11 - score) S'| over pairs of different names.
+    """Regulariser of the published code: mean |S_t (11 - score) S'| over pairs of different classes.
 
     Args:
-        scores: (B,T,T) S', see `published_region_scores`. similarity: (B,T,T) S_t.
-        visual_similarity: (B,T,T) score / 10, 0 where the graph has no such pair (it then counts as 0);
-            None: no graph, and the factor is 1.
+        scores: (B,T,T) S', see `published_region_scores`.
+        present: (B,T) bool, classes in the image.
+        valid: (B,T) bool, False for padding.
+        similarity: (B,T,T) S_t.
+        visual_similarity: (B,T,T) score / 10. Pairs that the graph does not have are 0, and their factor is 0 too.
+            None: there is no graph, and the factor is 1.
+
+    Returns:
+        scalar.
     """
     factor = (
         1.0
@@ -207,12 +241,18 @@ def published_vision_centric(
 
 
 def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Tensor) -> Tensor:
-    """Is the name in the image? A name is known present where a pixel has it, known absent where every pixel is
-    labelled and none has it; else nothing is known, and nothing is asked.
+    """Binary cross-entropy of whether a class is in the image.
+
+    A class is present if a pixel has it. It is absent if every pixel is labelled and none has it. Otherwise this is
+    unknown, and the class does not count.
 
     Args:
-        presence: (B,T) logits. complete: (B,) bool, every pixel of the image (padding is none) is labelled.
-            Others as `pixel_bce`.
+        presence: (B,T) logits.
+        sem_seg, valid: see `pixel_bce`.
+        complete: (B,) bool, every pixel of the image is labelled; padding does not count.
+
+    Returns:
+        scalar.
     """
     present, presence = present_classes(sem_seg, presence.shape[1]), _wide(presence)
     each = F.binary_cross_entropy_with_logits(presence, present.to(presence.dtype), reduction="none")
@@ -220,12 +260,12 @@ def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Ten
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least single precision."""
+    """Convert half precision to float32; leave float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _cosines(regions: Tensor, text: Tensor) -> Tensor:
-    """(B,T,D) regions and unit vectors -> (B,T,T), region by name."""
+    """(B,T,D) regions and unit vectors -> (B,T,T) cosines, region by class."""
     return torch.einsum("bid,bjd->bij", F.normalize(_wide(regions), dim=-1, eps=1e-6), _wide(text))
 
 
@@ -235,9 +275,9 @@ def _at_labels(logits: Tensor, sem_seg: Tensor) -> Tensor:
     return F.interpolate(_wide(logits), size=sem_seg.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _each_name(term: Callable, logits: Tensor, sem_seg: Tensor, chunk: int | None) -> Tensor:
-    """(B,T): term(full-size logits, masks) of each chunk of names, which with several chunks is not kept but computed
-    again in the backward pass.
+def _per_class(term: Callable, logits: Tensor, sem_seg: Tensor, chunk: int | None) -> Tensor:
+    """(B,T): term(full-size logits, masks) of each chunk of classes. Several chunks are recomputed in the backward
+    pass, to save memory.
     """
 
     def part(some: Tensor, first: int) -> Tensor:
@@ -253,16 +293,22 @@ def _each_name(term: Callable, logits: Tensor, sem_seg: Tensor, chunk: int | Non
 def _pixel_mean(
     term: Callable, logits: Tensor, sem_seg: Tensor, valid: Tensor, ignored_as_negative: bool, chunk: int | None
 ) -> Tensor:
-    """Mean over known pixels and valid classes of a pixelwise term."""
+    """Mean of a term per pixel over labelled pixels and valid classes."""
     known = torch.ones_like(sem_seg, dtype=torch.bool) if ignored_as_negative else sem_seg != IGNORE
-    sums = _each_name(lambda full, t: (term(full, t) * known[:, None]).sum((2, 3)), logits, sem_seg, chunk)
+    sums = _per_class(lambda full, t: (term(full, t) * known[:, None]).sum((2, 3)), logits, sem_seg, chunk)
     return mean_of_means(sums / known.sum((1, 2)).clamp(min=1)[:, None], valid)
 
 
 def mean_of_means(each: Tensor, weight: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Mean over what counts in each sample, then over the samples; a sample in which nothing counts gives 0.
+    """Weighted mean per sample, then mean over the samples.
 
-    counts: (B,) bool, samples that are to give 0 whatever they hold.
+    Args:
+        each: (B,...) values.
+        weight: (B,...) bool or weights. A sample whose weights are all 0 contributes 0.
+        counts: (B,) bool; False: the sample contributes 0. None: all count.
+
+    >>> mean_of_means(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[True, False], [True, True]]))
+    tensor(3.5000)
     """
     weight = weight.to(each.dtype)
     means = (each * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)

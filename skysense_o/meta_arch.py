@@ -28,7 +28,7 @@ from skysense_o.vocabulary import Vocabulary
 
 @META_ARCH_REGISTRY.register()
 class SkySenseO(nn.Module):
-    """A tower that sees and reads, and a decoder that draws one mask per phrase."""
+    """Open-vocabulary segmentation: a tower encodes images and text, a decoder predicts one mask per phrase."""
 
     @configurable
     def __init__(
@@ -47,14 +47,16 @@ class SkySenseO(nn.Module):
     ) -> None:
         """
         Args:
-            tower, sem_seg_head: the two parts.
-            templates: P sentences with one "{}" each; a phrase's embedding is their mean.
-            objective, prompt_objective: what training minimises, for words and for clicks and boxes.
+            tower: encodes images and text.
+            sem_seg_head: the mask decoder.
+            templates: P sentences with one "{}" each; the embedding of a phrase is their mean.
+            objective: losses for words.
+            prompt_objective: losses for clicks and boxes.
             region_projection: the published code's region map; None: regions are pooled from the dense features.
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
             reference_compat: see `ImageTransform.restore`.
-            gsd: metres a pixel that the weights were trained at; 0: not known. For the record, it changes nothing.
+            gsd: metres per pixel of the training images; 0: unknown. For information only.
         """
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
@@ -85,7 +87,7 @@ class SkySenseO(nn.Module):
         return self.tower.pixel_mean.device
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor] | list[Prediction]:
-        """Training: samples with labels -> {name of a loss: scalar}. Inference: samples -> labels and scores."""
+        """Training: samples with labels -> name of a loss -> scalar. Inference: samples -> labels and scores."""
         if self.training:
             return self.losses(samples)
         return self.predict(samples, "labels")
@@ -97,15 +99,19 @@ class SkySenseO(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels of the prepared image a cell of the masks."""
+        """Stride of the mask grid, in pixels of the prepared image."""
         return self.tower.stride // self.sem_seg_head.upscale
 
     @torch.no_grad()
     def predict_windows(self, windows: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Windows of one size, uint8 (B,3,H,W), sides multiples of the divisor or the tower's fixed square.
+        """Predict windows of one size.
+
+        Args:
+            windows: uint8 (B,3,H,W). Sides are multiples of the tower's divisor, or those of its fixed input size.
+            vocabulary: C classes.
 
         Returns:
-            (B,C,h,w) probabilities of the classes at the masks' own grid, H / `stride` cells high: to be blended there.
+            (B,C,h,w) probabilities on the mask grid, h = H / `stride`, where windows are blended.
         """
         return self.class_probabilities(self.embed_images(list(windows))[0], len(windows), vocabulary)
 
@@ -142,7 +148,7 @@ class SkySenseO(nn.Module):
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
-        """Any sizes, any vocabularies. Samples that share a padded size run together; no result depends on it."""
+        """Predict samples of any sizes and vocabularies. Samples of one padded size form a batch; no result changes."""
         transforms = [geometry.image_transform_for(tuple(sample["image"].shape[-2:]), self.tower) for sample in samples]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, transform in enumerate(transforms):
@@ -166,7 +172,15 @@ class SkySenseO(nn.Module):
         sizes: Sequence[tuple[int, int]],
         reduce: Reduce,
     ) -> list[Prediction]:
-        """Words asked of images that the decoder has refined: one vocabulary, frame and size (H,W) wanted an image."""
+        """Predict masks for already refined images.
+
+        Args:
+            image_embedding: B images, from `sem_seg_head.refine`.
+            transforms: B, from `geometry.prepare`.
+            vocabularies: B.
+            sizes: B output sizes (H,W).
+            reduce: "labels" or "probabilities", see `Prediction`.
+        """
         text, valid = self.text_bank(self.tower, vocabularies, self.templates)
         logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid), self.phrase_chunk)
         predictions = []
@@ -182,7 +196,7 @@ class SkySenseO(nn.Module):
         return predictions
 
     def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """The weighted losses of a batch whose samples have `sem_seg` and one phrase a name."""
+        """Compute the weighted losses of a batch. Samples have `sem_seg` and one phrase per class."""
         features, transforms = self._encode_images([sample["image"] for sample in samples])
         image_embedding = self.sem_seg_head.refine(features)
         sem_seg = torch.stack([_padded_labels(s["sem_seg"], f).to(self.device) for s, f in zip(samples, transforms)])
@@ -204,7 +218,7 @@ class SkySenseO(nn.Module):
     def predict_prompts(
         self, image_embedding: ImageEmbedding, points: Tensor, labels: Tensor, boxes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Clicks and boxes, see `Queries` -> logits (B,K,h',w') and predicted IoU (B,K); no words."""
+        """Predict masks for clicks and boxes, see `Queries` -> logits (B,K,h',w') and predicted IoU (B,K)."""
         text = points.new_zeros((len(points), 0, len(self.templates), self.tower.dim))
         queries = Queries(text, text[..., 0, 0].bool(), points, labels, boxes)
         logits, _, iou_pred = self.sem_seg_head.decode(image_embedding, queries)
@@ -217,13 +231,13 @@ class SkySenseO(nn.Module):
         return text[:, :, 0], valid
 
     def _regions(self, dense: Tensor, sem_seg: Tensor, num_classes: int) -> Tensor:
-        """(B,T,D) features of the classes' regions, not normalised."""
+        """Features of the regions of the classes (B,T,D), not normalised."""
         if self.region_projection is not None:
             return self.region_projection(dense.to(self.region_projection.mix.weight.dtype), sem_seg, num_classes)
         return losses.pool_regions(dense, sem_seg, num_classes)
 
     def blur(self, text: Tensor) -> Tensor:
-        """Unit vectors with Gaussian noise of expected length `text_noise`, normalised again."""
+        """Add Gaussian noise of expected length `text_noise` to unit vectors, and normalise them again."""
         if not self.text_noise:
             return text
         noise = torch.randn_like(text) * (self.text_noise / text.shape[-1] ** 0.5)
@@ -231,6 +245,6 @@ class SkySenseO(nn.Module):
 
 
 def _padded_labels(sem_seg: Tensor, transform: geometry.ImageTransform) -> Tensor:
-    """(H,W) labels -> the padded (H,W), where the padding is ignored."""
+    """Labels (H,W) -> labels of the padded image, where padding is IGNORE."""
     bottom, right = transform.padded[0] - transform.size[0], transform.padded[1] - transform.size[1]
     return F.pad(sem_seg, (0, right, 0, bottom), value=IGNORE)

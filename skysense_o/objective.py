@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: the weighted losses of a batch.
+"""The objective of fine-tuning: the weighted losses of a batch.
 
 Alphabet: B images, T classes, P templates, D embedding.
 """
@@ -22,7 +22,7 @@ TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "bags", "candidate
 
 
 class Objective:
-    """The terms of `losses.py` that have a weight; a term of weight 0 is not computed."""
+    """Weighted sum terms of `losses.py`; terms with weight 0 are not computed."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Objective:
     ) -> None:
         """
         Args:
-            weights: by name, see TERMS; absent or 0: not computed.
+            weights: name of a term, see TERMS -> weight.
             temperature: of the region contrast and of the vision-centric loss.
             ignored_as_negative, class_chunk: see `losses.pixel_bce`.
             grid: pixels of a label that one cell of the losses takes, each way, where samples have `says`.
@@ -93,10 +93,13 @@ class Objective:
     ) -> dict[str, Tensor]:
         """
         Args:
-            samples: B, for their names and relevance.
+            samples: B, for their classes and visual similarity.
             sem_seg: (B,H,W) padded labels.
-            logits: (B,T,h',w'). presence: (B,T) or None. text: (B,T,P,D). valid: (B,T).
-            regions: gives (B,T,D) region features; called only where a term needs them.
+            logits: (B,T,h',w').
+            presence: (B,T) logits, or None.
+            text: (B,T,P,D) unit vectors.
+            valid: (B,T) bool, False for padding.
+            regions: returns (B,T,D) region features; called only if a term needs them.
 
         Returns:
             "loss_<term>" -> weighted scalar.
@@ -142,14 +145,14 @@ class Objective:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """No autocast, which would run the products inside a loss in half precision."""
+    """Disable autocast, which would compute products inside a loss in half precision."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _stacked(matrices: Sequence[Tensor], valid: Tensor) -> Tensor:
-    """(T_b,T_b) each -> (B,T,T), zero where there is nothing."""
+    """B matrices (T_b,T_b) -> (B,T,T), padded with zeros."""
     stacked = torch.zeros((len(valid), valid.shape[1], valid.shape[1]), device=valid.device)
-    for place, matrix in zip(stacked, matrices):
-        place[: len(matrix), : len(matrix)] = matrix.to(place)
+    for padded, matrix in zip(stacked, matrices):
+        padded[: len(matrix), : len(matrix)] = matrix.to(padded)
     return stacked

@@ -23,7 +23,7 @@ from skysense_o import geometry
 from skysense_o.modeling.sam3_tower import EXAMPLE_WORD, PhraseBank, Sam3Answer, Sam3Embedding, Sam3Tower, pad_phrases
 from skysense_o.sample import Instances, Prediction, Reduce, Sample
 from skysense_o.vocabulary import Vocabulary
-from skysense_o.weight_files import find_weights
+from skysense_o.weight_paths import find_weights
 
 FUSIONS = ("semantic", "instances", "max")
 GATES = ("none", "window", "image")

@@ -1,4 +1,4 @@
-"""The contract between all parts: what goes into the model and what comes out."""
+"""The inputs and outputs of the model, which all parts share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from skysense_o.vocabulary import Vocabulary
 
 IGNORE = 255
-"""Value of a label pixel that belongs to no name: neither trained on nor scored."""
+"""Label of pixels without a class; they are neither trained on nor evaluated."""
 
 MAYBE, UNKNOWN, NO, YES = -2, -1, 0, 1
 """What a label says of a name: of several MAYBE at least one is there; a number n from 2 to 100 says: at least n
@@ -22,20 +22,20 @@ Reduce = Literal["labels", "probabilities"]
 
 
 class Prompts(TypedDict):
-    """K prompts (clicks or a box) for one image, each with its target mask; in pixels of the image, x before y."""
+    """K prompts (clicks or a box) for one image, with their target masks; x, y in pixels of the image."""
 
-    masks: Tensor  # bool (K,H,W); an empty one teaches nothing
+    masks: Tensor  # bool (K,H,W); empty masks are not trained on
     points: Tensor  # float (K,N,2)
     labels: Tensor  # int64 (K,N): 1 inside, 0 outside, -1 none
     boxes: Tensor  # float (K,4): half-open XYXY; NaN: none
 
 
 class Sample(TypedDict):
-    """One image with the words asked of it. Made by the data mapper, the demo, the evaluation."""
+    """One image and its vocabulary. Made by the data mappers, the evaluation and `Predictor`."""
 
     image: Tensor  # uint8 (3,H,W), RGB
     vocabulary: Vocabulary
-    height: NotRequired[int]  # size wanted for the output; that of the image where absent
+    height: NotRequired[int]  # size of the output; default: that of the image
     width: NotRequired[int]
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.classes, or IGNORE; needed in training
     says: NotRequired[
@@ -46,23 +46,23 @@ class Sample(TypedDict):
     visual_similarity: NotRequired[
         Tensor
     ]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown
-    view: NotRequired[Tensor]  # uint8 (3,H,W), another view of the same place; in pretraining
-    hidden: NotRequired[Tensor]  # bool (H,W), pixels to be reconstructed; in pretraining
+    view: NotRequired[Tensor]  # uint8 (3,H,W), another view of the same image; in pretraining
+    hidden: NotRequired[Tensor]  # bool (H,W), pixels to reconstruct; in pretraining
     prompts: NotRequired[Prompts]  # in training, for a decoder that takes them
     question: NotRequired[str]  # visual question answering
     answer: NotRequired[str]  # in its training
-    points: NotRequired[Tensor]  # float (K,2), x,y as shares of the sides: all that is to be counted, marked
+    points: NotRequired[Tensor]  # float (K,2), x, y of the objects to count, as fractions of width and height
     file_name: NotRequired[str]
-    skipped: NotRequired[list[str]]  # what the loader passed over before it came to this one, and why; it takes it out
+    skipped: NotRequired[list[str]]  # why the loader skipped records before this one; it removes the key
 
 
 class Prediction(TypedDict):
-    """What the model says of one sample; C classes, H W the size asked for."""
+    """Output of the model for one sample; C classes, H W the size of the output."""
 
-    sem_seg: NotRequired[Tensor]  # float (C,H,W), probabilities in 0..1, each name by itself; reduce="probabilities"
-    labels: NotRequired[Tensor]  # int64 (H,W), index of the best name; reduce="labels"
-    score: NotRequired[Tensor]  # float (H,W), the probability of that name; reduce="labels"
-    presence: NotRequired[Tensor]  # float (C,), probability that the name is in the image at all
+    sem_seg: NotRequired[Tensor]  # float (C,H,W), independent probabilities per class; reduce="probabilities"
+    labels: NotRequired[Tensor]  # int64 (H,W), index of the best class; reduce="labels"
+    score: NotRequired[Tensor]  # float (H,W), probability of that class; reduce="labels"
+    presence: NotRequired[Tensor]  # float (C,), probability that the class is in the image
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Instances:
 
     labels: Tensor  # int64 (N,): index into vocabulary.classes
     scores: Tensor  # float (N,), 0..1
-    boxes: Tensor  # float (N,4): x0,y0,x1,y1 in pixels, half-open
+    boxes: Tensor  # float (N,4): half-open XYXY, in pixels
     masks: Tensor  # bool (N,H,W)
 
     def __len__(self) -> int:

@@ -6,11 +6,12 @@ Alphabet: C classes, T phrases, D embedding.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from skysense_o.text_files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,7 +162,7 @@ def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:
     Raises:
         ValueError: the file is not an object of class name -> list of words.
     """
-    table = json.loads(Path(path).read_text())
+    table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(words, list) for words in table.values()):
         raise ValueError(f"{path} is no table of retrieval words: expected an object of class name -> list of words")
     return {name: words for name, words in table.items() if name != "except"}

@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT
 
 MODULES = [
-    "errors", "device", "parallel", "clicks", "geometry", "vocabulary", "text_bank", "published", "weight_paths",
+    "errors", "byte_cache", "losses", "data.captions", "data.classes", "data.encode", "data.prepare", "data.skysa",
+    "data.question_mapper", "data.relation_graph", "data.catalog", "data.augment", "data.labels", "device", "parallel",
+    "clicks", "geometry", "vocabulary", "text_bank", "published", "weight_paths",
     "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache",
     "modeling.window_attention", "vqa.vqa_model", "vqa.counter", "evaluation.metrics", "evaluation.predictions",
     "evaluation.questions", "evaluation.table", "evaluation.zero_shot", "training.optimizer",

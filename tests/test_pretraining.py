@@ -220,7 +220,7 @@ def test_sources(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("source", "error", "says"),
     [
-        ("nowhere.jsonl", FileNotFoundError, "no pairs at"),
+        ("nowhere.jsonl", FileNotFoundError, "nothing at"),
         ("captions.jsonl@moon", ValueError, "has no record of the split 'moon'"),
         ("bad.jsonl", ValueError, "record 1: image and caption or captions are needed, found path"),
     ],

@@ -16,8 +16,9 @@ from skysense_o.config import default_config
 
 # From the foundation up; a room may import itself and rooms before it, but for these pairs.
 ROOMS = [
-    "sample", "renamed_keys", "config", "errors", "image_io", "device", "parallel", "geometry", "clicks", "vocabulary",
-    "text_bank", "modeling", "losses", "objective", "partial_losses", "partial_objective", "prompt_objective",
+    "sample", "renamed_keys", "config", "errors", "text_files", "byte_cache", "image_io", "device", "parallel",
+    "geometry", "clicks", "vocabulary", "text_bank", "modeling",
+    "losses", "objective", "partial_losses", "partial_objective", "prompt_objective",
     "published", "weight_paths", "weight_files", "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data",
     "inference", "scenes", "evaluation", "training", "interactive", "data_engine",
 ]  # fmt: skip

@@ -107,7 +107,7 @@ def by_scores(path: str):
         raise FileNotFoundError(f"no file of scores at {path!r}: --scores takes a CSV of from,to,score")
     names: dict[str, int] = {}
     edges = []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         for number, line in enumerate(csv.reader(file), 1):
             if not line or line[0].startswith("#"):
                 continue

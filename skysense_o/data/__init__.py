@@ -1,4 +1,4 @@
-"""Data sets as rows of a table; samples with their words. Importing this registers the rows and reads nothing."""
+"""Data sets, class tables, and the samples made of them. Importing this registers all data sets and reads no file."""
 
 from skysense_o.data.catalog import register_all
 

@@ -1,4 +1,4 @@
-"""Augmentations of an image and its labels, as transforms of Detectron2.
+"""Augmentations of an image and its labels, as Detectron2 transforms.
 
 All randomness comes from NumPy's global generator, which the loader seeds for each sample.
 """
@@ -21,10 +21,16 @@ CROP_TRIES = 10
 def random_square(
     labels: np.ndarray, side: int, scale: tuple[float, float], max_area: float
 ) -> tuple[int, int, int, int]:
-    """(x, y, width, height) of a crop that will be resized to `side`, drawn at a random scale.
+    """Draw a square crop at a random scale.
 
-    Tried again while one class fills more than `max_area` of it. In an image that is too small at the drawn scale the
-    crop is the largest square.
+    Args:
+        labels: uint8 (H,W) class ids.
+        side: side that the crop will be resized to, in pixels.
+        scale: smallest and largest scale; drawn log-uniformly.
+        max_area: largest share of the crop that one class may fill. Otherwise another crop is drawn, CROP_TRIES times.
+
+    Returns:
+        (x, y, width, height). If the image is too small for the scale, the crop is the largest square.
     """
     height, width = labels.shape
     crop = side / np.exp(np.random.uniform(*np.log(scale)))
@@ -43,7 +49,14 @@ def random_square(
 def crop_and_resize(
     image: np.ndarray, labels: np.ndarray, box: tuple[int, int, int, int], side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the box out of both and bring it to (side, side); labels keep their ids (nearest)."""
+    """Crop both to the box and resize them to (side, side); labels by nearest neighbour.
+
+    Args:
+        image: uint8 (H,W,3).
+        labels: uint8 (H,W).
+        box: (x, y, width, height) in pixels.
+        side: in pixels.
+    """
     x, y, width, height = box
     cut = T.CropTransform(x, y, width, height)
     resize = T.ResizeTransform(height, width, side, side, Image.BILINEAR)
@@ -51,7 +64,15 @@ def crop_and_resize(
 
 
 def random_transforms(side: int, turn: bool, color: float) -> list[T.Transform]:
-    """Colour, flip, quarter turn, each drawn now. Colour comes first, while the pixels still lie in a row."""
+    """Draw the transforms of a square crop: colour jitter, horizontal flip, rotation.
+
+    Colour comes first, while the array is contiguous.
+
+    Args:
+        side: of the crop, in pixels.
+        turn: rotate by multiples of 90 degrees.
+        color: strength, see `color_jitter`; 0: no colour jitter.
+    """
     transforms: list[T.Transform] = [color_jitter(color)] if color else []
     if np.random.rand() < 0.5:
         transforms.append(T.HFlipTransform(side))
@@ -61,7 +82,11 @@ def random_transforms(side: int, turn: bool, color: float) -> list[T.Transform]:
 
 
 class QuarterTurn(T.Transform):
-    """Turn by `times` x 90 degrees, counter-clockwise, what is `height` x `width` before."""
+    """Rotate an image of (height, width) pixels by `times` x 90 degrees, counter-clockwise.
+
+    >>> QuarterTurn(1, height=4, width=6).apply_coords(np.array([[6.0, 0.0]]))
+    array([[0., 0.]])
+    """
 
     def __init__(self, times: int, height: int, width: int) -> None:
         super().__init__()
@@ -74,56 +99,58 @@ class QuarterTurn(T.Transform):
         return np.rot90(segmentation, self.times)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N,2), x before y, in pixels of the image before -> after."""
+        """(N,2) x, y in pixels -> x, y in the rotated image."""
         x, y = coords[:, 0], coords[:, 1]
         turned = ((x, y), (y, self.width - x), (self.width - x, self.height - y), (self.height - y, x))[self.times]
         return np.stack(turned, axis=1)
 
 
 class ColorJitter(ColorAugSSDTransform):
-    """Detectron2's SSD colours with the same draws, in a third of the time: tables for what is one value to one value,
-    and one way to HSV and back for saturation and hue (so values are rounded once less).
+    """Detectron2's SSD colour jitter with the same random draws, three times as fast.
+
+    Brightness and contrast are lookup tables. Saturation and hue share one conversion to HSV and back, so values are
+    rounded once less.
     """
 
     def apply_image(self, img: np.ndarray, interp=None) -> np.ndarray:
-        """uint8 (H,W,3), RGB."""
-        first = self._line(self._drawn(-self.brightness_delta, self.brightness_delta, added=True))
+        """uint8 (H,W,3) RGB -> the same."""
+        first = self._table(self._draw(-self.brightness_delta, self.brightness_delta, added=True))
         contrast_first = random.randrange(2)
-        contrast = self._drawn(self.contrast_low, self.contrast_high) if contrast_first else None
-        saturation = self._drawn(self.saturation_low, self.saturation_high)
+        contrast = self._draw(self.contrast_low, self.contrast_high) if contrast_first else None
+        saturation = self._draw(self.saturation_low, self.saturation_high)
         turn = random.randint(-self.hue_delta, self.hue_delta) if random.randrange(2) else 0
         if not contrast_first:
-            contrast = self._drawn(self.contrast_low, self.contrast_high)
-        before, after = (self._line(contrast), None) if contrast_first else (None, self._line(contrast))
+            contrast = self._draw(self.contrast_low, self.contrast_high)
+        before, after = (self._table(contrast), None) if contrast_first else (None, self._table(contrast))
         table = first if before is None else before if first is None else before[first]
         img = img if table is None else cv2.LUT(img, table)
         if saturation is not None or turn:
             one = np.arange(256)
             tables = np.stack([(one + turn) % 180, one, one], axis=-1).astype(np.uint8)
-            stronger = self._line(saturation)
+            stronger = self._table(saturation)
             tables[:, 1] = one if stronger is None else stronger
             hsv = cv2.LUT(cv2.cvtColor(img, cv2.COLOR_RGB2HSV), tables[None])
             img = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
         return img if after is None else cv2.LUT(img, after)
 
     @staticmethod
-    def _drawn(low: float, high: float, added: bool = False) -> tuple[float, float] | None:
-        """(factor, added), or None where the coin says so."""
+    def _draw(low: float, high: float, added: bool = False) -> tuple[float, float] | None:
+        """(factor, offset), or None with probability 1/2."""
         if not random.randrange(2):
             return None
         value = random.uniform(low, high)
         return (1.0, value) if added else (value, 0.0)
 
     @staticmethod
-    def _line(drawn: tuple[float, float] | None) -> np.ndarray | None:
-        """value -> value, uint8 (256,)."""
+    def _table(drawn: tuple[float, float] | None) -> np.ndarray | None:
+        """(factor, offset) -> lookup table, uint8 (256,)."""
         if drawn is None:
             return None
         return np.clip(np.arange(256, dtype=np.float32) * drawn[0] + drawn[1], 0, 255).astype(np.uint8)
 
 
 def color_jitter(strength: float) -> ColorJitter:
-    """SSD's colours at a strength: 1 is brightness 32, contrast and saturation 0.5..1.5, hue 18."""
+    """SSD's colour jitter; strength 1: brightness +-32, contrast and saturation 0.5..1.5, hue +-18."""
     return ColorJitter(
         img_format="RGB",
         brightness_delta=round(32 * strength),

@@ -1,4 +1,4 @@
-"""From a record with captions to two views of its image, one caption and a mask of hidden blocks."""
+"""Make pretraining samples: two views of an image, one caption, and a mask of hidden blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIRECTION = re.compile(r"\b(left|right|top|bottom|upper|lower|north|south|east|w
 
 
 class CaptionMapper:
-    """All randomness comes from the global generators, which the loader seeds for each sample."""
+    """Makes pretraining samples. All randomness comes from the global generators, which the loader seeds."""
 
     @configurable
     def __init__(
@@ -30,9 +30,12 @@ class CaptionMapper:
     ) -> None:
         """
         Args:
-            crop: side of a view. share: of the image's area that a view shows, least and most.
-            turn: quarter turns, too. color: strength of the colour changes; 0: none.
-            block, hidden: side of the blocks that reconstruction hides, and their share (SimMIM: 32 and 0.6).
+            crop: side of a view, in pixels.
+            share: smallest and largest share of the image's area that a view shows.
+            turn: rotate by multiples of 90 degrees.
+            color: strength of the colour jitter; 0: none.
+            block: side of the blocks that reconstruction hides, in pixels (SimMIM: 32).
+            hidden: share of hidden blocks (SimMIM: 0.6).
         """
         self.crop, self.share, self.turn, self.color = crop, share, turn, color
         self.block, self.hidden = block, hidden
@@ -49,32 +52,37 @@ class CaptionMapper:
         }
 
     def __call__(self, record: dict) -> Sample:
+        """Make a sample of a record with captions or a class.
+
+        Raises:
+            BadData: the image cannot be read.
+        """
         image = read_record_image(record)
         texts = record.get("captions") or _class_sentences(record)
         caption = texts[np.random.randint(len(texts))]
-        places = -(-self.crop // self.block)
-        hidden = np.zeros(places * places, bool)
-        hidden[np.random.permutation(places * places)[: round(self.hidden * places * places)]] = True
-        mask = np.kron(hidden.reshape(places, places), np.ones((self.block, self.block), bool))
+        blocks = -(-self.crop // self.block)  # along a side
+        hidden = np.zeros(blocks * blocks, bool)
+        hidden[np.random.permutation(blocks * blocks)[: round(self.hidden * blocks * blocks)]] = True
+        mask = np.kron(hidden.reshape(blocks, blocks), np.ones((self.block, self.block), bool))
         return {
-            # What a caption says of left and right must stay true.
-            "image": self._view(image, turned=not DIRECTION.search(caption)),
-            "view": self._view(image, turned=True),
+            # A caption with a direction must stay true: no flips and no rotations.
+            "image": self._view(image, rotate=not DIRECTION.search(caption)),
+            "view": self._view(image, rotate=True),
             "hidden": torch.from_numpy(np.ascontiguousarray(mask[: self.crop, : self.crop])),
             "vocabulary": Vocabulary((caption,), ((caption,),), (False,)),
             "file_name": record["file_name"],
         }
 
-    def _view(self, image: np.ndarray, turned: bool) -> torch.Tensor:
-        """uint8 (3,crop,crop)."""
+    def _view(self, image: np.ndarray, rotate: bool) -> torch.Tensor:
+        """A random part of the image, augmented -> uint8 (3,crop,crop)."""
         height, width = image.shape[:2]
         side = min(height, width, max(8, round((np.random.uniform(*self.share) * height * width) ** 0.5)))
         y, x = np.random.randint(height - side + 1), np.random.randint(width - side + 1)
         view = image[y : y + side, x : x + side]
         transforms: list[T.Transform] = [T.ResizeTransform(side, side, self.crop, self.crop, Image.BILINEAR)]
-        if turned and np.random.rand() < 0.5:
+        if rotate and np.random.rand() < 0.5:
             transforms.append(T.HFlipTransform(self.crop))
-        if turned and self.turn:
+        if rotate and self.turn:
             transforms.append(QuarterTurn(np.random.randint(4), self.crop, self.crop))
         if self.color:
             transforms.append(color_jitter(self.color))
@@ -84,7 +92,7 @@ class CaptionMapper:
 
 
 def _class_sentences(record: dict) -> list[str]:
-    """Of an image that has a class and no captions: the class by any of its words."""
+    """Captions for an image that only has a class: its name and synonyms in CLASS_SENTENCES."""
     table = load_classes(spec_of(record["dataset"]).class_table_name)
     words = (table.classes[record["label"]], *table.synonyms[record["label"]])
     return [sentence.format(word) for word in words for sentence in CLASS_SENTENCES]

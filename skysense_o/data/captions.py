@@ -1,13 +1,11 @@
-"""Images with captions or a class, from files of the user's own: JSON lines, CSV, folders, webdataset shards.
+"""Images with captions or a class, from a user's own files: JSON lines, CSV, folders, webdataset shards.
 
-A record is {"file_name", "captions": [...]} with, where a class is known, "label" and "names", all classes in order.
-In a shard `file_name` is the tar file and "at" (first byte, bytes) the image in it.
+A record is {"file_name", "captions": [...]}. If the class is known, it also has "label", an index, and "names", all
+classes in order. For an image in a shard, `file_name` is the tar file and "at" its (first byte, number of bytes).
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from pathlib import Path
 
@@ -16,28 +14,37 @@ import numpy as np
 from skysense_o.data.labels import load_image
 from skysense_o.data.shards import member_bytes, read_shard
 from skysense_o.image_io import RGBImage
+from skysense_o.text_files import read_csv, read_json_lines
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
 def is_caption_source(source: str) -> bool:
-    """Whether a name of a data set is a path that `read_pairs` reads; a folder is written with a slash at its end."""
+    """Whether the name of a data set is a path for `read_captioned_images`. A folder must end in a slash.
+
+    >>> is_caption_source("mine/captions.csv@train"), is_caption_source("mine/"), is_caption_source("dubai_val")
+    (True, True, False)
+    """
     return source.partition("@")[0].endswith((".jsonl", ".csv", ".tar", "/"))
 
 
 def read_captioned_images(source: str, root: Path) -> list[dict]:
-    """Records of a source, whose paths start at its own folder.
+    """Read the records of a source. Image paths are relative to the source's own folder.
 
     Args:
-        source: below `root` or absolute: `x.jsonl` or `x.csv` (a path in `image`, texts in `caption` or `captions`,
-            perhaps `split`); a folder with one folder a class; shards by a pattern, `x-*.tar` (members of one stem: a
-            image, a .txt or a .json with "caption"). `@train` at the end takes the lines of that split.
+        source: a path, relative to `root` or absolute. One of
+            `x.jsonl` or `x.csv`: the fields `image` (a path), `caption` or `captions`, and optionally `split`;
+            a folder with one folder per class;
+            `x-*.tar`: webdataset shards, in which an image and a .txt, or a .json with "caption", share a stem.
+            With `@train` at the end, only lines of that split are read.
+        root: folder of relative sources.
 
     Raises:
-        FileNotFoundError: nothing there. ValueError: no record in it, or a line without image or caption.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: no record in it, or a line without image or caption.
     """
-    place, _, split = source.partition("@")
-    path = root / place
+    location, _, split = source.partition("@")
+    path = root / location
     if path.suffix == ".tar":
         records = [r for shard in sorted(path.parent.glob(path.name)) for r in read_shard(shard) if "bad" not in r]
     elif path.is_dir():
@@ -45,7 +52,7 @@ def read_captioned_images(source: str, root: Path) -> list[dict]:
     elif path.is_file():
         records = _table(path, split)
     else:
-        raise FileNotFoundError(f"no pairs at {path}: give .jsonl, .csv, .tar shards, or a folder of class folders/")
+        raise FileNotFoundError(f"nothing at {path}: give .jsonl, .csv, .tar shards, or a folder of class folders/")
     if not records:
         which = f" of the split {split!r}" if split else ""
         raise ValueError(f"{path} has no record{which}: is it the right one?")
@@ -53,10 +60,10 @@ def read_captioned_images(source: str, root: Path) -> list[dict]:
 
 
 def load_record_image(record: dict) -> RGBImage:
-    """A record's image, out of its shard where it lies in one.
+    """Read the image of a record, from its own file or from a shard.
 
     Raises:
-        BadData: it cannot be read.
+        BadData: the image cannot be read.
     """
     if "at" not in record:
         return load_image(record["file_name"])
@@ -64,38 +71,50 @@ def load_record_image(record: dict) -> RGBImage:
 
 
 def read_record_image(record: dict) -> np.ndarray:
-    """uint8 (H,W,3) RGB of a record's image; pixels without data have the mean colour. Raises BadData."""
+    """Read the image of a record as an array.
+
+    Returns:
+        uint8 (H,W,3) RGB; pixels without data have the mean colour.
+
+    Raises:
+        BadData: the image cannot be read.
+    """
     return load_record_image(record).filled()
 
 
 def words_of(folder: str) -> str:
-    """A folder's name as words: "SeaLake" -> "sea lake", "parking_lot" -> "parking lot"."""
+    """The name of a folder as words.
+
+    >>> words_of("SeaLake"), words_of("parking_lot")
+    ('sea lake', 'parking lot')
+    """
     return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]+", " ", folder).lower()
 
 
 def _table(path: Path, split: str) -> list[dict]:
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
-        lines = list(rows)
-    folders = sorted({Path(line.get("image") or "").parent.name for line in lines})
+    lines = list(read_csv(path)[1] if path.suffix == ".csv" else read_json_lines(path))
+    folders = sorted({Path(entry.get("image") or "").parent.name for _, entry in lines})
     records = []
-    for number, line in enumerate(lines, 1):
-        captions = line.get("captions") or line.get("caption") or []
-        captions = [captions] if isinstance(captions, str) else list(captions)
-        if not line.get("image") or not captions:
-            found = ", ".join(map(str, line))
-            raise ValueError(f"{path}, record {number}: image and caption or captions are needed, found {found}")
-        if split and line.get("split") != split:
+    for number, entry in lines:
+        captions = entry.get("captions") or entry.get("caption") or []
+        captions = [captions] if isinstance(captions, str) else captions
+        if not entry.get("image") or not captions:
+            found = ", ".join(map(str, entry))
+            raise ValueError(f"{path}, line {number}: image and caption or captions are needed, found {found}")
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"{path}, line {number}: captions are {captions!r:.80}, not a text or a list of texts")
+        if split and entry.get("split") != split:
             continue
-        record = {"file_name": str(path.parent / line["image"]), "captions": captions}
-        if len(folders) > 1:  # one folder a class
-            record |= {"label": folders.index(Path(line["image"]).parent.name), "names": [words_of(f) for f in folders]}
+        record = {"file_name": str(path.parent / entry["image"]), "captions": captions}
+        if len(folders) > 1:  # one folder per class
+            label = folders.index(Path(entry["image"]).parent.name)
+            record |= {"label": label, "names": [words_of(f) for f in folders]}
         records.append(record)
     return records
 
 
 def _folders(path: Path) -> list[dict]:
-    """A caption is made of the class, so that such a set can train, too."""
+    """Records of a folder with one folder per class. Their captions name the class, so that they can be trained on."""
     classes = sorted(p for p in path.iterdir() if p.is_dir())
     names = [words_of(p.name) for p in classes]
     return [

@@ -1,4 +1,4 @@
-"""The table of data sets, the names they answer to, and what Detectron2's catalogues get from it."""
+"""All data sets and their names, registered in Detectron2's catalogues."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _BY_NAME = {spec.name: spec for spec in SPECS}
 
 
 def register_all() -> None:
-    """Give every split of every row to Detectron2's catalogues; nothing is read before it is asked for."""
+    """Register every split of every data set with Detectron2; its files are read on first use."""
     for spec in SPECS:
         _register(spec)
 
 
 def register_folders(paths: Iterable[str]) -> None:
-    """Folders of one's own (DATASETS.FOLDERS) get names: `<name>_<split>`, the name from their dataset.yaml."""
+    """Register a user's own folders (DATASETS.FOLDERS) as `<name>_<split>`, with the name of their dataset.yaml."""
     for path in paths:
         spec = own_spec(str(path))
         if spec.name in _BY_NAME:
             raise ValueError(
-                f"{path}: the name {spec.name!r} is that of a row of ours; give it another in dataset.yaml"
+                f"{path}: the name {spec.name!r} belongs to another data set: choose another one in dataset.yaml"
             )
         _register(spec)
 
@@ -64,15 +64,21 @@ def _register(spec: DatasetSpec, names: dict[str, str] | None = None) -> None:
 
 
 def spec_of(key: str) -> DatasetSpec:
-    """The row of a record's `dataset`: a name of the table, or the path of a folder of one's own."""
+    """The description of a data set, by its name or, for a user's own folder, by its path."""
     return _BY_NAME.get(key) or own_spec(key)
 
 
 def find(name: str) -> list[tuple[DatasetSpec, str]]:
-    """The splits a name means: `dubai_val` or an alias: one; `dubai`: all of them; `my/folder:val`, `my/folder`.
+    """Find the splits of a name: `dubai_val` or an alias is one split, `dubai` all of them; also `my/folder:val`.
+
+    Returns:
+        (data set, split) pairs.
 
     Raises:
         KeyError: no such name; offers near ones. FileNotFoundError, ValueError: a folder that is not a data set.
+
+    >>> [(spec.name, split) for spec, split in find("isaid_test")]  # an alias
+    [('isaid', 'val')]
     """
     if name in DatasetCatalog.list() and "spec" in MetadataCatalog.get(name).as_dict():
         meta = MetadataCatalog.get(name)
@@ -95,8 +101,9 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
 
 
 def evaluation_splits() -> list[tuple[str, DatasetSpec]]:
-    """What "all" means in an evaluation: of each row its test split, else val, else all; rows without are left out, and
-    so are boxes and points, which `evaluation.words` asks for.
+    """The splits that "all" evaluates, as (name, data set): the test split of each data set, else val, else all.
+
+    Boxes and points are left out, as `evaluation.words` evaluates them.
     """
     chosen = []
     for spec in (s for s in SPECS if s.task not in ("boxes", "points")):
@@ -107,9 +114,10 @@ def evaluation_splits() -> list[tuple[str, DatasetSpec]]:
 
 
 def records_of(name: str, skip_bad: bool = False) -> list[dict]:
-    """The records of a data set, by any of its names, or of a path to images with captions (see `read_pairs`).
+    """Load the records of a data set.
 
     Args:
+        name: see `find`; or a path to images with captions, see `read_captioned_images`.
         skip_bad: leave out images whose label is missing, with a warning that lists them.
 
     Raises:
@@ -120,7 +128,7 @@ def records_of(name: str, skip_bad: bool = False) -> list[dict]:
         return read_captioned_images(name, data_root())
     found = DatasetCatalog.list()
     if name in found and "spec" not in MetadataCatalog.get(name).as_dict():
-        return DatasetCatalog.get(name)  # registered by someone else
+        return DatasetCatalog.get(name)  # registered by other code
     splits = find(name)
     if name not in found:  # a path, or a whole row: evaluation looks its classes up by this name
         spec = splits[0][0]

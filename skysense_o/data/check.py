@@ -1,4 +1,4 @@
-"""Look at every file of a data set: what is wrong, and a manifest to compare copies by. Mends nothing."""
+"""Check every file of a data set: report problems, and make a manifest to compare copies. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from skysense_o.image_io import RGBImage
 from skysense_o.sample import IGNORE
 
 ALIKE_BITS = 8
-"""Of 256 bits of an image's hash: two images that differ in no more are taken for one."""
+"""Two images whose hashes of 256 bits differ in at most this many bits count as the same."""
 HASH_SIDE = 16
 
 
 @dataclass
 class SplitReport:
-    """What one split holds. `counts`: class (or answer) -> [pixels or images, images that show it]."""
+    """The content of one split. `counts`: class (or answer) -> [pixels or images, images with it]."""
 
     name: str
     images: int = 0
@@ -41,10 +41,10 @@ class SplitReport:
     notes: list[str] = field(default_factory=list)
     hashes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     readings: dict[str, list[tuple[float, float]]] = field(default_factory=dict, repr=False)
-    """How images were read that are not plain 8 bits: what was done -> the stretch of each."""
+    """Conversions of images that are not plain 8 bits: description -> (low, high) of each stretch."""
 
     def manifest(self) -> dict:
-        """What two copies of the same data agree in."""
+        """A summary that is equal for two copies of the same data."""
         total = sum(count for count, _ in self.counts.values()) or 1
         return {
             "name": self.name,
@@ -60,10 +60,12 @@ class SplitReport:
 
 
 def check_data_set(name: str, limit: int | None = None, progress: bool = True) -> list[SplitReport]:
-    """Reports of the splits that a name means; of a whole row those that do not overlap by intention.
+    """Check the splits of a data set; for a whole data set, those that do not overlap by intention.
 
     Args:
-        limit: look at so many records of each split only, evenly spread.
+        name: see `catalog.find`.
+        limit: check only this many records per split, evenly spaced; None: all.
+        progress: show a progress bar.
 
     Raises:
         KeyError, FileNotFoundError: as `records_of`.
@@ -77,7 +79,7 @@ def check_data_set(name: str, limit: int | None = None, progress: bool = True) -
     for spec, split in splits:
         try:
             reports.append(check_split(spec, split, limit, progress))
-        except FileNotFoundError as error:  # of several splits some may not have been got
+        except FileNotFoundError as error:  # some of several splits may not be installed
             missing = missing or error
             if len(splits) > 1:
                 reports.append(SplitReport(f"{spec.name}_{split}", notes=[str(error).split(": get ")[0]]))
@@ -89,7 +91,7 @@ def check_data_set(name: str, limit: int | None = None, progress: bool = True) -
 
 
 def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progress: bool = True) -> SplitReport:
-    """Read every image and label of one split."""
+    """Check every image and label of one split."""
     report = SplitReport(f"{spec.name}_{split}")
     records = load_split(spec, split, skip_bad=True)
     if limit and limit < len(records):
@@ -210,23 +212,26 @@ def _add(report: SplitReport, name: str, count: int) -> None:
 
 
 def _bytes(record: dict) -> bytes:
-    """A JPEG's own bytes: decoders differ in the last bit."""
+    """The bytes of a JPEG file, because decoders differ in the last bit."""
     with open(record["file_name"], "rb") as file:
         file.seek(record["at"][0] if "at" in record else 0)
         return file.read(record["at"][1] if "at" in record else -1)
 
 
 def image_hash(image: Image.Image) -> np.ndarray:
-    """uint8 (32,): is each cell of a 16 x 16 grid brighter than its right neighbour? (the "difference hash").
+    """Difference hash: whether each cell of a 16 x 16 grid is brighter than its right neighbour.
 
-    Survives resizing and compression. Of an even surface it is noise, so even surfaces seldom look alike by it.
+    It is robust to resizing and compression. For uniform surfaces it is noise.
+
+    Returns:
+        uint8 (32,).
     """
     grey = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
     return np.packbits(grey[:, 1:] > grey[:, :-1])
 
 
 def alike(one: Iterable[np.ndarray], two: Iterable[np.ndarray], bits: int = ALIKE_BITS) -> list[tuple[int, int]]:
-    """Pairs of places whose hashes differ in no more than `bits` bits."""
+    """Pairs of indices whose hashes differ in at most `bits` bits."""
     first, second = np.stack(list(one)), np.stack(list(two))
     pairs = []
     chunk = max(1, 2**24 // (len(second) * first.shape[1]))
@@ -246,7 +251,7 @@ def _compare(one: SplitReport, two: SplitReport) -> None:
 
 
 def histogram(reports: list[SplitReport]) -> list[tuple]:
-    """(class, then of each split: share in %, images) for a table; the most frequent first where names are open."""
+    """Rows (class, then per split: share in %, images) for a table; at most 60 classes, the most frequent."""
     total = Counter()
     for report in reports:
         total.update({name: count for name, (count, _) in report.counts.items()})

@@ -1,17 +1,18 @@
-"""Class tables: one JSON a data set, `datasets/classes/<name>.json`, for training, evaluation and legend alike."""
+"""Class tables: `datasets/classes/<name>.json` has the classes of a data set, for training, evaluation and legends."""
 
 from __future__ import annotations
 
-import json
+import colorsys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
+from skysense_o.text_files import read_json, read_lines, read_yaml
 
 CLASSES_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "classes"
 OWN = "dataset.yaml"
-"""The file that says what a folder of one's own holds; see `own.py`."""
+"""The file that describes a user's own data set; see `own.py`."""
+KEYS = ("id", "name", "synonyms", "kinds", "color", "background", "folder", "parent")
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,12 @@ class ClassTable:
     """C classes in the order of their ids."""
 
     classes: tuple[str, ...]
-    synonyms: tuple[tuple[str, ...], ...]  # without the name itself
-    colors: tuple[tuple[int, int, int], ...]  # RGB
-    background: tuple[bool, ...] = field(default=())  # the class only stands for the rest
+    synonyms: tuple[tuple[str, ...], ...]  # without the class's own name
+    colors: tuple[tuple[int, int, int], ...]  # RGB, 0..255
+    background: tuple[bool, ...] = field(default=())  # True for a class that stands for everything else
     folders: tuple[str, ...] = field(default=())  # scene classification: the publisher's folder of each class
-    parents: tuple[str, ...] = field(default=())  # a coarser name; "" at the top
-    kinds: tuple[tuple[str, ...], ...] = field(default=())  # words for a part: "wheat field" of a crop field
+    parents: tuple[str, ...] = field(default=())  # a more general class; "" at the top
+    kinds: tuple[tuple[str, ...], ...] = field(default=())  # words for a part of the class: "wheat field" for crops
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -32,64 +33,125 @@ class ClassTable:
 
 @lru_cache
 def load_classes(name: str) -> ClassTable:
-    """The table of a data set, by its name or, for a folder of one's own, by its path.
+    """Load the class table of a data set.
+
+    Args:
+        name: name of a table in `datasets/classes`, or path of a folder with a `dataset.yaml`.
 
     Raises:
-        FileNotFoundError: there is no such table; lists those there are.
-        ValueError: ids that do not run 0, 1, 2, ... in order, or a class without a name.
+        FileNotFoundError: there is no such table; the message lists the tables.
+        ValueError: a table that cannot be used, see `table_of`.
+
+    >>> table = load_classes("dubai")
+    >>> table.classes
+    ('water', 'land', 'road', 'building', 'vegetation')
+    >>> table.synonyms[0][:2], table.colors[0]
+    (('river', 'lake'), (38, 120, 226))
     """
     path = CLASSES_FOLDER / f"{name}.json"
     if (Path(name) / OWN).is_file():
         path = Path(name) / OWN
     elif not path.is_file():
-        there = ", ".join(sorted(p.stem for p in CLASSES_FOLDER.glob("*.json"))) or "none"
-        raise FileNotFoundError(f"no class table {name!r} in datasets/classes; there are: {there}")
-    body = yaml.safe_load(path.read_text()) if path.name == OWN else json.loads(path.read_text())
-    return table_of(body.get("classes") or [], str(path))
+        tables = ", ".join(sorted(p.stem for p in CLASSES_FOLDER.glob("*.json"))) or "none"
+        raise FileNotFoundError(f"no class table {name!r} in datasets/classes; there are: {tables}")
+    body = read_yaml(path) if path.name == OWN else read_json(path)
+    if not isinstance(body, dict) or "classes" not in body:
+        raise ValueError(f"{path} has no 'classes': list the classes in the order of their ids")
+    return table_of(body["classes"], str(path))
 
 
-def table_of(rows: list, source: str) -> ClassTable:
-    """Check and build. A row is a name, or {"id", "name", "synonyms", "color", "background", "folder", "parent"}.
+def table_of(entries: list, source: str) -> ClassTable:
+    """Check class entries and build their table.
 
-    Only the name is needed; a colour left out is a hue of its own.
+    Args:
+        entries: per class its name, or {"name", "id", "synonyms", "kinds", "color", "background", "folder", "parent"}.
+            Only the name is required; a class without a color gets one of its own.
+        source: file of the entries, for error messages.
 
     Raises:
-        ValueError: no classes, ids out of order, a blank name, or the same one twice.
+        ValueError: an entry that cannot be used, ids out of order, or two classes with one name. The message names the
+            file, the key and what is permitted.
+
+    >>> table_of(["water", {"name": "road", "synonyms": ["street"]}], "dataset.yaml").synonyms
+    ((), ('street',))
     """
-    rows = [{"name": row} if isinstance(row, str) else row for row in rows]
-    if not rows or not all(isinstance(row, dict) and str(row.get("name", "")).strip() for row in rows):
-        raise ValueError(f"{source}: 'classes' must list names, or entries with a name; found {rows!r:.200}")
-    ids = [row.get("id", place) for place, row in enumerate(rows)]
-    if ids != list(range(len(rows))):
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(
+            f"{source}: 'classes' is {entries!r:.200}: it must list the classes in the order of their ids, such as"
+            " [water, road]"
+        )
+    entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+    for index, entry in enumerate(entries):
+        _check_entry(entry, f"{source}: 'classes', entry {index}")
+    ids = [entry.get("id", index) for index, entry in enumerate(entries)]
+    if ids != list(range(len(entries))):
         raise ValueError(f"{source}: ids must run 0, 1, 2, ... in order, found {ids}")
-    classes = [" ".join(str(row["name"]).split()) for row in rows]
-    twice = sorted({name for name in classes if classes.count(name) > 1}) if len(set(classes)) < len(classes) else []
+    classes = [" ".join(entry["name"].split()) for entry in entries]
+    plain = [name.lower() for name in classes]
+    twice = sorted({name for name in classes if plain.count(name.lower()) > 1}) if len(set(plain)) < len(plain) else []
     if twice:
-        raise ValueError(f"{source}: {twice} stand for two classes: give each class its own name")
+        raise ValueError(
+            f"{source}: 'classes' has {twice} for two classes (upper and lower case count as equal): give each class"
+            " its own name"
+        )
     return ClassTable(
         tuple(classes),
-        tuple(tuple(row.get("synonyms", ())) for row in rows),
-        tuple(tuple(row.get("color") or _hue(place)) for place, row in enumerate(rows)),
-        tuple(bool(row.get("background", False)) for row in rows),
-        tuple(row.get("folder", row["name"]) for row in rows),
-        tuple(row.get("parent", "") for row in rows),
-        tuple(tuple(row.get("kinds", ())) for row in rows),
+        tuple(tuple(entry.get("synonyms") or ()) for entry in entries),
+        tuple(tuple(entry.get("color") or _hue(index)) for index, entry in enumerate(entries)),
+        tuple(entry.get("background", False) for entry in entries),
+        tuple(entry.get("folder", entry["name"]) for entry in entries),
+        tuple(entry.get("parent", "") for entry in entries),
+        tuple(tuple(entry.get("kinds") or ()) for entry in entries),
     )
 
 
-def _hue(place: int) -> tuple[int, int, int]:
-    """Distinct for the first 10,000 classes or so: the golden ratio's steps round the wheel, in two tones."""
-    import colorsys
+def _check_entry(entry: object, where: str) -> None:
+    """Raise ValueError for an entry of `classes` that cannot be used."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+        raise ValueError(
+            f"{where} is {entry!r:.100}: 'classes' must list names, or entries with a name (quote numbers)"
+        )
+    unknown = sorted(map(str, set(entry) - set(KEYS)))
+    if unknown:
+        raise ValueError(f"{where} ({entry['name']!r}) has {unknown}: permitted are {', '.join(KEYS)}")
+    where = f"{where} ({entry['name']!r})"
+    for key in ("synonyms", "kinds"):
+        words = entry.get(key)
+        if words is not None and not (
+            isinstance(words, list | tuple) and all(isinstance(word, str) and word.strip() for word in words)
+        ):
+            raise ValueError(f"{where} has {key} {words!r:.100}: it must be a list of words, such as [lake, pond]")
+    color = entry.get("color")
+    if color is not None and not (
+        isinstance(color, list | tuple) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
+    ):
+        raise ValueError(
+            f"{where} has color {color!r:.100}: permitted are three numbers from 0 to 255, [red, green, blue]"
+        )
+    for key, kind, permitted in (
+        ("background", bool, "true or false"),
+        ("folder", str, "text"),
+        ("parent", str, "text"),
+    ):
+        if key in entry and not isinstance(entry[key], kind):
+            raise ValueError(f"{where} has {key} {entry[key]!r:.100}: permitted is {permitted}")
 
-    tone = (0.9, 0.65, 0.8)[place // 40 % 3]
-    red, green, blue = colorsys.hsv_to_rgb(place * 0.618034 % 1.0, 0.85 - 0.3 * (place % 2), tone)
+
+def _hue(index: int) -> tuple[int, int, int]:
+    """A color for a class, distinct for the first 10,000 classes: hues by the golden ratio, in three brightnesses."""
+    brightness = (0.9, 0.65, 0.8)[index // 40 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.85 - 0.3 * (index % 2), brightness)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 @lru_cache
 def load_distractors(file: str) -> tuple[str, ...]:
-    """Names that are in none of the training images, one a line, from `datasets/classes/<file>`."""
+    """Load class names that occur in no training image, one per line of `datasets/classes/<file>`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     path = CLASSES_FOLDER / file
     if not path.is_file():
         raise FileNotFoundError(f"INPUT.DISTRACTOR_FILE {file!r} is not in datasets/classes; 'distractors.txt' is")
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    return tuple(read_lines(path))

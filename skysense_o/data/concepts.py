@@ -1,6 +1,6 @@
-"""What a label says of words that are not its own: a table of concepts, `datasets/concepts.json`.
+"""Relations between classes of different data sets: the table of concepts, `datasets/concepts.json`.
 
-A label says of a word yes, no or nothing. "Grass" is vegetation (yes), no building (no), and perhaps a meadow.
+A label is yes, no or unknown for a word: "grass" is vegetation (yes), no building (no), and perhaps a meadow (unknown).
 K concepts, V label values.
 """
 
@@ -20,7 +20,7 @@ CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 
 @dataclass(frozen=True)
 class SceneContents:
-    """What an image of one kind of place holds, as concept indices; anything that fits none of them is absent."""
+    """The concepts in images of one scene class. All concepts that cannot occur with them are absent."""
 
     whole: int | None  # all of it is this
     place: int | None  # all of it belongs to this place, which is made of many things
@@ -30,11 +30,11 @@ class SceneContents:
 
 @dataclass(frozen=True)
 class Concepts:
-    """K concepts: names, words for each, and what a pixel of one says of another."""
+    """K concepts: their names and words, and yes, no or unknown for each pair."""
 
     names: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
-    kinds: tuple[tuple[str, ...], ...]  # words for a part of each: what is no crop field is no "wheat field"
+    kinds: tuple[tuple[str, ...], ...]  # words for a part of a concept: "wheat field" for crop field
     says: np.ndarray  # int8 (K,K)
     above: np.ndarray  # bool (K,K): row is, or is below, column
     fits: np.ndarray  # bool (K,K), symmetric: the two may be seen in one pixel
@@ -53,7 +53,7 @@ class Concepts:
         return self.names.index(name)
 
     def of_class(self, table: str, label: int) -> int | None:
-        """The concept of a class of a table; None for one that only stands for the rest.
+        """The concept of a class; None for a class that stands for everything else.
 
         Raises:
             KeyError: a class that no concept names.
@@ -67,9 +67,10 @@ class Concepts:
         raise KeyError(f"no concept of {CONCEPTS_FILE.name} is 'of' {table}/{classes.classes[label]}: add one")
 
     def scene_says(self, scene: SceneContents, mentioned: dict[int, int] | None = None) -> np.ndarray:
-        """int8 (K,): what an image of this kind says of each concept in each of its pixels.
+        """What every pixel of an image of this scene class means for each concept, int8 (K,).
 
-        mentioned: concept -> least share in percent, of what else is known to be in this image (its captions).
+        Args:
+            mentioned: concept -> least share in percent, for what else is known to be in the image (its captions).
         """
         shown = {**(mentioned or {}), **scene.shows}
         related = self.above | self.above.T
@@ -147,8 +148,8 @@ def load_concepts() -> Concepts:
 
 
 def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """Words of each concept, its own and those of its classes, and its kinds. A word of several concepts goes to one
-    that is called so, else to the one with the most above it: 'river' is no other word for water here.
+    """The words of each concept, those of its classes included, and its kinds. A word of several concepts belongs to
+    the one with that name, else to the most specific one: "river" is not a synonym of water here.
     """
     listed, parts = [], []
     for name, entry in entries.items():

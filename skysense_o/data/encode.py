@@ -1,8 +1,10 @@
-"""From the publishers' label files to class ids: colours, values, thresholds. Each returns a function
+"""Decode the publishers' label files into class ids: by colours, by values, or by a threshold.
+
+Each function returns a decoder
 
     (data: bytes, name: str, size: (height, width)) -> uint8 (H,W)
 
-of a label file that raises BadData for what it does not know: nothing is guessed.
+which raises BadData for a colour or value that it does not know.
 """
 
 from __future__ import annotations
@@ -23,18 +25,27 @@ UNKNOWN = 254
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """A decoded image of any size, as stored. Raises BadData where it is none or cut short."""
+    """Decode an image of any size, without conversion.
+
+    Raises:
+        BadData: it is no image, or cut short.
+    """
     try:
         container = container_of_bytes(data[:64])
         if container is None:
             raise ImageError(f"{name} is cut short or no image")
-        return stored_image(data, container, name, max_pixels=0)  # sets that are cut into windows hold large images
+        return stored_image(data, container, name, max_pixels=0)  # images that are cut into windows may be large
     except ImageError as error:
         raise BadData(f"{error}: get it again from its publisher") from error
 
 
 def by_color(colors: Mapping[Color, int], tolerance: int = 0) -> Decode:
-    """RGB colours stand for ids. `tolerance`: the farthest a channel may be off (some files were resaved lossily)."""
+    """Decode RGB colours.
+
+    Args:
+        colors: (red, green, blue) -> id.
+        tolerance: largest difference per channel, as some files were saved with lossy compression.
+    """
     table = np.full(1 << 24, UNKNOWN, np.uint8)
     for color, number in colors.items():
         around = [np.arange(max(0, c - tolerance), min(255, c + tolerance) + 1) for c in color]
@@ -50,14 +61,14 @@ def by_color(colors: Mapping[Color, int], tolerance: int = 0) -> Decode:
         if (ids == UNKNOWN).any():
             odd, counts = np.unique(rgb[ids == UNKNOWN].astype(np.uint8), axis=0, return_counts=True)
             worst = [(tuple(map(int, odd[i])), int(counts[i])) for i in np.argsort(-counts)[:5]]
-            raise BadData(f"{name} holds colours that stand for nothing (colour, pixels): {worst}")
+            raise BadData(f"{name} has unknown colours (colour, pixels): {worst}")
         return ids
 
     return decode
 
 
 def by_value(values: Mapping[int, int]) -> Decode:
-    """Stored values stand for ids."""
+    """Decode label values; `values` is value -> id."""
     table = np.full(256, UNKNOWN, np.uint8)
     for value, number in values.items():
         table[value] = number
@@ -70,14 +81,14 @@ def by_value(values: Mapping[int, int]) -> Decode:
         ids = table[np.clip(stored, 0, 255)]
         if (ids == UNKNOWN).any() or stored.max() > 255:
             odd = sorted(set(np.unique(stored).tolist()) - set(values))
-            raise BadData(f"{name} holds values that stand for nothing: {odd}; known are {sorted(values)}")
+            raise BadData(f"{name} has unknown values {odd}; known are {sorted(values)}")
         return ids
 
     return decode
 
 
 def by_value_or_color(values: Mapping[int, int], colors: Mapping[Color, int]) -> Decode:
-    """For sets that go round in both forms: one channel is values, three are colours."""
+    """Decode data sets that exist in both formats: one channel by `values`, three channels by `colors`."""
     value, color = by_value(values), by_color(colors)
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
@@ -88,7 +99,7 @@ def by_value_or_color(values: Mapping[int, int], colors: Mapping[Color, int]) ->
 
 
 def by_threshold(least: int = 128) -> Decode:
-    """Of two classes: 1 where the grey value is `least` or more."""
+    """Decode two classes: 1 if the grey value is `least` or more, else 0."""
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
         return (np.asarray(decode_image(data, name).convert("L")) >= least).astype(np.uint8)
@@ -97,5 +108,9 @@ def by_threshold(least: int = 128) -> Decode:
 
 
 def unchanged(count: int) -> dict[int, int]:
-    """Values 0 to count - 1 that already are ids."""
+    """The identity for `count` values.
+
+    >>> unchanged(3)
+    {0: 0, 1: 1, 2: 2}
+    """
     return {value: value for value in range(count)}

@@ -1,4 +1,4 @@
-"""Images and label images of data sets: reading them, and what is said when they are wrong."""
+"""Read images and label images of data sets; errors name the file and the cure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ SKIP = "or set DATALOADER.SKIP_BAD True to pass it over"
 
 
 class BadData(ValueError):
-    """A file of a data set that cannot be used; the message names the file and the cure."""
+    """A file of a data set cannot be used; the message names the file and the cure."""
 
 
 def load_image(source: str | Path | bytes, name: str | None = None) -> RGBImage:
-    """An image of a data set, as `image_io.read_image` reads it.
+    """Read an image of a data set with `image_io.read_image`.
+
+    Args:
+        source: path, or the bytes of the file.
+        name: of the image in error messages; default: the path.
 
     Raises:
         BadData: no such file, not an image, or cut short.
@@ -35,11 +39,16 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> RGBImage:
 
 
 def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientation: int = UPRIGHT) -> np.ndarray:
-    """A label image as it is stored, (H,W), of unsigned integers, turned as its image is.
+    """Read a label image, with the same EXIF rotation as its image.
 
     Args:
-        size: (H,W) of its image, upright. orientation: of its image, by EXIF. Labels of the image's stored size are
-            turned with it; labels that have its upright size already are left.
+        path: of the label image.
+        size: (H,W) of the image after its EXIF rotation; None: not checked.
+        orientation: EXIF orientation of the image. Labels of its size before rotation are rotated too; labels that
+            already have its rotated size are not.
+
+    Returns:
+        label values, unsigned integers (H,W).
 
     Raises:
         BadData: no image, a colour image, or another size than its image.
@@ -64,9 +73,18 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientati
 
 
 def id_table(names: int, ignore: tuple[int, ...] = (IGNORE,), offset: int = 0) -> np.ndarray:
-    """uint16 (65536,): stored label value -> class id 0..names-1, IGNORE, or WRONG.
+    """Table from label values to class ids.
 
-    `ignore` are stored values; IGNORE itself always belongs to no class, unless it is that of a class.
+    Args:
+        names: number of classes.
+        ignore: label values that belong to no class. IGNORE is one of them, unless a class has that value.
+        offset: label value of class 0.
+
+    Returns:
+        uint16 (65536,): class id 0..names-1, IGNORE, or WRONG.
+
+    >>> id_table(2, ignore=(0,), offset=1)[[0, 1, 2, 3, 255]].tolist()
+    [255, 0, 1, 65535, 255]
     """
     table = np.full(65536, WRONG, np.uint16)
     table[IGNORE] = IGNORE
@@ -76,21 +94,28 @@ def id_table(names: int, ignore: tuple[int, ...] = (IGNORE,), offset: int = 0) -
 
 
 WRONG = 65535
-"""In an `id_table`: a stored value that means nothing."""
+"""Entry of an `id_table` for label values without a meaning."""
 
 
 def to_ids(labels: np.ndarray, table: np.ndarray, names: int, path: str) -> np.ndarray:
-    """Stored labels (H,W) -> ids, uint8 (H,W): 0..names-1 or IGNORE.
+    """Convert label values to class ids.
+
+    Args:
+        labels: label values, unsigned integers (H,W).
+        table: see `id_table`.
+        names: number of classes.
+        path: of the label image, for error messages.
+
+    Returns:
+        uint8 (H,W): 0..names-1 or IGNORE.
 
     Raises:
-        BadData: stored values that mean nothing in this data set.
+        BadData: label values without a meaning in this data set.
     """
     byte = labels.dtype == np.uint8
-    means_nothing = table == WRONG
-    if (
-        cv2.LUT(labels, means_nothing[:256].view(np.uint8)) if byte else means_nothing[np.clip(labels, 0, 65535)]
-    ).any():
-        wrong = [v for v in np.unique(labels).tolist() if v > 65534 or means_nothing[v]]
+    meaningless = table == WRONG
+    if (cv2.LUT(labels, meaningless[:256].view(np.uint8)) if byte else meaningless[np.clip(labels, 0, 65535)]).any():
+        wrong = [v for v in np.unique(labels).tolist() if v > 65534 or meaningless[v]]
         known = np.flatnonzero((table != WRONG) & (table != IGNORE))
         raise BadData(
             f"{path} holds ids {wrong}: permitted are {known.min()} to {known.max()} and"

@@ -1,14 +1,13 @@
-"""Readers of captions and questions, in the file forms that their publishers use."""
+"""Readers of captions and questions, in their publishers' file formats."""
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from skysense_o.data.datasets.spec import DatasetSpec
+from skysense_o.text_files import read_csv, read_json, read_json_lines, read_text
 
 logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")
@@ -16,17 +15,25 @@ TEXT_COLUMNS = ("title_multi_objects", "title", "title_raw", "caption", "caption
 
 
 def index_file(spec: DatasetSpec, split: str) -> Path:
-    """The first of the row's index files (alternatives with bars) that is there."""
+    """The first existing index file of a data set, of the alternatives in `spec.index`, which bars separate.
+
+    Raises:
+        FileNotFoundError: there is none of them.
+    """
     names = [name.format(split=spec.splits[split]) for name in spec.index.split("|")]
     for name in names:
-        found = sorted(spec.root.glob(name))
-        if found:
-            return found[0]
+        paths = sorted(spec.root.glob(name))
+        if paths:
+            return paths[0]
     raise FileNotFoundError(f"none of {', '.join(names)} in {spec.root}: {spec.hint}")
 
 
 def image_folder(spec: DatasetSpec) -> Path:
-    """The first of the row's image folders (alternatives with bars) that is there."""
+    """The first existing image folder of a data set, of the alternatives in `spec.images`, which bars separate.
+
+    Raises:
+        FileNotFoundError: there is none of them.
+    """
     for name in spec.images.split("|"):
         if (spec.root / name).is_dir():
             return spec.root / name
@@ -34,17 +41,22 @@ def image_folder(spec: DatasetSpec) -> Path:
 
 
 def read_captions(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Karpathy's JSON, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as RSICD, RSITMD and UCM-captions
-    come; or JSON lines {"image", "split", "captions"}, the image's path from the data set's folder."""
+    """Read captions in one of two formats.
+
+    Karpathy's JSON, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as RSICD, RSITMD and UCM-captions are
+    published. Or JSON lines {"image", "split", "captions"}, with image paths relative to the data set's folder.
+
+    Yields:
+        records {"file_name", "dataset", "captions"}, or {"bad": message}.
+    """
     path = index_file(spec, split)
     if path.suffix == ".jsonl":
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
+        for _, entry in read_json_lines(path):
             if split in (entry["split"], "all"):
                 yield _with_image(spec, spec.root / entry["image"], captions=entry["captions"])
         return
     folder = image_folder(spec)
-    for entry in json.loads(path.read_text())["images"]:
+    for entry in read_json(path)["images"]:
         if split in (entry["split"], "all"):
             sentences = [sentence["raw"].strip() for sentence in entry["sentences"]]
             image = folder / entry.get("filepath", "") / entry["filename"]
@@ -52,58 +64,69 @@ def read_captions(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_table(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """A CSV with a column of paths and one or more of texts (SkyScript, RS5M)."""
+    """Read a CSV with a column of image paths and one or more columns of captions (SkyScript, RS5M).
+
+    Yields:
+        records {"file_name", "dataset", "captions"}, or {"bad": message}.
+
+    Raises:
+        ValueError: no such columns, or a caption with commas that is not quoted.
+    """
     path, images = index_file(spec, split), image_folder(spec)
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        where = next((c for c in IMAGE_COLUMNS if c in (rows.fieldnames or ())), None)
-        texts = [c for c in TEXT_COLUMNS if c in (rows.fieldnames or ())]
-        if where is None or not texts:
-            raise ValueError(
-                f"{path} has the columns {rows.fieldnames}: one of {', '.join(IMAGE_COLUMNS)} and one of"
-                f" {', '.join(TEXT_COLUMNS)} are needed"
-            )
-        for line in rows:
-            captions = list(dict.fromkeys(line[c].strip() for c in texts if (line[c] or "").strip()))
-            yield _with_image(spec, images / line[where], captions=captions)
+    columns, rows = read_csv(path)
+    path_column = next((c for c in IMAGE_COLUMNS if c in columns), None)
+    text_columns = [c for c in TEXT_COLUMNS if c in columns]
+    if path_column is None or not text_columns:
+        raise ValueError(
+            f"{path} has the columns {columns}: one of {', '.join(IMAGE_COLUMNS)} and one of"
+            f" {', '.join(TEXT_COLUMNS)} are needed"
+        )
+    for _, row in rows:
+        captions = list(dict.fromkeys(row[c].strip() for c in text_columns if row[c].strip()))
+        yield _with_image(spec, images / row[path_column], captions=captions)
 
 
 def read_rsvqa(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """RSVQA's three files: `*_questions.json` and `*_answers.json` share ids; an image is `<img_id>.tif`.
+    """Read RSVQA: `*_questions.json`, `*_answers.json` with the same ids, and images `<img_id>.tif`.
 
-    Entries that are not "active" only keep the numbering and are left out.
+    Entries that are not "active" only fill gaps in the ids and are left out.
+
+    Yields:
+        records {"file_name", "dataset", "question", "answer", "kind"}, or {"bad": message}.
     """
     path, images = index_file(spec, split), image_folder(spec)
     answers_path = path.with_name(path.name.replace("_questions", "_answers"))
     if not answers_path.is_file():
         raise FileNotFoundError(f"{path} has no {answers_path.name} beside it: {spec.hint}")
-    answers = {a["id"]: a["answer"] for a in json.loads(answers_path.read_text())["answers"] if a.get("active")}
-    for entry in json.loads(path.read_text())["questions"]:
+    answers = {a["id"]: a["answer"] for a in read_json(answers_path)["answers"] if a.get("active")}
+    for entry in read_json(path)["questions"]:
         if not entry.get("active"):
             continue
         answer = next((answers[i] for i in entry["answers_ids"] if i in answers), None)
         if answer is None:
             yield {"bad": f"{path}: question {entry['id']} has no answer"}
             continue
-        said = {"question": entry["question"], "answer": str(answer), "kind": entry["type"]}
-        yield _with_image(spec, images / f"{entry['img_id']}.tif", **said)
+        fields = {"question": entry["question"], "answer": str(answer), "kind": entry["type"]}
+        yield _with_image(spec, images / f"{entry['img_id']}.tif", **fields)
 
 
 def read_text_questions(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """RSIVQA's lines `image:question?answer`; or JSON lines {"image", "split", "question", "answer", "kind"}.
+    """Read RSIVQA's lines `image:question?answer`, or JSON lines {"image", "split", "question", "answer", "kind"}.
 
-    The row's `splits` say which split of the file, and after a space what its questions must contain.
+    `spec.splits` has the name of the split in the file and, after a space, text that its questions must contain.
+
+    Yields:
+        records {"file_name", "dataset", "question", "answer" [, "kind"]}, or {"bad": message}.
     """
-    path, (wanted, _, words) = index_file(spec, split), spec.splits[split].partition(" ")
+    path, (file_split, _, words) = index_file(spec, split), spec.splits[split].partition(" ")
     if path.suffix == ".jsonl":
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            if wanted in (entry["split"], "all") and words in entry["question"].lower():
-                said = {key: entry[key] for key in ("question", "answer", "kind") if key in entry}
-                yield _with_image(spec, spec.root / entry["image"], **said)
+        for _, entry in read_json_lines(path):
+            if file_split in (entry["split"], "all") and words in entry["question"].lower():
+                fields = {key: entry[key] for key in ("question", "answer", "kind") if key in entry}
+                yield _with_image(spec, spec.root / entry["image"], **fields)
         return
     images = {p.name: p for p in image_folder(spec).rglob("*") if p.is_file()}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         image, colon, rest = line.strip().partition(":")
         question, mark, answer = rest.rpartition("?")
         if not line.strip():
@@ -114,14 +137,18 @@ def read_text_questions(spec: DatasetSpec, split: str) -> Iterator[dict]:
         if words not in question.lower():
             continue
         name = Path(image.strip().replace("\\", "/")).name
-        said = {"question": question.strip() + "?", "answer": answer.strip()}
-        yield _with_image(spec, images.get(name, image_folder(spec) / name), **said)
+        fields = {"question": question.strip() + "?", "answer": answer.strip()}
+        yield _with_image(spec, images.get(name, image_folder(spec) / name), **fields)
 
 
 def read_conversations(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """VHM's evaluation files: a list of {"image", "image_path", "conversations": [{"from", "value"}, ...]}."""
+    """Read VHM's evaluation files: a list of {"image", "image_path", "conversations": [{"from", "value"}, ...]}.
+
+    Yields:
+        records {"file_name", "dataset", "question", "answer"}, or {"bad": message}.
+    """
     path = index_file(spec, split)
-    for entry in json.loads(path.read_text()):
+    for entry in read_json(path):
         turns = {turn["from"]: turn["value"] for turn in entry["conversations"]}
         question = turns.get("human", "").replace("<image>", "").strip()
         image = path.parent / entry.get("image_path", "") / entry["image"]

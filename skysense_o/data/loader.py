@@ -1,9 +1,10 @@
-"""Endless training batches in which a sample is a function of seed and sample number, whatever loads it."""
+"""Endless training batches. A sample depends only on the seed and its index, not on the process that loads it."""
 
 from __future__ import annotations
 
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -20,56 +21,64 @@ SKIPS_IN_A_ROW = 50
 
 
 class NumberedSamples(Dataset):
-    """Sample number n: a record by a fresh shuffle each epoch, augmented with a generator seeded by (seed, n).
+    """Samples by their index in the whole training: a new shuffle of the records for each epoch.
 
-    With `skip_bad` a record that cannot be used gives way to the next of the shuffle, seeded by its own place, so
-    that the rule above still holds; the sample says so under "skipped".
+    The augmentation of a sample is seeded by (seed, epoch, position in the shuffle). With `skip_bad`, a record that
+    cannot be used is replaced by the next one of the shuffle, and "skipped" lists the reasons. The replacement is
+    seeded by its own position, so a sample still depends on the seed and its index alone.
     """
 
     def __init__(
         self, records: list[dict], mapper: Callable[[dict], Sample], seed: int, skip_bad: bool = False
     ) -> None:
         self.records, self.mapper, self.seed, self.skip_bad = records, mapper, seed, skip_bad
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __getitem__(self, number: int) -> Sample:
-        epoch, place = divmod(number, len(self.records))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
-        skipped: list[str] = []
+    def order(self, epoch: int) -> np.ndarray:
+        """The shuffle of an epoch, int64 (len(records),); the last one is kept, as it takes 0.25 s for 5 million."""
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
+            self._epoch = epoch
+        return self._order
+
+    def __getitem__(self, index: int) -> Sample:
+        epoch, first = divmod(index, len(self.records))
+        order, skipped = self.order(epoch), []
         for step in range(SKIPS_IN_A_ROW):
-            now = (place + step) % len(self.records)
-            words = np.random.SeedSequence((self.seed, epoch, now)).generate_state(2)
-            random.seed(int(words[0]))
-            np.random.seed(words[1])
+            position = (first + step) % len(self.records)
+            seeds = np.random.SeedSequence((self.seed, epoch, position)).generate_state(2)
+            random.seed(int(seeds[0]))
+            np.random.seed(seeds[1])
             try:
-                sample = self.mapper(self.records[order[now]])
+                sample = self.mapper(self.records[order[position]])
             except BadData as error:
                 if not self.skip_bad:
                     raise
                 skipped.append(str(error))
                 continue
             return {**sample, "skipped": skipped} if skipped else sample
-        raise BadData(f"{SKIPS_IN_A_ROW} records in a row cannot be used, the last because: {skipped[-1]}")
+        raise BadData(f"{SKIPS_IN_A_ROW} records in a row cannot be used; the last one: {skipped[-1]}")
 
 
-class Numbers(Sampler[int]):
-    """Sample numbers for this process: batches of the total size are dealt out in turn, from `start` on."""
+class SampleIndices(Sampler[int]):
+    """Sample indices of this process, from `start` on: process r of n gets start + r, start + r + n, ..."""
 
     def __init__(self, start: int) -> None:
         self.start, self.rank, self.step = start, comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
-        number = self.start + self.rank
+        index = self.start + self.rank
         while True:
-            yield number
-            number += self.step
+            yield index
+            index += self.step
 
 
 class Batches:
-    """A DataLoader's batches; what was passed over is counted here, in the main process, and logged once a file."""
+    """Batches of a DataLoader. Each skipped file is logged once, in the main process."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
-        self.skipped: dict[str, None] = {}  # the messages, in the order they came
+        self.skipped: dict[str, None] = {}  # messages, in the order of their arrival
 
     def __iter__(self) -> Iterator[list[Sample]]:
         for batch in self.loader:
@@ -77,13 +86,19 @@ class Batches:
                 for message in sample.pop("skipped", ()):
                     if message not in self.skipped:
                         self.skipped[message] = None
-                        logger.warning("passed over, the %d. so far: %s", len(self.skipped), message)
+                        logger.warning("skipped, %d so far: %s", len(self.skipped), message)
             yield batch
 
 
-def one_thread(worker: int) -> None:
-    """Workers are the parallel part: OpenCV's own threads in each of them only get into each other's way."""
+def start_worker(worker: int) -> None:
+    """Prepare a loader process: one thread, and no reaction to signals.
+
+    OpenCV's threads in several workers slow each other down. A signal to the process group must not end the workers:
+    the main process still needs them to finish its step, saves a checkpoint, and then ends them.
+    """
     cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def training_loader(
@@ -97,20 +112,30 @@ def training_loader(
     skip_bad: bool = False,
     samples: Dataset | None = None,
 ) -> Batches:
-    """Lists of `batch` samples for this process, beginning with sample number `start` of the whole run.
+    """Load the batches of a training.
 
-    samples: in place of `NumberedSamples` of the records.
+    Args:
+        records: what `mapper` makes samples of.
+        batch: samples per batch of this process.
+        start: index of the first sample, counted over all processes.
+        seed: seed of shuffles and augmentations.
+        workers: loader processes; 0: load in this process.
+        skip_bad: skip records that cannot be used, instead of stopping.
+        samples: used in place of `NumberedSamples` of the records.
+
+    Returns:
+        An endless iterable over lists of samples.
     """
-    own = torch.Generator().manual_seed(seed)  # starting a loader must draw nothing from the model's noise
+    own = torch.Generator().manual_seed(seed)  # so that the loader draws nothing from the model's random numbers
     return Batches(
         DataLoader(
             NumberedSamples(records, mapper, seed, skip_bad) if samples is None else samples,
             batch_size=batch,
-            sampler=Numbers(start),
+            sampler=SampleIndices(start),
             num_workers=workers,
             collate_fn=list,
             persistent_workers=workers > 0,
-            worker_init_fn=one_thread,
+            worker_init_fn=start_worker,
             generator=own,
         )
     )

@@ -1,13 +1,16 @@
-"""From a record to a Sample: read, turn stored labels into ids, augment, choose words. One mapper for every row."""
+"""Make samples of records with label images: read, convert label values to class ids, augment, choose words."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import torch
+from cachetools import cached
 from detectron2.config import configurable
 
+from skysense_o.byte_cache import byte_cache
 from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
 from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import ClassTable, load_classes, load_distractors
@@ -19,42 +22,38 @@ from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
 
 KEPT_BYTES = 512 * 2**20
-"""Decoded images that each loader process keeps: decoding a large JPEG costs more than all that follows."""
-
-_kept: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-_kept_bytes = 0
+"""Bound of the decoded images that a loader process caches: decoding a large JPEG costs more than all that follows."""
 
 
+@cached(byte_cache(KEPT_BYTES), key=lambda record: (record["file_name"], record["sem_seg_file_name"]), lock=Lock())
 def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (H,W,3) RGB and ids, uint8 (H,W): 0..C-1 or IGNORE; kept while there is room.
+    """Read the image and the class ids of a record. Results are cached: do not write into them.
 
-    Pixels without data (declared nodata, alpha 0) have the mean colour, and IGNORE for their label.
+    Args:
+        record: a record of `records_of` with `sem_seg_file_name`.
+
+    Returns:
+        RGB, uint8 (H,W,3), and class ids, uint8 (H,W): 0..C-1 or IGNORE. Pixels without data (declared nodata, alpha 0)
+        have the mean colour and the id IGNORE.
 
     Raises:
-        BadData: a file that is missing, cut short, coloured labels, sizes that differ, ids that mean nothing.
+        BadData: a missing or damaged file, labels in colour or of another size, or label values without a meaning.
     """
-    global _kept_bytes
-    key = record["file_name"], record["sem_seg_file_name"]
-    if key in _kept:
-        return _kept[key]
-    read = load_image(key[0])
-    image, stored = read.filled(), read_labels(key[1], read.size, read.record.orientation)
+    label_path = record["sem_seg_file_name"]
+    read = load_image(record["file_name"])
+    image, stored = read.filled(), read_labels(label_path, read.size, read.record.orientation)
     if "names" in record:
         count = len(record.get("ids", record["names"]))
-        labels = to_ids(stored, id_table(count), count, key[1])
+        labels = to_ids(stored, id_table(count), count, label_path)
         if "ids" in record:  # repeated names were merged
-            again = np.full(256, IGNORE, np.uint8)
-            again[:count] = record["ids"]
-            labels = again[labels]
+            merged = np.full(256, IGNORE, np.uint8)
+            merged[:count] = record["ids"]
+            labels = merged[labels]
     else:
         table = load_classes(spec_of(record["dataset"]).class_table_name)
-        labels = to_ids(stored, _table_of(record["dataset"]), len(table), key[1])
+        labels = to_ids(stored, _table_of(record["dataset"]), len(table), label_path)
     if read.valid is not None:
         labels = np.where(read.valid, labels, IGNORE).astype(np.uint8)
-    size = image.nbytes + labels.nbytes
-    if _kept_bytes + size <= KEPT_BYTES:
-        _kept_bytes += size
-        _kept[key] = image, labels
     return image, labels
 
 
@@ -65,10 +64,9 @@ def _table_of(key: str) -> np.ndarray:
 
 
 class TrainingMapper:
-    """Random scale, crop, flip, quarter turn and colour; words from a `TextSampler`.
+    """Makes training samples: random scale, crop, flip, rotation by 90 degrees and colour; words of a `TextSampler`.
 
-    All randomness comes from the global generators, which the loader seeds for each sample. A record carries only its
-    row's key (and, in Sky-SA, its own names): no vocabulary is copied.
+    All randomness comes from the global generators, which the loader seeds for each sample.
     """
 
     @configurable
@@ -84,7 +82,17 @@ class TrainingMapper:
         prompts: PromptSampler | None = None,
         visual_similarity: bool = False,
     ) -> None:
-        """visual_similarity: samples carry what the relation graph says of their names, for the vision-centric loss."""
+        """
+        Args:
+            crop: side of the samples, in pixels.
+            scale: smallest and largest scale; drawn log-uniformly.
+            turn: rotate by multiples of 90 degrees.
+            color: strength of the colour jitter, see `color_jitter`.
+            max_area: largest share of a crop that one class may fill; see `random_square`.
+            words: chooses the vocabulary.
+            prompts: draws clicks and boxes; None: no prompts.
+            visual_similarity: add the similarity of the classes by the relation graph, for the vision-centric loss.
+        """
         self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
         self.max_area, self.prompts, self.visual_similarity = max_area, prompts, visual_similarity
 
@@ -111,6 +119,11 @@ class TrainingMapper:
         }
 
     def __call__(self, record: dict) -> Sample:
+        """Make a sample of (crop, crop) pixels.
+
+        Raises:
+            BadData: the image or its labels cannot be used.
+        """
         image, labels = read_image_and_labels(record)
         box = random_square(labels, self.crop, self.scale, self.max_area)
         image, labels = crop_and_resize(image, labels, box, self.crop)
@@ -119,9 +132,9 @@ class TrainingMapper:
         graph = record.get("graph") or self.words.graph
         vocabulary, kept = self.words(classes_of_record(record), graph)
         if kept is not None:
-            places = np.full(256, IGNORE, np.uint8)
-            places[kept] = np.arange(len(kept))
-            labels = places[labels]
+            index_of = np.full(256, IGNORE, np.uint8)
+            index_of[kept] = np.arange(len(kept))
+            labels = index_of[labels]
         sample: Sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "sem_seg": torch.from_numpy(labels.astype(np.int64)),
@@ -136,15 +149,23 @@ class TrainingMapper:
 
 
 def classes_of_record(record: dict) -> ClassTable | tuple[str, ...]:
-    """The classes that a record's ids stand for."""
+    """The classes of a record's ids: the record's own names, or the class table of its data set."""
     return record["names"] if "names" in record else load_classes(spec_of(record["dataset"]).class_table_name)
 
 
 def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:
-    """The whole image, as it is, with its labels and the words that the evaluation asks for."""
+    """Make a sample of the whole image, unchanged.
+
+    Args:
+        record: a record of `records_of` with `sem_seg_file_name`.
+        vocabulary: classes in the order of the ids.
+
+    Raises:
+        BadData: the image or its labels cannot be used, or have more classes than the vocabulary.
+    """
     image, labels = read_image_and_labels(record)
     if int(labels[labels != IGNORE].max(initial=0)) >= len(vocabulary):
-        raise BadData(f"{record['sem_seg_file_name']} holds more classes than the {len(vocabulary)} names asked for")
+        raise BadData(f"{record['sem_seg_file_name']} holds more classes than the {len(vocabulary)} of the vocabulary")
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "sem_seg": torch.from_numpy(labels.astype(np.int64)),

@@ -1,4 +1,4 @@
-"""From a record with any kind of label to a Sample that says, for each word and pixel, yes, no or nothing."""
+"""Make samples of records with any kind of label. Per class and pixel, a label is yes, no or unknown."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
 from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
 
-OBJECT_SIDE = (24.0, 128.0)  # pixels that the chosen object of a crop is to have
+OBJECT_SIDE = (24.0, 128.0)  # target side of the chosen object, in pixels
 LARGEST_SCALE = 4.0
-SCENES_AT_ONCE = (0.35, 0.25, 0.25, 0.15)  # how often a scene sample has 1, 2, 3, 4 images
-POINTS = {"disc": 2.5, "far": 24.0}  # of trees at 0.6 m: a crown has some 10 pixels
+SCENES_AT_ONCE = (0.35, 0.25, 0.25, 0.15)  # probabilities of 1, 2, 3, 4 images in a mosaic
+POINTS = {"disc": 2.5, "far": 24.0}  # pixels; for trees at 0.6 m per pixel, whose crowns have about 10 pixels
 MARKS = {"car": (2.5, 30.0), "boat": (3.0, 40.0), "mobile home": (5.0, 60.0), "building": (7.0, 90.0)}
 
 
 class MixedMapper:
-    """Records of label images, boxes, points and kinds of scenes. All randomness comes from the global
+    """Makes samples of label images, boxes, points and scene classes. All randomness comes from the global
     generators, which the loader seeds for each sample.
     """
 
@@ -54,11 +54,11 @@ class MixedMapper:
     ) -> None:
         """
         Args:
-            crop, scale, turn, color, max_area: as `TrainingMapper`.
-            box_masks: folder of `tools/box_masks.py`.
-            captions: how many an image of a scene is compared with; 0: none.
-            scenes: all records of scenes, from which a mosaic takes its further images.
-            prompts: of the classes and objects of label images and boxes; the rest has no parts to click on.
+            crop, scale, turn, color, max_area: see `TrainingMapper`.
+            box_masks: output folder of `tools/box_masks.py`.
+            captions: captions to choose from per scene image; 0: none.
+            scenes: all records with a scene class, for mosaics.
+            prompts: draws clicks and boxes for label images and boxes; other labels have no objects to click on.
         """
         self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
         self.max_area, self.box_masks, self.captions = max_area, box_masks, captions
@@ -144,12 +144,12 @@ class MixedMapper:
         if "kind" in record:  # of the whole image more is known
             concepts, says = load_concepts(), says.copy()
             more = concepts.scene_says(concepts.scenes[record["kind"]], said_of(record))
-            more = np.where(more > YES, UNKNOWN, more)  # that they are somewhere says nothing of these pixels
+            more = np.where(more > YES, UNKNOWN, more)  # known to be in the image, but not in these pixels
             says[count:] = np.where(says[count:] == UNKNOWN, more, says[count:])
         return *crop_and_resize(image, labels, box, self.crop), says, own[:0]
 
     def _scenes(self, record: dict):
-        """One image, or up to four side by side; each is a label value of its own."""
+        """One scene image, or a mosaic of up to four. Each image has its own label value."""
         count = 1 + int(np.random.choice(len(SCENES_AT_ONCE), p=SCENES_AT_ONCE))
         chosen = [record]
         while len(chosen) < count:
@@ -167,7 +167,7 @@ class MixedMapper:
         return image, labels, says, own, extra
 
     def _captions(self, record: dict) -> tuple[str, ...]:
-        """The image's own caption or kind first, then those of images of other kinds."""
+        """The caption or class of the image, then captions of images of other classes."""
         found = [self._caption(record)]
         for _ in range(4 * self.captions):
             other = self.scenes[np.random.randint(len(self.scenes))]
@@ -181,7 +181,7 @@ class MixedMapper:
         return tuple(found)
 
     def _caption(self, record: dict, few: bool = False) -> str:
-        """few: one of the first two words, or the first caption, so that few strings have to be encoded."""
+        """A caption of an image. `few`: one of two words or the first caption, to encode less text."""
         texts = captions_of(record)
         if texts and np.random.rand() < 0.5 and not few:
             return texts[np.random.randint(len(texts))]
@@ -191,9 +191,10 @@ class MixedMapper:
 
 
 def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """(x, y, width, height) of a crop around one box, at a scale that gives the object some pixels.
+    """(x, y, width, height) of a crop around one box, at a scale at which the object has enough pixels.
 
-    The class of the object is drawn first, so that the rare ones come as often. Uses NumPy's global generator.
+    First a class is drawn, then one of its objects, so that rare classes are as frequent as others. Uses NumPy's
+    global generator.
     """
     height, width = size
     if not boxes:
@@ -215,12 +216,12 @@ def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, i
 
 @lru_cache(400)
 def _kept_image(path: str) -> np.ndarray:
-    """Of images that are large, or come often; those of scenes are small and many."""
+    """Cached, for large or frequent images. Scene images are small and many, and not cached."""
     return read_record_image({"file_name": path})
 
 
 def _kind(record: dict) -> str:
-    """As `concepts.json` names kinds of scenes: <table>/<class>."""
+    """The scene class of a record, <table>/<class> as in `concepts.json`."""
     table = spec_of(record["dataset"]).class_table_name
     return f"{table}/{load_classes(table).classes[record['label']]}"
 
@@ -233,7 +234,7 @@ def _scene(record: dict):
 
 
 def captions_of(record: dict) -> list[str]:
-    """The record's own, or those of captions.jsonl in the folder of its data set."""
+    """The captions of a record, or those of its image in the captions.jsonl of its data set."""
     if "captions" in record:
         return record["captions"]
     path = Path(record["file_name"])
@@ -259,7 +260,7 @@ def _spoken() -> list[tuple[re.Pattern, int, int]]:
 
 
 def said_of(record: dict) -> dict[int, int]:
-    """Concept -> least share in percent, of what two captions at least speak of, or the only one."""
+    """Concept -> least share in percent, for concepts in at least two captions, or in the only one."""
     texts = [text.lower() for text in captions_of(record)]
     least = min(2, len(texts))
     said = {}

@@ -1,4 +1,4 @@
-"""Several data sets in one training: how often each is drawn from, as a function of seed and sample index."""
+"""Train on several data sets with weights. A sample depends only on the seed and its index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from skysense_o.data.loader import NumberedSamples
 from skysense_o.sample import Sample
 
-OWN_SEED = 1_000_003  # each set shuffles by a seed of its own
+OWN_SEED = 1_000_003  # each data set has its own seed
 
 
 def check_weights(weights: Sequence[int], sets: int) -> None:
@@ -23,8 +23,9 @@ def check_weights(weights: Sequence[int], sets: int) -> None:
 
 
 class MixedSamples(Dataset):
-    """Rounds of sum(weights) samples, each with exactly weights[s] of set s in a random order; each set goes through
-    its own records as `NumberedSamples` does, whatever the others hold.
+    """Samples in rounds of sum(weights), with exactly weights[s] samples of data set s in random order.
+
+    Each data set has its own shuffles, see `NumberedSamples`, which do not depend on the other data sets.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class MixedSamples(Dataset):
 
     def locate(self, index: int) -> tuple[int, int]:
         """Sample index -> (set, index within that set)."""
-        block, place = divmod(index, sum(self.weights))
+        block, position = divmod(index, sum(self.weights))
         slots = np.repeat(np.arange(len(self.weights)), self.weights)
         order = slots[np.random.default_rng((self.seed, block)).permutation(len(slots))]
-        chosen = int(order[place])
-        return chosen, block * self.weights[chosen] + int((order[:place] == chosen).sum())
+        chosen = int(order[position])
+        return chosen, block * self.weights[chosen] + int((order[:position] == chosen).sum())
 
     def __getitem__(self, index: int) -> Sample:
         chosen, own = self.locate(index)

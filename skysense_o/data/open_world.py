@@ -1,4 +1,4 @@
-"""Names of all kinds, for when nobody says which."""
+"""A vocabulary of several hundred classes, for images whose content is not known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from skysense_o.vocabulary import Vocabulary
 
 
 def open_world(background: Sequence[str] = ()) -> tuple[Vocabulary, Sequence[tuple[int, int, int]] | None]:
-    """(vocabulary, colours or None): the classes of Sky-SA's relation graph where it is, else of open_world.json."""
+    """The classes of Sky-SA's relation graph if it is installed, else those of `open_world.json`.
+
+    Args:
+        background: words for everything else.
+
+    Returns:
+        the vocabulary, and its colours or None.
+    """
     spec = spec_of("skysa")
     if (spec.root / spec.graph).is_file():
         return Vocabulary.of(load_graph(spec.root / spec.graph).names, background), None

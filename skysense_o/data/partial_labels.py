@@ -1,4 +1,4 @@
-"""What the labels of a data set say of every concept, and which words a training sample is asked for.
+"""What label values mean for each concept, and which words a training sample has.
 
 K concepts, V label values, C words of a sample.
 """
@@ -28,8 +28,8 @@ CANDIDATES = 4
 
 @lru_cache
 def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of a data set with label images: what each value says of each concept, int8 (V,K), and its own concepts, in which
-    its classes exclude each other.
+    """For a data set with label images: yes, no or unknown per label value and concept, int8 (V,K); and the concepts of
+    its classes, which exclude each other.
     """
     concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
@@ -50,7 +50,7 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache
 def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of a data set with boxes or points: as `class_says`, for the 2 C + 1 values of `weak.box_masks`."""
+    """For a data set with boxes or points: like `class_says`, for the 2 C + 1 values of `weak.box_masks`."""
     concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
     count = len(classes)
@@ -68,7 +68,7 @@ def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def object_values(record: dict) -> np.ndarray:
-    """bool (256,): the label values that are masks of a class or an object, and not of the rest, a disc or a scene."""
+    """bool (256,): the label values of masks of classes or objects, in contrast to background, discs and scenes."""
     values, classes = np.zeros(256, bool), load_classes(spec_of(record["dataset"]).class_table_name)
     if "sem_seg_file_name" in record:
         values[: len(classes)] = ~np.array(classes.background)
@@ -78,7 +78,7 @@ def object_values(record: dict) -> np.ndarray:
 
 
 def outside_says(record: dict) -> np.ndarray:
-    """int8 (K,): what a pixel outside of all boxes says; of most sets nothing, since not all is boxed."""
+    """int8 (K,): what a pixel outside of all boxes means; mostly unknown, as not all objects have boxes."""
     concepts = load_concepts()
     says = np.full(len(concepts), UNKNOWN, np.int8)
     dataset = record["dataset"]
@@ -93,10 +93,12 @@ def outside_says(record: dict) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WordChooser:
-    """Which concepts a sample is asked for: its own, sometimes wider words, and words that its labels say no to.
+    """Chooses the words of a sample: its own concepts, sometimes more general ones, and negatives.
 
-    synonyms: each by any of its words, or by one of its kinds where it is denied; else by its name.
-    count: how many in all, unless there are more of its own. hypernyms: how often a wider word is asked.
+    Args:
+        synonyms: draw one of a concept's words, for negatives also one of its kinds; else use its name.
+        count: number of words, or more if the sample has more concepts of its own.
+        hypernyms: probability of adding a more general word.
     """
 
     synonyms: bool
@@ -107,10 +109,12 @@ class WordChooser:
         """Uses NumPy's global generator.
 
         Args:
-            labels: uint8 (H,W), values or IGNORE. says: int8 (V,K). own: concepts that are asked whatever is there.
+            labels: uint8 (H,W), label values or IGNORE.
+            says: int8 (V,K), see `class_says`.
+            own: concepts that are always among the words.
 
         Returns:
-            The vocabulary, and what each value says of its names, int8 (V,C).
+            the vocabulary, and yes, no or unknown per label value and class, int8 (V,C).
         """
         concepts = load_concepts()
         counts = np.bincount(labels.ravel(), minlength=256)[: len(says)]
@@ -139,7 +143,7 @@ class WordChooser:
         return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen]
 
     def _called(self, name: str, words: tuple[str, ...], kinds: tuple[str, ...]) -> str:
-        """The name comes in a third of all cases."""
+        """A word for a concept: its name with probability 1/3, else one of its words."""
         choice = words + kinds
         if not self.synonyms or not choice or np.random.rand() < 1 / 3:
             return name

@@ -1,7 +1,7 @@
-"""What all datasets/prepare_*.py share: pair the publisher's files, cut, encode, write `img_dir` and `ann_dir`.
+"""Shared by all datasets/prepare_*.py: pair the publisher's files, cut and encode them, write `img_dir` and `ann_dir`.
 
-A script is its publisher's description (cited) and a `Recipe`. Labels are written as PNG of mode L: a pixel's value is
-its class. Nothing is written where it was read; an interrupted run goes on where it stopped.
+A script is a `Recipe` with the publisher's description as its source. Labels are written as grey PNG (mode L) whose
+pixel values are class ids. The source folder is never written to, and an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +25,24 @@ from skysense_o.data.encode import Decode, decode_image
 from skysense_o.data.labels import BadData
 from skysense_o.data.zip_source import Entry, entries_of
 from skysense_o.errors import exit_code
+from skysense_o.text_files import read_lines
 
 Groups = dict[str, str]
 Split = Callable[[Groups, int, int], str | None]
 DONE = "prepared.txt"
 
 
-def named_split(groups: Groups, place: int, count: int) -> str | None:
-    """The split that the path says, in lower case; "valid" is val."""
+def named_split(groups: Groups, index: int, count: int) -> str | None:
+    """The split in the path of an image, in lower case; "valid" means val.
+
+    >>> named_split({"split": "Valid", "stem": "a"}, 0, 1)
+    'val'
+    """
     return {"valid": "val"}.get(groups["split"].lower(), groups["split"].lower())
 
 
 def rgb(data: bytes, name: str) -> np.ndarray:
-    """uint8 (H,W,3); further bands are dropped."""
+    """Decode an image -> uint8 (H,W,3); more bands than three are dropped."""
     array = np.asarray(decode_image(data, name))
     return array[..., :3] if array.ndim == 3 and array.shape[2] >= 3 else np.repeat(array[..., None], 3, axis=2)
 
@@ -47,13 +52,16 @@ class Recipe:
     """How one data set is prepared.
 
     Args:
-        spec: name in the table; says suffixes and crop.
-        image, label: regular expressions for the end of a file's path, whatever its case, with the same named groups:
-            `split`, and those that together are the stem. Alternatives: the first that matches any file is used.
-        decode: label file -> stored ids (see `encode`).
-        split: (groups, place among all sorted, count) -> split, or None to leave an image out.
-        read: image file -> uint8 (H,W,3). mask: (image, ids) -> ids, for ignored pixels that only the image shows.
-        lists: files of stems, split -> file name, that publishers ship in place of folders; `split` is not asked then.
+        spec: name of the data set, whose spec has file suffixes and crop.
+        image: regular expression for the end of an image's path, without regard to case. Of its named groups, `split`
+            is the split and the others, joined by "_", are the stem. Of several expressions, the first with a match
+            is used.
+        label: the same for label files, with the same groups.
+        decode: label file -> label values, see `encode`.
+        split: (groups, index of the image, number of images) -> split; None leaves the image out.
+        read: image file -> uint8 (H,W,3).
+        mask: (image, label values) -> label values; marks pixels to ignore that only the image shows.
+        lists: (split, file name) of the publisher's lists of stems; they replace `split`.
     """
 
     spec: str
@@ -68,7 +76,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image with its label file, and where it goes."""
+    """An image, its label file (None if there is none), and the split and stem of the output files."""
 
     split: str
     stem: str
@@ -76,14 +84,16 @@ class Pair:
     label: Entry | None
 
 
-def pairs_of(recipe: Recipe, entries: list[Entry], val: set[str] | None = None) -> list[Pair]:
-    """All images that the recipe takes, sorted; `label` is None where there is none.
+def pairs_of(recipe: Recipe, entries: list[Entry], val_list: str | Path | None = None) -> list[Pair]:
+    """Pair the images of a recipe with their labels, sorted by path.
 
     Args:
-        val: stems of the val split, in place of the recipe's rule.
+        entries: all files of the source.
+        val_list: file that lists the val split, see `read_val_list`; None: by the rule of the recipe.
 
     Raises:
-        FileNotFoundError: no image fits; shows what was looked for and what is there.
+        FileNotFoundError: no image matches; the message shows the pattern and the first files.
+        ValueError: `val_list` cannot be used.
     """
     images, labels = _matches(recipe.image, entries), _matches(recipe.label, entries)
     if not images:
@@ -91,15 +101,16 @@ def pairs_of(recipe: Recipe, entries: list[Entry], val: set[str] | None = None) 
         raise FileNotFoundError(
             f"no image of {recipe.spec} in --source: paths must end in {recipe.image!r}; there are {some}"
         )
-    listed = _lists(recipe, entries) if val is None else None
+    stems = {key: "_".join(value for name, value in key if name != "split") for key in images}
+    val = read_val_list(val_list, set(stems.values())) if val_list else None
+    listed = _lists(recipe, entries, set(stems.values())) if val is None else None
     pairs = []
-    for place, key in enumerate(sorted(images, key=_natural)):
-        groups = dict(key)
-        stem = "_".join(value for name, value in groups.items() if name != "split")
+    for index, key in enumerate(sorted(images, key=_natural)):
+        stem = stems[key]
         if val is not None:
             split = "val" if stem in val else "train"
         else:
-            split = listed.get(stem) if listed else recipe.split(groups, place, len(images))
+            split = listed.get(stem) if listed else recipe.split(dict(key), index, len(images))
         if split is not None:
             pairs.append(Pair(split, stem, images[key], labels.get(key)))
     return pairs
@@ -118,12 +129,12 @@ def _matches(patterns: str | tuple[str, ...], entries: list[Entry]) -> dict[tupl
 
 
 def _natural(key: tuple) -> list:
-    """Numbers in names sort as numbers."""
+    """A sorting key that compares numbers in names by value."""
     return [[int(p) if p.isdigit() else p for p in re.split(r"(\d+)", value)] for _, value in key]
 
 
-def _lists(recipe: Recipe, entries: list[Entry]) -> dict[str, str] | None:
-    """Stem -> split, by the lists that the publisher ships."""
+def _lists(recipe: Recipe, entries: list[Entry], stems: Collection[str]) -> dict[str, str] | None:
+    """Stem -> split, by the publisher's lists; None if the recipe has none."""
     if not recipe.lists:
         return None
     splits: dict[str, str] = {}
@@ -133,12 +144,48 @@ def _lists(recipe: Recipe, entries: list[Entry]) -> dict[str, str] | None:
             raise FileNotFoundError(
                 f"{recipe.spec}: no {name} in --source, which says its {split} split: add it, or give --val-list"
             )
-        splits.update((Path(line.strip()).stem, split) for line in entry.read().decode().splitlines() if line.strip())
+        splits |= dict.fromkeys(_stems(entry.read().decode("utf-8-sig").split("\n"), stems, entry.name), split)
     return splits
 
 
+def read_val_list(path: str | Path, stems: Collection[str]) -> set[str]:
+    """Read a list of images for the val split: one stem or file name per line, spaces and dots included.
+
+    Args:
+        path: file of the list.
+        stems: the stems of all images.
+
+    Raises:
+        ValueError: a line that is no image, or no line at all.
+    """
+    found = set(_stems(read_lines(path), stems, str(path)))
+    lost = sorted(found - set(stems))
+    if lost or not found:
+        some = f"{lost[0]!r}, which is no image" if lost else "no line"
+        raise ValueError(f"--val-list {path} has {some}: write one stem per line, such as {min(stems, default='a')!r}")
+    return found
+
+
+def _stems(lines: Iterable[str], stems: Collection[str], source: str) -> Iterator[str]:
+    """The stem in each line of a list. A line may be a stem, which can contain dots, a file name, or a path."""
+    for line in filter(None, map(str.strip, lines)):
+        name = line.replace("\\", "/").rpartition("/")[2]
+        yield name if name in stems else Path(name).stem
+
+
 def windows(height: int, width: int, crop: tuple[int, int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """(x0, y0, x1, y1) that cover an image; the last ones are moved in to end at its borders. (0, 0, 0): one."""
+    """Windows that cover an image; the last ones are shifted to end at its borders.
+
+    Args:
+        height, width: of the image, in pixels.
+        crop: width, height and overlap of the windows, in pixels; (0, 0, 0): one window.
+
+    Yields:
+        half-open boxes (x0, y0, x1, y1).
+
+    >>> list(windows(4, 10, (6, 4, 0)))
+    [(0, 0, 6, 4), (4, 0, 10, 4)]
+    """
     wide, high, overlap = crop
     for y in _starts(height, high or height, overlap):
         for x in _starts(width, wide or width, overlap):
@@ -151,7 +198,14 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
-    """Read, encode, cut and write one image; the names of what was written."""
+    """Read, encode, cut and write one image and its labels.
+
+    Returns:
+        the stems of the files that were written.
+
+    Raises:
+        BadData: the image or its labels cannot be used.
+    """
     spec = spec_of(recipe.spec)
     data = pair.image.read()
     image = recipe.read(data, pair.image.name)
@@ -169,7 +223,7 @@ def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
         stem = pair.stem if whole else f"{pair.stem}_{x0}_{y0}_{x1}_{y1}"
         target = images / (stem + spec.image_suffix)
         if whole and Path(pair.image.name).suffix.lower() == spec.image_suffix:
-            _write(target, data)  # as it is: a JPEG is not decoded and packed again
+            _write(target, data)  # unchanged: a JPEG must not be compressed again
         else:
             _write(target, _packed(image[y0:y1, x0:x1], "JPEG" if spec.image_suffix == ".jpg" else "PNG"))
         _write(labels / f"{stem}.png", _packed(ids[y0:y1, x0:x1].astype(np.uint8), "PNG"))
@@ -178,21 +232,25 @@ def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
 
 
 def _packed(array: np.ndarray, form: str) -> bytes:
-    """The file of an image; (H,W) of uint8 gives mode L."""
+    """Encode an image; uint8 (H,W) gives mode L."""
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(stream, form, quality=95)
     return stream.getvalue()
 
 
 def _write(path: Path, data: bytes) -> None:
-    """To a temporary name, then renamed: what has its name is whole."""
+    """Write to a temporary name and rename, so that a file with its final name is complete."""
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
     os.replace(part, path)
 
 
 def prepare_all(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, list[str]]:
-    """Write all pairs; (windows written now or before, errors). What an earlier call finished is passed over."""
+    """Prepare all pairs, without those that an earlier call has finished.
+
+    Returns:
+        the number of windows of this and earlier calls, and the error messages.
+    """
     output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(recipe.spec)
     mark = hashlib.sha256(repr((spec.crop, spec.image_suffix, recipe.label)).encode()).hexdigest()[:12]
@@ -227,30 +285,30 @@ def _done(path: Path, mark: str) -> dict[str, tuple[int, str]]:
 
 
 def parser(description: str, choices: dict[str, Recipe] | None = None, option: str = "") -> argparse.ArgumentParser:
+    """The options that all scripts share; `option` chooses between several recipes."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--source", nargs="+", required=True, metavar="PATH", help="what the publisher ships: folders, zips")
-    p.add_argument("--output", metavar="DIR", help="default: where the loader looks, below DETECTRON2_DATASETS")
-    p.add_argument("--val-list", metavar="FILE", help="one stem a line: these are val and the rest train")
+    p.add_argument("--source", nargs="+", required=True, metavar="PATH", help="the publisher's files: folders or zips")
+    p.add_argument("--output", metavar="DIR", help="output folder; default: <DETECTRON2_DATASETS>/<name>")
+    p.add_argument("--val-list", metavar="FILE", help="stems of the val images, one per line; all others are train")
     if choices:
         p.add_argument(option, required=True, choices=sorted(choices), dest="choice")
     return p
 
 
 def run_recipe(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") -> int:
-    """The command line of a script: 0, or 1 where some images could not be prepared."""
+    """The command line of a script. Returns 0, or 1 if some images could not be prepared."""
     choices = recipe if isinstance(recipe, dict) else None
     args = parser(description, choices, option).parse_args()
     recipe = choices[args.choice] if choices else recipe
     output = Path(args.output) if args.output else spec_of(recipe.spec).root
     for source in map(Path, args.source):
         if source.is_dir() and (output.resolve() == source.resolve() or source.resolve() in output.resolve().parents):
-            raise ValueError(f"--output {output} is in --source {source}: what was published stays as it is; elsewhere")
-    val = {Path(line.strip()).stem for line in Path(args.val_list).read_text().split()} if args.val_list else None
-    pairs = pairs_of(recipe, entries_of(args.source), val)
+            raise ValueError(f"--output {output} is in --source {source}, which is never changed: choose another")
+    pairs = pairs_of(recipe, entries_of(args.source), args.val_list)
     count, errors = prepare_all(recipe, pairs, output)
     splits = {split: sum(p.split == split for p in pairs) for split in dict.fromkeys(p.split for p in pairs)}
-    said = ", ".join(f"{split} {number}" for split, number in splits.items())
-    print(f"{len(pairs)} images ({said}), {count} windows in {output}")
+    listed = ", ".join(f"{split} {number}" for split, number in splits.items())
+    print(f"{len(pairs)} images ({listed}), {count} windows in {output}")
     print(f"Check them: python tools/check_dataset.py {recipe.spec}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
@@ -258,5 +316,5 @@ def run_recipe(description: str, recipe: Recipe | dict[str, Recipe], option: str
 
 
 def main(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") -> int:
-    """`run`, ending on a user's mistake in one line."""
+    """`run_recipe`, with user errors as one line."""
     return exit_code(lambda: run_recipe(description, recipe, option))

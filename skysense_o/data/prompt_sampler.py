@@ -1,4 +1,4 @@
-"""Clicks and boxes for a training image, each meaning one connected part of a class."""
+"""Clicks and boxes for training images; each stands for one connected component of a class."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from skysense_o.clicks import box_from_mask, components, middle
 from skysense_o.sample import Prompts
 
-LEAST_PIXELS = 64  # smaller parts are specks of the labelling
+LEAST_PIXELS = 64  # smaller components are errors of the labels
 MOST_POINTS = 3
 BOX_JITTER = 0.1  # of the box's sides, standard deviation (Kirillov et al. 2023)
 
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """K prompts an image, half of them boxes, half one to three clicks inside the part (the first in its middle).
+    """Draws K prompts per image: a box, or one to three clicks, with probability 1/2 each.
 
-    Uses NumPy's global generator, which the loader seeds for each sample.
+    Half of the first clicks are in the middle of the component. Uses NumPy's global generator, which the loader seeds.
     """
 
     count: int
 
     def __call__(self, labels: np.ndarray) -> Prompts:
-        """(H,W) class ids -> prompts. An image without a part gets empty masks, from which nothing is learned."""
+        """Class ids (H,W) -> K prompts. Without any component, masks are empty, and the loss ignores them."""
         parts = components(labels, LEAST_PIXELS)
         masks = np.zeros((self.count, *labels.shape), bool)
         points = np.zeros((self.count, MOST_POINTS, 2), np.float32)
@@ -51,7 +51,7 @@ class PromptSampler:
 
 
 def _jittered(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Move the first and the last pixel of a half-open box within an image of `size` (H,W); half-open again."""
+    """Add noise to the corners of a half-open box in an image of `size` (H,W) -> half-open box."""
     outside = np.array([0, 0, 1, 1], np.float32)
     corners = np.array(box, np.float32) - outside
     sides = np.tile(corners[2:] - corners[:2] + 1, 2)

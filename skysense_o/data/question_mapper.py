@@ -1,53 +1,59 @@
-"""From a record with a question to a Sample.
+"""Make samples of records with questions.
 
-The image stays as it is, since what is left and what is right must stay. Only where marked objects are given
-(INPUT.POINTS), for training that counts, is it turned for a question of how many: their number stays.
+Images are not augmented, because questions ask about left and right. But in training with annotated objects
+(INPUT.POINTS), images of "how many" questions are rotated by multiples of 90 degrees, which changes no number.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from cachetools import cached
 
+from skysense_o.byte_cache import byte_cache
 from skysense_o.data.augment import QuarterTurn
 from skysense_o.data.captions import read_record_image
 from skysense_o.data.classes import CLASSES_FOLDER
 from skysense_o.data.mapper import KEPT_BYTES
 from skysense_o.sample import Sample
+from skysense_o.text_files import read_json_lines
 from skysense_o.vocabulary import Vocabulary
 
 POINTS_FOLDER = CLASSES_FOLDER.parent / "points"
 OTHERS = 1 / 3
-"""How often a marked kind that was not asked for takes the place of one that was; of what is not marked, half."""
+"""Probability of asking about another annotated kind of object instead; 1/2 if the asked kind is not annotated."""
+
+
+@cached(byte_cache(KEPT_BYTES), key=lambda record: (record["file_name"], record.get("at")))
+def _read(record: dict) -> np.ndarray:
+    """The image of a record. Several questions ask about one image, and decoding costs more than all that follows."""
+    return read_record_image(record)
 
 
 class QuestionMapper:
-    """An image is the same each time, or one of its four turns, so what a frozen tower sees of it can be kept."""
+    """Makes training samples of questions. An image has at most four versions, so that its features can be cached.
+
+    All randomness comes from NumPy's global generator, which the loader seeds for each sample.
+    """
 
     def __init__(self, cfg) -> None:
         """
         Raises:
-            FileNotFoundError, ValueError: INPUT.POINTS names no file, or one with a line that is no marked image.
+            FileNotFoundError: INPUT.POINTS names no file.
+            ValueError: a line of that file is not an annotated image.
         """
         self._points = read_points(cfg.INPUT.POINTS) if cfg.INPUT.POINTS else {}
-        self._kept: dict[str, np.ndarray] = {}  # several questions are about one image: decoding costs most of all
-        self._bytes = 0
-
-    def _read(self, record: dict) -> np.ndarray:
-        key = f"{record['file_name']} {record.get('at')}"
-        if key not in self._kept:
-            image = read_record_image(record)
-            if self._bytes + image.nbytes > KEPT_BYTES:
-                return image
-            self._kept[key], self._bytes = image, self._bytes + image.nbytes
-        return self._kept[key]
 
     def __call__(self, record: dict) -> Sample:
-        """An image with marks of other kinds than the question's is asked for those instead now and then."""
-        image, points, file = self._read(record), None, record["file_name"]
+        """Make a sample. A "how many" question is sometimes replaced by one about another annotated kind of object.
+
+        Raises:
+            BadData: the image cannot be read.
+            ValueError: annotated points outside of the image.
+        """
+        image, points, file = _read(record), None, record["file_name"]
         question, answer = record["question"], record["answer"]
         if self._points and asks_how_many(question):
             marked = self._points.get(image_key(file), {})
@@ -60,8 +66,8 @@ class QuestionMapper:
                 points = np.array(marked[what], np.float32).reshape(-1, 2)
                 if len(points) and (points.min() < 0 or (points.max(0) > image.shape[1::-1]).any()):
                     raise ValueError(
-                        f"INPUT.POINTS has marks up to {points.max(0).tolist()} in {file}, which is {image.shape[1]} x"
-                        f" {image.shape[0]}: give them in its own pixels"
+                        f"INPUT.POINTS has points up to {points.max(0).tolist()} in {file}, which is {image.shape[1]} x"
+                        f" {image.shape[0]} pixels: give x and y in pixels of that image"
                     )
             turn = QuarterTurn(np.random.randint(4), *image.shape[:2])
             image, file = turn.apply_image(image), f"{file} turned {turn.times}"
@@ -80,36 +86,50 @@ class QuestionMapper:
 
 
 def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
-    """`datasets/points/<file>`, or a file by its full path -> image -> what -> points.
+    """Read annotated objects: JSON lines {"image", "what", "points": [[x, y], ...]}, in pixels.
 
-    JSON lines {"image", "what", "points": [[x, y], ...]}, in pixels.
+    Args:
+        file: a file of `datasets/points`, or a full path.
 
-    An image is told by its folder and stem, since the same ones come as TIFF and as JPEG.
+    Returns:
+        image, as `image_key` has it -> kind of object -> points.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line without these keys.
     """
     path = POINTS_FOLDER / file
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in POINTS_FOLDER.glob("*.jsonl")))
+        files = ", ".join(sorted(p.name for p in POINTS_FOLDER.glob("*.jsonl")))
         raise FileNotFoundError(
-            f"INPUT.POINTS {file!r} is not in datasets/points, which has {there}; or give a full path"
+            f"INPUT.POINTS {file!r} is not in datasets/points, which has {files}; or give a full path"
         )
     marked: dict[str, dict[str, list[list[float]]]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, entry in read_json_lines(path):
         try:
-            entry = json.loads(line)
             marked.setdefault(image_key(entry["image"]), {})[entry["what"]] = [
                 [float(x), float(y)] for x, y in entry["points"]
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f'{path}, line {number}: {line[:60]!r} is not {{"image": ..., "what": ..., "points": [[x, y], ...]}}'
+                f'{path}, line {number}: {str(entry)[:60]} is not {{"image", "what", "points": [[x, y], ...]}}'
             ) from error
     return marked
 
 
 def asks_how_many(question: str) -> bool:
+    """Whether the answer to a question is a number.
+
+    >>> asks_how_many("How many cars are there?")
+    True
+    """
     return "how many" in question.lower()
 
 
 def image_key(path: str) -> str:
-    """Folder and stem."""
+    """Folder and stem of an image, as the same images are published as TIFF and as JPEG.
+
+    >>> image_key("Images/beach/beach00.tif")
+    'beach/beach00'
+    """
     return "/".join(Path(path).with_suffix("").parts[-2:])

@@ -1,7 +1,7 @@
-"""From a row and a split to records, one reader for each form that files come in.
+"""Read the records of a data set, with one reader per file format.
 
-A record is small: {"file_name", "dataset"} and, by task, "sem_seg_file_name", "label", "captions", or "question" and
-"answer". `dataset` is the key of the row; vocabularies are looked up by it and never copied.
+A record is a small dict: {"file_name", "dataset"} and, by task, "sem_seg_file_name", "label", "captions", or "question"
+and "answer". `dataset` is the key of the data set, by which its classes are looked up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[dict]:
-    """Records of one split, in an order that is the same on every machine.
+    """Load the records of one split, in the same order on every machine.
 
     Args:
         skip_bad: leave out images whose label is missing, and say which, instead of stopping.
@@ -54,14 +54,14 @@ def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[di
 
 
 def looked_at(spec: DatasetSpec, split: str) -> str:
-    """The pattern that was searched for, for messages."""
+    """The pattern of the files of a split, for error messages."""
     if spec.format == "pairs":
         return str(spec.root / spec.images.format(split=split) / (spec.splits[split] + spec.image_suffix))
     return str(spec.root / (spec.index.format(split=split) or spec.images.format(split=split)))
 
 
 def read_label_pairs(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Images and label images of the same stem in two folders."""
+    """Read two folders with images and label images of the same stems."""
     images = spec.root / spec.images.format(split=split)
     labels = spec.root / spec.labels.format(split=split)
     there = {path.name for path in labels.iterdir()} if labels.is_dir() else set()
@@ -79,7 +79,7 @@ def read_label_pairs(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """One folder a class. Images of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
+    """Read one folder per class. Images of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
     table, root = load_classes(spec.class_table_name), class_folders(spec)
     there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
@@ -99,7 +99,7 @@ def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def class_folders(spec: DatasetSpec) -> Path:
-    """The first of the row's folders (alternatives with bars) that holds a folder of one of its classes."""
+    """The first of the alternatives in `spec.images` that contains the folder of one of the classes."""
     table = load_classes(spec.class_table_name)
     names = {_plain(folder) for folder in table.folders}
     for name in spec.images.split("|"):
@@ -110,16 +110,16 @@ def class_folders(spec: DatasetSpec) -> Path:
 
 
 def _plain(name: str) -> str:
-    """Copies of one set write a class DenseResidential, dense_residential or "dense residential"."""
+    """A class name for comparison: copies have DenseResidential, dense_residential or "dense residential"."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
-    """(folder, stem) of the images that a file of {"image", "split"} lines gives to this split."""
+    """(folder, stem) of the images of a split, from a file of {"image", "split"} lines."""
     path = spec.root / spec.splits[split]
     if not path.is_file():
         raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    lines = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     return {(Path(r["image"]).parent.name, Path(r["image"]).stem) for r in lines if r["split"] == split}
 
 

@@ -1,6 +1,6 @@
-"""How alike things look: a directed graph of names with scores from 1 (nothing in common) to 10 (hardly told apart).
+"""Visual similarity of classes: a directed graph with scores from 1 (nothing in common) to 10 (nearly the same).
 
-Sky-SA's comes as text, one relation a line, its fields split by a literal placeholder:
+Sky-SA's graph is a text file with one relation per line, whose fields are separated by a literal placeholder:
 
     ("relationship"{tuple_delimiter}"lake"{tuple_delimiter}"pond"{tuple_delimiter}9{tuple_delimiter}"both are ...")
 
@@ -18,16 +18,30 @@ from pathlib import Path
 
 import numpy as np
 
+from skysense_o.text_files import read_text
+
 DELIMITER = "{tuple_delimiter}"
 LOWEST, HIGHEST = 1, 10
 
 
 @dataclass(frozen=True, eq=False)
 class RelationGraph:
-    """Scores between T names.
+    """Similarity scores between T names.
 
-    scores: uint8 (T,T), row: from, column: to; 0 where there is no relation. sources: where scores come from, and
-    origin: uint8 (T,T), which of them each one comes from.
+    Args:
+        names: T class names.
+        scores: uint8 (T,T), from row to column; 1..10, 0 for no relation.
+        sources: descriptions of where scores come from.
+        origin: uint8 (T,T), index into `sources` of each score; None: the first source.
+
+    Raises:
+        ValueError: scores of another shape or above 10.
+
+    >>> graph = RelationGraph.of_edges(["lake", "pond", "road"], [(0, 1, 9, 0), (0, 2, 2, 0)])
+    >>> graph.between(["Lake", "pond"]).round(1).tolist() == [[1.0, np.float32(0.9).item()], [0.0, 1.0]]
+    True
+    >>> [graph.names[i] for i in graph.negatives(["lake"], 1, 3)]
+    ['road']
     """
 
     names: tuple[str, ...]
@@ -45,43 +59,44 @@ class RelationGraph:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Name in lower case -> its place."""
-        return {name.lower(): place for place, name in enumerate(self.names)}
+        """Name in lower case -> its index."""
+        return {name.lower(): index for index, name in enumerate(self.names)}
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def places(self, names: Iterable[str]) -> np.ndarray:
-        """Places of those names that are in the graph, whatever their case."""
+    def indices(self, names: Iterable[str]) -> np.ndarray:
+        """Indices, int64, of the names that the graph has; upper and lower case count as equal."""
         return np.array([self.index[n.lower()] for n in names if n.lower() in self.index], np.int64)
 
     def symmetric(self) -> RelationGraph:
-        """The higher of the two directions, both ways."""
+        """The graph with the higher score of both directions for each pair."""
         turned = self.scores < self.scores.T
         scores = np.where(turned, self.scores.T, self.scores)
         origin = None if self.origin is None else np.where(turned, self.origin.T, self.origin)
         return RelationGraph(self.names, scores, self.sources, origin)
 
     def similarity(self, symmetric: bool = False) -> np.ndarray:
-        """float32 (T,T), score / 10; 0 where there is no relation, 1 on the diagonal."""
+        """float32 (T,T), score / 10; 0 for no relation, 1 on the diagonal."""
         scores = self.symmetric().scores if symmetric else self.scores
         values = scores.astype(np.float32) / HIGHEST
         np.fill_diagonal(values, 1.0)
         return values
 
     def between(self, names: Sequence[str]) -> np.ndarray:
-        """float32 (C,C), score / 10 from each name to each other; 0 where the graph says nothing, 1 on the diagonal."""
-        place = np.array([self.index.get(name.lower(), -1) for name in names])
-        values = self.scores[np.ix_(place, place)].astype(np.float32) / HIGHEST
-        values[place < 0] = values[:, place < 0] = 0.0
+        """Similarity of C names, float32 (C,C): score / 10, 0 for no relation or unknown names, 1 on the diagonal."""
+        index = np.array([self.index.get(name.lower(), -1) for name in names])
+        values = self.scores[np.ix_(index, index)].astype(np.float32) / HIGHEST
+        values[index < 0] = values[:, index < 0] = 0.0
         np.fill_diagonal(values, 1.0)
         return values
 
     def negatives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Places of the names that every one of `names` relates to with low <= score <= high: the intersection, as the
-        published code draws it. Names of the image that have no relations do not count; none that do: no places.
+        """Indices of the names to which all of `names` have a score from `low` to `high`, as in the published code.
+
+        Names without any relation are not considered. If no name has relations, the result is empty.
         """
-        own = self.places(names)
+        own = self.indices(names)
         own_rows = own[self.scores[own].any(axis=1)] if len(own) else own
         if not len(own_rows):
             return own_rows
@@ -91,15 +106,15 @@ class RelationGraph:
         return np.flatnonzero(fits)
 
     def positives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Places of the names that any of `names` relates to with low <= score <= high, themselves left out."""
-        own = self.places(names)
+        """Indices of the names, without `names`, to which any of `names` has a score from `low` to `high`."""
+        own = self.indices(names)
         rows = self.scores[own]
         fits = ((rows >= max(low, LOWEST)) & (rows <= high)).any(axis=0)
         fits[own] = False
         return np.flatnonzero(fits)
 
     def save(self, path: str | Path) -> None:
-        """Plain JSON: {"names": [T], "sources": [...], "edges": [[from, to, score, source], ...]}, all by place."""
+        """Write JSON: {"names": [T], "sources": [...], "edges": [[from, to, score, source], ...]} with indices."""
         rows, columns = np.nonzero(self.scores)
         origin = np.zeros_like(self.scores) if self.origin is None else self.origin
         edges = np.stack([rows, columns, self.scores[rows, columns], origin[rows, columns]], axis=1).tolist()
@@ -108,7 +123,7 @@ class RelationGraph:
         Path(path).write_text(json.dumps(body, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
     def save_as_skysa(self, path: str | Path) -> None:
-        """Sky-SA's text, one relation a line; the reason is where the score comes from. `load_graph` reads it back."""
+        """Write Sky-SA's text format, with the source of a score as its reason. `load_graph` reads it."""
         rows, columns = np.nonzero(self.scores)
         origin = np.zeros_like(self.scores) if self.origin is None else self.origin
         with open(path, "w", encoding="utf-8") as file:
@@ -119,7 +134,11 @@ class RelationGraph:
 
     @classmethod
     def of_edges(cls, names: Sequence[str], edges: np.ndarray, sources: Sequence[str] = ("unknown",)) -> RelationGraph:
-        """From (E,4) integers: from, to, score, source."""
+        """Build a graph from edges, integers (E,4): from, to, score, source.
+
+        Raises:
+            ValueError: a score outside of 1..10.
+        """
         scores = np.zeros((len(names), len(names)), np.uint8)
         origin = np.zeros_like(scores)
         edges = np.asarray(edges, np.int64).reshape(-1, 4)
@@ -131,10 +150,15 @@ class RelationGraph:
 
     @classmethod
     def from_similarity(cls, names: Sequence[str], values: np.ndarray, source: str) -> RelationGraph:
-        """From any measure of likeness, float (T,T), the more the more alike; NaN: no relation.
+        """Build a graph from any similarity measure.
 
-        Scores are tenths of the rank among all pairs off the diagonal, so 1 to 3 are the three tenths that are least
-        alike, whatever the measure's own scale.
+        Scores are deciles over all pairs off the diagonal, so 1 to 3 are the 30 % of pairs with the lowest similarity,
+        whatever the scale of the measure.
+
+        Args:
+            names: T class names.
+            values: float (T,T), higher is more similar; NaN for no relation.
+            source: description of the measure.
         """
         values = np.array(values, np.float64)
         np.fill_diagonal(values, np.nan)
@@ -147,20 +171,24 @@ class RelationGraph:
 
 
 def load_graph(path: str | Path) -> RelationGraph:
-    """A graph from our JSON or from Sky-SA's text, told apart by the first character."""
+    """Load a graph from our JSON or from Sky-SA's text; see `load_graph_with_report`."""
     return load_graph_with_report(str(path))[0]
 
 
 @lru_cache
 def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
-    """The graph and what was odd in its file: defect -> how many lines.
+    """Load a graph and count the defects of its file.
+
+    Returns:
+        the graph, and defect -> number of lines.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not one relation in it; shows how a line should look.
+        FileNotFoundError: no such file.
+        ValueError: no relation in it; the message shows the format of a line.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no relation graph at {path!r}: tools/build_graph.py makes one")
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     if text.lstrip().startswith("{"):
         try:
             body = json.loads(text)
@@ -171,7 +199,7 @@ def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
 
 
 def parse_relations(lines: Iterable[str], path: str) -> tuple[RelationGraph, dict[str, int]]:
-    """Sky-SA's text. Of a pair that comes twice the last counts; every line that is not taken as it is gets counted."""
+    """Parse Sky-SA's text -> graph, and defect -> number of lines. Of repeated pairs, the last one counts."""
     odd: Counter = Counter()
     names: dict[str, int] = {}
     spelled: list[str] = []
@@ -198,7 +226,7 @@ def parse_relations(lines: Iterable[str], path: str) -> tuple[RelationGraph, dic
 
 
 def parse_relation(line: str, odd: Counter) -> tuple[str, str, int] | None:
-    """(from, to, score) of one line, or None; what is wrong or was mended goes into `odd`."""
+    """Parse a line -> (from, to, score), or None if it cannot be used; defects are counted in `odd`."""
     fields = [part.strip() for part in line.strip().split(DELIMITER)]
     if len(fields) < 4:
         odd[f"lines without {DELIMITER}, or with too few fields"] += 1

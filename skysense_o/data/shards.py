@@ -1,4 +1,4 @@
-"""Webdataset shards: tar files in which the members of a sample share a stem. Read without unpacking."""
+"""Webdataset shards: tar files in which the files of a sample share a stem. They are read without unpacking."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ TEXTS = ("txt", "caption")
 
 
 def read_shards(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Records of all shards that the split's glob matches."""
+    """Read the records of all shards that match the pattern of the split."""
     for shard in sorted(spec.root.glob(spec.splits[split])):
         for record in read_shard(shard):
             yield record if "bad" in record else {**record, "dataset": spec.key}
 
 
 def read_shard(shard: Path) -> Iterator[dict]:
-    """Records {"file_name", "at": (first byte, bytes), "captions"} of one shard, or {"bad": message}.
+    """Read the records of a shard; images stay there until `member_bytes` reads them.
 
-    `file_name` is the shard; `member_bytes` reads the image. A shard is gone through once, and only captions are kept.
+    Yields:
+        {"file_name": path of the shard, "at": (first byte, number of bytes) of the image, "captions"}, or
+        {"bad": message}.
     """
     sample: dict = {}
     stem = None
@@ -60,7 +62,7 @@ def _record(shard: Path, stem: str, sample: dict) -> dict:
 
 
 def member_bytes(record: dict) -> bytes:
-    """The bytes of the image of a record of `read_shards`."""
+    """Read the image of a record of `read_shard` -> bytes of its file."""
     first, count = record["at"]
     with open(record["file_name"], "rb") as file:
         file.seek(first)

@@ -1,6 +1,6 @@
-"""How alike names are: by their words, by what they look like, by where they stand together, by who confuses them.
+"""Similarity of classes: of their words, their image features, their cooccurrence, and of what reviewers confuse.
 
-Alphabet: T names, D embedding. Every measure is float (T,T), the more the more alike; NaN where it says nothing.
+Alphabet: T names, D embedding. Each measure is float (T,T); higher is more similar, NaN is unknown.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import numpy as np
 from skysense_o.data.relation_graph import HIGHEST, RelationGraph
 
 WEIGHTS = {"looks": 0.6, "words": 0.2, "cooccurrence": 0.2}
-"""Of the measures' ranks in a pair's score. Looks count most, since the scores are to say what is hardly told apart;
-cooccurrence raises what stands together, for a name that is likely in the image unlabelled is a bad negative."""
+"""Weights of the measures' ranks. Image features have the highest weight, as the score is about visual similarity.
+Cooccurrence raises the score, because a class that is likely to be in the image is a bad negative."""
 CONFUSED = 2
-"""Times that people renamed one into the other, from which on a pair has the highest score."""
+"""Number of renamings by reviewers from which on a pair has the highest score."""
 
 
 def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(T,T) cosines between the mean features of names; NaN for those that nothing shows.
+    """Cosines between the mean features of classes.
 
     Args:
-        sums: (T,D) of features. counts: (T,) how many were summed.
+        sums: (T,D) sums of features.
+        counts: (T,) number of features in each sum.
+
+    Returns:
+        (T,T); NaN for classes without features.
     """
-    mean = sums.sum(0) / max(1, counts.sum())  # what all names share says nothing about which are alike
+    mean = sums.sum(0) / max(1, counts.sum())  # the part that all classes share
     with np.errstate(invalid="ignore", divide="ignore"):
         prototypes = sums / counts[:, None] - mean
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
@@ -33,11 +37,11 @@ def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def cooccurrence(images: Iterable[Sequence[str]], names: Sequence[str]) -> np.ndarray:
-    """(T,T) Jaccard index: images that show both names, of those that show either."""
-    place = {name: i for i, name in enumerate(names)}
+    """Jaccard index (T,T): number of images with both classes / number of images with one of them or both."""
+    index = {name: i for i, name in enumerate(names)}
     together = np.zeros((len(names), len(names)))
     for shown in images:
-        ids = sorted({place[name] for name in shown if name in place})
+        ids = sorted({index[name] for name in shown if name in index})
         together[np.ix_(ids, ids)] += 1
     alone = np.diag(together)
     either = alone[:, None] + alone[None] - together
@@ -46,17 +50,19 @@ def cooccurrence(images: Iterable[Sequence[str]], names: Sequence[str]) -> np.nd
 
 
 def confusions(renames: Iterable[tuple[str, str]]) -> Counter:
-    """{(name, name) in alphabetical order: how often one became the other}."""
+    """(name, other name), in alphabetical order -> number of renamings from one to the other."""
     return Counter(tuple(sorted(pair)) for pair in renames if pair[0] != pair[1] and all(pair))
 
 
 def combined(
     names: Sequence[str], measures: Mapping[str, np.ndarray], confused: Mapping[tuple[str, str], int]
 ) -> RelationGraph:
-    """One graph of all measures: the weighted mean of their ranks, scored by tenths; what people confuse gets 10.
+    """Combine measures into a graph: scores are deciles of the weighted mean rank; confused pairs have score 10.
 
     Args:
-        measures: by the names of WEIGHTS. confused: see `confusions`.
+        names: T class names.
+        measures: key of WEIGHTS -> float (T,T).
+        confused: see `confusions`.
     """
     total, weight = np.zeros((len(names),) * 2), np.zeros((len(names),) * 2)
     for name, values in measures.items():
@@ -78,7 +84,7 @@ def combined(
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks among all pairs off the diagonal, 0..1, equal values alike; NaN stays."""
+    """Ranks over all pairs off the diagonal, scaled to 0..1; ties share a rank, NaN stays NaN."""
     from scipy.stats import rankdata
 
     values = np.array(values, np.float64)

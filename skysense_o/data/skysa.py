@@ -1,9 +1,9 @@
-"""Sky-SA's index file: one JSON object a line.
+"""Sky-SA's index file: one JSON object per line.
 
     {"flickr_url": "img_dir/a.jpg", "segmentation": "ann_dir/a.png", "ann_list": [{"category_name": "road"}, ...]}
 
-A label pixel of value k is the k-th entry of that image's `ann_list`; 255 is ignored. Sets of our data engine say the
-"split" of each image, too; Sky-SA's own does not, and all of it is for training.
+Label value k stands for entry k of the image's `ann_list`, from 0; 255 is ignored. Data sets of our data engine also
+have the "split" of each image. Sky-SA itself has no splits: all of it is for training.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def read_skysa(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Records with "names" and, where a name is repeated, "ids": stored value k -> index into names.
+    """Read the records of a split; irregular entries are counted and logged at the end.
 
-    Splits named graph_* carry "graph", the file of the relation graph. What was odd is counted and logged at the end.
+    Yields:
+        records {"file_name", "sem_seg_file_name", "dataset", "names"}. If the image has a name twice, also "ids":
+        label value -> index into names. Splits named graph_* also have "graph", the file of the relation graph.
+
+    Raises:
+        FileNotFoundError: the index or the graph is missing.
     """
     index = spec.root / spec.index
     graph = {"graph": str(spec.root / spec.graph)} if split.startswith("graph") else {}
@@ -40,16 +45,17 @@ def read_skysa(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
-    """The lines of an index file, one at a time; `counts` is filled with what was met.
+    """Read an index file, line by line.
 
     Args:
-        split: lines of another one are passed over; "": none are.
+        counts: counts of images and of irregular entries; filled here.
+        split: only read lines of this split; "": read all.
 
     Yields:
         {"file_name", "sem_seg_file_name", "names" [, "ids"]}, or {"bad": message} for a line that cannot be used.
     """
     folder = index.parent
-    with open(index, encoding="utf-8") as file:
+    with open(index, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -66,18 +72,25 @@ def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
             if not any(names):
                 counts["images without names left out"] += 1
                 continue
-            found = find_file(folder, "img_dir", image, counts), find_file(folder, "ann_dir", label, counts)
-            if None in found:
+            paths = find_file(folder, "img_dir", image, counts), find_file(folder, "ann_dir", label, counts)
+            if None in paths:
                 counts["files missing"] += 1
-                lost = label if found[1] is None else image
+                lost = label if paths[1] is None else image
                 yield {"bad": f"{index}, line {number}: {lost!r} is not below {folder}"}
                 continue
             counts["images"] += 1
-            yield {"file_name": found[0], "sem_seg_file_name": found[1], **merge_duplicate_names(names, counts)}
+            yield {"file_name": paths[0], "sem_seg_file_name": paths[1], **merge_duplicate_names(names, counts)}
 
 
 def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | None:
-    """A path as it is written, from the data set's folder; else its last parts below `img_dir` or `ann_dir`."""
+    """Find a file of the data set.
+
+    Args:
+        folder: of the data set.
+        below: "img_dir" or "ann_dir", where the last parts of the path are looked for if the whole path is not found.
+        written: path in the index.
+        counts: counts the files that were found by their last parts.
+    """
     plain = written.replace("\\", "/")
     if (folder / plain).is_file():
         return str(folder / plain)
@@ -91,14 +104,20 @@ def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | 
 
 
 def merge_duplicate_names(names: list[str], counts: Counter) -> dict:
-    """Repeated names become one (upper and lower case are not told apart): {"names" [, "ids"]}.
+    """Merge repeated names; upper and lower case count as equal.
+
+    Returns:
+        {"names"} and, if names were merged or blank, "ids": label value -> index into names, or IGNORE.
 
     Raises:
-        ValueError: more than 255 names, which one byte a pixel cannot tell apart from "ignored".
+        ValueError: more than 255 names, as label images have one byte per pixel and 255 is ignored.
+
+    >>> merge_duplicate_names(["Lake", "road", "lake"], Counter())
+    {'names': ('Lake', 'road'), 'ids': (0, 1, 0)}
     """
     if len(names) > IGNORE:
         raise ValueError(f"{len(names)} names for one image: label images hold at most {IGNORE}")
-    place: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     kept: list[str] = []
     ids = []
     for name in names:
@@ -106,10 +125,10 @@ def merge_duplicate_names(names: list[str], counts: Counter) -> dict:
             ids.append(IGNORE)
             counts["blank names ignored"] += 1
             continue
-        if name.lower() not in place:
-            place[name.lower()] = len(kept)
+        if name.lower() not in index_of:
+            index_of[name.lower()] = len(kept)
             kept.append(name)
-        ids.append(place[name.lower()])
+        ids.append(index_of[name.lower()])
     if len(kept) == len(names):
         return {"names": tuple(kept)}
     counts["repeated names merged"] += sum(i != IGNORE for i in ids) - len(kept)

@@ -1,4 +1,4 @@
-"""Which words go with a training image: its own classes, each by one of its names, and others beside them."""
+"""Choose the words of a training sample: the classes of the image, and negatives."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from skysense_o.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TextSampler:
-    """Samples a vocabulary that begins with the image's own names, in their order: labels stay as they are.
+    """Samples a vocabulary that starts with the classes of the image, in the order of their ids.
 
-    synonyms: call a class by any of its words with equal chance, else by its name. pool: unrelated names. count: how
-    many names are added. batch: how many names there are in all (0: `count` decides); an image with more of its own
-    keeps a random part of them. graph: file of a relation graph, from which the added names are drawn then.
-    thresholds: lowest and highest score of a negative, and of a name too near to be one, as the published sampler has
-    them; its own code drew by [1, 3, 9, 10] whatever its config said.
+    Args:
+        synonyms: draw a class's name or one of its synonyms with equal probability; else use its name.
+        pool: class names to draw negatives from.
+        count: number of negatives.
+        batch: number of classes in total, in place of `count`; 0: not used. If the image has more classes, a random
+            part of them is kept.
+        graph: file of a relation graph to draw negatives from, in place of `pool`.
+        thresholds: lowest and highest score of a negative, then of a class that is too similar to be one. The published
+            code uses [1, 3, 9, 10], whatever its config has.
+
+    Raises:
+        ValueError: thresholds out of order.
     """
 
     synonyms: bool
@@ -40,36 +47,38 @@ class TextSampler:
             )
 
     def __call__(self, own: ClassTable | tuple[str, ...], graph: str = "") -> tuple[Vocabulary, list[int] | None]:
-        """Uses NumPy's global generator, which the loader seeds for each sample; nothing depends on hash order.
+        """Sample a vocabulary with NumPy's global generator, which the loader seeds for each sample.
 
         Args:
-            own: the data set's classes, or the classes of one image. graph: of the data set, before the sampler's own.
+            own: the classes of the data set, or of one image.
+            graph: file of the data set's relation graph, used before the sampler's own.
 
         Returns:
-            The vocabulary, and, where not all own names fit, which of them it begins with (None: all).
+            the vocabulary, and the indices of the own classes that it starts with (None: all).
         """
         table = own if isinstance(own, ClassTable) else None
         classes = list(table.classes if table else own)
-        words = [self._called(table, place) if table else name for place, name in enumerate(classes)]
+        words = [self._word(table, index) if table else name for index, name in enumerate(classes)]
         kept = None
         if self.batch and len(words) > self.batch:
             kept = sorted(np.random.choice(len(words), self.batch, replace=False).tolist())
-            words = [words[place] for place in kept]
-        wanted = self.batch - len(words) if self.batch else self.count
+            words = [words[index] for index in kept]
+        count = self.batch - len(words) if self.batch else self.count
         path = graph or self.graph
         pool = self._related(load_graph(path), own, classes) if path else without_overlap(self.pool, own)
-        drawn = np.random.choice(len(pool), min(wanted, len(pool)), replace=False) if pool and wanted > 0 else ()
+        drawn = np.random.choice(len(pool), min(count, len(pool)), replace=False) if pool and count > 0 else ()
         more = [pool[i] for i in drawn]
         return Vocabulary.of([(word,) for word in (*words, *more)]), kept
 
-    def _called(self, table: ClassTable, place: int) -> str:
-        pool = (table.classes[place], *table.synonyms[place]) if self.synonyms else (table.classes[place],)
+    def _word(self, table: ClassTable, index: int) -> str:
+        """A word for a class of the table."""
+        pool = (table.classes[index], *table.synonyms[index]) if self.synonyms else (table.classes[index],)
         return pool[np.random.randint(len(pool))]
 
     def _related(
         self, graph: RelationGraph, own: ClassTable | tuple[str, ...], classes: Sequence[str]
     ) -> tuple[str, ...]:
-        """Negatives by the graph; any of its names but the near ones where it gives none."""
+        """Negatives of the graph; if it has none, all of its names that are not too similar."""
         low, high, near, nearest = self.thresholds
         pool = without_overlap(tuple(graph.names[i] for i in graph.negatives(classes, low, high)), own)
         if pool:
@@ -80,7 +89,7 @@ class TextSampler:
 
 @lru_cache(1024)
 def without_overlap(pool: tuple[str, ...], own: ClassTable | tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the pool that no class or synonym of `own` is called, upper and lower case not told apart."""
+    """The names of the pool that are no class or synonym of `own`; upper and lower case count as equal."""
     words = (*own.classes, *(w for s in own.synonyms for w in s)) if isinstance(own, ClassTable) else own
     taken = {word.lower() for word in words}
     return tuple(name for name in pool if name.lower() not in taken)

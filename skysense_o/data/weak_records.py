@@ -1,4 +1,4 @@
-"""Readers of weak labels: boxes in COCO's form, points and kinds of scenes in JSON lines, class folders by split."""
+"""Readers of weak labels: boxes in COCO format, points and scene classes in JSON lines, class folders per split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BY_ID = re.compile(r"id % (\d+) (==|!=) (\d+)")
 
 
 def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """COCO's JSON. `boxes` of a record are [x0, y0, x1, y1, class id], in pixels, the last two just past the box.
+    """Read COCO's JSON. `boxes` of a record are [x0, y0, x1, y1, class id], half-open XYXY in pixels.
 
     A split is "id % 10 == 0" (or !=) of the images' ids, or a glob of file stems. An image without a box is kept.
 
@@ -64,7 +64,7 @@ def read_listed_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """<split>/<class>/<image>; a split need not have every class."""
+    """Read <split>/<class>/<image>; a split may lack classes."""
     root = spec.root / spec.images.format(split=split)
     for label, name in enumerate(load_classes(spec.class_table_name).folders):
         for file in sorted((root / name).iterdir()) if (root / name).is_dir() else ():
@@ -75,8 +75,8 @@ def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """`datasets/points/<index>`: JSON lines {"image", "what", "points"}, every object of one kind in one image.
 
-    A record has `points` as of `read_point_labels`, `what`, and the `kind` of its scene. What the class table
-    has not is left out.
+    A record has `points` as in `read_point_labels`, `what`, and the scene class `kind`. Objects that are not in the
+    class table are left out.
     """
     names, scenes = load_classes(spec.class_table_name).classes, load_classes(spec.folder)
     kinds = dict(zip(scenes.folders, scenes.classes))

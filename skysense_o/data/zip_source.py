@@ -1,4 +1,4 @@
-"""What publishers ship, zip files or folders, as one list of files. Nothing is unpacked."""
+"""The files of folders and zips as one list; nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Entry:
-    """One file. `name` is its path with forward slashes, through zips: `train/images/part1.zip/images/P0000.png`."""
+    """One file. `name` is its path with forward slashes, such as `train/images/part1.zip/images/P0000.png`."""
 
     name: str
-    place: Path | tuple[zipfile.ZipFile, str]
+    location: Path | tuple[zipfile.ZipFile, str]  # a file, or (zip, name in it)
 
     def read(self) -> bytes:
-        if isinstance(self.place, Path):
-            return self.place.read_bytes()
-        archive, member = self.place
+        if isinstance(self.location, Path):
+            return self.location.read_bytes()
+        archive, member = self.location
         return archive.read(member)
 
 
 def entries_of(paths: list[str | Path]) -> list[Entry]:
-    """All files below the folders and in the zips given, in zips below them, and in zips in those zips.
+    """List all files of folders and zips, and of zips in them.
 
-    Unpacked files come before those in zips, so that of two copies the unpacked one is used.
+    Unpacked files come first, so that an unpacked copy of a file is used before one in a zip.
 
     Raises:
-        FileNotFoundError: a path that is not there. ValueError: a file that is no zip, or a damaged one.
+        FileNotFoundError: a path does not exist.
+        ValueError: a file is no zip, or a damaged one.
     """
     found: list[Entry] = []
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())
             plain = [p for p in files if p.suffix.lower() != ".zip"]
-            # The folder's own name stays in front: some publishers say the split there.
+            # The name of the folder comes first: for some publishers it is the split.
             found += [Entry(f"{path.resolve().name}/{p.relative_to(path).as_posix()}", p) for p in plain]
             for p in files:
                 if p.suffix.lower() == ".zip":

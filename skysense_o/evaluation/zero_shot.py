@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from skysense_o.evaluation.figures import write_confusion
 from skysense_o.evaluation.metrics import wilson
 from skysense_o.inference.classify import BATCH, class_vectors, image_vectors, text_vectors
+from skysense_o.text_files import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ def read_templates(path: str | Path) -> list[str]:
         raise FileNotFoundError(
             f"no file of templates at {str(path)!r}: give a file with one sentence with {{}} per line"
         )
-    lines = [line.strip() for line in Path(path).read_text().splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in read_lines(path) if not line.startswith("#")]
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
         raise ValueError(f"{path}: {wrong[:1] or 'no line'}: each line needs one {{}}, as in 'an aerial photo of {{}}'")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from skysense_o.modeling import Tower
-from skysense_o.vocabulary import ENCODE_BATCH, Vocabulary
+from skysense_o.text_bank import ENCODE_BATCH
+from skysense_o.vocabulary import Vocabulary
 
 SYNONYMS = 4
 """Synonyms per class that new words are compared with."""

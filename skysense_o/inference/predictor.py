@@ -24,6 +24,7 @@ from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights
 from skysense_o.config import default_config, merge_file, merge_tree
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
+from skysense_o.inference.familiarity import TrainingWords, describe_unfamiliar
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, fold_background, mark_nodata
 from skysense_o.inference.sliding import segment_array, window_probabilities
@@ -46,7 +47,13 @@ class Predictor:
     """
 
     def __init__(
-        self, model: nn.Module, source: str = "", path: Path | None = None, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        source: str = "",
+        path: Path | None = None,
+        precision: Precision = "fp32",
+        known_classes: Sequence[str] = (),
+        known_gsd: Sequence[float] = (),
     ) -> None:
         """
         Args:
@@ -54,6 +61,8 @@ class Predictor:
             source: name of its weights, for records.
             path: file of its weights, or None.
             precision: fp32 or bf16.
+            known_classes: classes of its training, with synonyms behind bars; requests for others get a warning.
+            known_gsd: least and greatest metres per pixel of its training.
 
         Raises:
             ValueError: another precision.
@@ -61,6 +70,8 @@ class Predictor:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
+        self.known_gsd, self._warned = tuple(known_gsd), set[str]()
+        self._training_words = TrainingWords(model.tower, known_classes) if known_classes else None
         if precision == "bf16" and not has_bf16(model.device):
             logger.warning("%s does not support bfloat16 natively: fp32 is many times faster here", model.device)
 
@@ -99,7 +110,10 @@ class Predictor:
         cfg = config_of(path, config_file)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
         logger.log(logging.INFO if report.passed_over else logging.DEBUG, "%s: %s", path.name, report)
-        return cls(model.to(chosen, memory_format=torch.channels_last), str(weights), path, precision)
+        known = cfg.MODEL.KNOWN
+        gsd = known.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
+        model = model.to(chosen, memory_format=torch.channels_last)
+        return cls(model, str(weights), path, precision, known.CLASSES, gsd)
 
     @property
     def fill(self) -> list[float]:
@@ -115,6 +129,18 @@ class Predictor:
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
         return 0.5 if threshold is None and len(vocabulary) == 1 else threshold
+
+    @torch.inference_mode()
+    def unfamiliar(self, vocabulary: Vocabulary) -> list[str]:
+        """Sentences about requested classes that the weights were not trained on; see `TrainingWords.unfamiliar`."""
+        return describe_unfamiliar(self._training_words.unfamiliar(vocabulary)) if self._training_words else []
+
+    def warn_unfamiliar(self, vocabulary: Vocabulary) -> None:
+        """Log the sentences of `unfamiliar`, each once."""
+        for sentence in self.unfamiliar(vocabulary):
+            if sentence not in self._warned:
+                self._warned.add(sentence)
+                logger.warning("%s", sentence)
 
     def windows(self, windows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
         """Predict probabilities of windows on the mask grid; see `SkySenseO.predict_windows`."""
@@ -175,6 +201,7 @@ class Predictor:
             ImageError, FileNotFoundError: the image cannot be read.
         """
         vocabulary = _vocabulary(classes, background)
+        self.warn_unfamiliar(vocabulary)
         threshold = self.threshold_for(vocabulary, threshold)
         if window is not None and probabilities:
             raise ValueError("probabilities of all classes are not kept in windows: leave out window or probabilities")

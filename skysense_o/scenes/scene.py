@@ -91,7 +91,8 @@ def segment_scene(
         predictor.model, raster.model_size, len(vocabulary), window, overlap, memory, target=raster.size
     )
     classes, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
-    _log_scale(raster, predictor.model.gsd, options.gsd)
+    predictor.warn_unfamiliar(vocabulary)
+    _log_scale(raster, predictor.known_gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
     batch = options.batch or batch_size(predictor.model.device)
     pool = thread_count(predictor.model, batch, plan, options.memory)
@@ -232,7 +233,7 @@ def _settings(
     }
 
 
-def _log_scale(raster: Raster, trained: float, gsd: float | None) -> None:
+def _log_scale(raster: Raster, trained: Sequence[float], gsd: float | None) -> None:
     """Log how the raster is converted and its scale; warn where the scale is far from that of the training images."""
     for note in raster.notes:
         logger.info("%s: %s", raster.path.name, note)
@@ -242,11 +243,14 @@ def _log_scale(raster: Raster, trained: float, gsd: float | None) -> None:
         return
     resampled = f", resampled to {model_gsd:g} m for the model" if gsd else ""
     logger.info("%s: %.3g m per pixel%s", raster.path.name, own_gsd, resampled)
-    if trained and not 1 / FAR_GSD <= model_gsd / trained <= FAR_GSD:
+    if not trained:
+        return
+    least, greatest = trained
+    if not least / FAR_GSD <= model_gsd <= greatest * FAR_GSD:
         logger.warning(
-            "the weights were trained at about %g m per pixel, so expect poor results here, or try --gsd %g",
-            trained,
-            trained,
+            "the weights were trained at %s m per pixel: expect poor results here, or try --gsd %g",
+            f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}",
+            min(max(model_gsd, least), greatest),
         )
 
 

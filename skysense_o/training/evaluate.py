@@ -1,4 +1,4 @@
-"""Evaluate a model as its config says: which data sets, what each is asked, what is written down."""
+"""Evaluate a model on the data sets of its config, and write the results."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from skysense_o.evaluation.segmentation import MEANS, Task, evaluate
 from skysense_o.evaluation.table import without_nan
 from skysense_o.evaluation.zero_shot import evaluate_pairs, read_templates
 from skysense_o.inference.classify import load_vqa_model
+from skysense_o.text_files import read_json
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.vqa import VQAModel
 
@@ -42,17 +43,21 @@ ALL = ("all",)
 
 
 def file_stem(name: str) -> str:
-    """What the results of a data set are filed as: a path, as DATASETS.TEST may hold, must not lead elsewhere."""
+    """File name for the results of a data set, whose name may be a path.
+
+    >>> file_stem("folder/mine:val")
+    'folder_mine_val'
+    """
     return re.sub(r"[^\w.@-]+", "_", name).strip("_")
 
 
 def task_of(name: str) -> str:
-    """segmentation, classification, image-text or vqa; pairs from a path count as image-text."""
+    """The task of a data set: segmentation, classification, image-text or vqa."""
     return MetadataCatalog.get(name).get("task", "segmentation")
 
 
 def able(cfg: CfgNode, task: str) -> str:
-    """Why the config's model cannot do a task; empty where it can."""
+    """Why the model of a config cannot do a task; "" if it can."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if task in ABLE.get(architecture, ()) or (task == "vqa" and cfg.MODEL.VQA.WEIGHTS):
         return ""
@@ -61,28 +66,32 @@ def able(cfg: CfgNode, task: str) -> str:
 
 
 def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
-    """The data sets of DATASETS.TEST, or with "all" every one that is found; and of the others why they are left out:
-    what is not there with the command that prepares it."""
+    """The data sets to evaluate: those of DATASETS.TEST, or for "all" every installed one.
+
+    Returns:
+        their names, and for "all" also data set -> why it is left out, with the command that prepares it.
+    """
     if tuple(cfg.DATASETS.TEST) != ALL:
         return list(cfg.DATASETS.TEST), {}
-    found, left_out = [], {}
+    names, left_out = [], {}
     for name, spec in evaluation_splits():
         try:
             records_of(name, cfg.DATALOADER.SKIP_BAD)
         except FileNotFoundError as error:
-            there = spec.root.is_dir() and spec.folder in ("", spec.name)  # of shared folders another row may be meant
-            left_out[name] = f"{error}" if there else f"not found: {spec.prepare or f'get it from {spec.homepage}'}"
+            command = spec.prepare or f"get it from {spec.homepage}"
+            own_folder = spec.folder in ("", spec.name)  # a shared folder may be there for another data set
+            left_out[name] = f"{error}" if spec.root.is_dir() and own_folder else f"not found: {command}"
             continue
         reason = able(cfg, spec.task)
         if reason:
             left_out[name] = reason
         else:
-            found.append(name)
-    return found, left_out
+            names.append(name)
+    return names, left_out
 
 
 def check_tests(cfg: CfgNode) -> None:
-    """What can be known to be wrong before a model is built.
+    """Check everything about an evaluation that needs no model.
 
     Raises:
         ValueError, KeyError, FileNotFoundError: with the value, what is permitted, and the cure.
@@ -114,7 +123,15 @@ def check_tests(cfg: CfgNode) -> None:
 
 
 def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Vocabulary]:
-    """The vocabularies that TEST.WORDS asks for: title -> one name for each class, in the order of the ids."""
+    """The vocabularies of TEST.WORDS.
+
+    Returns:
+        title -> vocabulary of the classes in the order of their ids.
+
+    Raises:
+        FileNotFoundError: TEST.HELDOUT_FILE does not exist.
+        ValueError: unknown TEST.WORDS, or held-out words are missing.
+    """
     if cfg.TEST.WORDS == "names":
         return {"names": Vocabulary.of(table.classes)}
     if cfg.TEST.WORDS == "synonyms":
@@ -125,19 +142,19 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
                 f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
                 " -> class -> words, such as tests/reference/heldout_words.json"
             )
-        words = json.loads(Path(cfg.TEST.HELDOUT_FILE).read_text()).get(name, {})
-        lacking = [n for n in table.classes if not words.get(n)]
-        if lacking:
-            raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {lacking} of {name}: give each class some")
+        words = read_json(cfg.TEST.HELDOUT_FILE).get(name, {})
+        missing = [n for n in table.classes if not words.get(n)]
+        if missing:
+            raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {missing} of {name}: give each class some")
         count = min(len(words[n]) for n in table.classes)
         return {f"heldout {k + 1}": Vocabulary.of([words[n][k] for n in table.classes]) for k in range(count)}
     raise ValueError(f"TEST.WORDS {cfg.TEST.WORDS!r} is not known: names, synonyms or heldout")
 
 
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """Every data set of DATASETS.TEST, as training asks for it: `<data set>/mIoU` and the like."""
+    """Evaluate all data sets of DATASETS.TEST during training -> `<data set>/<metric>` -> value."""
     register_folders(cfg.DATASETS.FOLDERS)
-    model.text_bank.weights_changed()  # the moving average may have been swapped in
+    model.text_bank.weights_changed()  # these may be the weights of the moving average
     numbers: dict[str, float] = {}
     for name in test_sets(cfg)[0]:
         body = evaluate_set(cfg, model, name)
@@ -150,10 +167,15 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 
 
 def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel | None = None) -> dict:
-    """One data set -> {"numbers": name -> share} and what else there is to know of it, by task.
+    """Evaluate one data set; files are written to OUTPUT_DIR/inference.
 
-    Numbers: of segmentation those of `segmentation_metrics`, means where classes are called several ways; of scenes and
-    captions those of `evaluate_pairs`; of questions those of `evaluate_questions`. Files go to OUTPUT_DIR/inference.
+    Args:
+        name: of the data set.
+        vqa_model: the model for questions; None: see `vqa_model_of`.
+
+    Returns:
+        {"numbers": metric -> 0..1, ...} with more keys by task. Metrics: those of `segmentation_metrics` (the mean over
+        several vocabularies), of `evaluate_pairs`, or of `evaluate_questions`.
     """
     records, folder = records_of(name, cfg.DATALOADER.SKIP_BAD), Path(cfg.OUTPUT_DIR) / "inference"
     task = task_of(name)
@@ -172,17 +194,17 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
         if comm.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{file_stem(name)}_predictions.json").write_text(json.dumps(rows, indent=0))
-        # What people asked is the harder half and no theme is its own answer: it decides which checkpoint is best.
+        # The first metric chooses the best checkpoint; questions that people wrote are the harder ones.
         first = "model/human" if "model/human" in numbers else "model/overall"
         return {"numbers": {first: numbers[first], **numbers}}
     table = MetadataCatalog.get(name).get("class_table")
     names = load_classes(table).classes if table else records[0].get("names")
     templates = read_templates(cfg.TEST.TEMPLATES) if cfg.TEST.TEMPLATES else cfg.MODEL.TEMPLATES
     figure = folder / f"{file_stem(name)}_confusion"
-    asked = vqa_model if vqa_model is not None and task in ABLE.get(type(vqa_model).__name__, ()) else model
-    found = evaluate_pairs(asked, records, read_record_image, names, templates, cfg.INPUT.CROP_SIZE, figure)
-    per_class = found.pop("per_class", None)
-    return {"numbers": found, **({"per_class": per_class, "templates": list(templates)} if per_class else {})}
+    encoder = vqa_model if vqa_model is not None and task in ABLE.get(type(vqa_model).__name__, ()) else model
+    numbers = evaluate_pairs(encoder, records, read_record_image, names, templates, cfg.INPUT.CROP_SIZE, figure)
+    per_class = numbers.pop("per_class", None)
+    return {"numbers": numbers, **({"per_class": per_class, "templates": list(templates)} if per_class else {})}
 
 
 def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict], folder: Path) -> dict:
@@ -215,16 +237,16 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
 
 
 def training_questions(cfg: CfgNode, name: str) -> list[dict]:
-    """Questions whose answers may be looked up: of the train split of the same set, else of DATASETS.TRAIN."""
+    """Training questions for the question-only baseline: of the same data set, else of DATASETS.TRAIN."""
     spec = find(name)[0][0]
     names = [f"{spec.name}_train"] if "train" in spec.splits else list(cfg.DATASETS.TRAIN)
     try:
         return [r for n in names for r in records_of(n, cfg.DATALOADER.SKIP_BAD) if "question" in r]
     except FileNotFoundError:
-        logger.warning("%s: no training questions, so the question alone gives nothing to compare with", name)
+        logger.warning("%s: no training questions, so there is no question-only baseline", name)
         return []
 
 
 def vqa_model_of(cfg: CfgNode, model: nn.Module) -> VQAModel:
-    """The model itself where it answers, else that of MODEL.VQA.WEIGHTS."""
+    """The model itself if it answers questions, else the one of MODEL.VQA.WEIGHTS."""
     return model if hasattr(model, "answer") else load_vqa_model(cfg.MODEL.VQA.WEIGHTS, cfg.MODEL.DEVICE)

@@ -1,4 +1,4 @@
-"""A run from its config: build everything, train or evaluate."""
+"""Train a model as its config says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from skysense_o.vqa import normalise
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
 MAPPERS = {"mixed": MixedMapper, "labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
-# What a record must have for each mapper, one of these.
+# Per mapper, the keys of which a record must have at least one.
 NEEDS = {
     "mixed": ("sem_seg_file_name", "boxes", "points", "label"),
     "labels": ("sem_seg_file_name",),
@@ -53,8 +53,7 @@ NEEDS = {
 
 
 def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
-    """Everything that can be known to be wrong before anything is built or written, so that no hour of training is lost
-    to a typo in the name of the test set.
+    """Check a config before anything is built or written: a wrong test set must not end a run after hours.
 
     Raises:
         ValueError, KeyError, FileNotFoundError: with the value, what is permitted, and the cure.
@@ -89,15 +88,15 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         )
     if cfg.DATASETS.WEIGHTS and not eval_only:
         check_weights(cfg.DATASETS.WEIGHTS, len(cfg.DATASETS.TRAIN))
-    for name in () if eval_only else cfg.DATASETS.TRAIN:
-        records, needs = records_of(name, cfg.DATALOADER.SKIP_BAD), NEEDS[cfg.INPUT.MAPPER]
+    needs, training_sets = NEEDS[cfg.INPUT.MAPPER], [] if eval_only else load_records(cfg)
+    for name, records in zip(cfg.DATASETS.TRAIN, training_sets):
         if not any(key in records[0] for key in needs):
             raise ValueError(
                 f"DATASETS.TRAIN {name!r} has no {' or '.join(map(repr, needs))}, which INPUT.MAPPER"
                 f" {cfg.INPUT.MAPPER!r} trains on; it has {', '.join(records[0])}"
             )
     if cfg.INPUT.POINTS and not eval_only:
-        _check_points(cfg)
+        _check_points(cfg, [record for records in training_sets for record in records])
     check_tests(cfg)
     if resume and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
         raise FileNotFoundError(
@@ -105,20 +104,25 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         )
 
 
-def _check_points(cfg: CfgNode) -> None:
-    """Marks that no training would look at say nothing by themselves."""
+def load_records(cfg: CfgNode) -> list[list[dict]]:
+    """The records of each data set of DATASETS.TRAIN; DATALOADER.SKIP_BAD leaves out those whose files are missing."""
+    return [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
+
+
+def _check_points(cfg: CfgNode, records: Sequence[dict]) -> None:
+    """Raise ValueError if no training question is about an annotated image."""
     marked = read_points(cfg.INPUT.POINTS)
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
-    asked = [image_key(record["file_name"]) for record in records if asks_how_many(record["question"])]
-    if marked.keys().isdisjoint(asked):
+    images = [image_key(record["file_name"]) for record in records if asks_how_many(record["question"])]
+    if marked.keys().isdisjoint(images):
         raise ValueError(
-            f"INPUT.POINTS {cfg.INPUT.POINTS!r} marks no image that DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} asks"
-            f" how many of: it has {list(marked)[:2]}, and they {asked[:2]}; folder and stem have to agree"
+            f"INPUT.POINTS {cfg.INPUT.POINTS!r} has no image of the 'how many' questions of DATASETS.TRAIN"
+            f" {tuple(cfg.DATASETS.TRAIN)}: it has {list(marked)[:2]}, they have {images[:2]}; folder and stem must"
+            " agree"
         )
 
 
 def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
-    """EmbeddedVQA: the list of what it can say, from its weights, or from its training where its head is new."""
+    """Fill MODEL.VQA.ANSWERS of an EmbeddedVQA: from its weights, or from the training set if its head is new."""
     if cfg.MODEL.META_ARCHITECTURE != "EmbeddedVQA" or cfg.MODEL.VQA.ANSWERS:
         return
     new_head = any(re.search(pattern, "head.5.weight") for pattern in cfg.MODEL.ALLOW_MISSING)
@@ -127,8 +131,7 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
         if stored and (answers := with_new_names(yaml.safe_load(stored))["MODEL"]["VQA"].get("ANSWERS")):
             cfg.MODEL.VQA.ANSWERS = answers
             return
-    records = [record for name in cfg.DATASETS.TRAIN for record in records_of(name, cfg.DATALOADER.SKIP_BAD)]
-    cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for record in records})
+    cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for records in load_records(cfg) for record in records})
 
 
 def fill_known(cfg: CfgNode) -> None:
@@ -147,7 +150,7 @@ def fill_known(cfg: CfgNode) -> None:
 
 
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
-    """The model of a config on its device, with the weights that MODEL.WEIGHTS names, if any.
+    """Build the model of a config on its device, and load MODEL.WEIGHTS if there are any.
 
     Args:
         allow_missing: patterns of parameters that start from scratch where the weights have none: in training only.
@@ -163,9 +166,9 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
 
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
-    """Train as the config says; the numbers of the last evaluation."""
-    register_folders(cfg.DATASETS.FOLDERS)  # again: this may be another process than the one that checked
-    sets = [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
+    """Train as the config says -> metrics of the last evaluation."""
+    register_folders(cfg.DATASETS.FOLDERS)  # this may be another process than that of `check_config`
+    training_sets = load_records(cfg)
     fill_known(cfg)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
@@ -179,7 +182,8 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, kept, **saved)
     start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
     if comm.is_main_process():
-        data = {name: records_of(name) for name in (*cfg.DATASETS.TRAIN, *test_sets(cfg)[0])}
+        data = dict(zip(cfg.DATASETS.TRAIN, training_sets))
+        data |= {name: records_of(name, cfg.DATALOADER.SKIP_BAD) for name in test_sets(cfg)[0]}
         write_run(Path(cfg.OUTPUT_DIR), cfg.dump(), seed, data, start)
     if start >= cfg.SOLVER.MAX_ITER:
         logger.info("All %d steps are done: nothing to train, only to evaluate", cfg.SOLVER.MAX_ITER)
@@ -187,9 +191,9 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
             return evaluate_all(cfg, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     mapper, skip = MAPPERS[cfg.INPUT.MAPPER](cfg), cfg.DATALOADER.SKIP_BAD
-    samples = MixedSamples(sets, cfg.DATASETS.WEIGHTS, mapper, seed, skip) if cfg.DATASETS.WEIGHTS else None
+    samples = MixedSamples(training_sets, cfg.DATASETS.WEIGHTS, mapper, seed, skip) if cfg.DATASETS.WEIGHTS else None
     loader = training_loader(
-        [record for records in sets for record in records],
+        [record for records in training_sets for record in records],
         mapper,
         samples=samples,
         batch=micro_batch(cfg),
@@ -204,7 +208,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     )
     numbers: dict[str, float] = {}
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
-    trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: the step's numbers are written
+    trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: after writing the metrics
     wrapped.train()
     stopped = None
     try:
@@ -229,7 +233,7 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer.optimizer, scheduler),
         FollowWeights(checkpointer.ema),
-        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # first: what follows may fail
+        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # first, as the evaluation may fail
         Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():
@@ -246,7 +250,7 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
 
 
 def learning_rate(cfg: CfgNode) -> float:
-    """BASE_LR, times (IMS_PER_BATCH / LR_BATCH) to the power that LR_RULE names, where LR_BATCH is given."""
+    """BASE_LR; if LR_BATCH is set, times (IMS_PER_BATCH / LR_BATCH) ** 1 (linear) or ** 0.5 (sqrt)."""
     powers = {"linear": 1.0, "sqrt": 0.5}
     if not cfg.SOLVER.LR_BATCH:
         return cfg.SOLVER.BASE_LR
@@ -254,7 +258,7 @@ def learning_rate(cfg: CfgNode) -> float:
         raise ValueError(f"SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r} is not known: {', '.join(powers)}")
     rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.LR_BATCH) ** powers[cfg.SOLVER.LR_RULE]
     logger.info(
-        "Learning rate %.3g: BASE_LR for %d images a step, here %d",
+        "Learning rate %.3g: BASE_LR is for %d images per step, this run has %d",
         rate,
         cfg.SOLVER.LR_BATCH,
         cfg.SOLVER.IMS_PER_BATCH,
@@ -263,7 +267,7 @@ def learning_rate(cfg: CfgNode) -> float:
 
 
 def micro_batch(cfg: CfgNode) -> int:
-    """Images a process takes at a time; IMS_PER_BATCH is the total of a step."""
+    """Images per process and forward pass; IMS_PER_BATCH is the total per step."""
     parts = comm.get_world_size() * cfg.SOLVER.ACCUMULATION
     if cfg.SOLVER.IMS_PER_BATCH % parts:
         raise ValueError(

@@ -6,6 +6,7 @@ Alphabet: B images, A answers, D embedding, N grid cells of the image, G cells o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry
+from skysense_o.byte_cache import byte_cache
 from skysense_o.modeling import Features, Tower, build_tower
 from skysense_o.sample import Sample
 from skysense_o.text_bank import TextBank
@@ -22,7 +24,7 @@ from skysense_o.vqa.counter import Counter, counting_maps
 from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
 
 KEPT_BYTES = 4 * 2**30
-"""Memory for cached tower features of training images: 1 MiB per image with a counter, 55 KB without."""
+"""Bound of the cached tower features of training images: 1 MiB per image with a counter, 55 KB without."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -66,8 +68,7 @@ class EmbeddedVQA(nn.Module):
         self.tower, self.text_bank = tower.requires_grad_(False), TextBank()
         self.answers, self.side, self.grid = tuple(answers), side, grid
         self._index_of = {answer: i for i, answer in enumerate(self.answers)}
-        self._cache: dict[str, list[Tensor]] = {}
-        self._bytes = 0
+        self._cache = byte_cache(KEPT_BYTES)  # file name -> maps, see `_cached`
         self.templates = tuple(templates)
         channels = tower.dim + 2 * sum(tower.pyramid_channels)
         self.norm, self.project = nn.LayerNorm(channels), nn.Linear(channels, width)
@@ -192,8 +193,12 @@ class EmbeddedVQA(nn.Module):
         matched = (gates * self.value(keys)).sum(1) / self.grid
         return self.head(torch.cat([query, attended[:, 0], matched, keys.mean(1) * query], 1))
 
-    @torch.no_grad()  # no gradient to the text tower, so the cache is used in training too
     def _encode(self, questions: Sequence[str]) -> Tensor:
+        """B questions -> (B,D). The tower is frozen, so the cache is used in training too.
+
+        With gradients enabled, the bank encodes each string by itself: in a batch, rounding would depend on the other
+        questions, and resuming must give the same vectors.
+        """
         vocabularies = [Vocabulary((q,), ((q,),), (False,)) for q in questions]
         return self.text_bank(self.tower, vocabularies, ("{}",))[0][:, 0, 0].float()
 
@@ -203,16 +208,18 @@ class EmbeddedVQA(nn.Module):
         The tower is frozen, so each image is encoded once, as long as the cache fits in KEPT_BYTES. Images are encoded
         one by one: the rounding depends on the batch, and resuming must give the same features.
         """
-        new = {}
+        batch: dict[str, list[Tensor]] = {}
         for sample in samples:
             name = sample["file_name"]
-            if name in self._cache or name in new:
+            if name in batch:
+                continue
+            if name in self._cache:
+                batch[name] = self._cache[name]
                 continue
             features = self.encode_images([sample["image"]])
             maps = [self.grid_features(features), *(counting_maps(features) if self.counter is not None else ())]
-            new[name] = [m[0].half().cpu() for m in maps]
-            size = sum(m.nbytes for m in new[name])
-            if self._bytes + size <= KEPT_BYTES:
-                self._cache[name], self._bytes = new[name], self._bytes + size
-        rows = zip(*(self._cache.get(s["file_name"]) or new[s["file_name"]] for s in samples))
+            batch[name] = [m[0].half().cpu() for m in maps]
+            with suppress(ValueError):  # larger than the whole cache
+                self._cache[name] = batch[name]
+        rows = zip(*(batch[s["file_name"]] for s in samples))
         return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]  # autocast cannot stack halves

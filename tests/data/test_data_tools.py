@@ -41,7 +41,7 @@ def test_a_graph_from_names_says_where_it_comes_from(call, tmp_path):
     assert graph.scores[graph.index["lake"], graph.index["pond"]] == 10
     assert graph.scores[graph.index["lake"], graph.index["car"]] < 6
     assert graph.sources == ("cosine of names, weights mini",)
-    assert "5 names, 20 relations" in said
+    assert "5 classes, 20 relations" in said
 
 
 def test_a_graph_from_images_finds_what_looks_alike(call, dubai, tmp_path):
@@ -52,7 +52,7 @@ def test_a_graph_from_images_finds_what_looks_alike(call, dubai, tmp_path):
     assert graph.names == load_classes("dubai").classes
     assert (graph.scores == graph.scores.T).all()
     assert sorted(set(graph.scores.ravel().tolist()))[0] == 0
-    assert "5 names, 20 relations" in said
+    assert "5 classes, 20 relations" in said
 
 
 def test_a_graph_from_a_file_of_scores(call, tmp_path):
@@ -90,7 +90,17 @@ def test_the_benchmark_measures_made_up_images(call, tmp_path):
     numbers = json.loads(path.read_text())
     assert 0 < numbers["decode_ms"] < numbers["sample_ms"]
     assert numbers["samples_a_second"]["0"] > 1
-    assert "mapping costs" in said
+    assert "augmentation takes" in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    """The first class was "\ufeffbuilding", another class for the model."""
+    demo = load_script("demo/demo.py")
+    (tmp_path / "words.txt").write_bytes("building\r\n\r\nroad\r\n".encode(encoding))
+    words = ["--input", "a", "--output", "b", "--classes-file", str(tmp_path / "words.txt")]
+    vocabulary, _ = demo.words_of(demo.parser().parse_args(words))
+    assert vocabulary.classes == ("building", "road")
 
 
 def test_open_world_words(dubai, monkeypatch):

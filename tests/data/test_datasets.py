@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from skysense_o.config import default_config
-from skysense_o.data.captions import load_record_image
+from skysense_o.data.captions import load_record_image, read_captioned_images
 from skysense_o.data.catalog import SPECS, find, records_of, register_folders, spec_of
 from skysense_o.data.classes import load_classes, table_of
 from skysense_o.data.datasets.classification import SCENES
@@ -267,26 +267,84 @@ def test_one_s_own_by_path_and_by_name(mine, cfg, call):
     ("text", "says"),
     [
         ("classes: [water]\nsuffix: .png", r"holds \['suffix'\]: permitted are classes"),
-        ("classes: []", "'classes' must list names"),
+        ("classes: []", r"'classes' is \[\]: it must list the classes"),
         ("classes: [{id: 4, name: a}]", r"ids must run 0, 1, 2, ... in order, found \[4\]"),
-        ("classes: [a, a]", r"\['a'\] stand for two classes"),
+        ("classes: [a, a]", r"'classes' has \['a'\] for two classes"),
+        ("classes: [Water, water]", r"'classes' has \['Water', 'water'\] for two classes"),
+        ("classes: {roof: 1, water: 0}", r"'classes' is {'roof': 1, 'water': 0}: it must list the classes in"),
+        ("classes: water", "'classes' is 'water': it must list the classes"),
+        ("name: a", "has no 'classes'"),
+        ("classes: [1, 2]", "'classes', entry 0 is 1: .* names"),
+        ("classes: [{name: a, colour: [1, 2, 3]}]", r"entry 0 \('a'\) has \['colour'\]: permitted are id, name"),
+        ("classes: [{name: a, synonyms: lake}]", "has synonyms 'lake': it must be a list of words"),
+        ("classes: [{name: a, synonyms: [1]}]", r"has synonyms \[1\]: it must be a list of words"),
+        ("classes: [{name: a, color: blue}]", "has color 'blue': permitted are three numbers from 0 to 255"),
+        ("classes: [{name: a, color: [300, -5]}]", r"has color \[300, -5\]: permitted are three numbers from 0 to 255"),
+        ("classes: [{name: a, color: [0, 0, 256]}]", r"has color \[0, 0, 256\]: permitted are three numbers"),
+        ("classes: [{name: a, background: 1}]", "has background 1: permitted is true or false"),
+        ("classes: [a]\nignore:", "'ignore' is None: permitted is a whole number from 0 to 65534, or a list"),
+        ("classes: [a]\nignore: ['255']", r"'ignore' is \['255'\]: permitted is a whole number"),
+        ("classes: [a]\nignore: 70000", "'ignore' is 70000: permitted"),
+        ("classes: [a]\nignore: -1", "'ignore' is -1: permitted"),
+        ("classes: [a]\nignore: none", "'ignore' is 'none': permitted"),
+        ("classes: [a]\nignore: true", "'ignore' is True: permitted"),
+        ("classes: [a]\noffset:", "'offset' is None: permitted is a whole number from 0 to 65534"),
+        ("classes: [a]\noffset: -1", "'offset' is -1: permitted"),
+        ("classes: [a]\noffset: 1.5", "'offset' is 1.5: permitted"),
+        ("classes: [a]\nname: 7", "'name' is 7: it must be text"),
+        (f"classes: {[f'c{i}' for i in range(256)]}", "'classes' has 256 classes: at most 255"),
         ("classes: [", "is no YAML"),
     ],
 )
 def test_a_wrong_dataset_yaml_names_the_key(mine, tmp_path, text, says):
     (mine / "dataset.yaml").write_text(text)
-    with pytest.raises(ValueError, match=says):
+    load_classes.cache_clear()
+    with pytest.raises(ValueError, match=says) as error:
+        own_spec.__wrapped__(str(mine))
+    assert str(mine / "dataset.yaml") in str(error.value)
+
+
+def test_a_dataset_yaml_may_begin_with_a_byte_order_mark(mine):
+    text = (mine / "dataset.yaml").read_text()
+    (mine / "dataset.yaml").write_text(text, encoding="utf-8-sig")
+    assert own_spec.__wrapped__(str(mine)).name == "my_town"
+    (mine / "dataset.yaml").write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match="dataset.yaml is not UTF-8 text .*: save it with the encoding UTF-8"):
         own_spec.__wrapped__(str(mine))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_captions_are_read_with_and_without_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text('image,caption\r\na.png,"a road, wide"\r\n', encoding=encoding)
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "a\u2028road"}\n\n', encoding=encoding)
+    assert read_captioned_images("a.csv", tmp_path)[0]["captions"] == ["a road, wide"]
+    assert read_captioned_images("a.jsonl", tmp_path)[0]["captions"] == ["a\u2028road"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "image,caption\na.png,a road, wide\n", "line 2: more fields than the 2 columns image, caption: put"),
+        ("a.csv", "picture,caption\na.png,a road\n", "line 2: image and caption or captions are needed, found picture"),
+        ("a.jsonl", '{"image": "a.png", "caption": "a road"}\n["b"]\n', "line 2: .* is not a JSON object"),
+        ("a.jsonl", '{"image": "a.png", "caption": 7}\n', "line 1: captions are 7, not a text or a list of texts"),
+        ("a.jsonl", "image\n", "line 1: 'image' is not JSON"),
+    ],
+)
+def test_a_wrong_line_of_captions_is_named(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}, {says}"):
+        read_captioned_images(name, tmp_path)
+
+
 def test_a_folder_that_is_no_data_set(mine, tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no dataset.yaml: it says the classes"):
+    with pytest.raises(FileNotFoundError, match="has no dataset.yaml, which lists the classes"):
         find(str(tmp_path))
     with pytest.raises(KeyError, match="has no split 'test': there are train, val"):
         find(f"{mine}:test")
     (mine / "dataset.yaml").write_text("name: dubai\nclasses: [a]")
     own_spec.cache_clear()
-    with pytest.raises(ValueError, match="the name 'dubai' is that of a row of ours"):
+    with pytest.raises(ValueError, match="the name 'dubai' belongs to another data set"):
         register_folders([str(mine)])
 
 

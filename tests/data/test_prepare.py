@@ -18,7 +18,8 @@ from skysense_o.data.classes import load_classes
 from skysense_o.data.encode import by_color, by_threshold, by_value
 from skysense_o.data.labels import BadData
 from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
-from skysense_o.data.prepare import windows
+from skysense_o.data.prepare import Recipe, pairs_of, windows
+from skysense_o.data.zip_source import Entry
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_windows_cover_everything_and_end_at_the_border():
 @pytest.mark.parametrize(
     ("name", "spoil", "says"),
     [
-        ("floodnet", lambda p: Image.new("L", (36, 24), 10).save(p), r"values that stand for nothing: \[10\]"),
+        ("floodnet", lambda p: Image.new("L", (36, 24), 10).save(p), r"has unknown values \[10\]"),
         ("floodnet", lambda p: Image.new("RGB", (36, 24)).save(p), "is a RGB image where one channel"),
         ("floodnet", lambda p: Image.new("L", (30, 24)).save(p), r"is \(24, 30\), its image \(24, 36\)"),
         ("floodnet", lambda p: p.write_bytes(p.read_bytes()[:60]), "cut short or"),
@@ -199,7 +200,7 @@ def test_a_bad_label_is_named_and_the_rest_goes_on(data, run, tmp_path, name, sp
 def test_unknown_colours_and_values_are_refused(tmp_path):
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(BadData, match=r"a.png holds colours that stand for nothing .*\(\(1, 2, 3\), 16\)"):
+    with pytest.raises(BadData, match=r"a.png has unknown colours .*\(\(1, 2, 3\), 16\)"):
         by_color({(0, 0, 0): 0})(data, "a.png", (4, 4))
     assert by_color({(0, 0, 0): 7}, tolerance=3)(data, "a.png", (4, 4)).max() == 7
     with pytest.raises(BadData, match="is a RGB image where one channel"):
@@ -226,7 +227,7 @@ def test_nothing_is_written_where_it_was_read(data, run, tmp_path):
     trees.loveda(tmp_path)
     code, _, err = run("loveda", "--source", tmp_path / "LoveDA", "--output", tmp_path / "LoveDA/out")
     assert code == 2
-    assert "what was published stays as it is" in err
+    assert "which is never changed" in err
 
 
 def test_a_list_of_validation_images_can_be_given(data, run, tmp_path):
@@ -235,6 +236,19 @@ def test_a_list_of_validation_images_can_be_given(data, run, tmp_path):
     (tmp_path / "val.txt").write_text("water_body_2.jpg\n")
     assert run("wbs_si", "--source", tmp_path / folder, "--val-list", tmp_path / "val.txt")[0] == 0
     assert [Path(r["file_name"]).stem for r in records_of("wbs_si_val")] == ["water_body_2"]
+
+
+def test_a_list_may_have_blanks_and_dots_in_its_names(tmp_path):
+    """Lines were split at blanks, and a stem lost what follows its last dot: the wrong split, without an error."""
+    recipe = Recipe("wbs_si", r"images/(?P<stem>[^/]+)\.(?:jpg|png)", r"masks/(?P<stem>[^/]+)\.png", by_threshold())
+    stems = ["tile 1", "scene.v1.2", "scene.v1.3", "plain"]
+    entries = [Entry(f"images/{stem}.jpg", tmp_path) for stem in stems]
+    (tmp_path / "val.txt").write_bytes("\ufefftile 1\r\nscene.v1.2\r\n\r\nimages\\scene.v1.3.jpg\r\n".encode())
+    pairs = pairs_of(recipe, entries, tmp_path / "val.txt")
+    assert {pair.stem for pair in pairs if pair.split == "val"} == {"tile 1", "scene.v1.2", "scene.v1.3"}
+    (tmp_path / "val.txt").write_text("plane\n")
+    with pytest.raises(ValueError, match="val.txt has 'plane', which is no image: write one stem per line"):
+        pairs_of(recipe, entries, tmp_path / "val.txt")
 
 
 def test_lists_that_publishers_ship_are_needed(data, run, tmp_path):

@@ -161,7 +161,7 @@ def test_directions_similarity_and_the_way_through_a_file(tmp_path):
     graph.save(tmp_path / "deep/graph.json")
     again, odd = load_graph_with_report(str(tmp_path / "deep/graph.json"))
     assert odd == {}
-    assert (again.classes, again.sources) == (graph.names, graph.sources)
+    assert (again.names, again.sources) == (graph.names, graph.sources)
     assert (again.scores == graph.scores).all()
     assert (again.origin == graph.origin).all()
 
@@ -262,14 +262,14 @@ import sys; sys.path.insert(0, {root!r})
 import numpy as np, skysense_o.data
 from skysense_o.data.text_sampler import TextSampler
 np.random.seed(3)
-print([TextSampler(True, (), 0, 5, {graph!r})(("lake", "car"))[0].names for _ in range(4)])
+print([TextSampler(True, (), 0, 5, {graph!r})(("lake", "car"))[0].classes for _ in range(4)])
 """
 
 
 def test_words_do_not_depend_on_hash_order(skysa):
     graph = str(skysa / "skysa_graph.jsonl")
     np.random.seed(3)
-    here = [TextSampler(True, (), 0, 5, graph)(("lake", "car"))[0].names for _ in range(4)]
+    here = [TextSampler(True, (), 0, 5, graph)(("lake", "car"))[0].classes for _ in range(4)]
     code = WORDS.format(root=str(ROOT), graph=graph)
     environment = {"PYTHONHASHSEED": "1", "PATH": ""}
     there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -300,7 +300,7 @@ def test_a_step_of_training_with_words_from_the_graph(skysa, dubai, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert np.isfinite(rows[-1]["total_loss"])
     log = (tmp_path / "run/log.txt").read_text()
-    assert "passed over, the 1. so far" in log
+    assert "skipped, 1 so far" in log
     assert "5.jpg is cut short or damaged" in log
 
 

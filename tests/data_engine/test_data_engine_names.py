@@ -130,7 +130,7 @@ def test_classes_that_reviewers_rename_into_each_other_score_highest(halves, min
     assert graph.scores[i, j] == graph.scores[j, i] == 10
     assert graph.sources[graph.origin[i, j]] == "confused by reviewers"
     again = load_graph(halves / "graph/skysa_graph.jsonl")
-    order = again.places(graph.names)
+    order = again.indices(graph.names)
     assert (again.scores[np.ix_(order, order)] == graph.scores).all()
     assert (load_graph(halves / "graph/graph.json").scores == graph.scores).all()
 

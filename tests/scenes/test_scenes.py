@@ -190,9 +190,9 @@ def test_the_scale_is_logged_with_a_warning_if_it_is_far_from_training(tmp_path,
         make(path, tmp_path / "out", predictor=predictor)
         assert "s.tif: 2 m per pixel" in caplog.text
         assert "trained at" not in caplog.text, "no warning if the weights do not state their scale"
-        predictor.model.gsd = 0.5
+        predictor.known_gsd = (0.5, 0.5)
         make(path, tmp_path / "out", predictor=predictor)
-        assert "the weights were trained at about 0.5 m per pixel" in caplog.text
+        assert "the weights were trained at 0.5 m per pixel" in caplog.text
         caplog.clear()
         make(path, tmp_path / "out", predictor=predictor, gsd=0.6)
         assert "trained at" not in caplog.text

@@ -182,19 +182,21 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "number", "send"),
+    ("gpus", "number", "send", "workers"),
     [
-        (1, signal.SIGTERM, os.kill),
-        (1, signal.SIGINT, os.kill),
-        (2, signal.SIGTERM, os.kill),
-        (2, signal.SIGINT, os.killpg),  # a terminal's Ctrl-C: to all processes, and once more through the first
+        (1, signal.SIGTERM, os.kill, 0),
+        (1, signal.SIGINT, os.kill, 0),
+        (1, signal.SIGTERM, os.killpg, 2),  # loader processes ended first, and the run with a traceback
+        (2, signal.SIGTERM, os.kill, 0),
+        (2, signal.SIGINT, os.killpg, 1),  # Ctrl-C in a terminal reaches all processes, and again through the first
     ],
 )
 @pytest.mark.slow
-def test_a_signal_saves_and_says_how_to_resume(dubai, tmp_path, gpus, number, send):
+def test_a_signal_saves_and_says_how_to_resume(dubai, tmp_path, gpus, number, send, workers):
     out = tmp_path / "run"
     words = ["--config-file", ROOT / "configs/mini/finetune.yaml", "--num-gpus", gpus, "OUTPUT_DIR", out, *SMALL]
     words += ["SOLVER.MAX_ITER", "5000", "SOLVER.CHECKPOINT_PERIOD", "0", "TEST.EVAL_PERIOD", "0"]
+    words += ["DATALOADER.NUM_WORKERS", workers]
     line = [sys.executable, ROOT / "tools/train_net.py", *words]
     run = subprocess.Popen(
         list(map(str, line)),
@@ -284,6 +286,16 @@ def test_run_json_and_plot(dubai, tmp_path):
     last = json.loads((tmp_path / "run/metrics.json").read_text().splitlines()[-1])
     assert {"gradient_norm", "images_per_second", "peak_memory_gib", "data_time", "lr"} <= set(last)
     assert (tmp_path / "run/metrics.png").stat().st_size > 5000
+
+
+def test_a_missing_label_is_skipped_in_training_and_evaluation(dubai, tmp_path):
+    """The list for run.json was made without DATALOADER.SKIP_BAD and ended the run."""
+    for stem in ("tile1_001", "tile5_001"):
+        (dubai / "labels" / f"{stem}.png").unlink()
+    changes = {"DATALOADER.SKIP_BAD": True, "DATASETS.TEST": "('dubai_val',)"}
+    train_run(tiny_config(ROOT / "configs/mini/finetune.yaml", tmp_path / "run", **changes), resume=False)
+    data = json.loads((tmp_path / "run/run.json").read_text())["starts"][0]["data"]
+    assert {name: part["records"] for name, part in data.items()} == {"dubai_train": 3, "dubai_val": 1}
 
 
 def test_weights_and_biases_offline(dubai, tmp_path, monkeypatch):

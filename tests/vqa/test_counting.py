@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, small_config
 from PIL import Image
 
+from skysense_o.byte_cache import byte_cache
 from skysense_o.checkpoint import WeightsError, load_weights, save_weights
 from skysense_o.config import model_config
 from skysense_o.data.catalog import records_of
@@ -18,7 +19,7 @@ from skysense_o.data.question_mapper import QuestionMapper, read_points
 from skysense_o.inference.classify import load_vqa_model
 from skysense_o.modeling import Features
 from skysense_o.training.run import build_model, check_config, fill_answers
-from skysense_o.vqa import EmbeddedVQA, embedded
+from skysense_o.vqa import EmbeddedVQA
 from skysense_o.vqa.counter import CELLS, MARKED, Counter, counting_maps, density_loss, marked_density
 
 ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
@@ -339,16 +340,16 @@ def test_only_training_starts_a_counter_from_scratch(cars, tmp_path):
         build_model(cfg)
 
 
-def test_the_cache_is_bounded(cars, monkeypatch):
+def test_the_cache_is_bounded(cars):
     cfg = counting_config(cars)
     model = EmbeddedVQA(cfg).train()
     samples = [QuestionMapper(cfg)(record) for record in records_of("rsivqa_train_count")]
     calls, encode = [], model.encode_images
     model.encode_images = lambda images: calls.append(len(images)) or encode(images)
-    monkeypatch.setattr(embedded, "KEPT_BYTES", 0)
+    model._cache = byte_cache(0)
     for _ in range(2):
         model(samples)
-    monkeypatch.undo()
+    model._cache = byte_cache(2**30)
     for _ in range(2):
         model(samples)
     assert calls == [1] * 9, "nothing fits, so each image is encoded each time; then once"

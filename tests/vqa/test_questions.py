@@ -98,6 +98,19 @@ def test_it_learns_to_use_the_image(questions, tmp_path):
     assert again.answer(*asked) == model.answer(*asked) == ["2", "no"]
 
 
+def test_in_training_a_question_is_encoded_by_itself(questions):
+    """In a batch its last bits depend on the other questions, and a resumed run has other batches."""
+    model = EmbeddedVQA(vqa_config(records_of("rsivqa_train"))).train()
+    batches, encode = [], model.tower.encode_text
+    model.tower.encode_text = lambda strings: batches.append(len(strings)) or encode(strings)
+    asked = ["Is it a river?", "How many boats are on the left of the bridge in this image?", "A lake?"]
+    together = model._encode(asked)
+    assert batches == [1, 1, 1]
+    assert not together.requires_grad
+    model.text_bank = type(model.text_bank)()
+    assert all(torch.equal(model._encode([question])[0], vector) for question, vector in zip(asked, together))
+
+
 def test_mistakes_are_named(questions):
     with pytest.raises(ValueError, match="holds no VQA model: train one"):
         load_vqa_model("mini", "cpu")

@@ -1,4 +1,4 @@
-"""Rows of scene classification: one folder a class, read as published."""
+"""Data sets for scene classification: one folder per class, used as published."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from skysense_o.data.datasets.spec import DatasetSpec
 
 
 def _scenes(name: str, **rest) -> DatasetSpec:
-    # Zero-shot evaluation takes every image: most of these sets have no split of their own.
+    # Zero-shot evaluation uses every image: most of these sets have no published split.
     splits = rest.pop("splits", {"all": "*"})
     aliases = {f"{name}_test": "all"} if "test" not in splits else {}
     return DatasetSpec(name=name, task="classification", format="scenes", splits=splits, aliases=aliases, **rest)
@@ -34,7 +34,7 @@ SCENES: tuple[DatasetSpec, ...] = (
         citation="Xia et al., AID, TGRS 2017",
         gsd="0.5 to 8",
         size="2.6 GB",
-        note="folders run words together (DenseResidential); ids follow the class file, not the order of a directory",
+        note="folder names have no spaces (DenseResidential); ids are those of the class file",
     ),
     _scenes(
         "eurosat",
@@ -59,7 +59,7 @@ SCENES: tuple[DatasetSpec, ...] = (
         citation="Yang and Newsam, ACM GIS 2010",
         gsd="0.3",
         size="317 MB",
-        note="no published split: train and test are what captions.jsonl ({image, split} lines) says",
+        note="no published split: captions.jsonl (lines {image, split}) defines train and test",
     ),
     _scenes(
         "rsscn7",
@@ -93,6 +93,6 @@ SCENES: tuple[DatasetSpec, ...] = (
         citation="Zhao et al., Dirichlet-derived multiple topic scene classification, TGRS 2016",
         gsd="2",
         size="100 MB",
-        note="files of different classes share their names (0001.tif): an image is its folder and its name",
+        note="files of different classes share their names (0001.tif): folder and name identify an image",
     ),
 )

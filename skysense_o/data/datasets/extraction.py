@@ -1,4 +1,4 @@
-"""Sets that label one class: buildings, roads or water. Each is prepared by a script in datasets/."""
+"""Data sets with one labelled class: buildings, roads or water. Scripts in datasets/ prepare them."""
 
 from __future__ import annotations
 

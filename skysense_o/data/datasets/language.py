@@ -1,4 +1,4 @@
-"""Rows of images with captions or questions, in their published file forms."""
+"""Data sets with captions or questions, in their published file formats."""
 
 from __future__ import annotations
 

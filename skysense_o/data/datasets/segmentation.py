@@ -1,4 +1,4 @@
-"""Rows of labelled images. Crops, colour codes and their sources: the scripts that `prepare` names."""
+"""Data sets for segmentation. The scripts in `prepare` have their crops, colour codes and sources."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _samrs = partial(
     homepage="https://github.com/ViTAE-Transformer/SAMRS",
     licence="research only, as its publishers say",
     citation="Wang et al., SAMRS, NeurIPS Datasets and Benchmarks 2023",
-    note="255 of the publishers (not annotated) is class 0, others, and every other value is one more",
+    note="the publishers' value 255 (not annotated) is class 0, others; every other id is their value plus one",
 )
 
 SEGMENTATION: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="dubai",
         task="segmentation",
-        # By scene, never by part: the nine parts of a scene adjoin.
+        # Split by scene: the nine parts of a scene are adjacent.
         splits={
             "train": "tile[12348]_*",
             "val": "tile[56]_*",

@@ -1,4 +1,4 @@
-"""A data set is a row: where its files lie, how labels are encoded, where it comes from, what may be done with it."""
+"""The description of a data set: its files, label encoding, source and licence."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Task = Literal["segmentation", "classification", "image-text", "vqa", "boxes", "
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set. Its splits are named `<name>_<split>`, as `dubai_val`; `aliases` are names that others use.
+    """One data set. Its splits have names such as `dubai_val`; `aliases` are names that other projects use.
 
-    Folders are relative to `<DETECTRON2_DATASETS>/<folder>`; "{split}" in them is the split's name.
+    Folders are relative to `<DETECTRON2_DATASETS>/<folder>`; "{split}" in them stands for the name of the split.
     """
 
     name: str
@@ -22,52 +22,52 @@ class DatasetSpec:
     homepage: str
     licence: str
     citation: str
-    folder: str = ""  # below DETECTRON2_DATASETS; the name where empty
+    folder: str = ""  # below DETECTRON2_DATASETS; default: the name
     format: str = "pairs"  # how the files are read: see `records.READERS`
-    splits: dict[str, str] = field(default_factory=dict)  # split -> glob of image stems, or what the form says
+    splits: dict[str, str] = field(default_factory=dict)  # split -> pattern of image stems, or what the format needs
     images: str = "img_dir/{split}"
     labels: str = "ann_dir/{split}"
-    image_suffix: str = ".png"  # alternatives with bars: ".jpg|.tif"
+    image_suffix: str = ".png"  # alternatives separated by bars: ".jpg|.tif"
     label_suffix: str = ".png"
-    index: str = ""  # the file that lists images, captions or questions; alternatives with bars
-    class_file: str = ""  # datasets/classes/<class_file>.json; the name where empty; "-": names are in the records
-    ignore: tuple[int, ...] = (255,)  # stored label values that belong to no class
-    offset: int = 0  # stored label value minus this is the class id
+    index: str = ""  # file that lists images, captions or questions; alternatives separated by bars
+    class_file: str = ""  # datasets/classes/<class_file>.json; default: the name; "-": records have names
+    ignore: tuple[int, ...] = (255,)  # label values that belong to no class
+    offset: int = 0  # label value of class 0
     aliases: dict[str, str] = field(default_factory=dict)  # another name -> split
-    gsd: str = ""  # metres a pixel
+    gsd: str = ""  # metres per pixel
     size: str = ""  # of the download
-    counts: dict[str, int] = field(default_factory=dict)  # split -> images (questions for vqa) expected
-    prepare: str = ""  # the command that makes the folders; empty: used as published
-    crop: tuple[int, int, int] = (0, 0, 0)  # width, height, overlap that `prepare` cuts to; 0: whole images
+    counts: dict[str, int] = field(default_factory=dict)  # split -> expected number of images, or of questions for vqa
+    prepare: str = ""  # command that makes the folders; "": used as published
+    crop: tuple[int, int, int] = (0, 0, 0)  # width, height, overlap of the windows that `prepare` cuts; 0: whole images
     graph: str = ""  # file of the relation graph, for splits named graph_*
     note: str = ""
 
     @property
     def class_table_name(self) -> str:
-        """Name of the class table; "" where there is none, or each record brings its own names."""
+        """Name of the class table; "" if there is none or each record has its own names."""
         if self.class_file == "-" or self.task in ("image-text", "vqa"):
             return ""
         return self.class_file or self.name
 
     @property
     def key(self) -> str:
-        """What a record carries to find its row again: the name, or the path of a folder of one's own."""
+        """The `dataset` of its records: the name, or for a user's own folder its path."""
         return self.folder if Path(self.folder).is_absolute() else self.name
 
     @property
     def root(self) -> Path:
-        """The folder of the data set, there or not."""
+        """The folder of the data set, whether it exists or not."""
         return data_root() / (self.folder or self.name)
 
     @property
     def hint(self) -> str:
-        """What to do when something is missing."""
+        """What to do if files are missing, for error messages."""
         get = f"get {self.name} from {self.homepage} ({self.licence})"
         steps = f"{get} and run: {self.prepare}" if self.prepare else f"{get} and put it there"
         return f"{steps}; or set DETECTRON2_DATASETS to the folder that holds {self.folder or self.name!r}"
 
     def split_names(self) -> dict[str, str]:
-        """Every name this row answers to -> split."""
+        """Name of a split, or alias -> split."""
         return {**{f"{self.name}_{split}": split for split in self.splits}, **self.aliases}
 
 
@@ -79,5 +79,5 @@ def prepared_spec(name: str, script: str = "", source: str = "", **rest) -> Data
 
 
 def data_root() -> Path:
-    """The folder that holds the data sets: DETECTRON2_DATASETS, else ./datasets."""
+    """The folder of all data sets: DETECTRON2_DATASETS, else ./datasets."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()

@@ -1,4 +1,4 @@
-"""Masks of boxed objects by GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004), or ellipses for what is round.
+"""Masks of boxed objects by GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004), or ellipses for round objects.
 
 A label image made of boxes has 2 C + 1 values for C classes: c inside an object of class c, C + c "not c" (in its box
 but not in its mask, or close around the box), 2 C outside of all boxes; IGNORE where nothing is known.
@@ -13,22 +13,22 @@ import numpy as np
 
 from skysense_o.sample import IGNORE
 
-LEAST, MOST = 0.12, 0.97  # share of its box that a mask has to fill, else it is rejected
+LEAST, MOST = 0.12, 0.97  # limits of the share of its box that a mask fills; other masks are rejected
 ROUNDS = 4  # of GrabCut
-LONGEST = 160  # pixels of a box's longer side that GrabCut looks at: larger ones are shrunk
+LONGEST = 160  # longer side of a box for GrabCut, in pixels; larger boxes are reduced
 SMALLEST = 48  # smaller ones are enlarged
 
 BoxMask = Callable[[np.ndarray, tuple[int, int, int, int]], "np.ndarray | None"]
 
 
 def grabcut_mask(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray | None:
-    """The object in a box: outside of the box is background for certain, inside it is what the colours say.
+    """Segment the object in a box by its colours; everything outside of the box is background.
 
     Args:
-        image: uint8 (H,W,3). box: x0, y0, x1, y1, the last two just past it.
+        image: uint8 (H,W,3). box: half-open XYXY.
 
     Returns:
-        bool (y1-y0,x1-x0), or None where the mask fills less than LEAST or more than MOST of the box.
+        bool (y1-y0,x1-x0), or None if the mask fills less than LEAST or more than MOST of the box.
     """
     x0, y0, x1, y1 = box
     width, height = x1 - x0, y1 - y0
@@ -66,10 +66,10 @@ def ellipse_mask(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarra
 
 
 def box_labels(image: np.ndarray, boxes: Sequence[Sequence[float]], classes: int, mask_of: BoxMask) -> np.ndarray:
-    """Boxes -> a label image, uint8 (H,W), with the values that the head of this file lists.
+    """Boxes -> a label image, uint8 (H,W), with the values in the docstring of this module.
 
-    Large boxes are drawn first, so that the small ones in them stay; a rejected mask leaves its box unknown, and so is
-    the line between a mask and the rest. The rim around a box, a tenth of its sides wide, is "not c".
+    Large boxes are drawn first, so that small ones in them remain. The box of a rejected mask is unknown, and so is
+    the border of a mask. The rim around a box, a tenth of its sides wide, is "not c".
 
     Args:
         image: uint8 (H,W,3). boxes: x0, y0, x1, y1, class. classes: C.

@@ -1,5 +1,6 @@
-"""Scene mosaics: images of different kinds side by side in one, so that a kind's name gets a mask (after Mosaic of
-Bochkovskiy et al. 2020 and region-level mixing as ClassMix, Olsson et al. 2021).
+"""Scene mosaics: parts of images with different scene classes in one image, so that a scene class has a mask.
+
+After Mosaic (Bochkovskiy et al. 2020) and ClassMix (Olsson et al. 2021).
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import numpy as np
 
 
 def ragged_cells(side: int, count: int, wobble: float = 0.08) -> np.ndarray:
-    """A square in `count` Voronoi cells with wobbling borders, uint8 (side,side) of 0..count-1.
+    """Divide a square into `count` Voronoi cells with irregular borders -> uint8 (side,side), 0..count-1.
 
-    Uses NumPy's global generator. wobble: of the borders, as a share of the side.
+    Uses NumPy's global generator. `wobble` is the amplitude of the borders, as a fraction of the side.
     """
     if count == 1:
         return np.zeros((side, side), np.uint8)
@@ -33,7 +34,7 @@ def ragged_cells(side: int, count: int, wobble: float = 0.08) -> np.ndarray:
 
 
 def _wobbling(side: int, wobble: float) -> np.ndarray:
-    """Places from left to right in 0..1, float32 (side,side), each shifted by smooth noise."""
+    """Coordinates from left to right in 0..1, float32 (side,side), shifted by smooth noise."""
     places = np.broadcast_to((np.arange(side, dtype=np.float32) + 0.5) / side, (side, side)).copy()
     for cells, share in ((5, 0.5), (9, 0.25), (17, 0.12)):
         noise = np.random.randn(cells, cells).astype(np.float32) * (share * wobble)
@@ -42,7 +43,7 @@ def _wobbling(side: int, wobble: float) -> np.ndarray:
 
 
 def random_part(image: np.ndarray, side: int, least: float) -> np.ndarray:
-    """A square part of at least the share `least` of the shorter side, at a random place, resized to `side`."""
+    """A square part of at least the share `least` of the shorter side, at a random position, resized to `side`."""
     shorter = min(image.shape[:2])
     length = max(8, round(shorter * np.random.uniform(least, 1.0)))
     y, x = (np.random.randint(n - length + 1) for n in image.shape[:2])

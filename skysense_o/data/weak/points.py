@@ -1,5 +1,5 @@
-"""Labels from points (Bearman et al., What's the point, ECCV 2016): a small disc is the thing, what is far from all of
-them is not; in between nothing is known.
+"""Labels from points (Bearman et al., What's the point, ECCV 2016): a small disc around a point is the class,
+pixels far from all points are not, and pixels between are unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def point_labels(
 
     Args:
         size: (H,W). points: x, y, class, all of one class. classes: how many there are.
-        disc, far: pixels from a point up to which it is the thing, and from which on it is not (0: never said).
+        disc: radius in pixels of the positive disc around a point.
+        far: distance in pixels from which on pixels are negative; 0: there are no negatives.
     """
     labels = np.full(size, IGNORE, np.uint8)
     if not points:

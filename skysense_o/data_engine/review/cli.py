@@ -11,6 +11,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from skysense_o.text_files import read_json, read_lines
+
 FORMATS = ("label-studio", "coco")
 
 
@@ -67,10 +69,7 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
     from skysense_o.data_engine.review.exchange import take_over
     from skysense_o.data_engine.review.label_studio import from_label_studio
 
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    data = read_json(path)
     if isinstance(data, dict) and {"images", "annotations", "categories"} <= set(data):
         who = args.reviewer or "coco"
         imported = {(who, tile): rows for tile, rows in from_coco(review, data).items()}
@@ -129,7 +128,7 @@ def _serve(review, args: argparse.Namespace) -> None:
     from skysense_o.data_engine.review.page import CSS, ReviewPage, build_page, page_script
     from skysense_o.interactive.serving import serve
 
-    names = Path(args.names).read_text().splitlines() if args.names else []
+    names = read_lines(args.names) if args.names else []
     root = Path(tempfile.mkdtemp(prefix="skysense_o_review_"))
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     try:

@@ -1,0 +1,87 @@
+"""Words that a model was not trained on are named, once; weights remember what they were trained on."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from skysense_o.config import default_config
+from skysense_o.data.training_facts import training_facts
+from skysense_o.inference.familiarity import FAR, TrainingWords, describe_unfamiliar
+from skysense_o.inference.predictor import Predictor
+from skysense_o.training.run import fill_known
+from skysense_o.vocabulary import Vocabulary
+
+AXES = {"river": [1, 0, 0], "stream": [1, 0.1, 0], "roof": [0, 1, 0], "creek": [1, 0.5, 0], "teapot": [0, 0.3, 1]}
+
+
+@pytest.fixture
+def tower():
+    def encode_text(strings):
+        return F.normalize(torch.tensor([AXES[s] for s in strings], dtype=torch.float32), dim=-1)
+
+    return SimpleNamespace(encode_text=encode_text)
+
+
+def test_trained_words_and_their_plurals_are_familiar(tower):
+    words = TrainingWords(tower, ["river|stream", "roof"])
+    assert words.unfamiliar(Vocabulary.parse("Rivers,roofs,creek|stream")) == {}
+
+
+def test_a_new_word_gets_its_nearest_training_word(tower):
+    found = TrainingWords(tower, ["river|stream", "roof"]).unfamiliar(Vocabulary.parse("creek,roof,teapot"))
+    assert {name: nearest for name, (nearest, _) in found.items()} == {"creek": "stream", "teapot": "roof"}
+    assert found["creek"][1] == pytest.approx(
+        float(F.cosine_similarity(*map(torch.tensor, ([1, 0.5, 0], [1, 0.1, 0.0])), dim=0))
+    )
+    near, far = describe_unfamiliar(found)
+    assert '"creek" is no training word; the model takes it for something like "stream"' in near
+    assert found["teapot"][1] < FAR
+    assert '"teapot" is far from every training word' in far
+
+
+def test_background_words_examples_and_unknown_trainings_are_not_judged(tower):
+    vocabulary = Vocabulary.parse("river", "teapot").with_examples({"like this": torch.ones(3)})
+    assert TrainingWords(tower, ["river"]).unfamiliar(vocabulary) == {}
+    assert TrainingWords(tower, []).unfamiliar(Vocabulary.parse("teapot")) == {}
+
+
+def test_the_predictor_warns_once(small_model, caplog):
+    predictor = Predictor(small_model, known_classes=["road|street", "water"])
+    image = np.zeros((32, 32, 3), np.uint8)
+    with caplog.at_level(logging.WARNING):
+        predictor(image, "street,teapot")
+        predictor(image, "water,teapot")
+    assert sum("teapot" in record.message for record in caplog.records) == 1
+    assert not any("street" in record.message.split('"')[1] for record in caplog.records)
+
+
+def test_facts_come_from_the_class_tables_and_the_concepts():
+    classes, sets, gsd = training_facts(["dubai_train", "resisc12_train"])
+    names = {entry.partition("|")[0] for entry in classes}
+    assert {"water", "building", "wetland", "river"} <= names, "classes of both sets"
+    assert "road" in names
+    assert "not road" not in names
+    assert sets == ["dubai_train", "resisc12_train"]
+    assert gsd == [1.0, 1.0], "kinds of scenes come at all scales, and say nothing of the scale of masks"
+
+
+def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch):
+    cfg = default_config()
+    cfg.DATASETS.TRAIN = ("dubai_train",)
+    fill_known(cfg)
+    assert any(entry.startswith("water|") for entry in cfg.MODEL.KNOWN.CLASSES)
+    assert cfg.MODEL.KNOWN.GSD == [1.0, 1.0]
+    stored = "MODEL: {KNOWN: {CLASSES: [ship], DATASETS: [a_train], GSD: [0.2, 0.5]}}"
+    monkeypatch.setattr("skysense_o.training.run.find_weights", lambda name: tmp_path / name)
+    monkeypatch.setattr("skysense_o.training.run.read_config", lambda path: stored)
+    cfg.MODEL.WEIGHTS = "a.safetensors"
+    cfg.MODEL.LOSS.BCE, cfg.MODEL.LOSS.PROMPT = 0.0, 1.0
+    fill_known(cfg)
+    known = cfg.MODEL.KNOWN
+    assert (known.CLASSES, known.DATASETS, known.GSD) == (["ship"], ["a_train"], [0.2, 0.5])
