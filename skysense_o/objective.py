@@ -18,7 +18,7 @@ from skysense_o.sample import IGNORE, Sample
 
 REGION_TERMS = ("region", "region_published", "vision_centric", "vision_centric_published")
 
-TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "bags", "captions", *REGION_TERMS)
+TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "bags", "candidates", "captions", *REGION_TERMS)
 
 
 class Objective:
@@ -66,6 +66,7 @@ class Objective:
             "vision_centric": loss.VISION_CENTRIC,
             "vision_centric_published": loss.VISION_CENTRIC_PUBLISHED,
             "bags": loss.BAGS,
+            "candidates": loss.CANDIDATES,
             "captions": loss.CAPTIONS,
         }
         return cls(

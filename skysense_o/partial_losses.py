@@ -14,7 +14,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
 from skysense_o.losses import mask_dice, mean_of_means
-from skysense_o.sample import NO, UNKNOWN, YES
+from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 
 ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials, and whose gradient is finite
 
@@ -28,8 +28,8 @@ def says_table(says: Sequence[Tensor], names: int) -> Tensor:
 
 
 def partial_targets(sem_seg: Tensor, table: Tensor) -> Tensor:
-    """(B,H,W) label values and a `says_table` table -> (B,T,H,W) int8: YES, NO or UNKNOWN (which bags are, too)."""
-    table = torch.where(table > YES, UNKNOWN, table)
+    """(B,H,W) label values and a `says_table` table -> (B,T,H,W) int8: YES, NO or UNKNOWN (also bags and MAYBE)."""
+    table = torch.where((table > YES) | (table == MAYBE), UNKNOWN, table)
     return torch.stack([one[:, values] for one, values in zip(table, sem_seg)])
 
 
@@ -57,6 +57,20 @@ def partial_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     share = 1 / count.clamp(min=1).expand_as(logits)[yes]
     sums = logits.new_zeros(len(logits)).index_add(0, yes.nonzero()[:, 0], each * share)
     return (sums / (count > 0).flatten(1).sum(1).clamp(min=1)).mean()
+
+
+def candidates(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
+    """Learning from candidate labels (Jin and Ghahramani 2002): of several MAYBE names a pixel has one, so together
+    they compete against those that it has not. The mean over the pixels with a MAYBE; a sample without any gives 0.
+
+    Without it a set of one class switches all other names off in its images: there they are only ever denied.
+
+    Args:
+        logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `says_table`.
+    """
+    said = torch.stack([one[:, values] for one, values in zip(table, sem_seg)])
+    some, against = (logits.masked_fill(said != what, ABSENT).logsumexp(dim=1) for what in (MAYBE, NO))
+    return mean_of_means(F.softplus(against - some), (said == MAYBE).any(1))
 
 
 def partial_dice(logits: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from skysense_o.sample import NO, YES, Sample
 Encode = Callable[[Sequence[Sequence[str]]], tuple[Tensor, Tensor]]
 """Phrases of R images -> unit vectors (R,N,D) and which of them are real (R,N)."""
 
-KNOWN_TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "region", "bags", "captions")
+KNOWN_TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "region", "bags", "candidates", "captions")
 
 
 def partial_terms(
@@ -55,6 +55,7 @@ def partial_terms(
             "dice": lambda: partly.partial_dice(full, target),
             "presence": lambda: partly.partial_presence(presence, target, labels, table),
             "bags": lambda: partly.bags(full, labels, table),
+            "candidates": lambda: partly.candidates(full, labels, table),
             "region": lambda: partly.partial_region_contrast(
                 partly.pool_yes(features.dense, target),
                 (target == YES).flatten(2).any(-1),

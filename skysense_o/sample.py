@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 IGNORE = 255
 """Label of pixels without a class; they are neither trained on nor evaluated."""
 
-UNKNOWN, NO, YES = -1, 0, 1
-"""What a label says of a name; a number n from 2 to 100 says: at least n percent of these pixels."""
+MAYBE, UNKNOWN, NO, YES = -2, -1, 0, 1
+"""What a label says of a name: of several MAYBE at least one is there; a number n from 2 to 100 says: at least n
+percent of these pixels."""
 
 Reduce = Literal["labels", "probabilities"]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from skysense_o import losses
 from skysense_o import partial_losses as partly
-from skysense_o.sample import IGNORE, NO, UNKNOWN, YES
+from skysense_o.sample import IGNORE, MAYBE, NO, UNKNOWN, YES
 
 B, T, SIDE = 3, 5, 12
 
@@ -168,6 +168,25 @@ def test_bags_by_a_loop():
     expected = (sum(terms) / 2 + 0) / 2  # the second sample has no bag
     assert float(partly.bags(logits, labels, table)) == pytest.approx(expected, abs=1e-9)
     assert (partly.partial_targets(labels, table) <= YES).all()  # a bag is no pixel's YES
+
+
+def test_candidates_by_a_loop():
+    generator = torch.Generator().manual_seed(6)
+    labels = torch.randint(0, 2, (2, 6, 6), generator=generator)
+    logits = torch.randn(2, 4, 6, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    says = torch.tensor([[NO, MAYBE, MAYBE, UNKNOWN], [YES, NO, NO, UNKNOWN]], dtype=torch.int8)
+    table = partly.says_table([says, says.clamp(min=UNKNOWN)], 4)
+    each = []
+    for y in range(6):
+        for x in range(6):
+            if labels[0, y, x] == 0:
+                road, one, two, _ = (math.exp(v) for v in logits[0, :, y, x].tolist())
+                each.append(-math.log((one + two) / (one + two + road)))
+    loss = partly.candidates(logits, labels, table)
+    assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9), "the second sample has none"
+    gradient = torch.autograd.grad(loss, logits)[0]
+    assert gradient[0, 3].abs().sum() == gradient[1].abs().sum() == 0
+    assert (partly.partial_targets(labels, table)[0, 1:3] == NO).sum() == 2 * (labels[0] == 1).sum(), "else unknown"
 
 
 def test_presence_asks_only_what_is_known():

@@ -13,11 +13,17 @@ import numpy as np
 from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
-from skysense_o.sample import NO, UNKNOWN, YES
+from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 from skysense_o.vocabulary import Vocabulary
 
 NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_crowns": ("tree", 1000)}
 """Data set -> what is always boxed in its images, but for those with more than so many, where some are left out."""
+
+
+COMMON = ("vegetation", "tree", "grass", "bare land", "water", "building", "road", "paved area")
+"""What land seen from above mostly is: a pixel that is not the one class of a set is one of these."""
+CANDIDATES = 4
+"""How many of them a sample is asked for."""
 
 
 @lru_cache
@@ -36,6 +42,7 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
                 if says[c, other] == UNKNOWN and not concepts.above[other, concept]:
                     says[c, other] = NO
         else:
+            says[c, [concepts.index(name) for name in COMMON if name in concepts.names]] = MAYBE
             says[c, concepts.above[:, concepts.nots[f"{table}/{classes.classes[c]}"]]] = NO
     own = np.array(sorted({m for m in meant if m is not None}))
     return says, own
@@ -117,6 +124,8 @@ class WordChooser:
         wanted = np.zeros(len(concepts), bool)
         wanted[own] = True
         wanted |= positive & (~wider | (np.random.rand(len(concepts)) < self.hypernyms))
+        common = np.flatnonzero((seen == MAYBE).any(0) & ~wanted)
+        wanted[np.random.permutation(common)[:CANDIDATES]] = True
         denied = (counts[:, None] * (says == NO)).sum(0) / max(1, labels.size)
         pool = np.flatnonzero(~wanted & ~positive & (denied > 0))
         more = max(0, self.count - int(wanted.sum()))

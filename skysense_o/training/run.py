@@ -82,9 +82,10 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
         raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
-    if (cfg.MODEL.LOSS.BAGS or cfg.MODEL.LOSS.CAPTIONS) and cfg.INPUT.MAPPER != "mixed" and not eval_only:
+    loss = cfg.MODEL.LOSS
+    if max(loss.BAGS, loss.CANDIDATES, loss.CAPTIONS) > 0 and cfg.INPUT.MAPPER != "mixed" and not eval_only:
         raise ValueError(
-            f"MODEL.LOSS.BAGS and CAPTIONS are for INPUT.MAPPER 'mixed', not {cfg.INPUT.MAPPER!r}: set 0.0"
+            f"MODEL.LOSS.BAGS, CANDIDATES and CAPTIONS are for INPUT.MAPPER 'mixed', not {cfg.INPUT.MAPPER!r}: set 0.0"
         )
     if cfg.DATASETS.WEIGHTS and not eval_only:
         check_weights(cfg.DATASETS.WEIGHTS, len(cfg.DATASETS.TRAIN))

@@ -16,10 +16,11 @@ from skysense_o.data.concepts import load_concepts
 from skysense_o.data.labels import BadData
 from skysense_o.data.mixed_mapper import MixedMapper, object_square, said_of
 from skysense_o.data.mixture import MixedSamples, check_weights
+from skysense_o.data.partial_labels import CANDIDATES, COMMON
 from skysense_o.data.weak.box_masks import LEAST, box_labels, ellipse_mask, grabcut_mask
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
-from skysense_o.sample import IGNORE, NO, UNKNOWN, YES
+from skysense_o.sample import IGNORE, MAYBE, NO, UNKNOWN, YES
 
 SETS = ("epfl_roads_train", "simd_train", "urban_trees_train", "rsicd_scenes_train")
 
@@ -174,7 +175,7 @@ def test_label_images_boxes_points_and_scenes_give_samples(data):
         assert sample["says"].dtype == torch.int8
         assert sample["says"].shape[1] == len(sample["vocabulary"])
         assert max(values, default=0) < len(sample["says"]), name
-        assert int(sample["says"].min()) >= UNKNOWN
+        assert int(sample["says"].min()) >= (MAYBE if name == "epfl_roads_train" else UNKNOWN)
         assert len(set(sample["vocabulary"].classes)) == len(sample["vocabulary"])
     assert concepts.names
 
@@ -187,6 +188,9 @@ def test_not_road_is_no_road_and_nothing_else(data):
     assert (says[0, road], says[1, road]) == (NO, YES)
     denied = {name for c, name in enumerate(names) if says[0, c] == NO}
     assert denied <= {"road", "freeway", "overpass"}
+    common = {name for c, name in enumerate(names) if says[0, c] == MAYBE}
+    assert len(common) == CANDIDATES, "it is one of these"
+    assert common < set(COMMON) - {"road"}
 
 
 def test_a_box_is_asked_for_its_object(data):
@@ -258,19 +262,18 @@ def test_a_record_without_any_label(data):
 
 def test_every_term_learns_from_a_batch_of_all_kinds(data, cfg):
     from skysense_o.meta_arch import SkySenseO
+    from skysense_o.partial_objective import KNOWN_TERMS
 
     np.random.seed(0)
     mapper, loss = mapper_of(data, CROP_SIZE=64), cfg.MODEL.LOSS
     samples = [mapper(records_of(name)[0]) for name in SETS for _ in range(6 if "scenes" in name else 2)]
     assert any("captions" in sample for sample in samples)
-    for name in ("BCE", "CROSS_ENTROPY", "DICE", "REGION", "PRESENCE", "BAGS", "CAPTIONS"):
+    for name in ("BCE", "CROSS_ENTROPY", "DICE", "REGION", "PRESENCE", "BAGS", "CANDIDATES", "CAPTIONS"):
         loss[name] = 1.0
     torch.manual_seed(0)
     model = SkySenseO(cfg).train()
     terms = model.losses(samples)
-    assert set(terms) == {
-        f"loss_{t}" for t in ("bce", "cross_entropy", "dice", "region", "presence", "bags", "captions")
-    }
+    assert set(terms) == {f"loss_{name}" for name in KNOWN_TERMS if name != "focal"}
     for name, term in terms.items():
         assert term.isfinite(), name
         assert term > 0, name

@@ -12,9 +12,9 @@ from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
 from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
-from skysense_o.sample import IGNORE, NO, UNKNOWN, YES
+from skysense_o.sample import IGNORE, MAYBE, NO, UNKNOWN, YES
 
-WORDS = {YES: "yes", NO: "no", UNKNOWN: "unknown"}
+WORDS = {YES: "yes", NO: "no", UNKNOWN: "unknown", MAYBE: "one of"}
 
 
 def says_of(dataset: str, name: str, word: str) -> int:
@@ -37,8 +37,9 @@ def says_of(dataset: str, name: str, word: str) -> int:
         ("czech_landcover", "vegetation", "crop field", UNKNOWN),
         ("epfl_roads", "not road", "road", NO),
         ("epfl_roads", "not road", "freeway", NO),
-        ("epfl_roads", "not road", "tree", UNKNOWN),
-        ("epfl_roads", "not road", "paved area", UNKNOWN),
+        ("epfl_roads", "not road", "tree", MAYBE),
+        ("epfl_roads", "not road", "paved area", MAYBE),
+        ("epfl_roads", "not road", "airplane", UNKNOWN),
         ("oam_buildings", "not building", "house", NO),
         ("oam_buildings", "building", "residential area", UNKNOWN),
     ],
