@@ -268,7 +268,7 @@ def run() -> int:
     except Exception as error:
         if is_expected(error):
             raise
-        print(f"error: {file_error(error, args.input[0])}", file=sys.stderr)
+        print(f"error: {file_error(error, printable(Path(args.input[0]).name))}", file=sys.stderr)
         return 1
     if args.task != "segment":
         return whole_images(request)

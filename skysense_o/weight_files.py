@@ -94,7 +94,7 @@ def _tensors(table, path: Path) -> dict[str, Tensor]:
     state = {}
     for name, value in table.items() if isinstance(table, dict) else ():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            value = torch.from_numpy(np.ascontiguousarray(value))
+            value = torch.from_numpy(np.asarray(value, order="C"))
         if isinstance(value, Tensor):
             state[name] = value
     if not state:

@@ -238,3 +238,10 @@ def test_a_damaged_pth_names_its_path(tmp_path, zipped):
             assert "\n" not in str(problem)
             kinds.add(type(problem.__cause__))
     assert kinds & {IndexError, KeyError, UnicodeDecodeError, AttributeError, TypeError}
+
+
+def test_numbers_of_numpy_keep_their_shape(tmp_path):
+    """A batch norm's counter has no dimension."""
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": {"n": np.array(3), "a": np.ones((2, 3)).T}}))
+    found = read_weights(tmp_path / "w.pkl", trust=True)
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"n": (), "a": (3, 2)}

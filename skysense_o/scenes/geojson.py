@@ -57,15 +57,28 @@ def write_geojson(table: geopandas.GeoDataFrame, path: Path, pixel: float | None
 
 
 @contextmanager
-def plain_name(path: Path) -> Iterator[Path]:
-    """A path under which pyogrio writes `path`: it takes `!` and `;` in names for addresses inside archives."""
-    if not {"!", ";"} & set(str(path)):
+def plain_name(path: Path, suffix: str = "") -> Iterator[Path]:
+    """A path under which pyogrio writes `path`: it takes `!` and `;` in names for addresses inside archives.
+
+    Args:
+        path: the file to write.
+        suffix: the suffix that the driver expects; GDAL warns of another one.
+    """
+    if {"!", ";"} & set(str(path)):
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / f"vectors{suffix}"
+            yield target
+            shutil.copyfile(target, path)
+    elif suffix:
+        target = path.with_name(path.name + suffix)
+        try:
+            target.unlink(missing_ok=True)
+            yield target
+            target.replace(path)
+        finally:
+            target.unlink(missing_ok=True)
+    else:
         yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "vectors"
-        yield target
-        shutil.copyfile(target, path)
 
 
 def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:

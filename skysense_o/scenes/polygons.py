@@ -94,7 +94,7 @@ def write_geopackage(
     """
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": LAST_CHANGE})
     try:
-        with whole(path) as part, plain_name(part) as target:
+        with whole(path) as part, plain_name(part, ".gpkg") as target:
             pyogrio.write_dataframe(table, target, layer=LAYER, driver="GPKG", **_geometry_type(table))
             style = {
                 "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
