@@ -143,11 +143,14 @@ def fill_known(cfg: CfgNode) -> None:
     loss = cfg.MODEL.LOSS
     words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE)) and cfg.MODEL.META_ARCHITECTURE == "SkySenseO"
     classes, sets, gsd = training_facts(cfg.DATASETS.TRAIN) if words else ([], [], [])
-    known = cfg.MODEL.KNOWN
+    known, frozen = cfg.MODEL.KNOWN, cfg.is_frozen()
+    cfg.defrost()
     known.CLASSES = sorted({*stored.get("CLASSES", []), *classes})
     known.DATASETS = list(dict.fromkeys((*stored.get("DATASETS", []), *sets)))
     metres = [*stored.get("GSD", []), *gsd]
     known.GSD = [min(metres), max(metres)] if metres else []
+    if frozen:
+        cfg.freeze()
 
 
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:

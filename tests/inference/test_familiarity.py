@@ -74,7 +74,10 @@ def test_facts_come_from_the_class_tables_and_the_concepts():
 def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch):
     cfg = default_config()
     cfg.DATASETS.TRAIN = ("dubai_train",)
+    cfg.freeze()
     fill_known(cfg)
+    assert cfg.is_frozen(), "as tools/train_net.py gives it"
+    cfg.defrost()
     assert any(entry.startswith("water|") for entry in cfg.MODEL.KNOWN.CLASSES)
     assert cfg.MODEL.KNOWN.GSD == [1.0, 1.0]
     stored = "MODEL: {KNOWN: {CLASSES: [ship], DATASETS: [a_train], GSD: [0.2, 0.5]}}"
