@@ -32,6 +32,7 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
     Raises:
         OSError: another run holds the lock; the message says which, and since when.
     """
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _acquired(path, folder, cure)
     try:
@@ -41,6 +42,9 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             file.close()
+        if is_new:  # a run that failed early leaves no empty folder
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
 def _acquired(path: Path, folder: Path, cure: str) -> IO | None:

@@ -222,7 +222,7 @@ def test_sources(pairs, tmp_path):
     [
         ("nowhere.jsonl", FileNotFoundError, "nothing at"),
         ("captions.jsonl@moon", ValueError, "has no record of the split 'moon'"),
-        ("bad.jsonl", ValueError, "record 1: image and caption or captions are needed, found path"),
+        ("bad.jsonl", ValueError, "line 1: image and caption or captions are needed, found path"),
     ],
 )
 def test_bad_sources_are_named(pairs, source, error, says):

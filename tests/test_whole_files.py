@@ -98,7 +98,9 @@ def test_a_checkpoint_stays_whole(small_model, tmp_path, monkeypatch):
     checkpointer.save("model_0000001", iteration=1)
     good = (tmp_path / "model_0000001.pth").read_bytes()
     monkeypatch.setattr(torch, "save", lambda data, part: fail_half_way(part))
-    with pytest.raises(OSError, match="model_0000001.pth could not be written.*free space and continue with --resume"):
+    with pytest.raises(
+        OSError, match="model_0000001.pth could not be written.*free space, then continue with --resume"
+    ):
         checkpointer.save("model_0000001", iteration=1)
     assert (tmp_path / "model_0000001.pth").read_bytes() == good
 

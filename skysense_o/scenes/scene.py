@@ -60,7 +60,7 @@ class Scene:
     @property
     def has_none(self) -> bool:
         """Whether id 0 stands for pixels of no class, rather than for the first class."""
-        return self.threshold is not None or bool(self.settings.get("background"))
+        return self.threshold is not None or any(self.settings.get("background", ()))
 
 
 def segment_scene(

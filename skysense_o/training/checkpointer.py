@@ -118,7 +118,5 @@ def _write(path: Path, write) -> None:
             write(part)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for errors of the disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(
-            f"{path} could not be written ({reason}): is the disk full? Older checkpoints are unchanged: free space"
-            " and continue with --resume"
-        ) from error
+        what = reason if str(path) in reason else f"{path} could not be written ({reason})"
+        raise OSError(f"{what}. Older checkpoints are unchanged: free space, then continue with --resume") from error

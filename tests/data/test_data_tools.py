@@ -99,16 +99,16 @@ def test_a_file_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     demo = load_script("demo/demo.py")
     (tmp_path / "words.txt").write_bytes("building\r\n\r\nroad\r\n".encode(encoding))
     words = ["--input", "a", "--output", "b", "--classes-file", str(tmp_path / "words.txt")]
-    vocabulary, _ = demo.words_of(demo.parser().parse_args(words))
+    vocabulary, _ = demo.vocabulary_of(demo.parser().parse_args(words))
     assert vocabulary.classes == ("building", "road")
 
 
 def test_open_world_words(dubai, monkeypatch):
     demo = load_script("demo/demo.py")
-    vocabulary, colors = demo.words_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
+    vocabulary, colors = demo.vocabulary_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
     assert len(vocabulary) == len(colors) == len(load_classes("open_world"))
     trees.skysa(dubai.parent)
-    vocabulary, colors = demo.words_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
+    vocabulary, colors = demo.vocabulary_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
     assert set(vocabulary.classes) == {"lake", "pond", "forest", "road", "car", "roof"}
     assert colors is None
 

@@ -312,7 +312,7 @@ def test_the_command_line(call, tmp_path, monkeypatch):
     assert "takes one image and --input gives 2" in err
     code, _, err = call("demo/demo.py", "--input", shipped, "--output", tmp_path)
     assert code == 2
-    assert "no words: give --classes" in err
+    assert "no classes: give --classes" in err
 
 
 # Hidden paths

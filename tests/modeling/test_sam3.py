@@ -284,7 +284,7 @@ def test_windows_of_one_square_are_the_whole_image(folder):
     windows, once = (predictor(image, "road,tree,water", window=window) for window in (SIDE, None))
     assert predictor.model.stride == 2  # 16 cells of 3.5 pixels do not fit windows; 28 of 2 do
     assert np.abs(windows.score - once.score).mean() < 5e-3  # bilinear twice
-    with pytest.raises(ValueError, match=f"a window of 64 pixels does not fit the model: its own is {SIDE}"):
+    with pytest.raises(ValueError, match=f"a window of 64 pixels does not fit the model: it takes {SIDE} pixels only"):
         predictor(image, "road", window=64)
 
 

@@ -139,7 +139,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="model_0000005.pth could not be written .*No space left.*continue with --resume"):
+    with pytest.raises(
+        OSError, match="model_0000005.pth could not be written: the disk is full.*continue with --resume"
+    ):
         checkpointer.save("model_0000005", iteration=5)
     assert {p.name for p in tmp_path.iterdir()} == {"model_0000002.pth", "last_checkpoint"}
     assert (tmp_path / "model_0000002.pth").read_bytes() == good
