@@ -13,8 +13,8 @@ case ${1:-} in
     ;;
 esac
 python=$(sh "$here/tools/setup.sh")
-image=${1:-$here/demo/yellowstone_0.4m.jpg}
-classes=${2:-road,vegetation}
+image=${1:-$here/demo/yellowstone_0.15m.jpg}
+classes=${2:-road,tree,grass,building,water,car}
 [ $# -gt 0 ] && shift
 [ $# -gt 0 ] && shift
 export HF_HUB_OFFLINE=1
