@@ -289,7 +289,7 @@ def test_superpixels_follow_clear_edges(mini):
     regions = tidy(found, 100)
     for c in (0, 2, 3):
         is_class, parts = labels == c, [regions == k for k in np.unique(regions)]
-        assert max((part & is_class).sum() / (part | is_class).sum() for part in parts) > 0.6, c
+        assert max((part & is_class).sum() / (part | is_class).sum() for part in parts) > 0.55, c
 
 
 def test_a_missing_argument_of_a_method_raises_an_error(mini, words_only, tmp_path):

@@ -214,7 +214,7 @@ def test_clicks_errors_and_suggestions(visit, server):
     page.get_by_text("region 5 is cut out of 3").wait_for()
     assert Review(server.work).log.history["carl"][-1].box == (40, 50, 60, 60), "a box that was dragged"
     page.keyboard.press("u")
-    page.get_by_text("Taken back: split of region 3").wait_for()
+    page.get_by_text("Undone: split of region 3").wait_for()
     page.keyboard.press("m")
     page.keyboard.press("Escape")
     page.keyboard.press("m")
