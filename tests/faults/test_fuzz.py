@@ -1,12 +1,13 @@
 """Mutated inputs for every reader: each gives a result or a one-line error, never a traceback.
 
-The short run is part of the normal tests. The long one: pytest -m slow tests/faults. One seed gives one run.
+The short run is part of the normal tests. The long one: SKYSENSE_O_FUZZ=1 pytest -m slow tests/faults. One seed gives one run.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -180,7 +181,11 @@ def read_own_folder(path: Path) -> None:
     own_spec(str(folder))
 
 
-COUNTS = [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
+long_run = pytest.mark.skipif(
+    not os.environ.get("SKYSENSE_O_FUZZ"),
+    reason="set SKYSENSE_O_FUZZ=1 for 3,000 inputs per reader; takes many minutes",
+)
+COUNTS = [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=[pytest.mark.slow, long_run])]
 
 
 @pytest.mark.parametrize("count", COUNTS)
