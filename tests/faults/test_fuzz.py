@@ -1,6 +1,7 @@
 """Mutated inputs for every reader: each gives a result or a one-line error, never a traceback.
 
-The short run is part of the normal tests. The long one: SKYSENSE_O_FUZZ=1 pytest -m slow tests/faults. One seed gives one run.
+The short run is part of the normal tests. The long one: SKYSENSE_O_FUZZ=1 pytest -m slow tests/faults. One seed gives
+one run.
 """
 
 from __future__ import annotations
