@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -18,6 +20,8 @@ from skysense_o.sample import Sample
 
 logger = logging.getLogger(__name__)
 SKIPS_IN_A_ROW = 50
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PROCESS_GROUPS = hasattr(os, "setpgid")  # not on Windows
 
 
 class NumberedSamples(Dataset):
@@ -81,7 +85,9 @@ class Batches:
         self.skipped: dict[str, None] = {}  # messages, in the order of their arrival
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        for batch in self.loader:
+        with held_signals():  # a worker takes them itself, once it is out of this process group
+            batches = iter(self.loader)
+        for batch in batches:
             for sample in batch:
                 for message in sample.pop("skipped", ()):
                     if message not in self.skipped:
@@ -90,15 +96,33 @@ class Batches:
             yield batch
 
 
-def start_worker(worker: int) -> None:
-    """Prepare a loader process: one thread, and no reaction to signals.
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the end of the block; processes that start in it hold them back, too."""
+    if not PROCESS_GROUPS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    OpenCV's threads in several workers slow each other down. A signal to the process group must not end the workers:
-    the main process still needs them to finish its step, saves a checkpoint, and then ends them.
+
+def start_worker(worker: int) -> None:
+    """Prepare a loader process: one thread, and a process group of its own.
+
+    OpenCV's threads in several workers slow each other down. A signal to the training's process group (Ctrl-C in a
+    terminal) must not reach the workers: the main process still needs them to finish its step, saves a checkpoint, and
+    then ends them, by SIGTERM where they do not end by themselves.
     """
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if not PROCESS_GROUPS:
+        return
+    os.setpgid(0, 0)
+    while signal.sigpending() & set(SIGNALS):  # sent to the old group since the fork
+        signal.sigwait(SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def training_loader(

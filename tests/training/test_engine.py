@@ -190,7 +190,7 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
         (1, signal.SIGINT, os.kill, 0),
         (1, signal.SIGTERM, os.killpg, 2),  # loader processes ended first, and the run with a traceback
         (2, signal.SIGTERM, os.kill, 0),
-        (2, signal.SIGINT, os.killpg, 0),  # Ctrl-C in a terminal reaches all processes, and again through the first
+        (2, signal.SIGINT, os.killpg, 1),  # Ctrl-C in a terminal reaches all processes, and again through the first
     ],
 )
 @pytest.mark.slow
