@@ -6,7 +6,6 @@ K concepts, V label values.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
 from skysense_o.sample import NO, UNKNOWN, YES
+from skysense_o.text_files import read_json_file
 
 CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 
@@ -97,7 +97,7 @@ def load_concepts() -> Concepts:
     Raises:
         ValueError: a concept that names one which is not there, or a class that the table has not.
     """
-    body = json.loads(CONCEPTS_FILE.read_text())
+    body = read_json_file(CONCEPTS_FILE)
     entries = body["concepts"]
     names = tuple(entries)
     index_of = {name: k for k, name in enumerate(names)}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skysense_o.text_files import read_text
+from skysense_o.text_files import parse_json, read_text
 
 DELIMITER = "{tuple_delimiter}"
 LOWEST, HIGHEST = 1, 10
@@ -191,9 +191,9 @@ def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
     text = read_text(path)
     if text.lstrip().startswith("{"):
         try:
-            body = json.loads(text)
+            body = parse_json(text, str(path))
             return RelationGraph.of_edges(body["names"], np.array(body["edges"]), body.get("sources", ["unknown"])), {}
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{path} is not a graph as RelationGraph.save writes it: {error!r}") from error
     return parse_relations(text.splitlines(), path)
 

@@ -36,7 +36,8 @@ WEAK: tuple[DatasetSpec, ...] = (
         citation="EPFL machine learning course, road segmentation",
         gsd="0.3 to 0.6",
         counts={"train": 80, "val": 20},
-        note="0 is 'not road' and says nothing of other words",
+        one_class=True,
+        note="0 is 'not road' and says nothing about other words; tools/evaluate_words.py evaluates it",
     ),
     DatasetSpec(
         name="oam_buildings",
@@ -52,7 +53,8 @@ WEAK: tuple[DatasetSpec, ...] = (
         citation="OpenAerialMap and OpenStreetMap contributors",
         gsd="about 0.1",
         counts={"train": 118, "val": 29},
-        note="0 is 'not building' and says nothing of other words",
+        one_class=True,
+        note="0 is 'not building' and says nothing about other words; tools/evaluate_words.py evaluates it",
     ),
     DatasetSpec(
         name="simd",

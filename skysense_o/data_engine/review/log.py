@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from skysense_o.json_files import checked, parse_json, take
+from skysense_o.text_files import checked, parse_json, take
 
 ACTIONS = ("accept", "rename", "reject", "merge", "split", "undo")
 Box = tuple[int, int, int, int]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from skysense_o.json_files import checked
+from skysense_o.text_files import checked
 
 FARTHEST = 100_000
 """Coordinates of polygons, in pixels, are at most this."""
