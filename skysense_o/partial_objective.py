@@ -33,7 +33,7 @@ def partial_terms(
     """ "loss_<term>" -> weighted scalar. Arguments as in `Objective`; encode: for the captions.
 
     Raises:
-        ValueError: a term that takes every label for complete.
+        ValueError: a loss term that needs complete labels.
     """
     wrong = sorted(set(objective.weights) - set(KNOWN_TERMS))
     if wrong:

@@ -153,7 +153,7 @@ def checked(value: Any, kinds: type | tuple[type, ...], where: str) -> Any:
     Args:
         value: what was read.
         kinds: permitted types, of KINDS. float includes whole numbers, and excludes NaN and infinities; true and false
-            are no numbers.
+            are not numbers.
         where: what the value is, for the message.
 
     Returns:

@@ -105,7 +105,7 @@ def random_transforms(side: int, turn: bool, color: float) -> list[T.Transform]:
     Colour comes first, while the array is contiguous.
 
     Args:
-        side: of the crop, in pixels.
+        side: side of the crop, in pixels.
         turn: rotate by multiples of 90 degrees.
         color: strength, see `color_jitter`; 0: no colour jitter.
     """

@@ -170,7 +170,7 @@ class MixedMapper:
         return tuple(found)
 
     def _caption(self, record: dict, few: bool = False) -> str:
-        """A caption of an image. `few`: one of two words or the first caption, to encode less text."""
+        """A caption of an image. `few`: choose from few texts, so that less text has to be encoded."""
         texts = captions_of(record)
         if texts and np.random.rand() < 0.5 and not few:
             return texts[np.random.randint(len(texts))]

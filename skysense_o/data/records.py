@@ -47,7 +47,7 @@ def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[di
         raise FileNotFoundError(f"{bad[0]['bad']}: {spec.hint}; DATALOADER.SKIP_BAD True passes such files over")
     if bad:
         listed = "; ".join(record["bad"] for record in bad[:20])
-        logger.warning("%s_%s: %d files passed over: %s", spec.name, split, len(bad), listed)
+        logger.warning("%s_%s: %d files skipped: %s", spec.name, split, len(bad), listed)
     if not records:
         raise FileNotFoundError(f"no images of {spec.name}_{split} at {looked_at(spec, split)}: {spec.hint}")
     return records
@@ -84,7 +84,9 @@ def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
     if unknown:
-        logger.warning("%s: folders %s are no class of datasets/classes/%s.json", root, unknown, spec.class_table_name)
+        logger.warning(
+            "%s: folders %s are not classes of datasets/classes/%s.json", root, unknown, spec.class_table_name
+        )
     chosen = _listed(spec, split) if spec.splits[split].endswith(".jsonl") else None
     for label, name in enumerate(table.folders):
         folder = there.get(_plain(name))

@@ -86,7 +86,7 @@ def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | 
     """Find a file of the data set.
 
     Args:
-        folder: of the data set.
+        folder: folder of the data set.
         below: "img_dir" or "ann_dir", where the last parts of the path are looked for if the whole path is not found.
         written: path in the index.
         counts: counts the files that were found by their last parts.

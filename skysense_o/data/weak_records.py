@@ -21,7 +21,7 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     A split is "id % 10 == 0" (or !=) of the images' ids, or a glob of file stems. An image without a box is kept.
 
     Raises:
-        ValueError: a category that the class table has not.
+        ValueError: a category that is not in the class table.
     """
     path, names = index_file(spec, split), load_classes(spec.class_table_name).folders
     body = read_json_file(path)

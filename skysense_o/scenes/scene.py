@@ -1,6 +1,6 @@
 """Segment a georeferenced raster of any size into a label map on the same grid.
 
-Reading and writing run in threads of their own, in parallel with the model.
+Reading and writing run in separate threads, in parallel with the model.
 """
 
 from __future__ import annotations

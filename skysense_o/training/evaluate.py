@@ -149,7 +149,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
     if cfg.TEST.WORDS == "heldout":
         if not Path(cfg.TEST.HELDOUT_FILE).is_file():
             raise FileNotFoundError(
-                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
+                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is not a file: TEST.WORDS heldout needs a JSON of data set"
                 " -> class -> words, such as tests/reference/heldout_words.json"
             )
         words = read_json_file(cfg.TEST.HELDOUT_FILE).get(name, {})
@@ -180,7 +180,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
     """Evaluate one data set; files are written to OUTPUT_DIR/inference.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         vqa_model: the model for questions; None: see `vqa_model_of`.
 
     Returns:

@@ -109,7 +109,7 @@ def same(one, two) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_is_a_function_of_seed_and_index(dubai, cfg, workers):
-    """Whatever worker loads it, and also when the run starts in the middle."""
+    """Independent of the worker that loads it, and of the step at which the run starts."""
     cfg.INPUT.CROP_SIZE = 32
     records, mapper = records_of("dubai_train"), TrainingMapper(cfg)
     whole = training_loader(records, mapper, batch=2, start=0, seed=7, workers=0)

@@ -120,13 +120,13 @@ def table(tmp_path, monkeypatch):
 
 def test_mistakes_in_the_concept_table_are_named(table):
     assert table().above.tolist() == [[True, False], [True, True]]
-    with pytest.raises(KeyError, match="'moon' is no concept of concepts.json; there are: tree, forest"):
+    with pytest.raises(KeyError, match="'moon' is not a concept of concepts.json; there are: tree, forest"):
         table().index("moon")
-    with pytest.raises(ValueError, match="forest names 'wood', which is no concept"):
+    with pytest.raises(ValueError, match="forest names 'wood', which is not a concept"):
         table(concepts={"forest": {"is": ["wood"]}})
-    with pytest.raises(ValueError, match="tree is 'of' dubai/woods, which is no class"):
+    with pytest.raises(ValueError, match="tree is 'of' dubai/woods, which is not a class"):
         table(concepts={"tree": {"of": ["dubai/woods"]}})
-    with pytest.raises(ValueError, match="rsicd/forest names 'fir', which is no concept"):
+    with pytest.raises(ValueError, match="rsicd/forest names 'fir', which is not a concept"):
         table(scenes={"rsicd/forest": {"may": ["fir"]}})
     with pytest.raises(KeyError, match="no concept of concepts.json is 'of' dubai/water: add one"):
         table().of_class("dubai", 0)

@@ -132,7 +132,7 @@ def test_an_interrupted_run_resumes(data, run, tmp_path):
 
 
 def test_loveda_keeps_its_published_labels_and_splits(data, run, tmp_path):
-    """Two traps: who subtracts one twice, or not at all, trains on nonsense; upstream's "train" points at val."""
+    """Two traps: one must be subtracted exactly once from the labels, and upstream's "train" list points at val."""
     trees.loveda(tmp_path)
     run("loveda", "--source", tmp_path / "LoveDA")
     stored = np.asarray(Image.open(data / "loveda/ann_dir/train/0.png"))
@@ -220,7 +220,7 @@ def test_the_error_for_a_wrong_source_shows_the_expected_files(data, run, tmp_pa
     code, _, err = run("uavid", "--source", tmp_path / "nowhere")
     assert "is not there" in err
     (tmp_path / "cut.zip").write_bytes(b"PK")
-    assert "is no zip" in run("uavid", "--source", tmp_path / "cut.zip")[2]
+    assert "is not a zip" in run("uavid", "--source", tmp_path / "cut.zip")[2]
 
 
 def test_nothing_is_written_into_the_source(data, run, tmp_path):
@@ -247,7 +247,7 @@ def test_a_list_may_have_blanks_and_dots_in_its_names(tmp_path):
     pairs = pairs_of(recipe, entries, tmp_path / "val.txt")
     assert {pair.stem for pair in pairs if pair.split == "val"} == {"tile 1", "scene.v1.2", "scene.v1.3"}
     (tmp_path / "val.txt").write_text("plane\n")
-    with pytest.raises(ValueError, match="val.txt has 'plane', which is no image: write one stem per line"):
+    with pytest.raises(ValueError, match="val.txt has 'plane', which is not an image: write one stem per line"):
         pairs_of(recipe, entries, tmp_path / "val.txt")
 
 

@@ -71,7 +71,7 @@ def test_unusable_lines_are_an_error_or_are_skipped_and_listed(skysa, caplog):
     with pytest.raises(FileNotFoundError, match="line 7: 'ann_dir/lost.png' is not below .*SKIP_BAD"):
         records_of("skysa_train")
     assert len(records_of("skysa_train", skip_bad=True)) == 5
-    assert "2 files passed over" in caplog.text
+    assert "2 files skipped" in caplog.text
     assert "line 8 is not as Sky-SA's are" in caplog.text
 
 
@@ -102,11 +102,11 @@ def test_each_defect_in_the_graph_file_is_counted():
     assert graph.scores.tolist() == [[0, 9, 3, 4], [0] * 4, [0] * 4, [0] * 4]
     assert odd == {
         "pairs that come again (the last counts)": 1,
-        "scores with signs round them, mended": 1,
-        "scores that are no integer": 1,
+        "scores in quotes or brackets, corrected": 1,
+        "scores that are not integers": 1,
         "scores not from 1 to 10": 1,
         "relations of a name to itself or to nothing": 1,
-        "lines that are no relationship": 1,
+        "lines that are not a relation": 1,
         "lines without {tuple_delimiter}, or with too few fields": 1,
     }
 
@@ -290,7 +290,7 @@ def test_a_sky_sa_sample_is_a_function_of_seed_and_index(skysa, cfg, workers):
 
 
 def test_training_runs_with_classes_from_the_graph(skysa, dubai, tmp_path):
-    """By the command line, as users do. One image is cut short: it is passed over and listed."""
+    """By the command line, as users do. One image is cut short: it is skipped and listed."""
     trees.skysa(dubai.parent)
     image = dubai.parent / "skysa/img_dir/part/5.jpg"
     image.write_bytes(image.read_bytes()[:500])
@@ -340,7 +340,7 @@ def test_images_with_a_missing_label_are_skipped(dubai, caplog):
     with pytest.raises(FileNotFoundError, match="tile1_001.jpg has no label image .*SKIP_BAD"):
         records_of("dubai_train")
     assert len(records_of("dubai_train", skip_bad=True)) == 3
-    assert "1 files passed over" in caplog.text
+    assert "1 files skipped" in caplog.text
 
 
 def test_a_set_of_only_bad_files_is_an_error(dubai, cfg):

@@ -1,5 +1,5 @@
-"""Data sets whose labels say less than everything: boxes, points, kinds of scenes, one class against the rest; and two
-of land cover that are used beside them.
+"""Data sets with partial labels (boxes, points, scene classes, one class against the rest), and two land-cover sets
+that are used with them.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/201528014227051/RSICD_optimal",
         licence="for research",
         citation="Lu et al., TGRS 2017",
-        note="the kind of place of each captioned image, where its publishers give one",
+        note="the scene class of each captioned image, where its publishers give one",
     ),
     DatasetSpec(
         name="resisc12",

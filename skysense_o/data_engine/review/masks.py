@@ -34,7 +34,7 @@ def rle_mask(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
         bool (H,W).
 
     Raises:
-        ValueError: the counts are no run lengths, or do not add up to H x W pixels.
+        ValueError: the counts are not run lengths, or do not add up to H x W pixels.
     """
     if isinstance(counts, str):
         runs = _runs(counts)
