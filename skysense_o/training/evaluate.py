@@ -149,8 +149,8 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
     if cfg.TEST.WORDS == "heldout":
         if not Path(cfg.TEST.HELDOUT_FILE).is_file():
             raise FileNotFoundError(
-                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is not a file: TEST.WORDS heldout needs a JSON of data set"
-                " -> class -> words, such as tests/reference/heldout_words.json"
+                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is not a file: TEST.WORDS heldout needs a JSON of data"
+                " set -> class -> words, such as tests/reference/heldout_words.json"
             )
         words = read_json_file(cfg.TEST.HELDOUT_FILE).get(name, {})
         missing = [n for n in table.classes if not words.get(n)]
