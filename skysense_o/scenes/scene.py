@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -119,7 +120,8 @@ def _label(
     raster, work = scene.raster, scene.work
     with torch.inference_mode():
         probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
-    hidden = None if progress else True  # None hides the bar unless stderr is a terminal
+    forced = bool(os.environ.get("SKYSENSE_O_PROGRESS"))  # for programs that read the bar, such as the QGIS plugin
+    hidden = not progress or (False if forced else None)  # None hides the bar unless stderr is a terminal
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
 
     def model(windows: Tensor) -> Tensor:
