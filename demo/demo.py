@@ -97,9 +97,9 @@ class Request:
     """The checked arguments.
 
     Attributes:
-        args: of the command line.
+        args: the parsed command line.
         formats: to save.
-        paths, stems: of the images, and of their result files.
+        paths, stems: the images, and the stems of their result files.
         scenes: the paths that are segmented as scenes.
         vocabulary: None where no classes are needed.
         colors: RGB per class, or None.
@@ -261,7 +261,7 @@ def run() -> int:
     args = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
-    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless oddities of TIFFs
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless irregularities of TIFFs
     args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")
     try:
         request = check(args)

@@ -111,7 +111,7 @@ class TextBank:
 
     def _weights_of(self, tower: Tower) -> str:
         if self._fingerprint is None:
-            digest = xxhash.xxh3_128()  # gigabytes of weights: SHA-256 would take seconds
+            digest = xxhash.xxh3_128()  # SHA-256 of gigabytes of weights would take seconds
             for parameter in tower.text_parameters():
                 digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()

@@ -4,7 +4,7 @@
 python tools/box_masks.py simd_train harbor_ships_train output/box_masks
 python tools/box_masks.py neon_crowns_train output/box_masks --ellipse
 
-Images whose label image is there already are passed over, so a stopped run goes on where it was.
+Images that already have a label image are skipped, so an interrupted run resumes.
 """
 
 import argparse

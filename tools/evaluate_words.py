@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What a model finds when it is asked by everyday words: roads, roofs, objects in boxes, kinds of scenes.
+"""Evaluate a model with everyday words: roads, roofs, objects in boxes, scene classes.
 
 python tools/evaluate_words.py mini
 python tools/evaluate_words.py output/broad/model_final.safetensors --only roads objects --limit 20
 python tools/evaluate_words.py output/broad/model_0000999.pth --config-file configs/mini/broad.yaml
 
-Prints a table, and with --output writes results.json, which tools/compare_results.py reads. Data sets that are not
-there are told and left out. About four minutes on one core.
+Prints a table, and with --output writes results.json, which tools/compare_results.py reads. Missing data sets are
+reported and left out. About four minutes on one core.
 """
 
 import argparse
@@ -31,9 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("weights", help="a name of shipped weights, or a file; a .pth needs --config-file")
     p.add_argument("--config-file", metavar="FILE", help="the YAML that a .pth was trained with")
     p.add_argument("--only", nargs="+", choices=sorted(TESTS), default=list(TESTS), help="which tests; all by default")
-    p.add_argument(
-        "--limit", type=int, default=0, metavar="N", help="so many images of each set, evenly spread; 0: all"
-    )
+    p.add_argument("--limit", type=int, default=0, metavar="N", help="images per set, evenly spread; 0: all")
     p.add_argument("--output", type=Path, metavar="FOLDER", help="write results.json there")
     return p
 

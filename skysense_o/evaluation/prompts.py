@@ -19,7 +19,7 @@ from skysense_o.sample import IGNORE, Sample
 
 logger = logging.getLogger(__name__)
 CLICKS = 5
-MIN_AREA = 0.001  # of a component that is evaluated, as a fraction of the image
+MIN_AREA = 0.001  # smallest component that is evaluated, as a fraction of the image
 MAX_PARTS = 8  # maximum number of components per image; the largest ones are evaluated
 
 

@@ -34,11 +34,11 @@ class Task:
     """One evaluation: the data set, the protocol and the files to write.
 
     Attributes:
-        name: of the data set, for files and the report.
+        name: name of the data set, for files and the report.
         samples: functions vocabulary -> Sample with `sem_seg`; they are called one by one.
         colors: RGB per class (C).
         background: per class (C), whether it is a background class.
-        folder: for the files.
+        folder: folder of the files.
         protocol: how labels are predicted.
         images: number of sheets to write for the best images, and as many for the median and the worst.
         predictions: formats in which to write all predictions, some of coco, png.

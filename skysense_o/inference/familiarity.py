@@ -67,12 +67,12 @@ def describe_unfamiliar(words: dict[str, tuple[str, float]]) -> list[str]:
 
     >>> print(*describe_unfamiliar({"solar panel": ("rooftop", 0.37), "freighter": ("ships", 0.8)}), sep="\\n")
     "solar panel" is far from every training word (nearest: "rooftop", 0.37): its mask may mean nothing
-    "freighter" is no training word; the model takes it for something like "ships" (0.80)
+    "freighter" is not a word of the training; the model takes it for something like "ships" (0.80)
     """
     return [
         f'"{name}" is far from every training word (nearest: "{nearest}", {cosine:.2f}): its mask may mean nothing'
         if cosine < FAR
-        else f'"{name}" is no training word; the model takes it for something like "{nearest}" ({cosine:.2f})'
+        else f'"{name}" is not a word of the training; the model takes it for something like "{nearest}" ({cosine:.2f})'
         for name, (nearest, cosine) in words.items()
     ]
 

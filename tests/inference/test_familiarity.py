@@ -40,7 +40,7 @@ def test_a_new_word_gets_its_nearest_training_word(tower):
         float(F.cosine_similarity(*map(torch.tensor, ([1, 0.5, 0], [1, 0.1, 0.0])), dim=0))
     )
     near, far = describe_unfamiliar(found)
-    assert '"creek" is no training word; the model takes it for something like "stream"' in near
+    assert '"creek" is not a word of the training; the model takes it for something like "stream"' in near
     assert found["teapot"][1] < FAR
     assert '"teapot" is far from every training word' in far
 

@@ -160,7 +160,7 @@ def test_an_interrupted_run_asks_no_window_twice(scene, tmp_path, monkeypatch):
         run(predictor, scene, tmp_path / "out")
     monkeypatch.setattr(predictor.model, "instances", instances)
     with open(tmp_path / "out" / "harbour.work" / "instances_0.jsonl", "a") as file:
-        file.write('{"place": [9')  # cut short
+        file.write('{"index": [9')  # cut short
     run(predictor, scene, tmp_path / "out")
     assert predictor.model.tower.asked == calls
     for name in ("harbour_boxes.json", "harbour_coco.json"):

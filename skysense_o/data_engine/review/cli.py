@@ -11,8 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from skysense_o.json_files import parse_json
-from skysense_o.text_files import read_lines
+from skysense_o.text_files import parse_json, read_lines
 from skysense_o.whole_files import write_text
 
 FORMATS = ("label-studio", "coco")
