@@ -18,6 +18,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: no usage 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 from skysense_o.errors import exit_code
 from skysense_o.interactive.limits import Limits, parse_size
 

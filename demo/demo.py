@@ -24,6 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 # Nothing here imports torch, so that mistakes on the command line are answered at once.
 from tabulate import tabulate
 from tqdm import tqdm

@@ -17,6 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from skysense_o.cpu_threads import available_cores, cpu_quota, set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 MODULES = {  # import name -> distribution
     "torch": "torch",
     "torchvision": "torchvision",
@@ -94,6 +98,9 @@ def check_devices(checks: Checks) -> None:
     import torch
 
     checks.good("cpu", f"{os.cpu_count()} cores, {platform.machine()}, torch uses {torch.get_num_threads()} threads")
+    quota, wait = cpu_quota(), os.environ.get("OMP_WAIT_POLICY", "unset, threads may spin")
+    allowed = "no quota" if quota is None else f"quota of {quota:g} CPUs"
+    checks.good("threads", f"{allowed}, {available_cores()} cores to use, OMP_WAIT_POLICY {wait}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -20,6 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.cpu_threads import available_cores, set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 import torch
 from detectron2.engine import launch
 from detectron2.utils import comm
@@ -110,9 +114,8 @@ def start_logging(cfg, args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace, cfg) -> None:
     if comm.get_local_size() > 1 and not torch.cuda.is_available():
-        torch.set_num_threads(
-            max(1, os.cpu_count() // comm.get_local_size())
-        )  # more threads than cores would only wait for each other
+        # More threads than cores would only wait for each other.
+        torch.set_num_threads(max(1, available_cores() // comm.get_local_size()))
     start_logging(cfg, args)
     numbers = evaluate_run(cfg) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
