@@ -18,6 +18,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +267,7 @@ def run() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless irregularities of TIFFs
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # the numbers of regions in the work folder
     args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")
     try:
         request = check(args)

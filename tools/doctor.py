@@ -49,6 +49,13 @@ STRONG = (  # what, repository and file at the Hugging Face hub, how it is used
         "--config-file configs/training_free/openclip.yaml --weights hf://chendelong/RemoteCLIP/RemoteCLIP-ViT-B-32.pt",
     ),
     (
+        "SigLIP ViT-B/16",
+        "timm/ViT-B-16-SigLIP",
+        "open_clip_model.safetensors",
+        "--config-file configs/training_free/siglip.yaml --weights"
+        " hf://timm/ViT-B-16-SigLIP/open_clip_model.safetensors",
+    ),
+    (
         "DINOv2 ViT-S/14",
         "timm/vit_small_patch14_dinov2.lvd142m",
         "model.safetensors",

@@ -79,7 +79,8 @@ class Page:
     def encode_naming_vocabulary(self) -> None:
         """Encode the naming classes ahead of time, so that the first region does not wait for them."""
 
-        self.predictor.model.read_words(self.naming_vocabulary)
+        if not hasattr(self.predictor.model, "embed_regions"):  # SAM 3 names by the words asked for, `Session.naming`
+            self.predictor.model.read_words(self.naming_vocabulary)
 
     def event(self, callback: Callable, needs_image: bool = True) -> Callable:
         """Wrap a callback whose first argument is the session: time limit, lock, and errors as messages."""
@@ -192,7 +193,7 @@ class Page:
         return session, self._view(session, shown, opacity), self._region(session)
 
     def _region(self, session: Session) -> str:
-        ranked = session.name(self.naming_vocabulary) if session.region.mask.any() else []
+        ranked = session.name(session.naming(self.naming_vocabulary)) if session.region.mask.any() else []
         return region_text(session, ranked)
 
     def like(self, session: Session, words: str, background: str, threshold: float, opacity: float):
@@ -204,7 +205,7 @@ class Page:
     def everything(self, session: Session, shown: list[str], opacity: float):
         """Find regions without words; returns session, image, region."""
         session.region = None
-        text = proposals_text(session.find_all_regions(self.naming_vocabulary))
+        text = proposals_text(session.find_all_regions(session.naming(self.naming_vocabulary)))
         return session, self._view(session, shown, opacity), text
 
     def clear(self, session: Session, shown: list[str], opacity: float):

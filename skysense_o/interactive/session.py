@@ -179,13 +179,21 @@ class Session:
         """Forget the region, the examples and the proposals; the segmentation stays."""
         self.region, self.corner, self.examples, self.proposal_labels = None, None, {}, None
 
-    def name(self, vocabulary: Vocabulary, top: int = 5) -> list[tuple[str, float]]:
-        """(class, cosine) pairs for the region, best first.
+    def naming(self, vocabulary: Vocabulary) -> Vocabulary | None:
+        """The classes to name regions with: the given ones; for SAM 3, which would decode a mask of each of them, those
+        of the latest segmentation, or None before one."""
+        if self.seen.has_region_vectors:
+            return vocabulary
+        return self.found.vocabulary if self.found else None
+
+    def name(self, vocabulary: Vocabulary | None, top: int = 5) -> list[tuple[str, float]]:
+        """(class, cosine) pairs for the region, best first; none without a vocabulary.
 
         Raises:
             ValueError: no region, or an empty one.
         """
-        return self.seen.name(self._mask()[None], vocabulary, top)[0]
+        mask = self._mask()[None]
+        return self.seen.name(mask, vocabulary, top)[0] if vocabulary else []
 
     def add_example(self) -> str:
         """Make the region a class for the next `segment`; returns the name of the class.
@@ -197,7 +205,7 @@ class Session:
         self.examples[name] = self.seen.embed(self._mask()[None])[0]
         return name
 
-    def find_all_regions(self, vocabulary: Vocabulary, **options) -> list[Proposal]:
+    def find_all_regions(self, vocabulary: Vocabulary | None, **options) -> list[Proposal]:
         """Find regions without words; see `generate_masks`. The session keeps only their `proposal_labels`."""
         most = max(1, min(100, MOST_VALUES // (self.seen.size[0] * self.seen.size[1])))
         proposals = generate_masks(self.seen, vocabulary, **{"most": most, **options})

@@ -108,13 +108,14 @@ def region_text(session: Session, ranked: Sequence[tuple[str, float]]) -> str:
     size = f"{int(region.mask.sum()):,} pixels"
     quality = "the box itself" if region.iou_pred is None else f"predicted IoU {region.iou_pred:.2f}"
     classes = "".join(f"<li>{escape(name)} <small>{value:.3f}</small></li>" for name, value in ranked)
-    return f'<div class="region"><b>Region</b>: {size}, {quality}. Most similar classes:<ol>{classes}</ol></div>'
+    similar = f" Most similar classes:<ol>{classes}</ol>" if ranked else ""
+    return f'<div class="region"><b>Region</b>: {size}, {quality}.{similar}</div>'
 
 
 def proposals_text(proposals: Sequence[Proposal]) -> str:
     """HTML: the number of regions, and how many of them each class is best for."""
     counts: dict[str, int] = {}
-    for proposal in proposals:
+    for proposal in (p for p in proposals if p.classes):
         counts[proposal.classes[0][0]] = counts.get(proposal.classes[0][0], 0) + 1
     classes = ", ".join(f"{escape(n)} ({c})" for n, c in sorted(counts.items(), key=lambda pair: -pair[1])[:12])
     listed = f": {classes}" if classes else ""
