@@ -28,6 +28,7 @@ from skysense_o.errors import exit_code
 from skysense_o.evaluation.words import TESTS, Asker
 from skysense_o.inference.predictor import Predictor
 from skysense_o.training.run import build_model
+from skysense_o.whole_files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,10 +65,9 @@ def run() -> int:
         rows = [(data_set, what, 100 * value) for data_set, each in found.items() for what, value in each.items()]
         print(tabulate(rows, ["data set", "number", "%"], floatfmt=".1f"), flush=True)
         if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
             results = [{"data_set": data_set, "task": "words", "numbers": each} for data_set, each in numbers.items()]
             body = {"weights": args.weights, "limit": args.limit, "results": results}
-            (args.output / "results.json").write_text(json.dumps(body, indent=1).replace("NaN", "null"))
+            write_text(args.output / "results.json", json.dumps(body, indent=1).replace("NaN", "null"))
     return 0
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from skysense_o.errors import exit_code
+from skysense_o.whole_files import whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -164,8 +165,9 @@ def run() -> int:
 
 
 def write(path: str, panels: list[Image.Image]) -> int:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(panels).save(path)
+    form = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
+    with whole(Path(path)) as part:
+        contact_sheet(panels).save(part, format=form)
     print(path)
     return 0
 

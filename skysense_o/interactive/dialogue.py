@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmd
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from skysense_o.inference.drawing import highlight, overlay, with_legend
 from skysense_o.interactive.exports import export
 from skysense_o.interactive.session import Session
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole
 
 
 class Dialogue(cmd.Cmd):
@@ -90,10 +92,10 @@ class Dialogue(cmd.Cmd):
     def do_save(self, _: str) -> None:
         """save            write the results in all formats"""
         written = export(self.session)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in written:
             target = self.folder / path.name
-            target.write_bytes(path.read_bytes())
+            with whole(target) as part:
+                shutil.copyfile(path, part)
             self._say(str(target))
 
     def do_quit(self, _: str) -> bool:
@@ -134,9 +136,9 @@ class Dialogue(cmd.Cmd):
         self._write(Image.fromarray(highlight(self.session.image.rgb, labels)), what)
 
     def _write(self, image: Image.Image, what: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.session.image.stem}_{what}.png"
-        image.save(path)
+        with whole(path) as part:
+            image.save(part, format="PNG")
         self._say(str(path))
 
     def _say(self, text: str) -> None:

@@ -13,6 +13,7 @@ from skysense_o.image_io import gdal_settings
 from skysense_o.inference.export import save
 from skysense_o.interactive.session import Session
 from skysense_o.scenes.georeference import scene_tools
+from skysense_o.whole_files import whole
 
 SCENE = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
 
@@ -50,7 +51,7 @@ def export_zip(session: Session) -> Path:
     if not any(path.suffix == ".npz" for path in written):
         lines.append("Probabilities were left out: they are too large for this image and these classes.")
     target = session.folder / f"{session.image.stem}_results.zip"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+    with whole(target) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("README.txt", "\n".join(lines) + "\n")
         for path in written:
             file.write(path, path.name)
@@ -106,7 +107,8 @@ def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list)
     path = image.scene
     if path is None:
         path = session.folder / f"{image.stem}.png"
-        Image.fromarray(image.rgb).save(path)
+        with whole(path) as part:
+            Image.fromarray(image.rgb).save(part, format="PNG")
     with gdal_settings(), Raster(path) as raster:
         formats = [name for name in SCENE if name != "geojson" or raster.areas.known]
         work = LabelStore(session.folder / "work", raster.size, len(found.classes), settings)
