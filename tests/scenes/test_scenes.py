@@ -397,7 +397,7 @@ def test_without_gdal_images_work_and_scenes_say_what_to_install(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert [line for line in done.stdout.split("\n") if "code" in line] == ["code 0", "code 2"], done.stderr
     assert "s.tif is read as a plain image, its georeference is lost" in done.stderr
-    assert 'which is not installed: pip install -e ".[geo]"' in done.stderr
+    assert 'which is not installed: pip install "skysense_o[geo]"' in done.stderr
 
 
 DEMO = "demo/demo.py"
