@@ -3,9 +3,15 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "SkySenseO", "Vocabulary"]
+__all__ = ["Predictor", "SkySenseO", "Vocabulary", "scene_label_map", "segment_scene"]
 
-_HOME = {"Predictor": "inference.predictor", "SkySenseO": "meta_arch", "Vocabulary": "vocabulary"}
+_HOME = {
+    "Predictor": "inference.predictor",
+    "SkySenseO": "meta_arch",
+    "Vocabulary": "vocabulary",
+    "scene_label_map": "scenes.api",
+    "segment_scene": "scenes.api",
+}
 
 
 def __getattr__(name: str):

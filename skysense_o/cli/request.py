@@ -12,6 +12,7 @@ from skysense_o.cli.arguments import ALL_FORMATS
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
+from skysense_o.scenes.stac import item_image
 from skysense_o.shipped_files import find_config
 from skysense_o.text_files import read_lines
 from skysense_o.vocabulary import Vocabulary
@@ -29,6 +30,7 @@ class Request:
         args: of the command line.
         formats: to save.
         paths, stems: of the images, and of their result files.
+        items: STAC items that paths were given by: path of the image -> path of the item.
         scenes: the paths that are segmented as scenes.
         vocabulary: None where no classes are needed.
         colors: RGB per class, or None.
@@ -39,6 +41,7 @@ class Request:
     formats: list[str]
     paths: list[Path]
     stems: list[str]
+    items: dict[Path, Path]
     scenes: frozenset[Path]
     vocabulary: Vocabulary | None
     colors: list | None
@@ -48,11 +51,12 @@ class Request:
     def min_share(self) -> float:
         return OPEN_WORLD_SHARE if self.args.open_world else 0.0
 
-    def outputs(self, stem: str) -> SceneOutputs:
+    def outputs(self, path: Path, stem: str) -> SceneOutputs:
         """Which files to write for a scene."""
-        args = self.args
-        folder = Path(args.output)
-        return SceneOutputs(folder, self.formats, stem, self.colors, args.min_area, args.simplify, self.min_share)
+        args, share, item = self.args, self.min_share, self.items.get(path)
+        return SceneOutputs(
+            Path(args.output), self.formats, stem, self.colors, args.min_area, args.simplify, share, item
+        )
 
 
 def check_request(args: Namespace) -> Request:
@@ -66,7 +70,11 @@ def check_request(args: Namespace) -> Request:
     args.input = [*args.input, *getattr(args, "files", ())]
     if not args.input:
         raise ValueError("no image: give files, folders or globs in quotes")
-    paths = find_images(args.input)
+    given = find_images(args.input)
+    named = {Path(word) for word in args.input}  # a pattern for images may match other JSON
+    is_item = {path: path.suffix == ".json" and path in named for path in given}
+    paths = [item_image(path, args.asset) if is_item[path] else path for path in given]
+    items = {image: path for image, path in zip(paths, given) if image != path}
     _check_files(args, paths)
     if args.interactive and len(paths) > 1:
         raise ValueError(f"--interactive takes one image and --input gives {len(paths)}")
@@ -77,9 +85,9 @@ def check_request(args: Namespace) -> Request:
         scenes = frozenset(path for path in paths if _is_scene(path, formats, args))
         if len(paths) == 1 and not scenes:
             image = read_plain(paths[0], args)
-    request = Request(args, formats, paths, _stems_of(paths), scenes, vocabulary, colors, image)
+    request = Request(args, formats, paths, _stems_of(paths), items, scenes, vocabulary, colors, image)
     if len(paths) == 1 and scenes:
-        scene_tools("check").check_scene(paths[0], request.outputs(""), scene_options(args))
+        scene_tools("check").check_scene(paths[0], request.outputs(paths[0], ""), scene_options(args))
     return request
 
 

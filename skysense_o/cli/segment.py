@@ -122,7 +122,7 @@ def _segment_scene(request: Request, predictor, path: Path, stem: str, processes
         predictor,
         path,
         request.vocabulary,
-        request.outputs(stem),
+        request.outputs(path, stem),
         scene_options(request.args),
         restart=request.args.restart,
         processes=processes,

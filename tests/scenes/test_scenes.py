@@ -295,13 +295,13 @@ def test_damage_in_the_middle_leaves_no_partial_file(tmp_path):
 def test_several_processes_give_the_same_as_one(tmp_path):
     from skysense_o.image_io import gdal_settings
     from skysense_o.scenes.raster import Raster
-    from skysense_o.scenes.scene import segment_scene
+    from skysense_o.scenes.scene import label_scene
 
     path = write_scene(tmp_path / "s.tif", fields(200, 300))
     files, _ = make(path, tmp_path / "one")
     with gdal_settings(), Raster(path) as raster:
         for process in (1, 2, 0):
-            scene = segment_scene(
+            scene = label_scene(
                 colour_predictor(), raster, WORDS, tmp_path / "three/s.work", SceneOptions(**SMALL),
                 process=process, processes=3,
             )  # fmt: skip
