@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from skysense_o.errors import message
+
 __version__ = "0.1.0"
 __all__ = ["Predictor", "SkySenseO", "Vocabulary", "scene_label_map", "segment_scene"]
 
@@ -17,5 +19,8 @@ _HOME = {
 def __getattr__(name: str):
     """Import the public names on first use: `import skysense_o` alone costs nothing."""
     if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        try:
+            return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(message(error), name=error.name) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")

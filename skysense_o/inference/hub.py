@@ -30,7 +30,7 @@ segmentation = predictor("town.jpg", "building|house,road,tree")
 
 
 class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segmentation", tags=["remote-sensing"]):
-    """`save_pretrained` and `push_to_hub`, as in `huggingface_hub.ModelHubMixin`, for a class with the attributes below.
+    """`save_pretrained` and `push_to_hub` as `huggingface_hub.ModelHubMixin` has them.
 
     Attributes:
         model, source, path: see `Predictor`.
@@ -44,9 +44,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if not self.config or (self.path is not None and self.path.is_dir()):
-            raise ValueError(
-                f"{self.source or 'this model'} has no config of this project: it cannot be saved"
-            )
+            raise ValueError(f"{self.source or 'this model'} has no config of this project: it cannot be saved")
         dtype = torch.float16 if _fits_half(state_to_save(self.model)) else None
         save_weights(self.model, save_directory / HUB_WEIGHTS, self.config, dtype)
         tree = yaml.safe_load(self.config)["MODEL"]

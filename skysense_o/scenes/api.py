@@ -54,7 +54,7 @@ def segment_scene(
 
     >>> table = segment_scene("demo/foz_30m.tif", "water,forest", device="cpu", min_area=1e5, progress=False)
     >>> sorted(set(table.class_name)), table.crs.to_epsg()
-    (['forest', 'water'], 32721)
+    (['forest', 'water'], 32621)
     """
     given = (path, classes, weights, background, device, folder, progress, options)
     with _result(*given, "gpkg", min_area=min_area, simplify=simplify) as (file, _):
