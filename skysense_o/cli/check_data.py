@@ -18,7 +18,7 @@ def add_check_arguments(p: ArgumentParser) -> None:
     p.add_argument("--list", action="store_true", help="list all known data sets, one per line")
     p.add_argument("--markdown", action="store_true", help="with --list: the table of datasets/README.md")
     p.add_argument("--json", metavar="FILE", help="write the manifest there as well")
-    p.add_argument("--limit", type=int, metavar="N", help="look at N records of each split only")
+    p.add_argument("--limit", type=int, metavar="N", help="check only N records per split")
 
 
 def _list_rows(markdown: bool) -> str:

@@ -27,9 +27,9 @@ class Request:
     """The checked arguments.
 
     Attributes:
-        args: of the command line.
+        args: the parsed command line.
         formats: to save.
-        paths, stems: of the images, and of their result files.
+        paths, stems: the images, and the stems of their result files.
         items: STAC items that paths were given by: path of the image -> path of the item.
         scenes: the paths that are segmented as scenes.
         vocabulary: None where no classes are needed.

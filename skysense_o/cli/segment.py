@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ def run_task(args: Namespace) -> int:
     """Run the task of a command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
-    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless oddities of TIFFs
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless irregularities of TIFFs
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # the numbers of regions in the work folder
     try:
         request = check_request(args)
     except Exception as error:
@@ -177,7 +179,7 @@ def _whole_images(request: Request) -> int:
                 body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, answers, strict=True)]
                 text = "\n".join(f"{name}: {row['question']} {row['answer']}" for row in body["answers"])
             else:
-                rows = classify(model, image, request.vocabulary.classes)
+                rows = classify(model, image, request.vocabulary)
                 body["names"] = [{"name": word, "cosine": round(score, 4)} for word, score in rows]
                 text = f"{name}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}"
         write_json(file, body)
