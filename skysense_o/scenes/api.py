@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,8 @@ def _result(
 
     predictor = weights if isinstance(weights, Predictor) else Predictor.from_pretrained(weights, device)
     vocabulary = as_vocabulary(classes, background)
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dataset has no geotransform")  # the numbers of regions in the work folder
         target = SceneOutputs(Path(folder or temporary), (format_,), **outputs)
         written, rows = run_scene(predictor, Path(path), vocabulary, target, SceneOptions(**options), progress=progress)
         yield written[0], rows
