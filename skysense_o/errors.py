@@ -14,12 +14,26 @@ LONGEST = 4000
 """Longer messages are cut: some libraries put whole configs into theirs."""
 
 
+DETECTRON2 = "Detectron2 is not installed, and not on PyPI under its name: python -m skysense_o doctor --install"
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra of this package, which pip takes from the installed package.
+
+    >>> install_extra("geo")
+    'pip install "skysense_o[geo]"'
+    """
+    return f'pip install "skysense_o[{extra}]"'
+
+
 def message(error: BaseException) -> str:
     """The text of an error in one line, cut in the middle; for a KeyError without the quotes that Python adds.
 
     >>> message(KeyError("no data set 'x'"))
     "no data set 'x'"
     """
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2":
+        return DETECTRON2
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from skysense_o.shipped_files import is_checkout, shipped_file
 from skysense_o.whole_files import whole, write_text
 
 PACKAGES = (
@@ -79,7 +80,9 @@ def manifest(records: list[dict]) -> dict:
 
 def git_state() -> dict | None:
     """The commit of the code and the files changed since; None if it is not a git checkout."""
-    here = Path(__file__).resolve().parents[2]
+    if not is_checkout():  # a wheel may be installed inside a checkout of something else
+        return None
+    here = shipped_file(".")
     try:
         words = [["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]]
         commit, changes = (

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from skysense_o.errors import install_extra
 from skysense_o.text_files import parse_json, read_lines
 from skysense_o.whole_files import write_text
 
@@ -129,7 +130,7 @@ def _serve(review, args: argparse.Namespace) -> None:
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the review page needs gradio: pip install -e ".[app]"', name="gradio") from error
+        raise ModuleNotFoundError(f"the review page needs gradio: {install_extra('app')}", name="gradio") from error
     from skysense_o.data_engine.review.page import CSS, ReviewPage, build_page, page_script
     from skysense_o.interactive.serving import serve
 
