@@ -74,8 +74,17 @@ def test_every_script_sets_its_threads_before_it_imports_anything_large(path):
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Expr) and ast.unparse(statement) == "set_thread_environment()":
             break
+        if isinstance(statement, ast.ImportFrom) and statement.module.startswith("skysense_o.cli"):
+            break  # the folder of all commands calls it
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             before.append(statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name)
     else:
         pytest.fail("set_thread_environment() is not called")
     assert {module.split(".")[0] for module in before if module != "skysense_o.cpu_threads"} <= sys.stdlib_module_names
+
+
+def test_the_folder_of_all_commands_sets_the_threads_before_it_imports_anything_large():
+    lines = (ROOT / "skysense_o/cli/__init__.py").read_text().splitlines()
+    imports = [line for line in lines if line.startswith(("import ", "from "))]
+    assert imports == ["from skysense_o.cpu_threads import set_thread_environment"]
+    assert any(line.startswith("set_thread_environment()") for line in lines)
