@@ -26,7 +26,7 @@ const viewer = new Viewer($("#map"), {
   leave: () => { $("#readout").replaceChildren(); noGhost(); },
   use: (x, y) => (viewer.tool === "move" ? measure(x, y) : act("Selecting", "click", { x, y, inside: viewer.tool === "add" })),
   box: (x0, y0, x1, y1) => act("Selecting", "box", { x0, y0, x1, y1 }),
-  moved: () => { if ($("#map").matches(":focus-visible")) { placeCross(); tell(...viewer.center()); } },
+  moved: () => { if ($("#map").matches(".keys #map:focus-visible")) { placeCross(); tell(...viewer.center()); } },
 }, insets);
 
 const words = new WordsField($("#words"), $("#words-marks"), $("#words-hint"), () => segment());
@@ -114,6 +114,7 @@ async function show(next) {
   if (!images.some(({ id }) => id === next.id)) images = (await get("/api/state")).images;
   if (other) {
     loaded = {};
+    $("#sheet").scrollTop = 0;
     viewer.hidden = new Set(JSON.parse(remembered(`hidden ${next.id}`) ?? "[]"));
     viewer.open(next);
     if ($("#basemap").checked) viewer.basemap(about.basemap);
@@ -199,14 +200,15 @@ function tell(x, y) {
       lines.push(swatch, panel.element("b", {}, row.name), ` confidence ${Math.round(100 * classes.score(i))} %`);
     } else if (label === image.nodata) lines.push("no data here");
   }
-  lines.push(panel.element("small", {}, image.map ? coordinates(x, y) : `x ${Math.floor(x)}, y ${Math.floor(y)}`));
+  const places = image.map ? coordinates(x, y) : [`x ${Math.floor(x)}, y ${Math.floor(y)}`];
+  lines.push(...places.map(place => panel.element("small", {}, place)));
   readout.replaceChildren(...lines);
 }
 
 function coordinates(x, y) {
   const [own, [longitude, latitude]] = viewer.coordinates(x, y);
   const degrees = `${Math.abs(latitude).toFixed(5)}° ${latitude < 0 ? "S" : "N"}, ${Math.abs(longitude).toFixed(5)}° ${longitude < 0 ? "W" : "E"}`;
-  return image.map.units === "m" ? `${degrees} · ${panel.number(own[0])} m E, ${panel.number(own[1])} m N` : degrees;
+  return image.map.units === "m" ? [degrees, `${panel.number(own[0])} m E, ${panel.number(own[1])} m N`] : [degrees];
 }
 
 // What a click would select, shown when the pointer rests.
@@ -366,6 +368,9 @@ addEventListener("drop", event => {
 });
 addEventListener("resize", () => { if (viewer.map) { viewer.map.invalidateSize(); placeDivider(); } });
 $("#map").addEventListener("focus", () => { if (viewer.map && $("#map").matches(":focus-visible")) placeCross(); });
+
+addEventListener("pointermove", () => document.body.classList.remove("keys"));
+addEventListener("keydown", () => document.body.classList.add("keys"), true);
 
 let peeking = null;
 addEventListener("keydown", event => {

@@ -14,7 +14,7 @@ export function element(tag, properties = {}, ...children) {
 
 export const percent = share => `${(100 * share).toFixed(share > 0 && share < 0.001 ? 2 : 1)} %`;
 
-export const number = value => Math.round(value).toLocaleString("en-GB");
+export const number = value => Math.round(value).toLocaleString("en-GB").replace("-", "−");
 
 export function area(metres) {
   if (metres == null) return null;
@@ -76,7 +76,7 @@ export function drawAbout(image, gsd) {
   if (!image) { line.textContent = "No image yet: drop one, or take an example."; return; }
   const facts = [image.name, `${image.width} × ${image.height} pixels`];
   if (image.map) facts.push(`${image.map.gsd.toPrecision(3)} m per pixel`, image.map.crs);
-  line.replaceChildren(facts.join(" · "), ...image.notes.map(note => element("span", { className: "warn" }, note)));
+  line.replaceChildren(facts.join(" · "), ...image.notes.map(note => element("span", { className: /scaled|lost|without/.test(note) ? "note warn" : "note" }, note)));
   return gsdAdvice(image, gsd);
 }
 
