@@ -41,25 +41,27 @@ class MapView:
         shape: (h,w). bounds: ((south, west), (north, east)) in degrees. native_zoom: finer tiles show no more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, full: Path | None = None) -> None:
         """
         Args:
-            path: of a scene whose location on the ground is known.
+            path: of a scene whose location on the ground is known; results have its size.
+            full: the same scene with more pixels, for the tiles.
 
         Raises:
             ValueError: the scene cannot be shown in Web Mercator, which ends at 85 degrees.
         """
         self._lock = threading.Lock()
         with gdal_settings():
-            self.raster = Raster(path)
-            try:
-                self._place()
-            except BaseException:
-                self.raster.close()
-                raise
+            with Raster(path) as results:
+                self.gsd = results.areas.gsd
+                self._place(results)
+            self.raster = Raster(full or path)
+        finer = math.sqrt(math.prod(self.raster.size) / math.prod(results.size))
+        resolution = abs(self.grid.a) / finer
+        self.native_zoom = min(24, max(0, math.ceil(math.log2(2 * EDGE / TILE / resolution))))
 
-    def _place(self) -> None:
-        raster, (height, width) = self.raster, self.raster.size
+    def _place(self, raster: Raster) -> None:
+        height, width = raster.size
         self.crs, self.affine = raster.file.crs, raster.file.transform
         corners = raster.file.bounds
         south_north = transform_bounds(self.crs, DEGREES, *corners)[1::2]
@@ -75,7 +77,6 @@ class MapView:
             raise ValueError("scenes that reach around the earth have no place on this map")
         west, south, east, north = transform_bounds(MERCATOR, DEGREES, left, bottom, right, top)
         self.bounds = (south, west), (north, east)
-        self.native_zoom = min(24, max(0, math.ceil(math.log2(2 * EDGE / TILE / abs(self.grid.a)))))
 
     def close(self) -> None:
         """Close the file."""
@@ -90,7 +91,7 @@ class MapView:
             "bounds": self.bounds,
             "shape": self.shape,
             "native_zoom": self.native_zoom,
-            "gsd": self.raster.areas.gsd,
+            "gsd": self.gsd,
             "crs": self.crs.to_string() if len(self.crs.to_string()) < 40 else "CRS of the file",
             "units": "m" if self.crs.is_projected else "degrees",
             "lattice": [np.round(np.stack(columns, 1), 7).tolist() for columns in table],
@@ -134,7 +135,7 @@ class MapView:
             raw = self.raster.read(window, shape, Resampling.nearest if plain or reduced == 1 else Resampling.average)
             valid = self.raster.valid_of(window, shape, raw)
             source = np.concatenate([self.raster.colours(raw), valid[None].astype(np.uint8) * 255])
-        affine = self.affine @ Affine.translation(window.col_off, window.row_off)
+        affine = self.raster.file.transform @ Affine.translation(window.col_off, window.row_off)
         affine = affine @ Affine.scale(window.width / shape[1], window.height / shape[0])
         out = np.zeros((4, TILE, TILE), np.uint8)
         for bands, way in ((slice(3), Resampling.nearest if plain else Resampling.bilinear), (3, Resampling.nearest)):
@@ -147,7 +148,10 @@ class MapView:
     def _window(self, *box: float) -> Window | None:
         """The pixels of the scene in a box of Web Mercator, or None."""
         left, bottom, right, top = transform_bounds(MERCATOR, self.crs, *box, densify_pts=9)
-        x, y = ~self.affine @ (np.array([left, right, right, left]), np.array([bottom, bottom, top, top]))
+        x, y = ~self.raster.file.transform @ (
+            np.array([left, right, right, left]),
+            np.array([bottom, bottom, top, top]),
+        )
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             return None
         (height, width), margin = self.raster.size, 2

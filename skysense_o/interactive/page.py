@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from skysense_o.data.open_world import open_world
-from skysense_o.image_io import has_geo
 from skysense_o.inference.predictor import Predictor
-from skysense_o.interactive.exports import export_zip, repeat_command
+from skysense_o.interactive.exports import export_zip
+from skysense_o.interactive.image_state import image_state
 from skysense_o.interactive.limits import Limits
-from skysense_o.interactive.opening import open_upload
-from skysense_o.interactive.session import Region, Session
+from skysense_o.interactive.opening import open_upload, smaller_scene
+from skysense_o.interactive.session import Session
 from skysense_o.interactive.session_store import SessionStore
 from skysense_o.interactive.timed_work import TimedWork, TooLate, check_time
-from skysense_o.interactive.view import class_rows, square_metres, words_and_colors
+from skysense_o.interactive.view import words_and_colors
 from skysense_o.interactive.visitors import OpenImage, Visitor, Visitors
 from skysense_o.vocabulary import Vocabulary
 
@@ -104,45 +104,6 @@ class Page:
         images = [{"id": image.key, "name": image.session.image.name} for image in visitor.images.values()]
         return {"images": images, "current": visitor.current, "notice": DROPPED if dropped else None}
 
-    def image_state(self, image: OpenImage) -> dict:
-        """One image and the latest answers about it."""
-        session = image.session
-        opened, found, region = session.image, session.found, session.region
-        height, width = opened.rgb.shape[:2]
-        return {
-            "id": image.key,
-            "version": image.version,
-            "name": opened.name,
-            "width": width,
-            "height": height,
-            "notes": list(opened.notes),
-            "map": session.map.described() if session.map else None,
-            "words": image.words,
-            "background": image.background,
-            "threshold": image.threshold,
-            "classes": class_rows(session) if found is not None else None,
-            "nodata": found.nodata if found is not None else None,
-            "command": repeat_command(session) if found is not None else None,
-            "region": None if region is None else self._region_state(image, region),
-            "can_undo": session.can_undo,
-            "summary": image.summary,
-            "answers": image.answers,
-            "scene_names": image.scene_names,
-        }
-
-    def _region_state(self, image: OpenImage, region: Region) -> dict:
-        prompt = region.prompt
-        points = self._shown(image, [(x + 0.5, y + 0.5) for x, y in prompt.points])
-        x0, y0, x1, y1 = prompt.box or (0, 0, 0, 0)
-        return {
-            "pixels": int(region.mask.sum()),
-            "area_m2": square_metres(image.session, region.mask),
-            "iou_pred": region.iou_pred,
-            "names": image.region_names,
-            "points": [(*xy, label) for xy, label in zip(points, prompt.labels)],
-            "box": self._shown(image, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]) if prompt.box else None,
-        }
-
     def familiar(self, words: Sequence[str]) -> dict[str, str]:
         """Word -> a sentence, for those that are far from all training words or not among them."""
         told = {}
@@ -165,7 +126,7 @@ class Page:
             callback(image, *args)
             image.version += 1
             self.sessions.used(session)
-            return self.image_state(image)
+            return image_state(image)
         finally:
             session.lock.release()
 
@@ -189,15 +150,7 @@ class Page:
         opened = open_upload(path, self.limits.pixels, self.limits.read_pixels)
         session = Session(self.predictor, opened, self.root)
         try:
-            if opened.scene is not None and path.is_relative_to(self.root):
-                kept = session.folder / path.name
-                try:
-                    os.link(path, kept)
-                except OSError:
-                    shutil.copyfile(path, kept)
-                session.image = replace(opened, scene=kept)
-            if session.image.scene is not None and has_geo():
-                self._give_map(session)
+            self._give_map(session, path)
             check_time()
         except BaseException:
             session.close()
@@ -206,13 +159,26 @@ class Page:
         self.visitors.add(visitor, image)
         return image
 
-    def _give_map(self, session: Session) -> None:
+    def _give_map(self, session: Session, path: Path) -> None:
+        """Show a scene on a map. An upload is deleted, so a scene is kept in the session's folder."""
+        image = session.image
+        if image.scene is None and image.full is None:
+            return
         from skysense_o.interactive.map_view import MapView
 
+        kept = path
+        if path.is_relative_to(self.root):
+            kept = session.folder / path.name
+            try:
+                os.link(path, kept)
+            except OSError:
+                shutil.copyfile(path, kept)
+        scene = kept if image.full is None else smaller_scene(kept, image.rgb.shape[:2], session.folder)
+        session.image = replace(image, scene=scene, full=None if image.full is None else kept)
         try:
-            session.map = MapView(session.image.scene)
+            session.map = MapView(scene, session.image.full) if session.areas is not None else None
         except ValueError as error:
-            session.image = replace(session.image, notes=(*session.image.notes, f"shown without a map: {error}"))
+            session.image = replace(session.image, notes=(*image.notes, f"shown without a map: {error}"))
 
     def segment(self, image: OpenImage, words: str, background: str, threshold: float) -> None:
         """Masks of words, and of the regions that were made classes."""
@@ -300,11 +266,6 @@ class Page:
     def _place(self, image: OpenImage, x: float, y: float) -> tuple[float, float]:
         """Position on the shown grid -> position in pixels of the image."""
         return (x, y) if image.session.map is None else image.session.map.pixel(x, y)
-
-    def _shown(self, image: OpenImage, points: Sequence[tuple[float, float]]) -> list[list[float]]:
-        """Positions in pixels of the image -> positions on the shown grid."""
-        xy = np.array(points, float).reshape(-1, 2)
-        return (xy if image.session.map is None else image.session.map.places(xy)).tolist()
 
     def _pixel(self, image: OpenImage, x: float, y: float) -> tuple[float, float]:
         x, y = self._place(image, x, y)

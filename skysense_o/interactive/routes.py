@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from skysense_o.image_io import read_image
 from skysense_o.interactive.access import COOKIE, Body, PageGuard, PointBody, image_of, safe_name, visitor_of
+from skysense_o.interactive.image_state import image_state
 from skysense_o.interactive.job_queue import JobQueue
 from skysense_o.interactive.page import Page
 from skysense_o.interactive.pixel_routes import KEPT, add_pixel_routes
@@ -110,7 +111,7 @@ def _add_pages(app: FastAPI, page: Page) -> None:
     def shown(request: Request, key: str):
         image = image_of(request, page, key)
         visitor_of(request, page).current = key
-        return page.image_state(image)
+        return image_state(image)
 
     @app.delete("/api/images/{key}")
     def closed(request: Request, key: str):

@@ -17,7 +17,7 @@ from PIL import Image
 from skysense_o.image_io import ImageError
 from skysense_o.interactive.dialogue import Dialogue
 from skysense_o.interactive.exports import export, export_zip, repeat_command, run_settings
-from skysense_o.interactive.opening import OpenedImage, open_upload
+from skysense_o.interactive.opening import OpenedImage, open_upload, smaller_scene
 from skysense_o.interactive.session import Session
 from skysense_o.interactive.view import class_png, class_rows, connected_part, map_png, words_and_colors
 from skysense_o.vocabulary import Vocabulary
@@ -85,7 +85,7 @@ def test_a_large_photo_is_scaled_down_and_says_so(tmp_path):
     assert open_upload(tmp_path / "line.png", max_pixels=1000).rgb.shape == (1, 1000, 3)
 
 
-def test_a_scene_that_is_scaled_down_says_that_its_place_is_lost(tmp_path):
+def test_a_scene_that_is_scaled_down_says_so_and_keeps_its_place(tmp_path):
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     pixels = scenes.fields(40, 60)
     pixels[:, :10] = 0
@@ -94,7 +94,17 @@ def test_a_scene_that_is_scaled_down_says_that_its_place_is_lost(tmp_path):
     assert opened.rgb.shape == (20, 30, 3)
     assert not opened.valid[:5].any()
     assert opened.valid[5:].all()
-    assert "its place on the ground is lost here" in opened.notes[-1]
+    assert "scaled down from 60 x 40 pixels for the model" in opened.notes[-1]
+    import rasterio
+
+    with (
+        rasterio.open(smaller_scene(opened.full, (20, 30), tmp_path)) as smaller,
+        rasterio.open(tmp_path / "s.tif") as full,
+    ):
+        assert smaller.shape == (20, 30)
+        assert smaller.crs == full.crs
+        assert smaller.bounds == full.bounds
+        assert smaller.nodata == 0
 
 
 def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):

@@ -130,7 +130,7 @@ def _serve(review, args: argparse.Namespace) -> None:
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the review page needs gradio: pip install -e ".[app]"', name="gradio") from error
+        raise ModuleNotFoundError('the review page needs gradio: pip install -e ".[engine]"', name="gradio") from error
     from skysense_o.data_engine.review.page import CSS, ReviewPage, build_page, page_script
     from skysense_o.data_engine.review.serving import serve_review
 
