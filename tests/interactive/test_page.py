@@ -39,7 +39,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WAIT = 45_000
+WAIT = 180_000
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +369,7 @@ def test_words_that_the_model_does_not_know_are_marked_while_they_are_typed(visi
     page = visit()
     page.locator("#words").fill("road, solar panel")
     page.get_by_text('"solar panel" is far from every training word').wait_for()
-    assert page.locator("#words-marks mark").all_inner_texts() == [" solar panel"]
+    assert page.locator("#words-marks mark").all_inner_texts() == ["solar panel"]
     page.locator("#words").fill("road, tree")
     page.get_by_text("Commas between classes").wait_for()
     assert not page.locator("#words-marks mark").count()

@@ -49,7 +49,7 @@ export class WordsField {
     field.style.height = "auto";
     field.style.height = `${field.scrollHeight + 2}px`;
     marks.style.width = `${field.offsetWidth}px`;
-    const parts = field.value.split(/(,)/).map(part => {
+    const parts = field.value.split(/(,\s*)/).map(part => {
       const word = part.replace(/\s*#[0-9a-fA-F]{3,6}\s*$/, "").trim();
       if (!this.told[word]) return document.createTextNode(part);
       const mark = document.createElement("mark");
