@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from skysense_o.errors import USER_ERRORS, message
-from skysense_o.interactive.timed_work import Request, Stopped, TimedWork
+from skysense_o.interactive.timed_work import Request, StoppedByUser, TimedWork
 
 BEAT = 0.25
 """Seconds between two looks at whether the user is still there."""
@@ -108,7 +108,7 @@ class JobQueue:
         """The text of a user error is told. Any other error goes to the log, and the user learns that there was one."""
         try:
             return {"result": job.result()}
-        except Stopped:
+        except StoppedByUser:
             return {"stopped": True}
         except USER_ERRORS as error:
             return {"error": message(error)}

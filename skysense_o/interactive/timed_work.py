@@ -26,7 +26,7 @@ class TooLate(ValueError):
     """A request took longer than its time limit."""
 
 
-class Stopped(ValueError):
+class StoppedByUser(ValueError):
     """The user stopped a request, or has left."""
 
 
@@ -49,10 +49,10 @@ _current: contextvars.ContextVar[Request | None] = contextvars.ContextVar("reque
 
 
 def check_time() -> None:
-    """Raise TooLate or Stopped if the current request is late or stopped. The model calls it before each step."""
+    """Raise TooLate or StoppedByUser if the current request is late or stopped. The model calls it before each step."""
     request = _current.get()
     if request is not None and request.stop.done():
-        raise Stopped("stopped")
+        raise StoppedByUser("stopped")
     if request is not None and time.monotonic() > request.deadline:
         raise TooLate("the time limit is over")
 
@@ -84,7 +84,7 @@ class TimedWork:
 
         Raises:
             TooLate: no result in time, or too many late requests still run.
-            Stopped: the request was stopped. What `work` raises is raised as it is.
+            StoppedByUser: the request was stopped. What `work` raises is raised as it is.
         """
         if self.late >= MOST_LATE:
             raise TooLate("the server is busy with requests that take too long: try again in some minutes")
@@ -107,7 +107,7 @@ class TimedWork:
         self._count(1)
         result.add_done_callback(lambda _: self._count(-1))
         if request.stop.done():
-            raise Stopped("stopped")
+            raise StoppedByUser("stopped")
         logger.warning("a request took longer than %g s", self.seconds)
         raise TooLate(f"this took longer than {self.seconds:g} s, the time limit: use fewer words or a smaller image")
 

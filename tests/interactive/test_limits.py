@@ -30,7 +30,7 @@ from skysense_o.interactive.session_store import SessionStore
 from skysense_o.interactive.timed_work import (
     MOST_LATE,
     Request,
-    Stopped,
+    StoppedByUser,
     TimedWork,
     TooLate,
     check_time,
@@ -238,7 +238,7 @@ def test_work_that_is_stopped_ends_and_tells_how_far_it_was():
 
     work = TimedWork(600)
     threading.Thread(target=lambda: begun.wait(60) and request.stop.set_result(None), daemon=True).start()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedByUser):
         work(forever, request=request)
     assert shares == [0.25]
     for _ in range(500):

@@ -304,6 +304,15 @@ def test_a_geotiff_is_a_map(visit, tmp_path):
     assert re.search(r"25\.5\d+° S, 54\.5\d+° W", told), told
     assert re.search(r"74\d,\d{3} m E, −2,82\d,\d{3} m N", told), told
     assert "confidence" in told
+    wide = at(page, 1, 0)[0] - at(page, 0, 0)[0]
+    page.mouse.wheel(0, -240)
+    page.wait_for_function(
+        "was => document.querySelector('#map canvas').getBoundingClientRect().width > 1.2 * was", arg=wide
+    )
+    page.keyboard.press("0")
+    page.wait_for_function(
+        "was => Math.abs(document.querySelector('#map canvas').getBoundingClientRect().width - was) < 5", arg=wide
+    )
     page.mouse.click(*at(page, 0.5, 0.5))
     popup = page.locator(".leaflet-popup-content")
     popup.wait_for()

@@ -77,6 +77,18 @@ def test_the_page_loads_nothing_from_elsewhere_and_nobody_frames_it(visitor):
     assert (web / "vendor/leaflet/LICENSE").read_text().startswith("BSD 2-Clause License")
 
 
+def test_a_basemap_is_what_the_server_was_started_with(words_only, tmp_path, call):
+    page = Page(words_only, tmp_path, basemap="https://{s}.tiles.example.org/{z}/{x}/{y}.png")
+    client = TestClient(create_app(page))
+    assert client.get("/api/state").json()["about"]["basemap"] == page.basemap
+    assert (
+        "img-src 'self' blob: data: https://*.tiles.example.org;" in client.get("/").headers["content-security-policy"]
+    )
+    code, _, err = call("demo/app.py", "--basemap", "tiles.png")
+    assert code == 2
+    assert "--basemap 'tiles.png' is no address of tiles" in err
+
+
 def test_an_image_is_its_visitors_own(visitor):
     mine, other = visitor(), visitor()
     key = upload(mine)
