@@ -413,7 +413,7 @@ def whole_images(request: Request) -> int:
                 body["answers"] = [{"question": q, "answer": a} for q, a in zip(args.question, answers, strict=True)]
                 text = "\n".join(f"{name}: {row['question']} {row['answer']}" for row in body["answers"])
             else:
-                rows = classify(model, image, request.vocabulary.classes)
+                rows = classify(model, image, request.vocabulary)
                 body["names"] = [{"name": word, "cosine": round(score, 4)} for word, score in rows]
                 text = f"{name}\n{tabulate(rows[:10], ['name', 'cosine'], floatfmt='.3f')}"
         write_json(file, body)
