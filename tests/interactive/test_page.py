@@ -114,13 +114,6 @@ def changed(page, act) -> None:
     page.wait_for_function("was => (document.querySelector('#map').dataset.shown ?? was) !== was", arg=before)
 
 
-def painted(page, act) -> None:
-    """Do something, and wait until the masks are painted again."""
-    before = page.locator("#map").get_attribute("data-painted")
-    act()
-    page.wait_for_function("was => document.querySelector('#map').dataset.painted !== was", arg=before)
-
-
 def segment(page, words: str) -> list[str]:
     """Ask, wait, and give back the names on the chips."""
     page.locator("#words").fill(words)
@@ -148,6 +141,11 @@ MASKS = """() => { const canvas = document.querySelector('.leaflet-masks-pane ca
 def masks(page) -> tuple[float, float]:
     """Share of the pixels with a mask, and the strongest opacity, 0..255."""
     return tuple(page.evaluate(MASKS))
+
+
+def masks_become(page, condition: str) -> None:
+    """Wait until a condition on `share` and `strongest`, see `masks`, is true."""
+    page.wait_for_function(f"() => {{ const [share, strongest] = ({MASKS})(); return {condition}; }}")
 
 
 def pixels_of_region(page) -> int:
@@ -214,18 +212,19 @@ def test_classes_opacity_and_split_change_the_view_and_ask_nothing(visit):
     assert whole == 1
     page.on("request", lambda request: requests.append(request.url))
     vegetation = page.get_by_role("button", name=re.compile("^vegetation"))
-    painted(page, vegetation.click)
+    vegetation.click()
     assert vegetation.get_attribute("aria-pressed") == "false"
     page.mouse.move(700, 880)  # the class under the pointer is shown alone
-    page.wait_for_timeout(200)
-    assert 0 < masks(page)[0] < 0.3, "the road only"
-    painted(page, vegetation.click)
+    masks_become(page, "share > 0 && share < 0.3")
+    vegetation.click()
+    page.mouse.move(700, 880)
+    masks_become(page, "share === 1")
     page.locator("#opacity").focus()
-    painted(page, lambda: page.keyboard.press("Home"))
-    assert masks(page) == (0, 0)
+    page.keyboard.press("Home")
+    masks_become(page, "share === 0")
     for _ in range(3):
-        painted(page, lambda: page.keyboard.press("ArrowRight"))
-    assert 0 < masks(page)[1] < strongest
+        page.keyboard.press("ArrowRight")
+    masks_become(page, f"strongest > 0 && strongest < {strongest}")
 
     page.get_by_role("button", name="Split").click()
     divider = page.get_by_role("slider", name="Border between image and masks")
