@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from skysense_o.interactive.exports import repeat_command
-from skysense_o.interactive.session import Region, Session
+from skysense_o.interactive.region import Region
+from skysense_o.interactive.session import Session
 from skysense_o.interactive.view import class_rows, square_metres
 from skysense_o.interactive.visitors import OpenImage
 

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import NONE, Segmentation
 from skysense_o.interactive.opening import OpenedImage
+from skysense_o.interactive.region import Prompt, Region
 from skysense_o.interactive.timed_work import check_time, report_progress
 from skysense_o.vocabulary import Vocabulary
 
@@ -39,39 +40,6 @@ MOST_VALUES = 100_000_000
 
 MOST_UNDO = 100
 """Clicks and boxes that can be undone."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The clicks and the box that a region was made from.
-
-    Args:
-        points: (x, y) pixels of the points.
-        labels: 1 for a foreground point, 0 for a background point.
-        box: half-open XYXY, or None.
-    """
-
-    points: tuple[tuple[float, float], ...] = ()
-    labels: tuple[int, ...] = ()
-    box: tuple[float, float, float, float] | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.points) or self.box is not None
-
-
-@dataclass
-class Region:
-    """The region selected by the latest points or box.
-
-    Args:
-        mask: bool (H,W).
-        iou_pred: predicted IoU of the mask; None if the box itself is the region (weights without prompts).
-        prompt: what it was made from.
-    """
-
-    mask: np.ndarray
-    iou_pred: float | None
-    prompt: Prompt
 
 
 class Session:
