@@ -52,7 +52,7 @@ def read(data: bytes, name: str) -> np.ndarray:
     return np.clip((rgb - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 
-_georeference: dict[str, tuple] = {}  # of the current image
+_georeference: dict[str, tuple] = {}  # georeference of the current image
 
 
 def _number(name: str) -> str:

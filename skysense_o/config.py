@@ -113,7 +113,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     vqa_model.COUNTING = False  # EmbeddedVQA: numbers are counted with a density map
     vqa_model.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaVQA: name or folder for transformers; as published
     vqa_model.LANGUAGE_LORA_RANK = 0  # rank of LoRA updates of the language model; 0: it is frozen
-    vqa_model.PRECISION = "bf16"  # of the language model: bf16 or fp32
+    vqa_model.PRECISION = "bf16"  # precision of the language model: bf16 or fp32
     vqa_model.MOST_TOKENS = 16  # longest answer, in tokens; answers are words or phrases
 
     # Reproduce an error of the published code, for comparison with published numbers: padding is not removed.
@@ -159,7 +159,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.IMAGE_IMAGE = 1.0
     cfg.PRETRAIN.RECONSTRUCTION = 1.0
     cfg.PRETRAIN.SIGMOID = False  # pairwise sigmoid loss for image and text, which needs no large batch
-    cfg.PRETRAIN.IMAGE_TEMPERATURE = 0.1  # of the image-image contrast, as in SimCLR
+    cfg.PRETRAIN.IMAGE_TEMPERATURE = 0.1  # temperature of the image-image contrast, as in SimCLR
     cfg.PRETRAIN.CHUNK = 0  # images whose activations are in memory at a time; 0: all
     cfg.PRETRAIN.CROP_SHARE = [0.4, 1.0]  # smallest and largest share of an image's area in a view
     cfg.PRETRAIN.BLOCK = 32  # side of hidden blocks in pixels, as in SimMIM
@@ -219,7 +219,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.TEST.SHORT_SIDE = 0  # resize the shorter side of images to this; published: 640; 0: original size
     cfg.TEST.LONG_SIDE = 0  # largest longer side after resizing; published: 2560; 0: no limit
     cfg.TEST.WINDOW = 0  # side of sliding windows; 0: whole images; -1: the model's own
-    cfg.TEST.OVERLAP = -1  # of the windows, in pixels; -1: a quarter of WINDOW
+    cfg.TEST.OVERLAP = -1  # overlap of the windows in pixels; -1: a quarter of WINDOW
     cfg.TEST.SCALES = [1.0]  # relative sizes whose probabilities are averaged
     cfg.TEST.FLIPS = False  # also average over mirrored images
     cfg.TEST.BACKGROUND = []  # words for everything else; their pixels get the background class, or none

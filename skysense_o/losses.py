@@ -146,7 +146,7 @@ def region_contrast(regions: Tensor, present: Tensor, text: Tensor, valid: Tenso
         present: (B,T) bool, classes in the image.
         text: (B,T,D) unit vectors.
         valid: (B,T) bool, False for padding.
-        temperature: of the softmax over classes, above 0.
+        temperature: temperature of the softmax over classes, above 0.
 
     Returns:
         scalar.

@@ -36,7 +36,7 @@ class Objective:
         """
         Args:
             weights: name of a term, see TERMS -> weight.
-            temperature: of the region contrast and of the vision-centric loss.
+            temperature: temperature of the region contrast and of the vision-centric loss.
             ignored_as_negative, class_chunk: see `losses.pixel_bce`.
             grid: pixels of a label that one cell of the losses takes, each way, where samples have `says`.
 

@@ -1,6 +1,6 @@
 """Training losses where labels do not say everything. Alphabet: B images, T names, V label values, H W pixels.
 
-A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each name and pixel. Unknowns are no negatives: they add nothing.
+A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each name and pixel. Unknowns are not negatives: they add nothing.
 Where all is known each loss here is that of `losses.py`.
 """
 

@@ -33,7 +33,7 @@ def partial_terms(
     """ "loss_<term>" -> weighted scalar. Arguments as in `Objective`; encode: for the captions.
 
     Raises:
-        ValueError: a term that takes every label for complete.
+        ValueError: a loss term that needs complete labels.
     """
     wrong = sorted(set(objective.weights) - set(KNOWN_TERMS))
     if wrong:
@@ -70,7 +70,7 @@ def partial_terms(
 
 
 def _says(sample: Sample) -> Tensor:
-    """(V,C); of a sample that is labelled completely, value v says yes of name v and no of all others."""
+    """(V,C); in a completely labelled sample, value v means yes for class v and no for all others."""
     if "says" in sample:
         return sample["says"]
     count = len(sample["vocabulary"])

@@ -27,7 +27,7 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
     Args:
         path: the file of the lock; it is removed at the end. What a killed run left behind is taken over.
         folder: what is locked, for the message.
-        cure: what a user can do other than wait, for the message.
+        cure: what a user can do instead of waiting, for the message.
 
     Raises:
         OSError: another run holds the lock; the message says which, and since when.

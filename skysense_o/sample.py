@@ -41,7 +41,7 @@ class Sample(TypedDict):
     says: NotRequired[
         Tensor
     ]  # int8 (V,C): what label value v says of name c: 1 yes, 0 no, -1 nothing, n > 1: at least n
-    # percent of its pixels; without it value v says yes of name v and no of all others
+    # percent of its pixels; without it label value v means yes for class v and no for all others
     captions: NotRequired[tuple[str, ...]]  # the first is of this image, the others are of other images
     visual_similarity: NotRequired[
         Tensor

@@ -1,13 +1,26 @@
-"""Text files that people write: UTF-8, with or without a byte order mark, and errors that name the file."""
+"""Read text, JSON, YAML and CSV that people and other programs wrote.
+
+Files are UTF-8, with or without a byte order mark. An error says in one line where, what, and what is permitted.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+MAX_BYTES = 2**30
+"""Larger documents are refused: parsed, they would take some ten times as much memory."""
+REQUIRED = object()
+KINDS = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+    type(None): "null",
+}  # fmt: skip
 
 
 def read_text(path: str | Path) -> str:
@@ -35,12 +48,36 @@ def read_json_file(path: str | Path) -> dict | list:
     """Read a JSON file.
 
     Raises:
-        ValueError: the file is not JSON, or has another encoding.
+        ValueError: see `parse_json`.
     """
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Parse a JSON document or line.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+        where: file, or file and line, for messages.
+
+    Raises:
+        ValueError: the data is too large, nested too deeply, not UTF-8, or not JSON.
+
+    >>> parse_json("[" * 200_000, "a.json")
+    Traceback (most recent call last):
+    ValueError: a.json is nested too deeply: write it with fewer levels of brackets
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{where} has {len(data):,} bytes: at most {MAX_BYTES:,} are permitted; divide it")
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply: write it with fewer levels of brackets") from None
+    except UnicodeDecodeError as error:
+        raise _wrong_encoding(where, error) from error
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
 
 
 def read_yaml(path: str | Path) -> object:
@@ -52,7 +89,7 @@ def read_yaml(path: str | Path) -> object:
     try:
         return yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not YAML: {error}") from error
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
@@ -69,12 +106,10 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: {line.strip()[:80]!r} is not JSON: {error}") from error
+                where = f"{path}, line {number}: {line.strip()[:80]!r}"
+                entry = parse_json(line, where)
                 if not isinstance(entry, dict):
-                    raise ValueError(f"{path}, line {number}: {line.strip()[:80]!r} is not a JSON object")
+                    raise ValueError(f"{where} is not a JSON object")
                 yield number, entry
     except UnicodeDecodeError as error:
         raise _wrong_encoding(path, error) from error
@@ -112,6 +147,62 @@ def read_csv(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str,
     return columns, rows()
 
 
-def _wrong_encoding(path: str | Path, error: UnicodeDecodeError) -> ValueError:
+def checked(value: Any, kinds: type | tuple[type, ...], where: str) -> Any:
+    """Check the type of a value of JSON.
+
+    Args:
+        value: what was read.
+        kinds: permitted types, of KINDS. float includes whole numbers, and excludes NaN and infinities; true and false
+            are not numbers.
+        where: what the value is, for the message.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: the value is of another type.
+
+    >>> checked(3, (str, type(None)), "a.json, line 2: 'split'")
+    Traceback (most recent call last):
+    ValueError: a.json, line 2: 'split' is 3: text or null is permitted
+    """
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if isinstance(value, bool):
+        right = bool in kinds
+    elif isinstance(value, int | float) and float in kinds:
+        right = isinstance(value, int) or math.isfinite(value)
+    else:
+        right = isinstance(value, tuple(kind for kind in kinds if kind is not float))
+    if not right:
+        raise ValueError(f"{where} is {_short(value)}: {' or '.join(KINDS[kind] for kind in kinds)} is permitted")
+    return value
+
+
+def take(row: Any, key: str, kinds: type | tuple[type, ...], where: str, default: Any = REQUIRED) -> Any:
+    """Get a checked value of a JSON object; see `checked`.
+
+    Args:
+        row: what was read; anything but an object is an error.
+        key, default: the value where the key is missing; without a default, a missing key is an error.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {_short(row)}: an object is permitted")
+    if key not in row and default is not REQUIRED:
+        return default
+    if key not in row:
+        raise ValueError(f"{where} has no {key!r}")
+    return checked(row[key], kinds, f"{where}: {key!r}")
+
+
+def _short(value: Any) -> str:
+    """A value for a message, cut; not `repr`, which fails on deeply nested values."""
+    if isinstance(value, list | dict):
+        return f"{KINDS[type(value)]} of {len(value)}"
+    return json.dumps(value)[:80]
+
+
+def _wrong_encoding(where: str | Path, error: UnicodeDecodeError) -> ValueError:
     byte = error.object[error.start]
-    return ValueError(f"{path} is not UTF-8 text (byte 0x{byte:02x} at {error.start}): save it with the encoding UTF-8")
+    return ValueError(
+        f"{where} is not UTF-8 text (byte 0x{byte:02x} at {error.start}): save it with the encoding UTF-8"
+    )

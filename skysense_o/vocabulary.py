@@ -166,7 +166,7 @@ def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:
     """
     table = read_json_file(path)
     if not isinstance(table, dict) or not all(isinstance(words, list) for words in table.values()):
-        raise ValueError(f"{path} is no table of retrieval words: expected an object of class name -> list of words")
+        raise ValueError(f"{path} is not a table of retrieval words: expected an object of class name -> list of words")
     return {name: words for name, words in table.items() if name != "except"}
 
 

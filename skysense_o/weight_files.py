@@ -72,7 +72,7 @@ def load_plain(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception, more_than_tensors: bool = False) -> WeightsError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if "nsupported" in line] or lines  # torch names the culprit below its advice
+    lines = [line for line in lines if "nsupported" in line] or lines  # torch names it below its advice
     reason = lines[0].removesuffix(":")[:200] if lines else type(error).__name__
     if not isinstance(error, (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)) and lines:
         reason = f"{type(error).__name__}: {reason}"

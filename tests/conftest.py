@@ -87,7 +87,7 @@ def unexpected_errors_are_raised(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def logs_reach_the_tests():
-    """Runs in this process set up Detectron2's loggers, which keep what they are told to themselves."""
+    """Runs in this process set up Detectron2's loggers, whose messages then do not reach the root logger."""
     yield
     for name in ("skysense_o", "detectron2", "fvcore"):
         logging.getLogger(name).propagate = True

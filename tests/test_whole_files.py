@@ -1,4 +1,4 @@
-"""Every output is complete or absent, whatever ends its writer; a full disk is told with file, size and cure."""
+"""Every output is complete or absent, however its writer ends; the error for a full disk names file and size."""
 
 from __future__ import annotations
 

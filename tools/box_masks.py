@@ -4,7 +4,7 @@
 python tools/box_masks.py simd_train harbor_ships_train output/box_masks
 python tools/box_masks.py neon_crowns_train output/box_masks --ellipse
 
-Images whose label image is there already are passed over, so a stopped run goes on where it was.
+Images that already have a label image are skipped, so an interrupted run resumes.
 """
 
 import argparse
@@ -12,6 +12,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
 
 import cv2
 from tqdm import tqdm

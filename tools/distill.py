@@ -5,7 +5,7 @@
   python tools/distill.py --work work --teacher hf://facebook/sam3 --classes "building|house,road" --output output/small
 
 The first command cuts the images into tiles. The second writes the teacher's soft masks into the work folder and trains
-the student of --config-file on them; given again it goes on where it was stopped. The student's weights are
+the student of --config-file on them; run again, it resumes. The student's weights are
 OUTPUT/student.safetensors, which the demo and run_eval.sh take.
 """
 
@@ -15,6 +15,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
 
 from skysense_o.errors import exit_code
 from skysense_o.vocabulary import Vocabulary

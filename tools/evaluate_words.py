@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What a model finds when it is asked by everyday words: roads, roofs, objects in boxes, kinds of scenes.
+"""Evaluate a model with everyday words: roads, roofs, objects in boxes, scene classes.
 
 python tools/evaluate_words.py mini
 python tools/evaluate_words.py output/broad/model_final.safetensors --only roads objects --limit 20
 python tools/evaluate_words.py output/broad/model_0000999.pth --config-file configs/mini/broad.yaml
 
-Prints a table, and with --output writes results.json, which tools/compare_results.py reads. Data sets that are not
-there are told and left out. About four minutes on one core.
+Prints a table, and with --output writes results.json, which tools/compare_results.py reads. Missing data sets are
+reported and left out. About four minutes on one core.
 """
 
 import argparse
@@ -16,6 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 from tabulate import tabulate
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
@@ -24,6 +28,7 @@ from skysense_o.errors import exit_code
 from skysense_o.evaluation.words import TESTS, Asker
 from skysense_o.inference.predictor import Predictor
 from skysense_o.training.run import build_model
+from skysense_o.whole_files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,9 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("weights", help="a name of shipped weights, or a file; a .pth needs --config-file")
     p.add_argument("--config-file", metavar="FILE", help="the YAML that a .pth was trained with")
     p.add_argument("--only", nargs="+", choices=sorted(TESTS), default=list(TESTS), help="which tests; all by default")
-    p.add_argument(
-        "--limit", type=int, default=0, metavar="N", help="so many images of each set, evenly spread; 0: all"
-    )
+    p.add_argument("--limit", type=int, default=0, metavar="N", help="images per set, evenly spread; 0: all")
     p.add_argument("--output", type=Path, metavar="FOLDER", help="write results.json there")
     return p
 
@@ -62,10 +65,9 @@ def run() -> int:
         rows = [(data_set, what, 100 * value) for data_set, each in found.items() for what, value in each.items()]
         print(tabulate(rows, ["data set", "number", "%"], floatfmt=".1f"), flush=True)
         if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
             results = [{"data_set": data_set, "task": "words", "numbers": each} for data_set, each in numbers.items()]
             body = {"weights": args.weights, "limit": args.limit, "results": results}
-            (args.output / "results.json").write_text(json.dumps(body, indent=1).replace("NaN", "null"))
+            write_text(args.output / "results.json", json.dumps(body, indent=1).replace("NaN", "null"))
     return 0
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Make the figures of README and docs from the shipped images and weights.
 
-python tools/figures.py                                    # docs/figures/teaser.png and exer.png
+python tools/figures.py                                    # docs/figures/teaser.png, exer.png and gallery_*.jpg
 python tools/figures.py --weights output/mini/model_final.safetensors --output output/figures
 
 teaser.png: each shipped image above its masks. exer.png: masks of one image for several lists of classes.
+gallery_*.jpg: image and masks of docs/gallery.md, whose captions a person has to check when the weights change.
 """
 
 import argparse
@@ -13,6 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
 
 import numpy as np
 from PIL import Image
@@ -28,6 +33,14 @@ EXAMPLES = (
     "yellowstone_0.4m.jpg",
     ("road", "street,forest", "highway|track,trees|meadow", "road,tree,grass,bare land"),
 )
+GALLERY = {
+    "road": ("yellowstone_0.4m.jpg", "road,tree,grass"),
+    "absent": ("yellowstone_0.4m.jpg", "road,tree,grass,building,water,car"),
+    "water": ("foz_30m.tif", "water"),
+    "foz": ("foz_30m.tif", "water,forest,crop field,built-up area"),
+    "fields": ("fields_30m.jpg", "crop field,forest,bare land"),
+    "town": ("fields_30m.jpg", "water,forest,crop field,town"),
+}
 WIDTH, GAP = 480, 12  # width of a column and gap between columns, in pixels
 
 
@@ -86,6 +99,11 @@ def run() -> int:
     for file, sheet in (("teaser.png", beside(columns)), ("exer.png", beside(answers))):
         sheet.quantize(256, dither=Image.Dither.NONE).save(folder / file, optimize=True)
         print(f"{folder / file}: {sheet.width} x {sheet.height}, {(folder / file).stat().st_size / 1e6:.2f} MB")
+    for name, (file, words) in GALLERY.items():
+        image = read_image(ROOT / "demo" / file).rgb
+        sheet = beside([[Image.fromarray(enlarged(image))], [masks(image, predictor(image, words))]])
+        sheet.convert("RGB").save(folder / f"gallery_{name}.jpg", quality=85)
+        print(folder / f"gallery_{name}.jpg")
     return 0
 
 

@@ -14,10 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from skysense_o.errors import exit_code
+from skysense_o.whole_files import whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -160,8 +165,9 @@ def run() -> int:
 
 
 def write(path: str, panels: list[Image.Image]) -> int:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(panels).save(path)
+    form = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
+    with whole(Path(path)) as part:
+        contact_sheet(panels).save(part, format=form)
     print(path)
     return 0
 

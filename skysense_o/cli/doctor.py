@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from skysense_o.cli.unlisted import install_unlisted
+from skysense_o.cpu_threads import available_cores, cpu_quota
 from skysense_o.shipped_files import is_checkout
 
 MODULES = {  # import name -> distribution
@@ -40,6 +41,13 @@ STRONG = (  # what, repository and file at the Hugging Face hub, how it is used
         "chendelong/RemoteCLIP",
         "RemoteCLIP-ViT-B-32.pt",
         "--config-file configs/training_free/openclip.yaml --weights hf://chendelong/RemoteCLIP/RemoteCLIP-ViT-B-32.pt",
+    ),
+    (
+        "SigLIP ViT-B/16",
+        "timm/ViT-B-16-SigLIP",
+        "open_clip_model.safetensors",
+        "--config-file configs/training_free/siglip.yaml --weights"
+        " hf://timm/ViT-B-16-SigLIP/open_clip_model.safetensors",
     ),
     (
         "DINOv2 ViT-S/14",
@@ -112,6 +120,9 @@ def _check_devices(checks: _Checks) -> None:
     import torch
 
     checks.good("cpu", f"{os.cpu_count()} cores, {platform.machine()}, torch uses {torch.get_num_threads()} threads")
+    quota, wait = cpu_quota(), os.environ.get("OMP_WAIT_POLICY", "unset, threads may spin")
+    allowed = "no quota" if quota is None else f"quota of {quota:g} CPUs"
+    checks.good("threads", f"{allowed}, {available_cores()} cores to use, OMP_WAIT_POLICY {wait}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -19,6 +19,7 @@ from torch.multiprocessing import ProcessExitedException
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
 from skysense_o.config import default_config, merge_file
+from skysense_o.cpu_threads import available_cores
 from skysense_o.evaluation.protocol import protocol_file
 from skysense_o.renamed_keys import renamed_key
 from skysense_o.training.benchmark_suite import evaluate_run
@@ -78,9 +79,8 @@ def _start_logging(cfg, args: Namespace) -> None:
 
 def _main(args: Namespace, cfg) -> None:
     if comm.get_local_size() > 1 and not torch.cuda.is_available():
-        torch.set_num_threads(
-            max(1, os.cpu_count() // comm.get_local_size())
-        )  # more threads than cores would only wait for each other
+        # More threads than cores would only wait for each other.
+        torch.set_num_threads(max(1, available_cores() // comm.get_local_size()))
     _start_logging(cfg, args)
     numbers = evaluate_run(cfg) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():

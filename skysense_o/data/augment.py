@@ -6,6 +6,7 @@ All randomness comes from NumPy's global generator, which the loader seeds for e
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -16,6 +17,41 @@ from PIL import Image
 from skysense_o.sample import IGNORE
 
 CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop, scale, flip, rotation and colour of training samples.
+
+    Attributes:
+        side: side of the samples, in pixels.
+        scale: smallest and largest scale; drawn log-uniformly.
+        turn: rotate by multiples of 90 degrees.
+        color: strength of the colour jitter, see `color_jitter`.
+        max_area: largest share of a crop that one class may fill; see `random_square`.
+    """
+
+    side: int
+    scale: tuple[float, float] = (1.0, 1.0)
+    turn: bool = False
+    color: float = 0.0
+    max_area: float = 1.0
+
+    @classmethod
+    def from_config(cls, cfg) -> Augmentation:
+        i = cfg.INPUT
+        return cls(i.CROP_SIZE, tuple(i.SCALE_RANGE), i.TURN, i.COLOR_JITTER, i.SINGLE_CATEGORY_MAX_AREA)
+
+    def crop(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cut a random square and resize it to `side` pixels; uint8 (H,W,3) and uint8 (H,W)."""
+        box = random_square(labels, self.side, self.scale, self.max_area)
+        return crop_and_resize(image, labels, box, self.side)
+
+    def transform(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Change the colours of a square crop, flip and rotate it."""
+        for transform in random_transforms(self.side, self.turn, self.color):
+            image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
+        return image, labels
 
 
 def random_square(
@@ -69,7 +105,7 @@ def random_transforms(side: int, turn: bool, color: float) -> list[T.Transform]:
     Colour comes first, while the array is contiguous.
 
     Args:
-        side: of the crop, in pixels.
+        side: side of the crop, in pixels.
         turn: rotate by multiples of 90 degrees.
         color: strength, see `color_jitter`; 0: no colour jitter.
     """

@@ -6,7 +6,6 @@ K concepts, V label values.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
 from skysense_o.sample import NO, UNKNOWN, YES
+from skysense_o.text_files import read_json_file
 
 CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 
@@ -22,8 +22,8 @@ CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 class SceneContents:
     """The concepts in images of one scene class. All concepts that cannot occur with them are absent."""
 
-    whole: int | None  # all of it is this
-    place: int | None  # all of it belongs to this place, which is made of many things
+    whole: int | None  # concept of every pixel
+    place: int | None  # kind of place that every pixel belongs to, such as a harbour
     shows: dict[int, int]  # concept -> least share in percent
     may: tuple[int, ...]
 
@@ -47,9 +47,9 @@ class Concepts:
         return len(self.names)
 
     def index(self, name: str) -> int:
-        """Raises KeyError for a name that is no concept."""
+        """Raises KeyError for a name that is not a concept."""
         if name not in self.names:
-            raise KeyError(f"{name!r} is no concept of {CONCEPTS_FILE.name}; there are: {', '.join(self.names)}")
+            raise KeyError(f"{name!r} is not a concept of {CONCEPTS_FILE.name}; there are: {', '.join(self.names)}")
         return self.names.index(name)
 
     def of_class(self, table: str, label: int) -> int | None:
@@ -92,12 +92,12 @@ class Concepts:
 
 @lru_cache(1)
 def load_concepts() -> Concepts:
-    """The table of the project.
+    """Load datasets/concepts.json.
 
     Raises:
-        ValueError: a concept that names one which is not there, or a class that the table has not.
+        ValueError: a concept that names an unknown concept or class.
     """
-    body = json.loads(CONCEPTS_FILE.read_text())
+    body = read_json_file(CONCEPTS_FILE)
     entries = body["concepts"]
     names = tuple(entries)
     index_of = {name: k for k, name in enumerate(names)}
@@ -106,7 +106,7 @@ def load_concepts() -> Concepts:
     def at(name: str, where: str) -> int:
         if name not in index_of:
             raise ValueError(
-                f"{CONCEPTS_FILE.name}: {where} names {name!r}, which is no concept: add it or correct the name"
+                f"{CONCEPTS_FILE.name}: {where} names {name!r}, which is not a concept: add it or correct the name"
             )
         return index_of[name]
 
@@ -159,7 +159,7 @@ def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...
             classes = load_classes(table)
             found = [c for c in range(len(classes)) if wanted in (classes.classes[c], classes.folders[c])]
             if not found:
-                raise ValueError(f"{CONCEPTS_FILE.name}: {name} is 'of' {key}, which is no class: correct it")
+                raise ValueError(f"{CONCEPTS_FILE.name}: {name} is 'of' {key}, which is not a class: correct it")
             words += [classes.classes[found[0]], *classes.synonyms[found[0]]]
             kinds += classes.kinds[found[0]]
         listed.append(list(dict.fromkeys(" ".join(word.lower().split()) for word in words)))

@@ -28,7 +28,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """Decode an image of any size, without conversion.
 
     Raises:
-        BadData: it is no image, or cut short.
+        BadData: it is not an image, or is truncated.
     """
     try:
         container = container_of_bytes(data[:64])

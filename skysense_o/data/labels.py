@@ -25,7 +25,7 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> RGBImage:
 
     Args:
         source: path, or the bytes of the file.
-        name: of the image in error messages; default: the path.
+        name: the image's name in error messages; default: the path.
 
     Raises:
         BadData: no such file, not an image, or cut short.
@@ -42,7 +42,7 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientati
     """Read a label image, with the same EXIF rotation as its image.
 
     Args:
-        path: of the label image.
+        path: path of the label image.
         size: (H,W) of the image after its EXIF rotation; None: not checked.
         orientation: EXIF orientation of the image. Labels of its size before rotation are rotated too; labels that
             already have its rotated size are not.
@@ -104,7 +104,7 @@ def to_ids(labels: np.ndarray, table: np.ndarray, names: int, path: str) -> np.n
         labels: label values, unsigned integers (H,W).
         table: see `id_table`.
         names: number of classes.
-        path: of the label image, for error messages.
+        path: path of the label image, for error messages.
 
     Returns:
         uint8 (H,W): 0..names-1 or IGNORE.

@@ -18,7 +18,7 @@ def index_file(spec: DatasetSpec, split: str) -> Path:
     """The first existing index file of a data set, of the alternatives in `spec.index`, which bars separate.
 
     Raises:
-        FileNotFoundError: there is none of them.
+        FileNotFoundError: none of the files exists.
     """
     names = [name.format(split=spec.splits[split]) for name in spec.index.split("|")]
     for name in names:
@@ -32,7 +32,7 @@ def image_folder(spec: DatasetSpec) -> Path:
     """The first existing image folder of a data set, of the alternatives in `spec.images`, which bars separate.
 
     Raises:
-        FileNotFoundError: there is none of them.
+        FileNotFoundError: none of the files exists.
     """
     for name in spec.images.split("|"):
         if (spec.root / name).is_dir():

@@ -11,7 +11,7 @@ from cachetools import cached
 from detectron2.config import configurable
 
 from skysense_o.byte_cache import byte_cache
-from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
+from skysense_o.data.augment import Augmentation
 from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import ClassTable, load_classes, load_distractors
 from skysense_o.data.labels import BadData, id_table, load_image, read_labels, to_ids
@@ -73,39 +73,27 @@ class TrainingMapper:
     def __init__(
         self,
         *,
-        crop: int,
-        scale: tuple[float, float],
-        turn: bool,
-        color: float,
-        max_area: float,
+        augmentation: Augmentation,
         words: TextSampler,
         prompts: PromptSampler | None = None,
         visual_similarity: bool = False,
     ) -> None:
         """
         Args:
-            crop: side of the samples, in pixels.
-            scale: smallest and largest scale; drawn log-uniformly.
-            turn: rotate by multiples of 90 degrees.
-            color: strength of the colour jitter, see `color_jitter`.
-            max_area: largest share of a crop that one class may fill; see `random_square`.
+            augmentation: crops and changes image and labels.
             words: chooses the vocabulary.
             prompts: draws clicks and boxes; None: no prompts.
             visual_similarity: add the similarity of the classes by the relation graph, for the vision-centric loss.
         """
-        self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
-        self.max_area, self.prompts, self.visual_similarity = max_area, prompts, visual_similarity
+        self.augmentation, self.words = augmentation, words
+        self.prompts, self.visual_similarity = prompts, visual_similarity
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         i = cfg.INPUT
         needs_pool = i.DISTRACTORS or i.TEXT_BATCH
         return {
-            "crop": i.CROP_SIZE,
-            "scale": tuple(i.SCALE_RANGE),
-            "turn": i.TURN,
-            "color": i.COLOR_JITTER,
-            "max_area": i.SINGLE_CATEGORY_MAX_AREA,
+            "augmentation": Augmentation.from_config(cfg),
             "words": TextSampler(
                 i.SYNONYMS,
                 load_distractors(i.DISTRACTOR_FILE) if needs_pool else (),
@@ -119,28 +107,19 @@ class TrainingMapper:
         }
 
     def __call__(self, record: dict) -> Sample:
-        """Make a sample of (crop, crop) pixels.
+        """Make a sample of (side, side) pixels.
 
         Raises:
             BadData: the image or its labels cannot be used.
         """
-        image, labels = read_image_and_labels(record)
-        box = random_square(labels, self.crop, self.scale, self.max_area)
-        image, labels = crop_and_resize(image, labels, box, self.crop)
-        for transform in random_transforms(self.crop, self.turn, self.color):
-            image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
+        image, labels = self.augmentation.transform(*self.augmentation.crop(*read_image_and_labels(record)))
         graph = record.get("graph") or self.words.graph
         vocabulary, kept = self.words(classes_of_record(record), graph)
         if kept is not None:
             index_of = np.full(256, IGNORE, np.uint8)
             index_of[kept] = np.arange(len(kept))
             labels = index_of[labels]
-        sample: Sample = {
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "sem_seg": torch.from_numpy(labels.astype(np.int64)),
-            "vocabulary": vocabulary,
-            "file_name": record["file_name"],
-        }
+        sample = labelled_sample(image, labels, vocabulary, record)
         if self.visual_similarity and graph:
             sample["visual_similarity"] = torch.from_numpy(load_graph(graph).between(vocabulary.classes))
         if self.prompts:
@@ -151,6 +130,16 @@ class TrainingMapper:
 def classes_of_record(record: dict) -> ClassTable | tuple[str, ...]:
     """The classes of a record's ids: the record's own names, or the class table of its data set."""
     return record["names"] if "names" in record else load_classes(spec_of(record["dataset"]).class_table_name)
+
+
+def labelled_sample(image: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, record: dict) -> Sample:
+    """Make a sample of an image, uint8 (H,W,3), and its labels, uint8 (H,W)."""
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "sem_seg": torch.from_numpy(labels.astype(np.int64)),
+        "vocabulary": vocabulary,
+        "file_name": record["file_name"],
+    }
 
 
 def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:
@@ -166,9 +155,4 @@ def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:
     image, labels = read_image_and_labels(record)
     if int(labels[labels != IGNORE].max(initial=0)) >= len(vocabulary):
         raise BadData(f"{record['sem_seg_file_name']} holds more classes than the {len(vocabulary)} of the vocabulary")
-    return {
-        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-        "sem_seg": torch.from_numpy(labels.astype(np.int64)),
-        "vocabulary": vocabulary,
-        "file_name": record["file_name"],
-    }
+    return labelled_sample(image, labels, vocabulary, record)

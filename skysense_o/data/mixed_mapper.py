@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -12,24 +11,26 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 
-from skysense_o.data.augment import crop_and_resize, random_square, random_transforms
+from skysense_o.data.augment import Augmentation, crop_and_resize
 from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import CONCEPTS_FILE, load_concepts
 from skysense_o.data.labels import BadData, read_labels
-from skysense_o.data.mapper import read_image_and_labels
+from skysense_o.data.mapper import labelled_sample, read_image_and_labels
 from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
 from skysense_o.data.weak.shapes import shape_boxes, shape_labels
 from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
+from skysense_o.text_files import read_json_file, read_json_lines
 
 OBJECT_SIDE = (24.0, 128.0)  # target side of the chosen object, in pixels
 LARGEST_SCALE = 4.0
 SCENES_AT_ONCE = (0.35, 0.25, 0.25, 0.15)  # probabilities of 1, 2, 3, 4 images in a mosaic
 POINTS = {"disc": 2.5, "far": 24.0}  # pixels; for trees at 0.6 m per pixel, whose crowns have about 10 pixels
+POINT_SCALE = (1.0, 2.5)  # smallest and largest scale of images with points
 MARKS = {"car": (2.5, 30.0), "boat": (3.0, 40.0), "mobile home": (5.0, 60.0), "building": (7.0, 90.0)}
 
 
@@ -42,11 +43,7 @@ class MixedMapper:
     def __init__(
         self,
         *,
-        crop: int,
-        scale: tuple[float, float],
-        turn: bool,
-        color: float,
-        max_area: float,
+        augmentation: Augmentation,
         words: WordChooser,
         box_masks: str = "",
         captions: int = 0,
@@ -55,14 +52,15 @@ class MixedMapper:
     ) -> None:
         """
         Args:
-            crop, scale, turn, color, max_area: see `TrainingMapper`.
+            augmentation: crops and changes image and labels.
+            words: chooses the vocabulary, and says what each label means for it.
             box_masks: output folder of `tools/box_masks.py`.
             captions: captions to choose from per scene image; 0: none.
             scenes: all records with a scene class, for mosaics.
             prompts: draws clicks and boxes for label images and boxes; other labels have no objects to click on.
         """
-        self.crop, self.scale, self.turn, self.color, self.words = crop, scale, turn, color, words
-        self.max_area, self.box_masks, self.captions = max_area, box_masks, captions
+        self.augmentation, self.side, self.words = augmentation, augmentation.side, words
+        self.box_masks, self.captions = box_masks, captions
         self.scenes, self.prompts = scenes or [], prompts
         self._pure = [r for r in self.scenes if _scene(r).whole is not None]
 
@@ -71,11 +69,7 @@ class MixedMapper:
         i = cfg.INPUT
         records = [r for name in cfg.DATASETS.TRAIN for r in records_of(name, cfg.DATALOADER.SKIP_BAD)]
         return {
-            "crop": i.CROP_SIZE,
-            "scale": tuple(i.SCALE_RANGE),
-            "turn": i.TURN,
-            "color": i.COLOR_JITTER,
-            "max_area": i.SINGLE_CATEGORY_MAX_AREA,
+            "augmentation": Augmentation.from_config(cfg),
             "words": WordChooser(i.SYNONYMS, i.WORDS, i.HYPERNYMS),
             "box_masks": i.BOX_MASKS,
             "captions": i.CAPTIONS if cfg.MODEL.LOSS.CAPTIONS else 0,
@@ -103,24 +97,19 @@ class MixedMapper:
             raise ValueError(
                 f"{record['file_name']} has no label image, boxes, points, shapes or kind of scene: {sorted(record)}"
             )
-        for transform in random_transforms(self.crop, self.turn, self.color):
-            image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
+        image, labels = self.augmentation.transform(image, labels)
         vocabulary, table = self.words(labels, says, own)
         if self.prompts:
             extra["prompts"] = self.prompts(np.where(object_values(record)[labels], labels, IGNORE))
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "sem_seg": torch.from_numpy(labels.astype(np.int64)),
-            "vocabulary": vocabulary,
+            **labelled_sample(image, labels, vocabulary, record),
             "says": torch.from_numpy(np.ascontiguousarray(table)),
-            "file_name": record["file_name"],
             **extra,
         }
 
     def _labelled(self, record: dict):
         image, labels = read_image_and_labels(record)
-        box = random_square(labels, self.crop, self.scale, self.max_area)
-        return *crop_and_resize(image, labels, box, self.crop), *class_says(record["dataset"])
+        return *self.augmentation.crop(image, labels), *class_says(record["dataset"])
 
     def _boxed(self, record: dict):
         path = Path(self.box_masks) / record["dataset"] / (Path(record["file_name"]).stem + ".png")
@@ -134,22 +123,22 @@ class MixedMapper:
         says, own = object_says(record["dataset"])
         says = says.copy()
         says[-1] = outside_says(record)
-        box = object_square(record["boxes"], image.shape[:2], self.crop)
-        return *crop_and_resize(image, labels, box, self.crop), says, own[:0]
+        box = object_square(record["boxes"], image.shape[:2], self.side)
+        return *crop_and_resize(image, labels, box, self.side), says, own[:0]
 
     def _pointed(self, record: dict):
         image = _kept_image(record["file_name"])
         count = len(load_classes(spec_of(record["dataset"]).class_table_name))
         disc, far = MARKS.get(record.get("what", ""), (POINTS["disc"], POINTS["far"]))
         labels = point_labels(image.shape[:2], record["points"], count, disc, far)
-        box = random_square(labels, self.crop, (1.0, 2.5), 1.0)
+        crop = Augmentation(self.side, POINT_SCALE).crop(image, labels)
         says, own = object_says(record["dataset"])
         if "kind" in record:  # of the whole image more is known
             concepts, says = load_concepts(), says.copy()
             more = concepts.scene_says(concepts.scenes[record["kind"]], said_of(record))
             more = np.where(more > YES, UNKNOWN, more)  # known to be in the image, but not in these pixels
             says[count:] = np.where(says[count:] == UNKNOWN, more, says[count:])
-        return *crop_and_resize(image, labels, box, self.crop), says, own[:0]
+        return *crop, says, own[:0]
 
     def _outlined(self, record: dict):
         image = read_record_image(record)
@@ -158,8 +147,8 @@ class MixedMapper:
         says, own = object_says(record["dataset"])
         says = says.copy()
         says[-1] = outside_says(record)
-        box = object_square(shape_boxes(record["shapes"]), image.shape[:2], self.crop)
-        return *crop_and_resize(image, labels, box, self.crop), says, own[:0]
+        box = object_square(shape_boxes(record["shapes"]), image.shape[:2], self.side)
+        return *crop_and_resize(image, labels, box, self.side), says, own[:0]
 
     def _scenes(self, record: dict):
         """One scene image, or a mosaic of up to four. Each image has its own label value."""
@@ -168,11 +157,11 @@ class MixedMapper:
         while len(chosen) < count:
             pool = self._pure if self._pure and np.random.rand() < 0.6 else self.scenes
             chosen.append(pool[np.random.randint(len(pool))])
-        labels = ragged_cells(self.crop, count)
-        image = np.zeros((self.crop, self.crop, 3), np.uint8)
+        labels = ragged_cells(self.side, count)
+        image = np.zeros((self.side, self.side, 3), np.uint8)
         for value, one in enumerate(chosen):
             cell = labels == value
-            part = random_part(read_record_image(one), self.crop, 0.75 if count == 1 else 0.4)
+            part = random_part(read_record_image(one), self.side, 0.75 if count == 1 else 0.4)
             cv2.copyTo(part, cell.astype(np.uint8), image)
         says = np.stack([load_concepts().scene_says(_scene(one), said_of(one)) for one in chosen])
         own = np.zeros(0, np.int64)
@@ -194,7 +183,7 @@ class MixedMapper:
         return tuple(found)
 
     def _caption(self, record: dict, few: bool = False) -> str:
-        """A caption of an image. `few`: one of two words or the first caption, to encode less text."""
+        """A caption of an image. `few`: choose from few texts, so that less text has to be encoded."""
         texts = captions_of(record)
         if texts and np.random.rand() < 0.5 and not few:
             return texts[np.random.randint(len(texts))]
@@ -259,13 +248,13 @@ def _listed_captions(folder: Path) -> dict[tuple[str, str], list[str]]:
     file = folder / "captions.jsonl"
     if not file.is_file():
         return {}
-    lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    return {(Path(e["image"]).parent.name, Path(e["image"]).stem): e["captions"] for e in lines}
+    rows = [row for _, row in read_json_lines(file)]
+    return {(Path(row["image"]).parent.name, Path(row["image"]).stem): row["captions"] for row in rows}
 
 
 @lru_cache
 def _spoken() -> list[tuple[re.Pattern, int, int]]:
-    body = json.loads(CONCEPTS_FILE.read_text())["said"]
+    body = read_json_file(CONCEPTS_FILE)["said"]
     concepts = load_concepts()
     return [
         (re.compile(rf"\b({'|'.join(words)})\b"), concepts.index(name), share) for name, (share, *words) in body.items()

@@ -17,13 +17,13 @@ from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 from skysense_o.vocabulary import Vocabulary
 
 NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_crowns": ("tree", 1000)}
-"""Data set -> what is always boxed in its images, but for those with more than so many, where some are left out."""
+"""Data set -> (classes that are always boxed, up to this number per image; in images with more, some are not)."""
 
 
 COMMON = ("vegetation", "tree", "grass", "bare land", "water", "building", "road", "paved area")
-"""What land seen from above mostly is: a pixel that is not the one class of a set is one of these."""
+"""Common land cover: a pixel that is not the one class of a set is one of these."""
 CANDIDATES = 4
-"""How many of them a sample is asked for."""
+"""How many of them a sample has in its vocabulary."""
 
 
 @lru_cache

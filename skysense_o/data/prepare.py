@@ -153,12 +153,12 @@ def read_val_list(path: str | Path, stems: Collection[str]) -> set[str]:
         stems: the stems of all images.
 
     Raises:
-        ValueError: a line that is no image, or no line at all.
+        ValueError: a line is not the stem of an image, or there are no lines.
     """
     found = set(_stems(read_lines(path), stems, str(path)))
     lost = sorted(found - set(stems))
     if lost or not found:
-        some = f"{lost[0]!r}, which is no image" if lost else "no line"
+        some = f"{lost[0]!r}, which is not an image" if lost else "no line"
         raise ValueError(f"--val-list {path} has {some}: write one stem per line, such as {min(stems, default='a')!r}")
     return found
 
@@ -174,7 +174,7 @@ def windows(height: int, width: int, crop: tuple[int, int, int]) -> Iterator[tup
     """Windows that cover an image; the last ones are shifted to end at its borders.
 
     Args:
-        height, width: of the image, in pixels.
+        height, width: size of the image, in pixels.
         crop: width, height and overlap of the windows, in pixels; (0, 0, 0): one window.
 
     Yields:

@@ -12,7 +12,7 @@ from skysense_o.sample import Prompts
 
 LEAST_PIXELS = 64  # smaller components are errors of the labels
 MOST_POINTS = 3
-BOX_JITTER = 0.1  # of the box's sides, standard deviation (Kirillov et al. 2023)
+BOX_JITTER = 0.1  # standard deviation, relative to the box's sides (Kirillov et al. 2023)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ and "answer". `dataset` is the key of the data set, by which its classes are loo
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -26,6 +25,7 @@ from skysense_o.data.weak_records import (
     read_shapes,
     read_split_folders,
 )
+from skysense_o.text_files import read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[di
         raise FileNotFoundError(f"{bad[0]['bad']}: {spec.hint}; DATALOADER.SKIP_BAD True passes such files over")
     if bad:
         listed = "; ".join(record["bad"] for record in bad[:20])
-        logger.warning("%s_%s: %d files passed over: %s", spec.name, split, len(bad), listed)
+        logger.warning("%s_%s: %d files skipped: %s", spec.name, split, len(bad), listed)
     if not records:
         raise FileNotFoundError(f"no images of {spec.name}_{split} at {looked_at(spec, split)}: {spec.hint}")
     return records
@@ -85,7 +85,9 @@ def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
     if unknown:
-        logger.warning("%s: folders %s are no class of datasets/classes/%s.json", root, unknown, spec.class_table_name)
+        logger.warning(
+            "%s: folders %s are not classes of datasets/classes/%s.json", root, unknown, spec.class_table_name
+        )
     chosen = _listed(spec, split) if spec.splits[split].endswith(".jsonl") else None
     for label, name in enumerate(table.folders):
         folder = there.get(_plain(name))
@@ -120,8 +122,8 @@ def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
     path = spec.root / spec.splits[split]
     if not path.is_file():
         raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
-    lines = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-    return {(Path(r["image"]).parent.name, Path(r["image"]).stem) for r in lines if r["split"] == split}
+    rows = [row for _, row in read_json_lines(path) if row["split"] == split]
+    return {(Path(row["image"]).parent.name, Path(row["image"]).stem) for row in rows}
 
 
 READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from skysense_o.text_files import read_text
+from skysense_o.text_files import parse_json, read_text
+from skysense_o.whole_files import whole, write_text
 
 DELIMITER = "{tuple_delimiter}"
 LOWEST, HIGHEST = 1, 10
@@ -119,14 +120,13 @@ class RelationGraph:
         origin = np.zeros_like(self.scores) if self.origin is None else self.origin
         edges = np.stack([rows, columns, self.scores[rows, columns], origin[rows, columns]], axis=1).tolist()
         body = {"names": list(self.names), "sources": list(self.sources), "edges": edges}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(body, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+        write_text(Path(path), json.dumps(body, ensure_ascii=False, separators=(",", ":")))
 
     def save_as_skysa(self, path: str | Path) -> None:
         """Write Sky-SA's text format, with the source of a score as its reason. `load_graph` reads it."""
         rows, columns = np.nonzero(self.scores)
         origin = np.zeros_like(self.scores) if self.origin is None else self.origin
-        with open(path, "w", encoding="utf-8") as file:
+        with whole(Path(path)) as part, open(part, "w", encoding="utf-8") as file:
             for i, j in zip(rows.tolist(), columns.tolist()):
                 fields = (f'"{self.names[i]}"', f'"{self.names[j]}"', str(self.scores[i, j]))
                 line = ('("relationship"', *fields, f'"{self.sources[origin[i, j]]}")')
@@ -191,9 +191,9 @@ def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
     text = read_text(path)
     if text.lstrip().startswith("{"):
         try:
-            body = json.loads(text)
+            body = parse_json(text, str(path))
             return RelationGraph.of_edges(body["names"], np.array(body["edges"]), body.get("sources", ["unknown"])), {}
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{path} is not a graph as RelationGraph.save writes it: {error!r}") from error
     return parse_relations(text.splitlines(), path)
 
@@ -232,7 +232,7 @@ def parse_relation(line: str, odd: Counter) -> tuple[str, str, int] | None:
         odd[f"lines without {DELIMITER}, or with too few fields"] += 1
         return None
     if fields[0].strip('"( ').lower() != "relationship":
-        odd["lines that are no relationship"] += 1
+        odd["lines that are not a relation"] += 1
         return None
     source, target = (" ".join(part.strip('"').split()) for part in fields[1:3])
     try:
@@ -240,9 +240,9 @@ def parse_relation(line: str, odd: Counter) -> tuple[str, str, int] | None:
     except ValueError:
         try:
             score = int(fields[3].strip('") '))
-            odd["scores with signs round them, mended"] += 1
+            odd["scores in quotes or brackets, corrected"] += 1
         except ValueError:
-            odd["scores that are no integer"] += 1
+            odd["scores that are not integers"] += 1
             return None
     if not LOWEST <= score <= HIGHEST:
         odd[f"scores not from {LOWEST} to {HIGHEST}"] += 1

@@ -8,7 +8,6 @@ have the "split" of each image. Sky-SA itself has no splits: all of it is for tr
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.sample import IGNORE
+from skysense_o.text_files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +60,12 @@ def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line, "the line")
                 if split and entry.get("split", split) != split:
                     continue
                 names = [" ".join(item["category_name"].split()) for item in entry["ann_list"]]
                 image, label = entry["flickr_url"], entry["segmentation"]
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 counts["lines not understood"] += 1
                 yield {"bad": f"{index}, line {number} is not as Sky-SA's are ({type(error).__name__}: {error})"}
                 continue
@@ -86,7 +86,7 @@ def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | 
     """Find a file of the data set.
 
     Args:
-        folder: of the data set.
+        folder: folder of the data set.
         below: "img_dir" or "ann_dir", where the last parts of the path are looked for if the whole path is not found.
         written: path in the index.
         counts: counts the files that were found by their last parts.

@@ -89,7 +89,7 @@ class TextSampler:
 
 @lru_cache(1024)
 def without_overlap(pool: tuple[str, ...], own: ClassTable | tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the pool that are no class or synonym of `own`; upper and lower case count as equal."""
+    """The names of the pool that are not a class or synonym of `own`; upper and lower case count as equal."""
     words = (*own.classes, *(w for s in own.synonyms for w in s)) if isinstance(own, ClassTable) else own
     taken = {word.lower() for word in words}
     return tuple(name for name in pool if name.lower() not in taken)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -11,6 +10,7 @@ from pathlib import Path
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import index_file
+from skysense_o.text_files import read_json_file, read_json_lines
 
 BY_ID = re.compile(r"id % (\d+) (==|!=) (\d+)")
 
@@ -21,10 +21,10 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     A split is "id % 10 == 0" (or !=) of the images' ids, or a glob of file stems. An image without a box is kept.
 
     Raises:
-        ValueError: a category that the class table has not.
+        ValueError: a category that is not in the class table.
     """
     path, names = index_file(spec, split), load_classes(spec.class_table_name).folders
-    body = json.loads(path.read_text())
+    body = read_json_file(path)
     unknown = sorted({c["name"] for c in body["categories"]} - set(names))
     if unknown:
         raise ValueError(
@@ -137,7 +137,7 @@ def _chosen(rule: str, number: int, stem: str) -> bool:
 
 
 def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [row for _, row in read_json_lines(path)]
 
 
 def _record(spec: DatasetSpec, file: Path, **what) -> dict:

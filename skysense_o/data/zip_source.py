@@ -29,7 +29,7 @@ def entries_of(paths: list[str | Path]) -> list[Entry]:
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a file is no zip, or a damaged one.
+        ValueError: a file is not a zip, or is damaged.
     """
     found: list[Entry] = []
     for path in map(Path, paths):
@@ -50,7 +50,7 @@ def entries_of(paths: list[str | Path]) -> list[Entry]:
 
 def _in_zip(path: Path, name: str) -> Iterator[Entry]:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no zip, or cut short: unpack it and give the folder, or get it again")
+        raise ValueError(f"{path} is not a zip, or is truncated: unpack it and give the folder, or get it again")
     archive = zipfile.ZipFile(path)
     for member in archive.infolist():
         if member.is_dir():

@@ -61,13 +61,14 @@ class Collected:
 def collect(
     work: WorkFolder, images: list[Path], *, side: int, licence: str = "", credit: str = "", gsd: float | None = None
 ) -> Collected:
-    """Cut every image and write tiles and catalogue; images that an earlier call finished are passed over.
+    """Cut every image and write tiles and catalogue; images that an earlier call finished are skipped.
 
     An image longer than `side` is cut into equal parts of at most that; parts do not overlap, so no pixel is twice
     in the set. An image that cannot be read is listed and tried again by the next call.
 
     Args:
-        side: pixels. licence, credit: of these images. gsd: metres a pixel of images that have no place.
+        side: side of a tile, in pixels. licence, credit: licence and credit of these images. gsd: metres per pixel of
+            images that are not georeferenced.
 
     Raises:
         ValueError: a side below 16.

@@ -122,7 +122,7 @@ def images(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> It
 
     Args:
         vectors: the stored vectors.
-        names: of tiles and parts of test images.
+        names: names of the tiles and of the parts of test images.
         reads: name -> (path, (rows, columns) or None for the whole image).
         what: label of the progress bar.
 

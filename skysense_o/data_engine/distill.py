@@ -1,10 +1,10 @@
-"""A strong model teaches a small one: its soft masks of unlabelled tiles are what the small one learns.
+"""Distillation: a small model learns the soft masks that a strong model predicts for unlabelled tiles.
 
 Alphabet: B images, C classes, H W pixels, h w grid.
 
 Two steps share a work folder of the data engine. `label_softly` writes soft/<tile>.png, the teacher's probabilities,
-and goes on where it stopped. `teach` trains on them; a sample is a function of seed and number, so a resumed run
-ends with the weights of one that was never stopped.
+and resumes an interrupted run. `teach` trains on them; a sample is a function of seed and index, so a resumed run
+ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 STRIDE = 4
-"""Pixels of a tile a cell of the soft masks."""
+"""Stride of the soft masks, in pixels of the tile."""
 
 
 def label_softly(work: WorkFolder, teacher: Predictor, vocabulary: Vocabulary) -> list[dict]:
@@ -134,8 +134,8 @@ def teach(
     every: int = 50,
     clip: float = 1.0,
 ) -> list[float]:
-    """Train a SkySenseO to say what the teacher says. `folder`/distill.pt is written every so many steps, and a later
-    call goes on from it.
+    """Train a SkySenseO to predict the teacher's soft masks. `folder`/distill.pt is written regularly, and a later
+    call resumes from it.
 
     Returns:
         the loss of each step of this call.

@@ -202,7 +202,7 @@ def _request_body(image: Image.Image, question: str, model: str) -> dict:
 
 
 def _parse_response(body: dict) -> Answer:
-    """The first choice's text, and its confidence from the tokens whose log-probability is a number."""
+    """The text of the first choice, and its confidence: from all tokens with a finite log-probability."""
     choice = body["choices"][0]
     tokens = (choice.get("logprobs") or {}).get("content") or ()
     logprobs = [float(token["logprob"]) for token in tokens if token.get("logprob") is not None]

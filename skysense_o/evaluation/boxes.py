@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from skysense_o.text_files import read_json_file
 
 
 def box_average_precision(truth: dict, results: list[dict], most: int = 1000) -> dict:
@@ -92,10 +93,7 @@ def read_coco_boxes(truth: str | Path, results: str | Path) -> tuple[dict, list[
 def _read_json(path: str | Path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file at {str(path)!r}")
-    try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+    return read_json_file(path)
 
 
 def _complete(number: int, annotation: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Where the masks of single words lie, for labels that are less than masks: boxes, points, kinds of scenes."""
+"""Metrics of masks against labels that are not masks: boxes and scene classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Masks = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class BoxCounts:
-    """Of one word over many images."""
+    """Counts of one word over many images."""
 
     boxes: int = 0
     hit: int = 0
@@ -22,12 +22,12 @@ class BoxCounts:
 
     @property
     def hit_share(self) -> float:
-        """Of the boxes, those with the word on more than half of their inner half; NaN without boxes."""
+        """Share of the boxes whose inner half has the word on more than half of its pixels; NaN without boxes."""
         return self.hit / self.boxes if self.boxes else float("nan")
 
     @property
     def inside_share(self) -> float:
-        """Of the word's pixels in images that have its boxes, those inside of one; NaN where it has none."""
+        """Share of the word's pixels, in images with its boxes, that are inside a box; NaN without such pixels."""
         return self.inside / self.pixels if self.pixels else float("nan")
 
 
@@ -52,7 +52,8 @@ def coverage(shares: np.ndarray, kinds: Sequence[str], words: Sequence[str], own
     """Does a word cover at least 1 % of the images of its own kinds and less than 0.5 % of all others?
 
     Args:
-        shares: (N,C) of each image's pixels that each word gets. kinds: N kinds of scenes. own: word -> its kinds.
+        shares: (N,C), the share of each image's pixels per word. kinds: N scene classes. own: word -> its scene
+            classes.
 
     Returns:
         word -> (share in its own images, share in the others, whether both hold); means over images.

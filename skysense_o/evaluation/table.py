@@ -11,6 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from skysense_o.shipped_files import shipped_file
+from skysense_o.text_files import read_json_file
 from skysense_o.whole_files import whole, write_text
 
 PUBLISHED = shipped_file("datasets/published_results.json")
@@ -27,7 +28,7 @@ BESIDE = {
 
 def read_published() -> dict:
     """Read the published results from datasets/published_results.json."""
-    return json.loads(PUBLISHED.read_text())
+    return read_json_file(PUBLISHED)
 
 
 def rows_of(results: Sequence[dict], left_out: dict[str, str]) -> list[dict]:

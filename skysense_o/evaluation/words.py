@@ -1,4 +1,4 @@
-"""Tests by everyday words: what is asked of which data set, and the numbers, data set -> name -> number in 0..1."""
+"""Evaluation with everyday words on weakly labelled sets. Each test returns data set -> metric -> value in 0..1."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BESIDE = ("road", "parking lot", "grass", "tree", "bare land", "building", "shru
 
 
 class Asker:
-    """A model and how many images of each set it is shown."""
+    """A model, and the number of images of each set to evaluate it on."""
 
     def __init__(self, model: nn.Module, limit: int = 0) -> None:
         self.model, self.limit = model, limit
@@ -91,17 +91,17 @@ def ask_buildings(ask: Asker) -> Numbers:
 
 
 def ask_land(ask: Asker) -> Numbers:
-    """mIoU of five; water is absent."""
+    """mIoU of five words; the set has no water."""
     return {"czech_landcover_val": _mean_iou(ask, "czech_landcover_val", LAND)}
 
 
 def ask_drone(ask: Asker) -> Numbers:
-    """mIoU of six, on a source that no training sees; pixels of other classes count as none of them."""
+    """mIoU of six words on a set that no training used; pixels of other classes are ignored."""
     return {"semantic_drone_test": _mean_iou(ask, "semantic_drone_test", DRONE)}
 
 
 def ask_objects(ask: Asker) -> Numbers:
-    """Of objects in boxes: how many are hit, and how many of the word's pixels are inside of a box."""
+    """For boxed objects: the share of boxes that are hit, and the share of the word's pixels inside boxes."""
     found: Numbers = {}
     for name, words, meant in (
         ("simd_val", AIRFIELD, {"airplane": AEROPLANES, "boat": ("boat",), "car": ("car",)}),
@@ -125,7 +125,7 @@ def ask_objects(ask: Asker) -> Numbers:
 
 
 def ask_coverage(ask: Asker) -> Numbers:
-    """UC Merced's test images: does each of twelve words find its own kinds, and no others?"""
+    """On UC Merced's test images: is each of twelve words found in images of its scene classes, and in no others?"""
     words, records = (*KINDS, *BESIDE), ask.records("ucmerced_test")
     table, shares = load_classes("ucmerced"), []
     for record in records:
@@ -139,7 +139,7 @@ def ask_coverage(ask: Asker) -> Numbers:
 
 
 def _iou_of_class_1(ask: Asker, name: str, words: Sequence[str]) -> float:
-    """Of the first word, against class 1 of a set whose 0 is the rest."""
+    """IoU of the first word with class 1, for a set whose label 0 is everything else."""
     both = either = 0
     for record in ask.records(name):
         image, labels = read_image_and_labels(record)
@@ -150,7 +150,7 @@ def _iou_of_class_1(ask: Asker, name: str, words: Sequence[str]) -> float:
 
 
 def _mean_iou(ask: Asker, name: str, classes: dict[str, tuple[int, ...]]) -> dict[str, float]:
-    """classes: word -> the label values that it means; pixels with other values are not looked at."""
+    """IoU of each word and their mean. classes: word -> its label values; pixels with other values are ignored."""
     words = tuple(classes)
     both, either = np.zeros(len(classes)), np.zeros(len(classes))
     for record in ask.records(name):

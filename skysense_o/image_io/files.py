@@ -141,7 +141,7 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int | None) -> No
     """Check the number of pixels of an image.
 
     Args:
-        name: of the image, for messages.
+        name: the image's name, for messages.
         size: (H,W).
         max_pixels: the limit; 0 for no limit, None for the environment variable SKYSENSE_O_MAX_PIXELS or MAX_PIXELS.
 

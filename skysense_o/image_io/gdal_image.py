@@ -28,7 +28,7 @@ class GDALImage:
     """An open raster: RGB values and validity of any window. Use it inside `gdal_settings`, in one thread.
 
     Attributes:
-        size: (H,W). bands: indices from 1. dtype: of the stored values.
+        size: (H,W). bands: indices from 1. dtype: the type of the stored values.
         stretch: (value that becomes 0, value that becomes 255), or None.
         notes: remarks on the conversion for the user.
     """
@@ -44,11 +44,11 @@ class GDALImage:
     ) -> None:
         """
         Args:
-            path: of the raster.
+            path: path of the raster.
             bands: three band numbers from 1, or one; None for those that the file declares as red, green and blue, or
                 else the first three, or the first.
             remote: see `open_dataset`.
-            name: of the image, for messages; None for the path.
+            name: the image's name, for messages; None: the path.
             max_pixels: see `check_pixels`; no limit by default, because a raster is read in windows.
 
         Raises:

@@ -30,7 +30,7 @@ class Header:
 
     Attributes:
         container: see `container_of`.
-        mode: of Pillow; None if Pillow cannot decode the file.
+        mode: Pillow's mode of the image; None if Pillow cannot decode the file.
         size: (H,W) of the upright image; None if unknown.
         deep: whether values have more than 8 bits.
         orientation: 1 to 8 as in EXIF.
@@ -106,7 +106,7 @@ def stored_image(source: Path | bytes, container: str, name: str, max_pixels: in
 
     Args:
         source: a file, or its bytes.
-        name: of the image, for messages.
+        name: the image's name, for messages.
         max_pixels: see `check_pixels`.
 
     Raises:

@@ -112,7 +112,7 @@ def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image"
     Args:
         image: (H,W), (H,W,1), (H,W,3), or (H,W,4) with alpha; bool or real values. Pixels are not valid if they are not
             finite or alpha is 0.
-        name: of the image, for messages.
+        name: the image's name, for messages.
 
     Raises:
         ImageError: another shape, complex values, or no valid pixel.

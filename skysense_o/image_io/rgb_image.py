@@ -22,9 +22,9 @@ class ReadRecord:
     Attributes:
         container: "PNG", "TIFF", ..., or "array".
         bands: indices of the bands that were used, from 1.
-        dtype: of the stored values.
+        dtype: the type of the stored values.
         stretch: (value that became 0, value that became 255), the same for all bands; None for 8-bit values.
-        orientation: from EXIF, 1 for upright.
+        orientation: the EXIF orientation; 1 is upright.
         georeferenced: whether the file has a CRS, a transform, ground control points or RPCs.
         notes: remarks for the user.
     """

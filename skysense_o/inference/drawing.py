@@ -39,7 +39,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, colors: Sequence[Color], opac
         image: uint8 (H,W,3), RGB.
         labels: ids (H,W).
         colors: RGB per id.
-        opacity: of the labels, 0..1.
+        opacity: opacity of the labels, 0..1.
 
     Returns:
         uint8 (H,W,3).
@@ -63,7 +63,7 @@ def highlight(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np
     Args:
         image: uint8 (H,W,3), RGB.
         labels: region per pixel (H,W), from 1; pixels with 0 stay as they are.
-        opacity: of the regions, 0..1.
+        opacity: opacity of the regions, 0..1.
 
     Returns:
         uint8 (H,W,3).

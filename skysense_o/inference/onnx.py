@@ -80,7 +80,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
     H and W may be any multiples of the divisor of the tower, B and T any numbers.
 
     Args:
-        path: of the ONNX file.
+        path: path of the ONNX file.
 
     Returns:
         The content of the JSON.

@@ -74,8 +74,8 @@ class Predictor(HubModel):
             raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
         self.config = config
-        self.known_gsd, self._warned = tuple(known_gsd), set[str]()
-        self._training_words = TrainingWords(model.tower, known_classes) if known_classes else None
+        self.known_classes, self.known_gsd, self._warned = tuple(known_classes), tuple(known_gsd), set[str]()
+        self._training_words = TrainingWords(model.tower, known_classes, model.text_bank) if known_classes else None
         if precision == "bf16" and not has_bf16(model.device):
             logger.warning("%s does not support bfloat16 natively: fp32 is many times faster here", model.device)
 

@@ -32,7 +32,7 @@ class Axis:
         length: number of pixels that the model sees.
         target: number of pixels of the result.
         window: size of a window in pixels, a multiple of `stride`.
-        overlap: of two windows, in pixels.
+        overlap: overlap of two windows, in pixels.
         starts: first pixel of each window, ascending multiples of `stride`. The last window ends at the end of the
             image, or beyond it by less than the divisor of the model.
         stride: pixels per cell of the mask grid.

@@ -61,7 +61,7 @@ def encode_sentences(text: BertModel, tokenizer: Tokenizer, strings: Sequence[st
     """Encode sentences as sentence-transformers does: mean over the tokens of the last layer, normalised.
 
     Args:
-        text, tokenizer: from `load_minilm`.
+        text, tokenizer: what `load_minilm` returns.
         strings: N.
         device: the device of `text`.
 

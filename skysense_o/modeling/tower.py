@@ -55,7 +55,7 @@ class Tower(nn.Module):
     """Interface of all towers. A subclass sets the attributes and implements the methods that raise here."""
 
     dim: int  # D
-    stride: int  # of the dense map, in input pixels
+    stride: int  # stride of the dense map, in input pixels
     pyramid_channels: tuple[int, ...]
     input_size: int | None = None  # images are resized to this square; None: native size, padded to `divisor`
     divisor: int  # the sides of the input are multiples of it

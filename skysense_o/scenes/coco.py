@@ -25,7 +25,7 @@ def coco_dataset(regions: Regions, size: tuple[int, int], classes: Sequence[str]
         size: (H,W) of the scene.
         classes: class per id.
         first: id of the first class that becomes a category: 1 if id 0 is "none", else 0.
-        file_name: of the scene.
+        file_name: file name of the scene.
 
     Raises:
         ValueError: the scene has more pixels than COCO's 32-bit run lengths can count.

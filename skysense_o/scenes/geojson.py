@@ -87,7 +87,7 @@ def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:
     Args:
         geometry: N polygons.
         crs: their CRS.
-        decimals: coordinates are rounded to so many.
+        decimals: coordinates are rounded to this many.
 
     Returns:
         N polygons or multi-polygons in longitude -180..180 and latitude, valid as rounded.

@@ -31,7 +31,7 @@ def write_geotiff(
 
     Args:
         source: open raster.
-        dtype, nodata: of the stored values.
+        dtype, nodata: the type of the stored values, and the value that means no data.
         bands: ranges of rows, from top to bottom.
         read: range of rows -> array (rows,W).
         describe: adds colors and tags to the open file.

@@ -20,7 +20,7 @@ def ground_known(crs, transform: Affine) -> bool:
 
     Args:
         crs: rasterio's, or None.
-        transform: from pixels to the CRS.
+        transform: the transform from pixels to the CRS.
 
     >>> from rasterio.crs import CRS
     >>> ground_known(CRS.from_epsg(32633), Affine(2, 0, 5e5, 0, -2, 5e6)), ground_known(None, Affine.identity())
@@ -46,7 +46,7 @@ class PixelAreas:
         """
         Args:
             crs: rasterio's, or None.
-            transform: from pixels to the CRS.
+            transform: the transform from pixels to the CRS.
             size: (H,W) of the scene.
         """
         self.size, self.lattice, self.constant = size, None, 1.0

@@ -41,7 +41,7 @@ def polygons(
 
     Args:
         classes: class per id.
-        transform, crs: of the scene; crs is rasterio's, or None.
+        transform, crs: the scene's transform and CRS (rasterio's, or None).
         source: file name of the scene.
         simplify: tolerance in pixels (Visvalingam and Whyatt, by GEOS); 0 keeps all corners. A border that two regions
             share is simplified once, so neighbours neither overlap nor leave a gap.

@@ -1,15 +1,13 @@
 """Segment a georeferenced raster of any size into a label map on the same grid.
 
-Reading and writing run in threads of their own, in parallel with the model.
+Reading and writing run in separate threads, in parallel with the model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -25,17 +23,12 @@ from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.segmentation import NONE, fold_background
 from skysense_o.inference.sliding import batch_size, plan_windows, thread_count
 from skysense_o.inference.windows import Plan
+from skysense_o.scenes.check import check_free_space, log_scale
 from skysense_o.scenes.instances import collect_instances
 from skysense_o.scenes.label_store import LabelStore
 from skysense_o.scenes.options import SceneOptions
-from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.raster import Raster
 from skysense_o.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
-
-FAR_GSD = 2.0
-"""Warn where pixels are larger or smaller than those of the training images by more than this factor."""
 
 
 @dataclass
@@ -97,47 +90,76 @@ def label_scene(
     )
     classes, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
     predictor.warn_unfamiliar(vocabulary)
-    _log_scale(raster, predictor.known_gsd, options.gsd)
+    log_scale(raster, predictor.known_gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
     batch = options.batch or batch_size(predictor.model.device)
     pool = thread_count(predictor.model, batch, plan, options.memory)
-    _check_free_space(folder.parent, raster.size, len(classes))
+    check_free_space(folder.parent, raster.size, len(classes))
     work = LabelStore(folder, raster.size, len(classes), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
     if not work.done:  # what other settings have left behind
         (folder / f"instances_{process}.jsonl").unlink(missing_ok=True)
+    scene = Scene(raster, work, classes, threshold, settings)
+    _label(scene, predictor, vocabulary, plan, share, batch, pool, progress)
+    if instances:
+        find_instances(predictor, scene, vocabulary, plan, options.threshold, process, processes, progress)
+    return scene
+
+
+def _label(
+    scene: Scene,
+    predictor: Predictor,
+    vocabulary: Vocabulary,
+    plan: Plan,
+    share: range,
+    batch: int,
+    pool: int,
+    progress: bool,
+) -> None:
+    """Label the rows of this process that no earlier run has labelled. On an error, `scene.work` is closed."""
+    raster, work = scene.raster, scene.work
     with torch.inference_mode():
         probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
+    forced = bool(os.environ.get("SKYSENSE_O_PROGRESS"))  # for programs that read the bar, such as the QGIS plugin
+    hidden = not progress or (False if forced else None)  # None hides the bar unless stderr is a terminal
+    bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
 
     def model(windows: Tensor) -> Tensor:
         bar.update(len(windows))
         return probabilities(windows)
 
-    hidden = None if progress else True  # None hides the bar unless stderr is a terminal
-    bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
     with ExitStack() as on_failure:
         on_failure.callback(work.close)
         with closing(bar), torch.inference_mode(), raster.reopened() as raster_of_writer:
             for number, strip in enumerate(plan.strips):
                 begin = max(share.start, work.done.get(number, share.start))
-                rows = range(begin, share.stop)
                 bar.update(_windows_before(plan, strip, share, begin))
-                if rows:
+                if begin < share.stop:
                     load = _loader(plan, strip, raster, predictor.fill, bar)
-                    write = _writer(work, number, raster_of_writer, vocabulary, threshold)
-                    run_windows(plan, strip, rows, load, model, write, batch, pool)
+                    write = _writer(work, number, raster_of_writer, vocabulary, scene.threshold)
+                    run_windows(plan, strip, range(begin, share.stop), load, model, write, batch, pool)
         on_failure.pop_all()
-    if not instances:
-        return Scene(raster, work, classes, threshold, settings)
-    with raster.reopened() as own, torch.inference_mode():
+
+
+def find_instances(
+    predictor: Predictor,
+    scene: Scene,
+    vocabulary: Vocabulary,
+    plan: Plan,
+    threshold: float | None,
+    process: int,
+    processes: int,
+    progress: bool,
+) -> None:
+    """Find the objects of a labelled scene, window by window, and note their classes in `scene.instances`."""
+    with scene.raster.reopened() as raster, torch.inference_mode():
         with predictor.in_precision():
-            presence = predictor.model.image_presence(lambda: _overview(own, plan.rows.window), vocabulary)
+            presence = predictor.model.image_presence(lambda: _overview(raster, plan.rows.window), vocabulary)
         collect_instances(
-            predictor, own, vocabulary, plan, folder, options.threshold, presence, process, processes, progress
+            predictor, raster, vocabulary, plan, scene.work.folder, threshold, presence, process, processes, progress
         )
     requested = [i for i, background in enumerate(vocabulary.background) if not background]
-    ids = {c: k + (classes[0] == NONE) for k, c in enumerate(requested)}
-    return Scene(raster, work, classes, threshold, settings, ids)
+    scene.instances = {c: k + (scene.classes[0] == NONE) for k, c in enumerate(requested)}
 
 
 def _overview(raster: Raster, side: int) -> Tensor:
@@ -239,45 +261,6 @@ def _settings(
         **getattr(predictor.model, "settings", {}),
         "processes": processes,
     }
-
-
-def _log_scale(raster: Raster, trained: Sequence[float], gsd: float | None) -> None:
-    """Log how the raster is converted and its scale; warn where the scale is far from that of the training images."""
-    for note in raster.notes:
-        logger.info("%s: %s", raster.path.name, note)
-    own_gsd, model_gsd = raster.areas.gsd, gsd or raster.areas.gsd
-    if own_gsd is None:
-        logger.info("%s: %s; areas are given in pixels", raster.path.name, GROUND_UNKNOWN)
-        return
-    resampled = f", resampled to {model_gsd:g} m for the model" if gsd else ""
-    logger.info("%s: %.3g m per pixel%s", raster.path.name, own_gsd, resampled)
-    if not trained:
-        return
-    least, greatest = trained
-    if not least / FAR_GSD <= model_gsd <= greatest * FAR_GSD:
-        logger.warning(
-            "the weights were trained at %s m per pixel: expect poor results here, or try --gsd %g",
-            f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}",
-            min(max(model_gsd, least), greatest),
-        )
-
-
-def _check_free_space(folder: Path, size: tuple[int, int], ids: int) -> None:
-    """Check that work files, an uncompressed copy and the result fit on the disk.
-
-    Raises:
-        OSError: they do not fit, or the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"the folder {str(folder)!r} cannot be written: give another --output")
-    need = size[0] * size[1] * (3 + 3 * (1 if ids <= 254 else 2))
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise OSError(
-            f"{str(folder)!r} has {free / 2**30:.1f} GiB free and this scene needs {need / 2**30:.1f} GiB: free some"
-            " space or give another --output"
-        )
 
 
 def tags_of(scene: Scene) -> dict[str, str]:

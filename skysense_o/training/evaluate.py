@@ -15,7 +15,7 @@ from torch import nn
 
 from skysense_o.checkpoint import find_weights
 from skysense_o.data.captions import read_record_image
-from skysense_o.data.catalog import evaluation_splits, find, records_of, register_folders
+from skysense_o.data.catalog import evaluation_splits, find, records_of, register_folders, spec_of
 from skysense_o.data.classes import ClassTable, load_classes
 from skysense_o.data.mapper import evaluation_sample
 from skysense_o.evaluation.predictions import KINDS
@@ -66,6 +66,15 @@ def able(cfg: CfgNode, task: str) -> str:
     return f"{architecture} does no {task}{cure}"
 
 
+def no_words_for(name: str) -> str:
+    """Why the classes of a data set cannot be asked for as words; "" if they can."""
+    meta = MetadataCatalog.get(name)
+    if "spec" not in meta.as_dict() or not spec_of(meta.spec).one_class:
+        return ""
+    rest = load_classes(meta.class_table).classes[0]
+    return f"its label 0 is {rest!r}, which is no word to ask for; tools/evaluate_words.py evaluates it"
+
+
 def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
     """The data sets to evaluate: those of DATASETS.TEST, or for "all" every installed one.
 
@@ -83,7 +92,7 @@ def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
             own_folder = spec.folder in ("", spec.name)  # a shared folder may be there for another data set
             left_out[name] = f"{error}" if spec.root.is_dir() and own_folder else f"not found: {command}"
             continue
-        reason = able(cfg, spec.task)
+        reason = able(cfg, spec.task) or no_words_for(name)
         if reason:
             left_out[name] = reason
         else:
@@ -108,7 +117,7 @@ def check_tests(cfg: CfgNode) -> None:
     classes: set[str] = set()
     for name in names:
         records_of(name, cfg.DATALOADER.SKIP_BAD)
-        reason = able(cfg, task_of(name))
+        reason = able(cfg, task_of(name)) or no_words_for(name)
         if reason:
             raise ValueError(f"DATASETS.TEST {name!r}: {reason}")
         if task_of(name) == "segmentation":
@@ -140,8 +149,8 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
     if cfg.TEST.WORDS == "heldout":
         if not Path(cfg.TEST.HELDOUT_FILE).is_file():
             raise FileNotFoundError(
-                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is no file: TEST.WORDS heldout needs a JSON of data set"
-                " -> class -> words, such as tests/reference/heldout_words.json"
+                f"TEST.HELDOUT_FILE {cfg.TEST.HELDOUT_FILE!r} is not a file: TEST.WORDS heldout needs a JSON of data"
+                " set -> class -> words, such as tests/reference/heldout_words.json"
             )
         words = read_json_file(cfg.TEST.HELDOUT_FILE).get(name, {})
         missing = [n for n in table.classes if not words.get(n)]
@@ -171,7 +180,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
     """Evaluate one data set; files are written to OUTPUT_DIR/inference.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         vqa_model: the model for questions; None: see `vqa_model_of`.
 
     Returns:

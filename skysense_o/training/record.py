@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from skysense_o.shipped_files import is_checkout, shipped_file
-from skysense_o.whole_files import write_text
+from skysense_o.whole_files import whole, write_text
 
 PACKAGES = (
     "torch",
@@ -134,7 +134,8 @@ def plot_metrics(folder: Path) -> Path | None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(folder / "metrics.png", dpi=110)
+    with whole(folder / "metrics.png") as part:
+        figure.savefig(part, format="png", dpi=110)
     return folder / "metrics.png"
 
 

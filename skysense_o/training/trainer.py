@@ -113,7 +113,7 @@ class Trainer(SimpleTrainer):
         Args:
             model, optimizer: prepared by the accelerator.
             loader: not prepared by the accelerator, because its sampler already shards the data.
-            accelerator: from `build_accelerator`.
+            accelerator: made by `build_accelerator`.
             clip_norm: maximum norm of the gradient; None: no clipping.
             seed: seed of the run.
             folder: output folder, for the batch of a loss that is NaN.

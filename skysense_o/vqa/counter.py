@@ -62,7 +62,7 @@ class Counter(nn.Module):
         """Predict the scores of the numbers.
 
         Args:
-            maps: from `counting_maps`.
+            maps: maps made by `counting_maps`.
             text: (B,D), the questions.
 
         Returns:
@@ -84,7 +84,7 @@ class Counter(nn.Module):
         """Compute the losses.
 
         Args:
-            scores, density: from `forward`.
+            scores, density: outputs of `forward`.
             answers: B normalised answers; an answer that is not a number is left out.
             points: B, the locations of the objects (see `marked_density`) or None.
 

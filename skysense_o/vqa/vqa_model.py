@@ -57,7 +57,7 @@ def squared(image: Tensor, side: int) -> Tensor:
 
 
 def choice_loss(scores: Tensor, truth: Sequence[int], smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over the rows that have a truth.
+    """Mean cross-entropy over the rows that have a target.
 
     Args:
         scores: (B,A).

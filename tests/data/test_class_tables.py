@@ -72,7 +72,7 @@ def trained() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", HELDOUT)
-def test_heldout_words_share_no_stem_with_training(name, trained):
+def test_heldout_words_share_no_stem_with_training_words(name, trained):
     assert list(HELDOUT[name]) == list(load_classes(name).classes)
     for heldout in HELDOUT[name].values():
         assert len(set(heldout)) == 3
@@ -96,7 +96,7 @@ def test_every_trained_set_has_heldout_words():
 
 
 @pytest.mark.parametrize("path", sorted(CLASSES_FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_class_tables_are_sound(path):
+def test_class_tables_are_valid(path):
     table = load_classes(path.stem)
     Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)])  # no word stands for two classes
     assert len(set(table.colors)) == len(table)
@@ -104,7 +104,7 @@ def test_class_tables_are_sound(path):
 
 
 @pytest.mark.parametrize("name", [*TESTED, "ucmerced_shapes"])
-def test_every_class_has_many_words(name):
+def test_every_class_has_many_synonyms(name):
     for row in rows_of(name):
         if not row.get("background"):
             assert len(row["synonyms"]) >= 10, row["name"]
@@ -113,7 +113,7 @@ def test_every_class_has_many_words(name):
 
 
 @pytest.mark.parametrize("name", TESTED)
-def test_kinds_stand_for_no_class_of_their_table(name):
+def test_hyponyms_are_not_classes_of_their_table(name):
     """A word is either the whole class or a part of it."""
     rows = rows_of(name)
     whole = {word.lower() for row in rows for word in (row["name"], *row.get("synonyms", ()))}
@@ -122,7 +122,7 @@ def test_kinds_stand_for_no_class_of_their_table(name):
 
 
 @pytest.mark.parametrize("name", TESTED)
-def test_colors_can_be_told_apart(name):
+def test_colors_are_distinguishable(name):
     table = load_classes(name)
     if len(table) <= 12:
         assert all(color_difference(a, b) >= 20 for a, b in itertools.combinations(table.colors, 2))
@@ -130,7 +130,7 @@ def test_colors_can_be_told_apart(name):
         assert word in WATER or color_difference(color, SEA_BLUE) >= 20, f"{word} is sea blue"
 
 
-def test_distractors_are_no_synonyms():
+def test_distractors_are_not_synonyms():
     table = load_classes("dubai")
     known = {w.lower() for n, s in zip(table.classes, table.synonyms) for w in (n, *s)}
     assert not known & {w.lower() for w in load_distractors("distractors.txt")}
@@ -144,7 +144,7 @@ def test_distractors_are_no_synonyms():
         ((6.7747, -0.2908, -2.4247), (5.8714, -0.0985, -2.2286), 0.6377),
     ],
 )
-def test_color_difference_is_the_published_one(one, two, difference):
+def test_color_difference_equals_published_values(one, two, difference):
     """Pairs of the test data of Sharma, Wu and Dalal 2005."""
     assert ciede2000(one, two) == pytest.approx(difference, abs=1e-4)
 

@@ -17,7 +17,7 @@ from skysense_o.data.relation_graph import load_graph
 GRAPH = "tools/build_graph.py"
 
 
-def test_the_contact_sheet_shows_what_the_mapper_gives(dubai, call, tmp_path):
+def test_the_contact_sheet_shows_the_mapper_s_samples(dubai, call, tmp_path):
     sheet = tmp_path / "out/sheet.png"
     code, said, err = call(
         "tools/visualize_data.py", "dubai_train", "--output", sheet, "--count", "3", "--opts", "INPUT.CROP_SIZE", "160"
@@ -34,7 +34,7 @@ def test_the_contact_sheet_shows_what_the_mapper_gives(dubai, call, tmp_path):
     assert "has no label images" in call("tools/visualize_data.py", "eurosat_all")[2]
 
 
-def test_a_graph_from_names_says_where_it_comes_from(call, tmp_path):
+def test_a_graph_from_names_records_its_source(call, tmp_path):
     path = tmp_path / "g.json"
     code, said, err = call(GRAPH, "--by", "text", "--classes", "lake,pond,car,truck,forest", "--output", path)
     assert code == 0, err
@@ -45,7 +45,7 @@ def test_a_graph_from_names_says_where_it_comes_from(call, tmp_path):
     assert "5 classes, 20 relations" in said
 
 
-def test_a_graph_from_images_finds_what_looks_alike(call, dubai, tmp_path):
+def test_a_graph_from_images_relates_classes_that_look_alike(call, dubai, tmp_path):
     path = tmp_path / "g.json"
     code, said, err = call(GRAPH, "--by", "images", "--dataset", "dubai_train", "--output", path)
     assert code == 0, err
@@ -56,7 +56,7 @@ def test_a_graph_from_images_finds_what_looks_alike(call, dubai, tmp_path):
     assert "5 classes, 20 relations" in said
 
 
-def test_a_graph_from_a_file_of_scores(call, tmp_path):
+def test_a_graph_is_made_from_a_file_of_scores(call, tmp_path):
     table = tmp_path / "pairs.csv"
     table.write_text("# people\nlake,pond,9\nlake,road,2\n")
     assert call(GRAPH, "--by", "scores", "--scores", table, "--output", tmp_path / "g.json")[0] == 0
@@ -76,14 +76,14 @@ def test_a_graph_from_a_file_of_scores(call, tmp_path):
         (("--by", "images", "--dataset", "mars"), "unknown data set 'mars'"),
     ],
 )
-def test_graph_mistakes_end_in_one_line(call, tmp_path, words, says):
+def test_mistakes_in_a_graph_command_end_in_one_line(call, tmp_path, words, says):
     code, _, err = call(GRAPH, *words, "--output", tmp_path / "g.json")
     assert code == 2
     assert says in err
     assert not (tmp_path / "g.json").exists()
 
 
-def test_the_benchmark_measures_made_up_images(call, tmp_path):
+def test_the_benchmark_runs_on_random_images(call, tmp_path):
     path = tmp_path / "n.json"
     words = ("--seconds", "0.2", "--workers", "0", "--crop", "64", "--json", path)
     code, said, err = call("tools/benchmark.py", "data", *words)
@@ -104,7 +104,7 @@ def test_a_file_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     assert vocabulary.classes == ("building", "road")
 
 
-def test_open_world_words(dubai, monkeypatch):
+def test_open_world_classes_are_found(dubai, monkeypatch):
     parser = load_script("demo/demo.py").parser()
     vocabulary, colors = vocabulary_of(parser.parse_args(["--input", "a", "--output", "b", "--open-world"]))
     assert len(vocabulary) == len(colors) == len(load_classes("open_world"))
@@ -115,7 +115,7 @@ def test_open_world_words(dubai, monkeypatch):
 
 
 @pytest.mark.slow
-def test_open_world_on_the_shipped_image(call, tmp_path):
+def test_open_world_runs_on_the_shipped_image(call, tmp_path):
     words = ("--open-world", "--output", tmp_path, "--save", "json")
     code, said, err = call("demo/demo.py", "--input", ROOT / "demo/yellowstone_0.4m.jpg", *words)
     assert code == 0, err

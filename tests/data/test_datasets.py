@@ -38,7 +38,7 @@ def write_json(path: Path, body) -> None:
     path.write_text(json.dumps(body))
 
 
-def test_names_are_unique_and_rows_are_complete():
+def test_split_names_are_unique_and_specs_are_complete():
     names = Counter(name for spec in SPECS for name in spec.split_names())
     assert [name for name, count in names.items() if count > 1] == []
     for spec in SPECS:
@@ -50,7 +50,14 @@ def test_names_are_unique_and_rows_are_complete():
             assert len(load_classes(spec.class_table_name)) > (spec.task not in ("boxes", "points", "shapes"))
 
 
-def test_published_names_mean_our_splits():
+def test_sets_of_one_class_are_those_whose_label_0_is_not_that_class():
+    for spec in SPECS:
+        if spec.task == "segmentation" and spec.class_table_name:
+            rest = load_classes(spec.class_table_name).classes[0]
+            assert spec.one_class == rest.startswith("not "), spec.name
+
+
+def test_published_split_names_are_aliases_of_ours():
     for alias, name in {
         "isaid_test": "isaid_val", "isaid_sem_seg_val": "isaid_val", "potsdam_test": "potsdam_val",
         "loveda_test": "loveda_val", "oem_test": "oem_val", "samrs_fast_test": "samrs_fast_val",
@@ -69,7 +76,7 @@ def test_class_files_are_those_of_the_published_benchmarks():
         assert list(load_classes(name).classes) == [c.replace("_", " ") for c in body["classes"]], name
 
 
-def test_the_open_world_is_a_tree_of_some_hundred_names():
+def test_the_open_world_table_is_a_tree_of_about_a_hundred_classes():
     table = load_classes("open_world")
     assert 300 <= len(table) <= 400
     assert len({w.lower() for n, s in zip(table.classes, table.synonyms) for w in (n, *s)}) > 500
@@ -81,7 +88,7 @@ def test_the_open_world_is_a_tree_of_some_hundred_names():
     assert parent["water"] == ""
 
 
-def test_the_table_of_datasets_readme_is_what_the_rows_say(call):
+def test_the_table_of_datasets_readme_matches_the_specs(call):
     code, table, _ = call(CHECK, "--list", "--markdown")
     assert code == 0
     assert table.strip() in (ROOT / "datasets/README.md").read_text(), f"run python {CHECK} --list --markdown"
@@ -100,7 +107,7 @@ def test_a_missing_set_says_where_it_looked_and_what_to_run(name, data):
 
 
 @pytest.mark.parametrize("name", [spec.name for spec in SCENES])
-def test_scenes_are_read_as_published(name, data, call):
+def test_scene_classification_sets_are_read_as_published(name, data, call):
     count = trees.scenes(data, name)
     records, table = records_of(f"{name}_all"), load_classes(name)
     assert len(records) == count
@@ -112,7 +119,7 @@ def test_scenes_are_read_as_published(name, data, call):
     assert table.classes[-1] in said
 
 
-def test_a_class_folder_may_be_spelled_otherwise_and_a_missing_one_is_told(data, call):
+def test_a_class_folder_may_be_spelled_differently_and_a_missing_one_is_an_error(data, call):
     trees.scenes(data, "aid")
     (data / "aid/AID/BareLand").rename(data / "aid/AID/bare_land")
     assert len(records_of("aid_all")) == 60
@@ -123,14 +130,14 @@ def test_a_class_folder_may_be_spelled_otherwise_and_a_missing_one_is_told(data,
         records_of("aid_all")
 
 
-def test_uc_merced_s_split_is_that_of_its_captions(data):
+def test_uc_merced_is_split_like_its_captions(data):
     trees.scenes(data, "ucmerced")
     lines = [{"image": "images/beach/beach_1.jpg", "split": "test", "captions": ["a beach", "sand"]}]
     (data / "ucmerced/captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert [Path(r["file_name"]).stem for r in records_of("ucmerced_test")] == ["beach_1"]
 
 
-def test_karpathy_s_captions(data):
+def test_captions_in_karpathy_format_are_read(data):
     for name, index, folder in (
         ("rsicd", "dataset_rsicd.json", "RSICD_images"),
         ("rsitmd", "dataset_RSITMD.json", "images"),
@@ -150,7 +157,7 @@ def test_karpathy_s_captions(data):
         records_of("rsicd_test")
 
 
-def test_skyscript_s_and_rs5m_s_tables(data):
+def test_caption_tables_of_skyscript_and_rs5m_are_read(data):
     folder = data / "skyscript"
     trees.write(folder / "images2/a1_US_15.jpg", np.zeros((8, 8, 3), np.uint8))
     (folder / "SkyScript_val_5K_filtered_by_CLIP_openai.csv").write_text(
@@ -174,7 +181,7 @@ def test_shards_are_read_without_unpacking(data, call, image, text):
     assert call(CHECK, "rs5m_train")[0] == 0
 
 
-def test_a_shard_s_sample_without_caption_is_told(data):
+def test_a_shard_sample_without_a_caption_is_an_error(data):
     trees.shard(data / "webdataset/00.tar", [("a", "a lake"), ("b", "")])
     with pytest.raises(FileNotFoundError, match="sample 'b' has no caption"):
         records_of("webdataset_train")
@@ -182,7 +189,7 @@ def test_a_shard_s_sample_without_caption_is_told(data):
 
 
 @pytest.mark.parametrize(("name", "stem", "folder"), [("rsvqa_lr", "LR", "Images_LR"), ("rsvqa_hr", "USGS", "Data")])
-def test_rsvqa(data, name, stem, folder, call):
+def test_rsvqa_is_read(data, name, stem, folder, call):
     base = data / name
     questions = [
         {
@@ -207,7 +214,7 @@ def test_rsvqa(data, name, stem, folder, call):
         records_of(f"{name}_test")
 
 
-def test_rsivqa_s_lines(data):
+def test_rsivqa_is_read(data):
     trees.scenes(data, "ucmerced")
     index = data / "ucmerced/ucm_vqa.txt"
     index.write_text("UCM\\beach_1.tif:what is the theme of this image?beach\nbeach_1.tif:Is it so? Really?yes\n")
@@ -223,7 +230,7 @@ def test_rsivqa_s_lines(data):
 
 
 @pytest.mark.parametrize(("name", "file"), [("siri_whu_vqa", "cls_SIRI_WHU.json"), ("aid_vqa", "cls_AID.json")])
-def test_vhm_s_questions(data, name, file):
+def test_vhm_questions_are_read(data, name, file):
     turns = [{"from": "human", "value": "<image>\nWhich one? pond, river."}, {"from": "gpt", "value": "pond"}]
     write_json(data / "vhm_eval" / file, [{"image": "0001.tif", "image_path": "x/pond", "conversations": turns}])
     trees.write(data / "vhm_eval/x/pond/0001.tif", np.zeros((8, 8, 3), np.uint8))
@@ -246,7 +253,7 @@ def mine(tmp_path) -> Path:
     return folder
 
 
-def test_one_s_own_by_path_and_by_name(mine, cfg, call):
+def test_a_folder_of_ones_own_is_found_by_path_and_by_name(mine, cfg, call):
     assert [r["dataset"] for r in records_of(f"{mine}:val")] == [str(mine)]
     assert len(records_of(str(mine))) == 2
     table = load_classes(MetadataCatalog.get(f"{mine}:val").class_table)
@@ -293,7 +300,7 @@ def test_one_s_own_by_path_and_by_name(mine, cfg, call):
         ("classes: [a]\noffset: 1.5", "'offset' is 1.5: permitted"),
         ("classes: [a]\nname: 7", "'name' is 7: it must be text"),
         (f"classes: {[f'c{i}' for i in range(256)]}", "'classes' has 256 classes: at most 255"),
-        ("classes: [", "is no YAML"),
+        ("classes: [", "is not YAML"),
     ],
 )
 def test_a_wrong_dataset_yaml_names_the_key(mine, tmp_path, text, says):
@@ -337,7 +344,7 @@ def test_a_wrong_line_of_captions_is_named(tmp_path, name, text, says):
         read_captioned_images(name, tmp_path)
 
 
-def test_a_folder_that_is_no_data_set(mine, tmp_path):
+def test_a_folder_that_is_not_a_data_set_is_an_error(mine, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no dataset.yaml, which lists the classes"):
         find(str(tmp_path))
     with pytest.raises(KeyError, match="has no split 'test': there are train, val"):
@@ -354,7 +361,7 @@ def test_class_tables_check_themselves():
     assert len(set(table_of([f"c{i}" for i in range(300)], "x").colors)) > 250
 
 
-def test_images_in_train_and_test_alike_are_found(dubai, call):
+def test_images_in_both_train_and_test_are_found(dubai, call):
     image = dubai / "images/tile5_001.jpg"
     aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")  # made-up images are mostly even: noise to a hash
     aerial.resize((131, 97)).save(dubai / "images/tile1_001.jpg")
@@ -364,7 +371,7 @@ def test_images_in_train_and_test_alike_are_found(dubai, call):
     assert "1 images look like images of dubai_train: tile1_001.jpg = tile5_001.jpg" in said
 
 
-def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tmp_path):
+def test_a_manifest_is_equal_for_equal_data_and_different_for_other_data(dubai, call, tmp_path):
     def manifest() -> list[dict]:
         assert call(CHECK, "dubai_val", "--json", tmp_path / "m.json")[0] == 0
         return json.loads((tmp_path / "m.json").read_text())
@@ -389,7 +396,7 @@ def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tm
         (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
     ],
 )
-def test_check_names_each_bad_file_and_goes_on(dubai, call, spoil, says):
+def test_check_lists_each_bad_file_and_continues(dubai, call, spoil, says):
     spoil(dubai / "labels/tile5_001.png")
     code, said, _ = call(CHECK, "dubai_val")
     assert code == 1
@@ -398,7 +405,7 @@ def test_check_names_each_bad_file_and_goes_on(dubai, call, spoil, says):
     assert "1 wrong" in said
 
 
-def test_check_of_an_unknown_name_offers_near_ones(call):
+def test_check_of_an_unknown_name_suggests_similar_ones(call):
     code, _, err = call(CHECK, "loveda_vl")
     assert code == 2
     assert "near it: loveda_val" in err
@@ -411,14 +418,14 @@ REAL = ROOT / "../shared/data"
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data here")
 @pytest.mark.parametrize(("name", "images"), [("dubai", 63), ("ucmerced", 2100), ("rsivqa_test", 210)])
 @pytest.mark.slow
-def test_the_real_ones(name, images, monkeypatch, call, tmp_path):
+def test_the_real_data_sets_pass_their_check(name, images, monkeypatch, call, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(REAL.resolve()))
     code, said, _ = call(CHECK, name, "--json", tmp_path / "m.json")
     assert code == 0, said
     assert sum(part["images"] for part in json.loads((tmp_path / "m.json").read_text())) == images
 
 
-def test_bad_data_is_one_kind_of_error():
+def test_bad_data_is_a_value_error():
     assert issubclass(BadData, ValueError)
     assert default_config().DATALOADER.SKIP_BAD is False
     assert spec_of("loveda").offset == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_scenes_are_never_split(dubai):
     assert len(without | scene) == 6
 
 
-def test_missing_data_says_where_it_looked(tmp_path, monkeypatch):
+def test_the_error_for_missing_data_names_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/dubai/images.*DETECTRON2_DATASETS"):
         records_of("dubai_val")
@@ -40,12 +41,12 @@ def test_a_missing_label_names_the_file(dubai):
         records_of("dubai_val")
 
 
-def test_an_unknown_data_set_lists_the_known():
+def test_the_error_for_an_unknown_data_set_lists_the_known_ones():
     with pytest.raises(KeyError, match="unknown data set 'dubia_val'; near it: dubai_val"):
         records_of("dubia_val")
 
 
-def test_an_unknown_class_table_lists_the_known():
+def test_the_error_for_an_unknown_class_table_lists_the_known_ones():
     with pytest.raises(FileNotFoundError, match="no class table 'mars'.*dubai"):
         load_classes("mars")
 
@@ -55,26 +56,26 @@ def test_a_missing_distractor_file_is_named():
         load_distractors("nothing.txt")
 
 
-def test_colour_labels_are_refused(tmp_path):
+def test_labels_in_colour_are_an_error(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "label.png")
     with pytest.raises(ValueError, match="is a RGB image: labels must be one channel"):
         read_labels(str(tmp_path / "label.png"), (4, 4))
 
 
-def test_labels_of_another_size_are_refused(tmp_path):
+def test_labels_of_another_size_are_an_error(tmp_path):
     Image.new("L", (4, 5)).save(tmp_path / "label.png")
     with pytest.raises(ValueError, match=r"is \(5, 4\), its image \(9, 9\)"):
         read_labels(str(tmp_path / "label.png"), (9, 9))
 
 
-def test_ids_out_of_range_name_file_and_ids(dubai, cfg):
+def test_the_error_for_label_values_out_of_range_names_file_and_values(dubai, cfg):
     path = dubai / "labels" / "tile1_001.png"
     Image.fromarray(np.full((97, 131), 9, np.uint8)).save(path)
     with pytest.raises(ValueError, match=r"tile1_001.png holds ids \[9\]: permitted are 0 to 4 and 255"):
         TrainingMapper(cfg)(records_of("dubai_train")[0])
 
 
-def test_a_sample_is_what_the_model_is_promised(dubai, cfg):
+def test_a_sample_has_the_documented_keys_and_shapes(dubai, cfg):
     cfg.INPUT.CROP_SIZE = 64
     np.random.seed(0)
     sample = TrainingMapper(cfg)(records_of("dubai_train")[0])
@@ -107,8 +108,8 @@ def same(one, two) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sample_is_a_function_of_seed_and_number(dubai, cfg, workers):
-    """Whatever worker loads it, and also when the run starts in the middle."""
+def test_a_sample_is_a_function_of_seed_and_index(dubai, cfg, workers):
+    """Independent of the worker that loads it, and of the step at which the run starts."""
     cfg.INPUT.CROP_SIZE = 32
     records, mapper = records_of("dubai_train"), TrainingMapper(cfg)
     whole = training_loader(records, mapper, batch=2, start=0, seed=7, workers=0)
@@ -120,7 +121,7 @@ def test_a_sample_is_a_function_of_seed_and_number(dubai, cfg, workers):
     assert not all(same(a, b) for a, b in zip(again, next(iter(other))))
 
 
-def test_every_image_comes_once_an_epoch(dubai, cfg):
+def test_every_image_comes_once_per_epoch(dubai, cfg):
     cfg.INPUT.CROP_SIZE = 32
     records = records_of("dubai_train")
     loader = training_loader(records, TrainingMapper(cfg), batch=2, start=0, seed=0, workers=0)
@@ -133,7 +134,7 @@ def test_evaluation_keeps_the_whole_image(dubai):
     assert sample["image"].shape[1:] == sample["sem_seg"].shape == (97, 131)
 
 
-def test_an_epoch_is_shuffled_once(dubai):
+def test_each_epoch_is_shuffled_once(dubai):
     """The permutation of 5 million records takes 0.25 s, as long as many samples."""
     records = [{"file_name": str(i)} for i in range(1000)]
     samples = NumberedSamples(records, lambda record: record, seed=3)
@@ -158,11 +159,14 @@ def test_images_are_decoded_once_while_they_fit(dubai, monkeypatch):
     assert list(small) == ["b"], "both do not fit"
 
 
-def test_loader_processes_ignore_signals(dubai):
-    loader = training_loader([{}], lambda record: handlers(), batch=1, start=0, seed=0, workers=1)
+def test_signals_to_the_training_do_not_reach_its_loader_processes(dubai):
+    """Ctrl-C signals a process group; each loader process has its own, and holds no signal back for ever."""
+    loader = training_loader([{}], lambda record: group_and_mask(), batch=1, start=0, seed=0, workers=1)
     (sample,) = next(iter(loader))
-    assert sample == {"SIGINT": signal.SIG_IGN, "SIGTERM": signal.SIG_IGN}
+    assert sample["group"] != os.getpgid(0)
+    assert sample["held"] == []
 
 
-def handlers() -> dict:
-    return {name: signal.getsignal(getattr(signal, name)) for name in ("SIGINT", "SIGTERM")}
+def group_and_mask() -> dict:
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return {"group": os.getpgid(0), "held": [s.name for s in (signal.SIGINT, signal.SIGTERM) if s in held]}

@@ -81,7 +81,7 @@ def test_an_ellipse_touches_its_box():
     assert large.mean() == pytest.approx(np.pi / 4, abs=0.01)
 
 
-def test_values_of_a_label_image_made_of_boxes():
+def test_a_label_image_of_boxes_has_the_classes_ids():
     """Inside c, in and around its box classes + c, outside 2 classes; a rejected mask is unknown."""
 
     def left_half(image, box):
@@ -100,7 +100,7 @@ def test_values_of_a_label_image_made_of_boxes():
     assert labels[0, 0] == labels[30, 30] == 6
 
 
-def test_a_small_box_in_a_large_one_stays():
+def test_a_small_box_inside_a_large_one_is_kept():
     def full(image, box):
         return np.ones((box[3] - box[1], box[2] - box[0]), bool)
 
@@ -109,13 +109,13 @@ def test_a_small_box_in_a_large_one_stays():
     assert (labels[5:11, 5:23] == 0).all()
 
 
-def test_boxes_that_reach_out_of_the_image_are_cut():
+def test_boxes_are_clipped_to_the_image():
     labels = box_labels(np.zeros((16, 16, 3), np.uint8), [[-5, -5, 6, 6, 0], [20, 20, 30, 30, 0]], 1, ellipse_mask)
     assert (labels == 0).any()
     assert labels[12, 12] == 2
 
 
-def test_discs_and_what_is_far_by_a_loop():
+def test_point_labels_equal_a_naive_loop():
     points = [[4.0, 5.0, 1], [15.7, 9.2, 1]]
     labels = point_labels((20, 24), points, classes=2, disc=2.5, far=6.0)
     for y in range(20):
@@ -183,7 +183,7 @@ def test_shapes_say_what_is_outside_of_them(data, monkeypatch):
     assert {"sea", "beach"} <= seen
 
 
-def test_cells_of_a_mosaic_cover_all_and_are_ragged():
+def test_mosaic_cells_cover_the_image_and_have_ragged_edges():
     np.random.seed(0)
     for count in (1, 2, 3, 4):
         cells = ragged_cells(96, count)
@@ -198,7 +198,7 @@ def test_cells_of_a_mosaic_cover_all_and_are_ragged():
     assert (one == ragged_cells(64, 3)).all()
 
 
-def test_a_part_of_an_image_is_square_and_from_it():
+def test_a_random_part_is_a_square_of_the_image():
     np.random.seed(0)
     image = np.tile(np.arange(80, dtype=np.uint8)[None, :, None], (60, 1, 3))
     part = random_part(image, 32, least=0.5)
@@ -208,7 +208,7 @@ def test_a_part_of_an_image_is_square_and_from_it():
     assert 28 <= row[-1] - row[0] + 1 <= 60
 
 
-def test_crops_lie_around_an_object_and_give_it_pixels():
+def test_crops_contain_an_object_at_a_useful_scale():
     np.random.seed(0)
     for _ in range(20):
         x, y, width, height = object_square([[100, 80, 112, 90, 0]], (200, 300), 128)
@@ -223,7 +223,7 @@ def test_crops_lie_around_an_object_and_give_it_pixels():
     assert y == 0
 
 
-def test_label_images_boxes_points_and_scenes_give_samples(data):
+def test_every_kind_of_label_gives_a_sample(data):
     mapper, concepts = mapper_of(data), load_concepts()
     for name in SETS:
         np.random.seed(1)
@@ -238,7 +238,7 @@ def test_label_images_boxes_points_and_scenes_give_samples(data):
     assert concepts.names
 
 
-def test_not_road_is_no_road_and_nothing_else(data):
+def test_label_not_road_denies_road_and_says_nothing_else(data):
     np.random.seed(0)
     sample = mapper_of(data, SYNONYMS=False)(records_of("epfl_roads_train")[0])
     names, says = sample["vocabulary"].classes, sample["says"]
@@ -251,7 +251,7 @@ def test_not_road_is_no_road_and_nothing_else(data):
     assert common < set(COMMON) - {"road"}
 
 
-def test_a_box_is_asked_for_its_object(data):
+def test_a_boxed_sample_asks_for_the_class_of_its_box(data):
     mapper = mapper_of(data, SYNONYMS=False)
     seen = set()
     for seed in range(8):
@@ -264,13 +264,13 @@ def test_a_box_is_asked_for_its_object(data):
     assert {"car", "airliner"} <= seen
 
 
-def test_masks_of_boxes_that_are_not_there(data):
+def test_missing_box_masks_are_an_error(data):
     mapper = mapper_of(data, BOX_MASKS="nowhere")
     with pytest.raises(BadData, match="set INPUT.BOX_MASKS to the folder that tools/box_masks.py made"):
         mapper(records_of("simd_train")[0])
 
 
-def test_a_scene_has_a_mask_of_its_kind_or_captions(data):
+def test_a_scene_sample_has_a_mask_of_its_class_or_captions(data):
     mapper, record = mapper_of(data, SYNONYMS=False), records_of("rsicd_scenes_train")[0]
     mosaics = captions = 0
     for seed in range(20):
@@ -288,7 +288,7 @@ def test_a_scene_has_a_mask_of_its_kind_or_captions(data):
     assert captions > 2
 
 
-def test_two_captions_have_to_speak_of_a_thing(data):
+def test_a_concept_counts_when_two_captions_mention_it(data):
     record = records_of("rsicd_scenes_train")[0]
     airplane, field = map(load_concepts().index, ("airplane", "crop field"))
     assert said_of(record) == {airplane: 3, field: 10}
@@ -297,7 +297,7 @@ def test_two_captions_have_to_speak_of_a_thing(data):
     assert said_of({**record, "captions": []}) == {}
 
 
-def test_prompts_mean_objects_not_the_rest(data):
+def test_prompts_are_drawn_on_objects_and_never_on_the_rest(data):
     mapper = mapper_of(data, PROMPTS=4)
     for name in SETS:
         for seed in range(4):
@@ -313,12 +313,12 @@ def test_prompts_mean_objects_not_the_rest(data):
                 assert not masks.any()
 
 
-def test_a_record_without_any_label(data):
+def test_a_record_without_any_label_is_an_error(data):
     with pytest.raises(ValueError, match="x.png has no label image, boxes, points, shapes or kind of scene"):
         mapper_of(data)({"file_name": "x.png", "dataset": "dubai"})
 
 
-def test_every_term_learns_from_a_batch_of_all_kinds(data, cfg):
+def test_every_loss_term_has_a_gradient_in_a_batch_of_all_kinds(data, cfg):
     from skysense_o.meta_arch import SkySenseO
     from skysense_o.partial_objective import KNOWN_TERMS
 
@@ -352,14 +352,14 @@ def mixed(weights, seed=0) -> MixedSamples:
     return MixedSamples([records(3, "a"), records(50, "b")], weights, lambda record: dict(record), seed)
 
 
-def test_each_round_has_so_many_samples_of_each_set():
+def test_each_round_has_the_configured_number_of_samples_per_set():
     samples = mixed((3, 1))
     for block in range(5):
         assert Counter(samples.locate(4 * block + i)[0] for i in range(4)) == {0: 3, 1: 1}
     assert len({tuple(samples.locate(4 * b + i)[0] for i in range(4)) for b in range(20)}) > 1, "in a random order"
 
 
-def test_each_set_goes_through_its_records_in_rounds():
+def test_each_set_repeats_only_after_all_its_records():
     samples = mixed((1, 1))
     first = [samples[i]["file_name"] for i in range(100) if samples.locate(i)[0] == 1]
     assert sorted(first) == sorted(r["file_name"] for r in records(50, "b"))
@@ -376,7 +376,7 @@ def test_a_sample_is_a_function_of_seed_and_index():
 
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2.5), (1, -1)])
-def test_weights_that_are_none(weights):
+def test_invalid_sampling_weights_are_an_error(weights):
     with pytest.raises(ValueError, match="one whole number from 1 on for each of the 2 sets"):
         check_weights(weights, 2)
     with pytest.raises(ValueError, match="DATASETS.WEIGHTS"):

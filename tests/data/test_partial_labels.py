@@ -44,11 +44,11 @@ def says_of(dataset: str, name: str, word: str) -> int:
         ("oam_buildings", "building", "residential area", UNKNOWN),
     ],
 )
-def test_what_a_class_says_of_a_word(dataset, name, word, expected):
+def test_a_class_answers_yes_no_or_unknown_for_a_word(dataset, name, word, expected):
     assert WORDS[says_of(dataset, name, word)] == WORDS[expected]
 
 
-def test_a_box_says_less_around_it():
+def test_a_box_says_little_about_the_pixels_around_it():
     concepts, table = load_concepts(), load_classes("vehicles")
     says, own = object_says("simd")
     count, car, jet = len(table), table.folders.index("car"), table.folders.index("airliner")
@@ -63,7 +63,7 @@ def test_a_box_says_less_around_it():
     assert at("car") in own
 
 
-def test_outside_of_boxes_only_what_is_never_missed_is_denied():
+def test_outside_boxes_only_completely_labelled_classes_are_denied():
     concepts, table = load_concepts(), load_classes("vehicles")
     jet = [0, 0, 9, 9, table.folders.index("airliner")]
     few, many = ({"dataset": "simd", "boxes": [jet] * n} for n in (6, 7))
@@ -96,7 +96,7 @@ def test_outside_of_all_shapes_of_a_class_it_is_denied():
     assert len(beach) == len(concepts)
 
 
-def test_scenes_say_what_must_may_and_cannot_be_there():
+def test_a_scene_class_says_what_must_may_and_cannot_be_there():
     concepts, at = load_concepts(), load_concepts().index
     farm = concepts.scene_says(concepts.scenes["rsicd/farmland"])
     assert farm[at("crop field")] == YES
@@ -139,15 +139,15 @@ def table(tmp_path, monkeypatch):
     load_concepts.cache_clear()
 
 
-def test_mistakes_in_the_table_are_named(table):
+def test_mistakes_in_the_concept_table_are_named(table):
     assert table().above.tolist() == [[True, False], [True, True]]
-    with pytest.raises(KeyError, match="'moon' is no concept of concepts.json; there are: tree, forest"):
+    with pytest.raises(KeyError, match="'moon' is not a concept of concepts.json; there are: tree, forest"):
         table().index("moon")
-    with pytest.raises(ValueError, match="forest names 'wood', which is no concept"):
+    with pytest.raises(ValueError, match="forest names 'wood', which is not a concept"):
         table(concepts={"forest": {"is": ["wood"]}})
-    with pytest.raises(ValueError, match="tree is 'of' dubai/woods, which is no class"):
+    with pytest.raises(ValueError, match="tree is 'of' dubai/woods, which is not a class"):
         table(concepts={"tree": {"of": ["dubai/woods"]}})
-    with pytest.raises(ValueError, match="rsicd/forest names 'fir', which is no concept"):
+    with pytest.raises(ValueError, match="rsicd/forest names 'fir', which is not a concept"):
         table(scenes={"rsicd/forest": {"may": ["fir"]}})
     with pytest.raises(KeyError, match="no concept of concepts.json is 'of' dubai/water: add one"):
         table().of_class("dubai", 0)
@@ -159,7 +159,7 @@ def chosen_of(dataset: str, chooser: WordChooser, labels: np.ndarray, seed: int 
     return chooser(labels, says, own)
 
 
-def test_words_are_the_sets_own_and_then_what_is_denied():
+def test_the_vocabulary_is_the_set_s_classes_then_denied_ones():
     labels = np.full((8, 8), 4, np.uint8)  # vegetation
     vocabulary, says = chosen_of("dubai", WordChooser(synonyms=False, count=9, hypernyms=0.0), labels)
     assert set(load_classes("dubai").classes) - {"land"} < set(vocabulary.classes)
@@ -170,14 +170,14 @@ def test_words_are_the_sets_own_and_then_what_is_denied():
     assert (says[4, further] == NO).all(), "a word that may be there is not asked for"
 
 
-def test_a_wider_word_is_asked_for_as_often_as_told():
+def test_hypernyms_are_drawn_with_the_configured_probability():
     labels = np.full((8, 8), 2, np.uint8)  # road, which is a paved area
     for share in (0.0, 1.0):
         vocabulary, _ = chosen_of("dubai", WordChooser(False, 9, share), labels)
         assert ("paved area" in vocabulary.classes) == bool(share)
 
 
-def test_a_denied_word_may_be_called_by_one_of_its_kinds_and_no_other():
+def test_a_denied_class_may_appear_as_one_of_its_hyponyms_only():
     labels, concepts = np.full((8, 8), 3, np.uint8), load_concepts()  # building
     kinds = {kind for some in concepts.kinds for kind in some}
     found = set()
@@ -189,7 +189,7 @@ def test_a_denied_word_may_be_called_by_one_of_its_kinds_and_no_other():
     assert found
 
 
-def test_the_words_are_a_function_of_the_seed():
+def test_the_drawn_vocabulary_is_a_function_of_the_seed():
     labels = np.arange(64, dtype=np.uint8).reshape(8, 8) % 5
     chooser = WordChooser(True, 14, 0.3)
     one, again, other = (chosen_of("dubai", chooser, labels, seed)[0].classes for seed in (1, 1, 2))
@@ -197,14 +197,14 @@ def test_the_words_are_a_function_of_the_seed():
     assert one != other
 
 
-def test_nothing_labelled_still_asks_a_word():
+def test_an_unlabelled_crop_still_has_a_vocabulary():
     says = np.full((2, len(load_concepts())), UNKNOWN, np.int8)
     vocabulary, table = WordChooser(False, 5, 0.0)(np.full((4, 4), IGNORE, np.uint8), says, np.zeros(0, int))
     assert len(vocabulary) == 1
     assert table.shape == (2, 1)
 
 
-def test_only_masks_of_classes_and_objects_can_be_clicked():
+def test_prompts_are_drawn_only_for_classes_and_objects():
     road = object_values({"dataset": "epfl_roads", "sem_seg_file_name": "x"})
     assert np.flatnonzero(road).tolist() == [1], "0 is the rest"
     boxed = object_values({"dataset": "simd", "boxes": []})

@@ -45,7 +45,7 @@ def run(monkeypatch, capsys):
     return call
 
 
-def test_each_row_that_needs_one_has_a_script_and_a_tree():
+def test_each_spec_with_a_prepare_command_has_a_script_and_a_tree():
     needing = {spec.name for spec in SPECS if spec.prepare}
     assert needing == set(trees.PREPARED)
     for name in needing:
@@ -79,7 +79,7 @@ def test_published_files_become_the_named_classes(name, data, run, tmp_path, cfg
 
 
 @pytest.mark.parametrize("script", sorted({script for script, *_ in trees.PREPARED.values()}))
-def test_help_shows_the_publisher_s_tree(script, run, capsys):
+def test_help_shows_the_published_folder_tree(script, run, capsys):
     with pytest.raises(SystemExit) as stop:
         run(script, "--help")
     assert stop.value.code == 0
@@ -102,7 +102,7 @@ def test_near_infrared_is_dropped(data, run, tmp_path):
     assert image.max() < 251
 
 
-def test_zips_in_zips_are_read_where_they_are(data, run, tmp_path):
+def test_zips_inside_zips_are_read_without_unpacking(data, run, tmp_path):
     trees.potsdam(tmp_path)
     source = tmp_path / "Potsdam"
     with zipfile.ZipFile(tmp_path / "2_Ortho_RGB.zip", "w") as inner:
@@ -117,7 +117,7 @@ def test_zips_in_zips_are_read_where_they_are(data, run, tmp_path):
     assert "3 images (train 2, val 1)" in said
 
 
-def test_an_interrupted_run_goes_on(data, run, tmp_path):
+def test_an_interrupted_run_resumes(data, run, tmp_path):
     trees.loveda(tmp_path)
     assert run("loveda", "--source", tmp_path / "LoveDA")[0] == 0
     kept = data / "loveda/ann_dir/train/0.png"
@@ -131,8 +131,8 @@ def test_an_interrupted_run_goes_on(data, run, tmp_path):
     assert lost.is_file()
 
 
-def test_loveda_s_labels_stay_as_published_and_train_is_train(data, run, tmp_path):
-    """Two traps: who subtracts one twice, or not at all, trains on nonsense; upstream's "train" points at val."""
+def test_loveda_keeps_its_published_labels_and_splits(data, run, tmp_path):
+    """Two traps: one must be subtracted exactly once from the labels, and upstream's "train" list points at val."""
     trees.loveda(tmp_path)
     run("loveda", "--source", tmp_path / "LoveDA")
     stored = np.asarray(Image.open(data / "loveda/ann_dir/train/0.png"))
@@ -144,7 +144,7 @@ def test_loveda_s_labels_stay_as_published_and_train_is_train(data, run, tmp_pat
     assert not train & val
 
 
-def test_isaid_s_labels_keep_their_sixteen_ids(data, run, tmp_path):
+def test_isaid_keeps_its_sixteen_ids(data, run, tmp_path):
     """The widely copied converter writes palette images whose ids collapse to 0 and 1 on newer Pillow."""
     trees.isaid(tmp_path)
     run("isaid", "--source", tmp_path / "iSAID")
@@ -153,7 +153,7 @@ def test_isaid_s_labels_keep_their_sixteen_ids(data, run, tmp_path):
     assert set(np.unique(stored)) == set(range(16))
 
 
-def test_white_borders_of_massachusetts_are_ignored():
+def test_white_borders_in_massachusetts_roads_are_ignored():
     module = load_script("datasets/prepare_massachusetts_road.py")
     image = np.full((90, 90, 3), 100, np.uint8)
     image[:, :40] = 255
@@ -163,7 +163,7 @@ def test_white_borders_of_massachusetts_are_ignored():
     assert (ids[:, 40:] == 1).all()
 
 
-def test_windows_cover_everything_and_end_at_the_border():
+def test_windows_cover_the_image_and_end_at_its_border():
     seen = np.zeros((1000, 1900), int)
     boxes = list(windows(1000, 1900, (896, 896, 384)))
     for x0, y0, x1, y1 in boxes:
@@ -186,7 +186,7 @@ def test_windows_cover_everything_and_end_at_the_border():
         ("floodnet", lambda p: p.unlink(), "has no label file"),
     ],
 )
-def test_a_bad_label_is_named_and_the_rest_goes_on(data, run, tmp_path, name, spoil, says):
+def test_a_bad_label_is_named_and_the_other_files_are_prepared(data, run, tmp_path, name, spoil, says):
     _, folder, _, generate = trees.PREPARED[name]
     generate(tmp_path / "published")
     spoil(tmp_path / "published" / folder / "val/val-label-img/val_1_lab.png")
@@ -197,7 +197,7 @@ def test_a_bad_label_is_named_and_the_rest_goes_on(data, run, tmp_path, name, sp
     assert "5 windows" in said
 
 
-def test_unknown_colours_and_values_are_refused(tmp_path):
+def test_unknown_label_colours_and_values_are_an_error(tmp_path):
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     with pytest.raises(BadData, match=r"a.png has unknown colours .*\(\(1, 2, 3\), 16\)"):
@@ -210,7 +210,7 @@ def test_unknown_colours_and_values_are_refused(tmp_path):
         by_threshold()(data[:40], "a.png", (4, 4))
 
 
-def test_a_source_without_the_publisher_s_files_shows_what_was_looked_for(data, run, tmp_path):
+def test_the_error_for_a_wrong_source_shows_the_expected_files(data, run, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/holiday.txt").write_text("")
     code, _, err = run("uavid", "--source", tmp_path / "other")
@@ -220,10 +220,10 @@ def test_a_source_without_the_publisher_s_files_shows_what_was_looked_for(data, 
     code, _, err = run("uavid", "--source", tmp_path / "nowhere")
     assert "is not there" in err
     (tmp_path / "cut.zip").write_bytes(b"PK")
-    assert "is no zip" in run("uavid", "--source", tmp_path / "cut.zip")[2]
+    assert "is not a zip" in run("uavid", "--source", tmp_path / "cut.zip")[2]
 
 
-def test_nothing_is_written_where_it_was_read(data, run, tmp_path):
+def test_nothing_is_written_into_the_source(data, run, tmp_path):
     trees.loveda(tmp_path)
     code, _, err = run("loveda", "--source", tmp_path / "LoveDA", "--output", tmp_path / "LoveDA/out")
     assert code == 2
@@ -247,11 +247,11 @@ def test_a_list_may_have_blanks_and_dots_in_its_names(tmp_path):
     pairs = pairs_of(recipe, entries, tmp_path / "val.txt")
     assert {pair.stem for pair in pairs if pair.split == "val"} == {"tile 1", "scene.v1.2", "scene.v1.3"}
     (tmp_path / "val.txt").write_text("plane\n")
-    with pytest.raises(ValueError, match="val.txt has 'plane', which is no image: write one stem per line"):
+    with pytest.raises(ValueError, match="val.txt has 'plane', which is not an image: write one stem per line"):
         pairs_of(recipe, entries, tmp_path / "val.txt")
 
 
-def test_lists_that_publishers_ship_are_needed(data, run, tmp_path):
+def test_split_lists_shipped_by_the_publisher_are_required(data, run, tmp_path):
     trees.oem(tmp_path)
     (tmp_path / "OpenEarthMap_wo_xBD/val.txt").unlink()
     code, _, err = run("oem", "--source", tmp_path / "OpenEarthMap_wo_xBD")

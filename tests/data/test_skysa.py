@@ -36,7 +36,7 @@ def skysa(tmp_path, monkeypatch) -> Path:
     return trees.skysa(tmp_path / "data")
 
 
-def test_the_index_is_read_with_all_its_oddities(skysa):
+def test_the_index_is_read_with_its_irregular_entries(skysa):
     counts: Counter = Counter()
     records = list(read_index(skysa / "skysa_dataset.jsonl", counts))
     assert [r["names"] for r in records] == [
@@ -64,14 +64,14 @@ def test_blank_names_are_ignored_pixels(skysa):
     assert record["names"] == ("forest",)
 
 
-def test_lines_that_cannot_be_used_stop_or_are_listed(skysa, caplog):
+def test_unusable_lines_are_an_error_or_are_skipped_and_listed(skysa, caplog):
     with open(skysa / "skysa_dataset.jsonl", "a") as file:
         file.write('{"flickr_url": "img_dir/lost.jpg", "segmentation": "ann_dir/lost.png", "ann_list": [')
         file.write('{"category_name": "road"}]}\n{"flickr_url": \n')
     with pytest.raises(FileNotFoundError, match="line 7: 'ann_dir/lost.png' is not below .*SKIP_BAD"):
         records_of("skysa_train")
     assert len(records_of("skysa_train", skip_bad=True)) == 5
-    assert "2 files passed over" in caplog.text
+    assert "2 files skipped" in caplog.text
     assert "line 8 is not as Sky-SA's are" in caplog.text
 
 
@@ -83,7 +83,7 @@ def test_a_graph_is_needed_for_the_split_that_uses_it(skysa):
         records_of("skysa_graph_train")
 
 
-def test_each_defect_of_the_graph_is_counted():
+def test_each_defect_in_the_graph_file_is_counted():
     d = "{tuple_delimiter}"
     lines = [
         relation("Lake", "pond", 9),
@@ -102,16 +102,16 @@ def test_each_defect_of_the_graph_is_counted():
     assert graph.scores.tolist() == [[0, 9, 3, 4], [0] * 4, [0] * 4, [0] * 4]
     assert odd == {
         "pairs that come again (the last counts)": 1,
-        "scores with signs round them, mended": 1,
-        "scores that are no integer": 1,
+        "scores in quotes or brackets, corrected": 1,
+        "scores that are not integers": 1,
         "scores not from 1 to 10": 1,
         "relations of a name to itself or to nothing": 1,
-        "lines that are no relationship": 1,
+        "lines that are not a relation": 1,
         "lines without {tuple_delimiter}, or with too few fields": 1,
     }
 
 
-def test_a_wrong_delimiter_throughout_shows_the_right_one(tmp_path):
+def test_a_file_with_wrong_delimiters_shows_the_expected_format(tmp_path):
     (tmp_path / "g.jsonl").write_text('("relationship"<|>"lake"<|>"sea"<|>8)\n')
     with pytest.raises(ValueError, match=r"g.jsonl holds no relation: a line must be .*\{tuple_delimiter\}"):
         load_graph(tmp_path / "g.jsonl")
@@ -138,7 +138,7 @@ def naive_negatives(graph: RelationGraph, names: list[str], low: int, high: int)
     return set.intersection(*pools) - set(names) if pools else set()
 
 
-def test_negatives_are_the_intersection_of_the_published_rule():
+def test_negatives_follow_the_published_intersection_rule():
     rng = np.random.default_rng(0)
     names = [f"n{i}" for i in range(30)]
     scores = rng.integers(0, 11, (30, 30)).astype(np.uint8)
@@ -151,7 +151,7 @@ def test_negatives_are_the_intersection_of_the_published_rule():
     assert small_graph().positives(["A", "unknown"], 9, 10).tolist() == [2]
 
 
-def test_directions_similarity_and_the_way_through_a_file(tmp_path):
+def test_a_graph_is_directed_and_survives_a_file(tmp_path):
     graph = small_graph()
     assert graph.similarity()[0, 1] == pytest.approx(0.2)
     assert graph.similarity(symmetric=True)[0, 1] == pytest.approx(0.4)
@@ -166,7 +166,7 @@ def test_directions_similarity_and_the_way_through_a_file(tmp_path):
     assert (again.origin == graph.origin).all()
 
 
-def test_wrong_scores_are_refused():
+def test_invalid_scores_are_an_error():
     with pytest.raises(ValueError, match="scores must be 1 to 10; found 0 to 0"):
         RelationGraph.of_edges(["a", "b"], np.array([(0, 1, 0, 0)]))
     with pytest.raises(ValueError, match=r"scores go up to 11: permitted are 1 to 10"):
@@ -175,7 +175,7 @@ def test_wrong_scores_are_refused():
         RelationGraph(("a",), np.zeros((2, 2), np.uint8))
 
 
-def test_likeness_becomes_tenths_of_rank():
+def test_similarity_becomes_a_rank_in_tenths():
     rng = np.random.default_rng(0)
     values = rng.random((21, 21))
     values[3] = np.nan
@@ -187,7 +187,7 @@ def test_likeness_becomes_tenths_of_rank():
     assert (np.diff(graph.scores[~np.isnan(values) & ~np.eye(21, dtype=bool)][order].astype(int)) >= 0).all()
 
 
-def test_sky_sa_s_size_is_an_ordinary_input():
+def test_a_graph_of_the_size_of_sky_sa_is_read():
     """1,763 names, a score for every pair: drawing takes milliseconds, not a loop over 3 million pairs."""
     rng = np.random.default_rng(0)
     scores = rng.integers(1, 11, (1763, 1763)).astype(np.uint8)
@@ -203,7 +203,7 @@ def drawn(sampler: TextSampler, own, graph="", seed=0):
     return sampler(own, graph)
 
 
-def test_words_are_the_image_s_then_its_negatives(tmp_path):
+def test_the_vocabulary_is_the_image_s_classes_then_negatives(tmp_path):
     small_graph().save(tmp_path / "g.json")
     sampler = TextSampler(False, (), 0, 4, str(tmp_path / "g.json"), (1, 3, 9, 10))
     vocabulary, kept = drawn(sampler, ("a", "d"))
@@ -213,7 +213,7 @@ def test_words_are_the_image_s_then_its_negatives(tmp_path):
     assert set(vocabulary.classes) == {"a", "b"}
 
 
-def test_without_negatives_any_name_but_the_near_ones_is_drawn(tmp_path):
+def test_without_negatives_any_class_except_similar_ones_is_drawn(tmp_path):
     small_graph().save(tmp_path / "g.json")
     sampler = TextSampler(False, (), 0, 10, str(tmp_path / "g.json"), (5, 6, 9, 10))
     vocabulary, _ = drawn(sampler, ("a",))
@@ -223,7 +223,7 @@ def test_without_negatives_any_name_but_the_near_ones_is_drawn(tmp_path):
     assert len(vocabulary) == 6
 
 
-def test_more_names_than_fit_are_thinned_and_their_pixels_ignored(skysa, cfg):
+def test_surplus_classes_are_dropped_and_their_pixels_ignored(skysa, cfg):
     cfg.INPUT.CROP_SIZE, cfg.INPUT.TEXT_BATCH = 48, 2
     mapper = TrainingMapper(cfg)
     record = next(r for r in records_of("skysa_graph_train") if len(r["names"]) == 3)
@@ -251,7 +251,7 @@ def test_a_class_table_keeps_its_order_under_a_graph(dubai, cfg, tmp_path):
     assert len(words) == 7
 
 
-def test_thresholds_out_of_order_are_refused(cfg):
+def test_thresholds_in_the_wrong_order_are_an_error(cfg):
     cfg.INPUT.SAMPLING_HYPER = [5, 3, 9, 10]
     with pytest.raises(ValueError, match=r"INPUT.SAMPLING_HYPER \[5, 3, 9, 10\]: lowest and highest"):
         TrainingMapper(cfg)
@@ -277,7 +277,7 @@ def test_words_do_not_depend_on_hash_order(skysa):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sky_sa_sample_is_a_function_of_seed_and_number(skysa, cfg, workers):
+def test_a_sky_sa_sample_is_a_function_of_seed_and_index(skysa, cfg, workers):
     cfg.INPUT.CROP_SIZE, cfg.INPUT.TEXT_BATCH = 32, 4
     records, mapper = records_of("skysa_graph_train"), TrainingMapper(cfg)
     whole = training_loader(records, mapper, batch=2, start=0, seed=7, workers=0)
@@ -289,8 +289,8 @@ def test_a_sky_sa_sample_is_a_function_of_seed_and_number(skysa, cfg, workers):
         assert a["vocabulary"] == b["vocabulary"]
 
 
-def test_a_step_of_training_with_words_from_the_graph(skysa, dubai, tmp_path):
-    """By the command line, as users do. One image is cut short: it is passed over and listed."""
+def test_training_runs_with_classes_from_the_graph(skysa, dubai, tmp_path):
+    """By the command line, as users do. One image is cut short: it is skipped and listed."""
     trees.skysa(dubai.parent)
     image = dubai.parent / "skysa/img_dir/part/5.jpg"
     image.write_bytes(image.read_bytes()[:500])
@@ -304,7 +304,7 @@ def test_a_step_of_training_with_words_from_the_graph(skysa, dubai, tmp_path):
     assert "5.jpg is cut short or damaged" in log
 
 
-def test_open_names_are_for_training(skysa, dubai, call, tmp_path):
+def test_sets_with_open_class_names_cannot_be_evaluated(skysa, dubai, call, tmp_path):
     trees.skysa(dubai.parent)
     config = ("--config-file", ROOT / "configs/mini/finetune.yaml")
     code, _, err = call("tools/train_net.py", *config, "--eval-only", "DATASETS.TEST", "('skysa_train',)")
@@ -321,7 +321,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spoil", "says"), BAD)
-def test_bad_files_stop_or_are_passed_over_counted_and_listed(dubai, cfg, spoil, says):
+def test_bad_files_are_an_error_or_are_skipped_and_listed(dubai, cfg, spoil, says):
     spoil(dubai / "images/tile1_001.jpg", dubai / "labels/tile1_001.png")
     cfg.INPUT.CROP_SIZE = 32
     records, mapper = records_of("dubai_train"), TrainingMapper(cfg)
@@ -335,15 +335,15 @@ def test_bad_files_stop_or_are_passed_over_counted_and_listed(dubai, cfg, spoil,
     assert "tile1_001" in message
 
 
-def test_a_missing_label_is_passed_over_too(dubai, caplog):
+def test_images_with_a_missing_label_are_skipped(dubai, caplog):
     (dubai / "labels/tile1_001.png").unlink()
     with pytest.raises(FileNotFoundError, match="tile1_001.jpg has no label image .*SKIP_BAD"):
         records_of("dubai_train")
     assert len(records_of("dubai_train", skip_bad=True)) == 3
-    assert "1 files passed over" in caplog.text
+    assert "1 files skipped" in caplog.text
 
 
-def test_nothing_but_bad_files_is_an_error_all_the_same(dubai, cfg):
+def test_a_set_of_only_bad_files_is_an_error(dubai, cfg):
     for path in (dubai / "labels").glob("tile[128]*"):
         path.write_bytes(b"")
     loader = training_loader(
@@ -353,7 +353,7 @@ def test_nothing_but_bad_files_is_an_error_all_the_same(dubai, cfg):
         next(iter(loader))
 
 
-def test_colours_are_detectron2_s(cfg):
+def test_colour_jitter_draws_like_detectron2(cfg):
     """The same draws give the same image, but for a rounding less."""
     import random
 
@@ -374,5 +374,5 @@ def test_colours_are_detectron2_s(cfg):
         assert np.abs(one - two).mean() < 1.0, seed
 
 
-def test_a_record_carries_no_vocabulary(dubai):
+def test_a_record_has_no_vocabulary(dubai):
     assert set(records_of("dubai_train")[0]) == {"file_name", "sem_seg_file_name", "dataset"}

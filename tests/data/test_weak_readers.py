@@ -22,7 +22,7 @@ def data(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_boxes_have_corners_and_the_id_of_our_class_table(data):
+def test_boxes_are_corners_and_an_id_of_our_class_table(data):
     trees.vehicles(data)
     folders = load_classes("vehicles").folders
     one, two = records_of("simd_train")
@@ -32,7 +32,7 @@ def test_boxes_have_corners_and_the_id_of_our_class_table(data):
     assert [Path(r["file_name"]).name for r in records_of("simd_val")] == ["10.png"], "every tenth id validates"
 
 
-def test_an_image_without_a_box_is_kept_and_one_that_is_missing_is_told(data):
+def test_an_image_without_boxes_is_kept_and_a_missing_image_is_an_error(data):
     folder = trees.vehicles(data)
     body = json.loads((folder / "boxes.json").read_text())
     body["annotations"] = body["annotations"][:2]
@@ -44,7 +44,7 @@ def test_an_image_without_a_box_is_kept_and_one_that_is_missing_is_told(data):
     assert len(records_of("simd_train", skip_bad=True)) == 1
 
 
-def test_a_category_that_no_class_has(data):
+def test_an_unknown_category_is_an_error(data):
     folder = trees.vehicles(data)
     body = json.loads((folder / "boxes.json").read_text())
     body["categories"].append({"id": 9, "name": "submarine"})
@@ -53,7 +53,7 @@ def test_a_category_that_no_class_has(data):
         records_of("simd_train")
 
 
-def test_points_by_split(data):
+def test_points_are_read_by_split(data):
     trees.trees(data)
     one, two = records_of("urban_trees_train")
     assert one["points"] == [[10, 12, 0], [50, 40, 0]]
@@ -61,7 +61,7 @@ def test_points_by_split(data):
     assert len(records_of("urban_trees_test")) == 1
 
 
-def test_listed_scenes_leave_out_what_has_no_kind(data):
+def test_listed_scenes_without_a_class_are_left_out(data):
     folder = trees.rsicd(data)
     table = load_classes("rsicd")
     assert [table.folders[r["label"]] for r in records_of("rsicd_scenes_train")] == ["farmland", "forest", "airport"]
@@ -70,14 +70,14 @@ def test_listed_scenes_leave_out_what_has_no_kind(data):
         records_of("rsicd_scenes_train")
 
 
-def test_class_folders_by_split(data):
+def test_class_folders_are_read_by_split(data):
     trees.scenes12(data)
     names = load_classes("scenes12").classes
     assert [names[r["label"]] for r in records_of("resisc12_train")] == ["lake"]
     assert [names[r["label"]] for r in records_of("resisc12_test")] == ["lake", "mountain"]
 
 
-def test_marks_know_the_kind_of_their_scene(data, tmp_path, monkeypatch):
+def test_point_records_keep_the_class_of_their_scene(data, tmp_path, monkeypatch):
     monkeypatch.setattr(weak_records, "CLASSES_FOLDER", tmp_path / "datasets/classes")
     (tmp_path / "datasets/points").mkdir(parents=True)
     lines = [
@@ -139,7 +139,7 @@ def test_the_annotated_shapes_are_sound(monkeypatch, data):
             assert all(0 <= n <= 260 and 2 * n == int(2 * n) for n in numbers), record["file_name"]
 
 
-def test_splits_by_globs(data):
+def test_splits_are_chosen_by_globs(data):
     trees.roads(data)
     assert [Path(r["file_name"]).stem for r in records_of("epfl_roads_val")] == ["img_5"]
     assert [Path(r["file_name"]).stem for r in records_of("epfl_roads_train")] == ["img_1"]

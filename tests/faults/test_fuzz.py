@@ -30,8 +30,8 @@ from skysense_o.data_engine.review.label_studio import from_label_studio, to_lab
 from skysense_o.data_engine.review.log import Decision, DecisionLog
 from skysense_o.errors import is_expected, message
 from skysense_o.image_io import read_image
-from skysense_o.json_files import parse_json
 from skysense_o.scenes.raster import Raster
+from skysense_o.text_files import parse_json
 from skysense_o.weight_files import read_config, read_weights
 
 SEED = 20261129

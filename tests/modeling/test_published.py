@@ -265,7 +265,7 @@ def test_retrieval_words_are_matched_by_name(tmp_path):
 
 def test_a_file_that_holds_no_retrieval_words(tmp_path):
     (tmp_path / "o1.json").write_text('["ship"]')
-    with pytest.raises(ValueError, match="is no table of retrieval words"):
+    with pytest.raises(ValueError, match="is not a table of retrieval words"):
         read_retrieval_words(tmp_path / "o1.json")
 
 

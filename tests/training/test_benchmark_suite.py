@@ -181,7 +181,7 @@ def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):
 
 
 def test_published_numbers_stand_beside_ours():
-    """They have the names of our rows, and every protocol is described."""
+    """Published results name our data sets, and each of their protocols is described."""
     rows = {row.name: row for _, row in evaluation_splits()}
     published = read_published()
     for numbers in published["models"].values():

@@ -126,7 +126,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
             (*CONFIG, "--eval-only", "TEST.WORDS", "guess"),
             "TEST.WORDS 'guess' is not known: names, synonyms or heldout",
         ),
-        ((*CONFIG, "--eval-only", "TEST.WORDS", "heldout"), "TEST.HELDOUT_FILE '' is no file"),
+        ((*CONFIG, "--eval-only", "TEST.WORDS", "heldout"), "TEST.HELDOUT_FILE '' is not a file"),
         ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' is not available"),
         ((*CONFIG, "DATASETS.TEST", "('mars_val',)"), "unknown data set 'mars_val'"),
         ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),

@@ -35,10 +35,11 @@ class DatasetSpec:
     offset: int = 0  # label value of class 0
     aliases: dict[str, str] = field(default_factory=dict)  # another name -> split
     gsd: str = ""  # metres per pixel
-    size: str = ""  # of the download
+    size: str = ""  # size of the download
     counts: dict[str, int] = field(default_factory=dict)  # split -> expected number of images, or of questions for vqa
     prepare: str = ""  # command that makes the folders; "": used as published
     crop: tuple[int, int, int] = (0, 0, 0)  # width, height, overlap of the windows that `prepare` cuts; 0: whole images
+    one_class: bool = False  # label 0 is only "not that class", so no word can be asked for it
     graph: str = ""  # file of the relation graph, for splits named graph_*
     note: str = ""
 

@@ -1,5 +1,5 @@
-"""Data sets whose labels say less than everything: boxes, points, shapes, kinds of scenes, one class against the rest;
-and two of land cover that are used beside them.
+"""Data sets with partial labels (boxes, points, shapes, scene classes, one class against the rest), and two land-cover
+sets that are used with them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ WEAK: tuple[DatasetSpec, ...] = (
         citation="EPFL machine learning course, road segmentation",
         gsd="0.3 to 0.6",
         counts={"train": 80, "val": 20},
-        note="0 is 'not road' and says nothing of other words",
+        one_class=True,
+        note="0 is 'not road' and says nothing about other words; tools/evaluate_words.py evaluates it",
     ),
     DatasetSpec(
         name="oam_buildings",
@@ -52,7 +53,8 @@ WEAK: tuple[DatasetSpec, ...] = (
         citation="OpenAerialMap and OpenStreetMap contributors",
         gsd="about 0.1",
         counts={"train": 118, "val": 29},
-        note="0 is 'not building' and says nothing of other words",
+        one_class=True,
+        note="0 is 'not building' and says nothing about other words; tools/evaluate_words.py evaluates it",
     ),
     DatasetSpec(
         name="simd",
@@ -153,7 +155,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/201528014227051/RSICD_optimal",
         licence="for research",
         citation="Lu et al., TGRS 2017",
-        note="the kind of place of each captioned image, where its publishers give one",
+        note="the scene class of each captioned image, where its publishers give one",
     ),
     DatasetSpec(
         name="resisc12",

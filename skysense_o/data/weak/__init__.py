@@ -1,1 +1,1 @@
-"""Masks from labels that are less than masks: boxes, points, kinds of scenes."""
+"""Label images made of boxes, points and scene classes."""

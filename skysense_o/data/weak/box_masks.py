@@ -14,7 +14,7 @@ import numpy as np
 from skysense_o.sample import IGNORE
 
 LEAST, MOST = 0.12, 0.97  # limits of the share of its box that a mask fills; other masks are rejected
-ROUNDS = 4  # of GrabCut
+ROUNDS = 4  # iterations of GrabCut
 LONGEST = 160  # longer side of a box for GrabCut, in pixels; larger boxes are reduced
 SMALLEST = 48  # smaller ones are enlarged
 

@@ -8,7 +8,7 @@ from skysense_o.clicks import box_from_mask
 from skysense_o.data_engine.review.exchange import ExchangedRegion, exchanged_regions, tile_of
 from skysense_o.data_engine.review.masks import polygons_mask, rle_mask, rle_of
 from skysense_o.data_engine.review.session import Review
-from skysense_o.json_files import checked, take
+from skysense_o.text_files import checked, take
 
 ID = (int, str)
 """Types of ids: COCO has numbers, some programs write text."""

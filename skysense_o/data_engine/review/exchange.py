@@ -70,7 +70,7 @@ def take_over(
         review: the review.
         reviewer: the decisions are written under this name.
         tile: the tile.
-        annotations: the regions that the tile shall have.
+        annotations: the new regions of the tile.
         round: the review round of the decisions.
 
     Returns:

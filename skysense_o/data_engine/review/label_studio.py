@@ -15,7 +15,7 @@ import numpy as np
 from skysense_o.data_engine.review.exchange import UNNAMED, ExchangedRegion, exchanged_regions, tile_of
 from skysense_o.data_engine.review.masks import polygons_mask
 from skysense_o.data_engine.review.session import Review
-from skysense_o.json_files import checked, take
+from skysense_o.text_files import checked, take
 
 WORD = 8
 RUN_SIZES = (3, 4, 8, 16)

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from skysense_o.json_files import checked, parse_json, take
+from skysense_o.text_files import checked, parse_json, take
 
 ACTIONS = ("accept", "rename", "reject", "merge", "split", "undo")
 Box = tuple[int, int, int, int]
@@ -36,11 +36,11 @@ class Decision:
         region: the region's number.
         reviewer: name of the reviewer.
         action: one of ACTIONS.
-        name: for accept and rename: the class name.
-        into: for merge: the region to merge into. For split: the number of the new piece.
-        box: for split: x0, y0, x1, y1 in pixels, half-open.
+        name: the class name (accept, rename).
+        into: the region to merge into (merge), or the index of the new piece (split).
+        box: half-open XYXY box in pixels (split).
         time: ISO 8601, UTC.
-        mask: for split: COCO's RLE counts, if the piece is not the whole box.
+        mask: COCO's RLE counts, if the piece is not the whole box (split).
         round: 1 for independent decisions, 2 and up for decisions on disagreements.
     """
 
@@ -165,7 +165,7 @@ class DecisionLog:
                 file.write(b"\n")
                 file.flush()
                 data += b"\n"
-            except OSError:  # a full disk: the whole lines can be read all the same
+            except OSError:  # the disk is full: complete lines can still be read
                 data = data[: data.rfind(b"\n") + 1]
         for line in data.splitlines():
             self._count += 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from skysense_o.json_files import checked
+from skysense_o.text_files import checked
 
 FARTHEST = 100_000
 """Coordinates of polygons, in pixels, are at most this."""
@@ -34,7 +34,7 @@ def rle_mask(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
         bool (H,W).
 
     Raises:
-        ValueError: the counts are no run lengths, or do not add up to H x W pixels.
+        ValueError: the counts are not run lengths, or do not add up to H x W pixels.
     """
     if isinstance(counts, str):
         runs = _runs(counts)

@@ -1,0 +1,154 @@
+"""The QGIS plugin over a stub of QGIS: what it calls, progress, cancel, errors, and files where the user wants them."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shlex
+import sys
+import time
+from importlib import import_module
+
+import pytest
+import qgis_stub
+from conftest import ROOT
+
+FAKE = """
+import os, sys, time
+from pathlib import Path
+print("argv", sys.argv[1:], flush=True)
+print("environment", sorted(k for k in os.environ if k.startswith(("PYTHON", "GDAL_", "QGIS_"))), flush=True)
+folder = Path(sys.argv[sys.argv.index("--output") + 1])
+stem = Path(sys.argv[sys.argv.index("--input") + 1]).stem
+folder.mkdir(parents=True)
+for done in range(0, 101, 25):
+    sys.stderr.write(f"\\r{stem}.tif: {done:3d}%|####      | {done}/100 [00:00<00:00]")
+    sys.stderr.flush()
+if "SLEEP" in os.environ:
+    (folder / "pid").write_text(str(os.getpid()))
+    time.sleep(600)
+if "--classes=fail" in sys.argv:
+    sys.exit("error: no such weights")
+(folder / f"{stem}_labels.tif").write_text("labels")
+(folder / f"{stem}.gpkg").write_text("regions")
+"""
+
+
+@pytest.fixture
+def plugin(monkeypatch, tmp_path):
+    """The loaded plugin; its command is FAKE, in a folder with a blank in its name."""
+    package, registry = qgis_stub.load_plugin(monkeypatch)
+    script = tmp_path / "a folder" / "fake.py"
+    script.parent.mkdir()
+    script.write_text(FAKE)
+    monkeypatch.setenv("SKYSENSE_O_COMMAND", f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}")
+    one = package.classFactory(None)
+    one.initGui()
+    assert len(registry.providers) == 1
+    yield registry.providers[0]
+    one.unload()
+    assert registry.providers == []
+
+
+def values_of(tmp_path, **changes) -> dict:
+    (tmp_path / "town.tif").touch()
+    names = {"LABELS": "found/labels.tif", "REGIONS": "found/regions.gpkg"}
+    return {"INPUT": str(tmp_path / "town.tif"), "CLASSES": "road|street,-a", **changes} | {
+        key: str(tmp_path / name) for key, name in names.items() if key not in changes
+    }
+
+
+def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/of/qgis")
+    monkeypatch.setenv("GDAL_DATA", "/of/qgis")
+    (algorithm,) = plugin.algorithms
+    feedback = qgis_stub.Feedback()
+    values = values_of(tmp_path, BACKGROUND="tree", THRESHOLD=0.4, MIN_AREA=10.0)
+    found = algorithm.createInstance()
+    found.initAlgorithm()
+    results = found.processAlgorithm(values, None, feedback)
+    assert results == {"LABELS": values["LABELS"], "REGIONS": values["REGIONS"]}
+    assert (tmp_path / "found/labels.tif").read_text() == "labels"
+    assert (tmp_path / "found/regions.gpkg").read_text() == "regions"
+    assert sorted(p.name for p in (tmp_path / "found").iterdir()) == ["labels.tif", "regions.gpkg"]
+    assert feedback.progress == [0, 25, 50, 75, 100]
+    said = "\n".join(feedback.lines)
+    for word in ("--classes=road|street,-a", "--save=geotiff,gpkg", "--background=tree", "--threshold=0.4"):
+        assert word in said
+    assert "--min-area=10.0" in said
+    assert "--gsd" not in said
+    assert "--weights" not in said
+    assert "['PYTHONIOENCODING', 'PYTHONUNBUFFERED']" in said, "nothing of QGIS's Python and GDAL"
+
+
+def test_polygons_are_optional(plugin, tmp_path):
+    feedback = qgis_stub.Feedback()
+    results = plugin.algorithms[0].processAlgorithm(values_of(tmp_path, REGIONS=""), None, feedback)
+    assert list(results) == ["LABELS"]
+    assert "--save=geotiff'" in "\n".join(feedback.lines)
+
+
+def test_cancel_ends_the_command_and_keeps_its_progress(plugin, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLEEP", "1")
+    pid = tmp_path / "found/labels_skysense_o/pid"
+    feedback = qgis_stub.Feedback(lambda self: pid.is_file() and pid.read_text() != "")
+    assert plugin.algorithms[0].processAlgorithm(values_of(tmp_path), None, feedback) == {}
+    deadline = time.time() + 30
+    while _alive(int(pid.read_text())) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not _alive(int(pid.read_text()))
+    assert pid.is_file(), "the folder stays, so that the next run resumes"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_errors_are_those_of_the_command_or_say_what_to_set(plugin, tmp_path, monkeypatch):
+    algorithm, feedback = plugin.algorithms[0], qgis_stub.Feedback()
+    wrong = qgis_stub.ProcessingException
+    with pytest.raises(wrong, match="no such weights"):
+        algorithm.processAlgorithm(values_of(tmp_path, CLASSES="fail"), None, feedback)
+    with pytest.raises(wrong, match="must be a file: .*url=.*export the layer first"):
+        algorithm.processAlgorithm(values_of(tmp_path, INPUT="type=xyz&url=x"), None, feedback)
+    with pytest.raises(wrong, match="no classes: name at least one"):
+        algorithm.processAlgorithm(values_of(tmp_path, CLASSES=" "), None, feedback)
+    monkeypatch.setenv("SKYSENSE_O_COMMAND", "no-such-program-here scene")
+    with pytest.raises(wrong, match="'no-such-program-here' cannot be started .*set the command in Settings"):
+        algorithm.processAlgorithm(values_of(tmp_path), None, feedback)
+
+
+def test_the_setting_is_the_command_unless_the_environment_has_one(plugin, monkeypatch):
+    provider = import_module(f"{type(plugin).__module__}")
+    assert provider.command_line() == os.environ["SKYSENSE_O_COMMAND"]
+    monkeypatch.delenv("SKYSENSE_O_COMMAND")
+    assert provider.command_line() == "skysense-o scene"
+    monkeypatch.setitem(provider.ProcessingConfig.values, provider.SETTING, "python -m skysense_o scene")
+    assert provider.command_line() == "python -m skysense_o scene"
+
+
+def test_the_parameters_and_the_description(plugin):
+    (algorithm,) = plugin.algorithms
+    assert (plugin.id(), algorithm.name()) == ("skysense_o", "segment_by_words")
+    assert list(algorithm.parameters)[:3] == ["INPUT", "CLASSES", "BACKGROUND"]
+    facts = configparser.ConfigParser()
+    facts.read(ROOT / "qgis/skysense_o/metadata.txt")
+    assert facts["general"]["hasProcessingProvider"] == "yes"
+    assert (ROOT / "qgis/skysense_o" / facts["general"]["icon"]).is_file()
+
+
+@pytest.mark.slow
+def test_the_real_command_reports_progress_and_writes_what_qgis_loads(plugin, tmp_path, monkeypatch):
+    rasterio = pytest.importorskip("rasterio")
+    monkeypatch.setenv("SKYSENSE_O_COMMAND", f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'demo/demo.py'))}")
+    feedback = qgis_stub.Feedback()
+    values = values_of(tmp_path, INPUT=str(ROOT / "demo/foz_30m.tif"), CLASSES="water,forest")
+    results = plugin.algorithms[0].processAlgorithm(values, None, feedback)
+    assert feedback.progress[-1] == 100
+    with rasterio.open(results["LABELS"]) as file:
+        assert file.tags()["CLASS_0"] == "water"
+    assert os.path.getsize(results["REGIONS"]) > 0
