@@ -29,7 +29,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from skysense_o.errors import exit_code, file_error, is_expected
+from skysense_o.errors import exit_code, file_error, is_expected, is_full_disk
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
@@ -318,6 +318,8 @@ def each(request: Request, work: Callable[[Path, str], None]) -> int:
             except Exception as error:
                 failed.append(f"error: {file_error(error, printable(path.name))}")
                 code = code if is_expected(error) else 1
+                if is_full_disk(error):  # the other results would not fit either
+                    break
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return code if failed else 0

@@ -16,6 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.memory_limit import check_memory_limit
+
+check_memory_limit()  # before torch is imported, which would fail with a traceback
+
 from tabulate import tabulate
 
 import skysense_o.data  # noqa: F401  (registers the data sets)

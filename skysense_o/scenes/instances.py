@@ -28,6 +28,7 @@ from skysense_o.scenes.label_store import LabelStore
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.regions import Regions, runs
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import full_disk_told
 
 SAME_OBJECT = 0.5
 """IoU, within what two windows both show, from which on their instances of a class are one object."""
@@ -77,7 +78,7 @@ def collect_instances(
         for c in range(len(plan.cols.starts))
         if (k, c) not in done
     ]
-    with open(path, "a") as file:
+    with full_disk_told(path), open(path, "a") as file:
         file.write("\n" if file.tell() else "")  # ends a line that a killed run left unfinished
         for k, c in tqdm(places, unit="window", desc=f"{raster.path.name}: instances", disable=not progress):
             window = _extent(plan.cols, c) + _extent(plan.rows, k)
