@@ -90,7 +90,7 @@ def test_a_scene_while_it_is_segmented_and_while_its_files_are_written(disk, tmp
     formats = ("geotiff", "gpkg", "geojson", "confidence")
     assert re.search(r"has 0\.1 MB free and this scene needs 0\.4 MB: make room", told(lambda: make(path, folder)))
     assert files_in(folder) == {"filler"}
-    monkeypatch.setattr("skysense_o.scenes.scene._check_free_space", lambda *_: None)
+    monkeypatch.setattr("skysense_o.scenes.scene.check_free_space", lambda *_: None)
     line = told(lambda: make(path, folder, formats) and 0)
     assert re.search(rf"s\.work/(labels|score)\.raw {CURE}", line)
     assert {Path(name).parts[0] for name in files_in(folder)} == {"filler", "s.work"}
