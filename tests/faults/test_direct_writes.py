@@ -14,7 +14,7 @@ MODULES = ("np", "torch", "cv2", "shutil", "parquet", "pyogrio")
 """`copy` and `write_table` count only as functions of these modules; of other objects they write nothing."""
 OURS = ("graph", "checkpointer")
 """Objects whose own `save` uses `whole`."""
-TARGETS = ("part", "temporary", "stream", "data", "file", "target", "text")
+TARGETS = ("part", "temporary", "stream", "data", "file", "target")
 """Names of what `whole` yields, of open files, and of buffers in memory."""
 ALLOWED = {
     "data_engine/publish.py": "a folder that is renamed when it is complete",
