@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_everything_without_words_and_with(session):
         assert {name for name, _ in proposal.classes} == {"water", "road"}
 
 
-def test_the_page(predictor, tmp_path):
+def test_the_page(predictor, tmp_path, monkeypatch):
     page = Page(predictor, tmp_path)
     page.encode_naming_vocabulary()  # reads nothing: hundreds of phrases of 19 GFLOP each
     assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
@@ -85,6 +86,8 @@ def test_the_page(predictor, tmp_path):
     assert [row["name"] for row in state["classes"]] == ["field", "road"]
     state = page.locked(image, page.click, 10, 13, False)
     assert state["region"]["names"] or not state["region"]["pixels"]
+    every = partial(image.session.find_all_regions, iou_pred=0, stability_score=0, side=4)
+    monkeypatch.setattr(image.session, "find_all_regions", every)
     assert page.locked(image, page.everything)["summary"]
     page.visitors.close(visitor, image.key)
 
