@@ -14,13 +14,18 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: no usage data is sent
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
 
 from skysense_o.errors import exit_code
 from skysense_o.interactive.limits import Limits, parse_size
 
+SCENES = 5
+"""Names of the whole image that are shown."""
 EXAMPLES = (  # title, file, words; demo/README.md says what to expect
     ("Road in a forest", "yellowstone_0.4m.jpg", "road, vegetation"),
     ("River and town (GeoTIFF)", "foz_30m.tif", "water, vegetation, building"),
@@ -34,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--answerer", default="mini_vqa", metavar="W", help="VQA weights for questions; '' for none (default: mini_vqa)"
     )
+    p.add_argument(
+        "--basemap",
+        default="",
+        metavar="URL",
+        help="address of map tiles with {z}, {x} and {y}, which people may switch on below GeoTIFFs (default: none)",
+    )
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--host", default="127.0.0.1", help="address to bind (default: localhost only)")
@@ -45,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--session-memory", default="1gb", metavar="SIZE", help="of all open images (default: 1gb)")
     for option, name, text in (
         ("--sessions", "sessions", "open images; the one idle longest is closed first"),
+        ("--images", "images", "open images per person; the oldest is closed first"),
         ("--max-pixels", "pixels", "larger images are scaled down to N pixels"),
         ("--max-read-pixels", "read_pixels", "images with more than N pixels are refused"),
         ("--max-words", "words", "words per request"),
@@ -66,7 +78,7 @@ def limits_of(args: argparse.Namespace) -> Limits:
     Raises:
         ValueError: a size that is not understood, or a limit that is not above 0.
     """
-    names = ("sessions", "pixels", "read_pixels", "words", "word_length", "seconds", "jobs", "queue")
+    names = ("sessions", "images", "pixels", "read_pixels", "words", "word_length", "seconds", "jobs", "queue")
     return Limits(
         session_bytes=parse_size(args.session_memory),
         upload_bytes=parse_size(args.max_upload),
@@ -76,21 +88,19 @@ def limits_of(args: argparse.Namespace) -> Limits:
     )
 
 
-def answer_with(vqa_model) -> Callable:
-    """A function (rgb uint8 (H,W,3), question) -> text."""
+def whole_image_tasks(vqa_model) -> tuple[Callable, Callable]:
+    """Two functions of a VQA model: (rgb uint8 (H,W,3), question) -> text, and rgb -> (class, cosine) pairs."""
     import torch
 
-    return lambda rgb, question: vqa_model.answer([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], [question])[0]
+    from skysense_o.data.classes import load_classes
+    from skysense_o.inference.classify import classify
 
+    classes = load_classes("ucmerced").classes
 
-def serve(page, host: str, port: int | None) -> str:
-    """Start the server of a `Page`; returns its address."""
-    from skysense_o.interactive import serving
-    from skysense_o.interactive.layout import build, page_style
+    def answer(rgb, question: str) -> str:
+        return vqa_model.answer([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], [question])[0]
 
-    blocks = build(page)
-    style = {"css": page_style(page), "head": serving.DRAG}
-    return serving.serve(blocks, page.root, host, port, block=False, limits=page.limits, **style)
+    return answer, lambda rgb: classify(vqa_model, rgb, classes)[:SCENES]
 
 
 def make_page(args: argparse.Namespace, limits: Limits, root: Path):
@@ -100,25 +110,31 @@ def make_page(args: argparse.Namespace, limits: Limits, root: Path):
     from skysense_o.interactive.page import Example, Page
 
     predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
-    answer = answer_with(load_vqa_model(args.answerer, args.device)) if args.answerer else None
-    return Page(
-        predictor, root, limits, answer, [Example(title, HERE / file, words) for title, file, words in EXAMPLES]
-    )
+    tasks = whole_image_tasks(load_vqa_model(args.answerer, args.device)) if args.answerer else (None, None)
+    examples = [Example(title, HERE / file, words) for title, file, words in EXAMPLES]
+    return Page(predictor, root, limits, *tasks, examples, args.basemap)
 
 
 def run() -> int:
-    from skysense_o.interactive.serving import folder_until_stopped
+    from skysense_o.interactive.serving import folder_until_stopped, serve
 
     args = parser().parse_args()
     limits = limits_of(args)
+    if args.basemap and not all(part in args.basemap for part in ("http", "{z}", "{x}", "{y}")):
+        raise ValueError(
+            f"--basemap {args.basemap!r} is no address of tiles: write it as https://.../{{z}}/{{x}}/{{y}}.png"
+        )
     with folder_until_stopped("skysense_o_page_") as (root, stopped):
         try:
-            import gradio  # noqa: F401
+            from skysense_o.interactive.routes import create_app
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('the web page needs gradio: pip install -e ".[app]"', name="gradio") from error
+            if (error.name or "").startswith("skysense_o"):
+                raise
+            text = f'the web page needs {error.name}: pip install -e ".[app]"'
+            raise ModuleNotFoundError(text, name=error.name) from error
         page = make_page(args, limits, root)
         threading.Thread(target=page.encode_naming_vocabulary, daemon=True).start()
-        address = serve(page, args.host, args.port)
+        address = serve(create_app(page), args.host, args.port)
         print(f"SkySense-O is at {address} (Ctrl+C ends it)", flush=True)
         stopped.wait()
     return 0

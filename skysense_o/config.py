@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from skysense_o.errors import message
 from skysense_o.renamed_keys import with_new_names
+from skysense_o.shipped_files import find_config
 
 
 def add_skysense_o_config(cfg: CfgNode) -> None:
@@ -264,8 +265,7 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     Raises:
         FileNotFoundError: no such file. ValueError: no YAML, or a key that does not exist.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no config at {str(path)!r}: see configs/")
+    path = find_config(path)
     try:
         merge_tree(cfg, CfgNode.load_yaml_with_base(str(path)))
     except FileNotFoundError:

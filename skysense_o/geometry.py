@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skysense_o.best_class import best_class, interpolated_neighbors
 from skysense_o.sample import Reduce
 
 if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
 RESTORE_BYTES = 256 * 2**20
-"""Memory for one chunk of full-size masks while they are restored."""
+"""Memory for the probabilities of one chunk of classes while they are restored."""
 
 
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
@@ -111,7 +112,8 @@ class ImageTransform:
             classes = [c - first for c in phrase_to_class[begin:end]]
             return best_of_phrases(logits[begin:end].float().sigmoid(), classes, stop - first)
 
-        return self._reduced(probabilities, num_classes, size or self.size, reduce, reference_compat)
+        cells = logits.shape[-2] * logits.shape[-1]
+        return self._reduced(probabilities, num_classes, cells, size or self.size, reduce, reference_compat)
 
     def restore_probabilities(
         self, probabilities: Tensor, size: tuple[int, int] | None = None, reduce: Reduce = "labels"
@@ -127,34 +129,45 @@ class ImageTransform:
         Returns:
             See `restore`.
         """
-        return self._reduced(lambda i, j: probabilities[i:j], len(probabilities), size or self.size, reduce, False)
+        classes, cells = len(probabilities), probabilities.shape[-2] * probabilities.shape[-1]
+        return self._reduced(lambda i, j: probabilities[i:j], classes, cells, size or self.size, reduce, False)
 
     def _reduced(
         self,
         probabilities: Callable[[int, int], Tensor],
         num_classes: int,
+        grid_cells: int,
         size: tuple[int, int],
         reduce: Reduce,
         reference_compat: bool,
     ) -> dict[str, Tensor]:
         """probabilities: (first, stop) class index -> (stop-first,h',w') on the grid."""
         height, width = size
-        chunk = max(1, RESTORE_BYTES // (4 * max(self.padded[0] * self.padded[1], height * width)))
+        pixels = max(self.padded[0] * self.padded[1], height * width) if reduce == "probabilities" else grid_cells
+        chunk = max(1, RESTORE_BYTES // (4 * pixels))
         maps, best, labels = [], None, None
         for first in range(0, num_classes, chunk):
             grid = probabilities(first, min(first + chunk, num_classes))
-            full = self._to_image(grid, size, reference_compat)
             if reduce == "probabilities":
-                maps.append(full)
+                maps.append(self._to_image(grid, size, reference_compat))
                 continue
-            score, index = full.max(dim=0)
+            index, score = self._best_class(grid, size, reference_compat)
             if best is None:
-                best, labels = score, index
+                best, labels = score, index.long()
             else:
                 better = score > best
                 best = torch.where(better, score, best)
                 labels = torch.where(better, index + first, labels)
         return {"sem_seg": torch.cat(maps)} if reduce == "probabilities" else {"labels": labels, "score": best}
+
+    def _best_class(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> tuple[Tensor, Tensor]:
+        """Labels and scores (height,width) of what `_to_image` would return, without all classes at full size."""
+        if reference_compat:
+            grid, spans = grid[:, : self.size[0], : self.size[1]], size
+        else:
+            spans = [p * out / side for p, out, side in zip(self.padded, size, self.size)]
+        y, x = (interpolated_neighbors(*each) for each in zip(size, grid.shape[-2:], spans))
+        return best_class(grid.permute(1, 2, 0).contiguous(), y, x)
 
     def _to_image(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole
 
 if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
@@ -124,7 +125,8 @@ class TextBank:
         """Write all cached embeddings to a safetensors file, for another process to `load`."""
         keys = list(self._vectors)
         vectors = torch.stack([self._vectors[key] for key in keys]) if keys else torch.zeros(0, 0)
-        save_file({"vectors": vectors.cpu().contiguous()}, str(path), metadata={"keys": json.dumps(keys)})
+        with whole(Path(path)) as part:
+            save_file({"vectors": vectors.cpu().contiguous()}, part, metadata={"keys": json.dumps(keys)})
 
     def load(self, path: str | Path) -> None:
         """Add the embeddings of a file written by `export`. They are used only for a tower with the same weights."""

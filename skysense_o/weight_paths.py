@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)(?:/(?P<file>[^#]+))?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_LIBRARY = "skysense_o"
+"""In the config.json of a folder that `Predictor.save_pretrained` writes, which tells it from one of transformers."""
+HUB_WEIGHTS = "model.safetensors"
 FOLDER_FILES = ("*.json", "*.txt", "*.safetensors")
 """What is downloaded of a model that is a whole repository: configs, tokenizer, weights."""
 
@@ -17,14 +23,16 @@ class WeightsError(ValueError):
     """Weights that cannot be read or do not fit."""
 
 
-def find_weights(name: str | Path) -> Path:
+def find_weights(name: str | Path, **download: Any) -> Path:
     """Locate a file of weights, and download it if it is on the Hugging Face hub.
 
     Downloads are cached by the hub's library, which respects HF_HOME and HF_HUB_OFFLINE.
 
     Args:
         name: a path, the name of shipped weights such as "mini", or hf://org/repo/file. `#sha256=...` at the end makes
-            another hash an error. A model of transformers (SAM 3) is a folder with a config.json, or hf://org/repo.
+            another hash an error. A folder that `Predictor.save_pretrained` wrote, or a repository of it: org/repo. A
+            model of transformers (SAM 3) is a folder with a config.json, or hf://org/repo.
+        download: revision, cache_dir, token, ...; see huggingface_hub.hf_hub_download.
 
     Returns:
         The path of the local file or folder.
@@ -37,16 +45,20 @@ def find_weights(name: str | Path) -> Path:
     'mini.safetensors'
     """
     name, _, sha256 = str(name).partition("#sha256=")
-    path = _from_hub(name) if name.startswith("hf://") else Path(name).expanduser()
+    path = _from_hub(name, download) if name.startswith("hf://") else Path(name).expanduser()
+    if HUB_NAME.fullmatch(name) and not path.exists() and path.suffix not in SUFFIXES:
+        path = _from_hub(f"hf://{name}", download)
     shipped = SHIPPED / f"{name}.safetensors"
     if not path.is_file() and shipped.is_file():
         path = shipped
     is_model_folder = (path / "config.json").is_file()
+    if is_model_folder and _is_ours(path / "config.json"):
+        path, is_model_folder = path / HUB_WEIGHTS, False
     if not path.is_file() and not is_model_folder:
         known = ", ".join(repr(p.stem) for p in sorted(SHIPPED.glob("*.safetensors"))) or "none"
         raise FileNotFoundError(
-            f"no weights at {name!r}: give a file ({', '.join(SUFFIXES)}), hf://org/repo/file, a folder with a"
-            f" config.json of transformers, or one of: {known}"
+            f"no weights at {name!r}: give a file ({', '.join(SUFFIXES)}), hf://org/repo/file, org/repo, a folder with"
+            f" a config.json, or one of: {known}"
         )
     if path.suffix not in (*SUFFIXES, ".pkl") and not is_model_folder:
         raise WeightsError(f"{path} ends in {path.suffix!r}: weights are read from {', '.join(SUFFIXES)}")
@@ -55,7 +67,14 @@ def find_weights(name: str | Path) -> Path:
     return path
 
 
-def _from_hub(address: str) -> Path:
+def _is_ours(config: Path) -> bool:
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("library_name") == HUB_LIBRARY
+    except (ValueError, AttributeError):  # whoever reads the folder will say what is wrong
+        return False
+
+
+def _from_hub(address: str, download: dict[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     match = HUB.fullmatch(address)
@@ -65,8 +84,8 @@ def _from_hub(address: str) -> Path:
         )
     try:
         if match["file"] is None:
-            return Path(snapshot_download(match["repo"], allow_patterns=FOLDER_FILES))
-        return Path(hf_hub_download(match["repo"], match["file"]))
+            return Path(snapshot_download(match["repo"], allow_patterns=FOLDER_FILES, **download))
+        return Path(hf_hub_download(match["repo"], match["file"], **download))
     except (OSError, ValueError) as error:  # every error of the hub library is one of these
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, load_script, small_config
 
 from skysense_o import losses
+from skysense_o.cli.train_process import merge_words
 from skysense_o.config import default_config
 from skysense_o.data import records
 from skysense_o.data.check import check_data_set
@@ -65,7 +66,7 @@ def takes(config: str, changes: list[str]) -> None:
     cfg, pairs = default_config(), list(zip(changes[::2], changes[1::2], strict=True))
     cfg.merge_from_file(str(ROOT / config))
     words = [word for pair in pairs if pair[0] != "MODEL.LOSS.TVERSKY" for word in pair]
-    load_script("tools/train_net.py").merge_words(cfg, words)
+    merge_words(cfg, words)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ MODULES = [
     "errors", "byte_cache", "losses", "data.captions", "data.classes", "data.encode", "data.prepare", "data.skysa",
     "data.question_mapper", "data.relation_graph", "data.catalog", "data.augment", "data.labels", "device", "parallel",
     "clicks", "geometry", "vocabulary", "text_bank", "published", "weight_paths",
-    "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache",
+    "shipped_files", "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache",
     "modeling.window_attention", "vqa.vqa_model", "vqa.counter", "evaluation.metrics", "evaluation.predictions",
     "evaluation.questions", "evaluation.table", "evaluation.zero_shot", "training.optimizer",
     "training.record", "training.ema", "image_io.reading", "image_io.files", "image_io.orientation", "image_io.stretch",
@@ -21,7 +21,7 @@ MODULES = [
     "inference.segmentation", "inference.automatic_masks", "inference.sliding", "inference.windows", "scenes.options",
 ]  # fmt: skip
 
-NEED_GEO = ["scenes.georeference", "scenes.pixel_area", "scenes.raster", "scenes.regions", "scenes.run"]
+NEED_GEO = ["scenes.api", "scenes.georeference", "scenes.pixel_area", "scenes.raster", "scenes.regions", "scenes.run"]
 
 
 @pytest.mark.parametrize("name", [*MODULES, *NEED_GEO])

@@ -70,16 +70,23 @@ def test_padding_is_the_mean_colour():
     assert transform.size == (5, 7)
 
 
-def test_labels_in_chunks_equal_labels_at_once(monkeypatch):
+@pytest.mark.parametrize("size", [(45, 61), (90, 122), (31, 40)])
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("memory", [1, geometry.RESTORE_BYTES])  # one name at a time, and all
+def test_labels_equal_those_of_all_probabilities_at_full_size(monkeypatch, size, compat, memory):
+    """Only pixels between cells of different classes are computed for all classes; no result changes."""
     torch.manual_seed(0)
     transform = image_transform_for((45, 61), tower())
     logits, phrase_to_class = torch.randn(9, 16, 16), [0, 0, 1, 2, 2, 2, 3, 4, 5]
-    whole = transform.restore(logits, phrase_to_class, 6, reduce="probabilities")["sem_seg"]
-    monkeypatch.setattr(geometry, "RESTORE_BYTES", 1)  # one name at a time
-    parts = transform.restore(logits, phrase_to_class, 6, reduce="labels")
-    score, labels = whole.max(0)
-    assert torch.equal(parts["labels"], labels)
-    assert torch.equal(parts["score"], score)
+    logits[:3, 4:9] += 6  # a region of one class
+    whole = transform.restore(logits, phrase_to_class, 6, size, "probabilities", compat)["sem_seg"]
+    monkeypatch.setattr(geometry, "RESTORE_BYTES", memory)
+    parts = transform.restore(logits, phrase_to_class, 6, size, "labels", compat)
+    score, _ = whole.max(0)
+    assert parts["labels"].dtype == torch.int64
+    assert torch.allclose(parts["score"], score, atol=1e-6)
+    # The label is the best class but for rounding.
+    assert torch.allclose(whole.gather(0, parts["labels"][None])[0], score, atol=1e-6)
 
 
 def test_probabilities_are_restored_as_logits_are():

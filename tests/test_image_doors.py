@@ -7,7 +7,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_script
+from conftest import ROOT
 from PIL import Image
 
 pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
@@ -16,6 +16,7 @@ from made_scenes import ColourModel
 from odd_images import PLACED, PLAIN, Made, hole
 
 from skysense_o import Predictor
+from skysense_o.cli.request import read_plain
 from skysense_o.data.captions import read_record_image
 from skysense_o.data.check import check_data_set
 from skysense_o.data.mapper import evaluation_sample, read_image_and_labels
@@ -83,7 +84,7 @@ def test_all_doors_get_the_same_and_right_pixels(tmp_path, kind, monkeypatch):
     expected = read.filled()
     assert (expected[~valid] == FILL).all()
     shown, shown_valid = predictor_door(made.path, monkeypatch)
-    demo = load_script("demo/demo.py").read(made.path, Namespace(max_pixels=None))
+    demo = read_plain(made.path, Namespace(max_pixels=None))
     doors = {"predictor": shown, "demo, classify and ask": demo.filled()}
     doors |= data_doors(made, tmp_path)
     if valid.mean() >= LEAST_VALID:

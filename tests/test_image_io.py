@@ -356,7 +356,7 @@ def test_without_gdal_16_bit_images_are_read_or_refused_with_a_hint(tmp_path, mo
         image = read_image(file.path)
         assert np.array_equal(image.filled(), expected[kind].filled()), kind
     for path in refused:
-        with pytest.raises(ImageError, match=r'pip install -e ".\[geo\]"'):
+        with pytest.raises(ImageError, match=r'pip install "skysense_o\[geo\]"'):
             read_image(path)
     assert is_georeferenced(placed.path)
     assert "its georeference is lost" in read_image(placed.path).record.notes[0]

@@ -24,6 +24,7 @@ from skysense_o.evaluation.zero_shot import evaluate_pairs, recalls
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.pretraining import ImageTextPretraining, contrast, pairwise_sigmoid
 from skysense_o.training.optimizer import build_optimizer
+from skysense_o.vocabulary import Vocabulary
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -163,10 +164,13 @@ def test_two_colours_are_learned(pairs):
         loss.backward()
         optimizer.step()
     records = read_captioned_images("captions.jsonl@test", pairs)
-    numbers = evaluate_pairs(model, records, read_record_image, records[0]["names"], ["a {} ."], 64)
+    numbers = evaluate_pairs(model, records, read_record_image, Vocabulary.of(records[0]["names"]), ["a {} ."], 64)
     assert numbers["top1"] == 1.0
     assert {"text_R@1", "text_R@5", "text_R@10", "image_R@1", "image_R@5", "image_R@10"} < set(numbers)
     assert model.training
+    swapped = Vocabulary.of([(f"weather {i}", n) for i, n in enumerate(records[0]["names"][::-1])])
+    numbers = evaluate_pairs(model, records, read_record_image, swapped, ["a {} ."], 64, flips=True)
+    assert numbers["top1"] == 0.0  # the best phrase of each class is the other class's name
 
 
 def test_recalls_count_every_caption_that_is_shared():

@@ -161,6 +161,22 @@ def test_a_config_without_weights_says_what_to_give():
         build_model(cfg)
 
 
+def test_the_data_engines_commands(call, folder, tmp_path, image):
+    from PIL import Image
+
+    Image.fromarray(image).save(tmp_path / "a.png")
+    work, words = ("--work", tmp_path / "work"), ("--weights", folder, "--device", "cpu", "--classes", "road,tree")
+    for step in (
+        ("collect", *work, "--input", tmp_path / "a.png"),
+        ("propose", *work, *words, "--method", "words", "--least", 10),
+        ("name", *work, *words, "--by", "masks"),
+    ):
+        code, _, err = call("tools/data_engine.py", *step)
+        assert code == 0, err
+    (path,) = (tmp_path / "work" / "names").glob("*.json")
+    assert {entry["name"] for entry in json.loads(path.read_text())} <= {"road", "tree"}
+
+
 def test_the_data_engine_works_with_it(folder, tmp_path, image):
     from PIL import Image
 

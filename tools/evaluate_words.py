@@ -16,6 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.cpu_threads import set_thread_environment
+from skysense_o.memory_limit import check_memory_limit
+
+set_thread_environment()  # before torch is imported
+check_memory_limit()  # before torch is imported, which would fail with a traceback
+
 from tabulate import tabulate
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
@@ -24,6 +30,7 @@ from skysense_o.errors import exit_code
 from skysense_o.evaluation.words import TESTS, Asker
 from skysense_o.inference.predictor import Predictor
 from skysense_o.training.run import build_model
+from skysense_o.whole_files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,10 +67,9 @@ def run() -> int:
         rows = [(data_set, what, 100 * value) for data_set, each in found.items() for what, value in each.items()]
         print(tabulate(rows, ["data set", "number", "%"], floatfmt=".1f"), flush=True)
         if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
             results = [{"data_set": data_set, "task": "words", "numbers": each} for data_set, each in numbers.items()]
             body = {"weights": args.weights, "limit": args.limit, "results": results}
-            (args.output / "results.json").write_text(json.dumps(body, indent=1).replace("NaN", "null"))
+            write_text(args.output / "results.json", json.dumps(body, indent=1).replace("NaN", "null"))
     return 0
 
 

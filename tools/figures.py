@@ -15,6 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 import numpy as np
 from PIL import Image
 

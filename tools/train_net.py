@@ -11,135 +11,22 @@ accelerate launch --multi_gpu --num_processes 8 tools/train_net.py --config-file
 """
 
 import argparse
-import logging
-import os
-import signal
 import sys
-from multiprocessing import active_children
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from detectron2.engine import launch
-from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
-
-import skysense_o.data  # noqa: F401  (registers the data sets)
-from skysense_o.config import default_config, merge_file
+from skysense_o.cli.arguments import parser_of
+from skysense_o.cli.train import add_train_arguments, run_train
 from skysense_o.errors import exit_code
-from skysense_o.evaluation.protocol import protocol_file
-from skysense_o.renamed_keys import renamed_key
-from skysense_o.training.benchmark_suite import evaluate_run
-from skysense_o.training.evaluate import ALL, test_sets
-from skysense_o.training.run import check_config, fill_answers, train
-from skysense_o.training.trainer import join_processes
-from skysense_o.whole_files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--config-file", required=True, metavar="FILE", help="YAML file below configs/")
-    p.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine, one per GPU (default: 1)"
-    )
-    p.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines (default: 1)")
-    p.add_argument(
-        "--machine-rank", type=int, default=0, metavar="K", help="index of this machine, from 0 (default: 0)"
-    )
-    p.add_argument("--dist-url", default="auto", help="tcp://host:port of machine 0 (default: auto, one machine)")
-    p.add_argument("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR")
-    p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
-    p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
-    return p
-
-
-def merge_words(cfg, words: list[str]) -> None:
-    """Merge the KEY VALUE pairs of the command line into cfg; a single data set needs no brackets."""
-    plain = [f"('{b}',)" if a.startswith("DATASETS.T") and b[:1].isalpha() else b for a, b in zip(["", *words], words)]
-    plain[::2] = map(renamed_key, plain[::2])
-    try:
-        cfg.merge_from_list(plain)
-    except (KeyError, AssertionError) as error:
-        raise ValueError(
-            f"config: {error.args[0] if error.args else error}; keys are listed in skysense_o/config.py"
-        ) from error
-
-
-def set_up(args: argparse.Namespace):
-    """Build and check the config from file and command line. Writes nothing."""
-    if any(word.startswith("--") for word in args.opts):
-        flag = next(word for word in args.opts if word.startswith("--"))
-        raise ValueError(f"{flag!r} is among the KEY VALUE pairs: put options before them")
-    cfg = default_config()
-    merge_file(cfg, args.config_file)
-    merge_words(cfg, args.opts)
-    if cfg.TEST.PROTOCOL:  # KEY VALUE pairs override the protocol's file
-        merge_file(cfg, protocol_file(cfg.TEST.PROTOCOL))
-        merge_words(cfg, args.opts)
-    if args.eval_only and not cfg.DATASETS.TEST:
-        cfg.DATASETS.TEST = ALL
-    if Path(cfg.OUTPUT_DIR).is_file():
-        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} is a file: give a folder")
-    if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu" and args.num_gpus > torch.cuda.device_count():
-        raise ValueError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPUs")
-    check_config(cfg, args.eval_only, args.resume)
-    fill_answers(cfg, args.eval_only)
-    cfg.freeze()
-    return cfg
-
-
-def start_logging(cfg, args: argparse.Namespace) -> None:
-    """Create the output folder, start logging, write the config, set the seed.
-
-    An evaluation writes config_eval.yaml, so that the config of a training in the same folder is kept.
-    """
-    folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("fvcore", "detectron2", "skysense_o"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
-    if comm.is_main_process():
-        written = folder / ("config_eval.yaml" if args.eval_only else "config.yaml")
-        write_text(written, cfg.dump())
-        logging.getLogger("skysense_o").info("%s\nConfig: %s\n%s", args, written, collect_env_info())
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
-
-
-def main(args: argparse.Namespace, cfg) -> None:
-    if comm.get_local_size() > 1 and not torch.cuda.is_available():
-        torch.set_num_threads(
-            max(1, os.cpu_count() // comm.get_local_size())
-        )  # more threads than cores would only wait for each other
-    start_logging(cfg, args)
-    numbers = evaluate_run(cfg) if args.eval_only else train(cfg, args.resume)
-    if comm.is_main_process():
-        for name in test_sets(cfg)[0]:
-            known = ("mIoU", "fwIoU", "pACC", "top1", "text_R@1", "image_R@1", "model/overall", "model/human")
-            keys = [key for key in known if f"{name}/{key}" in numbers]
-            values = ",".join(f"{100 * numbers[f'{name}/{key}']:.4f}" for key in keys)
-            print(f"{name}: copypaste: {','.join(keys)}\n{name}: copypaste: {values}")
+    return parser_of(__doc__, add_train_arguments)
 
 
 def run() -> int:
-    args = parser().parse_args()
-    cfg = set_up(args)
-    if join_processes(cfg):  # started by torchrun or accelerate launch
-        main(args, cfg)
-        torch.distributed.destroy_process_group()
-        return 0
-    if args.num_gpus * args.num_machines > 1:
-        for number in (signal.SIGINT, signal.SIGTERM):  # pass it on: the processes finish their step and save
-            signal.signal(number, lambda number, frame: [os.kill(p.pid, number) for p in active_children()])
-    try:
-        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, cfg))
-    except ProcessExitedException as error:
-        if error.exit_code is None or error.exit_code <= 128:
-            raise
-        return error.exit_code  # stopped by a signal after saving
-    return 0
+    return run_train(parser().parse_args())
 
 
 if __name__ == "__main__":

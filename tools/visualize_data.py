@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """Show the samples that training gets: augmented crops, their labels, and the classes drawn for them.
-Of sets with boxes or points: whole images with these drawn in.
+Of sets with boxes, points or shapes: whole images with these drawn in.
 
 python tools/visualize_data.py dubai_train --output output/dubai.png
 python tools/visualize_data.py skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
@@ -14,10 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()  # before torch is imported
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from skysense_o.errors import exit_code
+from skysense_o.whole_files import whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,19 +72,27 @@ def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
 
 
 def object_panel(record: dict) -> Image.Image:
-    """An image with its boxes or points drawn in, and the number of each class below."""
+    """An image with its boxes, points or shapes drawn in, and the number of each class below."""
     from skysense_o.data.captions import read_record_image
     from skysense_o.data.catalog import spec_of
     from skysense_o.data.classes import load_classes
+    from skysense_o.data.weak.shapes import shape_boxes
 
     image, table = read_record_image(record), load_classes(spec_of(record["dataset"]).class_table_name)
-    objects = record.get("boxes", record.get("points"))
+    shapes = record.get("shapes", [])
+    objects = record.get("boxes", record.get("points", shape_boxes(shapes)))
     counts = {c: sum(int(one[-1]) == c for one in objects) for c in sorted({int(one[-1]) for one in objects})}
     line = 17
     sheet = Image.new("RGB", (max(256, image.shape[1]), image.shape[0] + line * max(1, len(counts)) + 8), "white")
     sheet.paste(Image.fromarray(image), (0, 0))
     draw, font, y = ImageDraw.Draw(sheet), ImageFont.load_default(13), image.shape[0] + 4
-    for *place, label in objects:
+    for shape in shapes:
+        color = table.colors[shape["class"]]
+        for polygon in shape["polygons"]:
+            draw.polygon([tuple(point) for point in polygon], outline=color, width=2)
+        for x, y, r in shape["circles"]:
+            draw.ellipse((x - r, y - r, x + r, y + r), outline=color, width=2)
+    for *place, label in objects if not shapes else ():
         corners = place if len(place) == 4 else [place[0] - 3, place[1] - 3, place[0] + 3, place[1] + 3]
         (draw.rectangle if len(place) == 4 else draw.ellipse)(corners, outline=table.colors[int(label)], width=2)
     for c, count in counts.items():
@@ -133,11 +146,13 @@ def run() -> int:
     except (KeyError, AssertionError) as error:
         raise ValueError(f"config: {error}; keys are listed in skysense_o/config.py") from error
     records = records_of(args.name)
-    if {"boxes", "points"} & set(records[0]):
+    if {"boxes", "points", "shapes"} & set(records[0]):
         chosen = np.random.default_rng(args.seed).permutation(len(records))[: args.count]
         return write(args.output, [object_panel(records[i]) for i in chosen])
     if "sem_seg_file_name" not in records[0]:
-        raise ValueError(f"{args.name!r} has no label images, boxes or points: only sets with these can be shown")
+        raise ValueError(
+            f"{args.name!r} has no label images, boxes, points or shapes: only sets with these can be shown"
+        )
     samples = NumberedSamples(records, TrainingMapper(cfg), args.seed)
     by_file, panels = {r["file_name"]: r for r in records}, []
     for number in range(min(args.count, len(records))):
@@ -150,8 +165,9 @@ def run() -> int:
 
 
 def write(path: str, panels: list[Image.Image]) -> int:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(panels).save(path)
+    form = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
+    with whole(Path(path)) as part:
+        contact_sheet(panels).save(part, format=form)
     print(path)
     return 0
 

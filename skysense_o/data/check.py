@@ -134,6 +134,8 @@ def _look(spec: DatasetSpec, record: dict, report: SplitReport, digest, seen: di
         _add(report, load_classes(spec.class_table_name).classes[record["label"]], 1)
     elif spec.task in ("boxes", "points"):
         _look_at_objects(spec, record, report, digest, seen[key][0])
+    elif spec.task == "shapes":
+        _look_at_shapes(spec, record, report, digest, seen[key][0])
     elif spec.task == "vqa":
         digest.update(f"{record['question']}\0{record['answer']}".encode())
         _add(report, record.get("kind", "question"), 1)
@@ -203,6 +205,28 @@ def _look_at_objects(spec: DatasetSpec, record: dict, report: SplitReport, diges
             report.problems.append(f"{what} has no area: take it out")
         if min(x0, y0) < 0 or x1 > width or y1 > height or (spec.task == "points" and (x1 >= width or y1 >= height)):
             report.problems.append(f"{what} is not inside the image of {width} x {height}: correct it or take it out")
+
+
+def _look_at_shapes(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
+    """Count polygons and circles by class; polygons have to be inside of the image, circles in part."""
+    names, (height, width) = load_classes(spec.class_table_name).classes, size
+    digest.update(repr(record["shapes"]).encode())
+    for shape in record["shapes"]:
+        name = names[shape["class"]]
+        _add(report, name, len(shape["polygons"]) + len(shape["circles"]))
+        outside = [
+            ("polygon", polygon)
+            for polygon in shape["polygons"]
+            if np.min(polygon) < 0 or (np.max(polygon, 0) > (width, height)).any()
+        ]
+        outside += [
+            ("circle", [x, y, r]) for x, y, r in shape["circles"] if not (-r < x < width + r and -r < y < height + r)
+        ]
+        for what, place in outside:
+            report.problems.append(
+                f"{record['file_name']}: the {what} of {name} {place} is not inside the image of {width} x {height}:"
+                " correct it or take it out"
+            )
 
 
 def _add(report: SplitReport, name: str, count: int) -> None:

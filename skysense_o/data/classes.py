@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from skysense_o.shipped_files import shipped_file
 from skysense_o.text_files import read_json_file, read_lines, read_yaml
 
-CLASSES_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "classes"
+CLASSES_FOLDER = shipped_file("datasets/classes")
 OWN = "dataset.yaml"
 """The file that describes a user's own data set; see `own.py`."""
 KEYS = ("id", "name", "synonyms", "kinds", "color", "background", "folder", "parent")

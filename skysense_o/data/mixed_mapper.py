@@ -22,6 +22,7 @@ from skysense_o.data.partial_labels import WordChooser, class_says, object_says,
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
+from skysense_o.data.weak.shapes import shape_boxes, shape_labels
 from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
 from skysense_o.text_files import read_json_file, read_json_lines
 
@@ -34,7 +35,7 @@ MARKS = {"car": (2.5, 30.0), "boat": (3.0, 40.0), "mobile home": (5.0, 60.0), "b
 
 
 class MixedMapper:
-    """Makes samples of label images, boxes, points and scene classes. All randomness comes from the global
+    """Makes samples of label images, boxes, points, shapes and scene classes. All randomness comes from the global
     generators, which the loader seeds for each sample.
     """
 
@@ -88,11 +89,13 @@ class MixedMapper:
             image, labels, says, own = self._boxed(record)
         elif "points" in record:
             image, labels, says, own = self._pointed(record)
+        elif "shapes" in record:
+            image, labels, says, own = self._outlined(record)
         elif "label" in record:
             image, labels, says, own, extra = self._scenes(record)
         else:
             raise ValueError(
-                f"{record['file_name']} has no label image, boxes, points or kind of scene: {sorted(record)}"
+                f"{record['file_name']} has no label image, boxes, points, shapes or kind of scene: {sorted(record)}"
             )
         image, labels = self.augmentation.transform(image, labels)
         vocabulary, table = self.words(labels, says, own)
@@ -136,6 +139,16 @@ class MixedMapper:
             more = np.where(more > YES, UNKNOWN, more)  # known to be in the image, but not in these pixels
             says[count:] = np.where(says[count:] == UNKNOWN, more, says[count:])
         return *crop, says, own[:0]
+
+    def _outlined(self, record: dict):
+        image = read_record_image(record)
+        count = len(load_classes(spec_of(record["dataset"]).class_table_name))
+        labels = shape_labels(image.shape[:2], record["shapes"], count)
+        says, own = object_says(record["dataset"])
+        says = says.copy()
+        says[-1] = outside_says(record)
+        box = object_square(shape_boxes(record["shapes"]), image.shape[:2], self.side)
+        return *crop_and_resize(image, labels, box, self.side), says, own[:0]
 
     def _scenes(self, record: dict):
         """One scene image, or a mosaic of up to four. Each image has its own label value."""

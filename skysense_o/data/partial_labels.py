@@ -72,22 +72,41 @@ def object_values(record: dict) -> np.ndarray:
     values, classes = np.zeros(256, bool), load_classes(spec_of(record["dataset"]).class_table_name)
     if "sem_seg_file_name" in record:
         values[: len(classes)] = ~np.array(classes.background)
-    elif "boxes" in record:
+    elif "boxes" in record or "shapes" in record:
         values[: len(classes)] = True
     return values
 
 
 def outside_says(record: dict) -> np.ndarray:
-    """int8 (K,): what a pixel outside of all boxes means; mostly unknown, as not all objects have boxes."""
+    """int8 (K,): what a pixel outside of all boxes or shapes means; mostly unknown, as not all objects have one."""
     concepts = load_concepts()
     says = np.full(len(concepts), UNKNOWN, np.int8)
     dataset = record["dataset"]
+    if "shapes" in record:
+        return _outside_shapes(record)
     if dataset in NEVER_MISSED:
         always, most = NEVER_MISSED[dataset]
         below, table = concepts.above[:, concepts.index(always)], spec_of(dataset).class_table_name
         boxed = [concepts.of_class(table, int(box[4])) for box in record["boxes"]]
         if sum(below[concept] for concept in boxed) <= most:
             says[below] = NO
+    return says
+
+
+def _outside_shapes(record: dict) -> np.ndarray:
+    """No for complete classes, and for what their images cannot show. What is above a complete class (water above sea)
+    is denied too, if nothing else below it can be there.
+    """
+    concepts, table = load_concepts(), spec_of(record["dataset"]).class_table_name
+    scene = concepts.scenes[record["kind"]]
+    says = np.where(concepts.scene_says(scene) == NO, NO, UNKNOWN).astype(np.int8)
+    for concept in [concepts.of_class(table, c) for c in record["complete"]]:
+        says[concepts.above[:, concept]] = NO
+    for concept in [concepts.of_class(table, c) for c in record["complete"]]:
+        wider = concepts.above[concept]
+        for parent in set(np.flatnonzero(wider & ~concepts.place)) - {concept, *scene.may}:
+            if (says[concepts.above[:, parent] & ~wider] == NO).all():
+                says[parent] = NO
     return says
 
 

@@ -22,6 +22,7 @@ from skysense_o.data.weak_records import (
     read_listed_scenes,
     read_marks,
     read_point_labels,
+    read_shapes,
     read_split_folders,
 )
 from skysense_o.text_files import read_json_lines
@@ -138,6 +139,7 @@ READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {
     "boxes": read_box_labels,
     "points": read_point_labels,
     "marks": read_marks,
+    "shapes": read_shapes,
     "listed scenes": read_listed_scenes,
     "split folders": read_split_folders,
 }

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from skysense_o.text_files import parse_json, read_text
+from skysense_o.whole_files import whole, write_text
 
 DELIMITER = "{tuple_delimiter}"
 LOWEST, HIGHEST = 1, 10
@@ -119,14 +120,13 @@ class RelationGraph:
         origin = np.zeros_like(self.scores) if self.origin is None else self.origin
         edges = np.stack([rows, columns, self.scores[rows, columns], origin[rows, columns]], axis=1).tolist()
         body = {"names": list(self.names), "sources": list(self.sources), "edges": edges}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(body, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+        write_text(Path(path), json.dumps(body, ensure_ascii=False, separators=(",", ":")))
 
     def save_as_skysa(self, path: str | Path) -> None:
         """Write Sky-SA's text format, with the source of a score as its reason. `load_graph` reads it."""
         rows, columns = np.nonzero(self.scores)
         origin = np.zeros_like(self.scores) if self.origin is None else self.origin
-        with open(path, "w", encoding="utf-8") as file:
+        with whole(Path(path)) as part, open(part, "w", encoding="utf-8") as file:
             for i, j in zip(rows.tolist(), columns.tolist()):
                 fields = (f'"{self.names[i]}"', f'"{self.names[j]}"', str(self.scores[i, j]))
                 line = ('("relationship"', *fields, f'"{self.sources[origin[i, j]]}")')

@@ -12,7 +12,7 @@ from skysense_o.data.catalog import find
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
 
-PIXEL_TASKS = ("segmentation", "boxes", "points")  # scenes for classification come at all scales
+PIXEL_TASKS = ("segmentation", "boxes", "points", "shapes")  # scenes for classification come at all scales
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 

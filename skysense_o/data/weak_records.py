@@ -1,4 +1,4 @@
-"""Readers of weak labels: boxes in COCO format, points and scene classes in JSON lines, class folders per split."""
+"""Readers of weak labels: boxes in COCO format; points, shapes and scene classes in JSON lines; class folders."""
 
 from __future__ import annotations
 
@@ -78,15 +78,55 @@ def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
     A record has `points` as in `read_point_labels`, `what`, and the scene class `kind`. Objects that are not in the
     class table are left out.
     """
-    names, scenes = load_classes(spec.class_table_name).classes, load_classes(spec.folder)
-    kinds = dict(zip(scenes.folders, scenes.classes))
+    names = load_classes(spec.class_table_name).classes
     for entry in _lines(CLASSES_FOLDER.parent / "points" / spec.index):
         if entry["what"] in names:
             c = names.index(entry["what"])
             file = spec.root / spec.images / (entry["image"] + spec.image_suffix)
             points = [[x, y, c] for x, y in entry["points"]]
-            kind = kinds[Path(entry["image"]).parent.name]
-            yield _record(spec, file, points=points, what=entry["what"], kind=f"{spec.folder}/{kind}")
+            yield _record(spec, file, points=points, what=entry["what"], kind=_scene_of(spec, entry["image"]))
+
+
+def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
+    """`datasets/shapes/<index>`: JSON lines {"image", "class", "complete", "polygons", "circles", "margin"}.
+
+    A line has the outlines of one class in one image: polygons [[x, y], ...] and circles [x, y, radius], in pixels.
+    `complete`: the image has no other objects of the class. `margin`: so many pixels around are unknown (default 1).
+    A record has the lines of one image: `shapes` with class ids, `complete` (ids), and the scene class `kind`.
+
+    Raises:
+        ValueError: a class that the table has not, no shape, a polygon of fewer than 3 points, or no radius.
+    """
+    path, names = CLASSES_FOLDER.parent / "shapes" / spec.index, load_classes(spec.class_table_name).classes
+    images: dict[str, list[dict]] = {}
+    for number, entry in enumerate(_lines(path), 1):
+        where = f"{path}, line {number} ({entry['image']})"
+        if entry["class"] not in names:
+            raise ValueError(
+                f"{where}: {entry['class']!r} is no class of datasets/classes/{spec.class_table_name}.json, which has"
+                f" {', '.join(names)}"
+            )
+        shape = {"class": names.index(entry["class"]), "complete": entry["complete"], "margin": entry.get("margin", 1)}
+        shape |= {key: entry.get(key, []) for key in ("polygons", "circles")}
+        if not shape["polygons"] and not shape["circles"]:
+            raise ValueError(f"{where} has neither polygons nor circles: add one or take the line out")
+        for polygon in shape["polygons"]:
+            if len(polygon) < 3:
+                raise ValueError(f"{where}: the polygon {polygon} has {len(polygon)} points: at least 3 are needed")
+        for circle in shape["circles"]:
+            if not circle[2] > 0:
+                raise ValueError(f"{where}: the circle {circle} (x, y, radius) needs a radius above 0")
+        images.setdefault(entry["image"], []).append(shape)
+    for image, shapes in images.items():
+        complete = sorted({shape["class"] for shape in shapes if shape.pop("complete")})
+        file = spec.root / spec.images / (image + spec.image_suffix)
+        yield _record(spec, file, shapes=shapes, complete=complete, kind=_scene_of(spec, image))
+
+
+def _scene_of(spec: DatasetSpec, image: str) -> str:
+    """The scene class of <folder of a class>/<image>, as in `concepts.json`."""
+    scenes = load_classes(spec.folder)
+    return f"{spec.folder}/{scenes.classes[scenes.folders.index(Path(image).parent.name)]}"
 
 
 def _chosen(rule: str, number: int, stem: str) -> bool:

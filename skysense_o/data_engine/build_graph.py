@@ -61,10 +61,8 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
         "cooccurrence": cooccurrence((list(a.classes.values()) for _, a in annotated), classes),
     }
     graph = combined(classes, measures, confusions(renames(work)))
-    with whole(work / "graph/graph.json") as part:
-        graph.save(part)
-    with whole(work / "graph/skysa_graph.jsonl") as part:
-        graph.save_as_skysa(part)
+    graph.save(work / "graph/graph.json")
+    graph.save_as_skysa(work / "graph/skysa_graph.jsonl")
     return graph
 
 

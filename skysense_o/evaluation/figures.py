@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from skysense_o.whole_files import whole
+
 MOST_NUMBERS = 25
 
 
@@ -22,8 +24,7 @@ def write_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> N
     from matplotlib.figure import Figure  # slow to import: it reads the list of fonts
 
     columns = [*classes, "none"][: matrix.shape[1]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.csv", "w", newline="") as file:
+    with whole(Path(f"{path}.csv")) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["truth \\ prediction", *columns])
         writer.writerows([name, *row] for name, row in zip(classes, matrix.tolist()))
@@ -43,4 +44,5 @@ def write_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> N
         text = f"{100 * shares[row, column]:.0f}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(heatmap, ax=axes, label="share of the true class")
-    figure.savefig(f"{path}.png")
+    with whole(Path(f"{path}.png")) as part:
+        figure.savefig(part, format="png")

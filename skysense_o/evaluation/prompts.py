@@ -16,6 +16,7 @@ from skysense_o.clicks import box_from_mask, components, corrective, middle
 from skysense_o.inference.drawing import color_labels
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.sample import IGNORE, Sample
+from skysense_o.whole_files import whole
 
 logger = logging.getLogger(__name__)
 CLICKS = 5
@@ -51,8 +52,8 @@ def evaluate_prompts(
         results, masks = _one_image(model, sample)
         rows += results
         if index == 0 and folder and masks:
-            folder.mkdir(parents=True, exist_ok=True)
-            _image(sample, masks).save(folder / "prompts.jpg", quality=88)
+            with whole(folder / "prompts.jpg") as part:
+                _image(sample, masks).save(part, format="JPEG", quality=88)
     model.train(was_training)
     rows = [row for part in comm.all_gather(rows) for row in part]
     if not rows:

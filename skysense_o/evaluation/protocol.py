@@ -27,9 +27,10 @@ from skysense_o.inference.sliding import (
 from skysense_o.inference.windows import Axis
 from skysense_o.parallel import OrderedThreadPool
 from skysense_o.sample import Sample
+from skysense_o.shipped_files import shipped_file
 from skysense_o.vocabulary import Vocabulary, read_retrieval_words
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "protocols"
+FOLDER = shipped_file("configs/protocols")
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 WHOLE = 2**50  # bytes, no limit: to average views, all classes of the whole image are in memory
 

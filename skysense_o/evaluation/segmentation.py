@@ -22,6 +22,7 @@ from skysense_o.evaluation.protocol import Protocol
 from skysense_o.inference.drawing import Color
 from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole
 
 logger = logging.getLogger(__name__)
 MEANS = (
@@ -138,9 +139,9 @@ def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[i
         prediction = task.protocol.labels(model, sample, task.rest).cpu().numpy()
         classes = vocabulary.classes[: task.num_classes]
         image = side_by_side(sample, prediction, task.colors, classes, IGNORE)
-        folder = task.folder / f"{task.name}_images"
-        folder.mkdir(parents=True, exist_ok=True)
-        image.save(folder / f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg", quality=88)
+        name = f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg"
+        with whole(task.folder / f"{task.name}_images" / name) as part:
+            image.save(part, format="JPEG", quality=88)
 
 
 def metrics_table(metrics: dict, classes: Sequence[str]) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from skysense_o.shipped_files import shipped_file
 from skysense_o.text_files import read_json_file
 from skysense_o.whole_files import whole, write_text
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "datasets" / "published_results.json"
+PUBLISHED = shipped_file("datasets/published_results.json")
 OURS = "SkySense-O"
 MAIN = {"segmentation": "mIoU", "classification": "top1", "image-text": "image_R@1", "vqa": "model/overall"}
 BESIDE = {

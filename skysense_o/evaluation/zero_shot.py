@@ -9,13 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from skysense_o.evaluation.figures import write_confusion
 from skysense_o.evaluation.metrics import wilson
-from skysense_o.inference.classify import BATCH, class_vectors, image_vectors, text_vectors
+from skysense_o.inference.classify import BATCH, class_scores, image_vectors, text_vectors
 from skysense_o.text_files import read_lines
+from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +27,11 @@ def evaluate_pairs(
     model: nn.Module,
     records: Sequence[dict],
     read: Callable[[dict], np.ndarray],
-    classes: Sequence[str] | None,
+    vocabulary: Vocabulary | None,
     templates: Sequence[str],
     side: int,
     figure: Path | None = None,
+    flips: bool = False,
 ) -> dict:
     """Evaluate classification of records with a "label", and retrieval of records with captions.
 
@@ -38,10 +41,11 @@ def evaluate_pairs(
         model: has a `tower`.
         records: N, with "label" or "captions".
         read: record -> image, uint8 (H,W,3) RGB.
-        classes: C names in the order of the labels; None without labels.
-        templates: P sentences with one "{}". The embedding of a class is the normalised mean over the sentences.
+        vocabulary: C classes in the order of the labels; None without labels. The best phrase of a class counts.
+        templates: P sentences with one "{}". The embedding of a phrase is the normalised mean over the sentences.
         side: images are resized to this square, in pixels, if the tower has no `scene_side`.
         figure: path of the confusion matrix, without suffix; None: not written.
+        flips: average the embeddings of an image and its mirror image.
 
     Returns:
         Classification: top1 with its 95 % interval top1_low and top1_high (Wilson), top5, chance (1/C), and per_class,
@@ -50,14 +54,13 @@ def evaluate_pairs(
     """
     was_training = model.training
     model.eval()
-    images = _images(model.tower, records, read, model.tower.scene_side or side)
+    images = _images(model.tower, records, read, model.tower.scene_side or side, flips)
     numbers: dict = {}
     if "label" in records[0]:
-        class_text = class_vectors(model.tower, classes, templates)
         truth = torch.tensor([r["label"] for r in records], device=images.device)
-        numbers, matrix = _accuracy(images @ class_text.T, truth, classes)
+        numbers, matrix = _accuracy(class_scores(model.tower, images, vocabulary, templates), truth, vocabulary.classes)
         if figure and comm.is_main_process():
-            write_confusion(figure, matrix, classes)
+            write_confusion(figure, matrix, vocabulary.classes)
     captions = list(dict.fromkeys(c for r in records for c in r.get("captions", ())))
     if len(captions) > len({r.get("label") for r in records}):
         index_of = {caption: i for i, caption in enumerate(captions)}
@@ -121,7 +124,7 @@ def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
     return {f"R@{k}": float(hits[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
 
 
-def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int) -> Tensor:
+def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int, flips: bool) -> Tensor:
     """Unit vectors (N,D) of all images, which are shared among processes."""
     mine = range(comm.get_rank(), len(records), comm.get_world_size())
     vectors = torch.zeros((len(records), tower.dim), device=tower.pixel_mean.device)
@@ -129,6 +132,9 @@ def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int
         chosen = list(mine[first : first + BATCH])
         images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
         vectors[chosen] = image_vectors(tower, images)
+        if flips:
+            mirrored = image_vectors(tower, [image[:, ::-1] for image in images])
+            vectors[chosen] = F.normalize(vectors[chosen] + mirrored, dim=-1)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(vectors)
     return vectors

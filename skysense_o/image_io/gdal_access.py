@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from skysense_o.errors import install_extra
 from skysense_o.image_io.files import ImageError, container_of, is_beside, printable
 from skysense_o.image_io.pillow import header_of
 
@@ -34,7 +35,7 @@ GDAL_CACHE = 64 * 2**20
 HTTP_TIMEOUT = 20
 VRT_DEPTH = 4
 VRT_BYTES = 16 * 2**20
-WHAT_IS_LOST = 'its georeference is lost: pip install -e ".[geo]" keeps it'
+WHAT_IS_LOST = f"its georeference is lost: {install_extra('geo')} keeps it"
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from skysense_o.errors import install_extra
 from skysense_o.image_io.files import ImageError, check_pixels, decoding
 from skysense_o.image_io.orientation import UPRIGHT, upright_size
 
@@ -112,7 +113,7 @@ def stored_image(source: Path | bytes, container: str, name: str, max_pixels: in
         ImageError: the file is damaged, not supported by Pillow, or has too many pixels.
     """
     if container not in _FORMATS:
-        raise ImageError(f'{name} is a {container} raster, which needs GDAL: pip install -e ".[geo]"')
+        raise ImageError(f"{name} is a {container} raster, which needs GDAL: {install_extra('geo')}")
     with decoding(name):
         if container == "TIFF" and isinstance(source, Path) and _tiff_tags(source).get(_ORIENTATION, UPRIGHT) > 4:
             source = source.read_bytes()  # Pillow turns memory-mapped files wrongly

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from skysense_o.errors import install_extra
 from skysense_o.image_io.files import (
     PILLOW,
     SUFFIXES,
@@ -206,7 +207,7 @@ def _without_gdal(
 ) -> RGBImage:
     """Read with Pillow or OpenCV; files that they would read wrongly are refused."""
     if header.container not in PILLOW:
-        raise ImageError(f'{name} is a {header.container} raster, which needs: pip install -e ".[geo]"')
+        raise ImageError(f"{name} is a {header.container} raster, which needs: {install_extra('geo')}")
     lost = (WHAT_IS_LOST,) if georeferenced else ()
     if header.mode in ("I", "F") or (header.mode or "").startswith("I;"):
         array = np.asarray(upright_image(stored_image(source, header.container, name, max_pixels)))[..., None]
@@ -230,7 +231,7 @@ def _by_opencv(source: Path | bytes, name: str, header: Header) -> np.ndarray:
     tags = header.tags
     known = header.container in ("PNG", "PNM") or (tags.get(284, 1) == 1 and tags.get(262) == 2)
     if not known or tags.get(277, 3) > 4:
-        raise ImageError(f'{name} is an image of a kind that needs GDAL: pip install -e ".[geo]"')
+        raise ImageError(f"{name} is an image of a kind that needs GDAL: {install_extra('geo')}")
     with decoding(name):
         data = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.fromfile(source, np.uint8)
         array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)

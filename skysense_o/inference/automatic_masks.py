@@ -5,6 +5,7 @@ Follows SamAutomaticMaskGenerator of Segment Anything (Kirillov et al. 2023). Al
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,7 @@ def generate_masks(
     stability_score: float = 0.6,
     overlap: float = 0.7,
     most: int = 100,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> list[Proposal]:
     """Click on a grid of points, and keep the masks that are good, stable and not duplicates.
 
@@ -63,6 +65,7 @@ def generate_masks(
         stability_score: minimum stability of a mask, 0..1.
         overlap: of two masks whose boxes have a larger IoU, only the better one is kept (non-maximum suppression).
         most: maximum number of masks.
+        progress: is called with the share of the clicks that are done, 0..1.
 
     Returns:
         Regions, the highest predicted IoU first.
@@ -79,7 +82,9 @@ def generate_masks(
     for name, value in (("iou_pred", iou_pred), ("stability_score", stability_score), ("overlap", overlap)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} {value} is out of range: 0 to 1")
-    logits, ious, stabilities = _predict_clicks(image, click_grid(image.size, side), iou_pred, stability_score)
+    logits, ious, stabilities = _predict_clicks(
+        image, click_grid(image.size, side), iou_pred, stability_score, progress
+    )
     if not len(logits):
         return []
     boxes = masks_to_boxes(logits > 0)
@@ -120,11 +125,15 @@ def click_grid(size: tuple[int, int], side: int) -> Tensor:
 
 
 def _predict_clicks(
-    image: PromptedImage, clicks: Tensor, iou_pred: float, stability_score: float
+    image: PromptedImage,
+    clicks: Tensor,
+    iou_pred: float,
+    stability_score: float,
+    progress: Callable[[float], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (K,h,w), predicted IoU (K) and stability (K) of the clicks whose masks pass both thresholds."""
     logits, ious, stabilities = [], [], []
-    for points in clicks.split(CHUNK):
+    for done, points in enumerate(clicks.split(CHUNK), 1):
         no_box = torch.full((len(points), 4), float("nan"))
         masks, iou = image.predict_prompts(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), no_box)
         iou, stable = iou.clamp(0, 1), stability(masks)
@@ -132,6 +141,7 @@ def _predict_clicks(
         logits.append(masks[good])
         ious.append(iou[good])
         stabilities.append(stable[good])
+        progress(min(1.0, done * CHUNK / len(clicks)))
     return torch.cat(logits), torch.cat(ious), torch.cat(stabilities)
 
 

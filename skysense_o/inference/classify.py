@@ -48,6 +48,18 @@ def phrase_vectors(tower: nn.Module, vocabulary: Vocabulary, templates: Sequence
     return class_vectors(tower, list(chain.from_iterable(vocabulary.phrases)), templates)
 
 
+def class_scores(tower: nn.Module, images: Tensor, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
+    """Cosines of images and classes, (B,C). The best phrase of a class counts.
+
+    Args:
+        images: (B,D) unit vectors, see `image_vectors`.
+    """
+    cosines = images @ phrase_vectors(tower, vocabulary, templates).T
+    classes = torch.tensor(vocabulary.phrase_to_class, device=cosines.device).expand_as(cosines)
+    empty = cosines.new_full((len(images), len(vocabulary.classes)), -torch.inf)
+    return empty.scatter_reduce(1, classes, cosines, "amax")
+
+
 def text_vectors(tower: nn.Module, strings: Sequence[str]) -> Tensor:
     """Text embeddings of N strings, (N,D) unit vectors."""
     return torch.cat([tower.encode_text(strings[i : i + BATCH]).float() for i in range(0, len(strings), BATCH)])
@@ -64,13 +76,12 @@ def image_vectors(tower: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
 
 
 @torch.inference_mode()
-def classify(model: nn.Module, image: np.ndarray, classes: Sequence[str]) -> list[tuple[str, float]]:
-    """Rank classes by their similarity with a whole image.
+def classify(model: nn.Module, image: np.ndarray, vocabulary: Vocabulary) -> list[tuple[str, float]]:
+    """Rank classes by their similarity with a whole image; the best phrase of a class counts.
 
     Args:
         model: a SkySenseO.
         image: uint8 (H,W,3), RGB.
-        classes: C names.
 
     Returns:
         (class, cosine) pairs, the best first.
@@ -78,8 +89,8 @@ def classify(model: nn.Module, image: np.ndarray, classes: Sequence[str]) -> lis
     step = max(1, -(-max(image.shape[:2]) // LARGEST_SIDE))
     size = [model.tower.scene_side or max(1, side // step) for side in image.shape[:2]]
     vector = image_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
-    scores = (class_vectors(model.tower, classes, model.templates) @ vector[0]).tolist()
-    return sorted(zip(classes, scores), key=lambda row: -row[1])
+    scores = class_scores(model.tower, vector, vocabulary, model.templates)[0].tolist()
+    return sorted(zip(vocabulary.classes, scores), key=lambda row: -row[1])
 
 
 def load_vqa_model(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skysense_o.modeling import Tower
-from skysense_o.text_bank import ENCODE_BATCH
+from skysense_o.text_bank import TextBank
 from skysense_o.vocabulary import Vocabulary
 
 SYNONYMS = 4
@@ -22,13 +22,15 @@ classes lie above it, and 10 % of 120 words for indoor things: a hint, not a pro
 class TrainingWords:
     """The words a model was trained on."""
 
-    def __init__(self, tower: Tower, classes: Sequence[str]) -> None:
+    def __init__(self, tower: Tower, classes: Sequence[str], text_bank: TextBank | None = None) -> None:
         """
         Args:
             tower: its text half compares words.
             classes: training classes, each with its synonyms separated by bars; empty if unknown.
+            text_bank: the model's, so that a word is encoded once; None: an own one.
         """
         self.tower, self.classes = tower, [entry.split("|") for entry in classes]
+        self.text_bank = text_bank or TextBank()
         self._trained = {_singular(word) for words in self.classes for word in words}
 
     def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, tuple[str, float]]:
@@ -39,14 +41,18 @@ class TrainingWords:
         if not self.classes:
             return {}
         rows = zip(vocabulary.classes, vocabulary.phrases, vocabulary.background)
-        result = {}
-        for name, phrases, background in rows:
-            if background or name in vocabulary.examples or any(_singular(p) in self._trained for p in phrases):
-                continue
-            cosines = (self._encode(phrases) @ self._vectors.T).max(dim=0).values
-            nearest = int(cosines.argmax())
-            result[name] = self._compared[nearest], float(cosines[nearest])
-        return result
+        unknown = {
+            name: phrases
+            for name, phrases, background in rows
+            if not (background or name in vocabulary.examples or any(_singular(p) in self._trained for p in phrases))
+        }
+        if not unknown:
+            return {}
+        vectors = self._encode([phrase for phrases in unknown.values() for phrase in phrases])
+        parts = (vectors @ self._vectors.T).split([len(phrases) for phrases in unknown.values()])
+        cosines = torch.stack([part.amax(dim=0) for part in parts])
+        nearest = cosines.argmax(dim=1).tolist()
+        return {name: (self._compared[k], float(row[k])) for name, row, k in zip(unknown, cosines, nearest)}
 
     @cached_property
     def _compared(self) -> list[str]:
@@ -58,8 +64,9 @@ class TrainingWords:
 
     @torch.no_grad()
     def _encode(self, words: Sequence[str]) -> Tensor:
-        parts = [words[i : i + ENCODE_BATCH] for i in range(0, len(words), ENCODE_BATCH)]
-        return torch.cat([self.tower.encode_text(list(part)) for part in parts])
+        asked = Vocabulary(tuple(words), tuple((word,) for word in words), (False,) * len(words))
+        text, _ = self.text_bank(self.tower, [asked], ("{}",))
+        return text[0, :, 0]
 
 
 def describe_unfamiliar(words: dict[str, tuple[str, float]]) -> list[str]:

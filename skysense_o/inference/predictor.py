@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from torch import nn
 
 from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
-from skysense_o.config import default_config, merge_file, merge_tree
+from skysense_o.config import default_config, merge_file, merge_tree, model_config
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.familiarity import TrainingWords, describe_unfamiliar
+from skysense_o.inference.hub import HubModel
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, fold_background, mark_nodata
 from skysense_o.inference.sliding import segment_array, window_probabilities
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16"]
 
 
-class Predictor:
+class Predictor(HubModel):
     """Segments images with one model.
 
     >>> predictor = Predictor.from_pretrained("mini", device="cpu")
@@ -54,6 +55,7 @@ class Predictor:
         precision: Precision = "fp32",
         known_classes: Sequence[str] = (),
         known_gsd: Sequence[float] = (),
+        config: str = "",
     ) -> None:
         """
         Args:
@@ -63,6 +65,7 @@ class Predictor:
             precision: fp32 or bf16.
             known_classes: classes of its training, with synonyms behind bars; requests for others get a warning.
             known_gsd: least and greatest metres per pixel of its training.
+            config: YAML of the model, with which it can be saved.
 
         Raises:
             ValueError: another precision.
@@ -70,8 +73,9 @@ class Predictor:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
-        self.known_gsd, self._warned = tuple(known_gsd), set[str]()
-        self._training_words = TrainingWords(model.tower, known_classes) if known_classes else None
+        self.config = config
+        self.known_classes, self.known_gsd, self._warned = tuple(known_classes), tuple(known_gsd), set[str]()
+        self._training_words = TrainingWords(model.tower, known_classes, model.text_bank) if known_classes else None
         if precision == "bf16" and not has_bf16(model.device):
             logger.warning("%s does not support bfloat16 natively: fp32 is many times faster here", model.device)
 
@@ -88,24 +92,27 @@ class Predictor:
         config_file: str | Path | None = None,
         precision: Precision = "fp32",
         trust_checkpoint: bool = False,
+        **download: Any,
     ) -> Predictor:
         """Build a model and load its weights.
 
         Args:
             weights: the name of shipped weights such as "mini", a .safetensors, .pth, .pt or .ckpt file, or
-                hf://org/repo/file; SAM 3 as hf://facebook/sam3 or a folder of it.
+                hf://org/repo/file; a folder of `save_pretrained`, or "org/repo" after `push_to_hub`; SAM 3 as
+                hf://facebook/sam3 or a folder of it.
             device: auto, cpu, cuda, cuda:1, ... or mps.
             config_file: YAML of the model; needed for weights that do not contain their config (those that this project
                 writes as .safetensors do).
             precision: fp32, or bf16 for more speed and half the memory on hardware that supports it.
             trust_checkpoint: also read pickles, which executes any code in them.
+            download: revision, token, cache_dir, local_files_only, ...; see huggingface_hub.hf_hub_download.
 
         Raises:
             FileNotFoundError: no such weights or config.
             WeightsError: the weights cannot be read, or do not fit the config.
             ValueError: an unknown device, or one that this machine does not have.
         """
-        path = find_weights(weights)
+        path = find_weights(weights, **download)
         chosen = choose_device(device)
         cfg = config_of(path, config_file)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
@@ -113,7 +120,7 @@ class Predictor:
         known = cfg.MODEL.KNOWN
         gsd = known.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
         model = model.to(chosen, memory_format=torch.channels_last)
-        return cls(model, str(weights), path, precision, known.CLASSES, gsd)
+        return cls(model, str(weights), path, precision, known.CLASSES, gsd, model_config(cfg).dump())
 
     @property
     def fill(self) -> list[float]:
@@ -200,7 +207,7 @@ class Predictor:
                 model, or windows for an image that is already encoded as a whole.
             ImageError, FileNotFoundError: the image cannot be read.
         """
-        vocabulary = _vocabulary(classes, background)
+        vocabulary = as_vocabulary(classes, background)
         self.warn_unfamiliar(vocabulary)
         threshold = self.threshold_for(vocabulary, threshold)
         if window is not None and probabilities:
@@ -282,7 +289,7 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
     return cfg
 
 
-def _vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
+def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
     """The vocabulary of the arguments of `Predictor.__call__`."""
     extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
     if isinstance(classes, Vocabulary):

@@ -67,6 +67,11 @@ class PromptedImage:
         """Whether the weights were trained with clicks and boxes."""
         return self.model.takes_prompts
 
+    @property
+    def has_region_vectors(self) -> bool:
+        """Whether regions are named by vectors, which is cheap. SAM 3 has none: it is asked for each class's mask."""
+        return not hasattr(self.model, "embed_regions")
+
     @torch.inference_mode()
     def predict_text(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
         """Segment the image with classes; see `SkySenseO.predict` for the result."""
@@ -148,7 +153,7 @@ class PromptedImage:
             ValueError: a mask is empty, or has another size than the image.
         """
         masks = self._regions(masks)
-        if hasattr(self.model, "embed_regions"):  # SAM 3 takes the box of a region as example
+        if not self.has_region_vectors:  # SAM 3 takes the box of a region as example
             height, width = self.size
             sides = torch.tensor([width, height, width, height])
             boxes = torch.tensor([box_from_mask(mask) for mask in masks]) / sides
@@ -189,7 +194,7 @@ class PromptedImage:
         Raises:
             ValueError: the model has no region vectors in the space of the words.
         """
-        if hasattr(self.model, "embed_regions"):
+        if not self.has_region_vectors:
             raise ValueError("SAM 3 compares no region with words by vectors: name by masks, or use other weights")
         text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
         cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
@@ -212,7 +217,7 @@ class PromptedImage:
             Per region (class, cosine) pairs, the best first; see `cosines`. SAM 3 has no region vectors in the
             space of the words; for it, the class's mean probability inside the region, 0..1.
         """
-        if hasattr(self.model, "embed_regions"):
+        if not self.has_region_vectors:
             grid = self.class_probabilities(vocabulary)
             shares = self._shares(self._regions(masks), tuple(grid.shape[-2:])).to(grid)
             values = torch.einsum("khw,chw->kc", shares, grid) / shares.sum((1, 2))[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmd
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from skysense_o.inference.drawing import highlight, overlay, with_legend
 from skysense_o.interactive.exports import export
 from skysense_o.interactive.session import Session
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole
 
 
 class Dialogue(cmd.Cmd):
@@ -59,7 +61,11 @@ class Dialogue(cmd.Cmd):
 
     def do_name(self, line: str) -> None:
         """name [a,b,c]    the classes most similar to the region, of these words or of many"""
-        ranked = self.session.name(Vocabulary.parse(line) if line else self.classes())
+        vocabulary = Vocabulary.parse(line) if line else self.session.naming(self.classes())
+        if vocabulary is None:
+            self._say("SAM 3 is asked class by class: give words, such as: name road,tree")
+            return
+        ranked = self.session.name(vocabulary)
         self._say(tabulate(ranked, ["class", "cosine"], floatfmt=".3f"))
 
     def do_like(self, _: str) -> None:
@@ -75,21 +81,21 @@ class Dialogue(cmd.Cmd):
     def do_everything(self, line: str) -> None:
         """everything [n]  automatic masks, from a grid of points with n along the longer side (16)"""
         side = int(_numbers(line, (0, 1), "everything, or everything 24")[0]) if line else 16
-        found = self.session.find_all_regions(self.classes(), side=side)
+        found = self.session.find_all_regions(self.session.naming(self.classes()), side=side)
         if not found:
             self._say("no region with a high enough score: try more points (everything 32) or a larger image")
             return
-        rows = [(i, p.classes[0][0], p.classes[0][1], p.iou_pred, p.box) for i, p in enumerate(found, 1)]
+        rows = [(i, *(p.classes or [("", None)])[0], p.iou_pred, p.box) for i, p in enumerate(found, 1)]
         self._say(tabulate(rows, ["region", "class", "cosine", "predicted IoU", "box"], floatfmt=".2f"))
         self._draw(self.session.proposal_labels, "everything")
 
     def do_save(self, _: str) -> None:
         """save            write the results in all formats"""
         written = export(self.session)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in written:
             target = self.folder / path.name
-            target.write_bytes(path.read_bytes())
+            with whole(target) as part:
+                shutil.copyfile(path, part)
             self._say(str(target))
 
     def do_quit(self, _: str) -> bool:
@@ -130,9 +136,9 @@ class Dialogue(cmd.Cmd):
         self._write(Image.fromarray(highlight(self.session.image.rgb, labels)), what)
 
     def _write(self, image: Image.Image, what: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.session.image.stem}_{what}.png"
-        image.save(path)
+        with whole(path) as part:
+            image.save(part, format="PNG")
         self._say(str(path))
 
     def _say(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from skysense_o.image_io import gdal_settings
 from skysense_o.inference.export import save
 from skysense_o.interactive.session import Session
 from skysense_o.scenes.georeference import scene_tools
+from skysense_o.whole_files import whole
 
 SCENE = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
 
@@ -28,7 +30,7 @@ CONTENTS = {
     "_coco.json": "regions in COCO format",
     "_boxes.json": "bounding boxes, half-open XYXY in pixels",
     "_areas.csv": "pixels, share and area per class",
-    ".json": "classes, shares and settings",
+    ".json": "classes, shares, settings, and the command that repeats the run",
 }
 """What the files hold, by the end of their name."""
 
@@ -46,11 +48,13 @@ def export_zip(session: Session) -> Path:
     lines = [f"Results of SkySense-O for {session.image.name}", ""]
     for path in written:
         lines.append(f"{path.name}: {next(text for end, text in CONTENTS.items() if path.name.endswith(end))}")
-    lines += ["", f"Classes: {', '.join(session.found.vocabulary.classes)}", f"Weights: {session.predictor.source}"]
+    lines += ["", f"Classes: {', '.join(session.found.vocabulary.classes)}", f"Weights: {weights_name(session)}"]
+    command = repeat_command(session)
+    lines += ["", "The same on the command line, from the folder of SkySense-O:", f"    {command}"] if command else []
     if not any(path.suffix == ".npz" for path in written):
         lines.append("Probabilities were left out: they are too large for this image and these classes.")
     target = session.folder / f"{session.image.stem}_results.zip"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+    with whole(target) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("README.txt", "\n".join(lines) + "\n")
         for path in written:
             file.write(path, path.name)
@@ -68,22 +72,13 @@ def export(session: Session) -> list[Path]:
     Raises:
         ValueError: the session has no segmentation yet.
     """
-    found, image, predictor = session.found, session.image, session.predictor
+    found, image = session.found, session.image
     if found is None:
         raise ValueError("nothing to save yet: ask for some words first")
     folder, stem = session.folder / "files", image.stem
     asked = [name for name, flag in zip(found.vocabulary.classes, found.vocabulary.background) if not flag]
     colors = session.palette[len(found.classes) - len(asked) :]
-    settings = {
-        "input": image.name,
-        "weights": predictor.source,
-        "weights_sha256": predictor.sha256,
-        "words": [list(phrases) for phrases in found.vocabulary.phrases],
-        "background": list(found.vocabulary.background),
-        "threshold": found.threshold,
-        "bands": None,
-        "gsd": None,
-    }
+    settings = run_settings(session)
     probabilities = session.probabilities()
     formats = ["overlay", "labels", "json"] + ["probabilities"] * (probabilities is not None)
     written = save(replace(found, probabilities=probabilities), image.rgb, folder, stem, formats, settings, colors)
@@ -92,6 +87,55 @@ def export(session: Session) -> list[Path]:
     except ModuleNotFoundError:
         return written
     return written + _save_as_scene(session, folder, settings, colors)
+
+
+def run_settings(session: Session) -> dict:
+    """What was asked for, as JSON, with the command that repeats it.
+
+    Raises:
+        ValueError: the session has no segmentation yet.
+    """
+    found, predictor = session.found, session.predictor
+    return {
+        "command": repeat_command(session),
+        "input": session.image.name,
+        "weights": weights_name(session),
+        "weights_sha256": predictor.sha256,
+        "words": [list(phrases) for phrases in found.vocabulary.phrases],
+        "background": list(found.vocabulary.background),
+        "threshold": found.threshold,
+        "bands": None,
+        "gsd": None,
+    }
+
+
+def weights_name(session: Session) -> str:
+    """Name of the weights, without the folder where they lie on this machine."""
+    source = session.predictor.source
+    return source if source.startswith("hf://") else Path(source).name
+
+
+def repeat_command(session: Session) -> str | None:
+    """The command line that repeats the segmentation; None if regions of the image were among the classes.
+
+    A scene is segmented in windows there, so its borders may differ by some pixels.
+
+    Raises:
+        ValueError: the session has no segmentation yet.
+    """
+    found = session.found
+    if found is None:
+        raise ValueError("nothing to repeat yet: ask for some words first")
+    if found.vocabulary.examples:
+        return None
+    entries = list(zip(["|".join(phrases) for phrases in found.vocabulary.phrases], found.vocabulary.background))
+    words = ["python", "demo/demo.py", "--input", session.image.name]
+    words += ["--classes", ",".join(entry for entry, background in entries if not background)]
+    background = ",".join(entry for entry, background in entries if background)
+    words += ["--background", background] if background else []
+    words += ["--threshold", f"{found.threshold:g}"] if found.threshold is not None else []
+    words += ["--weights", weights_name(session)] if session.predictor.source else []
+    return shlex.join([*words, "--output", "out"])
 
 
 def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list) -> list[Path]:
@@ -106,7 +150,8 @@ def _save_as_scene(session: Session, folder: Path, settings: dict, colors: list)
     path = image.scene
     if path is None:
         path = session.folder / f"{image.stem}.png"
-        Image.fromarray(image.rgb).save(path)
+        with whole(path) as part:
+            Image.fromarray(image.rgb).save(part, format="PNG")
     with gdal_settings(), Raster(path) as raster:
         formats = [name for name in SCENE if name != "geojson" or raster.areas.known]
         work = LabelStore(session.folder / "work", raster.size, len(found.classes), settings)

@@ -12,6 +12,7 @@ class Limits:
 
     Args:
         sessions: images that are kept in memory, over all people.
+        images: images that one person may have open; the oldest is closed.
         session_bytes: memory of all sessions; the session that was idle longest is dropped first.
         pixels: a larger image is scaled down to this many pixels.
         read_pixels: an image with more pixels than this is refused.
@@ -26,6 +27,7 @@ class Limits:
     """
 
     sessions: int = 64
+    images: int = 8
     session_bytes: int = 1 << 30
     pixels: int = 4_000_000
     read_pixels: int = 50_000_000

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from skysense_o.errors import USER_ERRORS, message
-from skysense_o.image_io import ImageError, has_geo, is_georeferenced, printable, read_image
+from skysense_o.image_io import ImageError, gdal_settings, has_geo, is_georeferenced, printable, read_image
 from skysense_o.image_io.files import TooManyPixels
 
 UPLOADS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
@@ -26,6 +26,7 @@ class OpenedImage:
         scene: the file itself if it has a place on the ground.
         valid: bool (H,W), or None if all pixels have data.
         notes: what was done to show the image.
+        full: the file of a scene that was scaled down; see `smaller_scene`.
     """
 
     rgb: np.ndarray
@@ -33,6 +34,7 @@ class OpenedImage:
     scene: Path | None = None
     valid: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    full: Path | None = None
 
     @property
     def stem(self) -> str:
@@ -51,7 +53,7 @@ def open_upload(
         alone: refuse formats that refer to other files; see `read_image`.
 
     Returns:
-        The image. A scene that was scaled down has lost its place on the ground, and its notes say so.
+        The image. A scene that was scaled down has `full` instead of `scene`, and its notes say so.
 
     Raises:
         ImageError: too many pixels, or the file cannot be read. The message has the file's name without its folder.
@@ -91,5 +93,33 @@ def scaled_down(image: OpenedImage, max_pixels: int) -> OpenedImage:
         valid = np.asarray(Image.fromarray(valid.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
     note = f"scaled down from {width:,} x {height:,} pixels"
     if image.scene is not None:
-        note += ", so its place on the ground is lost here; demo/demo.py takes it at full size"
-    return OpenedImage(rgb, image.name, None, valid, (*image.notes, note))
+        note += " for the model; demo/demo.py segments it at full size"
+    return OpenedImage(rgb, image.name, None, valid, (*image.notes, note), image.scene)
+
+
+def smaller_scene(path: Path, size: tuple[int, int], folder: Path) -> Path | None:
+    """Write a scene at another size, so that its pixels have a place on the ground.
+
+    Args:
+        path: of the scene.
+        size: (H,W) to resample to.
+        folder: to write to.
+
+    Returns:
+        Path of a GeoTIFF; None where the location on the ground is unknown.
+    """
+    import rasterio.shutil
+    from rasterio.transform import Affine
+    from rasterio.vrt import WarpedVRT
+
+    from skysense_o.image_io.gdal_access import open_dataset
+    from skysense_o.scenes.pixel_area import ground_known
+
+    target = folder / f"{path.stem}_smaller.tif"
+    with gdal_settings(), open_dataset(path) as file:
+        if not ground_known(file.crs, file.transform):
+            return None
+        grid = file.transform @ Affine.scale(file.width / size[1], file.height / size[0])
+        with WarpedVRT(file, crs=file.crs, transform=grid, width=size[1], height=size[0]) as smaller:
+            rasterio.shutil.copy(smaller, target, driver="GTiff")
+    return target

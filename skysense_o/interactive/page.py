@@ -1,10 +1,11 @@
-"""The callbacks of the web page. Each takes the user's session and returns values for components of `layout`."""
+"""What the web page does, without HTTP: each method is one request of one visitor, and returns JSON."""
 
 from __future__ import annotations
 
 import functools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,29 +14,22 @@ import numpy as np
 
 from skysense_o.data.open_world import open_world
 from skysense_o.inference.predictor import Predictor
-from skysense_o.inference.segmentation import NONE
 from skysense_o.interactive.exports import export_zip
+from skysense_o.interactive.image_state import image_state
 from skysense_o.interactive.limits import Limits
-from skysense_o.interactive.opening import open_upload
-from skysense_o.interactive.serving import dragged_box, guarded
+from skysense_o.interactive.opening import open_upload, smaller_scene
 from skysense_o.interactive.session import Session
 from skysense_o.interactive.session_store import SessionStore
 from skysense_o.interactive.timed_work import TimedWork, TooLate, check_time
-from skysense_o.interactive.view import (
-    legend,
-    page_zoom,
-    proposals_text,
-    region_text,
-    render_view,
-    words_and_colors,
-)
+from skysense_o.interactive.view import words_and_colors
+from skysense_o.interactive.visitors import OpenImage, Visitor, Visitors
 from skysense_o.vocabulary import Vocabulary
 
-INSIDE, OUTSIDE, BOX = "Click: inside", "Click: outside", "Box: two corners"
-NO_IMAGE = "No image yet: drop one, or take an example."
 DROPPED = "Your image was closed, because the server needed room for other people's images: open it again."
+NOTHING_FOUND = "no region with a high enough score was found here: try words, or a click"
 QUESTION_LENGTH = 500
 Answer = Callable[[np.ndarray, str], str]
+SceneNames = Callable[[np.ndarray], Sequence[tuple[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -48,14 +42,16 @@ class Example:
 
 
 class Page:
-    """The callbacks.
+    """The requests of the page.
 
     Args:
         predictor: the model.
         root: folder of all sessions.
         limits: what one user may take.
         answer: (rgb uint8 (H,W,3), question) -> text; None without a VQA model.
+        scene_names: rgb -> (class, cosine) of the whole image, the best first; None without a model for it.
         examples: the first one is shown when the page opens.
+        basemap: address of map tiles with {z}, {x} and {y}, which people may switch on; "" for none.
     """
 
     def __init__(
@@ -64,11 +60,15 @@ class Page:
         root: Path,
         limits: Limits | None = None,
         answer: Answer | None = None,
+        scene_names: SceneNames | None = None,
         examples: Sequence[Example] = (),
+        basemap: str = "",
     ) -> None:
-        self.predictor, self.root, self.answer, self.examples = predictor, root, answer, tuple(examples)
+        self.predictor, self.root, self.answer, self.scene_names = predictor, root, answer, scene_names
+        self.examples, self.basemap = tuple(examples), basemap
         self.limits = limits or Limits()
         self.sessions = SessionStore(self.limits.sessions, self.limits.session_bytes)
+        self.visitors = Visitors(self.sessions, self.limits.images, 4 * self.limits.sessions)
         self.work = TimedWork(self.limits.seconds, self.limits.jobs)
 
     @functools.cached_property
@@ -78,153 +78,196 @@ class Page:
 
     def encode_naming_vocabulary(self) -> None:
         """Encode the naming classes ahead of time, so that the first region does not wait for them."""
+        if not hasattr(self.predictor.model, "embed_regions"):  # SAM 3 names by the words asked for, `Session.naming`
+            self.predictor.model.read_words(self.naming_vocabulary)
+        self.familiar(["water"])
 
-        self.predictor.model.read_words(self.naming_vocabulary)
+    # What the page shows
 
-    def event(self, callback: Callable, needs_image: bool = True) -> Callable:
-        """Wrap a callback whose first argument is the session: time limit, lock, and errors as messages."""
+    def about(self) -> dict:
+        """What is the same for everyone."""
+        known = self.predictor.known_classes
+        return {
+            "examples": [{"title": example.title, "words": example.words} for example in self.examples],
+            "known": [words.split("|")[0] for words in known],
+            "gsd": list(self.predictor.known_gsd),
+            "weights": Path(self.predictor.source).name,
+            "prompts": self.predictor.model.takes_prompts,
+            "questions": self.answer is not None,
+            "scene_names": self.scene_names is not None,
+            "upload_bytes": self.limits.upload_bytes,
+            "basemap": self.basemap,
+        }
 
-        def locked(session: Session | None, *rest):
-            if session is None:
-                return callback(session, *rest)
-            # Shorter than the time limit, so that waiting for one's own last request does not count as late.
-            if not session.lock.acquire(timeout=self.limits.seconds / 2):
-                raise TooLate("your last request still runs: wait for it")
-            try:
-                if session.closed and needs_image:
-                    raise ValueError(DROPPED)
-                out = callback(session, *rest)
-                if not session.closed:
-                    self.sessions.used(session)
-                return out
-            finally:
-                session.lock.release()
+    def state(self, visitor: Visitor) -> dict:
+        """All images of a visitor, and the one that is shown."""
+        dropped, visitor.closed_for_room = visitor.closed_for_room, 0
+        images = [{"id": image.key, "name": image.session.image.name} for image in visitor.images.values()]
+        return {"images": images, "current": visitor.current, "notice": DROPPED if dropped else None}
 
-        @functools.wraps(callback)
-        def run(session, *rest):
-            if needs_image and session is None:
-                raise ValueError(NO_IMAGE)
-            return self.work(locked, session, *rest)
+    def familiar(self, words: Sequence[str]) -> dict[str, str]:
+        """Word -> a sentence, for those that are far from all training words or not among them."""
+        told = {}
+        for word in dict.fromkeys(words):
+            for sentence in self.predictor.unfamiliar(Vocabulary.of([word])):
+                told[word] = sentence
+        return told
 
-        return guarded(run)
+    # What a visitor asks for
 
-    def welcome(self, session: Session | None):
-        """Open the first example; outputs as `open`."""
-        return self.example(session, self.examples[0]) if self.examples else self.open(session, None)
-
-    def open(self, session: Session | None, file: str | None):
-        """Returns session, image, status, words, legend, toggles, region, files, reply."""
-        import gradio as gr
-
-        if not file:
-            self.sessions.remove(session)
-            return None, None, NO_IMAGE, gr.skip(), *self._no_answers()
-        new = self._open(session, Path(file))
-        return new, self._view(new, (), 0.5), self._status(new), gr.skip(), *self._no_answers()
-
-    def example(self, session: Session | None, example: Example):
-        """Open an example and segment its words; outputs as `open`."""
-        new = self._open(session, example.path)
-        _, image, table, toggles, files = self.segment(new, example.words, "", 0, 0.5)
-        return new, image, self._status(new), example.words, table, toggles, "", files, ""
-
-    def _open(self, session: Session | None, path: Path) -> Session:
-        """A new session in place of the old one, which stays if this fails."""
-        image = open_upload(path, self.limits.pixels, self.limits.read_pixels)
-        new = Session(self.predictor, image, self.root)
+    def locked(self, image: OpenImage, callback: Callable, *args) -> dict:
+        """Run a callback on an image while nothing else works on it; returns the image's state."""
+        session = image.session
+        # Shorter than the time limit, so that waiting for one's own last request does not count as late.
+        if not session.lock.acquire(timeout=self.limits.seconds / 2):
+            raise TooLate("your last request still runs: wait for it")
         try:
-            if image.scene is not None and path.is_relative_to(self.root):  # the upload is deleted after an hour
-                kept = new.folder / path.name
-                try:
-                    os.link(path, kept)
-                except OSError:
-                    shutil.copyfile(path, kept)
-                new.image = replace(image, scene=kept)
+            if session.closed:
+                raise ValueError(DROPPED)
+            callback(image, *args)
+            image.version += 1
+            self.sessions.used(session)
+            return image_state(image)
+        finally:
+            session.lock.release()
+
+    def open(self, visitor: Visitor, path: Path) -> dict:
+        """Open a file; the file may be deleted afterwards."""
+        return self.locked(self._open(visitor, path), lambda image: None)
+
+    def example(self, visitor: Visitor, number: int) -> dict:
+        """Open an example, or show it if it is open, and segment its words."""
+        if not 0 <= number < len(self.examples):
+            raise ValueError(f"there is no example {number}")
+        example = self.examples[number]
+        image = next((image for image in visitor.images.values() if image.example == number), None)
+        if image is None:
+            image = self._open(visitor, example.path)
+            image.example = number
+        visitor.current = image.key
+        return self.locked(image, self.segment, example.words, "", 0.0)
+
+    def _open(self, visitor: Visitor, path: Path) -> OpenImage:
+        opened = open_upload(path, self.limits.pixels, self.limits.read_pixels)
+        session = Session(self.predictor, opened, self.root)
+        try:
+            self._give_map(session, path)
             check_time()
         except BaseException:
-            new.close()
+            session.close()
             raise
-        self.sessions.used(new)
-        self.sessions.remove(session)
-        return new
+        image = OpenImage(session)
+        self.visitors.add(visitor, image)
+        return image
 
-    def _status(self, session: Session) -> str:
-        height, width = session.seen.size
-        place = ", with its place on the ground" if session.image.scene else ""
-        notes = "".join(f"; {note}" for note in session.image.notes)
-        return f"**{session.image.name}**, {width} x {height} pixels{place}{notes}"
+    def _give_map(self, session: Session, path: Path) -> None:
+        """Show a scene on a map. An upload is deleted, so a scene is kept in the session's folder."""
+        image = session.image
+        if image.scene is None and image.full is None:
+            return
+        from skysense_o.interactive.map_view import MapView
 
-    def _no_answers(self):
-        """Empty values for legend, toggles, region, files, reply."""
-        import gradio as gr
+        kept = path
+        if path.is_relative_to(self.root):
+            kept = session.folder / path.name
+            try:
+                os.link(path, kept)
+            except OSError:
+                shutil.copyfile(path, kept)
+        scene = kept if image.full is None else smaller_scene(kept, image.rgb.shape[:2], session.folder)
+        session.image = replace(image, scene=scene, full=None if image.full is None else kept)
+        try:
+            session.map = MapView(scene, session.image.full) if session.areas is not None else None
+        except ValueError as error:
+            session.image = replace(session.image, notes=(*image.notes, f"shown without a map: {error}"))
 
-        toggles = gr.CheckboxGroup(choices=[], value=[], visible=False)
-        return "", toggles, "", gr.File(value=None, visible=False), ""
-
-    def segment(self, session: Session, words: str, background: str, threshold: float, opacity: float):
-        """Returns session, image, legend, toggles, files."""
-        import gradio as gr
-
+    def segment(self, image: OpenImage, words: str, background: str, threshold: float) -> None:
+        """Masks of words, and of the regions that were made classes."""
         names, colors = words_and_colors(words)
         rest, _ = words_and_colors(background)
         self.limits.check_words([*names, *rest])
-        session.segment(names, rest, threshold or None, colors)
-        session.proposal_labels = None
-        shown = [name for name in session.found.classes if name != NONE]
-        toggles = gr.CheckboxGroup(choices=shown, value=shown, visible=True)
-        return session, self._view(session, shown, opacity), legend(session), toggles, gr.File(None, visible=False)
+        image.session.segment(names, rest, threshold or None, colors)
+        image.session.proposal_labels = image.summary = None
+        image.words, image.background, image.threshold = words, background, threshold
 
-    def redraw(self, session: Session, shown: list[str], opacity: float):
-        """Returns the image."""
-        return self._view(session, shown, opacity)
+    def click(self, image: OpenImage, x: float, y: float, inside: bool) -> None:
+        """Add a point to the region; x, y: on the grid that the browser shows."""
+        image.session.click(*self._pixel(image, x, y), inside)
+        self._name_region(image)
 
-    def select(self, session: Session, mode: str, shown: list[str], opacity: float, xy: tuple[float, float]):
-        """A click on the image; returns session, image, region. xy: pixel of the displayed image."""
-        x, y = (value // page_zoom(session) for value in xy)
-        region = session.corner_at(x, y) if mode == BOX else session.click(x, y, mode == INSIDE)
-        text = self._region(session) if region else "Now the opposite corner."
-        return session, self._view(session, shown, opacity), text
+    def box(self, image: OpenImage, x0: float, y0: float, x1: float, y1: float) -> None:
+        """Begin a region by two opposite corners of a box, on the grid that the browser shows."""
+        height, width = image.session.image.rgb.shape[:2]
+        corners = np.array([self._place(image, x, y) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))])
+        (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
+        image.session.draw_box(max(0, left), max(0, top), min(width, right), min(height, bottom))
+        self._name_region(image)
 
-    def drag(self, session: Session, corners: str, shown: list[str], opacity: float):
-        """A box dragged on the image, as drag.js sends it; returns session, image, region."""
-        session.corner = None
-        session.draw_box(*dragged_box(corners, page_zoom(session)))
-        return session, self._view(session, shown, opacity), self._region(session)
+    def undo(self, image: OpenImage) -> None:
+        """Take the latest click or box back."""
+        image.session.undo()
+        self._name_region(image)
 
-    def _region(self, session: Session) -> str:
-        ranked = session.name(self.naming_vocabulary) if session.region.mask.any() else []
-        return region_text(session, ranked)
+    def like(self, image: OpenImage, words: str, background: str, threshold: float) -> None:
+        """Make the region a class and segment again."""
+        image.session.add_example()
+        image.session.region, image.region_names = None, []
+        self.segment(image, words, background, threshold)
 
-    def like(self, session: Session, words: str, background: str, threshold: float, opacity: float):
-        """Make the region a class and segment again; outputs as `segment`."""
-        session.add_example()
-        session.region = None
-        return self.segment(session, words, background, threshold, opacity)
+    def everything(self, image: OpenImage) -> None:
+        """Find regions without words."""
+        found = image.session.find_all_regions(image.session.naming(self.naming_vocabulary))
+        if not found:
+            raise ValueError(NOTHING_FOUND)
+        image.session.region, image.region_names = None, []
+        image.summary = Counter(p.classes[0][0] for p in found if p.classes).most_common()
 
-    def everything(self, session: Session, shown: list[str], opacity: float):
-        """Find regions without words; returns session, image, region."""
-        session.region = None
-        text = proposals_text(session.find_all_regions(self.naming_vocabulary))
-        return session, self._view(session, shown, opacity), text
+    def clear(self, image: OpenImage) -> None:
+        """Forget the region and the examples."""
+        image.session.clear()
+        image.region_names, image.summary = [], None
 
-    def clear(self, session: Session, shown: list[str], opacity: float):
-        """Forget the region and the examples; returns session, image, region."""
-        session.clear()
-        return session, self._view(session, shown, opacity), ""
-
-    def files(self, session: Session):
-        """Write all results; returns the ZIP file."""
-        import gradio as gr
-
-        return gr.File(str(export_zip(session)), visible=True)
-
-    def ask(self, session: Session, question: str) -> str:
-        """The answer to a question about the image."""
+    def ask(self, image: OpenImage, question: str) -> None:
+        """Answer a question about the image."""
+        if self.answer is None:
+            raise ValueError("no model for questions is loaded here")
         if not question.strip():
             raise ValueError("Type a question first.")
         if len(question) > QUESTION_LENGTH:
             raise ValueError(f"the question has {len(question)} characters, and {QUESTION_LENGTH} are allowed here")
-        return self.answer(session.image.rgb, question)
+        image.answered(question, self.answer(image.session.image.rgb, question))
 
-    def _view(self, session: Session, shown: Sequence[str], opacity: float):
-        return render_view(session, shown, opacity, page_zoom(session))
+    def name_scene(self, image: OpenImage) -> None:
+        """Rank classes for the whole image."""
+        if self.scene_names is None:
+            raise ValueError("no model for whole images is loaded here")
+        image.scene_names = [
+            (name, round(float(cosine), 4)) for name, cosine in self.scene_names(image.session.image.rgb)
+        ]
+
+    def files(self, image: OpenImage) -> None:
+        """Write the ZIP file of all results."""
+        export_zip(image.session)
+
+    def preview(self, image: OpenImage, x: float, y: float, inside: bool) -> np.ndarray | None:
+        """The mask bool (H,W) that a click would give; None if the image is at work."""
+        session = image.session
+        if not session.lock.acquire(blocking=False):
+            return None
+        try:
+            return None if session.closed else session.preview(*self._pixel(image, x, y), inside)
+        finally:
+            session.lock.release()
+
+    def _name_region(self, image: OpenImage) -> None:
+        region = image.session.region
+        named = region is not None and region.mask.any()
+        image.region_names = image.session.name(image.session.naming(self.naming_vocabulary)) if named else []
+
+    def _place(self, image: OpenImage, x: float, y: float) -> tuple[float, float]:
+        """Position on the shown grid -> position in pixels of the image."""
+        return (x, y) if image.session.map is None else image.session.map.pixel(x, y)
+
+    def _pixel(self, image: OpenImage, x: float, y: float) -> tuple[float, float]:
+        x, y = self._place(image, x, y)
+        return float(np.floor(x)), float(np.floor(y))

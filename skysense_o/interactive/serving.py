@@ -1,80 +1,23 @@
-"""Serve a Gradio page on this machine: limits, errors as messages, and a folder that is deleted at the end."""
+"""Run the server of the web page, and delete its folder at the end, also after a signal."""
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
-
-from skysense_o.clicks import box_between
-from skysense_o.errors import USER_ERRORS, message
-from skysense_o.interactive.limits import Limits
-
-
-def guarded(callback: Callable) -> Callable:
-    """Show errors of a callback as a message on the page; all outputs stay as they are.
-
-    The text of a user error is shown. Any other error goes to the log, and the page only says that there was one.
-    """
-    import gradio as gr
-
-    @functools.wraps(callback)
-    def run(*args):
-        try:
-            return callback(*args)
-        except USER_ERRORS as error:
-            text = message(error)
-        except Exception:
-            logging.exception("a callback of the page failed")
-            text = "That went wrong here; the server's log says why."
-        gr.Warning(escape(text, quote=False), title="", duration=10)
-        return gr.skip()
-
-    return run
-
-
-def script_tag(path: Path) -> str:
-    """A JavaScript file as a module for the head of a page."""
-    return f"<script type='module'>{path.read_text()}</script>"
-
-
-DRAG = script_tag(Path(__file__).with_name("drag.js"))
-"""Sends boxes that are dragged over the image `view` to the hidden field `dragged`; see `dragged_box`."""
-
-
-def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:
-    """Read a box that drag.js sent.
-
-    Args:
-        text: "x0 y0 x1 y1 ...": two opposite corner pixels of the displayed image, both inside the box.
-        zoom: factor by which the image is enlarged on the page.
-
-    Returns:
-        Half-open XYXY in pixels of the image.
-
-    Raises:
-        ValueError: the text is not a box.
-    """
-    numbers = text.split()[:4]
-    if len(numbers) < 4 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"{text!r} is no box: x0 y0 x1 y1, in pixels of the image as it is shown")
-    x0, y0, x1, y1 = (int(number) // zoom for number in numbers)
-    return box_between((x0, y0), (x1, y1))
 
 
 @contextmanager
 def folder_until_stopped(prefix: str) -> Iterator[tuple[Path, threading.Event]]:
     """Make the folder for all temporary files of a server; SIGTERM and SIGINT end the context and delete it.
 
-    Call it in the main thread, before Gradio is imported.
+    Call it in the main thread.
 
     Args:
         prefix: of the folder's name.
@@ -93,7 +36,7 @@ def folder_until_stopped(prefix: str) -> Iterator[tuple[Path, threading.Event]]:
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(folder)
+        tempfile.tempdir = str(folder)
         yield folder, stopped
     finally:
         for number in before:
@@ -106,44 +49,30 @@ def folder_until_stopped(prefix: str) -> Iterator[tuple[Path, threading.Event]]:
             signal.signal(number, handler)
 
 
-def serve(
-    blocks,
-    root: Path,
-    host: str,
-    port: int | None,
-    block: bool,
-    title: str = "SkySense-O",
-    limits: Limits | None = None,
-    **options,
-) -> str:
-    """Start the server of a Gradio page.
+def serve(app, host: str, port: int | None) -> str:
+    """Start the server of an ASGI application in a thread.
 
     Args:
-        blocks: the page.
-        root: Gradio's folder for files; the browser does not see its path.
+        app: the application.
         host: address to bind.
         port: None for any free port.
-        block: print the address, and return when the server ends.
-        title: of the page, for the printed line.
-        limits: sizes of requests and of the queue; default `Limits()`.
-        options: of Gradio's `launch`.
 
     Returns:
         The address.
+
+    Raises:
+        OSError: the port is in use, or the address cannot be bound.
     """
-    from starlette.middleware import Middleware
+    import uvicorn
 
-    from skysense_o.interactive.hidden_paths import HiddenPaths
-    from skysense_o.interactive.request_limits import RequestLimits
-
-    limits = limits or Limits()
-    sizes = {name: getattr(limits, name) for name in ("upload_bytes", "request_bytes", "folder_bytes")}
-    middleware = [Middleware(HiddenPaths, folder=root), Middleware(RequestLimits, folder=root, **sizes)]
-    _, address, _ = blocks.queue(max_size=limits.queue).launch(
-        server_name=host, server_port=port, share=False, footer_links=[], quiet=True, prevent_thread_lock=True,
-        ssr_mode=False, max_file_size=limits.upload_bytes, app_kwargs={"middleware": middleware}, **options,
-    )  # fmt: skip
-    if block:
-        print(f"{title} is at {address} (Ctrl+C ends it)", flush=True)
-        blocks.block_thread()
-    return address
+    listener = socket.create_server(
+        (host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
+    )
+    config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False, limit_concurrency=256)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}/"

@@ -10,13 +10,14 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from skysense_o.clicks import box_between
 from skysense_o.image_io import RGBImage, gdal_settings
 from skysense_o.inference.automatic_masks import Proposal, generate_masks
 from skysense_o.inference.drawing import Color
@@ -25,30 +26,20 @@ from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import NONE, Segmentation
 from skysense_o.interactive.opening import OpenedImage
-from skysense_o.interactive.timed_work import check_time
+from skysense_o.interactive.region import Prompt, Region
+from skysense_o.interactive.timed_work import check_time, report_progress
 from skysense_o.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from skysense_o.interactive.map_view import MapView
+    from skysense_o.scenes.pixel_area import PixelAreas
 
 MOST_VALUES = 100_000_000
 """Bytes of the masks of all proposals while they are made, and values of the probabilities that are exported."""
 
 
-@dataclass
-class Region:
-    """The region selected by the latest points or box.
-
-    Args:
-        mask: bool (H,W).
-        iou_pred: predicted IoU of the mask; None if the box itself is the region (weights without prompts).
-        points: (x, y) pixels of the points.
-        labels: 1 for a foreground point, 0 for a background point.
-        box: half-open XYXY, or None.
-    """
-
-    mask: np.ndarray
-    iou_pred: float | None
-    points: list[tuple[float, float]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    box: tuple[float, float, float, float] | None = None
+MOST_UNDO = 100
+"""Clicks and boxes that can be undone."""
 
 
 class Session:
@@ -70,9 +61,11 @@ class Session:
         self.lock = threading.Lock()
         """Held by a request while it works on the session."""
         self.closed = False
+        self.map: MapView | None = None
+        """Shows the image on a map; None for one without a place on the ground."""
         self.found: Segmentation | None = None
         self.region: Region | None = None
-        self.corner: tuple[float, float] | None = None
+        self._before: list[Prompt] = []
         self.proposal_labels: np.ndarray | None = None
         """(H,W) indices of the proposals from 1, 0 for none; where they overlap the smaller one is shown."""
         self.examples: dict[str, Tensor] = {}
@@ -85,8 +78,10 @@ class Session:
     def close(self) -> None:
         """Delete the folder and free the memory. Closing twice is allowed."""
         self.closed = True
+        if self.map is not None:
+            self.map.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.seen = self.found = self.region = self.proposal_labels = self.image = None
+        self.seen = self.found = self.region = self.proposal_labels = self.image = self.map = None
         self.examples = {}
 
     @property
@@ -150,42 +145,68 @@ class Session:
         Raises:
             ValueError: see `PromptedImage.prompt`.
         """
-        old = self.region if self.region is not None and self.region.iou_pred is not None else None
-        points = [*(old.points if old else []), (x, y)]
-        labels = [*(old.labels if old else []), int(inside)]
-        mask, iou_pred = self.seen.prompt(points, labels, old.box if old else None)
-        self.region = Region(mask, iou_pred, points, labels, old.box if old else None)
-        return self.region
+        return self._select(self._with_point(x, y, inside))
 
     def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Region:
         """Begin a region by a half-open XYXY box: its mask, or the box itself for weights without prompts."""
-        box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-        if self.seen.takes_prompts:
-            mask, iou_pred = self.seen.prompt(box=box)
-        else:
-            mask, iou_pred = self.seen.box_mask(box), None
-        self.region = Region(mask, iou_pred, box=box)
+        return self._select(Prompt(box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))))
+
+    def preview(self, x: float, y: float, inside: bool = True) -> np.ndarray:
+        """The mask bool (H,W) that `click` would give; nothing changes."""
+        return self._predict(self._with_point(x, y, inside))[0]
+
+    def undo(self) -> Region | None:
+        """Take the latest click or box back; returns the region before it, or None.
+
+        Raises:
+            ValueError: nothing to undo.
+        """
+        if not self._before:
+            raise ValueError("nothing to undo")
+        prompt = self._before.pop()
+        self.region = Region(*self._predict(prompt), prompt) if prompt else None
         return self.region
 
-    def corner_at(self, x: float, y: float) -> Region | None:
-        """Set the first corner pixel of a box (returns None), or the second one, which draws the region."""
-        if self.corner is None:
-            self.region, self.corner = None, (x, y)
-            return None
-        first, self.corner = self.corner, None
-        return self.draw_box(*box_between(first, (x, y)))
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a click or box to take back."""
+        return bool(self._before)
+
+    def _with_point(self, x: float, y: float, inside: bool) -> Prompt:
+        old = self.region.prompt if self.region is not None and self.region.iou_pred is not None else Prompt()
+        return Prompt((*old.points, (x, y)), (*old.labels, int(inside)), old.box)
+
+    def _select(self, prompt: Prompt) -> Region:
+        region = Region(*self._predict(prompt), prompt)
+        self._before = [*self._before[1 - MOST_UNDO :], self.region.prompt if self.region else Prompt()]
+        self.region = region
+        return region
+
+    def _predict(self, prompt: Prompt) -> tuple[np.ndarray, float | None]:
+        """Mask and predicted IoU; see `Region`."""
+        if self.seen.takes_prompts or prompt.box is None:
+            return self.seen.prompt(prompt.points, prompt.labels, prompt.box)
+        return self.seen.box_mask(prompt.box), None
 
     def clear(self) -> None:
         """Forget the region, the examples and the proposals; the segmentation stays."""
-        self.region, self.corner, self.examples, self.proposal_labels = None, None, {}, None
+        self.region, self._before, self.examples, self.proposal_labels = None, [], {}, None
 
-    def name(self, vocabulary: Vocabulary, top: int = 5) -> list[tuple[str, float]]:
-        """(class, cosine) pairs for the region, best first.
+    def naming(self, vocabulary: Vocabulary) -> Vocabulary | None:
+        """The classes to name regions with: the given ones; for SAM 3, which would decode a mask of each of them, those
+        of the latest segmentation, or None before one."""
+        if self.seen.has_region_vectors:
+            return vocabulary
+        return self.found.vocabulary if self.found else None
+
+    def name(self, vocabulary: Vocabulary | None, top: int = 5) -> list[tuple[str, float]]:
+        """(class, cosine) pairs for the region, best first; none without a vocabulary.
 
         Raises:
             ValueError: no region, or an empty one.
         """
-        return self.seen.name(self._mask()[None], vocabulary, top)[0]
+        mask = self._mask()[None]
+        return self.seen.name(mask, vocabulary, top)[0] if vocabulary else []
 
     def add_example(self) -> str:
         """Make the region a class for the next `segment`; returns the name of the class.
@@ -197,10 +218,10 @@ class Session:
         self.examples[name] = self.seen.embed(self._mask()[None])[0]
         return name
 
-    def find_all_regions(self, vocabulary: Vocabulary, **options) -> list[Proposal]:
+    def find_all_regions(self, vocabulary: Vocabulary | None, **options) -> list[Proposal]:
         """Find regions without words; see `generate_masks`. The session keeps only their `proposal_labels`."""
         most = max(1, min(100, MOST_VALUES // (self.seen.size[0] * self.seen.size[1])))
-        proposals = generate_masks(self.seen, vocabulary, **{"most": most, **options})
+        proposals = generate_masks(self.seen, vocabulary, **{"most": most, "progress": report_progress, **options})
         labels = np.zeros(self.seen.size, np.min_scalar_type(len(proposals)))
         for _, i in sorted(((int(p.mask.sum()), i) for i, p in enumerate(proposals)), reverse=True):
             labels[proposals[i].mask] = i + 1
@@ -228,16 +249,20 @@ class Session:
     def _square_metres(self, inside: np.ndarray) -> list[float | None]:
         """Square metres per class; None if unknown."""
         classes = len(self.found.classes)
-        if self.image.scene is None:
+        if self.areas is None:
             return [None] * classes
+        y, x = np.nonzero(inside)
+        return np.bincount(self.found.labels[y, x], self.areas.at(y, x), classes).tolist()
+
+    @cached_property
+    def areas(self) -> PixelAreas | None:
+        """Areas of the pixels on the ground; None where they are unknown."""
+        if self.image.scene is None:
+            return None
         from skysense_o.scenes.raster import Raster
 
         with gdal_settings(), Raster(self.image.scene) as raster:
-            areas = raster.areas
-        if not areas.known:
-            return [None] * classes
-        y, x = np.nonzero(inside)
-        return np.bincount(self.found.labels[y, x], areas.at(y, x), classes).tolist()
+            return raster.areas if raster.areas.known else None
 
 
 def _nbytes(value) -> int:

@@ -1,4 +1,7 @@
-"""Run requests with a time limit. Python cannot stop a thread, so work that is late stops at its next model call."""
+"""Run requests with a time limit and a stop button.
+
+Python cannot stop a thread, so work that is late or stopped ends at its next model call.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -16,18 +20,48 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_LATE = 8
 """Late requests that may still hold a thread. New requests are refused while there are as many."""
-_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
 
 
 class TooLate(ValueError):
     """A request took longer than its time limit."""
 
 
+class StoppedByUser(ValueError):
+    """The user stopped a request, or has left."""
+
+
+@dataclass
+class Request:
+    """One request.
+
+    Args:
+        report: is called with the share of the work that is done, 0..1.
+        stop: is completed to stop the work.
+        deadline: of `time.monotonic`.
+    """
+
+    report: Callable[[float], None] = lambda share: None
+    stop: Future = field(default_factory=Future)
+    deadline: float = float("inf")
+
+
+_current: contextvars.ContextVar[Request | None] = contextvars.ContextVar("request", default=None)
+
+
 def check_time() -> None:
-    """Raise TooLate if the time limit of the current request is over. The model calls it before each step."""
-    deadline = _deadline.get()
-    if deadline is not None and time.monotonic() > deadline:
+    """Raise TooLate or StoppedByUser if the current request is late or stopped. The model calls it before each step."""
+    request = _current.get()
+    if request is not None and request.stop.done():
+        raise StoppedByUser("stopped")
+    if request is not None and time.monotonic() > request.deadline:
         raise TooLate("the time limit is over")
+
+
+def report_progress(share: float) -> None:
+    """Tell the user of the current request which share of the work is done, 0..1."""
+    request = _current.get()
+    if request is not None:
+        request.report(share)
 
 
 class TimedWork:
@@ -42,35 +76,40 @@ class TimedWork:
         self.seconds, self.threads = seconds, max(1, torch.get_num_threads() // jobs)
         self.late, self._lock = 0, threading.Lock()
 
-    def __call__(self, work: Callable[..., T], *args) -> T:
+    def __call__(self, work: Callable[..., T], *args, request: Request | None = None) -> T:
         """The result of `work(*args)`.
 
+        Args:
+            request: to report progress to, and to be stopped by.
+
         Raises:
-            TooLate: no result in time, or too many late requests still run. What `work` raises is raised as it is.
+            TooLate: no result in time, or too many late requests still run.
+            StoppedByUser: the request was stopped. What `work` raises is raised as it is.
         """
         if self.late >= MOST_LATE:
             raise TooLate("the server is busy with requests that take too long: try again in some minutes")
         result: Future = Future()
+        request = request or Request()
 
         def run() -> None:
             torch.set_num_threads(self.threads)
-            _deadline.set(time.monotonic() + self.seconds)
+            request.deadline = time.monotonic() + self.seconds
+            _current.set(request)
             try:
                 result.set_result(work(*args))
             except BaseException as error:
                 result.set_exception(error)
 
-        # The context holds what Gradio needs to show messages.
-        threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
-        wait([result], self.seconds)
-        if not result.done():
-            logger.warning("a request took longer than %g s", self.seconds)
-            self._count(1)
-            result.add_done_callback(lambda _: self._count(-1))
-            raise TooLate(
-                f"this took longer than {self.seconds:g} s, the time limit: use fewer words or a smaller image"
-            )
-        return result.result()
+        threading.Thread(target=run, daemon=True).start()
+        wait([result, request.stop], self.seconds, FIRST_COMPLETED)
+        if result.done():
+            return result.result()
+        self._count(1)
+        result.add_done_callback(lambda _: self._count(-1))
+        if request.stop.done():
+            raise StoppedByUser("stopped")
+        logger.warning("a request took longer than %g s", self.seconds)
+        raise TooLate(f"this took longer than {self.seconds:g} s, the time limit: use fewer words or a smaller image")
 
     def _count(self, change: int) -> None:
         with self._lock:

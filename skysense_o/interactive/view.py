@@ -1,20 +1,26 @@
-"""What the web page shows of a session: the image with masks, region and points, and tables as HTML."""
+"""What the browser gets of a session: JSON of its answers, and maps of classes and regions as PNG, which it colours.
+
+Alphabet: H W pixels of the image.
+"""
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Collection, Sequence
-from html import escape
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor
 
-from skysense_o.inference.automatic_masks import Proposal
-from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highlight, overlay
+from skysense_o.inference.drawing import NONE_COLOR, Color
+from skysense_o.inference.segmentation import NONE
 from skysense_o.interactive.session import Session
 
-SHOWN_SIDE = 1000
-"""Longest side of the displayed image in pixels; the browser scales it down to its window."""
+SCORE_STEP = 4
+"""Scores are sent in 64 steps, which makes the file three times smaller."""
+MOST_CORNERS = 4000
+"""Corners of an outline that is sent; a finer one is simplified."""
 _COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
 
 
@@ -36,86 +42,107 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
     return words, colors
 
 
-def page_zoom(session: Session) -> int:
-    """The whole factor by which a small image is enlarged, so that it can be clicked on."""
-    return max(1, SHOWN_SIDE // max(session.seen.size))
+def class_rows(session: Session) -> list[dict]:
+    """One row per class as JSON: id, name, color as #rrggbb, share, pixels, area_m2 or None."""
+    rows = [dict(row) for row in session.rows()]
+    for row in rows:
+        color = NONE_COLOR if row["name"] == NONE or row["color"] is None else row["color"]
+        row["color"] = "#{:02x}{:02x}{:02x}".format(*color)
+    return rows
 
 
-def render_view(session: Session, shown: Collection[str], opacity: float, zoom: int = 1) -> Image.Image:
-    """Draw the masks, proposals, region, points and box over the image.
+def class_png(session: Session) -> bytes:
+    """The class and score per pixel as PNG: class = red + 256 blue, score = green / 255.
+
+    Pixels without data, and those outside the scene, have the class `found.nodata`.
+    """
+    found = session.found
+    labels = found.labels if found.valid is None else np.where(found.valid, found.labels, found.nodata)
+    score = np.clip(found.score * 255, 0, 255).astype(np.uint8) // SCORE_STEP * SCORE_STEP
+    low, high = (labels & 255).astype(np.uint8), (labels >> 8).astype(np.uint8)
+    return map_png(session, [low, score, high], (found.nodata & 255, 0, found.nodata >> 8))
+
+
+def map_png(session: Session, channels: Sequence[np.ndarray], outside: Sequence[int] = (0, 0, 0)) -> bytes:
+    """Up to three maps of a session as the channels of one PNG, on the grid that the browser shows.
 
     Args:
-        session: with an image.
-        shown: classes whose masks are drawn.
-        opacity: of masks, 0..1.
-        zoom: factor by which the image is enlarged.
+        channels: uint8 (H,W).
+        outside: value per channel of pixels outside the scene.
     """
-    image, found = session.image.rgb, session.found
-    if found is not None:
-        kept = np.isin(found.labels, [i for i, name in enumerate(found.classes) if name in shown])
-        image = np.where(kept[..., None], overlay(image, found.labels, session.palette, opacity), image)
-    if session.proposal_labels is not None:
-        image = highlight(image, session.proposal_labels, opacity)
-    region = session.region
-    if region is not None:
-        image = highlight(image, region.mask.astype(np.uint8), opacity)
-    canvas = Image.fromarray(image)
-    if zoom > 1:
-        canvas = canvas.resize((canvas.width * zoom, canvas.height * zoom), Image.Resampling.BICUBIC)
-    draw, size = ImageDraw.Draw(canvas), max(3, max(canvas.size) // 150)
-    if region is not None and region.box is not None:
-        x0, y0, x1, y1 = region.box
-        corners = (x0 * zoom, y0 * zoom, x1 * zoom - 1, y1 * zoom - 1)
-        draw.rectangle(corners, outline=REGION_COLOR, width=max(1, size // 3))
-    for (x, y), inside in zip(region.points, region.labels) if region is not None else ():
-        _dot(draw, (x + 0.5) * zoom, (y + 0.5) * zoom, size, (40, 200, 60) if inside else (220, 40, 40))
-    if session.corner is not None:
-        _dot(draw, *((value + 0.5) * zoom for value in session.corner), size, REGION_COLOR)
-    return canvas
+    if session.map is not None:
+        channels = [session.map.warp(np.ascontiguousarray(c), value) for c, value in zip(channels, outside)]
+    rgb = np.zeros((*channels[0].shape, 3), np.uint8)
+    for k, channel in enumerate(channels):
+        rgb[..., k] = channel
+    return encoded(rgb, "png", compress_level=3)
 
 
-def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, size: int, color: Color) -> None:
-    draw.ellipse((x - size, y - size, x + size, y + size), fill=color, outline="white", width=max(1, size // 3))
+def encoded(pixels: np.ndarray, format: str, **options) -> bytes:
+    """Pixels uint8 (H,W,3) or (H,W,4) as a file of an image format."""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format, **options)
+    return data.getvalue()
 
 
-def legend(session: Session) -> str:
-    """HTML table of the classes: colour, name, share, pixels, and area if it is known. Names are escaped."""
-    rows = session.rows()
-    known = any(row["area_m2"] is not None for row in rows)
-    lines = []
-    for row in rows:
-        color = "#{:02x}{:02x}{:02x}".format(*(NONE_COLOR if row["color"] is None else row["color"]))
-        cells = [f"{100 * row['share']:.1f} %", f"{row['pixels']:,}", *([_area(row["area_m2"])] if known else [])]
-        lines.append(
-            f'<tr><td><span class="swatch" style="background:{color}"></span>{escape(row["name"])}</td>'
-            + "".join(f'<td class="number">{cell}</td>' for cell in cells)
-            + "</tr>"
-        )
-    heads = ["class", "share", "pixels", *(["area"] if known else [])]
-    head = "".join(f'<th class="{"" if i == 0 else "number"}">{h}</th>' for i, h in enumerate(heads))
-    return f'<table class="legend"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+def thumbnail(rgb: np.ndarray, side: int = 160) -> bytes:
+    """A small JPEG of an image uint8 (H,W,3)."""
+    image = Image.fromarray(rgb)
+    image.thumbnail((2 * side, side))
+    return encoded(np.asarray(image), "jpeg", quality=82)
 
 
-def _area(square_metres: float) -> str:
-    if square_metres >= 1e6:
-        return f"{square_metres / 1e6:,.2f} km²"
-    return f"{square_metres:,.0f} m²"
+def connected_part(session: Session, x: int, y: int) -> dict | None:
+    """The connected pixels of one class around a pixel.
+
+    Args:
+        x, y: pixel of the image.
+
+    Returns:
+        class, pixels, area_m2 or None, mean score, and rings: outlines as lists of (x, y) on the grid that the browser
+        shows; None where there are no data.
+
+    Raises:
+        ValueError: the session has no segmentation yet, or the pixel is outside the image.
+    """
+    found, (height, width) = session.found, session.image.rgb.shape[:2]
+    if found is None:
+        raise ValueError("nothing to measure yet: ask for some words first")
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"({x}, {y}) lies outside the image, which is {width} x {height} (x, y)")
+    if found.valid is not None and not found.valid[y, x]:
+        return None
+    same = (found.labels == found.labels[y, x]).astype(np.uint8)
+    _, parts = cv2.connectedComponents(same, connectivity=4)
+    part = parts == parts[y, x]
+    return {
+        "name": found.classes[int(found.labels[y, x])],
+        "pixels": int(part.sum()),
+        "area_m2": square_metres(session, part),
+        "score": float(found.score[part].mean()),
+        "rings": outlines(session, part),
+    }
 
 
-def region_text(session: Session, ranked: Sequence[tuple[str, float]]) -> str:
-    """HTML: the region's size and predicted IoU, and the most similar classes with their cosines."""
-    region = session.region
-    size = f"{int(region.mask.sum()):,} pixels"
-    quality = "the box itself" if region.iou_pred is None else f"predicted IoU {region.iou_pred:.2f}"
-    classes = "".join(f"<li>{escape(name)} <small>{value:.3f}</small></li>" for name, value in ranked)
-    return f'<div class="region"><b>Region</b>: {size}, {quality}. Most similar classes:<ol>{classes}</ol></div>'
+def square_metres(session: Session, mask: np.ndarray) -> float | None:
+    """Area of a mask bool (H,W); None where it is unknown."""
+    return None if session.areas is None else float(session.areas.at(*np.nonzero(mask)).sum())
 
 
-def proposals_text(proposals: Sequence[Proposal]) -> str:
-    """HTML: the number of regions, and how many of them each class is best for."""
-    counts: dict[str, int] = {}
-    for proposal in proposals:
-        counts[proposal.classes[0][0]] = counts.get(proposal.classes[0][0], 0) + 1
-    classes = ", ".join(f"{escape(n)} ({c})" for n, c in sorted(counts.items(), key=lambda pair: -pair[1])[:12])
-    listed = f": {classes}" if classes else ""
-    return f'<div class="region"><b>{len(proposals)} regions</b> found without words{listed}.</div>'
+def outlines(session: Session, mask: np.ndarray) -> list[list[tuple[float, float]]]:
+    """Rings around a mask bool (H,W), along the edges of its pixels, on the grid that the browser shows."""
+    # Each pixel is doubled, so that the rings of cv2, which run through the middle of pixels, enclose thin parts, too.
+    doubled = cv2.resize(np.pad(mask, 1).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    found, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    corners = sum(map(len, found))
+    rings = []
+    for ring in found:
+        if corners > MOST_CORNERS:
+            ring = cv2.approxPolyDP(ring, 1.0 + corners / MOST_CORNERS / 2, closed=True)
+        if len(ring) < 3:
+            continue
+        xy = (ring[:, 0].astype(float) + 0.5) / 2 - 1
+        if session.map is not None:
+            xy = session.map.places(xy)
+        rings.append(np.round(xy, 2).tolist())
+    return rings

@@ -6,6 +6,8 @@ h' w' grid of the masks.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.mask_decoder import MLP
@@ -63,13 +65,17 @@ class PromptEncoder(nn.Module):
         mask = torch.cat([kinds.new_ones((b, k, 1), dtype=torch.bool), kinds >= 0], dim=2)
         return torch.where(mask[..., None], tokens, 0.0), mask
 
+    def appearance(self, canvas: Tensor) -> Tensor:
+        """Features (B,width/8,h',w') of the refined image -> unit vectors (B,c,h',w') to compare with."""
+        return F.normalize(self.look(canvas), dim=1, eps=1e-6)
+
     def draw(
         self,
         drawn: Tensor,
         token: Tensor,
         queries: Queries,
         size: tuple[int, int],
-        canvas: Tensor,
+        look: Tensor,
         position: PositionEmbeddingRandom,
     ) -> Tensor:
         """Correct mask logits by the location of the prompts and the appearance under them.
@@ -77,19 +83,37 @@ class PromptEncoder(nn.Module):
         Args:
             drawn: mask logits (B,K,h',w') from the tokens alone.
             token: (B,K,width) mask token, after attention.
-            canvas: (B,width/8,h',w') features of the refined image.
+            look: (B,c,h',w'), see `appearance`.
             queries, size, position: see `tokens`.
 
         Returns:
             logits (B,K,h',w').
         """
-        grid = canvas.shape[-2:]
-        weights, code = self.place(token), position(grid)
-        where = torch.einsum("bkc,chw->bkhw", weights[..., :-NEARNESS], code.to(weights.dtype)) / code.shape[0] ** 0.5
+        grid = look.shape[-2:]
+        weights = self.place(token)
+        where = _where(weights[..., :-NEARNESS], position, grid)
         near = _nearness(queries, size, grid, weights)
         drawn = drawn + where + torch.einsum("bkm,bkmhw->bkhw", weights[..., -NEARNESS:], near)
-        maps = torch.cat([drawn[:, :, None], near, _likeness(self.look(canvas), near, queries, size)], dim=2)
+        maps = torch.cat([drawn[:, :, None], near, _likeness(look, near, queries, size)], dim=2)
         return drawn + self.mix(maps.flatten(0, 1)).view_as(drawn)
+
+
+def _where(weights: Tensor, position: PositionEmbeddingRandom, grid: tuple[int, int]) -> Tensor:
+    """Product of weights (B,K,2J) and the position encoding of each cell, divided by sqrt(2J): (B,K,h',w').
+
+    The encoding of a cell is the sines, then the cosines of J angles a_x + a_y. By sin(a + b) and cos(a + b) the
+    product is a matrix product over J of one factor per row and one per column: the encoding (2J,h',w') is never made.
+    """
+    frequencies = position.positional_encoding_gaussian_matrix
+    a_x, a_y = (
+        2 * math.pi * ((torch.arange(side, device=frequencies.device) + 0.5) * (2 / side) - 1)[:, None] * f
+        for side, f in zip(grid[::-1], frequencies)
+    )
+    of_sin, of_cos = (w[:, :, None] for w in weights.chunk(2, dim=-1))
+    sin, cos = a_y.sin().to(weights.dtype), a_y.cos().to(weights.dtype)
+    rows = torch.cat([of_sin * cos - of_cos * sin, of_sin * sin + of_cos * cos], dim=-1)
+    columns = torch.cat([a_x.sin(), a_x.cos()], dim=-1).to(weights.dtype)
+    return rows @ columns.T / weights.shape[-1] ** 0.5
 
 
 def _points(queries: Queries) -> tuple[Tensor, Tensor]:
@@ -136,10 +160,9 @@ def _likeness(look: Tensor, near: Tensor, queries: Queries, size: tuple[int, int
     the background clicks, and to their mean inside the box; 0 without such a click or a box.
 
     Args:
-        look: (B,c,h',w') appearance features.
+        look: (B,c,h',w') unit vectors.
         near: (B,K,3,h',w'), see `_nearness`.
     """
-    look = F.normalize(look, dim=1, eps=1e-6)
     xy, kinds = _points(queries)
     locations = (xy + 0.5) / xy.new_tensor([size[1], size[0]]) * 2 - 1
     under = F.grid_sample(look, locations.to(look.dtype), padding_mode="border", align_corners=False)  # (B,c,K,N')

@@ -28,14 +28,13 @@ from skysense_o.modeling.tower import Features
 
 @dataclass
 class ImageEmbedding:
-    """The refined image, which all queries read."""
+    """The refined image, which all queries read. Its keys and values are projected once, not per call."""
 
-    stages: list[
-        tuple[Tensor, Tensor]
-    ]  # input of each layer, keys (B,hw,width) and shared (B,S,width); last the output
-    position: Tensor  # (1,hw,width), position encoding of the keys
+    layers: list[tuple[Tensor, Tensor, Tensor]]  # per layer keys, values (B,heads,hw,e) and shared tokens (B,S,width)
+    final: tuple[Tensor, Tensor]  # keys and values of the final attention
     canvas: Tensor  # (B,width/8,4h,4w), upscaled features from which masks are made
     size: tuple[int, int]  # (h0,w0) of the prepared image
+    look: Tensor | None = None  # `PromptEncoder.appearance`, kept by the first prompt of inference
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -114,10 +113,20 @@ class SAMMaskHead(MaskDecoder):
 
     def refine(self, features: Features) -> ImageEmbedding:
         """Compute the part of `forward` that does not depend on the queries, as input of `decode`."""
-        stages, position = self._refine(features.dense)
+        src = self.image_projection(features.dense)
+        position = self.position(src.shape[-2:])[None].flatten(2).transpose(1, 2).to(src.dtype)
+        keys = src.flatten(2).transpose(1, 2)
+        origin = self.shared_tokens.weight.expand(src.shape[0], -1, -1)
+        shared, layers = origin, []
+        for layer in self.transformer.layers:
+            read = _project(layer.cross_attn_token_to_image, keys + position, keys)
+            layers.append((*read, shared))
+            shared = _read_layer(layer, shared[:, None], origin[:, None], read)[:, 0]
+            write = _project(layer.cross_attn_image_to_token, shared + origin, shared)
+            keys = layer.norm4(keys + _attend(layer.cross_attn_image_to_token, keys + position, *write))
+        final = _project(self.transformer.final_attn_token_to_image, keys + position, keys)
         h, w = features.dense.shape[-2:]
-        canvas = self._upscale(stages[-1][0], features)
-        return ImageEmbedding(stages, position, canvas, (h * self.stride, w * self.stride))
+        return ImageEmbedding(layers, final, self._upscale(keys, features), (h * self.stride, w * self.stride))
 
     def decode(
         self, image: ImageEmbedding, queries: Queries, chunk: int | None = None
@@ -138,31 +147,15 @@ class SAMMaskHead(MaskDecoder):
             tokens, mask = self.prompts.tokens(queries, image.size, self.position)
             token = self._read(tokens, image, mask)[:, :, 0]
             drawn = self._draw(self.hypernetwork(token), token, image)
-            logits.append(self.prompts.draw(drawn, token, queries, image.size, image.canvas, self.position))
+            look = self.prompts.appearance(image.canvas) if image.look is None else image.look
+            image.look = None if torch.is_grad_enabled() else look
+            logits.append(self.prompts.draw(drawn, token, queries, image.size, look, self.position))
             iou_pred = self.prompt_quality(token)[..., 0]
         return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, iou_pred
 
     def _draw(self, weights: Tensor, tokens: Tensor, image: ImageEmbedding) -> Tensor:
         """Mask weights (B,T,width/8) and query tokens (B,T,width) -> mask logits (B,T,4h,4w)."""
         return torch.einsum("btc,bchw->bthw", weights, image.canvas) + self.bias(tokens)[..., None]
-
-    def _refine(self, dense: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Run the two-way transformer on the image and the shared tokens.
-
-        Returns:
-            stages: the input of each layer and the output of the last one, as (keys (B,hw,width), shared (B,S,width)).
-            position: (1,hw,width).
-        """
-        src = self.image_projection(dense)
-        position = self.position(src.shape[-2:])[None].flatten(2).transpose(1, 2).to(src.dtype)
-        keys = src.flatten(2).transpose(1, 2)
-        origin = self.shared_tokens.weight.expand(src.shape[0], -1, -1)
-        shared, stages = origin, []
-        for layer in self.transformer.layers:
-            stages.append((keys, shared))
-            shared, keys = layer(queries=shared, keys=keys, query_pe=origin, key_pe=position)
-        stages.append((keys, shared))
-        return stages, position
 
     def _read(self, tokens: Tensor, image: ImageEmbedding, mask: Tensor | None = None) -> Tensor:
         """Run the layers of the transformer on the query tokens, without updating the image, per query.
@@ -174,13 +167,10 @@ class SAMMaskHead(MaskDecoder):
         Returns:
             (B,T,M,width).
         """
-        origin = tokens
-        for layer, (keys, shared) in zip(self.transformer.layers, image.stages):
-            tokens = _read_layer(layer, tokens, origin, mask, keys, shared, self.shared_tokens.weight, image.position)
-        keys = image.stages[-1][0]
-        read = self.transformer.final_attn_token_to_image(
-            q=(tokens + origin).flatten(1, 2), k=keys + image.position, v=keys
-        )
+        origin, shared_origin = tokens, self.shared_tokens.weight
+        for layer, (key, value, shared) in zip(self.transformer.layers, image.layers):
+            tokens = _read_layer(layer, tokens, origin, (key, value), mask, shared, shared_origin)
+        read = _attend(self.transformer.final_attn_token_to_image, (tokens + origin).flatten(1, 2), *image.final)
         return self.transformer.norm_final_attn(tokens + read.view_as(tokens))
 
     def _upscale(self, keys: Tensor, features: Features) -> Tensor:
@@ -195,38 +185,51 @@ def _read_layer(
     layer: TwoWayAttentionBlock,
     tokens: Tensor,
     origin: Tensor,
-    mask: Tensor | None,
-    keys: Tensor,
-    shared: Tensor,
-    shared_origin: Tensor,
-    position: Tensor,
+    read: tuple[Tensor, Tensor],
+    mask: Tensor | None = None,
+    shared: Tensor | None = None,
+    shared_origin: Tensor | None = None,
 ) -> Tensor:
-    """The token half of a SAM block: tokens (B,T,M,width) attend to shared tokens and to those of their query."""
+    """The token half of a SAM block: tokens (B,T,M,width) attend to those of their query, to shared ones, to the image.
+
+    Args:
+        origin: the tokens before the first layer, their position encoding.
+        read: keys and values of the image, from `_project`.
+        mask: bool (B,T,M), False for padding.
+        shared, shared_origin: (B,S,width) and (S,width); None: there are none besides `tokens`.
+    """
     b, t, m, c = tokens.shape
-    own = tokens.reshape(b * t, m, c)
-    both = torch.cat([shared[:, None].expand(-1, t, -1, -1).flatten(0, 1), own], dim=1)
+    own = both = tokens.reshape(b * t, m, c)
     key_mask = None
-    if mask is not None:
-        key_mask = torch.cat([mask.new_ones((b * t, shared.shape[1])), mask.reshape(b * t, m)], dim=1)
+    if shared is not None:
+        both = torch.cat([shared[:, None].expand(-1, t, -1, -1).flatten(0, 1), own], dim=1)
+        if mask is not None:
+            key_mask = torch.cat([mask.new_ones((b * t, shared.shape[1])), mask.reshape(b * t, m)], dim=1)
+    attention = layer.self_attn
     if layer.skip_first_layer_pe:
-        own = _attend(layer.self_attn, own, both, both, key_mask)
+        own = _attend(attention, own, *_project(attention, both, both), key_mask)
     else:
-        own_origin = origin.reshape(b * t, m, c)
-        both_origin = torch.cat([shared_origin.expand(b * t, -1, -1), own_origin], dim=1)
-        own = own + _attend(layer.self_attn, own + own_origin, both + both_origin, both, key_mask)
+        own_origin = both_origin = origin.reshape(b * t, m, c)
+        if shared is not None:
+            both_origin = torch.cat([shared_origin.expand(b * t, -1, -1), own_origin], dim=1)
+        own = own + _attend(attention, own + own_origin, *_project(attention, both + both_origin, both), key_mask)
     tokens = layer.norm1(own).reshape(b, t, m, c)
-    read = layer.cross_attn_token_to_image(q=(tokens + origin).flatten(1, 2), k=keys + position, v=keys)
-    tokens = layer.norm2(tokens + read.view_as(tokens))
+    tokens = tokens + _attend(layer.cross_attn_token_to_image, (tokens + origin).flatten(1, 2), *read).view_as(tokens)
+    tokens = layer.norm2(tokens)
     return layer.norm3(tokens + layer.mlp(tokens))
 
 
-def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    """SAM's attention, with a mask over the keys, bool (B,keys), which SAM's own module does not take."""
-    if key_mask is None:
-        return attention(q=q, k=k, v=v)
-    heads = (
+def _project(attention: Attention, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Project (B,N,width) to the keys and values of an attention, (B,heads,N,e)."""
+    return tuple(
         attention._separate_heads(project(x), attention.num_heads)
-        for project, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
+        for project, x in ((attention.k_proj, keys), (attention.v_proj, values))
     )
-    out = F.scaled_dot_product_attention(*heads, attn_mask=key_mask[:, None, None, :])
+
+
+def _attend(attention: Attention, q: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """SAM's attention from `_project`'s keys and values, with a mask over the keys, bool (B,N)."""
+    q = attention._separate_heads(attention.q_proj(q), attention.num_heads)
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask)
     return attention.out_proj(attention._recombine_heads(out))

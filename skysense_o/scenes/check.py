@@ -12,6 +12,7 @@ from skysense_o.image_io import gdal_settings
 from skysense_o.scenes.options import SceneOptions, SceneOutputs
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.raster import Raster
+from skysense_o.scenes.stac import check_stac
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,16 @@ def check_formats(formats: Sequence[str], raster: Raster) -> None:
     """Refuse formats that cannot be written for this raster.
 
     Raises:
-        ValueError: GeoJSON, for a raster whose location on the ground is unknown.
+        ValueError: GeoJSON or STAC, for a raster whose location on the ground is unknown.
+        ModuleNotFoundError: STAC, and pystac is not installed.
     """
-    if "geojson" in formats and not raster.areas.known:
-        raise ValueError(f"{raster.name}: {GROUND_UNKNOWN}, and GeoJSON needs longitudes: save gpkg or coco instead")
+    for name, title in (("geojson", "GeoJSON"), ("stac", "STAC")):
+        if name in formats and not raster.areas.known:
+            raise ValueError(
+                f"{raster.name}: {GROUND_UNKNOWN}, and {title} needs longitudes: save gpkg or coco instead"
+            )
+    if "stac" in formats:
+        check_stac()
 
 
 def check_scene(path: Path, outputs: SceneOutputs, options: SceneOptions) -> None:
@@ -74,6 +81,6 @@ def check_free_space(folder: Path, size: tuple[int, int], ids: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise OSError(
-            f"{str(folder)!r} has {free / 2**30:.1f} GiB free and this scene needs {need / 2**30:.1f} GiB: free some"
-            " space or give another --output"
+            f"{str(folder)!r} has {free / 1e6:,.1f} MB free and this scene needs {need / 1e6:,.1f} MB: make room, or"
+            " give another --output"
         )

@@ -27,6 +27,7 @@ from skysense_o.scenes.options import SceneOutputs
 from skysense_o.scenes.polygons import polygons, write_geopackage
 from skysense_o.scenes.regions import Regions, find_regions, runs
 from skysense_o.scenes.scene import Scene, tags_of
+from skysense_o.scenes.stac import write_item
 from skysense_o.whole_files import write_text
 
 REGION_FORMATS = {"gpkg", "geojson", "coco", "boxes"}
@@ -72,6 +73,10 @@ def save_scene(scene: Scene, outputs: SceneOutputs) -> tuple[list[Path], list[di
         classes = [{**row, "color": color} for row, color in zip(rows, palette)]
         classes = sorted(classes, key=lambda row: -row["share"]) if outputs.min_share else classes
         write_text(written[-1], json.dumps({"classes": classes, "settings": scene.settings}, indent=1))
+    if "stac" in formats:
+        path = _path(start, "_item.json")
+        write_item(path, scene.raster, {_key(file, stem): file for file in written}, rows, outputs.item)
+        written.append(path)
     return written, rows
 
 
@@ -154,6 +159,11 @@ def _overlay(scene: Scene, palette: Sequence[Color], rows: Sequence[dict], min_s
     colors[: len(palette)] = palette
     rows = [{**row, "color": color} for row, color in zip(rows, palette)]
     return draw_legend(overlay(image, labels, colors), rows, min_share)
+
+
+def _key(file: Path, stem: str) -> str:
+    """The key of a file among the assets of an item: `town_labels.tif` gives labels, `town.gpkg` gives gpkg."""
+    return file.name.removeprefix(stem).lstrip("_.").split(".")[0]
 
 
 def _path(start: Path, end: str) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from skysense_o.errors import install_extra
+
 
 def scene_tools(name: str = "run") -> ModuleType:
     """Import a module of this folder.
@@ -21,5 +23,5 @@ def scene_tools(name: str = "run") -> ModuleType:
         if (error.name or "").startswith("skysense_o"):
             raise
         raise ModuleNotFoundError(
-            f'georeferenced scenes need {error.name}, which is not installed: pip install -e ".[geo]"', name=error.name
+            f"georeferenced scenes need {error.name}, which is not installed: {install_extra('geo')}", name=error.name
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skysense_o.inference.colors import Color
 
-SCENE_FORMATS = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas")
+SCENE_FORMATS = ("geotiff", "confidence", "gpkg", "geojson", "coco", "boxes", "areas", "stac")
 """Formats that only scenes have."""
 FORMATS = (*SCENE_FORMATS, "labels", "overlay", "json")
 """All formats of scenes; `labels` is another word for `geotiff`."""
@@ -56,6 +56,7 @@ class SceneOutputs:
         min_area: smaller regions are left out of polygons and boxes; square metres, or pixels where the location on
             the ground is unknown.
         simplify: tolerance to simplify polygons with, in pixels; 0 to keep all corners.
+        item: STAC item that the scene was given by, or None; the item of --save stac refers to it.
         min_share: if above 0, classes are sorted by share, and the legend leaves out those below this share (0..1).
 
     Raises:
@@ -72,6 +73,7 @@ class SceneOutputs:
     min_area: float = 0.0
     simplify: float = 0.0
     min_share: float = 0.0
+    item: Path | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]

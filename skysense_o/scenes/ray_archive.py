@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from skysense_o.errors import file_error
+from skysense_o.errors import file_error, install_extra
 from skysense_o.image_io import printable
 from skysense_o.scenes.options import SceneOptions, SceneOutputs
 from skysense_o.vocabulary import Vocabulary
@@ -100,6 +100,6 @@ def _ray() -> ModuleType:
         import ray.data
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'archives need ray, which is not installed: pip install -e ".[archive]"', name=error.name
+            f"archives need ray, which is not installed: {install_extra('archive')}", name=error.name
         ) from error
     return ray

@@ -15,7 +15,7 @@ from skysense_o.scenes.check import check_formats
 from skysense_o.scenes.export import REGION_FORMATS, save_scene
 from skysense_o.scenes.options import SceneOptions, SceneOutputs
 from skysense_o.scenes.raster import Raster
-from skysense_o.scenes.scene import segment_scene
+from skysense_o.scenes.scene import label_scene
 from skysense_o.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run_scene(
             formats = REGION_FORMATS & set(outputs.formats)
             objects = getattr(predictor.model, "offers_instances", False) and bool(formats)
             share = {"process": index, "processes": count, "progress": progress}
-            scene = segment_scene(predictor, raster, vocabulary, work, options, **share, instances=objects)
+            scene = label_scene(predictor, raster, vocabulary, work, options, **share, instances=objects)
             with closing(scene.work):
                 if processes:
                     processes.wait_for_everyone()

@@ -56,7 +56,7 @@ class Scene:
         return self.threshold is not None or any(self.settings.get("background", ()))
 
 
-def segment_scene(
+def label_scene(
     predictor: Predictor,
     raster: Raster,
     vocabulary: Vocabulary,

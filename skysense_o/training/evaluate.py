@@ -209,10 +209,15 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
         return {"numbers": {first: numbers[first], **numbers}}
     table = MetadataCatalog.get(name).get("class_table")
     names = load_classes(table).classes if table else records[0].get("names")
+    vocabulary = Vocabulary.of(names) if names else None
+    if table and cfg.TEST.WORDS == "synonyms":
+        (vocabulary,) = evaluation_vocabularies(cfg, load_classes(table), name).values()
     templates = read_templates(cfg.TEST.TEMPLATES) if cfg.TEST.TEMPLATES else cfg.MODEL.TEMPLATES
     figure = folder / f"{file_stem(name)}_confusion"
     encoder = vqa_model if vqa_model is not None and task in ABLE.get(type(vqa_model).__name__, ()) else model
-    numbers = evaluate_pairs(encoder, records, read_record_image, names, templates, cfg.INPUT.CROP_SIZE, figure)
+    numbers = evaluate_pairs(
+        encoder, records, read_record_image, vocabulary, templates, cfg.INPUT.CROP_SIZE, figure, cfg.TEST.FLIPS
+    )
     per_class = numbers.pop("per_class", None)
     return {"numbers": numbers, **({"per_class": per_class, "templates": list(templates)} if per_class else {})}
 

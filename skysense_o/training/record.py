@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +17,8 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from skysense_o.whole_files import write_text
+from skysense_o.shipped_files import is_checkout, shipped_file
+from skysense_o.whole_files import whole, write_text
 
 PACKAGES = (
     "torch",
@@ -79,7 +82,9 @@ def manifest(records: list[dict]) -> dict:
 
 def git_state() -> dict | None:
     """The commit of the code and the files changed since; None if it is not a git checkout."""
-    here = Path(__file__).resolve().parents[2]
+    if not is_checkout():  # a wheel may be installed inside a checkout of something else
+        return None
+    here = shipped_file(".")
     try:
         words = [["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]]
         commit, changes = (
@@ -115,7 +120,7 @@ def plot_metrics(folder: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     path = folder / "metrics.json"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = list(_metrics(path)) if path.is_file() else []
     keys = list(dict.fromkeys(key for row in rows for key in row))
     panels = {title: [k for k in keys if belongs(k)] for title, belongs in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
@@ -131,8 +136,16 @@ def plot_metrics(folder: Path) -> Path | None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(folder / "metrics.png", dpi=110)
+    with whole(folder / "metrics.png") as part:
+        figure.savefig(part, format="png", dpi=110)
     return folder / "metrics.png"
+
+
+def _metrics(path: Path) -> Iterator[dict]:
+    """The lines of `metrics.json`, without those that a kill or a full disk cut short."""
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 class WandbWriter(EventWriter):

@@ -46,7 +46,7 @@ LOG_PERIOD = 20
 MAPPERS = {"mixed": MixedMapper, "labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
 # Per mapper, the keys of which a record must have at least one.
 NEEDS = {
-    "mixed": ("sem_seg_file_name", "boxes", "points", "label"),
+    "mixed": ("sem_seg_file_name", "boxes", "points", "shapes", "label"),
     "labels": ("sem_seg_file_name",),
     "captions": ("captions", "label"),
     "questions": ("answer",),

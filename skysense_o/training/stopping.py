@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skysense_o.sample import Sample
 from skysense_o.training.checkpointer import RunCheckpointer
+from skysense_o.whole_files import whole
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -119,7 +120,8 @@ def dump(
     path = Path(folder) / f"nan_{iteration:07d}_{comm.get_rank()}.pth"
     plain = [{key: _plain(value) for key, value in sample.items()} for sample in samples]
     values = {name: float(loss.detach()) for name, loss in losses.items()}
-    torch.save({"iteration": iteration, "losses": values, "samples": plain}, path)
+    with whole(path) as part:
+        torch.save({"iteration": iteration, "losses": values, "samples": plain}, part)
     files = ", ".join(dict.fromkeys(str(sample.get("file_name", "?")) for sample in samples))
     return LossError(
         f"{reason}, for the images {files}; the batch is in {path}. Lower SOLVER.BASE_LR, set SOLVER.PRECISION no, or"

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, load_script
 from PIL import Image
 
+from skysense_o.cli.request import vocabulary_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.relation_graph import load_graph
 
@@ -96,19 +97,19 @@ def test_the_benchmark_runs_on_random_images(call, tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_file_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     """The first class was "\ufeffbuilding", another class for the model."""
-    demo = load_script("demo/demo.py")
+    parser = load_script("demo/demo.py").parser()
     (tmp_path / "words.txt").write_bytes("building\r\n\r\nroad\r\n".encode(encoding))
     words = ["--input", "a", "--output", "b", "--classes-file", str(tmp_path / "words.txt")]
-    vocabulary, _ = demo.vocabulary_of(demo.parser().parse_args(words))
+    vocabulary, _ = vocabulary_of(parser.parse_args(words))
     assert vocabulary.classes == ("building", "road")
 
 
 def test_open_world_classes_are_found(dubai, monkeypatch):
-    demo = load_script("demo/demo.py")
-    vocabulary, colors = demo.vocabulary_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
+    parser = load_script("demo/demo.py").parser()
+    vocabulary, colors = vocabulary_of(parser.parse_args(["--input", "a", "--output", "b", "--open-world"]))
     assert len(vocabulary) == len(colors) == len(load_classes("open_world"))
     trees.skysa(dubai.parent)
-    vocabulary, colors = demo.vocabulary_of(demo.parser().parse_args(["--input", "a", "--output", "b", "--open-world"]))
+    vocabulary, colors = vocabulary_of(parser.parse_args(["--input", "a", "--output", "b", "--open-world"]))
     assert set(vocabulary.classes) == {"lake", "pond", "forest", "road", "car", "roof"}
     assert colors is None
 

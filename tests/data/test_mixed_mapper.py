@@ -10,6 +10,7 @@ import torch
 import weak_trees as trees
 
 from skysense_o.config import default_config
+from skysense_o.data import weak_records
 from skysense_o.data.catalog import records_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
@@ -20,6 +21,7 @@ from skysense_o.data.partial_labels import CANDIDATES, COMMON
 from skysense_o.data.weak.box_masks import LEAST, box_labels, ellipse_mask, grabcut_mask
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
+from skysense_o.data.weak.shapes import shape_boxes, shape_labels
 from skysense_o.sample import IGNORE, MAYBE, NO, UNKNOWN, YES
 
 SETS = ("epfl_roads_train", "simd_train", "urban_trees_train", "rsicd_scenes_train")
@@ -123,6 +125,62 @@ def test_point_labels_equal_a_naive_loop():
             assert labels[y, x] == expected, (x, y)
     assert (point_labels((5, 5), [], 1, 2.0, 3.0) == IGNORE).all()
     assert not (point_labels((20, 24), points, 2, 2.5, far=0) == 3).any()
+
+
+def outline(c, margin=0, polygons=(), circles=()) -> dict:
+    return {"class": c, "margin": margin, "polygons": polygons, "circles": circles}
+
+
+def test_a_disc_is_as_a_loop_has_it():
+    labels = shape_labels((20, 24), [outline(1, 2, circles=[[9.5, 8, 5]])], classes=3)
+    for y in range(20):
+        for x in range(24):
+            away = np.hypot(x + 0.5 - 9.5, y + 0.5 - 8)
+            if away <= 5:
+                assert labels[y, x] == 1, (x, y)
+            elif away > 8.5:
+                assert labels[y, x] == 6, (x, y)
+    assert (labels == IGNORE).sum() > 40, "the margin"
+    assert IGNORE not in shape_labels((20, 24), [outline(1, 0, circles=[[9.5, 8, 5]])], classes=3)
+
+
+def test_polygons_holes_and_borders_of_two_classes():
+    square, hole = [[4, 4], [20, 4], [20, 20], [4, 20]], [[10, 10], [14, 10], [14, 14], [10, 14]]
+    labels = shape_labels((24, 30), [outline(0, polygons=[square, hole])], classes=2)
+    assert (labels[5:9, 5:19] == 0).all()
+    assert labels[11, 11] == labels[2, 2] == labels[22, 22] == 4
+    right = [[20, 0], [30, 0], [30, 24], [20, 24]]
+    labels = shape_labels((24, 30), [outline(0, 2, [square]), outline(1, 2, [right])], classes=2)
+    assert set(labels[12, 18:22]) == {IGNORE}, "where two classes touch"
+    assert (labels[12, 8], labels[12, 25], labels[1, 1]) == (0, 1, 4)
+    boxes = shape_boxes([outline(0, polygons=[square]), outline(1, circles=[[9, 8, 5]])])
+    assert boxes == [[4, 4, 20, 20, 0], [4, 3, 14, 13, 1]]
+
+
+def test_shapes_say_what_is_outside_of_them(data, monkeypatch):
+    monkeypatch.setattr(weak_records, "CLASSES_FOLDER", data / "datasets/classes")
+    trees.shapes(data)
+    mapper, at = mapper_of(data, SYNONYMS=False, PROMPTS=4), load_classes("ucmerced_shapes").classes.index
+    beach, tanks = records_of("ucmerced_shapes_train")
+    seen = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = mapper(beach)
+        says = dict(zip(sample["vocabulary"].classes, sample["says"].T))
+        if "sea" in says:
+            assert (says["sea"][at("sea")], says["sea"][at("beach")], says["sea"][-1]) == (YES, NO, NO)
+        if "beach" in says:
+            assert says["beach"][-1] == UNKNOWN, "not all of it is outlined"
+        assert set(sample["sem_seg"].unique().tolist()) <= {at("sea"), at("beach"), IGNORE}
+        seen |= set(says)
+        np.random.seed(seed)
+        sample = mapper(tanks)
+        assert set(sample["sem_seg"].unique().tolist()) <= {at("storage tank"), len(sample["says"]) - 1, IGNORE}
+        says = dict(zip(sample["vocabulary"].classes, sample["says"].T))
+        if "storage tank" in says:
+            assert (says["storage tank"][at("storage tank")], says["storage tank"][-1]) == (YES, NO)
+        assert (sample["sem_seg"][sample["prompts"]["masks"].any(0)] == at("storage tank")).all()
+    assert {"sea", "beach"} <= seen
 
 
 def test_mosaic_cells_cover_the_image_and_have_ragged_edges():
@@ -256,7 +314,7 @@ def test_prompts_are_drawn_on_objects_and_never_on_the_rest(data):
 
 
 def test_a_record_without_any_label_is_an_error(data):
-    with pytest.raises(ValueError, match="x.png has no label image, boxes, points or kind of scene"):
+    with pytest.raises(ValueError, match="x.png has no label image, boxes, points, shapes or kind of scene"):
         mapper_of(data)({"file_name": "x.png", "dataset": "dubai"})
 
 

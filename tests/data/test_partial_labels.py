@@ -75,6 +75,27 @@ def test_outside_boxes_only_completely_labelled_classes_are_denied():
     assert outside_says(ships)[concepts.index("boat")] == UNKNOWN
 
 
+def test_outside_of_all_shapes_of_a_class_it_is_denied():
+    concepts, at = load_concepts(), load_concepts().index
+    classes = load_classes("ucmerced_shapes").classes
+
+    def outside(kind: str, *complete: str) -> np.ndarray:
+        ids = [classes.index(name) for name in complete]
+        return outside_says({"dataset": "ucmerced_shapes", "shapes": [], "complete": ids, "kind": f"ucmerced/{kind}"})
+
+    river = outside("river", "river")
+    assert river[at("river")] == NO
+    assert river[at("water")] == NO, "an image of a river has no other water"
+    assert river[at("tree")] == UNKNOWN
+    assert river[at("airplane")] == NO, "not in this kind of scene"
+    assert outside("river")[at("river")] == outside("river")[at("water")] == UNKNOWN
+    assert outside("airplane", "airplane")[at("aircraft")] == NO
+    assert outside("runway", "runway")[at("paved area")] == UNKNOWN, "there may be a road"
+    beach = outside("beach", "beach", "sea")
+    assert (beach[at("sea")], beach[at("water")], beach[at("bare land")]) == (NO, NO, UNKNOWN)
+    assert len(beach) == len(concepts)
+
+
 def test_a_scene_class_says_what_must_may_and_cannot_be_there():
     concepts, at = load_concepts(), load_concepts().index
     farm = concepts.scene_says(concepts.scenes["rsicd/farmland"])

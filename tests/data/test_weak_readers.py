@@ -1,4 +1,4 @@
-"""Readers of boxes, points, marks and kinds of scenes, and how tools/check_dataset.py looks at them."""
+"""Readers of boxes, points, marks, shapes and kinds of scenes, and how tools/check_dataset.py looks at them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import weak_trees as trees
 
 from skysense_o.data import weak_records
-from skysense_o.data.catalog import records_of
+from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
+from skysense_o.data.weak.shapes import shape_labels
 
 CHECK = "tools/check_dataset.py"
 
@@ -91,6 +92,53 @@ def test_point_records_keep_the_class_of_their_scene(data, tmp_path, monkeypatch
     assert (record["what"], record["kind"]) == ("boat", "ucmerced/harbor")
 
 
+@pytest.fixture
+def outlined(data, monkeypatch) -> Path:
+    monkeypatch.setattr(weak_records, "CLASSES_FOLDER", data / "datasets/classes")
+    trees.shapes(data)
+    return data
+
+
+def test_shapes_of_an_image_are_one_record(outlined):
+    at = load_classes("ucmerced_shapes").classes.index
+    beach, tanks = records_of("ucmerced_shapes_train")
+    assert [(s["class"], s["margin"], len(s["polygons"])) for s in beach["shapes"]] == [
+        (at("sea"), 1, 1),
+        (at("beach"), 3, 1),
+    ]
+    assert (beach["complete"], beach["kind"]) == ([at("sea")], "ucmerced/beach")
+    assert tanks["shapes"][0]["circles"] == [[20, 30, 10], [60, 60, 9]]
+    assert (tanks["complete"], tanks["kind"]) == ([at("storage tank")], "ucmerced/storage tanks")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"class": "moon base"}, "'moon base' is no class of datasets/classes/ucmerced_shapes.json, which has tennis"),
+        ({"polygons": [[[1, 1], [9, 9]]]}, "has 2 points: at least 3 are needed"),
+        ({"polygons": []}, "has neither polygons nor circles"),
+        ({"circles": [[9, 9, 0]]}, r"the circle \[9, 9, 0\] \(x, y, radius\) needs a radius above 0"),
+    ],
+)
+def test_mistakes_in_shapes_are_named(outlined, change, told):
+    trees.shapes(outlined, [{**trees.SHAPES[0], **change}])
+    with pytest.raises(ValueError, match=r"ucmerced.jsonl, line 1 \(beach/beach00\).*" + told):
+        records_of("ucmerced_shapes_train")
+
+
+def test_the_annotated_shapes_are_sound(monkeypatch, data):
+    """Of the file that the project has; the images themselves are not needed."""
+    monkeypatch.setattr(weak_records, "_record", lambda spec, file, **what: {"file_name": str(file), **what})
+    records = list(weak_records.read_shapes(spec_of("ucmerced_shapes"), "train"))
+    count = len(load_classes("ucmerced_shapes"))
+    for record in records:
+        labels = shape_labels((256, 256), record["shapes"], count)
+        for shape in record["shapes"]:
+            assert (labels == shape["class"]).sum() > 40, record["file_name"]
+            numbers = [n for p in shape["polygons"] for point in p for n in point]
+            assert all(0 <= n <= 260 and 2 * n == int(2 * n) for n in numbers), record["file_name"]
+
+
 def test_splits_are_chosen_by_globs(data):
     trees.roads(data)
     assert [Path(r["file_name"]).stem for r in records_of("epfl_roads_val")] == ["img_5"]
@@ -122,10 +170,23 @@ def test_check_finds_points_outside(data, call):
     assert "0.png: the point of tree [10, 64] is not inside the image of 64 x 64" in said
 
 
-def test_the_contact_sheet_draws_boxes_and_points(data, call, tmp_path):
-    trees.vehicles(data)
-    trees.trees(data)
-    for name in ("simd_train", "urban_trees_train"):
+def test_check_counts_shapes_and_finds_those_outside(outlined, call):
+    code, said, err = call(CHECK, "ucmerced_shapes_train")
+    assert code == 0, said + err
+    assert any(line.startswith("storage tank") and line.split()[-1] == "1" for line in said.splitlines()), said
+    lines = [{**trees.SHAPES[0], "polygons": [[[0, 0], [65, 0], [9, 9]]], "circles": [[70, 10, 5], [66, 10, 5]]}]
+    trees.shapes(outlined, lines)
+    code, said, _ = call(CHECK, "ucmerced_shapes_train")
+    assert code == 1
+    assert "beach00.jpg: the polygon of sea [[0, 0], [65, 0], [9, 9]] is not inside the image of 64 x 64" in said
+    assert "the circle of sea [70, 10, 5] is not inside" in said
+    assert "[66, 10, 5]" not in said, "a part of it is inside"
+
+
+def test_the_contact_sheet_draws_boxes_points_and_shapes(outlined, call, tmp_path):
+    trees.vehicles(outlined)
+    trees.trees(outlined)
+    for name in ("simd_train", "urban_trees_train", "ucmerced_shapes_train"):
         sheet = tmp_path / f"{name}.png"
         code, said, err = call("tools/visualize_data.py", name, "--output", sheet, "--count", "2")
         assert code == 0, err

@@ -1,4 +1,4 @@
-"""Tiny copies of sets with boxes, points, marks and kinds of scenes, in the files of their publishers."""
+"""Tiny copies of sets with boxes, points, marks, shapes and kinds of scenes, in the files of their publishers."""
 
 from __future__ import annotations
 
@@ -68,6 +68,23 @@ def rsicd(data: Path) -> Path:
     lines.append({**lines[0], "split": "test"})
     write_lines(folder / "captions.jsonl", lines)
     return folder
+
+
+SHAPES = (
+    {"image": "beach/beach00", "class": "sea", "complete": True, "polygons": [[[0, 0], [32, 0], [32, 64], [0, 64]]]},
+    {"image": "beach/beach00", "class": "beach", "complete": False, "margin": 3}
+    | {"polygons": [[[32, 0], [64, 0], [64, 64], [32, 64]]]},
+    {"image": "storagetanks/storagetanks00", "class": "storage tank", "complete": True}
+    | {"circles": [[20, 30, 10], [60, 60, 9]]},
+)
+
+
+def shapes(data: Path, lines=SHAPES) -> None:
+    """Two images of UC Merced with outlines; the lines are in <data>/datasets/shapes."""
+    for line in lines:
+        image(data / f"ucmerced/images/{line['image']}.jpg", (60, 90, 120))
+    (data / "datasets/shapes").mkdir(parents=True, exist_ok=True)
+    write_lines(data / "datasets/shapes/ucmerced.jsonl", lines)
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:

@@ -25,7 +25,9 @@ def tower():
     def encode_text(strings):
         return F.normalize(torch.tensor([AXES[s] for s in strings], dtype=torch.float32), dim=-1)
 
-    return SimpleNamespace(encode_text=encode_text)
+    return SimpleNamespace(
+        encode_text=encode_text, dim=3, pixel_mean=torch.zeros(1), text_parameters=lambda: [torch.ones(1)]
+    )
 
 
 def test_trained_words_and_their_plurals_are_familiar(tower):
@@ -88,3 +90,14 @@ def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch)
     fill_known(cfg)
     known = cfg.MODEL.KNOWN
     assert (known.CLASSES, known.DATASETS, known.GSD) == (["ship"], ["a_train"], [0.2, 0.5])
+
+
+def test_a_new_word_is_encoded_once_for_its_mask_and_its_warning(mini, monkeypatch):
+    asked = []
+    real = mini.model.tower.encode_text
+    mini.unfamiliar(Vocabulary.parse("griffin"))  # the training words themselves
+    monkeypatch.setattr(mini.model.tower, "encode_text", lambda strings: asked.extend(strings) or real(strings))
+    mini(np.zeros((32, 32, 3), np.uint8), "griffin,phoenix|firebird")
+    assert sorted(asked) == sorted(set(asked))
+    assert {"phoenix", "firebird"} <= set(asked)
+    assert "griffin" not in asked

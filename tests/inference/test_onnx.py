@@ -67,4 +67,4 @@ def test_models_that_cannot_be_exported_are_errors(call, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = call("tools/export.py", "--output", tmp_path / "a.onnx")
     assert code == 2
-    assert "pip install -e '.[onnx]'" in err
+    assert 'pip install "skysense_o[onnx]"' in err

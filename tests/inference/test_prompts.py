@@ -14,7 +14,7 @@ from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.geometry import ImageTransform
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import Features, Queries
-from skysense_o.modeling.prompt_encoder import _likeness, _nearness, _points
+from skysense_o.modeling.prompt_encoder import _likeness, _nearness, _points, _where
 from skysense_o.modeling.sam_head import SAMMaskHead
 from skysense_o.prompt_objective import prepared_prompts, prompt_terms
 from skysense_o.training.optimizer import build_optimizer
@@ -123,10 +123,38 @@ def test_queries_are_independent(head, features):
     assert words[2] is None
 
 
+def test_the_product_with_the_position_encoding_equals_its_naive_twin(head):
+    weights, grid = torch.randn(2, 3, 2 * head.position.positional_encoding_gaussian_matrix.shape[1]), (9, 14)
+    naive = torch.einsum("bkc,chw->bkhw", weights, head.position(grid)) / weights.shape[-1] ** 0.5
+    assert torch.allclose(_where(weights, head.position, grid), naive, atol=1e-5)
+
+
+def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkeypatch):
+    """Keys, values and appearance: the second prompt computes neither, and its masks are those of a fresh image."""
+    calls = []
+    with torch.no_grad():
+        image, fresh = head.refine(features), head.refine(features)
+        asked = queries()
+        first = head.decode(image, asked)
+        counted = [head.transformer.final_attn_token_to_image.k_proj, head.prompts.look]
+        hooks = [module.register_forward_hook(lambda *args: calls.append(args[0])) for module in counted]
+        again = head.decode(image, asked)
+        assert calls == []
+        other = head.decode(fresh, asked)
+        assert calls == [head.prompts.look]
+    for hook in hooks:
+        hook.remove()
+    for a, b, c in zip(first, again, other):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    head.decode(image := head.refine(features), asked)
+    assert image.look is None  # kept in training it would lose its gradient
+
+
 def test_likeness_is_high_where_features_resemble_the_clicked_ones():
     """An image of two halves: a foreground click on the left, a background click on the right, a box over both."""
     look = torch.zeros(1, 2, 4, 8)
-    look[:, 0, :, :4], look[:, 1, :, 4:] = 3.0, 5.0
+    look[:, 0, :, :4], look[:, 1, :, 4:] = 1.0, 1.0
     points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])
     no_box = torch.full((1, 1, 4), float("nan"))
     prompts = Queries(torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool), points, labels, no_box)

@@ -1,11 +1,12 @@
-"""One image with a user: opening, sessions, exports, the prompt loop, hidden paths."""
+"""One image with a user: opening, sessions, views, exports, the prompt loop."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
+import shlex
 import zipfile
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,11 +16,10 @@ from PIL import Image
 
 from skysense_o.image_io import ImageError
 from skysense_o.interactive.dialogue import Dialogue
-from skysense_o.interactive.exports import export, export_zip
-from skysense_o.interactive.hidden_paths import HiddenPaths
-from skysense_o.interactive.opening import OpenedImage, open_upload
+from skysense_o.interactive.exports import export, export_zip, repeat_command, run_settings
+from skysense_o.interactive.opening import OpenedImage, open_upload, smaller_scene
 from skysense_o.interactive.session import Session
-from skysense_o.interactive.view import legend, region_text, render_view, words_and_colors
+from skysense_o.interactive.view import class_png, class_rows, connected_part, map_png, words_and_colors
 from skysense_o.vocabulary import Vocabulary
 
 NAMES = Vocabulary.parse("water,road,tree")
@@ -85,7 +85,7 @@ def test_a_large_photo_is_scaled_down_and_says_so(tmp_path):
     assert open_upload(tmp_path / "line.png", max_pixels=1000).rgb.shape == (1, 1000, 3)
 
 
-def test_a_scene_that_is_scaled_down_says_that_its_place_is_lost(tmp_path):
+def test_a_scene_that_is_scaled_down_says_so_and_keeps_its_place(tmp_path):
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     pixels = scenes.fields(40, 60)
     pixels[:, :10] = 0
@@ -94,7 +94,17 @@ def test_a_scene_that_is_scaled_down_says_that_its_place_is_lost(tmp_path):
     assert opened.rgb.shape == (20, 30, 3)
     assert not opened.valid[:5].any()
     assert opened.valid[5:].all()
-    assert "its place on the ground is lost here" in opened.notes[-1]
+    assert "scaled down from 60 x 40 pixels for the model" in opened.notes[-1]
+    import rasterio
+
+    with (
+        rasterio.open(smaller_scene(opened.full, (20, 30), tmp_path)) as smaller,
+        rasterio.open(tmp_path / "s.tif") as full,
+    ):
+        assert smaller.shape == (20, 30)
+        assert smaller.crs == full.crs
+        assert smaller.bounds == full.bounds
+        assert smaller.nodata == 0
 
 
 def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):
@@ -151,39 +161,73 @@ def test_like_is_a_class_beside_the_words_or_alone(session):
         session.segment()
 
 
-def test_clicks_go_on_with_the_region_and_two_corners_are_a_box(prompted, image, tmp_path):
+def test_clicks_go_on_with_the_region_and_are_undone(prompted, image, tmp_path):
     session = Session(prompted, image, tmp_path)
-    session.click(30, 30)
+    with pytest.raises(ValueError, match="nothing to undo"):
+        session.undo()
+    first = session.click(30, 30)
+    would = session.preview(60, 50, inside=False)
+    assert session.region is first, "a preview changes nothing"
     region = session.click(60, 50, inside=False)
+    assert np.array_equal(region.mask, would)
     mask, iou_pred = prompted.set_image(image.rgb).prompt([(30, 30), (60, 50)], [1, 0])
     assert np.array_equal(region.mask, mask)
     assert region.iou_pred == iou_pred
-    assert session.corner_at(70, 50) is None
-    region = session.corner_at(10, 20)
-    assert region.box == (10, 20, 71, 51), "both corner pixels are inside"
-    assert session.corner is None
+    assert session.draw_box(70, 50, 10, 20).prompt.box == (10, 20, 70, 50)
+    assert np.array_equal(session.undo().mask, mask), "the box is gone and both points are back"
+    assert np.array_equal(session.undo().mask, first.mask)
+    assert session.undo() is None
+    assert session.region is None
+    assert not session.can_undo
     proposals = session.find_all_regions(NAMES, side=4, iou_pred=0, stability_score=0)
     smallest = min(range(len(proposals)), key=lambda i: proposals[i].mask.sum())
     assert (session.proposal_labels[proposals[smallest].mask] == smallest + 1).all()
     session.close()
 
 
-def test_the_view(session):
-    plain = np.asarray(render_view(session, (), 0.5))
-    assert np.array_equal(plain, session.image.rgb)
+# Views
+
+
+def channels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_the_browser_gets_every_label_and_score(session):
     session.segment(["water", "<b>road</b>"], colors={"water": (1, 2, 3)})
-    assert np.array_equal(np.asarray(render_view(session, (), 1)), session.image.rgb), "every mask is switched off"
-    shown = np.asarray(render_view(session, ("water",), 1))
-    water = session.found.labels == 0
-    assert (shown[water] == (1, 2, 3)).all()
-    assert np.array_equal(shown[~water], session.image.rgb[~water])
-    table = legend(session)
-    assert "#010203" in table
-    assert "&lt;b&gt;road" in table
-    assert "<b>road" not in table
-    session.draw_box(10, 10, 40, 30)
-    assert "600 pixels, the box itself" in region_text(session, session.name(NAMES))
-    assert not np.array_equal(np.asarray(render_view(session, (), 0.5)), session.image.rgb)
+    red, green, blue = np.moveaxis(channels(class_png(session)), -1, 0)
+    assert np.array_equal(red, session.found.labels)
+    assert not blue.any()
+    assert np.abs(green / 255 - session.found.score).max() < 0.02
+    rows = class_rows(session)
+    assert (rows[0]["name"], rows[0]["color"]) == ("water", "#010203")
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    many = tuple(f"class {i}" for i in range(300))
+    labels = np.arange(60 * 90, dtype=np.uint16).reshape(60, 90) % 300
+    session.found = replace(session.found, classes=many, labels=labels)
+    red, _, blue = np.moveaxis(channels(class_png(session)).astype(int), -1, 0)
+    assert np.array_equal(red + 256 * blue, session.found.labels), "more classes than a byte holds"
+    region = session.draw_box(10, 10, 40, 30)
+    assert np.array_equal(channels(map_png(session, [region.mask.astype(np.uint8)]))[..., 0], region.mask)
+
+
+def test_a_connected_part_is_measured_and_outlined(session):
+    with pytest.raises(ValueError, match="nothing to measure yet"):
+        connected_part(session, 0, 0)
+    session.segment(["water", "road"])
+    session.found.labels[:] = 0
+    session.found.labels[10:20, 30:50] = 1
+    session.found.labels[12:15, 35:40] = 0
+    part = connected_part(session, 31, 11)
+    assert (part["name"], part["pixels"], part["area_m2"]) == ("road", 200 - 15, None)
+    outer = max(part["rings"], key=len)
+    assert len(part["rings"]) == 2, "with its hole"
+    corners = np.concatenate([np.array(ring) for ring in part["rings"]])
+    assert corners.min(0).tolist() == [30, 10] or np.allclose(corners.min(0), [30, 10], atol=0.3)
+    assert np.allclose(corners.max(0), [50, 20], atol=0.3)
+    assert outer
+    assert connected_part(session, 36, 13)["pixels"] == 15, "the hole is a part by itself"
+    with pytest.raises(ValueError, match="lies outside the image, which is 90 x 60"):
+        connected_part(session, 90, 0)
 
 
 def test_words_may_have_colours():
@@ -197,6 +241,28 @@ def test_words_may_have_colours():
 
 
 # Files
+
+
+def test_the_command_repeats_the_run(session, image, call, tmp_path):
+    with pytest.raises(ValueError, match="nothing to repeat yet"):
+        repeat_command(session)
+    session.segment(["water", "road|street"], ["tree"], 0.3)
+    command = repeat_command(session)
+    assert command == (
+        "python demo/demo.py --input town.png --classes 'water,road|street' --background tree --threshold 0.3"
+        " --weights mini --output out"
+    )
+    assert run_settings(session)["command"] == command
+    Image.fromarray(image.rgb).save(tmp_path / "town.png")
+    words = [str(tmp_path / w) if w in ("town.png", "out") else w for w in shlex.split(command)[2:]]
+    code, _, err = call("demo/demo.py", *words)
+    assert code == 0, err
+    labels = np.asarray(Image.open(tmp_path / "out/town_labels.png"))
+    assert (labels == session.found.labels).mean() > 0.999
+    session.draw_box(0, 0, 80, 18)
+    session.add_example()
+    session.segment(["road"])
+    assert repeat_command(session) is None, "a region has no word"
 
 
 def test_every_file_of_a_plain_image(session):
@@ -313,41 +379,3 @@ def test_the_command_line(call, tmp_path, monkeypatch):
     code, _, err = call("demo/demo.py", "--input", shipped, "--output", tmp_path)
     assert code == 2
     assert "no classes: give --classes" in err
-
-
-# Hidden paths
-
-
-def test_the_folder_has_another_name_outside(tmp_path):
-    """What comes out names the alias; what comes in by the alias reaches the folder, in address and body alike."""
-    got, kind = {}, b"application/json"
-
-    async def app(scope, receive, send):
-        got.update(path=scope["path"], query=scope["query_string"], body=(await receive())["body"])
-        headers = [(b"location", str(tmp_path).encode() + b"/x"), (b"content-type", kind)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": f'{{"path": "{tmp_path}/a.png"}}'.encode()})
-
-    hidden, sent = HiddenPaths(app, tmp_path), []
-    alias = hidden.alias.decode()
-    assert len(alias) == len(str(tmp_path))
-
-    async def receive():
-        return {"type": "http.request", "body": f'["{alias}/b.png"]'.encode()}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "path": f"/file={alias}/c.png", "query_string": f"f={alias}".encode(), "headers": []}
-    asyncio.run(hidden(scope, receive, send))
-    assert got == {
-        "path": f"/file={tmp_path}/c.png",
-        "query": f"f={tmp_path}".encode(),
-        "body": f'["{tmp_path}/b.png"]'.encode(),
-    }
-    assert str(tmp_path) not in str(sent)
-    assert sent[1]["body"].decode() == f'{{"path": "{alias}/a.png"}}'
-    kind = b"application/zip"
-    sent.clear()
-    asyncio.run(hidden(scope, receive, send))
-    assert str(tmp_path) in sent[1]["body"].decode(), "a download passes unchanged"

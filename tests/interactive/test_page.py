@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import re
 import shutil
 import threading
 import zipfile
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, draw_scene, load_script, small_config
+from conftest import ROOT, draw_scene, load_script
 from PIL import Image
 
-from skysense_o import Predictor, Vocabulary
-from skysense_o.interactive.layout import build
+from skysense_o import Vocabulary
 from skysense_o.interactive.limits import Limits
-from skysense_o.interactive.page import BOX, INSIDE, OUTSIDE, Example, Page
-from skysense_o.interactive.serving import dragged_box
+from skysense_o.interactive.page import Example, Page
 from skysense_o.interactive.session import Session
-from skysense_o.meta_arch import SkySenseO
 
-pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[app]"')
+pytest.importorskip("fastapi", reason='the web page needs fastapi: pip install -e ".[app]"')
 playwright = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[test]"')
+from skysense_o.interactive.routes import create_app
+from skysense_o.interactive.serving import serve
+
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here: apt-get install --no-install-recommends chromium"
@@ -46,16 +48,15 @@ def app():
 
 
 @pytest.fixture(scope="module")
-def served(app, words_only, tmp_path_factory):
+def served(app, mini, tmp_path_factory):
     """(address, the page) with all that the real page has."""
     root = tmp_path_factory.mktemp("skysense_o_page")
-    os.environ["GRADIO_TEMP_DIR"] = str(root)
     examples = [Example(title, ROOT / "demo" / file, words) for title, file, words in app.EXAMPLES]
     limits = Limits(pixels=200_000, read_pixels=400_000, upload_bytes=1 << 20, jobs=1, seconds=600)
-    page = Page(words_only, root, limits, lambda rgb, question: f"{question} {rgb.shape[1]} wide", examples)
+    answer = lambda rgb, question: f"{question} {rgb.shape[1]} wide"  # noqa: E731
+    page = Page(mini, root, limits, answer, lambda rgb: [("forest", 0.5)], examples)
     page.naming_vocabulary = Vocabulary.parse("water,road,tree,building")
-    yield app.serve(page, "127.0.0.1", None), page
-    del os.environ["GRADIO_TEMP_DIR"]
+    return serve(create_app(page), "127.0.0.1", None), page
 
 
 @pytest.fixture(scope="module")
@@ -69,28 +70,32 @@ def browser():
 @pytest.fixture
 def visit(browser, served):
     """Open the page as a new person; what the server says is searched for its own paths at the end."""
-    people, said = [], []
+    people, said, broken = [], [], []
 
     def keep(response):
         try:
             said.append((response.url, response.text() if "image" not in str(response.headers) else ""))
-        except playwright.Error:  # an event stream that was cut when the tab closed
+        except playwright.Error:  # a stream that was cut when the tab closed
             said.append((response.url, ""))
 
-    def open_page(width=1280, height=900):
-        context = browser.new_context(viewport={"width": width, "height": height})
+    def open_page(width=1280, height=900, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
         people.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT)
         page.on("response", keep)
+        page.on("pageerror", lambda error: broken.append(str(error)))
         page.goto(served[0], wait_until="domcontentloaded")
-        page.get_by_text("yellowstone_0.4m.jpg, 312 x 259 pixels").wait_for()
+        page.get_by_text("yellowstone_0.4m.jpg · 312 × 259 pixels").wait_for()
+        page.locator("#map canvas").wait_for()
         return page
 
     yield open_page
     for context in people:
         context.close()
+    assert broken == []
     assert said
+    assert [url for url, _ in said if not url.startswith((served[0], "blob:", "data:"))] == [], "nothing from outside"
     for secret in (str(served[1].root), str(ROOT), os.path.expanduser("~") + "/"):
         assert not [url for url, text in said if secret in url or secret in text], secret
 
@@ -102,41 +107,76 @@ def town(tmp_path):
     return path
 
 
-def segment(page, words: str) -> str:
-    """Ask, wait, and give back the legend's text."""
-    page.get_by_label("Classes").fill(words)
-    page.get_by_role("button", name="Segment").click()
-    first, *_, last = (word.split(" #")[0].strip() for word in words.split(","))
-    page.locator(".legend", has_text=first).filter(has_text=last).wait_for()
-    return page.locator(".legend").inner_text()
+def changed(page, act) -> None:
+    """Do something, and wait until the server's answer is drawn."""
+    before = page.locator("#map").get_attribute("data-shown")
+    act()
+    page.wait_for_function("was => (document.querySelector('#map').dataset.shown ?? was) !== was", arg=before)
 
 
-def click(page, x: float, y: float) -> None:
-    """At a share of the image's width and height."""
-    image = page.locator("#view img")
-    box = image.bounding_box()
-    image.click(position={"x": box["width"] * x, "y": box["height"] * y})
+def segment(page, words: str) -> list[str]:
+    """Ask, wait, and give back the names on the chips."""
+    page.locator("#words").fill(words)
+    changed(page, page.get_by_role("button", name="Segment").click)
+    return page.locator("#chips .name").all_inner_texts()
+
+
+def open_file(page, path) -> None:
+    changed(page, lambda: page.set_input_files("#file", path))
+
+
+def at(page, x: float, y: float) -> tuple[float, float]:
+    """A share of the image's width and height -> position in the window."""
+    box = page.locator("#map .photo, #map canvas").first.bounding_box()
+    return box["x"] + box["width"] * x, box["y"] + box["height"] * y
+
+
+MASKS = """() => { const canvas = document.querySelector('.leaflet-masks-pane canvas');
+  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let shown = 0, strongest = 0;
+  for (let i = 3; i < data.length; i += 4) { shown += data[i] > 0; strongest = Math.max(strongest, data[i]); }
+  return [shown / (data.length / 4), strongest]; }"""
+
+
+def masks(page) -> tuple[float, float]:
+    """Share of the pixels with a mask, and the strongest opacity, 0..255."""
+    return tuple(page.evaluate(MASKS))
+
+
+def masks_become(page, condition: str) -> None:
+    """Wait until a condition on `share` and `strongest`, see `masks`, is true."""
+    page.wait_for_function(f"() => {{ const [share, strongest] = ({MASKS})(); return {condition}; }}")
+
+
+def pixels_of_region(page) -> int:
+    return int(re.search(r"([\d,]+) pixels", page.locator("#region").inner_text())[1].replace(",", ""))
 
 
 @needs_chromium
-def test_it_opens_with_an_example_segmented(visit):
-    """On a phone, too, where the result is in view without scrolling."""
-    for width, height in ((1400, 900), (390, 844)):
-        page = visit(width, height)
-        assert page.get_by_label("Classes").input_value() == "road, vegetation"
-        assert "vegetation" in page.locator(".legend").inner_text()
-        assert page.get_by_role("checkbox", name="road").is_checked()
-        box = page.locator("#view img").bounding_box()
-        assert box["y"] >= 0
-        assert box["y"] + box["height"] <= height, "the whole result is above the fold"
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls down only"
-        page.get_by_role("button", name="What the model knows").click()
-        page.get_by_text("Any words can be asked for.").wait_for()
-        thumbnail = "getComputedStyle(document.querySelector('#example_1'), '::before').backgroundImage"
-        assert "data:image/jpeg" in page.evaluate(thumbnail)
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (390, 844)])
+def test_it_opens_with_an_example_segmented_and_in_view(visit, width, height):
+    page = visit(width, height)
+    assert page.locator("#words").input_value() == "road, vegetation"
+    assert page.locator("#chips .name").all_inner_texts() == ["road", "vegetation"]
+    road = page.get_by_role("button", name=re.compile("^road"))
+    assert road.get_attribute("aria-pressed") == "true"
+    assert "%" in road.inner_text()
+    (left, top), (right, bottom) = at(page, 0, 0), at(page, 1, 1)
+    panel = page.locator("#panel").bounding_box()
+    assert top >= 0
+    assert right <= width
+    assert bottom <= (height if width > 760 else panel["y"]), "the whole result is above the sheet"
+    assert left >= (panel["x"] + panel["width"] if width > 760 else 0), "the panel covers nothing of it"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for number in range(3):
+        shown = page.locator("#examples img").nth(number).evaluate("img => img.decode().then(() => img.naturalWidth)")
+        assert shown > 60
+    page.get_by_text(re.compile(r"It knows \d+ classes, .* m per pixel")).click()
+    page.locator("#known").get_by_role("button", name="baseball field").click()
+    assert page.locator("#words").input_value() == "road, vegetation, baseball field"
 
 
-CONTRAST = """selector => [...document.querySelectorAll(selector)].map(element => {
+CONTRAST = """selector => [...document.querySelectorAll(selector)].filter(e => e.offsetParent).map(element => {
   const parse = color => (color.match(/[\\d.]+/g) || []).map(Number);
   const light = ([r, g, b]) => [r, g, b]
     .map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
@@ -152,47 +192,137 @@ CONTRAST = """selector => [...document.querySelectorAll(selector)].map(element =
 
 @needs_chromium
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_help_texts_have_the_contrast_of_wcag_aa(visit, served, theme):
-    page = visit()
-    if theme == "dark":
-        page.goto(served[0] + "?__theme=dark", wait_until="domcontentloaded")
-        page.get_by_text("yellowstone_0.4m.jpg, 312 x 259 pixels").wait_for()
-    texts = "span[data-testid='block-info'], span[data-testid='block-info'] ~ div, #title p, .example, #legend td"
-    ratios = page.evaluate(CONTRAST, f"{texts}, button.primary")
-    assert len(ratios) > 8
+def test_texts_have_the_contrast_of_wcag_aa(visit, theme):
+    page = visit(color_scheme=theme)
+    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    page.locator("#chips button").first.click()
+    page.locator("#words").fill("solar panel")
+    page.locator("#words-hint .unsure").wait_for()
+    texts = "h1, h2, p, small, summary, label, output, kbd, a, #chips .name, #known button, button:not(:disabled)"
+    ratios = page.evaluate(CONTRAST, texts)
+    assert len(ratios) > 60
     assert [(text, ratio) for text, ratio in ratios if ratio < 4.5] == []
 
 
 @needs_chromium
-def test_an_example_words_masks_a_box_and_files(visit, tmp_path):
+def test_classes_opacity_and_split_change_the_view_and_ask_nothing(visit):
     page = visit()
-    page.get_by_role("button", name="River and town (GeoTIFF)").click()
-    page.get_by_text("with its place on the ground").wait_for()
-    assert page.get_by_label("Classes").input_value() == "water, vegetation, building"
-    page.locator(".legend", has_text="km²").wait_for()
-    before = page.locator("#view img").get_attribute("src")
-    page.get_by_label("Classes").fill("water #0000ff, vegetation, building")
-    page.get_by_role("button", name="Segment").click()
-    page.wait_for_function("was => document.querySelector('#view img').src !== was", arg=before)
-    assert page.locator(".swatch").first.get_attribute("style") == "background:#0000ff"
-    masks = page.locator("#view img").get_attribute("src")
-    page.get_by_role("checkbox", name="vegetation").uncheck()
-    page.wait_for_function("was => document.querySelector('#view img').src !== was", arg=masks)
+    requests = []
+    whole, strongest = masks(page)
+    assert whole == 1
+    page.on("request", lambda request: requests.append(request.url))
+    vegetation = page.get_by_role("button", name=re.compile("^vegetation"))
+    vegetation.click()
+    assert vegetation.get_attribute("aria-pressed") == "false"
+    page.mouse.move(700, 880)  # the class under the pointer is shown alone
+    masks_become(page, "share > 0 && share < 0.3")
+    vegetation.click()
+    page.mouse.move(700, 880)
+    masks_become(page, "share === 1")
+    page.locator("#opacity").focus()
+    page.keyboard.press("Home")
+    masks_become(page, "share === 0")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    masks_become(page, f"strongest > 0 && strongest < {strongest}")
 
-    click(page, 0.25, 0.25)
-    page.get_by_text("Now the opposite corner.").wait_for()
-    click(page, 0.5, 0.5)
-    page.get_by_text("Most similar classes").wait_for()
-    said = page.locator(".region").inner_text()
-    pixels = int(said.split(" pixels")[0].split()[-1].replace(",", ""))
-    assert pixels == pytest.approx(76 * 71, rel=0.06), "the box is where it was drawn"
-    page.get_by_role("button", name="Find everything like it").click()
-    page.locator(".legend", has_text="like region 1").wait_for()
+    page.get_by_role("button", name="Split").click()
+    divider = page.get_by_role("slider", name="Border between image and masks")
+    assert divider.get_attribute("aria-valuenow") == "50"
+    clip = "document.querySelector('.leaflet-masks-pane').style.clipPath"
+    middle = page.evaluate(clip)
+    assert middle.startswith("polygon(")
+    divider.focus()
+    page.keyboard.press("ArrowRight")
+    assert divider.get_attribute("aria-valuenow") == "52"
+    box = divider.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, 300)
+    page.mouse.down()
+    page.mouse.move(box["x"] - 150, 300, steps=4)
+    page.mouse.up()
+    assert int(divider.get_attribute("aria-valuenow")) < 48
+    assert page.evaluate(clip) != middle
+    page.keyboard.press("s")
+    assert not divider.is_visible()
+    assert page.evaluate(clip) in ("", "none")
+    assert requests == []
 
-    page.get_by_role("button", name="Make a ZIP file of all results").click()
+
+@needs_chromium
+def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
+    page = visit()
+    page.keyboard.press("a")
+    with page.expect_response(re.compile("/api/preview/")) as preview:
+        page.mouse.move(*at(page, 0.6, 0.4))
+    assert preview.value.status in (200, 204)
+    changed(page, lambda: page.mouse.click(*at(page, 0.25, 0.4)))
+    assert "Most similar" in page.locator("#region ol").get_attribute("aria-label")
+    one = pixels_of_region(page)
+    page.get_by_role("radio", name="Remove").click()
+    changed(page, lambda: page.mouse.click(*at(page, 0.8, 0.8)))
+    changed(page, lambda: page.keyboard.press("z"))
+    assert pixels_of_region(page) == one
+    changed(page, page.get_by_role("button", name="Undo").click)
+    assert not page.locator("#region").is_visible()
+    assert page.get_by_role("button", name="Undo").is_disabled()
+
+    open_file(page, town)
+    page.keyboard.press("Tab")
+    page.get_by_role("radio", name="Box").click()
+    page.mouse.move(*at(page, 0.5, 0.6))
+    page.mouse.down()
+    page.mouse.move(*at(page, 0.1, 0.4), steps=3)
+    page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # upwards, and back again
+    changed(page, page.mouse.up)
+    assert pixels_of_region(page) > 0
+    changed(page, page.get_by_role("button", name="Find everything like it").click)
+    assert "like region 1" in page.locator("#chips").inner_text()
+    assert not page.get_by_role("button", name="Copy command").is_visible(), "a region has no word"
+
+    page.locator("#map").focus()
+    page.keyboard.press("Enter")  # a corner at the cross, then the other one
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(600)
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(600)
+    changed(page, lambda: page.keyboard.press("Enter"))
+    assert pixels_of_region(page) > 0
+
+
+@needs_chromium
+def test_a_geotiff_is_a_map(visit, tmp_path):
+    page = visit(1400, 900)
+    changed(page, page.get_by_role("button", name="River and town (GeoTIFF)").click)
+    page.get_by_text("foz_30m.tif · 300 × 280 pixels · 30.0 m per pixel · EPSG:32621").wait_for()
+    page.get_by_text("the model was trained at 0.1 to 1 m").wait_for()
+    page.wait_for_function("document.querySelectorAll('.leaflet-tile-loaded').length > 0")
+    assert page.locator(".leaflet-control-scale-line").inner_text() in ("1 km", "2 km", "3 km", "500 m")
+    assert "km²" in page.locator("#chips").inner_text()
+    page.mouse.move(*at(page, 0.5, 0.5))
+    told = page.locator("#readout").inner_text()
+    assert re.search(r"25\.5\d+° S, 54\.5\d+° W", told), told
+    assert re.search(r"74\d,\d{3} m E, −2,82\d,\d{3} m N", told), told
+    assert "confidence" in told
+    wide = at(page, 1, 0)[0] - at(page, 0, 0)[0]
+    page.mouse.wheel(0, -240)
+    page.wait_for_function(
+        "was => document.querySelector('#map canvas').getBoundingClientRect().width > 1.2 * was", arg=wide
+    )
+    page.keyboard.press("0")
+    page.wait_for_function(
+        "was => Math.abs(document.querySelector('#map canvas').getBoundingClientRect().width - was) < 5", arg=wide
+    )
+    page.mouse.click(*at(page, 0.5, 0.5))
+    popup = page.locator(".leaflet-popup-content")
+    popup.wait_for()
+    assert re.search(r"m², [\d,]+ pixels\s+mean confidence \d+ %", popup.inner_text())
+    assert page.locator(".leaflet-marks-pane path").count() == 1, "its outline"
+    assert not page.locator("#basemap-choice").is_visible(), "there is none by default"
+
     with page.expect_download() as download:
-        page.locator("a[href$='/foz_30m_results.zip']").first.click()
+        page.get_by_role("button", name="Download all results (ZIP)").click()
     download.value.save_as(tmp_path / "results.zip")
+    assert download.value.suggested_filename == "foz_30m_results.zip"
     with zipfile.ZipFile(tmp_path / "results.zip") as packed:
         packed.extractall(tmp_path)
     for name in (
@@ -200,62 +330,14 @@ def test_an_example_words_masks_a_box_and_files(visit, tmp_path):
         "foz_30m_areas.csv",
     ):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 0
+    assert "python demo/demo.py --input foz_30m.tif" in (tmp_path / "README.txt").read_text()
     import rasterio
 
     with rasterio.open(tmp_path / "foz_30m_labels.tif") as got, rasterio.open(ROOT / "demo/foz_30m.tif") as given:
         assert (got.crs, got.transform, got.shape) == (given.crs, given.transform, given.shape)
-
-
-@needs_chromium
-def test_opacity_is_changed_by_keys_and_by_typing(visit):
-    page = visit()
-    for change in (
-        lambda: page.locator("#opacity input[type=range]").press("ArrowRight"),
-        lambda: page.locator("#opacity input[type=number]").fill("0.9"),
-    ):
-        before = page.locator("#view img").get_attribute("src")
-        change()
-        page.wait_for_function("was => document.querySelector('#view img').src !== was", arg=before)
-
-
-@needs_chromium
-def test_a_box_is_dragged(visit, town):
-    page = visit()
-    page.locator("input[type=file]").set_input_files(town)
-    page.get_by_text("town.png, 180 x 120 pixels").wait_for()
-    image = page.locator("#view img")
-    image.evaluate("img => img.decode()")
-    box = image.bounding_box()
-    zoom = box["width"] / 180
-
-    def drag(*corners: tuple[int, int]) -> None:
-        before = image.get_attribute("src")
-        (x, y), *rest = [(box["x"] + x * zoom, box["y"] + y * zoom) for x, y in corners]
-        page.mouse.move(x, y)
-        page.mouse.down()
-        for x, y in rest:
-            page.mouse.move(x, y, steps=4)
-        page.mouse.up()
-        page.wait_for_function("was => document.querySelector('#view img').src !== was", arg=before)
-
-    drag((90.5, 80.5), (10.5, 50.5), (30.5, 20.5))  # upwards, and back again
-    said = page.locator(".region").inner_text()
-    assert "Most similar classes" in said
-    assert int(said.split(" pixels")[0].split()[-1].replace(",", "")) == pytest.approx(60 * 60, rel=0.06)
-    drag((90.5, 60.5), (180 + 30, 60.5 + 30))
-    page.wait_for_function("was => document.querySelector('.region').innerText !== was", arg=said)
-    assert not page.get_by_text("Now the opposite corner.").count(), "no click was made of it"
-    page.get_by_role("button", name="Clear region").click()
-    page.wait_for_function("() => !document.querySelector('.region')")
-    drag((90.5, 60.5), (180 + 30, 60.5 + 30))
-    page.locator(".region").wait_for()  # the same box again
-
-
-def test_a_box_that_is_told_is_understood_or_refused():
-    assert dragged_box("90 10 31 70 12345", 3) == (10, 3, 31, 24)
-    for text in ("", "1 2 3", "1 2 3 x", "-1 2 3 4"):
-        with pytest.raises(ValueError, match=f"'{text}' is no box: x0 y0 x1 y1, in pixels"):
-            dragged_box(text, 1)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Run as JSON").click()
+    assert json.loads(download.value.path().read_text())["input"] == "foz_30m.tif"
 
 
 @needs_chromium
@@ -263,46 +345,75 @@ def test_a_mistake_is_a_message_only_and_everything_stays(visit, town, tmp_path)
     page = visit()
 
     def unchanged(act, says: str) -> None:
-        image = page.locator("#view img").get_attribute("src")
-        before = [page.locator(part).inner_text() for part in ("#legend", "#reply")]
+        before = [page.locator("#map").get_attribute("data-shown"), page.locator("#panel").inner_text()]
         act()
-        page.get_by_text(says).first.wait_for()
+        page.locator(".toast", has_text=says).wait_for()
         page.wait_for_timeout(300)
-        assert page.locator("#view img").get_attribute("src") == image
-        assert page.locator("#view img").is_visible()
-        assert [page.locator(part).inner_text() for part in ("#legend", "#reply")] == before
-        assert not page.locator("span.error").count(), "no component is covered by the word Error"
+        assert [page.locator("#map").get_attribute("data-shown"), page.locator("#panel").inner_text()] == before
 
+    page.locator("#questions summary").click()
     page.get_by_label("Ask about the image").fill("How far?")
-    page.get_by_label("Ask about the image").press("Enter")
+    changed(page, lambda: page.get_by_label("Ask about the image").press("Enter"))
     page.get_by_text("How far? 312 wide").wait_for()
-    like = page.get_by_role("button", name="Find everything like it")
-    unchanged(like.click, "no region yet: click on one or draw a box first")
+    changed(page, page.get_by_role("button", name="What kind of place is it?").click)
+    page.locator("#scene-names", has_text="forest").wait_for()
     (tmp_path / "bad.png").write_bytes(town.read_bytes()[:900])
-    unchanged(lambda: page.set_input_files("input[type=file]", tmp_path / "bad.png"), "bad.png is cut short or damaged")
-    page.get_by_label("Classes").fill("road,,tree")
+    unchanged(lambda: page.set_input_files("#file", tmp_path / "bad.png"), "bad.png is cut short or damaged")
+    (tmp_path / "bad.txt").write_text("no image")
+    unchanged(lambda: page.set_input_files("#file", tmp_path / "bad.txt"), "'bad.txt' is no image that is accepted")
+    (tmp_path / "huge.png").write_bytes(bytes(1100 << 10))
+    unchanged(lambda: page.set_input_files("#file", tmp_path / "huge.png"), "huge.png has 1 MB, and 1 MB are allowed")
+    page.locator("#words").fill("road,,tree")
+    page.wait_for_timeout(600)
     unchanged(page.get_by_role("button", name="Segment").click, "a class name is blank")
-    assert page.get_by_label("Classes").input_value() == "road,,tree"
-    page.get_by_label("Classes").fill(",".join("abcdefgh" * 9))
-    unchanged(page.get_by_role("button", name="Segment").click, "72 words, and 64 are allowed here")
+    assert page.locator("#words").input_value() == "road,,tree"
+    page.locator("#words").fill(",".join("abcdefgh" * 9))
+    page.wait_for_timeout(600)
+    unchanged(lambda: page.locator("#words").press("Enter"), "72 words, and 64 are allowed here")
 
 
 @needs_chromium
-def test_uploads_are_scaled_and_the_last_answer_goes(visit, served, town, tmp_path):
+def test_words_that_the_model_does_not_know_are_marked_while_they_are_typed(visit):
     page = visit()
-    page.get_by_label("Ask about the image").fill("How far?")
-    page.get_by_label("Ask about the image").press("Enter")
-    page.get_by_text("How far? 312 wide").wait_for()
+    page.locator("#words").fill("road, solar panel")
+    page.get_by_text('"solar panel" is far from every training word').wait_for()
+    assert page.locator("#words-marks mark").all_inner_texts() == ["solar panel"]
+    page.locator("#words").fill("road, tree")
+    page.get_by_text("Commas between classes").wait_for()
+    assert not page.locator("#words-marks mark").count()
+
+
+DROP = """async data => {
+  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "dropped.png"));
+  for (const type of ["dragenter", "dragover", "drop"]) {
+    document.body.dispatchEvent(new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+  } }"""
+
+
+@needs_chromium
+def test_own_files_are_dropped_scaled_and_kept_over_a_reload(visit, town, tmp_path):
+    page = visit()
+    changed(page, lambda: page.evaluate(DROP, base64.b64encode(town.read_bytes()).decode()))
+    page.get_by_text("dropped.png · 180 × 120 pixels").wait_for()
+    assert not page.locator("#chips button").count()
+    assert segment(page, "water, land") == ["water", "land"]
     Image.new("L", (700, 300)).save(tmp_path / "large.png")
-    page.set_input_files("input[type=file]", tmp_path / "large.png")
+    open_file(page, tmp_path / "large.png")
     page.get_by_text("scaled down from 700 x 300 pixels").wait_for()
-    assert not page.get_by_text("How far? 312 wide").count(), "it was about another image"
-    assert not page.locator(".legend").count()
-    page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
-    page.get_by_text("No image yet: drop one, or take an example.").wait_for()
     Image.new("L", (700, 700)).save(tmp_path / "huge.png")
-    page.set_input_files("input[type=file]", tmp_path / "huge.png")
+    page.set_input_files("#file", tmp_path / "huge.png")
     page.get_by_text("huge.png has 700 x 700 pixels and 400,000 in all are allowed").wait_for()
+    assert page.locator(".shot").count() == 3
+
+    page.reload(wait_until="domcontentloaded")
+    page.get_by_text("large.png · ").wait_for()
+    assert page.locator(".shot").count() == 3
+    changed(page, page.get_by_role("button", name="Show dropped.png").click)
+    assert page.locator("#chips .name").all_inner_texts() == ["water", "land"]
+    assert page.locator("#words").input_value() == "water, land"
+    changed(page, page.get_by_role("button", name="Close dropped.png").click)
+    assert page.locator(".shot").count() == 2
 
 
 @needs_chromium
@@ -312,26 +423,32 @@ def test_an_image_that_was_closed_for_others_is_told(visit, served):
         served[1].sessions.remove(session)
     page.get_by_role("button", name="Segment").click()
     page.get_by_text("Your image was closed, because the server needed room").wait_for()
-    page.get_by_role("button", name="Road in a forest").click()
-    page.wait_for_function("was => document.querySelector('#view img')?.src", arg="")
-    page.get_by_role("button", name="Segment").click()
-    page.locator(".legend").wait_for()
+    page.get_by_text("No image yet: drop one, or take an example.").wait_for()
+    changed(page, page.get_by_role("button", name="Road in a forest").click)
+    assert segment(page, "road") == ["none", "road"]
 
 
 @needs_chromium
-def test_a_request_that_waits_sees_its_place_in_the_queue(visit, served, monkeypatch):
-    """There is one job here: the second person waits for the first, and both get their answers."""
-    first, second = visit(), visit()
+def test_who_waits_sees_the_place_in_the_queue_and_may_stop(visit, served, monkeypatch):
+    """There is one job here: the others wait for the first, one stops, and the other gets an answer."""
+    first, second, third = visit(), visit(), visit(390, 844)
     go = threading.Event()
     segment_now = Session.segment
-    monkeypatch.setattr(Session, "segment", lambda *args, **more: go.wait(60) and segment_now(*args, **more))
-    for page in (first, second):
-        page.get_by_label("Classes").fill("river")
+    monkeypatch.setattr(Session, "segment", lambda *args, **more: go.wait(120) and segment_now(*args, **more))
+    for page, said in ((first, "Segmenting"), (second, "Waiting: place 1 of 1"), (third, "Waiting: place 2 of 2")):
+        page.locator("#words").fill("river, tree")
+        page.wait_for_timeout(600)
         page.get_by_role("button", name="Segment").click()
-    second.get_by_text("queue: 1/1").wait_for()
+        page.locator("#job", has_text=said).wait_for()
+    second.get_by_role("button", name="Stop").click()
+    second.get_by_text("Stopped.").wait_for()
+    third.locator("#job", has_text="Waiting: place 1 of 1").wait_for()
+    first.keyboard.press("Escape")
+    first.get_by_text("Stopped.").wait_for()
     go.set()
-    for page in (first, second):
-        page.locator(".legend", has_text="river").wait_for()
+    third.locator("#chips", has_text="river").wait_for()
+    assert "vegetation" in first.locator("#chips").inner_text(), "what was there stays"
+    assert "vegetation" in second.locator("#chips").inner_text()
 
 
 @needs_chromium
@@ -339,88 +456,23 @@ def test_two_people_at_once_and_their_folders_go(visit, served, town, tmp_path):
     other = tmp_path / "field.png"
     Image.fromarray(draw_scene(np.random.default_rng(1), 90, 100)[0]).save(other)
     first, second = visit(), visit(390, 844)
-    for page, path, said in ((first, town, "180 x 120"), (second, other, "100 x 90")):
-        page.set_input_files("input[type=file]", path)
-        page.get_by_text(said).wait_for()
-        assert not page.locator(".legend").count()
-    for page, words in ((first, "water,road"), (second, "vegetation,land")):
-        page.get_by_label("Classes").fill(words)
-        page.get_by_role("button", name="Segment").click()
-    legends = []
-    for page, word in ((first, "road"), (second, "land")):
-        page.locator(".legend", has_text=word).wait_for()
-        legends.append(page.locator(".legend").inner_text())
-    assert "road" in legends[0]
-    assert "land" not in legends[0]
-    assert "water" not in legends[1]
-    assert "road" not in legends[1]
-    assert second.evaluate("document.documentElement.scrollWidth") <= 390, "a phone scrolls down only"
-    sessions = set(served[1].root.glob("session_*"))
-    first.get_by_role("button", name="Road in a forest").click()
-    first.get_by_text("312 x 259").wait_for()
-    assert len(set(served[1].root.glob("session_*")) & sessions) == len(sessions) - 1, "the image before is gone"
-
-
-def test_without_a_vqa_model_there_is_no_question_box(mini, tmp_path):
-    def visible(page):
-        blocks = build(page).blocks.values()
-        return next(b.visible for b in blocks if getattr(b, "label", None) == "Ask about the image")
-
-    assert not visible(Page(mini, tmp_path))
-    assert visible(Page(mini, tmp_path, answer=lambda rgb, text: ""))
-
-
-def test_words_only_weights_are_told_what_to_load(words_only, tmp_path):
-    infos = [getattr(b, "info", None) or "" for b in build(Page(words_only, tmp_path)).blocks.values()]
-    assert any("load weights that were trained with prompts (configs/mini/prompts.yaml)" in info for info in infos)
-
-
-def test_weights_with_prompts_take_clicks_and_everything(tmp_path):
-    cfg = small_config()
-    cfg.MODEL.SEM_SEG_HEAD.PROMPTS = True
-    torch.manual_seed(0)
-    page = Page(Predictor(SkySenseO(cfg)), tmp_path)
-    page.naming_vocabulary = Vocabulary.parse("water,road")
-    choices = [c for block in build(page).blocks.values() for c, _ in getattr(block, "choices", None) or ()]
-    assert choices == [INSIDE, OUTSIDE, BOX]
-    session = page.open(None, ROOT / "demo/fields_30m.jpg")[0]
-    session, view, text = page.select(session, INSIDE, [], 0.5, (300, 240))
-    assert session.region.points == [(100, 80)], "the image is shown three times larger"
-    assert "predicted IoU" in text
-    assert view.size == (900, 840)
-    _, _, text = page.everything(session, [], 0.5)
-    assert "regions</b> found without words" in text
-    session.close()
-
-
-def test_errors_are_told_without_what_a_browser_should_not_see(words_only, tmp_path):
-    import gradio as gr
-
-    def broken(session):
-        raise RuntimeError("/secret/place")
-
-    def refused(session):
-        raise ValueError("no class <img src=x>")
-
-    page = Page(words_only, tmp_path)
-    session = page.open(None, ROOT / "demo/fields_30m.jpg")[0]
-    for callback, argument, says in (
-        (broken, session, "server's log says why"),
-        (broken, None, "No image yet"),
-        (refused, session, "no class &lt;img src=x&gt;"),
-    ):
-        with pytest.warns(UserWarning, match=says) as told:
-            assert page.event(callback)(argument) == gr.skip(), "all outputs stay"
-        assert "secret" not in str([str(w.message) for w in told])
-    session.close()
-    with pytest.warns(UserWarning, match="Your image was closed"):
-        page.event(broken)(session)
+    open_file(first, town)
+    open_file(second, other)
+    assert segment(first, "water,road") == ["water", "road"]
+    assert segment(second, "vegetation,land") == ["vegetation", "land"]
+    assert first.locator("#chips .name").all_inner_texts() == ["water", "road"]
+    own = first.locator("#map").get_attribute("data-shown").split(" ")[0]
+    assert second.evaluate("key => fetch(`/api/images/${key}`).then(answer => answer.status)", own) == 404
+    before = set(served[1].root.glob("session_*"))
+    changed(first, first.get_by_role("button", name="Close town.png").click)
+    assert len(before - set(served[1].root.glob("session_*"))) == 1, "its folder is gone"
+    assert not list(served[1].root.glob("upload_*")), "uploads are not kept"
 
 
 def test_options_become_limits(app):
     args = app.parser().parse_args(
-        ["--max-upload=2mb", "--sessions=3", "--time-limit=5", "--max-words=7", "--answerer=x"]
+        ["--max-upload=2mb", "--sessions=3", "--time-limit=5", "--max-words=7", "--answerer=x", "--images=2"]
     )
-    assert app.limits_of(args) == Limits(upload_bytes=2 << 20, sessions=3, seconds=5, words=7)
+    assert app.limits_of(args) == Limits(upload_bytes=2 << 20, sessions=3, seconds=5, words=7, images=2)
     assert args.answerer == "x"
     assert app.limits_of(app.parser().parse_args([])) == Limits()

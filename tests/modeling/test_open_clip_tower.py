@@ -7,13 +7,14 @@ import logging
 
 import open_clip
 import pytest
+import tiny_siglip
 import torch
 import torch.nn.functional as F
 
 from skysense_o.config import default_config
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling.clip_text import encode_tokens, is_plain
-from skysense_o.modeling.open_clip_tower import OpenCLIPTower
+from skysense_o.modeling.open_clip_tower import OpenCLIPTower, preprocessing
 from skysense_o.vocabulary import Vocabulary
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -40,7 +41,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("open_clip")
     for name, config in MODELS.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
+    tiny_siglip.register(folder)
 
 
 def config(name: str, head: str = "SAMMaskHead"):
@@ -61,7 +62,9 @@ def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Te
     return flat + torch.randn(count, 3, size, size, generator=generator) * 0.7, kinds
 
 
-@pytest.mark.parametrize(("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-convnext", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-sigmoid", 32), ("tiny-convnext", 64)]
+)
 def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size):
     """On a tower that was briefly trained to classify colours; also on an image of another size and shape."""
     torch.manual_seed(0)
@@ -89,11 +92,12 @@ def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size
             assert (by_pool == by_map).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("name", ["tiny-vit", "tiny-vit-mean", "tiny-convnext"])
+@pytest.mark.parametrize(
+    ("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-sigmoid", 32), ("tiny-convnext", 64)]
+)
 @torch.no_grad()
-def test_pooled_features_and_text_equal_open_clips(name):
+def test_pooled_features_and_text_equal_open_clips(name, size):
     tower = OpenCLIPTower(config(name)).eval()
-    size = MODELS[name]["vision_cfg"]["image_size"]
     x = torch.randn(2, 3, size, size)
     torch.testing.assert_close(tower.encode_image(x).pooled, tower.clip.encode_image(x), atol=1e-5, rtol=1e-4)
     strings = ["a photo of a road", "a photo of a very long dry river bed", "a photo of trees", ""]
@@ -121,8 +125,50 @@ def test_shared_tokens_run_once():
 
 
 def test_attention_pooling_is_an_error():
-    with pytest.raises(ValueError, match="'tiny-map' pools by attention.*choose another, such as ViT-B-32"):
+    """Of open_clip's own kind (CoCa), after which comes a projection that was trained for the pooled vector only."""
+    with pytest.raises(
+        ValueError, match="'tiny-map' .* pools so that its map is not in the text space; choose another"
+    ):
         OpenCLIPTower(config("tiny-map"))
+
+
+def test_siglips_cells_are_pooled_alone():
+    """By hand: a cell's value, the output projection and the feed-forward layer of the pooling; no attention."""
+    torch.manual_seed(0)
+    tower = OpenCLIPTower(config("tiny-sigmoid")).eval()
+    trunk, x = tower.clip.visual.trunk, torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        for parameter in trunk.attn_pool.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # biases that are not 0
+        dense, tokens = tower.encode_image(x).dense, trunk.forward_features(x)[0]
+        pool, width = trunk.attn_pool, tiny_siglip.WIDTH
+        for i, token in enumerate(tokens):
+            value = pool.kv.weight[width:] @ token + pool.kv.bias[width:]
+            out = pool.proj.weight @ value + pool.proj.bias
+            out = out + pool.mlp(pool.norm(out))
+            torch.testing.assert_close(dense[0, :, i // 4, i % 4], out, atol=1e-5, rtol=1e-4)
+        assert tower.encode_image(torch.randn(2, 3, 40, 56)).dense.shape == (2, width, 5, 7)
+
+
+def test_mean_and_std_are_those_that_open_clip_lists():
+    """It builds a SigLIP with CLIP's, unless its weights are named by a tag."""
+    clips = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28), "interpolation": "bicubic"}
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+    for weights in ("", "open_clip_model.safetensors"):
+        assert preprocessing("ViT-B-16-SigLIP", weights, clips) == half
+        assert preprocessing("ViT-B-32", weights, clips)["mean"] == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
+    assert preprocessing("ViT-B-16-SigLIP", "webli", clips) == clips
+    assert preprocessing("tiny-vit", "", clips) == clips
+
+
+def test_a_tokenizer_that_is_not_here_says_so(monkeypatch, tmp_path):
+    """SigLIP's, T5, comes from the hub, unlike CLIP's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    body = {**MODELS["tiny-vit"], "text_cfg": {**TEXT, "hf_tokenizer_name": "nobody/no-tokenizer"}}
+    (tmp_path / "tiny-t5.json").write_text(json.dumps(body))
+    open_clip.add_model_config(tmp_path)
+    with pytest.raises(ValueError, match="the tokenizer of 'tiny-t5' is not in the local cache and could not be down"):
+        OpenCLIPTower(config("tiny-t5"))
 
 
 def test_unknown_names_and_weights_that_do_not_fit(tmp_path):
@@ -146,7 +192,7 @@ def test_a_local_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("head", ["SAMMaskHead", "CostAggregationHead"])
-@pytest.mark.parametrize("name", ["tiny-vit", "tiny-convnext"])
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-sigmoid", "tiny-convnext"])
 def test_each_decoder_trains_a_step_and_predicts(name, head):
     model = SkySenseO(config(name, head)).train()
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)

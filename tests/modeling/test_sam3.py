@@ -148,6 +148,48 @@ def test_labels_are_the_best_class_and_chunks_change_nothing(folder, images):
         assert torch.equal(labels["labels"][sure], best[sure])
 
 
+def test_forty_classes_in_chunks_of_seven_are_those_of_one_chunk(folder, images, monkeypatch):
+    """And the decoder never holds more pairs than a chunk, whatever the number of classes."""
+    vocabulary, maps, found = Vocabulary.of(words(40)), [], []
+    for chunk in (7, 1000):
+        model, pairs = sam3(folder, phrase_chunk=chunk), []
+        answer = model.tower.answer
+
+        def counted(embedding, tokens, valid, answer=answer, pairs=pairs):
+            pairs.append(len(tokens))
+            return answer(embedding, tokens, valid)
+
+        monkeypatch.setattr(model.tower, "answer", counted)
+        maps.append(asked(model, images, vocabulary))
+        assert pairs == ([7] * 11 + [3] if chunk == 7 else [80])
+        embedding, _, _ = model.embed_images(images)
+        found.append(model.instances(embedding, [vocabulary] * 2, list(SIZES), threshold=0.2))
+    for one, other in zip(*maps):
+        torch.testing.assert_close(one["sem_seg"], other["sem_seg"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(one["presence"], other["presence"], atol=1e-5, rtol=0)
+    for one, other in zip(*found):
+        assert torch.equal(one.labels, other.labels)
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+@torch.no_grad()
+def test_mask_probabilities_boxes_and_scores_are_theirs_before_any_threshold(folder, theirs, images, count):
+    """What post-processing starts from, to 1e-5; boxes as shares of the sides."""
+    model = sam3(folder, phrase_chunk=3)
+    embedding, _, _ = model.embed_images(images)
+    for pairs, answer in model._answers(embedding, [Vocabulary.of(words(count))] * 2):
+        for n, (b, t) in enumerate(pairs):
+            out = direct(theirs, images[b], words(count)[t])
+            for mine, want in (
+                (answer.masks[n].sigmoid(), out.pred_masks[0].sigmoid()),
+                (answer.boxes[n], out.pred_boxes[0]),
+                (answer.scores[n] * answer.presence[n], (out.pred_logits.sigmoid() * out.presence_logits.sigmoid())[0]),
+            ):
+                torch.testing.assert_close(mine, want, atol=1e-5, rtol=0)
+
+
 def test_weak_phrases_count_as_absent(folder, theirs, images):
     present = {p: float(direct(theirs, images[0], p).presence_logits.sigmoid()) for p in WORDS}
     limit = sorted(present.values())[2]

@@ -10,8 +10,10 @@ import numpy as np
 import open_clip
 import pytest
 import timm
+import tiny_siglip
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from PIL import Image
 
 from skysense_o import Predictor
@@ -19,8 +21,10 @@ from skysense_o.checkpoint import build_with_weights
 from skysense_o.config import default_config
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import Features, Queries
-from skysense_o.modeling.open_clip_tower import OpenCLIPTower, self_attention
+from skysense_o.modeling.open_clip_readers import self_attention, timm_self_attention
+from skysense_o.modeling.open_clip_tower import OpenCLIPTower
 from skysense_o.modeling.training_free_head import Affinity, TrainingFreeHead, joint_bilateral
+from skysense_o.vocabulary import Vocabulary
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "dubai"
 MODEL = {
@@ -34,13 +38,13 @@ MODEL = {
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("open_clip")
     (folder / "tiny-free.json").write_text(json.dumps(MODEL))
-    open_clip.add_model_config(folder)
+    tiny_siglip.register(folder)
 
 
-def config(**keys):
+def config(name="tiny-free", **keys):
     cfg = default_config()
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.TOWER.NAME, cfg.MODEL.TOWER.OPEN_CLIP.NAME = "OpenCLIPTower", "tiny-free"
+    cfg.MODEL.TOWER.NAME, cfg.MODEL.TOWER.OPEN_CLIP.NAME = "OpenCLIPTower", name
     cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = ["qq", "kk", "vv"]
     cfg.MODEL.SEM_SEG_HEAD.NAME = "TrainingFreeHead"
     for key, value in keys.items():
@@ -50,41 +54,51 @@ def config(**keys):
 
 @pytest.mark.parametrize("kinds", [["qq"], ["qq", "kk"], ["qq", "kk", "vv"]])
 @pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("name", ["tiny-free", "tiny-sigmoid"])
 @torch.no_grad()
-def test_self_attention_token_by_token(kinds, residual):
+def test_self_attention_token_by_token(name, kinds, residual):
+    """Of open_clip's blocks, and of timm's, which SigLIP has."""
     torch.manual_seed(0)
-    block = OpenCLIPTower(config()).eval().clip.visual.transformer.resblocks[-1]
-    x = torch.randn(1, 5, 64)
-    qkv = block.ln_1(x)[0] @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
+    visual, x = OpenCLIPTower(config(name)).eval().clip.visual, torch.randn(1, 5, 64)
+    if name == "tiny-free":
+        block, found = visual.transformer.resblocks[-1], self_attention
+        norm, norm_2, attn = block.ln_1, block.ln_2, block.attn
+        qkv = norm(x)[0] @ attn.in_proj_weight.T + attn.in_proj_bias
+        out = attn.out_proj
+    else:
+        block, found = visual.trunk.blocks[-1], timm_self_attention
+        norm, norm_2, attn = block.norm1, block.norm2, block.attn
+        qkv, out = attn.qkv(norm(x))[0], attn.proj
     parts = dict(zip("qkv", qkv.split(64, dim=1)))
     read = torch.zeros(5, 64)
     for head in range(4):
-        part = {name: value[:, 16 * head : 16 * head + 16] for name, value in parts.items()}
+        part = {kind: value[:, 16 * head : 16 * head + 16] for kind, value in parts.items()}
         for i in range(5):
             for kind in kinds:
                 a = part[kind[0]]
                 scores = [math.exp(float(a[i] @ a[j]) / 4.0) for j in range(5)]
                 for j in range(5):
                     read[i, 16 * head : 16 * head + 16] += scores[j] / sum(scores) * part["v"][j]
-    want = read @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
+    want = read @ out.weight.T + out.bias
     if residual:
         want = x[0] + want
-        want = want + block.mlp(block.ln_2(want))
-    torch.testing.assert_close(self_attention(block, x, kinds, residual)[0], want, atol=1e-5, rtol=1e-4)
+        want = want + block.mlp(norm_2(want))
+    torch.testing.assert_close(found(block, x, kinds, residual)[0], want, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "dim"), [("tiny-free", 32), ("tiny-sigmoid", 64)])
 @torch.no_grad()
-def test_the_keys_change_the_dense_map_and_nothing_else():
+def test_the_keys_change_the_dense_map_and_nothing_else(name, dim):
     torch.manual_seed(0)
     x, found = torch.randn(1, 3, 40, 48), {}
     for attention in ((), ("qq",), ("qq", "kk"), ("qq", "kk", "vv")):
         torch.manual_seed(1)
-        cfg = config()
+        cfg = config(name)
         cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = list(attention)
         found[attention] = OpenCLIPTower(cfg).eval().encode_image(x)
     first, *others = found.values()
     for i, other in enumerate(others):
-        assert other.dense.shape == (1, 32, 5, 6)
+        assert other.dense.shape == (1, dim, 5, 6)
         assert not torch.allclose(first.dense, other.dense, atol=1e-3), i
         torch.testing.assert_close(first.pooled, other.pooled)
     cfg = config()
@@ -184,6 +198,31 @@ def test_an_affinity_that_is_not_there_says_so(monkeypatch):
         SkySenseO(config(AFFINITY="vit_no_such"))
 
 
+@torch.no_grad()
+def test_siglips_checkpoint_is_enough(tmp_path):
+    """Its sigmoid has a scale and a bias beside the weights. The bias is the same for all words, so a softmax over the
+    words knows nothing of it; the scale's place is taken by TEMPERATURE."""
+    torch.manual_seed(0)
+    theirs = open_clip.create_model("tiny-sigmoid")
+    assert float(theirs.logit_bias) == -10
+    torch.save(theirs.state_dict(), tmp_path / "siglip.pt")
+    cfg = config("tiny-sigmoid", TEMPERATURE=0.1, GLOBAL_BIAS=0.0, UPSAMPLING="bilinear")
+    cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION, cfg.MODEL.TEMPLATES = [], ["a photo of {}"]
+    model, report = build_with_weights(cfg, tmp_path / "siglip.pt")
+    assert not report.missing
+    image = torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
+    vocabulary = Vocabulary.parse("road,tree", "water")
+    (found,) = model.predict([{"image": image, "vocabulary": vocabulary}], "probabilities")
+    text = theirs.eval().encode_text(open_clip.tokenize([f"a photo of {w}" for w in vocabulary.classes], 16))
+    x = (image[None] - model.tower.pixel_mean) / model.tower.pixel_std
+    cells = F.normalize(model.tower.encode_image(x).dense[0].flatten(1).T, dim=1)
+    cosines = cells @ F.normalize(text, dim=1).T
+    for bias in (0.0, float(theirs.logit_bias)):
+        want = (cosines / 0.1 + bias).softmax(1).T.unflatten(1, (5, 7))
+        want = F.interpolate(want[None], size=(40, 56), mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(found["sem_seg"], want, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("upsampling", ["bilinear", "bilateral"])
 def test_a_checkpoint_of_open_clip_is_enough(tmp_path, upsampling):
     """As RemoteCLIP and GeoRSCLIP are published; whole images and windows."""
@@ -200,6 +239,20 @@ def test_a_checkpoint_of_open_clip_is_enough(tmp_path, upsampling):
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-4)  # each pixel is one of them
     windows = predictor(image, "road,tree", background="water", window=64)
     assert windows.labels.shape == (70, 90)
+
+
+def test_run_eval_on_a_checkpoint(call, dubai, tmp_path):
+    """The command of run_eval.sh with the shipped config and a user's file."""
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-free").state_dict(), tmp_path / "RemoteCLIP-tiny.pt")
+    code, _, err = call(
+        "tools/train_net.py", "--config-file", ROOT / "configs/training_free/openclip.yaml", "--eval-only",
+        "OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", tmp_path / "RemoteCLIP-tiny.pt", "MODEL.DEVICE", "cpu",
+        "MODEL.TOWER.OPEN_CLIP.NAME", "tiny-free", "TEST.IMAGES", 0,
+    )  # fmt: skip
+    assert code == 0, err
+    body = json.loads((tmp_path / "out" / "inference" / "dubai_val.json").read_text())
+    assert 0 <= body["numbers"]["mIoU"] <= 1
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from rasterio.transform import from_origin
 from tiny_sam3 import SIDE, make_detector
@@ -202,3 +203,15 @@ def test_the_demo_on_a_folder_of_sam3(call, tmp_path, scene):
         p.name for p in (tmp_path / "out").iterdir()
     }
     assert json.loads((tmp_path / "out" / "harbour_boxes.json").read_text())
+    assert "Warning" not in err
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 66, 3), dtype=np.uint8)).save(tmp_path / "town.png")
+    code, _, err = call(
+        "demo/demo.py", "--input", tmp_path / "town.png", "--weights", folder, "--classes", "ship,water|sea",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert Image.open(tmp_path / "out" / "town_labels.png").size == (66, 40)
+    assert {entry["name"] for entry in json.loads((tmp_path / "out" / "town.json").read_text())["classes"]} == {
+        "ship",
+        "water",
+    }

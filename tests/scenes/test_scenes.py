@@ -269,7 +269,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path, monkeypatc
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["s.work"]
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
-        with pytest.raises(OSError, match="GiB free and this scene needs"):
+        with pytest.raises(OSError, match="MB free and this scene needs"):
             make(path, tmp_path / "out")
     make(path, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["s_labels.tif"]
@@ -295,13 +295,13 @@ def test_damage_in_the_middle_leaves_no_partial_file(tmp_path):
 def test_several_processes_give_the_same_as_one(tmp_path):
     from skysense_o.image_io import gdal_settings
     from skysense_o.scenes.raster import Raster
-    from skysense_o.scenes.scene import segment_scene
+    from skysense_o.scenes.scene import label_scene
 
     path = write_scene(tmp_path / "s.tif", fields(200, 300))
     files, _ = make(path, tmp_path / "one")
     with gdal_settings(), Raster(path) as raster:
         for process in (1, 2, 0):
-            scene = segment_scene(
+            scene = label_scene(
                 colour_predictor(), raster, WORDS, tmp_path / "three/s.work", SceneOptions(**SMALL),
                 process=process, processes=3,
             )  # fmt: skip
@@ -397,7 +397,7 @@ def test_without_gdal_images_work_and_scenes_say_what_to_install(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert [line for line in done.stdout.split("\n") if "code" in line] == ["code 0", "code 2"], done.stderr
     assert "s.tif is read as a plain image, its georeference is lost" in done.stderr
-    assert 'which is not installed: pip install -e ".[geo]"' in done.stderr
+    assert 'which is not installed: pip install "skysense_o[geo]"' in done.stderr
 
 
 DEMO = "demo/demo.py"

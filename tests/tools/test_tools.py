@@ -35,3 +35,22 @@ def test_doctor_fails_without_weights(monkeypatch, capsys, tmp_path):
     assert code == 1
     assert "MISSING  weights" in text
     assert "The demo cannot run." in text
+
+
+def test_doctor_names_what_is_cached_of_the_strong_models_and_how_to_get_the_rest(monkeypatch, capsys, tmp_path):
+    snapshot = tmp_path / "models--facebook--sam3" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--facebook--sam3" / "refs").mkdir()
+    (tmp_path / "models--facebook--sam3" / "refs" / "main").write_text("0123abcd")
+    (snapshot / "model.safetensors").write_bytes(b"0" * 2_000_000)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    doctor = load_script("tools/doctor.py")
+    checks = doctor.Checks()
+    doctor.check_strong_models(checks)
+    sam3, *others = capsys.readouterr().out.splitlines()
+    assert "ok       SAM 3" in sam3
+    assert "cached, 2 MB: --weights hf://facebook/sam3" in sam3
+    for line, name in zip(others, ("RemoteCLIP", "SigLIP", "DINOv2"), strict=True):
+        assert f"absent   {name}" in line
+        assert "with a network: hf download" in line
+    assert not checks.broken

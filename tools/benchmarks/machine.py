@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from skysense_o.cpu_threads import cpu_quota
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # side of the matrices for `matrix_peak`, large enough to reach the peak
 LONG = 20.0  # seconds: calls this long need neither warm-up nor repetition
@@ -58,12 +61,15 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 def describe(device: torch.device) -> dict:
-    """Device, CPU instructions, threads and versions, for the record of a benchmark."""
+    """Device, CPU instructions, threads, load and versions, for the record of a benchmark."""
     cpu = next((line for line in _cpuinfo() if line.startswith("model name")), "").partition(":")[2].strip()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu or platform.processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "unset"),
+        "cpu_quota": cpu_quota(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

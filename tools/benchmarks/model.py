@@ -97,7 +97,7 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     else:
         cfg = config_of(None, args.config_file)
         if cfg.MODEL.META_ARCHITECTURE == "Sam3":
-            return random_sam3(half).to(device).requires_grad_(False)
+            return random_sam3(cfg.MODEL.SAM3.PHRASE_CHUNK, half).to(device).requires_grad_(False)
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).eval()
         load_state(model, random_state(model, half), "random numbers")
@@ -109,7 +109,7 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     return model.requires_grad_(False)  # else FlopCounterMode misses operations
 
 
-def random_sam3(half: bool = False) -> nn.Module:
+def random_sam3(phrase_chunk: int, half: bool = False) -> nn.Module:
     """SAM 3 of the published sizes, which are transformers' defaults, with random numbers; without its tracker."""
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
 
@@ -123,7 +123,7 @@ def random_sam3(half: bool = False) -> nn.Module:
     for parameter in detector.parameters() if half else ():
         if parameter.numel() > LARGE:
             parameter.data = parameter.data.to(torch.bfloat16)
-    return Sam3(tower=Sam3Tower(detector, Sam3ImageProcessor(), tokenizer, None), phrase_chunk=1)
+    return Sam3(tower=Sam3Tower(detector, Sam3ImageProcessor(), tokenizer, None), phrase_chunk=phrase_chunk)
 
 
 def random_state(model: nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
@@ -205,20 +205,22 @@ def _steps(model: nn.Module, image: torch.Tensor, words: Vocabulary, batch: int)
 
 
 def _sam3_steps(model: Sam3, image: torch.Tensor, words: Vocabulary, batch: int) -> dict[str, Callable[[], object]]:
-    """The same of SAM 3, whose vision encoder runs once an image and all else once a phrase."""
-    embedding, _, transforms = model.embed_images([image] * batch)
-    grids = torch.empty(0)
+    """The parts of a call of SAM 3, whose vision encoder runs once an image and all else once a phrase. Each step
+    reads what the one before has made: an image takes minutes on a CPU."""
+    made: dict[str, object] = {}
 
     def text() -> None:
         clear_text_cache(model)
         model.read_words(words)
 
+    def encode() -> None:
+        made["embedding"], _, made["transforms"] = model.embed_images([image] * batch)
+
     def decode() -> None:
-        nonlocal grids
-        grids = model.class_probabilities(embedding, batch, words)
+        made["grids"] = model.class_probabilities(made["embedding"], batch, words)
 
     def resize() -> None:
-        for grid, transform in zip(grids, transforms):
+        for grid, transform in zip(made["grids"], made["transforms"]):
             transform.restore_probabilities(grid)
 
-    return {"text": text, "image": lambda: model.embed_images([image] * batch), "decoder": decode, "resize": resize}
+    return {"text": text, "image": encode, "decoder": decode, "resize": resize}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Task = Literal["segmentation", "classification", "image-text", "vqa", "boxes", "points"]
+Task = Literal["segmentation", "classification", "image-text", "vqa", "boxes", "points", "shapes"]
 
 
 @dataclass(frozen=True)

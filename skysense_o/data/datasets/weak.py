@@ -1,5 +1,5 @@
-"""Data sets with partial labels (boxes, points, scene classes, one class against the rest), and two land-cover sets
-that are used with them.
+"""Data sets with partial labels (boxes, points, shapes, scene classes, one class against the rest), and two land-cover
+sets that are used with them.
 """
 
 from __future__ import annotations
@@ -128,6 +128,21 @@ WEAK: tuple[DatasetSpec, ...] = (
         citation="Yang and Newsam, ACM GIS 2010",
         gsd="0.3",
         note="objects of one kind, all of them, in images of UC Merced's train split: datasets/points",
+    ),
+    DatasetSpec(
+        name="ucmerced_shapes",
+        task="shapes",
+        format="shapes",
+        folder="ucmerced",
+        index="ucmerced.jsonl",
+        images="images",
+        image_suffix=".jpg",
+        splits={"train": "*"},
+        homepage="http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+        licence="public domain (USGS imagery); shapes are this project's own",
+        citation="Yang and Newsam, ACM GIS 2010",
+        gsd="0.3",
+        note="outlines of objects in images of UC Merced's train split: datasets/shapes",
     ),
     DatasetSpec(
         name="rsicd_scenes",

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from skysense_o.errors import install_extra
 from skysense_o.text_files import parse_json, read_lines
 from skysense_o.whole_files import write_text
 
@@ -129,16 +130,15 @@ def _serve(review, args: argparse.Namespace) -> None:
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the review page needs gradio: pip install -e ".[app]"', name="gradio") from error
+        raise ModuleNotFoundError(f"the review page needs gradio: {install_extra('engine')}", name="gradio") from error
     from skysense_o.data_engine.review.page import CSS, ReviewPage, build_page, page_script
-    from skysense_o.interactive.serving import serve
+    from skysense_o.data_engine.review.serving import serve_review
 
     names = read_lines(args.names) if args.names else []
     root = Path(tempfile.mkdtemp(prefix="skysense_o_review_"))
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     try:
         page = ReviewPage(review, names, args.reviewer, args.round)
-        options = {"css": CSS, "head": page_script(), "title": "The review"}
-        serve(build_page(page), root, args.host, args.port, block=True, **options)
+        serve_review(build_page(page), root, args.host, args.port, css=CSS, head=page_script())
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -6,12 +6,12 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
+from skysense_o.data_engine.review import serving
 from skysense_o.data_engine.review.agreement import agreement
 from skysense_o.data_engine.review.drawing import draw_regions, review_zoom
+from skysense_o.data_engine.review.serving import guarded
 from skysense_o.data_engine.review.session import Review
 from skysense_o.data_engine.review.steps import CHOOSE, MERGE, MOST_CHOICES, SPLIT, ReviewActions, ReviewPosition
-from skysense_o.interactive import serving
-from skysense_o.interactive.serving import guarded
 
 HELP = (
     "a accept · 1-5 choose a name · r rename · x reject · m merge into · s split by a box, or drag one · u undo"

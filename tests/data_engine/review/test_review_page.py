@@ -17,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 from review_work import make_work, tile_name
 
-pytest.importorskip("gradio", reason='the review page needs gradio: pip install -e ".[app]"')
+pytest.importorskip("gradio", reason='the review page needs gradio: pip install -e ".[engine]"')
 playwright = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[test]"')
 from interactive.test_page import CHROMIUM, FLAGS, WAIT, needs_chromium
 

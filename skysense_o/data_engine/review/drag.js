@@ -1,6 +1,6 @@
 // Lets the user drag a box over the image #view. The box is drawn during the drag, then sent to the server through the
 // hidden field #dragged as "x0 y0 x1 y1 n", in pixels of the displayed image. n is a time stamp, so that dragging the
-// same box again is a change, too. Clicks are left alone. Used by demo/app.py and review/page.py.
+// same box again is a change, too. Clicks are left alone.
 "use strict";
 
 const LEAST_DRAG = 6;

@@ -1,0 +1,28 @@
+# The page, and the command line, in a container.
+#
+#   docker build -t skysense-o .                                    torch for CPUs, from PyTorch's own index
+#   docker build -t skysense-o:cuda --build-arg TORCH=cuda .        torch with CUDA 13, from PyPI
+#   docker run --rm -p 127.0.0.1:7860:7860 skysense-o               the page, at http://127.0.0.1:7860
+#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 skysense-o:cuda
+#   docker run --rm -v "$PWD:/data" --user "$(id -u)" skysense-o segment town.jpg --classes "road,tree"
+#
+# The weights are in the wheel; nothing is downloaded later. docs/security.md says what to do before others may connect.
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim-bookworm AS build
+ARG TORCH=cpu
+COPY . /source
+RUN sh /source/tools/docker_install.sh /source /opt/skysense-o "$TORCH"
+
+FROM python:${PYTHON}-slim-bookworm
+COPY --from=build /opt/skysense-o /opt/skysense-o
+RUN useradd --uid 1000 --create-home skysense && mkdir /data && chown skysense /data
+# A home for whatever user runs it; nothing is asked of the hub.
+ENV PATH=/opt/skysense-o/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
+USER skysense
+WORKDIR /data
+EXPOSE 7860
+HEALTHCHECK --interval=30s --timeout=10s --start-period=120s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/', timeout=8)"]
+ENTRYPOINT ["skysense-o"]
+CMD ["app", "--host", "0.0.0.0"]

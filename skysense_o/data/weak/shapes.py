@@ -1,0 +1,58 @@
+"""Labels from outlines: polygons and circles that were drawn around objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from skysense_o.sample import IGNORE
+
+FINER = 4  # polygons are filled in a larger image, as OpenCV fills each pixel that an edge touches
+
+
+def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) -> np.ndarray:
+    """Shapes -> a label image, uint8 (H,W), with values of `box_masks`: c inside, 2 classes outside of all shapes.
+
+    Later shapes are drawn over earlier ones. Pixels outside of a shape but at most `margin` from it are IGNORE, also in
+    shapes of other classes. A polygon within another of the same shape is a hole.
+
+    Args:
+        size: (H,W).
+        shapes: dicts with "class" (its id), "polygons", "circles" and "margin", see `read_shapes`.
+        classes: how many there are.
+    """
+    labels = np.full(size, 2 * classes, np.uint8)
+    masks = [shape_mask(size, shape) for shape in shapes]
+    for shape, mask in zip(shapes, masks):
+        labels[mask > 0] = shape["class"]
+    for shape, mask in zip(shapes, masks):
+        reach = 2 * round(shape["margin"]) + 1
+        near = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))) > mask
+        labels[near & (labels != shape["class"])] = IGNORE
+    return labels
+
+
+def shape_mask(size: tuple[int, int], shape: dict) -> np.ndarray:
+    """uint8 (H,W), 1 inside of the polygons and circles; (0.5, 0.5) is the middle of the first pixel."""
+    fine = np.zeros((size[0] * FINER, size[1] * FINER), np.uint8)
+    polygons = [np.round(np.array(p, np.float64) * FINER - 0.5).astype(np.int32) for p in shape["polygons"]]
+    if polygons:
+        cv2.fillPoly(fine, polygons, 1)
+    mask = fine[FINER // 2 :: FINER, FINER // 2 :: FINER].copy()
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    for across, down, radius in shape["circles"]:
+        mask[(x - across) ** 2 + (y - down) ** 2 <= radius**2] = 1
+    return mask
+
+
+def shape_boxes(shapes: Sequence[dict]) -> list[list[float]]:
+    """The box around each polygon and circle: x0, y0, x1, y1, class. Circles may reach out of the image."""
+    boxes = []
+    for shape in shapes:
+        for polygon in shape["polygons"]:
+            (x0, y0), (x1, y1) = np.min(polygon, 0), np.max(polygon, 0)
+            boxes.append([float(x0), float(y0), float(x1), float(y1), shape["class"]])
+        boxes += [[x - r, y - r, x + r, y + r, shape["class"]] for x, y, r in shape["circles"]]
+    return boxes

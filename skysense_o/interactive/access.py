@@ -1,0 +1,107 @@
+"""Who may ask the web page for what: cookies, names of files, other sites, and what the page itself may load."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from skysense_o.interactive.opening import UPLOADS
+from skysense_o.interactive.page import Page
+from skysense_o.interactive.visitors import OpenImage, Visitor
+
+COOKIE = "skysense_o_visitor"
+ENDED = "This page was idle for too long, or the server was started again. Reload it."
+NAME_LENGTH = 100
+"""Bytes of a file's name, without its suffix."""
+
+
+class Body(BaseModel):
+    """JSON of a request."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
+
+
+class PointBody(Body):
+    """A click, in pixels of the shown grid."""
+
+    x: float
+    y: float
+    inside: bool = True
+
+
+def visitor_of(request: Request, page: Page) -> Visitor:
+    """The visitor who sent a request; status 409 for a cookie that is not known."""
+    visitor = page.visitors.find(request.cookies.get(COOKIE))
+    if visitor is None:
+        raise HTTPException(409, ENDED)
+    return visitor
+
+
+def image_of(request: Request, page: Page, key: str) -> OpenImage:
+    """One of the visitor's own images; those of others are not found."""
+    image = visitor_of(request, page).images.get(key)
+    if image is None or image.session.closed:
+        raise HTTPException(404, "This image is closed: open it again.")
+    return image
+
+
+def safe_name(name: str) -> str:
+    """A name that a file can have here: no folders, no characters that mean something elsewhere.
+
+    Raises:
+        HTTPException: a suffix that is not accepted.
+
+    >>> safe_name("../a?b.TIF")
+    'a_b.TIF'
+    """
+    base = re.sub(r"[^\w.\-() ]", "_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(". ")
+    stem, suffix = Path(base).stem, Path(base).suffix
+    if suffix.lower() not in UPLOADS:
+        raise HTTPException(415, f"{base[:40]!r} is no image that is accepted here: {', '.join(UPLOADS)}")
+    while len(stem.encode()) > NAME_LENGTH:
+        stem = stem[:-1]
+    return stem + suffix
+
+
+class PageGuard:
+    """ASGI middleware: refuse changes that other sites ask for, and tell the browser what the page may load.
+
+    Args:
+        app: the application.
+        basemap: address of map tiles, see `Page`.
+    """
+
+    def __init__(self, app: ASGIApp, basemap: str = "") -> None:
+        self.app = app
+        tiles = urlsplit(basemap.replace("{s}", "*"))
+        images = f"'self' blob: data: {tiles.scheme}://{tiles.netloc}" if basemap else "'self' blob: data:"
+        self.headers = {
+            "content-security-policy": f"default-src 'self'; img-src {images}; frame-ancestors 'none'; base-uri 'none'",
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "same-origin",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        site = Headers(scope=scope).get("sec-fetch-site")
+        if scope["method"] not in ("GET", "HEAD") and site in ("cross-site", "same-site"):
+            await JSONResponse({"error": "requests from other sites are refused"}, 403)(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self.headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, send_guarded)

@@ -1,0 +1,19 @@
+"""Whole images: the score of a class."""
+
+import torch
+
+from skysense_o.inference.classify import class_scores, class_vectors, phrase_vectors
+from skysense_o.vocabulary import Vocabulary
+
+
+def test_the_best_phrase_of_a_class_counts(small_model):
+    tower, templates = small_model.tower.eval(), ["{}", "an aerial photo of {}"]
+    vocabulary = Vocabulary.parse("river|stream,sea|lake|open water")
+    with torch.no_grad():
+        images = class_vectors(tower, ["stream", "open water", "river"], templates)
+        scores = class_scores(tower, images, vocabulary, templates)
+        cosines = images @ phrase_vectors(tower, vocabulary, templates).T
+    assert scores.shape == (3, 2)
+    assert torch.equal(scores, torch.stack([cosines[:, :2].amax(1), cosines[:, 2:].amax(1)], 1))
+    torch.testing.assert_close(scores.amax(1), torch.ones(3))
+    assert scores.argmax(1).tolist() == [0, 1, 0]

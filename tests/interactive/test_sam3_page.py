@@ -1,0 +1,102 @@
+"""The page and the prompt loop on SAM 3, with tiny random weights; no browser, no gradio server."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from conftest import ROOT, draw_scene
+from tiny_sam3 import make_whole
+from transformers.utils import logging
+
+from skysense_o import Predictor, Vocabulary
+from skysense_o.interactive.dialogue import Dialogue
+from skysense_o.interactive.exports import export
+from skysense_o.interactive.opening import OpenedImage
+from skysense_o.interactive.session import Session
+from skysense_o.interactive.view import region_text
+
+logging.disable_progress_bar()
+MANY = Vocabulary.of([f"thing {i}" for i in range(100)])
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    return Predictor.from_pretrained(make_whole(tmp_path_factory.mktemp("sam3")), "cpu")
+
+
+@pytest.fixture
+def session(predictor, tmp_path):
+    made = Session(predictor, OpenedImage(draw_scene(np.random.default_rng(0), 60, 90)[0], "town.png"), tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def decoded(predictor, monkeypatch):
+    """Number of pairs of an image and a phrase of each call of the decoder."""
+    calls, answer = [], predictor.model.tower.answer
+    monkeypatch.setattr(
+        predictor.model.tower, "answer", lambda e, tokens, valid: calls.append(len(tokens)) or answer(e, tokens, valid)
+    )
+    return calls
+
+
+def test_words_a_click_a_box_an_example_and_files(session, decoded):
+    region = session.click(45, 30)
+    assert region.mask.shape == (60, 90)
+    assert 0 <= region.iou_pred <= 1
+    assert session.naming(MANY) is None, "naming by a hundred words would decode a hundred masks at each click"
+    assert session.name(session.naming(MANY)) == []
+    assert "Most similar" not in region_text(session, [])
+    assert decoded == []
+    found = session.segment(["building|house", "water"])
+    assert found.classes == ("building", "water")
+    assert sum(decoded) == 3
+    session.draw_box(20, 10, 60, 40)
+    assert {name for name, _ in session.name(session.naming(MANY))} == {"building", "water"}
+    assert sum(decoded) == 6
+    session.add_example()
+    assert session.segment(["water"]).classes == ("water", "like region 1")
+    assert session.nbytes > 60 * 90 * 3
+    assert {path.suffix for path in export(session)} >= {".png", ".json"}
+
+
+def test_everything_without_words_and_with(session):
+    options = {"side": 4, "iou_pred": 0.0, "stability_score": 0.0, "overlap": 1.0}
+    assert all(not proposal.classes for proposal in session.find_all_regions(session.naming(MANY), **options))
+    session.segment(["water", "road"])
+    for proposal in session.find_all_regions(session.naming(MANY), **options):
+        assert {name for name, _ in proposal.classes} == {"water", "road"}
+
+
+def test_the_page_of_gradio(predictor, tmp_path):
+    pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[app]"')
+    from skysense_o.interactive.layout import build
+    from skysense_o.interactive.page import BOX, INSIDE, OUTSIDE, Page
+
+    page = Page(predictor, tmp_path)
+    page.encode_naming_vocabulary()  # reads nothing: hundreds of phrases of 19 GFLOP each
+    assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
+    choices = [c for block in build(page).blocks.values() for c, _ in getattr(block, "choices", None) or ()]
+    assert choices == [INSIDE, OUTSIDE, BOX]
+    session = page.open(None, ROOT / "demo/fields_30m.jpg")[0]
+    session, _, text = page.select(session, INSIDE, [], 0.5, (300, 240))
+    assert "predicted IoU" in text
+    session, _, legend, _, _ = page.segment(session, "field, road", "", 0, 0.5)
+    assert "field" in legend
+    session, _, text = page.select(session, OUTSIDE, [], 0.5, (30, 40))
+    assert "Most similar classes:<ol><li>" in text or "0 pixels" in text
+    assert "regions</b> found without words" in page.everything(session, [], 0.5)[2]
+    session.close()
+
+
+def test_the_prompt_loop(session, tmp_path):
+    said = io.StringIO()
+    lines = "point 40 30\nbox 20 10 60 40\nname\nname road,tree\nbuilding, water\neverything 3\nquit"
+    Dialogue(session, tmp_path / "out", lambda: MANY, stdin=io.StringIO(lines), stdout=said).cmdloop()
+    assert said.getvalue().count(" pixels, predicted IoU ") == 2
+    assert "SAM 3 is asked class by class: give words" in said.getvalue()
+    assert "tree" in said.getvalue()
+    assert "error" not in said.getvalue()

@@ -1,0 +1,19 @@
+#!/bin/sh
+# The install step of the Dockerfile: a virtual environment with the wheel, its page, and what PyPI does not list.
+#
+#   sh tools/docker_install.sh SOURCE TARGET [cpu|cuda]
+#
+# cpu takes torch from PyTorch's own index, which has a build without CUDA; cuda takes the one on PyPI.
+set -eu
+source=$1 target=$2 torch=${3:-cpu}
+case $torch in
+cpu) index="--index-url https://download.pytorch.org/whl/cpu" ;;
+cuda) index= ;;
+*) echo "error: TORCH $torch is not known: cpu or cuda" >&2; exit 2 ;;
+esac
+python3 -m venv "$target"
+pip="$target/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check"
+# shellcheck disable=SC2086  # these are lists of words
+$pip $index $(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' "$source/require.txt")
+$pip "$source[app,completion]"
+"$target/bin/skysense-o" doctor --install
