@@ -16,11 +16,11 @@ from skysense_o.config import default_config
 
 # From the foundation up; a room may import itself and rooms before it, but for these pairs.
 ROOMS = [
-    "sample", "memory_limit", "errors", "whole_files", "run_lock", "json_files", "words", "renamed_keys", "text_files",
-    "config", "byte_cache", "image_io", "device", "parallel", "geometry", "clicks", "vocabulary", "text_bank", "modeling",
-    "losses", "published_losses", "objective", "partial_losses", "partial_objective", "prompt_objective", "published",
-    "weight_paths", "weight_files", "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data", "inference",
-    "scenes", "evaluation", "training", "interactive", "data_engine",
+    "sample", "memory_limit", "errors", "whole_files", "run_lock", "json_files", "words", "renamed_keys",
+    "text_files", "config", "byte_cache", "image_io", "device", "parallel", "geometry", "clicks", "vocabulary",
+    "text_bank", "modeling", "losses", "published_losses", "objective", "partial_losses", "partial_objective",
+    "prompt_objective", "published", "weight_paths", "weight_files", "checkpoint", "meta_arch", "sam3",
+    "pretraining", "vqa", "data", "inference", "scenes", "evaluation", "training", "interactive", "data_engine",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
 PACKAGE = ROOT / "skysense_o"

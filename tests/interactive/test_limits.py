@@ -30,6 +30,8 @@ from skysense_o.interactive.session_store import SessionStore
 from skysense_o.interactive.timed_work import MOST_LATE, TimedWork, TooLate, check_time
 from skysense_o.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.faults
+
 # Addresses in files
 
 
