@@ -104,6 +104,18 @@ class Server:
             highest = max(highest, int(status["VmHWM"].split()[0]))
         return {"now": now / 1024, "highest": highest / 1024}
 
+    def wait_until_idle(self, seconds: float = 3.0) -> None:
+        """Wait until the process uses hardly any CPU: after the start it encodes words in the background."""
+        for _ in range(20):
+            before = self._cpu_seconds()
+            time.sleep(seconds)
+            if self._cpu_seconds() - before < 0.1 * seconds:
+                return
+
+    def _cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _children(self) -> list[str]:
         pid = self.process.pid
         return [c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
@@ -134,7 +146,7 @@ def work(user, number: int, end: float, thinking: float, times: dict[str, list],
                 problems.append(f"user {number}: opened {name}, and the page says {line!r}")
             for _ in range(4):
                 time.sleep(chance.uniform(0.5, 1.5) * thinking)
-                if time.monotonic() >= end:
+                if time.monotonic() >= end and times["segment"]:
                     return
                 words = [*chance.sample(WORDS, 5), f"thing of user {number}"]
                 begun = time.monotonic()
@@ -150,10 +162,11 @@ def crowd(client, address: str, users: int, seconds: float, thinking: float) -> 
     """Let users work at the same time; returns their times by request, and what went wrong."""
     times: dict[str, list] = {"open": [], "segment": []}
     problems: list[str] = []
+    clients = [client(address) for _ in range(users)]
     end = time.monotonic() + seconds
     threads = [
-        threading.Thread(target=work, args=(client(address), number, end, thinking, times, problems))
-        for number in range(users)
+        threading.Thread(target=work, args=(user, number, end, thinking, times, problems))
+        for number, user in enumerate(clients)
     ]
     for thread in threads:
         thread.start()
@@ -174,9 +187,11 @@ def run() -> int:
     args = p.parse_args()
     server = Server(args.options)
     try:
-        crowd(GradioUser, server.address, 1, 1, 0.1)  # what is loaded once, with the first image
+        crowd(GradioUser, server.address, 2, 10, 0.1)  # what is loaded once, with the first image
+        server.wait_until_idle()
         before, load = server.memory(), os.getloadavg()[0]
         times, problems = crowd(GradioUser, server.address, args.users, args.seconds, args.thinking)
+        server.wait_until_idle()
         after = server.memory()
     finally:
         code = server.stop()

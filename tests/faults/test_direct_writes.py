@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 
+import pytest
 from conftest import ROOT
+
+pytestmark = pytest.mark.faults
 
 WRITERS = {
     "save", "savefig", "write_text", "write_bytes", "savez", "savez_compressed", "imwrite", "save_file", "copyfile",

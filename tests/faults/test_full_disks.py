@@ -21,6 +21,8 @@ from skysense_o.data_engine.work_folder import WorkFolder
 from skysense_o.errors import exit_code
 from skysense_o.inference.export import save
 
+pytestmark = pytest.mark.faults
+
 CURE = r"could not be written: the disk is full\. It needs (more than )?[\d,.]+ MB and [\d,.]+ MB are free: make room"
 
 

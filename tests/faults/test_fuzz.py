@@ -34,6 +34,8 @@ from skysense_o.scenes.raster import Raster
 from skysense_o.text_files import parse_json
 from skysense_o.weight_files import read_config, read_weights
 
+pytestmark = pytest.mark.faults
+
 SEED = int(os.environ.get("SKYSENSE_O_SEED", 20261129))
 SHORT, LONG = 100, 3000
 MOST_SECONDS = 20.0

@@ -38,6 +38,8 @@ from skysense_o.interactive.timed_work import (
 )
 from skysense_o.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.faults
+
 # Addresses in files
 
 
