@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from typing import Any
 
 MAX_BYTES = 2**30
@@ -91,8 +92,28 @@ def take(row: Any, key: str, kinds: type | tuple[type, ...], where: str, default
     return checked(row[key], kinds, f"{where}: {key!r}")
 
 
+def numbers(value: Any, count: int, where: str) -> list[float]:
+    """Check a list of numbers, such as a point (2) or a box (4); see `checked`."""
+    if len(checked(value, list, where)) != count:
+        raise ValueError(f"{where} is a list of {len(value)}: {count} numbers are permitted")
+    return [checked(number, float, f"{where}: a number") for number in value]
+
+
 def _short(value: Any) -> str:
-    """A value for a message, cut; not `repr`, which fails on deeply nested values."""
+    """A value of JSON for a message, cut."""
     if isinstance(value, list | dict):
         return f"{KINDS[type(value)]} of {len(value)}"
     return json.dumps(value)[:80]
+
+
+def shown(value: Any) -> str:
+    """A value of YAML for a message, cut. Not `repr`, which never ends where aliases repeat each other.
+
+    >>> shown({"a": [1, 2], "b": "x" * 500})
+    "{'a': [1, 2], 'b': 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'}"
+    """
+    return _REPR.repr(value)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 3, 8, 8, 80, 80

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from skysense_o.json_files import shown
 from skysense_o.text_files import read_json_file, read_lines, read_yaml
 
 CLASSES_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "classes"
@@ -77,7 +78,7 @@ def table_of(entries: list, source: str) -> ClassTable:
     """
     if not isinstance(entries, list) or not entries:
         raise ValueError(
-            f"{source}: 'classes' is {entries!r:.200}: it must list the classes in the order of their ids, such as"
+            f"{source}: 'classes' is {shown(entries)}: it must list the classes in the order of their ids, such as"
             " [water, road]"
         )
     entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
@@ -85,7 +86,7 @@ def table_of(entries: list, source: str) -> ClassTable:
         _check_entry(entry, f"{source}: 'classes', entry {index}")
     ids = [entry.get("id", index) for index, entry in enumerate(entries)]
     if ids != list(range(len(entries))):
-        raise ValueError(f"{source}: ids must run 0, 1, 2, ... in order, found {ids}")
+        raise ValueError(f"{source}: ids must run 0, 1, 2, ... in order, found {shown(ids)}")
     classes = [" ".join(entry["name"].split()) for entry in entries]
     plain = [name.lower() for name in classes]
     twice = sorted({name for name in classes if plain.count(name.lower()) > 1}) if len(set(plain)) < len(plain) else []
@@ -109,7 +110,7 @@ def _check_entry(entry: object, where: str) -> None:
     """Raise ValueError for an entry of `classes` that cannot be used."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
         raise ValueError(
-            f"{where} is {entry!r:.100}: 'classes' must list names, or entries with a name (quote numbers)"
+            f"{where} is {shown(entry)}: 'classes' must list names, or entries with a name (quote numbers)"
         )
     unknown = sorted(map(str, set(entry) - set(KEYS)))
     if unknown:
@@ -120,13 +121,13 @@ def _check_entry(entry: object, where: str) -> None:
         if words is not None and not (
             isinstance(words, list | tuple) and all(isinstance(word, str) and word.strip() for word in words)
         ):
-            raise ValueError(f"{where} has {key} {words!r:.100}: it must be a list of words, such as [lake, pond]")
+            raise ValueError(f"{where} has {key} {shown(words)}: it must be a list of words, such as [lake, pond]")
     color = entry.get("color")
     if color is not None and not (
         isinstance(color, list | tuple) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
     ):
         raise ValueError(
-            f"{where} has color {color!r:.100}: permitted are three numbers from 0 to 255, [red, green, blue]"
+            f"{where} has color {shown(color)}: permitted are three numbers from 0 to 255, [red, green, blue]"
         )
     for key, kind, permitted in (
         ("background", bool, "true or false"),
@@ -134,7 +135,7 @@ def _check_entry(entry: object, where: str) -> None:
         ("parent", str, "text"),
     ):
         if key in entry and not isinstance(entry[key], kind):
-            raise ValueError(f"{where} has {key} {entry[key]!r:.100}: permitted is {permitted}")
+            raise ValueError(f"{where} has {key} {shown(entry[key])}: permitted is {permitted}")
 
 
 def _hue(index: int) -> tuple[int, int, int]:

@@ -23,7 +23,9 @@ from skysense_o.data.partial_labels import WordChooser, class_says, object_says,
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
+from skysense_o.json_files import checked, take
 from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
+from skysense_o.text_files import read_json_lines
 
 OBJECT_SIDE = (24.0, 128.0)  # target side of the chosen object, in pixels
 LARGEST_SCALE = 4.0
@@ -246,8 +248,13 @@ def _listed_captions(folder: Path) -> dict[tuple[str, str], list[str]]:
     file = folder / "captions.jsonl"
     if not file.is_file():
         return {}
-    lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    return {(Path(e["image"]).parent.name, Path(e["image"]).stem): e["captions"] for e in lines}
+    said = {}
+    for number, entry in read_json_lines(file):
+        where = f"{file}, line {number}"
+        captions = [checked(one, str, f"{where}: a caption") for one in take(entry, "captions", list, where)]
+        image = Path(take(entry, "image", str, where))
+        said[image.parent.name, image.stem] = captions
+    return said
 
 
 @lru_cache

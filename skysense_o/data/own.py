@@ -26,6 +26,7 @@ from pathlib import Path
 
 from skysense_o.data.classes import OWN, load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
+from skysense_o.json_files import shown, take
 from skysense_o.sample import IGNORE
 from skysense_o.text_files import read_json_lines, read_yaml
 
@@ -81,11 +82,11 @@ def _read_yaml(path: Path) -> dict:
     """The content of a dataset.yaml, with known keys and a name that is text."""
     body = read_yaml(path)
     if not isinstance(body, dict) or set(body) - set(KEYS):
-        wrong = sorted(map(str, set(body) - set(KEYS))) if isinstance(body, dict) else body
-        raise ValueError(f"{path} holds {wrong!r}: permitted are {', '.join(KEYS)}")
+        wrong = sorted(map(str, set(body) - set(KEYS))) if isinstance(body, dict) else shown(body)
+        raise ValueError(f"{path} holds {wrong}: permitted are {', '.join(KEYS)}")
     name = body.get("name", "a")
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{path}: 'name' is {name!r}: it must be text (quote numbers), or leave the key out")
+        raise ValueError(f"{path}: 'name' is {shown(name)}: it must be text (quote numbers), or leave the key out")
     return body
 
 
@@ -95,8 +96,8 @@ def _ignored(body: dict, path: Path) -> tuple[int, ...]:
     values = values if isinstance(values, list) else [values]
     if not all(type(value) is int and 0 <= value <= LARGEST for value in values):
         raise ValueError(
-            f"{path}: 'ignore' is {body['ignore']!r}: permitted is a whole number from 0 to {LARGEST}, or a list of"
-            " them, without quotes; leave the key out for 255"
+            f"{path}: 'ignore' is {shown(body['ignore'])}: permitted is a whole number from 0 to {LARGEST}, or a list"
+            " of them, without quotes; leave the key out for 255"
         )
     return tuple(values)
 
@@ -106,8 +107,8 @@ def _offset(body: dict, path: Path, classes: int) -> int:
     offset = body.get("offset", 0)
     if type(offset) is not int or not 0 <= offset <= LARGEST + 1 - classes:
         raise ValueError(
-            f"{path}: 'offset' is {offset!r}: permitted is a whole number from 0 to {LARGEST + 1 - classes}, the label"
-            " value of the first class; leave the key out for 0"
+            f"{path}: 'offset' is {shown(offset)}: permitted is a whole number from 0 to {LARGEST + 1 - classes}, the"
+            " label value of the first class; leave the key out for 0"
         )
     return offset
 
@@ -117,7 +118,8 @@ def _splits(folder: Path) -> list[str]:
 
 
 def _skysa_spec(folder: Path) -> DatasetSpec:
-    found = {entry.get("split", "train") for _, entry in read_json_lines(folder / INDEX)}
+    index = folder / INDEX
+    found = {take(e, "split", str, f"{index}, line {n}", "train") for n, e in read_json_lines(index)}
     splits = sorted(found)
     if (folder / GRAPH).is_file() and "train" in found:
         splits.append("graph_train")

@@ -6,7 +6,6 @@ and "answer". `dataset` is the key of the data set, by which its classes are loo
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -25,6 +24,8 @@ from skysense_o.data.weak_records import (
     read_point_labels,
     read_split_folders,
 )
+from skysense_o.json_files import take
+from skysense_o.text_files import read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +120,11 @@ def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
     path = spec.root / spec.splits[split]
     if not path.is_file():
         raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
-    lines = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-    return {(Path(r["image"]).parent.name, Path(r["image"]).stem) for r in lines if r["split"] == split}
+    images = []
+    for number, entry in read_json_lines(path):
+        image, own = (take(entry, key, str, f"{path}, line {number}") for key in ("image", "split"))
+        images += [Path(image)] if own == split else []
+    return {(image.parent.name, image.stem) for image in images}
 
 
 READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {

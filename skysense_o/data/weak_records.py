@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -11,6 +11,8 @@ from pathlib import Path
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import index_file
+from skysense_o.json_files import REQUIRED, numbers, take
+from skysense_o.text_files import read_json_file, read_json_lines
 
 BY_ID = re.compile(r"id % (\d+) (==|!=) (\d+)")
 
@@ -24,43 +26,56 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
         ValueError: a category that the class table has not.
     """
     path, names = index_file(spec, split), load_classes(spec.class_table_name).folders
-    body = json.loads(path.read_text())
-    unknown = sorted({c["name"] for c in body["categories"]} - set(names))
+    body, where = read_json_file(path), str(path)
+    class_of = {}
+    for one in take(body, "categories", list, where):
+        class_of[take(one, "id", int, f"{where}, a category")] = take(one, "name", str, f"{where}, a category")
+    unknown = sorted(set(class_of.values()) - set(names))
     if unknown:
         raise ValueError(
             f"{path} has the categories {unknown}: datasets/classes/{spec.class_table_name}.json has {list(names)}"
         )
-    class_of = {c["id"]: names.index(c["name"]) for c in body["categories"]}
     boxes: dict[int, list[list[float]]] = {}
-    for one in body["annotations"]:
-        x, y, width, height = one["bbox"]
-        boxes.setdefault(one["image_id"], []).append([x, y, x + width, y + height, class_of[one["category_id"]]])
-    for image in sorted(body["images"], key=lambda entry: entry["file_name"]):
-        if _chosen(spec.splits[split], image["id"], Path(image["file_name"]).stem):
-            file = spec.root / spec.images / image["file_name"]
-            yield _record(spec, file, boxes=boxes.get(image["id"], []))
+    for number, one in enumerate(take(body, "annotations", list, where), 1):
+        here = f"{where}, annotation {number}"
+        x, y, width, height = numbers(take(one, "bbox", list, here), 4, f"{here}: 'bbox'")
+        category = take(one, "category_id", int, here)
+        if category not in class_of:
+            raise ValueError(f"{here} has category {category}, which the file does not list")
+        box = [x, y, x + width, y + height, names.index(class_of[category])]
+        boxes.setdefault(take(one, "image_id", int, here), []).append(box)
+    images = [
+        (take(one, "file_name", str, f"{where}, an image"), take(one, "id", int, f"{where}, an image"))
+        for one in take(body, "images", list, where)
+    ]
+    for name, number in sorted(images):
+        if _chosen(spec.splits[split], number, Path(name).stem):
+            yield _record(spec, spec.root / spec.images / name, boxes=boxes.get(number, []))
 
 
 def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """JSON lines {"image", "split", "<class name>": [[x, y], ...]} -> `points` of a record, [x, y, class id] each."""
     names = load_classes(spec.class_table_name).classes
-    for entry in _lines(index_file(spec, split)):
-        if entry["split"] == spec.splits[split]:
-            points = [[x, y, c] for c, name in enumerate(names) for x, y in entry.get(name, [])]
-            yield _record(spec, spec.root / entry["image"], points=points)
+    path = index_file(spec, split)
+    for number, entry in read_json_lines(path):
+        where = f"{path}, line {number}"
+        if take(entry, "split", str, where) == spec.splits[split]:
+            points = [[*p, c] for c, name in enumerate(names) for p in _points(entry, name, where, [])]
+            yield _record(spec, spec.root / take(entry, "image", str, where), points=points)
 
 
 def read_listed_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """JSON lines {"image", "split", "class"}; images without a class are left out."""
     folders = load_classes(spec.class_table_name).folders
-    for entry in _lines(index_file(spec, split)):
-        if entry["split"] != spec.splits[split] or not entry.get("class"):
+    path = index_file(spec, split)
+    for number, entry in read_json_lines(path):
+        where = f"{path}, line {number}"
+        folder = take(entry, "class", (str, type(None)), where, None)
+        if take(entry, "split", str, where) != spec.splits[split] or not folder:
             continue
-        if entry["class"] not in folders:
-            raise ValueError(
-                f"{entry['image']} is {entry['class']!r}, which datasets/classes/{spec.class_table_name}.json has not"
-            )
-        yield _record(spec, spec.root / entry["image"], label=folders.index(entry["class"]))
+        if folder not in folders:
+            raise ValueError(f"{where} has {folder!r}, which datasets/classes/{spec.class_table_name}.json has not")
+        yield _record(spec, spec.root / take(entry, "image", str, where), label=folders.index(folder))
 
 
 def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
@@ -80,13 +95,15 @@ def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """
     names, scenes = load_classes(spec.class_table_name).classes, load_classes(spec.folder)
     kinds = dict(zip(scenes.folders, scenes.classes))
-    for entry in _lines(CLASSES_FOLDER.parent / "points" / spec.index):
-        if entry["what"] in names:
-            c = names.index(entry["what"])
-            file = spec.root / spec.images / (entry["image"] + spec.image_suffix)
-            points = [[x, y, c] for x, y in entry["points"]]
-            kind = kinds[Path(entry["image"]).parent.name]
-            yield _record(spec, file, points=points, what=entry["what"], kind=f"{spec.folder}/{kind}")
+    path = CLASSES_FOLDER.parent / "points" / spec.index
+    for number, entry in read_json_lines(path):
+        where = f"{path}, line {number}"
+        what, image = take(entry, "what", str, where), take(entry, "image", str, where)
+        if what in names:
+            points = [[*point, names.index(what)] for point in _points(entry, "points", where)]
+            kind = kinds[Path(image).parent.name]
+            file = spec.root / spec.images / (image + spec.image_suffix)
+            yield _record(spec, file, points=points, what=what, kind=f"{spec.folder}/{kind}")
 
 
 def _chosen(rule: str, number: int, stem: str) -> bool:
@@ -96,9 +113,11 @@ def _chosen(rule: str, number: int, stem: str) -> bool:
     return (number % int(found[1]) == int(found[3])) == (found[2] == "==")
 
 
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+def _points(entry: dict, key: str, where: str, default=REQUIRED) -> list[list[float]]:
+    return [numbers(point, 2, f"{where}: a point of {key!r}") for point in take(entry, key, list, where, default)]
 
 
 def _record(spec: DatasetSpec, file: Path, **what) -> dict:
-    return {"file_name": str(file), "dataset": spec.key, **what} if file.is_file() else {"bad": f"{file} is missing"}
+    return (
+        {"file_name": str(file), "dataset": spec.key, **what} if os.path.isfile(file) else {"bad": f"{file} is missing"}
+    )

@@ -13,7 +13,6 @@ import numpy as np
 
 from skysense_o.data.open_world import open_world
 from skysense_o.inference.predictor import Predictor
-from skysense_o.inference.segmentation import NONE
 from skysense_o.interactive.exports import export_zip
 from skysense_o.interactive.limits import Limits
 from skysense_o.interactive.opening import open_upload
@@ -170,7 +169,7 @@ class Page:
         self.limits.check_words([*names, *rest])
         session.segment(names, rest, threshold or None, colors)
         session.proposal_labels = None
-        shown = [name for name in session.found.classes if name != NONE]
+        shown = list(session.found.classes[session.found.has_none :])
         toggles = gr.CheckboxGroup(choices=shown, value=shown, visible=True)
         return session, self._view(session, shown, opacity), legend(session), toggles, gr.File(None, visible=False)
 
