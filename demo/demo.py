@@ -30,7 +30,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from skysense_o.errors import exit_code, file_error, is_expected
-from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
+from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image, stems_of
+from skysense_o.inference.segmentation import classes_by_id
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
 from skysense_o.text_files import read_lines
@@ -140,6 +141,7 @@ def check(args: argparse.Namespace) -> Request:
     vocabulary, colors, image, scenes = None, None, None, frozenset()
     if (args.task == "segment" and not args.interactive) or args.task == "classify":
         vocabulary, colors = vocabulary_of(args)
+        classes_by_id(vocabulary, args.threshold)  # no class may have the name of id 0
     if args.task == "segment" and not args.interactive:
         scenes = frozenset(path for path in paths if is_scene(path, formats, args))
         if len(paths) == 1 and not scenes:
@@ -212,17 +214,6 @@ def vocabulary_of(args: argparse.Namespace) -> tuple[Vocabulary, list | None]:
     if args.classes_file:
         return Vocabulary.of(read_lines(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None
-
-
-def stems_of(paths: list[Path]) -> list[str]:
-    """Stems of the result files. Images with the same stem keep their suffix or folder, so no file is overwritten."""
-    stems, taken = [], set()
-    for path in paths:
-        candidates = [path.stem, path.name.replace(".", "_"), f"{path.parent.name}_{path.stem}"]
-        stem = next((c for c in candidates if c not in taken), None) or f"{path.stem}_{len(taken)}"
-        taken.add(stem)
-        stems.append(stem)
-    return stems
 
 
 def is_scene(path: Path, formats: list[str], args: argparse.Namespace) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def find_weights(name: str | Path) -> Path:
     'mini.safetensors'
     """
     name, _, sha256 = str(name).partition("#sha256=")
-    path = _from_hub(name) if name.startswith("hf://") else Path(name).expanduser()
+    path = _from_hub(name) if name.startswith("hf://") else Path(os.path.expanduser(name))
     shipped = SHIPPED / f"{name}.safetensors"
     if not path.is_file() and shipped.is_file():
         path = shipped

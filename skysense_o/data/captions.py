@@ -13,7 +13,7 @@ import numpy as np
 
 from skysense_o.data.labels import load_image
 from skysense_o.data.shards import member_bytes, read_shard
-from skysense_o.image_io import RGBImage
+from skysense_o.image_io import RGBImage, images_in
 from skysense_o.json_files import checked, take
 from skysense_o.text_files import read_csv, read_json_lines
 
@@ -123,6 +123,5 @@ def _folders(path: Path) -> list[dict]:
     return [
         {"file_name": str(file), "captions": [f"a satellite photo of {name}."], "label": label, "names": names}
         for label, (folder, name) in enumerate(zip(classes, names))
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in IMAGES
+        for file in images_in(folder, IMAGES)
     ]

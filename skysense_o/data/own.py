@@ -21,6 +21,7 @@ A folder in Sky-SA's format, as tools/data_engine.py publishes it, needs no data
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def own_spec(path: str) -> DatasetSpec:
         FileNotFoundError: there is no such folder, no dataset.yaml, or no img_dir.
         ValueError: a dataset.yaml that cannot be used. The message names the file, the key and what is permitted.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # unlike Path.expanduser, it keeps a ~name that is no user's
     if (folder / INDEX).is_file() and not (folder / OWN).is_file():
         return _skysa_spec(folder)
     if not (folder / OWN).is_file():

@@ -24,6 +24,7 @@ from skysense_o.data.weak_records import (
     read_point_labels,
     read_split_folders,
 )
+from skysense_o.image_io import images_in
 from skysense_o.json_files import take
 from skysense_o.text_files import read_json_lines
 
@@ -68,8 +69,8 @@ def read_label_pairs(spec: DatasetSpec, split: str) -> Iterator[dict]:
     there = {path.name for path in labels.iterdir()} if labels.is_dir() else set()
     suffixes, label_suffixes = tuple(spec.image_suffix.split("|")), spec.label_suffix.split("|")
     globs = spec.splits[split].split("|")
-    for image in sorted(images.iterdir()) if images.is_dir() else ():
-        if image.suffix.lower() not in suffixes or not any(map(partial(fnmatch, image.stem), globs)):
+    for image in images_in(images, suffixes) if images.is_dir() else ():
+        if not any(map(partial(fnmatch, image.stem), globs)):
             continue
         names = [image.stem + suffix for suffix in label_suffixes]
         name = next((name for name in names if name in there), None)
@@ -92,9 +93,7 @@ def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
         if folder is None:
             yield {"bad": f"{root} has no folder {name!r}"}
             continue
-        for image in sorted(folder.iterdir()):
-            if image.suffix.lower() not in spec.image_suffix.split("|"):
-                continue
+        for image in images_in(folder, spec.image_suffix.split("|")):
             if chosen is None or (folder.name, image.stem) in chosen:
                 yield {"file_name": str(image), "label": label, "dataset": spec.key}
 

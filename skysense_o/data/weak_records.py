@@ -11,6 +11,7 @@ from pathlib import Path
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import index_file
+from skysense_o.image_io import images_in
 from skysense_o.json_files import REQUIRED, numbers, take
 from skysense_o.text_files import read_json_file, read_json_lines
 
@@ -82,9 +83,8 @@ def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read <split>/<class>/<image>; a split may lack classes."""
     root = spec.root / spec.images.format(split=split)
     for label, name in enumerate(load_classes(spec.class_table_name).folders):
-        for file in sorted((root / name).iterdir()) if (root / name).is_dir() else ():
-            if file.suffix.lower() in spec.image_suffix.split("|"):
-                yield _record(spec, file, label=label)
+        for file in images_in(root / name, spec.image_suffix.split("|")) if (root / name).is_dir() else ():
+            yield _record(spec, file, label=label)
 
 
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:

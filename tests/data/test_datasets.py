@@ -19,7 +19,7 @@ from skysense_o.data.captions import load_record_image, read_captioned_images
 from skysense_o.data.catalog import SPECS, find, records_of, register_folders, spec_of
 from skysense_o.data.classes import load_classes, table_of
 from skysense_o.data.datasets.classification import SCENES
-from skysense_o.data.labels import BadData
+from skysense_o.data.labels import BadData, read_labels
 from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
 from skysense_o.data.own import own_spec
 
@@ -413,6 +413,27 @@ def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tm
     assert manifest()[0]["sha256"] != first[0]["sha256"]
 
 
+def write_tiff(path: Path, labels: np.ndarray) -> None:
+    """A label image of any type, as GIS programs write it, under a name that says PNG."""
+    Image.fromarray(labels).save(path, "TIFF")
+
+
+@pytest.mark.parametrize("kind", ["1 bit", "8 bits", "palette", "16 bits", "16 bits, high byte first", "int32"])
+def test_labels_of_every_depth_are_read(tmp_path, kind):
+    ids = np.random.default_rng(0).integers(0, 2, (20, 30), dtype=np.uint8)
+    dtype = {"int32": np.int32, "16 bits": np.uint16}.get(kind, np.uint8)
+    image = Image.fromarray(ids.astype(dtype))
+    if kind == "1 bit":
+        image = Image.fromarray(ids.astype(bool))
+    elif kind == "palette":
+        image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "a.tif")
+    if kind == "16 bits, high byte first":
+        ids = ids.astype(np.uint16) + 256
+        Image.frombytes("I;16B", (30, 20), ids.astype(">u2").tobytes()).save(tmp_path / "a.tif")
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), ids)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -420,6 +441,7 @@ def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tm
         (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: permitted are 0 to 4"),
         (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or damaged"),
         (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
+        (lambda p: write_tiff(p, np.full((97, 131), -1, np.int32)), "holds the id -1: ids are 0 or more"),
     ],
 )
 def test_check_names_each_bad_file_and_goes_on(dubai, call, spoil, says):

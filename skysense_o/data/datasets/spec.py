@@ -80,4 +80,4 @@ def prepared_spec(name: str, script: str = "", source: str = "", **rest) -> Data
 
 def data_root() -> Path:
     """The folder of all data sets: DETECTRON2_DATASETS, else ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
