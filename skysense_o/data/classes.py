@@ -95,6 +95,7 @@ def table_of(entries: list, source: str) -> ClassTable:
             f"{source}: 'classes' has {twice} for two classes (upper and lower case count as equal): give each class"
             " its own name"
         )
+    _check_words_differ(entries, source)
     return ClassTable(
         tuple(classes),
         tuple(tuple(entry.get("synonyms") or ()) for entry in entries),
@@ -104,6 +105,21 @@ def table_of(entries: list, source: str) -> ClassTable:
         tuple(entry.get("parent", "") for entry in entries),
         tuple(tuple(entry.get("kinds") or ()) for entry in entries),
     )
+
+
+def _check_words_differ(entries: list[dict], source: str) -> None:
+    """Raise ValueError for a word of two classes, or with the sign that separates words."""
+    class_of: dict[str, str] = {}
+    for entry in entries:
+        for word in (entry["name"], *(entry.get("synonyms") or ())):
+            if "|" in word:
+                raise ValueError(f"{source}: 'classes' has {word!r}: write further words as synonyms, not with bars")
+            other = class_of.setdefault(" ".join(word.lower().split()), entry["name"])
+            if other != entry["name"]:
+                raise ValueError(
+                    f"{source}: 'classes' has the word {word!r} for {other!r} and for {entry['name']!r}: give each"
+                    " class its own words"
+                )
 
 
 def _check_entry(entry: object, where: str) -> None:

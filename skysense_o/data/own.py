@@ -34,6 +34,7 @@ from skysense_o.text_files import read_json_lines, read_yaml
 INDEX, GRAPH = "skysa_dataset.jsonl", "skysa_graph.jsonl"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 KEYS = ("classes", "homepage", "ignore", "licence", "name", "offset")
+LONGEST_NAME = 100
 LARGEST = 65534
 """Largest label value of a class: labels have 8 or 16 bits, and one value marks unknown ones."""
 
@@ -70,6 +71,7 @@ def own_spec(path: str) -> DatasetSpec:
         images=images,
         labels=labels,
         image_suffix="|".join(IMAGE_SUFFIXES),
+        label_suffix=".png|.tif|.tiff",
         class_file=str(folder.resolve()),
         ignore=_ignored(body, folder / OWN),
         offset=_offset(body, folder / OWN, count),
@@ -88,6 +90,11 @@ def _read_yaml(path: Path) -> dict:
     name = body.get("name", "a")
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{path}: 'name' is {shown(name)}: it must be text (quote numbers), or leave the key out")
+    if len(name) > LONGEST_NAME or name.startswith(".") or {"/", "\\", ":", "@"} & set(name):
+        raise ValueError(
+            f"{path}: 'name' is {shown(name)}: files are named after it, so at most {LONGEST_NAME} characters"
+            " without / \\ : @ and no dot at the beginning are permitted"
+        )
     return body
 
 
@@ -115,12 +122,16 @@ def _offset(body: dict, path: Path, classes: int) -> int:
 
 
 def _splits(folder: Path) -> list[str]:
-    return sorted(p.name for p in (folder / "img_dir").iterdir() if p.is_dir()) or ["all"]
+    return sorted(
+        path.name for path in (folder / "img_dir").iterdir() if path.is_dir() and not path.name.startswith(".")
+    ) or ["all"]
 
 
 def _skysa_spec(folder: Path) -> DatasetSpec:
     index = folder / INDEX
     found = {take(e, "split", str, f"{index}, line {n}", "train") for n, e in read_json_lines(index)}
+    if not found:
+        raise ValueError(f"{index} has no line: one line per image is needed, see skysense_o/data/skysa.py")
     splits = sorted(found)
     if (folder / GRAPH).is_file() and "train" in found:
         splits.append("graph_train")

@@ -293,6 +293,10 @@ def test_one_s_own_by_path_and_by_name(mine, cfg, call):
         ("classes: [a]\noffset: 1.5", "'offset' is 1.5: permitted"),
         ("classes: [a]\nname: 7", "'name' is 7: it must be text"),
         (f"classes: {[f'c{i}' for i in range(256)]}", "'classes' has 256 classes: at most 255"),
+        ("classes: ['a|b']", r"'classes' has 'a.b': write further words as synonyms"),
+        ("classes: [{name: a, synonyms: [B]}, b]", "'classes' has the word 'b' for 'a' and for 'b': give each"),
+        ("classes: [a]\nname: ../b", "'name' is '../b': files are named after it, so at most 100 characters without"),
+        ("classes: [a]\nname: " + "x" * 101, "'name' is 'x.*: files are named after it"),
         ("classes: [", "is no YAML"),
         ("classes: " + "[" * 5000, "is nested too deeply"),
         ("classes: [a]\nclasses: [b]", "is no YAML: 'classes' comes twice on line 1 or below: keep one"),
@@ -411,6 +415,67 @@ def test_a_manifest_is_the_same_for_equal_data_and_tells_another(dubai, call, tm
     array[50, 50] = (array[50, 50] + 1) % 5
     Image.fromarray(array).save(label)
     assert manifest()[0]["sha256"] != first[0]["sha256"]
+
+
+def test_check_names_each_image_without_a_label(mine, call):
+    """With the cure for one's own data, which is no download."""
+    trees.write(mine / "img_dir/train/b.jpg", np.zeros((40, 50, 3), np.uint8))
+    trees.write(mine / "ann_dir/train/b_mask.png", np.ones((40, 50), np.uint8))
+    code, said, err = call(CHECK, mine)
+    assert code == 1, said + err
+    assert re.search("wrong: my_town_train: .*b.jpg has no label image .*b.png", said)
+    with pytest.raises(FileNotFoundError, match=f"put it into {mine}, your own data set"):
+        records_of(f"{mine}:train")
+
+
+def own_set(folder: Path, labels: np.ndarray, text: str, split: str = "train") -> Path:
+    noise = np.random.default_rng(len(labels)).integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+    for kind, image in (("img_dir", noise), ("ann_dir", labels)):
+        (folder / kind / split).mkdir(parents=True)
+        Image.fromarray(image).save(folder / kind / split / "a.png")
+    (folder / "dataset.yaml").write_text(text)
+    return folder
+
+
+def test_masks_of_0_and_255_are_told(tmp_path, call):
+    mask = np.zeros((40, 50), np.uint8)
+    mask[:10] = 255
+    code, said, _ = call(CHECK, own_set(tmp_path / "town", mask, "name: town\nclasses: [rest, roof]\n"))
+    assert code == 1
+    assert "note: town_train: 25.0 % of the pixels are ignored or have no class" in said
+    assert "wrong: town_train: class 'roof' never occurs: no pixel has its label value 1, and pixels of 255" in said
+    assert "are ignored (masks of 0 and 255 hold no 1); correct the labels or dataset.yaml" in said
+
+
+def test_a_declared_class_may_lack_in_validation_but_not_in_training(tmp_path, call):
+    text = "name: town\nclasses: [rest, roof, {name: other, background: true}]\n"
+    folder = own_set(tmp_path / "town", np.eye(40, 50, dtype=np.uint8), text)
+    own_set(tmp_path / "more", np.zeros((30, 50), np.uint8), text, "val")
+    for kind in ("img_dir", "ann_dir"):
+        (tmp_path / "more" / kind / "val").rename(folder / kind / "val")
+    code, said, _ = call(CHECK, folder)
+    assert code == 0, said
+    text = text.replace("roof,", "roof, pool,")
+    code, said, _ = call(CHECK, own_set(tmp_path / "pool", np.eye(40, 50, dtype=np.uint8), text))
+    assert (code, "class 'pool' never occurs: no pixel has its label value 2; correct" in said) == (1, True), said
+    ignoring = text.replace("pool, ", "") + "ignore: [1, 255]\n"
+    code, said, _ = call(CHECK, own_set(tmp_path / "ignoring", np.eye(40, 50, dtype=np.uint8), ignoring))
+    assert (code, "class 'roof' never occurs: its label value 1 is also ignored" in said) == (1, True), said
+
+
+def test_own_labels_may_be_tiff_and_have_any_case(tmp_path, call):
+    folder = own_set(tmp_path / "town", np.eye(40, 50, dtype=np.uint8), "name: town\nclasses: [rest, roof]\n")
+    (folder / "img_dir/.ipynb_checkpoints").mkdir()
+    (folder / "img_dir/train/a.png").rename(folder / "img_dir/train/a.PNG")
+    Image.fromarray(np.eye(40, 50, dtype=np.uint8)).save(folder / "ann_dir/train/a.TIF")
+    (folder / "ann_dir/train/a.png").unlink()
+    code, said, err = call(CHECK, folder)
+    assert code == 0, said + err
+
+
+def test_a_limit_below_1_is_an_error(call):
+    code, _, err = call(CHECK, "dubai", "--limit", "0")
+    assert (code, "--limit 0 is out of range: 1 or more" in err) == (2, True)
 
 
 def write_tiff(path: Path, labels: np.ndarray) -> None:

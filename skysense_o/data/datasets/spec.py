@@ -62,6 +62,8 @@ class DatasetSpec:
     @property
     def hint(self) -> str:
         """What to do if files are missing, for error messages."""
+        if Path(self.folder).is_absolute():
+            return f"put it into {self.folder}, your own data set"
         get = f"get {self.name} from {self.homepage} ({self.licence})"
         steps = f"{get} and run: {self.prepare}" if self.prepare else f"{get} and put it there"
         return f"{steps}; or set DETECTRON2_DATASETS to the folder that holds {self.folder or self.name!r}"
