@@ -51,7 +51,7 @@ def _collect(work, args) -> list[str]:
         done = collect(work, images, side=args.tile, licence=args.licence, credit=args.credit, gsd=args.gsd)
     empty = f", {done.empty} parts without data left out" if done.empty else ""
     print(f"collect: {done.tiles} tiles, {done.sources} images read now{empty}, {len(done.errors)} unreadable")
-    return [f"{e['source']}: {e['error']}" for e in done.errors]
+    return [e["error"] for e in done.errors]
 
 
 def _deduplicate(work, args) -> list[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skysense_o.cli.arguments import ALL_FORMATS
-from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
+from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image, stems_of
+from skysense_o.inference.segmentation import classes_by_id
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
 from skysense_o.scenes.stac import item_image
@@ -81,11 +82,12 @@ def check_request(args: Namespace) -> Request:
     vocabulary, colors, image, scenes = None, None, None, frozenset()
     if (args.task == "segment" and not args.interactive) or args.task == "classify":
         vocabulary, colors = vocabulary_of(args)
+        classes_by_id(vocabulary, args.threshold)  # no class may have the name of id 0
     if args.task == "segment" and not args.interactive:
         scenes = frozenset(path for path in paths if _is_scene(path, formats, args))
         if len(paths) == 1 and not scenes:
             image = read_plain(paths[0], args)
-    request = Request(args, formats, paths, _stems_of(paths), items, scenes, vocabulary, colors, image)
+    request = Request(args, formats, paths, stems_of(paths), items, scenes, vocabulary, colors, image)
     if len(paths) == 1 and scenes:
         scene_tools("check").check_scene(paths[0], request.outputs(paths[0], ""), scene_options(args))
     return request
@@ -153,17 +155,6 @@ def vocabulary_of(args: Namespace) -> tuple[Vocabulary, list | None]:
     if args.classes_file:
         return Vocabulary.of(read_lines(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None
-
-
-def _stems_of(paths: list[Path]) -> list[str]:
-    """Stems of the result files. Images with the same stem keep their suffix or folder, so no file is overwritten."""
-    stems, taken = [], set()
-    for path in paths:
-        candidates = [path.stem, path.name.replace(".", "_"), f"{path.parent.name}_{path.stem}"]
-        stem = next((c for c in candidates if c not in taken), None) or f"{path.stem}_{len(taken)}"
-        taken.add(stem)
-        stems.append(stem)
-    return stems
 
 
 def _is_scene(path: Path, formats: list[str], args: Namespace) -> bool:

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from skysense_o.inference.drawing import NONE_COLOR, Color
-from skysense_o.inference.segmentation import NONE
 from skysense_o.interactive.session import Session
 
 SCORE_STEP = 4
@@ -46,7 +45,8 @@ def class_rows(session: Session) -> list[dict]:
     """One row per class as JSON: id, name, color as #rrggbb, share, pixels, area_m2 or None."""
     rows = [dict(row) for row in session.rows()]
     for row in rows:
-        color = NONE_COLOR if row["name"] == NONE or row["color"] is None else row["color"]
+        none = session.found.has_none and not row["id"]
+        color = NONE_COLOR if none or row["color"] is None else row["color"]
         row["color"] = "#{:02x}{:02x}{:02x}".format(*color)
     return rows
 

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from skysense_o.config import default_config, merge_file, merge_tree
+from skysense_o.config import default_config, merge_file
 from skysense_o.data.labels import read_labels
 from skysense_o.data.own import own_spec
 from skysense_o.data.skysa import read_index
@@ -308,6 +307,3 @@ def test_the_mutations_are_the_same_each_time():
     first, second = (mutated(b"abc" * 99, np.random.default_rng(SEED)) for _ in range(2))
     assert first == second
     assert not re.fullmatch(b"(abc){99}", first)
-    cfg = default_config()
-    merge_tree(cfg, yaml.safe_load("SEED: 3"))
-    assert cfg.SEED == 3

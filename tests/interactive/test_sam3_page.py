@@ -1,4 +1,4 @@
-"""The page and the prompt loop on SAM 3, with tiny random weights; no browser, no gradio server."""
+"""The page and the prompt loop on SAM 3, with tiny random weights; without a browser."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from transformers.utils import logging
 from skysense_o import Predictor, Vocabulary
 from skysense_o.interactive.dialogue import Dialogue
 from skysense_o.interactive.exports import export
+from skysense_o.interactive.image_state import image_state
 from skysense_o.interactive.opening import OpenedImage
+from skysense_o.interactive.page import Page
 from skysense_o.interactive.session import Session
-from skysense_o.interactive.view import region_text
+from skysense_o.interactive.visitors import OpenImage, Visitor
 
 logging.disable_progress_bar()
 MANY = Vocabulary.of([f"thing {i}" for i in range(100)])
@@ -49,7 +51,7 @@ def test_words_a_click_a_box_an_example_and_files(session, decoded):
     assert 0 <= region.iou_pred <= 1
     assert session.naming(MANY) is None, "naming by a hundred words would decode a hundred masks at each click"
     assert session.name(session.naming(MANY)) == []
-    assert "Most similar" not in region_text(session, [])
+    assert image_state(OpenImage(session))["region"]["names"] == []
     assert decoded == []
     found = session.segment(["building|house", "water"])
     assert found.classes == ("building", "water")
@@ -71,25 +73,27 @@ def test_everything_without_words_and_with(session):
         assert {name for name, _ in proposal.classes} == {"water", "road"}
 
 
-def test_the_page_of_gradio(predictor, tmp_path):
-    pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[app]"')
-    from skysense_o.interactive.layout import build
-    from skysense_o.interactive.page import BOX, INSIDE, OUTSIDE, Page
-
-    page = Page(predictor, tmp_path)
+def test_the_page(predictor, tmp_path, decoded):
+    page, visitor = Page(predictor, tmp_path), Visitor()
     page.encode_naming_vocabulary()  # reads nothing: hundreds of phrases of 19 GFLOP each
     assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
-    choices = [c for block in build(page).blocks.values() for c, _ in getattr(block, "choices", None) or ()]
-    assert choices == [INSIDE, OUTSIDE, BOX]
-    session = page.open(None, ROOT / "demo/fields_30m.jpg")[0]
-    session, _, text = page.select(session, INSIDE, [], 0.5, (300, 240))
-    assert "predicted IoU" in text
-    session, _, legend, _, _ = page.segment(session, "field, road", "", 0, 0.5)
-    assert "field" in legend
-    session, _, text = page.select(session, OUTSIDE, [], 0.5, (30, 40))
-    assert "Most similar classes:<ol><li>" in text or "0 pixels" in text
-    assert "regions</b> found without words" in page.everything(session, [], 0.5)[2]
-    session.close()
+    assert page.about()["prompts"], "clicks are offered, not boxes only"
+    page.open(visitor, ROOT / "demo/fields_30m.jpg")
+    image = visitor.images[visitor.current]
+    region = page.locked(image, page.click, 150, 120, True)["region"]
+    assert 0 <= region["iou_pred"] <= 1
+    assert region["names"] == [], "no words were asked for yet"
+    assert decoded == [], "naming by hundreds of words would decode a mask of each"
+    state = page.locked(image, page.segment, "field, road", "", 0.0)
+    assert [row["name"] for row in state["classes"]] == ["field", "road"]
+    region = page.locked(image, page.box, 50, 50, 200, 150)["region"]
+    assert {name for name, _ in region["names"]} == {"field", "road"}
+    region = page.locked(image, page.click, 30, 40, False)["region"]
+    assert {name for name, _ in region["names"]} == {"field", "road"} or not region["pixels"]
+    before = sum(decoded)
+    assert {name for name, _ in page.locked(image, page.everything)["summary"]} <= {"field", "road"}
+    assert sum(decoded) - before <= 2, "one mask per word asked for"
+    page.visitors.close(visitor, image.key)
 
 
 def test_the_prompt_loop(session, tmp_path):
