@@ -155,6 +155,16 @@ class Vocabulary:
         return [c for c, words in enumerate(self.phrases) for _ in words]
 
 
+def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
+    """The vocabulary of the arguments of `Predictor.__call__`."""
+    extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
+    if isinstance(classes, Vocabulary):
+        if extra:
+            raise ValueError("the Vocabulary holds its own background words: leave out background")
+        return classes
+    return Vocabulary.of(classes.split(",") if isinstance(classes, str) else classes, extra)
+
+
 def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:
     """Read the published file of retrieval words (`o1.json`).
 

@@ -28,7 +28,7 @@ from skysense_o.inference.hub import HubModel
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, classes_by_id, fold_background, mark_nodata
 from skysense_o.inference.sliding import segment_array, window_probabilities
-from skysense_o.vocabulary import Vocabulary
+from skysense_o.vocabulary import Vocabulary, as_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class Predictor(HubModel):
         cfg = config_of(path, config_file)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
         logger.log(logging.INFO if report.passed_over else logging.DEBUG, "%s: %s", path.name, report)
+        model.tower.prepare_inference()
         known = cfg.MODEL.KNOWN
         gsd = known.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
         model = model.to(chosen, memory_format=torch.channels_last)
@@ -288,13 +289,3 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
         merge_text(cfg, stored, f"in {path}")
     cfg.MODEL.TOWER.PRETRAINED = False  # the weights come from the checkpoint
     return cfg
-
-
-def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
-    """The vocabulary of the arguments of `Predictor.__call__`."""
-    extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
-    if isinstance(classes, Vocabulary):
-        if extra:
-            raise ValueError("the Vocabulary holds its own background words: leave out background")
-        return classes
-    return Vocabulary.of(classes.split(",") if isinstance(classes, str) else classes, extra)
