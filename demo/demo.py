@@ -34,11 +34,10 @@ from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printab
 from skysense_o.inference.segmentation import classes_by_id
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
-from skysense_o.text_files import read_lines
-from skysense_o.vocabulary import Vocabulary
+from skysense_o.vocabulary import Vocabulary, read_class_file
 from skysense_o.weight_paths import find_weights
 from skysense_o.whole_files import write_json
-from skysense_o.words import check_words
+from skysense_o.words import check_words, split_words
 
 ALL_FORMATS = ("overlay", "labels", "probabilities", "json", *SCENE_FORMATS)
 OPEN_WORLD_SHARE = 0.001
@@ -199,7 +198,7 @@ def scene_options(args: argparse.Namespace) -> SceneOptions:
 
 def vocabulary_of(args: argparse.Namespace) -> tuple[Vocabulary, list | None]:
     """The vocabulary, and colors or None, from the option that gives the classes."""
-    background = [word for word in args.background.split(",") if args.background.strip()]
+    background = split_words(args.background)
     if args.dataset:
         from skysense_o.data.classes import load_classes
 
@@ -212,7 +211,7 @@ def vocabulary_of(args: argparse.Namespace) -> tuple[Vocabulary, list | None]:
     if args.classes is None and args.classes_file is None:
         raise ValueError("no classes: give --classes, --classes-file, --dataset, --open-world or --interactive")
     if args.classes_file:
-        return Vocabulary.of(read_lines(args.classes_file), background), None
+        return Vocabulary.of(read_class_file(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None
 
 

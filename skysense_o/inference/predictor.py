@@ -28,6 +28,7 @@ from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, classes_by_id, fold_background, mark_nodata
 from skysense_o.inference.sliding import segment_array, window_probabilities
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.words import split_words
 
 logger = logging.getLogger(__name__)
 
@@ -285,9 +286,9 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
 
 def _vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
     """The vocabulary of the arguments of `Predictor.__call__`."""
-    extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
+    extra = split_words(background) if isinstance(background, str) else background or ()
     if isinstance(classes, Vocabulary):
         if extra:
             raise ValueError("the Vocabulary holds its own background words: leave out background")
         return classes
-    return Vocabulary.of(classes.split(",") if isinstance(classes, str) else classes, extra)
+    return Vocabulary.of(split_words(classes) or [""] if isinstance(classes, str) else classes, extra)

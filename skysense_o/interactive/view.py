@@ -12,6 +12,7 @@ from PIL import Image, ImageColor, ImageDraw
 from skysense_o.inference.automatic_masks import Proposal
 from skysense_o.inference.drawing import NONE_COLOR, REGION_COLOR, Color, highlight, overlay
 from skysense_o.interactive.session import Session
+from skysense_o.words import OTHER_SIGNS, split_words
 
 SHOWN_SIDE = 1000
 """Longest side of the displayed image in pixels; the browser scales it down to its window."""
@@ -25,7 +26,7 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
         ValueError: a # without a colour of three or six hexadecimal digits.
     """
     words, colors = [], {}
-    for entry in text.split(",") if text and text.strip() else ():
+    for entry in split_words(text or "", OTHER_SIGNS.replace("#", "")):
         word = _COLOR.sub("", entry)
         if "#" in word:
             raise ValueError(f"{entry.strip()!r} has no colour after its #: write it as road #e83cc8")
