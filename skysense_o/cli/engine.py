@@ -32,8 +32,9 @@ def _vocabulary(args: Namespace):
     from skysense_o.data.classes import load_classes
     from skysense_o.data.open_world import open_world
     from skysense_o.vocabulary import Vocabulary
+    from skysense_o.words import split_words
 
-    extra = args.background.split(",") if args.background.strip() else []
+    extra = split_words(args.background)
     if args.classes:
         return Vocabulary.parse(args.classes, args.background)
     if args.dataset:

@@ -15,9 +15,9 @@ from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
 from skysense_o.scenes.stac import item_image
 from skysense_o.shipped_files import find_config
-from skysense_o.text_files import read_lines
-from skysense_o.vocabulary import Vocabulary
+from skysense_o.vocabulary import Vocabulary, read_class_file
 from skysense_o.weight_paths import find_weights
+from skysense_o.words import split_words
 
 OPEN_WORLD_SHARE = 0.001
 """With --open-world, classes with a smaller share of the pixels are left out of legend and table."""
@@ -140,7 +140,7 @@ def scene_options(args: Namespace) -> SceneOptions:
 
 def vocabulary_of(args: Namespace) -> tuple[Vocabulary, list | None]:
     """The vocabulary, and colors or None, from the option that gives the classes."""
-    background = [word for word in args.background.split(",") if args.background.strip()]
+    background = split_words(args.background)
     if args.dataset:
         from skysense_o.data.classes import load_classes
 
@@ -153,7 +153,7 @@ def vocabulary_of(args: Namespace) -> tuple[Vocabulary, list | None]:
     if args.classes is None and args.classes_file is None:
         raise ValueError("no classes: give --classes, --classes-file, --dataset, --open-world or --interactive")
     if args.classes_file:
-        return Vocabulary.of(read_lines(args.classes_file), background), None
+        return Vocabulary.of(read_class_file(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None
 
 
