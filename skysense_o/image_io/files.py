@@ -212,7 +212,7 @@ def stems_of(paths: list[Path]) -> list[str]:
     """Stems of the result files of images. Equal ones get their suffix or folder, so that no file is overwritten.
 
     >>> stems_of([Path("a/x.tif"), Path("a/x.png"), Path("b/x.tif")])
-    ['x', 'x_png', 'b_x']
+    ['x', 'x_png', 'x_tif']
     """
     stems, taken = [], set()
     for path in paths:
