@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -9,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from skysense_o.errors import message
 from skysense_o.renamed_keys import with_new_names
 from skysense_o.shipped_files import find_config
+from skysense_o.text_files import parse_yaml
 
 
 def add_skysense_o_config(cfg: CfgNode) -> None:
@@ -254,25 +257,29 @@ def model_config(cfg: CfgNode) -> CfgNode:
     return part
 
 
-def merge_tree(cfg: CfgNode, tree: dict) -> None:
-    """Merge a config tree, as a YAML holds it, into a config."""
-    cfg.merge_from_other_cfg(CfgNode(with_new_names(tree)))
-
-
 def merge_file(cfg: CfgNode, path: str | Path) -> None:
-    """Merge a YAML into a config.
+    """Merge a YAML file into a config.
 
     Raises:
         FileNotFoundError: no such file. ValueError: no YAML, or a key that does not exist.
     """
     path = find_config(path)
+    _merge(cfg, partial(CfgNode.load_yaml_with_base, str(path)), str(path))
+
+
+def merge_text(cfg: CfgNode, text: str, where: str) -> None:
+    """Merge a text of YAML into a config, with the same errors; `where` names the text in messages."""
+    _merge(cfg, partial(parse_yaml, text, where), where)
+
+
+def _merge(cfg: CfgNode, read: Callable[[], dict], where: str) -> None:
     try:
-        merge_tree(cfg, CfgNode.load_yaml_with_base(str(path)))
+        cfg.merge_from_other_cfg(CfgNode(with_new_names(read())))
     except FileNotFoundError:
         raise
     except Exception as error:  # a tree of the wrong shape makes yacs raise whatever its values lead to
         reason = message(error) or type(error).__name__
-        raise ValueError(f"config {path}: {reason}; see skysense_o/config.py") from error
+        raise ValueError(f"config {where}: {reason}; see skysense_o/config.py") from error
 
 
 def default_config() -> CfgNode:

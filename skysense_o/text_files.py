@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import reprlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,17 @@ KINDS = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
     type(None): "null",
 }  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice in one mapping, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} comes twice on line {node.start_mark.line + 1} or below: keep one of them")
+        return super().construct_mapping(node, deep)
 
 
 def read_text(path: str | Path) -> str:
@@ -44,7 +57,7 @@ def read_lines(path: str | Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
-def read_json_file(path: str | Path) -> dict | list:
+def read_json_file(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
@@ -80,18 +93,34 @@ def parse_json(data: bytes | str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON: {error}") from error
 
 
-def read_yaml(path: str | Path) -> object:
+def read_yaml(path: str | Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        ValueError: the file is not YAML, or has another encoding.
+        ValueError: the file is not YAML, has a key twice, or has another encoding.
+    """
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML.
+
+    Args:
+        text: a whole document.
+        where: file, for messages.
+
+    Raises:
+        ValueError: it is not YAML, is nested too deeply, or has a key twice.
+
+    >>> parse_yaml("a: [1, 2]", "a.yaml")
+    {'a': [1, 2]}
     """
     try:
-        return yaml.safe_load(read_text(path))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply to be read") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply: write it with fewer levels of brackets") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date such as 2020-99-99 gives a ValueError
+        raise ValueError(f"{where} is not YAML: {error}") from error
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
@@ -103,16 +132,27 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
     Raises:
         ValueError: a line is not a JSON object, or the file has another encoding.
     """
+    for number, line in numbered_lines(path):
+        entry = parse_json(line, f"{path}, line {number}: {line[:80]!r}")
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}, line {number}: {line[:80]!r} is not a JSON object")
+        yield number, entry
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Read the lines of a text file one by one, without blank ones.
+
+    Yields:
+        (line number from 1, line without spaces at the ends)
+
+    Raises:
+        ValueError: the file has another encoding.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:  # unlike str.splitlines, this keeps U+2028 within a line
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}: {line.strip()[:80]!r}"
-                entry = parse_json(line, where)
-                if not isinstance(entry, dict):
-                    raise ValueError(f"{where} is not a JSON object")
-                yield number, entry
+                if line.strip():
+                    yield number, line.strip()
     except UnicodeDecodeError as error:
         raise _wrong_encoding(path, error) from error
 
@@ -124,29 +164,41 @@ def read_csv(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str,
         the column names, and an iterator over (line number, column -> text).
 
     Raises:
-        ValueError: a line has more fields than there are columns, or the file has another encoding.
+        ValueError: a line has more fields than there are columns, a column comes twice, columns are not separated by
+            commas, or the file has another encoding.
     """
 
     def rows() -> Iterator[tuple[int, dict[str, str]]]:
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                for row in reader:
-                    if None in row:
-                        raise ValueError(
-                            f"{path}, line {reader.line_num}: more fields than the {len(reader.fieldnames)} columns"
-                            f" {', '.join(reader.fieldnames)}: put texts that contain commas in double quotes"
-                        )
-                    yield reader.line_num, {name: text or "" for name, text in row.items()}
-        except UnicodeDecodeError as error:
-            raise _wrong_encoding(path, error) from error
+        with _csv_errors(path), open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, columns)
+            next(reader, None)
+            for row in reader:
+                if None in row:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: more fields than the {len(columns)} columns"
+                        f" {', '.join(columns)}: put texts that contain commas in double quotes"
+                    )
+                yield reader.line_num, {name: text or "" for name, text in row.items()}
 
+    with _csv_errors(path), open(path, newline="", encoding="utf-8-sig") as file:
+        columns = [name.strip() for name in next(csv.reader(file), [])]
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    other = next((sign for sign in ";\t" if len(columns) == 1 and sign in columns[0]), None)
+    if twice is not None or other:
+        wrong = f"the column {twice!r} twice" if twice is not None else f"columns separated by {other!r}"
+        raise ValueError(f"{path} has {wrong}: give each column its own name, and separate them with commas")
+    return columns, rows()
+
+
+@contextmanager
+def _csv_errors(path: str | Path) -> Iterator[None]:
+    """Name the file in what the module csv says of it."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            columns = next(csv.reader(file), [])
+        yield
     except UnicodeDecodeError as error:
         raise _wrong_encoding(path, error) from error
-    return columns, rows()
+    except csv.Error as error:
+        raise ValueError(f"{path} is not CSV: {error}; a double quote that is never closed?") from error
 
 
 def checked(value: Any, kinds: type | tuple[type, ...], where: str) -> Any:
@@ -194,6 +246,26 @@ def take(row: Any, key: str, kinds: type | tuple[type, ...], where: str, default
     if key not in row:
         raise ValueError(f"{where} has no {key!r}")
     return checked(row[key], kinds, f"{where}: {key!r}")
+
+
+def numbers(value: Any, count: int, where: str) -> list[float]:
+    """Check a list of numbers, such as a point (2) or a box (4); see `checked`."""
+    if len(checked(value, list, where)) != count:
+        raise ValueError(f"{where} is a list of {len(value)}: {count} numbers are permitted")
+    return [checked(number, float, f"{where}: a number") for number in value]
+
+
+def shown(value: Any) -> str:
+    """A value of YAML for a message, cut. Not `repr`, which never ends where aliases repeat each other.
+
+    >>> shown({"a": [1, 2], "b": "x" * 500})
+    "{'a': [1, 2], 'b': 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'}"
+    """
+    return _REPR.repr(value)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 3, 8, 8, 80, 80
 
 
 def _short(value: Any) -> str:

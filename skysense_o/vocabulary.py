@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skysense_o.text_files import read_json_file
-from skysense_o.words import check_words
+from skysense_o.text_files import numbered_lines, read_json_file
+from skysense_o.words import OTHER_SIGNS, check_words, split_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,14 +88,14 @@ class Vocabulary:
             background: background classes in the same form; "" for none.
 
         Raises:
-            ValueError: see `of`.
+            ValueError: see `of` and `split_words`.
 
         >>> Vocabulary.parse("building|house, road").classes
         ('building', 'road')
         """
         if not text.strip():
             raise ValueError(f"the class names {text!r} are empty: {HOW_TO_WRITE_WORDS}")
-        return cls.of(text.split(","), background.split(",") if background.strip() else ())
+        return cls.of(split_words(text), split_words(background))
 
     def with_words(self, words: dict[str, Sequence[str]]) -> Vocabulary:
         """Add phrases to the classes (SkySense-O, retrieval augmentation).
@@ -153,6 +153,35 @@ class Vocabulary:
         [0, 0, 1]
         """
         return [c for c, words in enumerate(self.phrases) for _ in words]
+
+
+def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
+    """The vocabulary of the arguments of `Predictor.__call__`."""
+    extra = split_words(background) if isinstance(background, str) else background or ()
+    if isinstance(classes, Vocabulary):
+        if extra:
+            raise ValueError("the Vocabulary holds its own background words: leave out background")
+        return classes
+    return Vocabulary.of(split_words(classes) or [""] if isinstance(classes, str) else classes, extra)
+
+
+def read_class_file(path: str | Path) -> list[str]:
+    """Read a file with one class per line and bars between synonyms; lines that begin with # are comments.
+
+    Raises:
+        ValueError: a line has several classes or a comment, no line has a class, or the file is not UTF-8.
+    """
+    lines = [(number, line) for number, line in numbered_lines(path) if not line.startswith("#")]
+    for number, line in lines:
+        sign = next((sign for sign in ",\t" + OTHER_SIGNS if sign in line), None)
+        if sign:
+            raise ValueError(
+                f"{path}, line {number}: {line[:100]!r} has {sign!r}: write one class per line, synonyms with bars, and"
+                " comments on lines of their own"
+            )
+    if not lines:
+        raise ValueError(f"{path} has no class: write one per line")
+    return [line for _, line in lines]
 
 
 def read_retrieval_words(path: str | Path) -> dict[str, list[str]]:

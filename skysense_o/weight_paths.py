@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     'mini.safetensors'
     """
     name, _, sha256 = str(name).partition("#sha256=")
-    path = _from_hub(name, download) if name.startswith("hf://") else Path(name).expanduser()
+    path = _from_hub(name, download) if name.startswith("hf://") else Path(os.path.expanduser(name))
     if HUB_NAME.fullmatch(name) and not path.exists() and path.suffix not in SUFFIXES:
         path = _from_hub(f"hf://{name}", download)
     shipped = SHIPPED / f"{name}.safetensors"

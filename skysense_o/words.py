@@ -1,8 +1,29 @@
-"""Words that people write: what a tokenizer can read."""
+"""Words that people write: what separates them, and what a tokenizer can read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+OTHER_SIGNS = ";；，、#\n"
+"""Signs that people write between classes or before comments; commas separate classes."""
+
+
+def split_words(text: str, refused: str = OTHER_SIGNS) -> list[str]:
+    """Split a line of classes at its commas; a blank text has none.
+
+    Raises:
+        ValueError: the text has one of the refused signs.
+
+    >>> split_words("building|house,road")
+    ['building|house', 'road']
+    >>> split_words("building; road")
+    Traceback (most recent call last):
+    ValueError: the class names 'building; road' have ';': write them as "building,road"
+    """
+    sign = next((sign for sign in refused if sign in text.strip()), None)
+    if sign:
+        raise ValueError(f'the class names {text.strip()[:100]!r} have {sign!r}: write them as "building,road"')
+    return text.split(",") if text.strip() else []
 
 
 def check_words(words: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skysense_o.text_bank import TextBank
-from skysense_o.vocabulary import Vocabulary
+from skysense_o.vocabulary import Vocabulary, read_class_file
 
 
 def test_a_line_becomes_classes_and_synonyms():
@@ -26,6 +26,42 @@ def test_empty_and_blank_names_are_an_error(text):
 def test_the_same_word_twice_is_an_error(text):
     with pytest.raises(ValueError, match="stands for two classes"):
         Vocabulary.parse(text)
+
+
+@pytest.mark.parametrize("sign", [";", "；", "，", "、", "\n", " # "])
+def test_other_signs_between_classes_are_an_error_that_says_how_to_write_them(sign):
+    for words in ({"text": f"road{sign}tree"}, {"text": "sea", "background": f"road{sign}tree"}):
+        with pytest.raises(ValueError, match=r'the class names .* have .*: write them as "building,road"'):
+            Vocabulary.parse(**words)
+    assert Vocabulary.of(["road; paved"]).classes == ("road; paved",), "a list needs no separators"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_of_classes_has_one_per_line_and_comments(tmp_path, encoding):
+    path = tmp_path / "words.txt"
+    path.write_text("# our classes\r\nbuilding|house\r\n\r\n  Straße  \n#the end", encoding=encoding)
+    assert read_class_file(path) == ["building|house", "Straße"]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"sea\nroad, tree\n", r"words.txt, line 2: 'road, tree' has ','"),
+        (b"road;tree", r"line 1: 'road;tree' has ';'"),
+        ("road，tree".encode(), "line 1: .* has '，'"),
+        ("road、tree".encode(), "line 1: .* has '、': write one class per line, synonyms with bars, and comments on"),
+        (b"road # paved", "line 1: 'road # paved' has '#'"),
+        (b"1\troad", r"line 1: '1.troad' has '.t'"),
+        (b"# nothing\n\n", "words.txt has no class: write one per line"),
+        (b"", "words.txt has no class"),
+        ("Straße".encode("latin-1"), "words.txt is not UTF-8 text .byte 0xdf at 4.: save it with the encoding UTF-8"),
+        ("road".encode("utf-16"), "words.txt is not UTF-8 text"),
+    ],
+)
+def test_a_wrong_file_of_classes_names_the_line(tmp_path, data, says):
+    (tmp_path / "words.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=says):
+        read_class_file(tmp_path / "words.txt")
 
 
 def test_background_alone_is_not_enough():

@@ -8,6 +8,7 @@ scene that cannot be read is reported at the end and does not stop the others.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -45,19 +46,22 @@ def parser() -> argparse.ArgumentParser:
 def run() -> int:
     args = parser().parse_args()
     vocabulary = Vocabulary.parse(args.classes, args.background)
-    from skysense_o.image_io import find_images
+    from skysense_o.image_io import find_images, stems_of
+    from skysense_o.inference.segmentation import classes_by_id
     from skysense_o.scenes.georeference import scene_tools
-    from skysense_o.scenes.options import SceneOptions, SceneOutputs, parse_bytes
+    from skysense_o.scenes.options import FORMATS, SceneOptions, SceneOutputs, parse_bytes
     from skysense_o.scenes.ray_archive import segment_archive
 
+    classes_by_id(vocabulary, None)  # no class may have the name of id 0
     scene_tools()  # the extra "geo" is installed
-    outputs = SceneOutputs(Path(args.output).resolve(), args.save.split(","))
-
-    paths = [path.resolve() for path in find_images(args.input)]
-    alone = [sum(p.stem == path.stem for p in paths) == 1 for path in paths]
-    stems = [path.stem if one else f"{path.parent.name}_{path.stem}" for path, one in zip(paths, alone)]
+    formats = [word.strip() for word in args.save.split(",") if word.strip()]
+    unknown = [word for word in formats if word not in FORMATS]
+    if unknown or not formats:
+        raise ValueError(f"--save {args.save!r}: {unknown or 'nothing'} is not among {', '.join(FORMATS)}")
+    outputs = SceneOutputs(Path(os.path.abspath(args.output)), formats)
+    paths = [Path(os.path.abspath(path)) for path in find_images(args.input)]
     rows = segment_archive(
-        list(zip(paths, stems)), vocabulary, outputs, SceneOptions(memory=parse_bytes(args.memory)),
+        list(zip(paths, stems_of(paths))), vocabulary, outputs, SceneOptions(memory=parse_bytes(args.memory)),
         weights=args.weights, device=args.device, workers=args.workers, cpus=args.cpus, gpus=args.gpus,
         address=args.address,
     )  # fmt: skip

@@ -43,6 +43,8 @@ def run_check(args: Namespace) -> int:
     if args.list:
         print(_list_rows(args.markdown))
         return 0
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit} is out of range: 1 or more")
     if not args.name:
         raise ValueError("give the name of a data set, or --list")
     import skysense_o.data  # noqa: F401  (registers the rows)

@@ -32,8 +32,9 @@ def _vocabulary(args: Namespace):
     from skysense_o.data.classes import load_classes
     from skysense_o.data.open_world import open_world
     from skysense_o.vocabulary import Vocabulary
+    from skysense_o.words import split_words
 
-    extra = args.background.split(",") if args.background.strip() else []
+    extra = split_words(args.background)
     if args.classes:
         return Vocabulary.parse(args.classes, args.background)
     if args.dataset:
@@ -51,7 +52,7 @@ def _collect(work, args) -> list[str]:
         done = collect(work, images, side=args.tile, licence=args.licence, credit=args.credit, gsd=args.gsd)
     empty = f", {done.empty} parts without data left out" if done.empty else ""
     print(f"collect: {done.tiles} tiles, {done.sources} images read now{empty}, {len(done.errors)} unreadable")
-    return [f"{e['source']}: {e['error']}" for e in done.errors]
+    return [e["error"] for e in done.errors]
 
 
 def _deduplicate(work, args) -> list[str]:

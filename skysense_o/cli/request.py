@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skysense_o.cli.arguments import ALL_FORMATS
-from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image
+from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image, stems_of
+from skysense_o.inference.segmentation import classes_by_id
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
 from skysense_o.scenes.stac import item_image
 from skysense_o.shipped_files import find_config
-from skysense_o.text_files import read_lines
-from skysense_o.vocabulary import Vocabulary
+from skysense_o.vocabulary import Vocabulary, read_class_file
 from skysense_o.weight_paths import find_weights
+from skysense_o.words import split_words
 
 OPEN_WORLD_SHARE = 0.001
 """With --open-world, classes with a smaller share of the pixels are left out of legend and table."""
@@ -81,11 +82,12 @@ def check_request(args: Namespace) -> Request:
     vocabulary, colors, image, scenes = None, None, None, frozenset()
     if (args.task == "segment" and not args.interactive) or args.task == "classify":
         vocabulary, colors = vocabulary_of(args)
+        classes_by_id(vocabulary, args.threshold)  # no class may have the name of id 0
     if args.task == "segment" and not args.interactive:
         scenes = frozenset(path for path in paths if _is_scene(path, formats, args))
         if len(paths) == 1 and not scenes:
             image = read_plain(paths[0], args)
-    request = Request(args, formats, paths, _stems_of(paths), items, scenes, vocabulary, colors, image)
+    request = Request(args, formats, paths, stems_of(paths), items, scenes, vocabulary, colors, image)
     if len(paths) == 1 and scenes:
         scene_tools("check").check_scene(paths[0], request.outputs(paths[0], ""), scene_options(args))
     return request
@@ -138,7 +140,7 @@ def scene_options(args: Namespace) -> SceneOptions:
 
 def vocabulary_of(args: Namespace) -> tuple[Vocabulary, list | None]:
     """The vocabulary, and colors or None, from the option that gives the classes."""
-    background = [word for word in args.background.split(",") if args.background.strip()]
+    background = split_words(args.background)
     if args.dataset:
         from skysense_o.data.classes import load_classes
 
@@ -151,19 +153,8 @@ def vocabulary_of(args: Namespace) -> tuple[Vocabulary, list | None]:
     if args.classes is None and args.classes_file is None:
         raise ValueError("no classes: give --classes, --classes-file, --dataset, --open-world or --interactive")
     if args.classes_file:
-        return Vocabulary.of(read_lines(args.classes_file), background), None
+        return Vocabulary.of(read_class_file(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None
-
-
-def _stems_of(paths: list[Path]) -> list[str]:
-    """Stems of the result files. Images with the same stem keep their suffix or folder, so no file is overwritten."""
-    stems, taken = [], set()
-    for path in paths:
-        candidates = [path.stem, path.name.replace(".", "_"), f"{path.parent.name}_{path.stem}"]
-        stem = next((c for c in candidates if c not in taken), None) or f"{path.stem}_{len(taken)}"
-        taken.add(stem)
-        stems.append(stem)
-    return stems
 
 
 def _is_scene(path: Path, formats: list[str], args: Namespace) -> bool:

@@ -13,8 +13,8 @@ import numpy as np
 
 from skysense_o.data.labels import load_image
 from skysense_o.data.shards import member_bytes, read_shard
-from skysense_o.image_io import RGBImage
-from skysense_o.text_files import read_csv, read_json_lines
+from skysense_o.image_io import RGBImage, images_in
+from skysense_o.text_files import checked, read_csv, read_json_lines, take
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
@@ -93,22 +93,24 @@ def words_of(folder: str) -> str:
 
 def _table(path: Path, split: str) -> list[dict]:
     lines = list(read_csv(path)[1] if path.suffix == ".csv" else read_json_lines(path))
-    folders = sorted({Path(entry.get("image") or "").parent.name for _, entry in lines})
+    text = (str, type(None))
+    images = [Path(take(entry, "image", text, f"{path}, line {number}", None) or "") for number, entry in lines]
+    folders = sorted({image.parent.name for image in images})
     records = []
-    for number, entry in lines:
-        captions = entry.get("captions") or entry.get("caption") or []
+    for (number, entry), image in zip(lines, images):
+        where = f"{path}, line {number}"
+        found = [take(entry, key, (list, *text), where, None) for key in ("captions", "caption")]
+        captions = found[0] or found[1] or []
         captions = [captions] if isinstance(captions, str) else captions
         if not entry.get("image") or not captions:
-            found = ", ".join(map(str, entry))
-            raise ValueError(f"{path}, line {number}: image and caption or captions are needed, found {found}")
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(f"{path}, line {number}: captions are {captions!r:.80}, not a text or a list of texts")
+            filled = ", ".join(str(key) for key, value in entry.items() if value) or "nothing"
+            raise ValueError(f"{where}: image and caption or captions are needed, found {filled}")
+        captions = [checked(caption, str, f"{where}: a caption") for caption in captions]
         if split and entry.get("split") != split:
             continue
-        record = {"file_name": str(path.parent / entry["image"]), "captions": captions}
+        record = {"file_name": str(path.parent / image), "captions": captions}
         if len(folders) > 1:  # one folder per class
-            label = folders.index(Path(entry["image"]).parent.name)
-            record |= {"label": label, "names": [words_of(f) for f in folders]}
+            record |= {"label": folders.index(image.parent.name), "names": [words_of(f) for f in folders]}
         records.append(record)
     return records
 
@@ -120,6 +122,5 @@ def _folders(path: Path) -> list[dict]:
     return [
         {"file_name": str(file), "captions": [f"a satellite photo of {name}."], "label": label, "names": names}
         for label, (folder, name) in enumerate(zip(classes, names))
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in IMAGES
+        for file in images_in(folder, IMAGES)
     ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import partial
-from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -86,7 +86,7 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
     if name in _BY_NAME:
         return [(_BY_NAME[name], split) for split in _BY_NAME[name].splits]
     path, _, split = name.partition(":")
-    if Path(path).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(path)):
         spec = own_spec(path)
         if split and split not in spec.splits:
             raise KeyError(f"{path} has no split {split!r}: there are {', '.join(spec.splits)}")

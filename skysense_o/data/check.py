@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -14,16 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from skysense_o.data.captions import load_record_image
-from skysense_o.data.catalog import find, load_split
+from skysense_o.data.catalog import find
 from skysense_o.data.classes import load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
+from skysense_o.data.image_hash import alike, image_hash
 from skysense_o.data.labels import BadData, id_table, read_labels, to_ids
+from skysense_o.data.records import read_split
 from skysense_o.image_io import RGBImage
 from skysense_o.sample import IGNORE
-
-ALIKE_BITS = 8
-"""Two images whose hashes of 256 bits differ in at most this many bits count as the same."""
-HASH_SIDE = 16
 
 
 @dataclass
@@ -82,7 +79,9 @@ def check_data_set(name: str, limit: int | None = None, progress: bool = True) -
         except FileNotFoundError as error:  # some of several splits may not be installed
             missing = missing or error
             if len(splits) > 1:
-                reports.append(SplitReport(f"{spec.name}_{split}", notes=[str(error).split(": get ")[0]]))
+                own = Path(spec.key).is_absolute()
+                said = {"problems" if own else "notes": [str(error).split(": get ")[0]]}
+                reports.append(SplitReport(f"{spec.name}_{split}", **said))
     if missing and not any(report.images for report in reports):
         raise missing
     for one, two in combinations([r for r in reports if r.hashes], 2):
@@ -93,7 +92,8 @@ def check_data_set(name: str, limit: int | None = None, progress: bool = True) -
 def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progress: bool = True) -> SplitReport:
     """Check every image and label of one split."""
     report = SplitReport(f"{spec.name}_{split}")
-    records = load_split(spec, split, skip_bad=True)
+    records, missing = read_split(spec, split)
+    report.problems += missing
     if limit and limit < len(records):
         records = [records[i] for i in np.linspace(0, len(records) - 1, limit).astype(int)]
         report.notes.append(f"only {limit} records were looked at")
@@ -113,7 +113,27 @@ def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progres
     empty = [name for name, (count, _) in report.counts.items() if not count]
     if empty and spec.task in ("segmentation", "classification"):
         report.notes.append(f"{len(empty)} classes without any: {', '.join(empty)}")
+    labelled = report.ignored + sum(count for count, _ in report.counts.values())
+    if spec.task == "segmentation" and report.ignored:
+        share = 100 * report.ignored / labelled
+        report.notes.append(f"{share:.1f} % of the pixels are ignored or have no class")
+    if Path(spec.key).is_absolute() and spec.class_table_name and not limit and split.startswith(("train", "all")):
+        report.problems += _classes_that_never_occur(spec, empty, report.ignored)
     return report
+
+
+def _classes_that_never_occur(spec: DatasetSpec, empty: list[str], ignored: int) -> list[str]:
+    """What is wrong with a user's own training split in which classes of dataset.yaml never occur."""
+    table, problems = load_classes(spec.class_table_name), []
+    for value, (name, background) in enumerate(zip(table.classes, table.background), spec.offset):
+        if name in empty and not background:
+            cure = f"no pixel has its label value {value}"
+            if value in spec.ignore:
+                cure = f"its label value {value} is also ignored"
+            elif ignored and spec.ignore:
+                cure += f", and pixels of {', '.join(map(str, spec.ignore))} are ignored (masks of 0 and 255 hold no 1)"
+            problems.append(f"class {name!r} never occurs: {cure}; correct the labels or dataset.yaml")
+    return problems
 
 
 def _look(spec: DatasetSpec, record: dict, report: SplitReport, digest, seen: dict) -> None:
@@ -240,30 +260,6 @@ def _bytes(record: dict) -> bytes:
     with open(record["file_name"], "rb") as file:
         file.seek(record["at"][0] if "at" in record else 0)
         return file.read(record["at"][1] if "at" in record else -1)
-
-
-def image_hash(image: Image.Image) -> np.ndarray:
-    """Difference hash: whether each cell of a 16 x 16 grid is brighter than its right neighbour.
-
-    It is robust to resizing and compression. For uniform surfaces it is noise.
-
-    Returns:
-        uint8 (32,).
-    """
-    grey = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
-    return np.packbits(grey[:, 1:] > grey[:, :-1])
-
-
-def alike(one: Iterable[np.ndarray], two: Iterable[np.ndarray], bits: int = ALIKE_BITS) -> list[tuple[int, int]]:
-    """Pairs of indices whose hashes differ in at most `bits` bits."""
-    first, second = np.stack(list(one)), np.stack(list(two))
-    pairs = []
-    chunk = max(1, 2**24 // (len(second) * first.shape[1]))
-    for start in range(0, len(first), chunk):
-        difference = first[start : start + chunk, None] ^ second[None]
-        near = np.bitwise_count(difference).sum(-1, dtype=np.int32) <= bits
-        pairs += [(int(i) + start, int(j)) for i, j in np.argwhere(near)]
-    return pairs
 
 
 def _compare(one: SplitReport, two: SplitReport) -> None:

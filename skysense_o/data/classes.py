@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from skysense_o.shipped_files import shipped_file
-from skysense_o.text_files import read_json_file, read_lines, read_yaml
+from skysense_o.text_files import read_json_file, read_lines, read_yaml, shown
 
 CLASSES_FOLDER = shipped_file("datasets/classes")
 OWN = "dataset.yaml"
@@ -78,7 +78,7 @@ def table_of(entries: list, source: str) -> ClassTable:
     """
     if not isinstance(entries, list) or not entries:
         raise ValueError(
-            f"{source}: 'classes' is {entries!r:.200}: it must list the classes in the order of their ids, such as"
+            f"{source}: 'classes' is {shown(entries)}: it must list the classes in the order of their ids, such as"
             " [water, road]"
         )
     entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
@@ -86,7 +86,7 @@ def table_of(entries: list, source: str) -> ClassTable:
         _check_entry(entry, f"{source}: 'classes', entry {index}")
     ids = [entry.get("id", index) for index, entry in enumerate(entries)]
     if ids != list(range(len(entries))):
-        raise ValueError(f"{source}: ids must run 0, 1, 2, ... in order, found {ids}")
+        raise ValueError(f"{source}: ids must run 0, 1, 2, ... in order, found {shown(ids)}")
     classes = [" ".join(entry["name"].split()) for entry in entries]
     plain = [name.lower() for name in classes]
     twice = sorted({name for name in classes if plain.count(name.lower()) > 1}) if len(set(plain)) < len(plain) else []
@@ -95,6 +95,7 @@ def table_of(entries: list, source: str) -> ClassTable:
             f"{source}: 'classes' has {twice} for two classes (upper and lower case count as equal): give each class"
             " its own name"
         )
+    _check_words_differ(entries, source)
     return ClassTable(
         tuple(classes),
         tuple(tuple(entry.get("synonyms") or ()) for entry in entries),
@@ -106,11 +107,26 @@ def table_of(entries: list, source: str) -> ClassTable:
     )
 
 
+def _check_words_differ(entries: list[dict], source: str) -> None:
+    """Raise ValueError for a word of two classes, or with the sign that separates words."""
+    class_of: dict[str, str] = {}
+    for entry in entries:
+        for word in (entry["name"], *(entry.get("synonyms") or ())):
+            if "|" in word:
+                raise ValueError(f"{source}: 'classes' has {word!r}: write further words as synonyms, not with bars")
+            other = class_of.setdefault(" ".join(word.lower().split()), entry["name"])
+            if other != entry["name"]:
+                raise ValueError(
+                    f"{source}: 'classes' has the word {word!r} for {other!r} and for {entry['name']!r}: give each"
+                    " class its own words"
+                )
+
+
 def _check_entry(entry: object, where: str) -> None:
     """Raise ValueError for an entry of `classes` that cannot be used."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
         raise ValueError(
-            f"{where} is {entry!r:.100}: 'classes' must list names, or entries with a name (quote numbers)"
+            f"{where} is {shown(entry)}: 'classes' must list names, or entries with a name (quote numbers)"
         )
     unknown = sorted(map(str, set(entry) - set(KEYS)))
     if unknown:
@@ -121,13 +137,13 @@ def _check_entry(entry: object, where: str) -> None:
         if words is not None and not (
             isinstance(words, list | tuple) and all(isinstance(word, str) and word.strip() for word in words)
         ):
-            raise ValueError(f"{where} has {key} {words!r:.100}: it must be a list of words, such as [lake, pond]")
+            raise ValueError(f"{where} has {key} {shown(words)}: it must be a list of words, such as [lake, pond]")
     color = entry.get("color")
     if color is not None and not (
         isinstance(color, list | tuple) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
     ):
         raise ValueError(
-            f"{where} has color {color!r:.100}: permitted are three numbers from 0 to 255, [red, green, blue]"
+            f"{where} has color {shown(color)}: permitted are three numbers from 0 to 255, [red, green, blue]"
         )
     for key, kind, permitted in (
         ("background", bool, "true or false"),
@@ -135,7 +151,7 @@ def _check_entry(entry: object, where: str) -> None:
         ("parent", str, "text"),
     ):
         if key in entry and not isinstance(entry[key], kind):
-            raise ValueError(f"{where} has {key} {entry[key]!r:.100}: permitted is {permitted}")
+            raise ValueError(f"{where} has {key} {shown(entry[key])}: permitted is {permitted}")
 
 
 def _hue(index: int) -> tuple[int, int, int]:

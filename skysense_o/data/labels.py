@@ -59,12 +59,16 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientati
         raise BadData(f"{path} is missing: put it back, {SKIP}") from error
     except ImageError as error:
         raise BadData(f"{error}; mend it or get it again, {SKIP}") from error
-    if image.mode not in ("L", "P", "I", "I;16"):
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise BadData(
             f"{path} is a {image.mode} image: labels must be one channel of class ids; the data set's"
             f" datasets/prepare_*.py turns colours into ids, {SKIP}"
         )
     labels = np.asarray(upright_image(image))
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if labels.dtype.kind == "i" and labels.min(initial=0) < 0:
+        raise BadData(f"{path} holds the id {labels.min()}: ids are 0 or more; write 255 for unknown pixels, {SKIP}")
     if size is not None and labels.shape != size and labels.shape == upright_size(size, orientation):
         labels = np.ascontiguousarray(upright(labels, orientation))
     if size is not None and labels.shape != size:

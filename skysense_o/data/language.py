@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from skysense_o.data.datasets.spec import DatasetSpec
-from skysense_o.text_files import read_csv, read_json_file, read_json_lines, read_text
+from skysense_o.text_files import checked, read_csv, read_json_file, read_json_lines, read_text, take
 
 logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("filepath", "file_name", "img_name", "image", "path")
@@ -51,15 +52,18 @@ def read_captions(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """
     path = index_file(spec, split)
     if path.suffix == ".jsonl":
-        for _, entry in read_json_lines(path):
-            if split in (entry["split"], "all"):
-                yield _with_image(spec, spec.root / entry["image"], captions=entry["captions"])
+        for number, entry in read_json_lines(path):
+            where = f"{path}, line {number}"
+            if split in (take(entry, "split", str, where), "all"):
+                captions = [checked(c, str, f"{where}: a caption") for c in take(entry, "captions", list, where)]
+                yield _with_image(spec, spec.root / take(entry, "image", str, where), captions=captions)
         return
     folder = image_folder(spec)
-    for entry in read_json_file(path)["images"]:
-        if split in (entry["split"], "all"):
-            sentences = [sentence["raw"].strip() for sentence in entry["sentences"]]
-            image = folder / entry.get("filepath", "") / entry["filename"]
+    for number, entry in enumerate(take(read_json_file(path), "images", list, str(path)), 1):
+        where = f"{path}, image {number}"
+        if split in (take(entry, "split", str, where), "all"):
+            sentences = [take(one, "raw", str, where).strip() for one in take(entry, "sentences", list, where)]
+            image = folder / take(entry, "filepath", str, where, "") / take(entry, "filename", str, where)
             yield _with_image(spec, image, captions=[s for s in sentences if s])
 
 
@@ -98,16 +102,23 @@ def read_rsvqa(spec: DatasetSpec, split: str) -> Iterator[dict]:
     answers_path = path.with_name(path.name.replace("_questions", "_answers"))
     if not answers_path.is_file():
         raise FileNotFoundError(f"{path} has no {answers_path.name} beside it: {spec.hint}")
-    answers = {a["id"]: a["answer"] for a in read_json_file(answers_path)["answers"] if a.get("active")}
-    for entry in read_json_file(path)["questions"]:
-        if not entry.get("active"):
+    answers = {}
+    for number, entry in enumerate(take(read_json_file(answers_path), "answers", list, str(answers_path)), 1):
+        where = f"{answers_path}, answer {number}"
+        if take(entry, "active", bool, where, False):
+            answers[take(entry, "id", int, where)] = take(entry, "answer", (str, int, float), where)
+    for number, entry in enumerate(take(read_json_file(path), "questions", list, str(path)), 1):
+        where = f"{path}, question {number}"
+        if not take(entry, "active", bool, where, False):
             continue
-        answer = next((answers[i] for i in entry["answers_ids"] if i in answers), None)
+        ids = [checked(i, int, f"{where}: an id") for i in take(entry, "answers_ids", list, where)]
+        answer = next((answers[i] for i in ids if i in answers), None)
         if answer is None:
-            yield {"bad": f"{path}: question {entry['id']} has no answer"}
+            yield {"bad": f"{path}: question {take(entry, 'id', int, where)} has no answer"}
             continue
-        fields = {"question": entry["question"], "answer": str(answer), "kind": entry["type"]}
-        yield _with_image(spec, images / f"{entry['img_id']}.tif", **fields)
+        fields = {"question": take(entry, "question", str, where), "answer": str(answer)}
+        fields["kind"] = take(entry, "type", str, where)
+        yield _with_image(spec, images / f"{take(entry, 'img_id', (int, str), where)}.tif", **fields)
 
 
 def read_text_questions(spec: DatasetSpec, split: str) -> Iterator[dict]:
@@ -120,10 +131,12 @@ def read_text_questions(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """
     path, (file_split, _, words) = index_file(spec, split), spec.splits[split].partition(" ")
     if path.suffix == ".jsonl":
-        for _, entry in read_json_lines(path):
-            if file_split in (entry["split"], "all") and words in entry["question"].lower():
-                fields = {key: entry[key] for key in ("question", "answer", "kind") if key in entry}
-                yield _with_image(spec, spec.root / entry["image"], **fields)
+        for number, entry in read_json_lines(path):
+            where = f"{path}, line {number}"
+            fields = {key: take(entry, key, str, where) for key in ("question", "answer")}
+            fields |= {"kind": take(entry, "kind", str, where)} if "kind" in entry else {}
+            if file_split in (take(entry, "split", str, where), "all") and words in fields["question"].lower():
+                yield _with_image(spec, spec.root / take(entry, "image", str, where), **fields)
         return
     images = {p.name: p for p in image_folder(spec).rglob("*") if p.is_file()}
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -148,14 +161,17 @@ def read_conversations(spec: DatasetSpec, split: str) -> Iterator[dict]:
         records {"file_name", "dataset", "question", "answer"}, or {"bad": message}.
     """
     path = index_file(spec, split)
-    for entry in read_json_file(path):
-        turns = {turn["from"]: turn["value"] for turn in entry["conversations"]}
+    for number, entry in enumerate(checked(read_json_file(path), list, str(path)), 1):
+        where = f"{path}, entry {number}"
+        turns = {}
+        for turn in take(entry, "conversations", list, where):
+            turns[take(turn, "from", str, where)] = take(turn, "value", str, where)
         question = turns.get("human", "").replace("<image>", "").strip()
-        image = path.parent / entry.get("image_path", "") / entry["image"]
+        image = path.parent / take(entry, "image_path", str, where, "") / take(entry, "image", str, where)
         yield _with_image(spec, image, question=question, answer=turns.get("gpt", "").strip())
 
 
 def _with_image(spec: DatasetSpec, image: Path, **rest) -> dict:
-    if not image.is_file():
+    if not os.path.isfile(image):  # False also for names that no file can have
         return {"bad": f"{image} is missing"}
     return {"file_name": str(image), "dataset": spec.key, **rest}

@@ -24,7 +24,7 @@ from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
 from skysense_o.data.weak.shapes import shape_boxes, shape_labels
 from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
-from skysense_o.text_files import read_json_file, read_json_lines
+from skysense_o.text_files import checked, read_json_file, read_json_lines, take
 
 OBJECT_SIDE = (24.0, 128.0)  # target side of the chosen object, in pixels
 LARGEST_SCALE = 4.0
@@ -248,8 +248,13 @@ def _listed_captions(folder: Path) -> dict[tuple[str, str], list[str]]:
     file = folder / "captions.jsonl"
     if not file.is_file():
         return {}
-    rows = [row for _, row in read_json_lines(file)]
-    return {(Path(row["image"]).parent.name, Path(row["image"]).stem): row["captions"] for row in rows}
+    said = {}
+    for number, entry in read_json_lines(file):
+        where = f"{file}, line {number}"
+        captions = [checked(one, str, f"{where}: a caption") for one in take(entry, "captions", list, where)]
+        image = Path(take(entry, "image", str, where))
+        said[image.parent.name, image.stem] = captions
+    return said
 
 
 @lru_cache

@@ -21,17 +21,19 @@ A folder in Sky-SA's format, as tools/data_engine.py publishes it, needs no data
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
 from skysense_o.data.classes import OWN, load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.sample import IGNORE
-from skysense_o.text_files import read_json_lines, read_yaml
+from skysense_o.text_files import read_json_lines, read_yaml, shown, take
 
 INDEX, GRAPH = "skysa_dataset.jsonl", "skysa_graph.jsonl"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 KEYS = ("classes", "homepage", "ignore", "licence", "name", "offset")
+LONGEST_NAME = 100
 LARGEST = 65534
 """Largest label value of a class: labels have 8 or 16 bits, and one value marks unknown ones."""
 
@@ -47,7 +49,7 @@ def own_spec(path: str) -> DatasetSpec:
         FileNotFoundError: there is no such folder, no dataset.yaml, or no img_dir.
         ValueError: a dataset.yaml that cannot be used. The message names the file, the key and what is permitted.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # unlike Path.expanduser, it keeps a ~name that is no user's
     if (folder / INDEX).is_file() and not (folder / OWN).is_file():
         return _skysa_spec(folder)
     if not (folder / OWN).is_file():
@@ -68,6 +70,7 @@ def own_spec(path: str) -> DatasetSpec:
         images=images,
         labels=labels,
         image_suffix="|".join(IMAGE_SUFFIXES),
+        label_suffix=".png|.tif|.tiff",
         class_file=str(folder.resolve()),
         ignore=_ignored(body, folder / OWN),
         offset=_offset(body, folder / OWN, count),
@@ -81,11 +84,16 @@ def _read_yaml(path: Path) -> dict:
     """The content of a dataset.yaml, with known keys and a name that is text."""
     body = read_yaml(path)
     if not isinstance(body, dict) or set(body) - set(KEYS):
-        wrong = sorted(map(str, set(body) - set(KEYS))) if isinstance(body, dict) else body
-        raise ValueError(f"{path} holds {wrong!r}: permitted are {', '.join(KEYS)}")
+        wrong = sorted(map(str, set(body) - set(KEYS))) if isinstance(body, dict) else shown(body)
+        raise ValueError(f"{path} holds {wrong}: permitted are {', '.join(KEYS)}")
     name = body.get("name", "a")
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{path}: 'name' is {name!r}: it must be text (quote numbers), or leave the key out")
+        raise ValueError(f"{path}: 'name' is {shown(name)}: it must be text (quote numbers), or leave the key out")
+    if len(name) > LONGEST_NAME or name.startswith(".") or {"/", "\\", ":", "@"} & set(name):
+        raise ValueError(
+            f"{path}: 'name' is {shown(name)}: files are named after it, so at most {LONGEST_NAME} characters"
+            " without / \\ : @ and no dot at the beginning are permitted"
+        )
     return body
 
 
@@ -95,8 +103,8 @@ def _ignored(body: dict, path: Path) -> tuple[int, ...]:
     values = values if isinstance(values, list) else [values]
     if not all(type(value) is int and 0 <= value <= LARGEST for value in values):
         raise ValueError(
-            f"{path}: 'ignore' is {body['ignore']!r}: permitted is a whole number from 0 to {LARGEST}, or a list of"
-            " them, without quotes; leave the key out for 255"
+            f"{path}: 'ignore' is {shown(body['ignore'])}: permitted is a whole number from 0 to {LARGEST}, or a list"
+            " of them, without quotes; leave the key out for 255"
         )
     return tuple(values)
 
@@ -106,18 +114,23 @@ def _offset(body: dict, path: Path, classes: int) -> int:
     offset = body.get("offset", 0)
     if type(offset) is not int or not 0 <= offset <= LARGEST + 1 - classes:
         raise ValueError(
-            f"{path}: 'offset' is {offset!r}: permitted is a whole number from 0 to {LARGEST + 1 - classes}, the label"
-            " value of the first class; leave the key out for 0"
+            f"{path}: 'offset' is {shown(offset)}: permitted is a whole number from 0 to {LARGEST + 1 - classes}, the"
+            " label value of the first class; leave the key out for 0"
         )
     return offset
 
 
 def _splits(folder: Path) -> list[str]:
-    return sorted(p.name for p in (folder / "img_dir").iterdir() if p.is_dir()) or ["all"]
+    return sorted(
+        path.name for path in (folder / "img_dir").iterdir() if path.is_dir() and not path.name.startswith(".")
+    ) or ["all"]
 
 
 def _skysa_spec(folder: Path) -> DatasetSpec:
-    found = {entry.get("split", "train") for _, entry in read_json_lines(folder / INDEX)}
+    index = folder / INDEX
+    found = {take(e, "split", str, f"{index}, line {n}", "train") for n, e in read_json_lines(index)}
+    if not found:
+        raise ValueError(f"{index} has no line: one line per image is needed, see skysense_o/data/skysa.py")
     splits = sorted(found)
     if (folder / GRAPH).is_file() and "train" in found:
         splits.append("graph_train")

@@ -22,6 +22,7 @@ from skysense_o.data.catalog import spec_of
 from skysense_o.data.encode import Decode, decode_image
 from skysense_o.data.labels import BadData
 from skysense_o.data.zip_source import Entry
+from skysense_o.errors import file_error
 from skysense_o.text_files import read_lines
 
 Groups = dict[str, str]
@@ -253,7 +254,7 @@ def prepare_all(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, l
     mark = hashlib.sha256(repr((spec.crop, spec.image_suffix, recipe.label)).encode()).hexdigest()[:12]
     done = _done(output / DONE, mark)
     count, errors = 0, []
-    with open(output / DONE, "a") as journal:
+    with open(output / DONE, "a", encoding="utf-8") as journal:
         for pair in tqdm(pairs, desc=recipe.spec, unit="image"):
             name = f"{pair.split}/{pair.stem}"
             last = done.get(name)
@@ -265,8 +266,8 @@ def prepare_all(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, l
                 continue
             try:
                 written = prepare_pair(recipe, pair, output)
-            except BadData as error:
-                errors.append(str(error))
+            except Exception as error:  # one bad file does not end the batch
+                errors.append(file_error(error, pair.image.name))
                 continue
             count += len(written)
             journal.write(f"{mark}\t{name}\t{len(written)}\t{written[-1]}\n")
@@ -277,5 +278,6 @@ def prepare_all(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, l
 def _done(path: Path, mark: str) -> dict[str, tuple[int, str]]:
     if not path.is_file():
         return {}
-    rows = [line.split("\t") for line in path.read_text().splitlines()]
-    return {row[1]: (int(row[2]), row[3]) for row in rows if len(row) == 4 and row[0] == mark}
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").split("\n")]
+    rows = [row for row in rows if len(row) == 4 and row[2].isdecimal()]  # a full disk may cut a line
+    return {row[1]: (int(row[2]), row[3]) for row in rows if row[0] == mark}

@@ -25,7 +25,8 @@ from skysense_o.data.weak_records import (
     read_shapes,
     read_split_folders,
 )
-from skysense_o.text_files import read_json_lines
+from skysense_o.image_io import images_in
+from skysense_o.text_files import read_json_lines, take
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +40,34 @@ def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[di
     Raises:
         FileNotFoundError: the data is not there, or a label is missing; says where it looked and what to do.
     """
+    records, bad = read_split(spec, split)
+    if bad and not skip_bad:
+        raise FileNotFoundError(f"{bad[0]}: {spec.hint}; DATALOADER.SKIP_BAD True passes such files over")
+    if bad:
+        listed = "; ".join(bad[:20])
+        logger.warning("%s_%s: %d files skipped: %s", spec.name, split, len(bad), listed)
+    return records
+
+
+def read_split(spec: DatasetSpec, split: str) -> tuple[list[dict], list[str]]:
+    """Read one split: its records, and what is wrong with each image that has none.
+
+    Raises:
+        FileNotFoundError: the data is not there; says where it looked and what to do.
+    """
     if not spec.root.is_dir():
         raise FileNotFoundError(f"no data of {spec.name}_{split} at {looked_at(spec, split)}: {spec.hint}")
     records, bad = [], []
     for record in READERS[spec.format](spec, split):
-        (bad if "bad" in record else records).append(record)
-    if bad and not skip_bad:
-        raise FileNotFoundError(f"{bad[0]['bad']}: {spec.hint}; DATALOADER.SKIP_BAD True passes such files over")
-    if bad:
-        listed = "; ".join(record["bad"] for record in bad[:20])
-        logger.warning("%s_%s: %d files skipped: %s", spec.name, split, len(bad), listed)
+        if "bad" in record:
+            bad.append(record["bad"])
+        else:
+            records.append(record)
+    if not records and bad:
+        raise FileNotFoundError(f"none of {len(bad)} images of {spec.name}_{split} can be used: {bad[0]}: {spec.hint}")
     if not records:
         raise FileNotFoundError(f"no images of {spec.name}_{split} at {looked_at(spec, split)}: {spec.hint}")
-    return records
+    return records, bad
 
 
 def looked_at(spec: DatasetSpec, split: str) -> str:
@@ -65,14 +81,14 @@ def read_label_pairs(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read two folders with images and label images of the same stems."""
     images = spec.root / spec.images.format(split=split)
     labels = spec.root / spec.labels.format(split=split)
-    there = {path.name for path in labels.iterdir()} if labels.is_dir() else set()
+    there = {path.name.lower(): path.name for path in labels.iterdir()} if labels.is_dir() else {}
     suffixes, label_suffixes = tuple(spec.image_suffix.split("|")), spec.label_suffix.split("|")
     globs = spec.splits[split].split("|")
-    for image in sorted(images.iterdir()) if images.is_dir() else ():
-        if image.suffix.lower() not in suffixes or not any(map(partial(fnmatch, image.stem), globs)):
+    for image in images_in(images, suffixes) if images.is_dir() else ():
+        if not any(map(partial(fnmatch, image.stem), globs)):
             continue
         names = [image.stem + suffix for suffix in label_suffixes]
-        name = next((name for name in names if name in there), None)
+        name = next((there[name.lower()] for name in names if name.lower() in there), None)
         if name is None:
             yield {"bad": f"{image} has no label image {labels / names[0]}"}
             continue
@@ -94,9 +110,7 @@ def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
         if folder is None:
             yield {"bad": f"{root} has no folder {name!r}"}
             continue
-        for image in sorted(folder.iterdir()):
-            if image.suffix.lower() not in spec.image_suffix.split("|"):
-                continue
+        for image in images_in(folder, spec.image_suffix.split("|")):
             if chosen is None or (folder.name, image.stem) in chosen:
                 yield {"file_name": str(image), "label": label, "dataset": spec.key}
 
@@ -122,8 +136,11 @@ def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
     path = spec.root / spec.splits[split]
     if not path.is_file():
         raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
-    rows = [row for _, row in read_json_lines(path) if row["split"] == split]
-    return {(Path(row["image"]).parent.name, Path(row["image"]).stem) for row in rows}
+    images = []
+    for number, entry in read_json_lines(path):
+        image, own = (take(entry, key, str, f"{path}, line {number}") for key in ("image", "split"))
+        images += [Path(image)] if own == split else []
+    return {(image.parent.name, image.stem) for image in images}
 
 
 READERS: dict[str, Callable[[DatasetSpec, str], Iterator[dict]]] = {

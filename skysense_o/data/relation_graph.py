@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skysense_o.text_files import parse_json, read_text
+from skysense_o.text_files import checked, parse_json, read_text, take
 from skysense_o.whole_files import whole, write_text
 
 DELIMITER = "{tuple_delimiter}"
@@ -190,12 +190,26 @@ def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
         raise FileNotFoundError(f"no relation graph at {path!r}: tools/build_graph.py makes one")
     text = read_text(path)
     if text.lstrip().startswith("{"):
-        try:
-            body = parse_json(text, str(path))
-            return RelationGraph.of_edges(body["names"], np.array(body["edges"]), body.get("sources", ["unknown"])), {}
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path} is not a graph as RelationGraph.save writes it: {error!r}") from error
-    return parse_relations(text.splitlines(), path)
+        return _saved_graph(parse_json(text, path), path), {}
+    return parse_relations(text.split("\n"), path)
+
+
+def _saved_graph(body: dict, path: str) -> RelationGraph:
+    """A graph as `RelationGraph.save` writes it."""
+    names = [checked(name, str, f"{path}: a name") for name in take(body, "names", list, path)]
+    sources = [checked(one, str, f"{path}: a source") for one in take(body, "sources", list, path, ["unknown"])]
+    edges = take(body, "edges", list, path)
+    try:
+        edges = np.array(edges or np.zeros((0, 4)), np.float64)
+    except (TypeError, ValueError, OverflowError):  # entries of other lengths, or that are no numbers
+        edges = np.zeros(1)
+    low, high = [0, 0, LOWEST, 0], [len(names) - 1, len(names) - 1, HIGHEST, len(sources) - 1]
+    if edges.shape[1:] != (4,) or not ((edges >= low) & (edges <= high) & (edges % 1 == 0)).all():
+        raise ValueError(
+            f"{path}: an entry of 'edges' is not [from, to, score, source]: two of {len(names)} names, a score from"
+            f" {LOWEST} to {HIGHEST}, and one of {len(sources)} sources, as whole numbers from 0"
+        )
+    return RelationGraph.of_edges(names, edges, sources)
 
 
 def parse_relations(lines: Iterable[str], path: str) -> tuple[RelationGraph, dict[str, int]]:

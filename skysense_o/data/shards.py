@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from skysense_o.data.datasets.spec import DatasetSpec
+from skysense_o.text_files import checked, parse_json, take
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # the last one is RS5M's
 TEXTS = ("txt", "caption")
@@ -29,7 +30,7 @@ def read_shard(shard: Path) -> Iterator[dict]:
     """
     sample: dict = {}
     stem = None
-    with tarfile.open(shard, "r:") as tar:
+    with _opened(shard) as tar:
         for member in tar:
             if not member.isfile():
                 continue
@@ -39,20 +40,32 @@ def read_shard(shard: Path) -> Iterator[dict]:
                 yield _record(shard, stem, sample)
                 sample = {}
             stem = key
-            _take(sample, tar, member, suffix.rpartition(".")[2].lower())
+            _add_member(sample, tar, member, suffix.rpartition(".")[2].lower(), f"{shard}: {member.name}")
     if sample:
         yield _record(shard, stem, sample)
 
 
-def _take(sample: dict, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> None:
+@contextmanager
+def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
+    """An open tar file; what the module tarfile says of a damaged one becomes a ValueError."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            yield tar
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is no tar file, compressed, or cut short ({error}): get it again") from error
+
+
+def _add_member(sample: dict, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, where: str) -> None:
     if suffix in IMAGES:
         sample["at"] = (member.offset_data, member.size)
     elif suffix in TEXTS:
         sample.setdefault("captions", []).append(tar.extractfile(member).read().decode("utf-8", "replace").strip())
     elif suffix == "json" and "captions" not in sample:
-        body = json.loads(tar.extractfile(member).read())
-        found = next((body[k] for k in ("captions", "caption", "text") if body.get(k)), [])
-        sample["captions"] = [found] if isinstance(found, str) else list(found)
+        body = parse_json(tar.extractfile(member).read(), where)
+        found = [take(body, key, (str, list, type(None)), where, None) for key in ("captions", "caption", "text")]
+        texts = next(filter(None, found), [])
+        texts = [texts] if isinstance(texts, str) else texts
+        sample["captions"] = [checked(text, str, f"{where}: a caption") for text in texts]
 
 
 def _record(shard: Path, stem: str, sample: dict) -> dict:

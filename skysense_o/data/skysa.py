@@ -9,13 +9,14 @@ have the "split" of each image. Sky-SA itself has no splits: all of it is for tr
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.sample import IGNORE
-from skysense_o.text_files import parse_json
+from skysense_o.text_files import numbered_lines, parse_json, take
 
 logger = logging.getLogger(__name__)
 
@@ -55,31 +56,31 @@ def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
         {"file_name", "sem_seg_file_name", "names" [, "ids"]}, or {"bad": message} for a line that cannot be used.
     """
     folder = index.parent
-    with open(index, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
+    for number, line in numbered_lines(index):
+        where = f"{index}, line {number}"
+        try:
+            entry = parse_json(line, where)
+            if split and take(entry, "split", str, where, split) != split:
                 continue
-            try:
-                entry = parse_json(line, "the line")
-                if split and entry.get("split", split) != split:
-                    continue
-                names = [" ".join(item["category_name"].split()) for item in entry["ann_list"]]
-                image, label = entry["flickr_url"], entry["segmentation"]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                counts["lines not understood"] += 1
-                yield {"bad": f"{index}, line {number} is not as Sky-SA's are ({type(error).__name__}: {error})"}
-                continue
-            if not any(names):
-                counts["images without names left out"] += 1
-                continue
-            paths = find_file(folder, "img_dir", image, counts), find_file(folder, "ann_dir", label, counts)
-            if None in paths:
-                counts["files missing"] += 1
-                lost = label if paths[1] is None else image
-                yield {"bad": f"{index}, line {number}: {lost!r} is not below {folder}"}
-                continue
-            counts["images"] += 1
-            yield {"file_name": paths[0], "sem_seg_file_name": paths[1], **merge_duplicate_names(names, counts)}
+            entries = take(entry, "ann_list", list, where)
+            names = [" ".join(take(one, "category_name", str, f"{where}: 'ann_list'").split()) for one in entries]
+            image, label = (take(entry, key, str, where) for key in ("flickr_url", "segmentation"))
+            merged = merge_duplicate_names(names, counts)
+        except ValueError as error:
+            counts["lines not understood"] += 1
+            yield {"bad": str(error) if where in str(error) else f"{where}: {error}"}
+            continue
+        if not any(names):
+            counts["images without names left out"] += 1
+            continue
+        paths = find_file(folder, "img_dir", image, counts), find_file(folder, "ann_dir", label, counts)
+        if None in paths:
+            counts["files missing"] += 1
+            lost = label if paths[1] is None else image
+            yield {"bad": f"{where}: {lost!r} is not below {folder}"}
+            continue
+        counts["images"] += 1
+        yield {"file_name": paths[0], "sem_seg_file_name": paths[1], **merged}
 
 
 def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | None:
@@ -92,12 +93,12 @@ def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | 
         counts: counts the files that were found by their last parts.
     """
     plain = written.replace("\\", "/")
-    if (folder / plain).is_file():
+    if os.path.isfile(folder / plain):  # False also for names that no file can have
         return str(folder / plain)
     parts = Path(plain).parts
     for first in range(len(parts)):  # the longest tail that exists
         candidate = folder / below / Path(*parts[first:]) if first or not Path(plain).is_absolute() else None
-        if candidate is not None and candidate.is_file():
+        if candidate is not None and os.path.isfile(candidate):
             counts["paths found by their last parts"] += 1
             return str(candidate)
     return None

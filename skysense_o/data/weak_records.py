@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import index_file
-from skysense_o.text_files import read_json_file, read_json_lines
+from skysense_o.image_io import images_in
+from skysense_o.text_files import REQUIRED, checked, numbers, read_json_file, read_json_lines, take
 
 BY_ID = re.compile(r"id % (\d+) (==|!=) (\d+)")
 
@@ -24,52 +26,64 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
         ValueError: a category that is not in the class table.
     """
     path, names = index_file(spec, split), load_classes(spec.class_table_name).folders
-    body = read_json_file(path)
-    unknown = sorted({c["name"] for c in body["categories"]} - set(names))
+    body, where = read_json_file(path), str(path)
+    class_of = {}
+    for one in take(body, "categories", list, where):
+        class_of[take(one, "id", int, f"{where}, a category")] = take(one, "name", str, f"{where}, a category")
+    unknown = sorted(set(class_of.values()) - set(names))
     if unknown:
         raise ValueError(
             f"{path} has the categories {unknown}: datasets/classes/{spec.class_table_name}.json has {list(names)}"
         )
-    class_of = {c["id"]: names.index(c["name"]) for c in body["categories"]}
     boxes: dict[int, list[list[float]]] = {}
-    for one in body["annotations"]:
-        x, y, width, height = one["bbox"]
-        boxes.setdefault(one["image_id"], []).append([x, y, x + width, y + height, class_of[one["category_id"]]])
-    for image in sorted(body["images"], key=lambda entry: entry["file_name"]):
-        if _chosen(spec.splits[split], image["id"], Path(image["file_name"]).stem):
-            file = spec.root / spec.images / image["file_name"]
-            yield _record(spec, file, boxes=boxes.get(image["id"], []))
+    for number, one in enumerate(take(body, "annotations", list, where), 1):
+        here = f"{where}, annotation {number}"
+        x, y, width, height = numbers(take(one, "bbox", list, here), 4, f"{here}: 'bbox'")
+        category = take(one, "category_id", int, here)
+        if category not in class_of:
+            raise ValueError(f"{here} has category {category}, which the file does not list")
+        box = [x, y, x + width, y + height, names.index(class_of[category])]
+        boxes.setdefault(take(one, "image_id", int, here), []).append(box)
+    images = [
+        (take(one, "file_name", str, f"{where}, an image"), take(one, "id", int, f"{where}, an image"))
+        for one in take(body, "images", list, where)
+    ]
+    for name, number in sorted(images):
+        if _chosen(spec.splits[split], number, Path(name).stem):
+            yield _record(spec, spec.root / spec.images / name, boxes=boxes.get(number, []))
 
 
 def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """JSON lines {"image", "split", "<class name>": [[x, y], ...]} -> `points` of a record, [x, y, class id] each."""
     names = load_classes(spec.class_table_name).classes
-    for entry in _lines(index_file(spec, split)):
-        if entry["split"] == spec.splits[split]:
-            points = [[x, y, c] for c, name in enumerate(names) for x, y in entry.get(name, [])]
-            yield _record(spec, spec.root / entry["image"], points=points)
+    path = index_file(spec, split)
+    for number, entry in read_json_lines(path):
+        where = f"{path}, line {number}"
+        if take(entry, "split", str, where) == spec.splits[split]:
+            points = [[*p, c] for c, name in enumerate(names) for p in _points(entry, name, where, [])]
+            yield _record(spec, spec.root / take(entry, "image", str, where), points=points)
 
 
 def read_listed_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """JSON lines {"image", "split", "class"}; images without a class are left out."""
     folders = load_classes(spec.class_table_name).folders
-    for entry in _lines(index_file(spec, split)):
-        if entry["split"] != spec.splits[split] or not entry.get("class"):
+    path = index_file(spec, split)
+    for number, entry in read_json_lines(path):
+        where = f"{path}, line {number}"
+        folder = take(entry, "class", (str, type(None)), where, None)
+        if take(entry, "split", str, where) != spec.splits[split] or not folder:
             continue
-        if entry["class"] not in folders:
-            raise ValueError(
-                f"{entry['image']} is {entry['class']!r}, which datasets/classes/{spec.class_table_name}.json has not"
-            )
-        yield _record(spec, spec.root / entry["image"], label=folders.index(entry["class"]))
+        if folder not in folders:
+            raise ValueError(f"{where} has {folder!r}, which datasets/classes/{spec.class_table_name}.json has not")
+        yield _record(spec, spec.root / take(entry, "image", str, where), label=folders.index(folder))
 
 
 def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read <split>/<class>/<image>; a split may lack classes."""
     root = spec.root / spec.images.format(split=split)
     for label, name in enumerate(load_classes(spec.class_table_name).folders):
-        for file in sorted((root / name).iterdir()) if (root / name).is_dir() else ():
-            if file.suffix.lower() in spec.image_suffix.split("|"):
-                yield _record(spec, file, label=label)
+        for file in images_in(root / name, spec.image_suffix.split("|")) if (root / name).is_dir() else ():
+            yield _record(spec, file, label=label)
 
 
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
@@ -79,12 +93,14 @@ def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
     class table are left out.
     """
     names = load_classes(spec.class_table_name).classes
-    for entry in _lines(CLASSES_FOLDER.parent / "points" / spec.index):
-        if entry["what"] in names:
-            c = names.index(entry["what"])
-            file = spec.root / spec.images / (entry["image"] + spec.image_suffix)
-            points = [[x, y, c] for x, y in entry["points"]]
-            yield _record(spec, file, points=points, what=entry["what"], kind=_scene_of(spec, entry["image"]))
+    path = CLASSES_FOLDER.parent / "points" / spec.index
+    for number, entry in read_json_lines(path):
+        where = f"{path}, line {number}"
+        what, image = take(entry, "what", str, where), take(entry, "image", str, where)
+        if what in names:
+            points = [[*point, names.index(what)] for point in _points(entry, "points", where)]
+            file = spec.root / spec.images / (image + spec.image_suffix)
+            yield _record(spec, file, points=points, what=what, kind=_scene_of(spec, image))
 
 
 def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
@@ -99,28 +115,40 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """
     path, names = CLASSES_FOLDER.parent / "shapes" / spec.index, load_classes(spec.class_table_name).classes
     images: dict[str, list[dict]] = {}
-    for number, entry in enumerate(_lines(path), 1):
-        where = f"{path}, line {number} ({entry['image']})"
-        if entry["class"] not in names:
-            raise ValueError(
-                f"{where}: {entry['class']!r} is no class of datasets/classes/{spec.class_table_name}.json, which has"
-                f" {', '.join(names)}"
-            )
-        shape = {"class": names.index(entry["class"]), "complete": entry["complete"], "margin": entry.get("margin", 1)}
-        shape |= {key: entry.get(key, []) for key in ("polygons", "circles")}
-        if not shape["polygons"] and not shape["circles"]:
-            raise ValueError(f"{where} has neither polygons nor circles: add one or take the line out")
-        for polygon in shape["polygons"]:
-            if len(polygon) < 3:
-                raise ValueError(f"{where}: the polygon {polygon} has {len(polygon)} points: at least 3 are needed")
-        for circle in shape["circles"]:
-            if not circle[2] > 0:
-                raise ValueError(f"{where}: the circle {circle} (x, y, radius) needs a radius above 0")
-        images.setdefault(entry["image"], []).append(shape)
+    for number, entry in read_json_lines(path):
+        image = take(entry, "image", str, f"{path}, line {number}")
+        where = f"{path}, line {number} ({image})"
+        images.setdefault(image, []).append(_shape(entry, names, where, spec.class_table_name))
     for image, shapes in images.items():
         complete = sorted({shape["class"] for shape in shapes if shape.pop("complete")})
         file = spec.root / spec.images / (image + spec.image_suffix)
         yield _record(spec, file, shapes=shapes, complete=complete, kind=_scene_of(spec, image))
+
+
+def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
+    """The checked content of one line of `read_shapes`."""
+    name = take(entry, "class", str, where)
+    if name not in names:
+        raise ValueError(
+            f"{where}: {name!r} is no class of datasets/classes/{table}.json, which has {', '.join(names)}"
+        )
+    polygons = [
+        [numbers(point, 2, f"{where}: a point of a polygon") for point in checked(polygon, list, f"{where}: a polygon")]
+        for polygon in take(entry, "polygons", list, where, [])
+    ]
+    circles = [numbers(one, 3, f"{where}: a circle") for one in take(entry, "circles", list, where, [])]
+    if not polygons and not circles:
+        raise ValueError(f"{where} has neither polygons nor circles: add one or take the line out")
+    for polygon in polygons:
+        if len(polygon) < 3:
+            raise ValueError(f"{where}: the polygon {polygon} has {len(polygon)} points: at least 3 are needed")
+    for circle in circles:
+        if not circle[2] > 0:
+            raise ValueError(f"{where}: the circle {circle} (x, y, radius) needs a radius above 0")
+    complete, margin = take(entry, "complete", bool, where), take(entry, "margin", float, where, 1)
+    return {
+        "class": names.index(name), "complete": complete, "margin": margin, "polygons": polygons, "circles": circles,
+    }  # fmt: skip
 
 
 def _scene_of(spec: DatasetSpec, image: str) -> str:
@@ -136,9 +164,11 @@ def _chosen(rule: str, number: int, stem: str) -> bool:
     return (number % int(found[1]) == int(found[3])) == (found[2] == "==")
 
 
-def _lines(path: Path) -> list[dict]:
-    return [row for _, row in read_json_lines(path)]
+def _points(entry: dict, key: str, where: str, default=REQUIRED) -> list[list[float]]:
+    return [numbers(point, 2, f"{where}: a point of {key!r}") for point in take(entry, key, list, where, default)]
 
 
 def _record(spec: DatasetSpec, file: Path, **what) -> dict:
-    return {"file_name": str(file), "dataset": spec.key, **what} if file.is_file() else {"bad": f"{file} is missing"}
+    return (
+        {"file_name": str(file), "dataset": spec.key, **what} if os.path.isfile(file) else {"bad": f"{file} is missing"}
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ class Entry:
         if isinstance(self.location, Path):
             return self.location.read_bytes()
         archive, member = self.location
-        return archive.read(member)
+        try:
+            return archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{self.name} cannot be unpacked ({error}): get its zip again") from error
 
 
 def entries_of(paths: list[str | Path]) -> list[Entry]:
@@ -34,7 +38,7 @@ def entries_of(paths: list[str | Path]) -> list[Entry]:
     found: list[Entry] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
             plain = [p for p in files if p.suffix.lower() != ".zip"]
             # The name of the folder comes first: for some publishers it is the split.
             found += [Entry(f"{path.resolve().name}/{p.relative_to(path).as_posix()}", p) for p in plain]
@@ -48,17 +52,25 @@ def entries_of(paths: list[str | Path]) -> list[Entry]:
     return found
 
 
+def _left_out(member: zipfile.ZipInfo) -> bool:
+    """Folders, and hidden files, such as the `._a.png` that macOS puts beside each `a.png`."""
+    return member.is_dir() or member.filename.rpartition("/")[2].startswith(".")
+
+
 def _in_zip(path: Path, name: str) -> Iterator[Entry]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a zip, or is truncated: unpack it and give the folder, or get it again")
     archive = zipfile.ZipFile(path)
     for member in archive.infolist():
-        if member.is_dir():
+        if _left_out(member):
             continue
         if member.filename.lower().endswith(".zip"):
-            inner = zipfile.ZipFile(archive.open(member))
+            try:
+                inner = zipfile.ZipFile(archive.open(member))
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{name}/{member.filename} is no zip, or cut short ({error}): get it again") from error
             for entry in inner.infolist():
-                if not entry.is_dir():
+                if not _left_out(entry):
                     yield Entry(f"{name}/{member.filename}/{entry.filename}", (inner, entry.filename))
         else:
             yield Entry(f"{name}/{member.filename}", (archive, member.filename))

@@ -93,6 +93,7 @@ def collect(
             result.errors.append({"source": printable(path.name), "error": message})
             continue
         journal.add({"source": key, "finished": True})
+        finished.add(key)  # a link to it may follow
         result.sources += 1
     journal.close()
     tiles = {line["tile"]["tile"]: line["tile"] for line in journal.lines if line.get("tile")}

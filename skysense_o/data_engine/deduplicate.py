@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from skysense_o.data.catalog import find, records_of
-from skysense_o.data.check import ALIKE_BITS, image_hash
+from skysense_o.data.image_hash import ALIKE_BITS, image_hash
 from skysense_o.data.labels import BadData, load_image
 from skysense_o.data_engine.collect import spans
 from skysense_o.data_engine.vector_store import Vectors

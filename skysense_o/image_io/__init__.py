@@ -4,7 +4,7 @@ All parts of the project read images with `read_image`: data sets, `Predictor`, 
 the data engine. Scenes read windows with `GDALImage`, which `read_image` uses as well.
 """
 
-from skysense_o.image_io.files import SUFFIXES, ImageError, find_images, printable
+from skysense_o.image_io.files import SUFFIXES, ImageError, find_images, images_in, printable, stems_of
 from skysense_o.image_io.gdal_access import WHAT_IS_LOST, gdal_settings, has_geo, is_georeferenced
 from skysense_o.image_io.reading import as_image, image_size, read_image
 from skysense_o.image_io.rgb_image import FILL, ReadRecord, RGBImage
@@ -23,7 +23,9 @@ __all__ = [
     "gdal_settings",
     "has_geo",
     "image_size",
+    "images_in",
     "is_georeferenced",
     "printable",
     "read_image",
+    "stems_of",
 ]

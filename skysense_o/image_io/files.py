@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 
 SUFFIXES = (
@@ -167,6 +168,18 @@ def _once(paths: list[Path]) -> list[Path]:
     return [path for path in paths if path in kept]
 
 
+def images_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files of a folder with one of these suffixes, in lower case, sorted; hidden ones are left out.
+
+    macOS puts a hidden `._a.jpg`, which is no image, beside each `a.jpg` on foreign disks and in zip files.
+    """
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
+    )
+
+
 def find_images(patterns: list[str]) -> list[Path]:
     """Find the images of a command line, without duplicates.
 
@@ -184,7 +197,7 @@ def find_images(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            paths += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            paths += images_in(path, SUFFIXES)
         elif glob.has_magic(pattern) and not path.exists():
             matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
             paths += _once(matches) if "**" in pattern else matches
@@ -193,3 +206,19 @@ def find_images(patterns: list[str]) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"--input {' '.join(patterns)!r} matches no image ({', '.join(SUFFIXES)})")
     return list(dict.fromkeys(paths))
+
+
+def stems_of(paths: list[Path]) -> list[str]:
+    """Stems of the result files of images. Equal ones get their suffix or folder, so that no file is overwritten.
+
+    >>> stems_of([Path("a/x.tif"), Path("a/x.png"), Path("b/x.tif")])
+    ['x', 'x_png', 'x_tif']
+    """
+    stems, taken = [], set()
+    for path in paths:
+        own = (path.stem, path.name.replace(".", "_"), f"{path.parent.name}_{path.stem}")
+        candidates = chain(own, (f"{path.stem}_{number}" for number in count(2)))
+        stem = next(c for c in candidates if c.lower() not in taken)
+        taken.add(stem.lower())  # some file systems ignore case
+        stems.append(stem)
+    return stems

@@ -49,14 +49,19 @@ def has_geo() -> bool:
 
 @contextmanager
 def gdal_settings(remote: bool = False) -> Iterator[None]:
-    """Configure GDAL: a small cache (GDAL takes 5 % of the memory), a time limit, no network unless `remote`."""
+    """Configure GDAL: a small cache (GDAL takes 5 % of the memory), a time limit, no network unless `remote`.
+
+    Images without georeference are allowed, so rasterio's warnings about them are not shown.
+    """
     import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
 
     options = {"GDAL_CACHEMAX": GDAL_CACHE, "GDAL_HTTP_TIMEOUT": HTTP_TIMEOUT, "GDAL_HTTP_CONNECTTIMEOUT": HTTP_TIMEOUT}
     options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # it would accept a PNG that is cut short
     if not remote:  # no file has this suffix, so GDAL opens none on a network
         options |= {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".no-remote-files", "GDAL_HTTP_PROXY": "127.0.0.1:9"}
-    with rasterio.Env(**options):
+    with rasterio.Env(**options), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 
 
@@ -71,7 +76,6 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
         ImageError: the file is not a raster of a known kind, or cannot be read.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
 
     name, container = printable(path), container_of(path)
     if not remote and container not in DRIVERS:
@@ -83,9 +87,7 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
         _check_vrt(path)
     driver = None if remote else DRIVERS[container] if container != "ENVI" or _is_envi(path) else "EHdr"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # images without georeference are allowed
-            file = rasterio.open(path, driver=driver)
+        file = rasterio.open(path, driver=driver)
         if not remote and "OVERVIEW_FILE" in file.tags(ns="OVERVIEWS"):
             file.close()
             raise ImageError(f"{name} refers to another file for its overviews, which needs --remote")

@@ -131,13 +131,19 @@ class GDALImage:
             ImageError: the file is cut short or damaged there.
         """
         try:
-            return self.file.read(
-                self.bands,
-                window=window,
-                out_shape=(len(self.bands), *shape),
-                resampling=resampling,
-                out_dtype=self.dtype,
-            )
+            # rasterio does not read bands of different types together, as a VRT may have them
+            same = len({self.file.dtypes[b - 1] for b in self.bands}) == 1
+            parts = [
+                self.file.read(
+                    bands,
+                    window=window,
+                    out_shape=(len(bands), *shape),
+                    resampling=resampling,
+                    out_dtype=self.dtype,
+                )
+                for bands in ([self.bands] if same else [[band] for band in self.bands])
+            ]
+            return parts[0] if same else np.concatenate(parts)
         except Exception as error:  # GDAL raises many types
             row = int(window.row_off)
             raise ImageError(

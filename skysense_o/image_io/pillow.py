@@ -131,9 +131,10 @@ def upright_image(image: Image.Image) -> Image.Image:
 def rgb_and_valid(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Convert an 8-bit Pillow image to RGB uint8 (H,W,3), upright; and bool (H,W), where alpha is above 0, or None."""
     image = upright_image(image)
-    clear = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
-    valid = np.asarray(image.convert("RGBA").getchannel("A")) > 0 if clear else None
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), valid
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        rgba = np.asarray(image.convert("RGBA"))
+        return np.ascontiguousarray(rgba[..., :3]), rgba[..., 3] > 0
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), None
 
 
 def _orientation_of(image: Image.Image, source: Path | bytes) -> int:

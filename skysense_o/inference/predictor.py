@@ -14,22 +14,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
 from PIL import Image
 from torch import nn
 
 from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
-from skysense_o.config import default_config, merge_file, merge_tree, model_config
+from skysense_o.config import default_config, merge_file, merge_text, model_config
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.familiarity import TrainingWords, describe_unfamiliar
 from skysense_o.inference.hub import HubModel
 from skysense_o.inference.prompted_image import PromptedImage
-from skysense_o.inference.segmentation import Segmentation, fold_background, mark_nodata
+from skysense_o.inference.segmentation import Segmentation, classes_by_id, fold_background, mark_nodata
 from skysense_o.inference.sliding import segment_array, window_probabilities
-from skysense_o.vocabulary import Vocabulary
+from skysense_o.vocabulary import Vocabulary, as_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -132,11 +131,13 @@ class Predictor(HubModel):
         """The threshold to apply: the given one, or 0.5 for a single class, which has no other class to compete with.
 
         Raises:
-            ValueError: the threshold is outside 0..1.
+            ValueError: the threshold is outside 0..1, or a class has the name of id 0, see `classes_by_id`.
         """
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold {threshold} is out of range: 0 to 1")
-        return 0.5 if threshold is None and len(vocabulary) == 1 else threshold
+        threshold = 0.5 if threshold is None and len(vocabulary) == 1 else threshold
+        classes_by_id(vocabulary, threshold)
+        return threshold
 
     @torch.inference_mode()
     def unfamiliar(self, vocabulary: Vocabulary) -> list[str]:
@@ -285,16 +286,6 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
                 f"{path} does not hold its config: give a YAML (--config-file, config_file=), or the .safetensors that"
                 " training writes"
             )
-        merge_tree(cfg, yaml.safe_load(stored))
+        merge_text(cfg, stored, f"in {path}")
     cfg.MODEL.TOWER.PRETRAINED = False  # the weights come from the checkpoint
     return cfg
-
-
-def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
-    """The vocabulary of the arguments of `Predictor.__call__`."""
-    extra = background.split(",") if isinstance(background, str) and background.strip() else background or ()
-    if isinstance(classes, Vocabulary):
-        if extra:
-            raise ValueError("the Vocabulary holds its own background words: leave out background")
-        return classes
-    return Vocabulary.of(classes.split(",") if isinstance(classes, str) else classes, extra)

@@ -66,6 +66,24 @@ class Segmentation:
         ]
 
 
+def classes_by_id(vocabulary: Vocabulary, threshold: float | None) -> tuple[str, ...]:
+    """The class of each id, see `fold_background`.
+
+    Raises:
+        ValueError: a class has the name of id 0.
+    """
+    if threshold is None and not any(vocabulary.background):
+        return vocabulary.classes
+    foreground = [name for name, flag in zip(vocabulary.classes, vocabulary.background) if not flag]
+    taken = next((name for name in foreground if name.lower() == NONE), None)
+    if taken is not None:
+        raise ValueError(
+            f"a class is called {taken!r}, which is the name of id 0 where there is a threshold or background words:"
+            f" call it 'nothing|{taken}', or leave them out"
+        )
+    return NONE, *foreground
+
+
 def fold_background(
     vocabulary: Vocabulary, labels: np.ndarray, score: np.ndarray, threshold: float | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
@@ -85,17 +103,16 @@ def fold_background(
     >>> classes, ids.tolist()
     (('none', 'road', 'tree'), [[1, 2, 0]])
     """
+    classes = classes_by_id(vocabulary, threshold)
     if threshold is None and not any(vocabulary.background):
-        return vocabulary.classes, labels
-    if NONE in vocabulary.classes:
-        raise ValueError(f"a class is called {NONE!r}, the word for pixels of no class: call it 'nothing|{NONE}'")
+        return classes, labels
     foreground = [i for i, flag in enumerate(vocabulary.background) if not flag]
     ids = np.zeros(len(vocabulary), np.promote_types(labels.dtype, np.min_scalar_type(len(foreground))))
     ids[foreground] = np.arange(1, len(foreground) + 1)
     folded = ids[labels]
     if threshold is not None:
         folded[score < threshold] = 0
-    return (NONE, *(vocabulary.classes[i] for i in foreground)), folded
+    return classes, folded
 
 
 def mark_nodata(segmentation: Segmentation, valid: np.ndarray | None) -> Segmentation:

@@ -17,6 +17,7 @@ from skysense_o.interactive.exports import export
 from skysense_o.interactive.session import Session
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.whole_files import whole
+from skysense_o.words import split_words
 
 
 class Dialogue(cmd.Cmd):
@@ -42,7 +43,7 @@ class Dialogue(cmd.Cmd):
     def default(self, line: str) -> None:
         if line == "EOF":
             return True
-        self.words = line.split(",")
+        self.words = split_words(line)
         self._segment()
         return None
 

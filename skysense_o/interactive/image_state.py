@@ -30,6 +30,7 @@ def image_state(image: OpenImage) -> dict:
         "background": image.background,
         "threshold": image.threshold,
         "classes": class_rows(session) if found is not None else None,
+        "has_none": found is not None and found.has_none,
         "nodata": found.nodata if found is not None else None,
         "command": repeat_command(session) if found is not None else None,
         "region": _region_state(session, session.region, image.region_names) if session.region else None,

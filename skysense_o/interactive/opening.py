@@ -117,7 +117,7 @@ def smaller_scene(path: Path, size: tuple[int, int], folder: Path) -> Path | Non
 
     target = folder / f"{path.stem}_smaller.tif"
     with gdal_settings(), open_dataset(path) as file:
-        if not ground_known(file.crs, file.transform):
+        if not ground_known(file.crs, file.transform, file.shape):
             return None
         grid = file.transform @ Affine.scale(file.width / size[1], file.height / size[0])
         with WarpedVRT(file, crs=file.crs, transform=grid, width=size[1], height=size[0]) as smaller:

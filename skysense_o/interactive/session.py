@@ -24,7 +24,7 @@ from skysense_o.inference.drawing import Color
 from skysense_o.inference.export import palette_of
 from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.prompted_image import PromptedImage
-from skysense_o.inference.segmentation import NONE, Segmentation
+from skysense_o.inference.segmentation import Segmentation
 from skysense_o.interactive.opening import OpenedImage
 from skysense_o.interactive.region import Prompt, Region
 from skysense_o.interactive.timed_work import check_time, report_progress
@@ -97,7 +97,10 @@ class Session:
     def palette(self) -> list[Color]:
         """A colour per class of `found`: the user's own if one was given."""
         classes = self.found.classes
-        return [self.colors.get(name, color) for name, color in zip(classes, palette_of(classes))]
+        return [
+            self.colors.get(name, color)
+            for name, color in zip(classes, palette_of(classes, has_none=self.found.has_none))
+        ]
 
     def segment(
         self,
@@ -244,7 +247,7 @@ class Session:
         pixels = np.bincount(found.labels[inside], minlength=len(rows))
         for row, count, area, color in zip(rows, pixels.tolist(), areas, self.palette):
             row.update(pixels=count, share=count / max(1, int(inside.sum())), area_m2=area, color=color)
-        return [row for row in rows if row["name"] != NONE or row["pixels"]]
+        return [row for row in rows if row["id"] or not found.has_none or row["pixels"]]
 
     def _square_metres(self, inside: np.ndarray) -> list[float | None]:
         """Square metres per class; None if unknown."""

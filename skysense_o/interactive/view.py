@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from skysense_o.inference.drawing import NONE_COLOR, Color
-from skysense_o.inference.segmentation import NONE
 from skysense_o.interactive.session import Session
+from skysense_o.words import OTHER_SIGNS, split_words
 
 SCORE_STEP = 4
 """Scores are sent in 64 steps, which makes the file three times smaller."""
@@ -31,7 +31,7 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
         ValueError: a # without a colour of three or six hexadecimal digits.
     """
     words, colors = [], {}
-    for entry in text.split(",") if text and text.strip() else ():
+    for entry in split_words(text or "", OTHER_SIGNS.replace("#", "")):
         word = _COLOR.sub("", entry)
         if "#" in word:
             raise ValueError(f"{entry.strip()!r} has no colour after its #: write it as road #e83cc8")
@@ -46,7 +46,8 @@ def class_rows(session: Session) -> list[dict]:
     """One row per class as JSON: id, name, color as #rrggbb, share, pixels, area_m2 or None."""
     rows = [dict(row) for row in session.rows()]
     for row in rows:
-        color = NONE_COLOR if row["name"] == NONE or row["color"] is None else row["color"]
+        none = session.found.has_none and not row["id"]
+        color = NONE_COLOR if none or row["color"] is None else row["color"]
         row["color"] = "#{:02x}{:02x}{:02x}".format(*color)
     return rows
 

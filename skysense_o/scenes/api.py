@@ -119,7 +119,8 @@ def _result(
 ) -> Iterator[tuple[Path, list[dict]]]:
     """Segment a scene; gives the one file that is written, and one row per class."""
     run_scene = scene_tools().run_scene
-    from skysense_o.inference.predictor import Predictor, as_vocabulary
+    from skysense_o.inference.predictor import Predictor
+    from skysense_o.vocabulary import as_vocabulary
 
     predictor = weights if isinstance(weights, Predictor) else Predictor.from_pretrained(weights, device)
     vocabulary = as_vocabulary(classes, background)

@@ -12,27 +12,34 @@ LATTICE = 33
 GROUND_UNKNOWN = "its location on the ground is unknown (this needs a geographic or projected CRS, and a transform)"
 
 
-def ground_known(crs, transform: Affine) -> bool:
+def ground_known(crs, transform: Affine, size: tuple[int, int]) -> bool:
     """Whether the location of pixels on the ground is known: a geographic or projected CRS, and a transform into it.
 
-    It is unknown with a local or engineering CRS, or without a transform. Areas in square metres, GeoJSON, areas of
-    interest and --gsd depend on it.
+    It is unknown with a local or engineering CRS, without a transform, or where degrees are not on the globe. Areas in
+    square metres, GeoJSON, areas of interest and --gsd depend on it.
 
     Args:
         crs: rasterio's, or None.
         transform: the transform from pixels to the CRS.
+        size: (H,W) in pixels.
 
     >>> from rasterio.crs import CRS
-    >>> ground_known(CRS.from_epsg(32633), Affine(2, 0, 5e5, 0, -2, 5e6)), ground_known(None, Affine.identity())
-    (True, False)
+    >>> utm, degrees, grid = CRS.from_epsg(32633), CRS.from_epsg(4326), Affine(2, 0, 5e5, 0, -2, 5e6)
+    >>> ground_known(utm, grid, (9, 9)), ground_known(None, grid, (9, 9)), ground_known(degrees, grid, (9, 9))
+    (True, False, False)
     """
-    if not crs or transform.is_identity or not transform.determinant:
+    if not crs or transform.is_identity or not np.isfinite(transform).all() or not transform.determinant:
         return False
     try:
         known = CRS.from_wkt(crs.to_wkt())
     except CRSError:
         return False
-    return known.is_geographic or known.is_projected
+    if not known.is_geographic:
+        return known.is_projected
+    corners = [transform @ corner for corner in ((0, 0), (size[1], 0), (0, size[0]), size[::-1])]
+    longitudes, latitudes = zip(*corners)
+    pixel = sum(map(abs, transform[:6]), -abs(transform.c) - abs(transform.f))  # grids of centers may reach past a pole
+    return max(map(abs, latitudes)) <= 90 + pixel and max(longitudes) - min(longitudes) <= 360 + pixel
 
 
 class PixelAreas:
@@ -50,7 +57,7 @@ class PixelAreas:
             size: (H,W) of the scene.
         """
         self.size, self.lattice, self.constant = size, None, 1.0
-        self.known = ground_known(crs, transform)
+        self.known = ground_known(crs, transform, size)
         if not self.known:
             return
         crs = CRS.from_wkt(crs.to_wkt())
@@ -82,4 +89,5 @@ class PixelAreas:
 def _geodesic(geod, transform: Affine, row: float, col: float) -> float:
     """Geodesic area of the pixel at (row, col), in square metres."""
     corners = [transform @ (col + x, row + y) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
-    return abs(geod.polygon_area_perimeter(*zip(*corners))[0])
+    longitudes, latitudes = zip(*corners)
+    return abs(geod.polygon_area_perimeter(longitudes, np.clip(latitudes, -90, 90))[0])

@@ -13,14 +13,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from skysense_o.inference.blending import WindowRow, reflected, run_windows
 from skysense_o.inference.predictor import Predictor
-from skysense_o.inference.segmentation import NONE, fold_background
+from skysense_o.inference.segmentation import classes_by_id, fold_background
 from skysense_o.inference.sliding import batch_size, plan_windows, thread_count
 from skysense_o.inference.windows import Plan
 from skysense_o.scenes.check import check_free_space, log_scale
@@ -88,7 +87,7 @@ def label_scene(
     plan = plan_windows(
         predictor.model, raster.model_size, len(vocabulary), window, overlap, memory, target=raster.size
     )
-    classes, _ = fold_background(vocabulary, np.zeros((1, 1), np.int64), np.zeros((1, 1)), threshold)
+    classes = classes_by_id(vocabulary, threshold)
     predictor.warn_unfamiliar(vocabulary)
     log_scale(raster, predictor.known_gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
@@ -159,7 +158,7 @@ def find_instances(
             predictor, raster, vocabulary, plan, scene.work.folder, threshold, presence, process, processes, progress
         )
     requested = [i for i, background in enumerate(vocabulary.background) if not background]
-    scene.instances = {c: k + (scene.classes[0] == NONE) for k, c in enumerate(requested)}
+    scene.instances = {c: k + scene.has_none for k, c in enumerate(requested)}
 
 
 def _overview(raster: Raster, side: int) -> Tensor:

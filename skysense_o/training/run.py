@@ -20,7 +20,7 @@ from torch import nn
 
 from skysense_o import meta_arch, pretraining, sam3  # noqa: F401  (fill the registry)
 from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
-from skysense_o.config import model_config
+from skysense_o.config import default_config, merge_text, model_config
 from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
 from skysense_o.data.loader import training_loader
@@ -30,7 +30,6 @@ from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
 from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
-from skysense_o.renamed_keys import with_new_names
 from skysense_o.run_lock import run_lock
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
@@ -122,24 +121,32 @@ def _check_points(cfg: CfgNode, records: Sequence[dict]) -> None:
         )
 
 
+def _stored_config(cfg: CfgNode) -> CfgNode | None:
+    """The config in the starting weights; None if they have none."""
+    path, stored = find_weights(cfg.MODEL.WEIGHTS), default_config()
+    text = read_config(path)
+    if text:
+        merge_text(stored, text, f"in {path}")
+    return stored if text else None
+
+
 def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
     """Fill MODEL.VQA.ANSWERS of an EmbeddedVQA: from its weights, or from the training set if its head is new."""
     if cfg.MODEL.META_ARCHITECTURE != "EmbeddedVQA" or cfg.MODEL.VQA.ANSWERS:
         return
     new_head = any(re.search(pattern, "head.5.weight") for pattern in cfg.MODEL.ALLOW_MISSING)
     if cfg.MODEL.WEIGHTS and (eval_only or not new_head):
-        stored = read_config(find_weights(cfg.MODEL.WEIGHTS))
-        if stored and (answers := with_new_names(yaml.safe_load(stored))["MODEL"]["VQA"].get("ANSWERS")):
-            cfg.MODEL.VQA.ANSWERS = answers
+        stored = _stored_config(cfg)
+        if stored is not None and stored.MODEL.VQA.ANSWERS:
+            cfg.MODEL.VQA.ANSWERS = stored.MODEL.VQA.ANSWERS
             return
     cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for records in load_records(cfg) for record in records})
 
 
 def fill_known(cfg: CfgNode) -> None:
     """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its own data sets."""
-    stored = {}
-    if cfg.MODEL.WEIGHTS and (text := read_config(find_weights(cfg.MODEL.WEIGHTS))):
-        stored = with_new_names(yaml.safe_load(text))["MODEL"].get("KNOWN", {})
+    config = _stored_config(cfg) if cfg.MODEL.WEIGHTS else None
+    stored = dict(config.MODEL.KNOWN) if config is not None else {}
     loss = cfg.MODEL.LOSS
     words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE)) and cfg.MODEL.META_ARCHITECTURE == "SkySenseO"
     classes, sets, gsd = training_facts(cfg.DATASETS.TRAIN) if words else ([], [], [])

@@ -19,7 +19,7 @@ from skysense_o.data.captions import load_record_image, read_captioned_images
 from skysense_o.data.catalog import SPECS, find, records_of, register_folders, spec_of
 from skysense_o.data.classes import load_classes, table_of
 from skysense_o.data.datasets.classification import SCENES
-from skysense_o.data.labels import BadData
+from skysense_o.data.labels import BadData, read_labels
 from skysense_o.data.mapper import TrainingMapper, read_image_and_labels
 from skysense_o.data.own import own_spec
 
@@ -168,7 +168,7 @@ def test_caption_tables_of_skyscript_and_rs5m_are_read(data):
     (data / "rs5m/pub11_train.csv").write_text("img_name,caption\np.jpg,a field\n")
     assert records_of("rs5m_table_train")[0]["captions"] == ["a field"]
     (data / "rs5m/pub11_train.csv").write_text("url;caption\n")
-    with pytest.raises(ValueError, match=r"has the columns \['url;caption'\]: one of filepath"):
+    with pytest.raises(ValueError, match=r"has columns separated by ';': .* separate them with commas"):
         records_of("rs5m_table_train")
 
 
@@ -300,7 +300,33 @@ def test_a_folder_of_ones_own_is_found_by_path_and_by_name(mine, cfg, call):
         ("classes: [a]\noffset: 1.5", "'offset' is 1.5: permitted"),
         ("classes: [a]\nname: 7", "'name' is 7: it must be text"),
         (f"classes: {[f'c{i}' for i in range(256)]}", "'classes' has 256 classes: at most 255"),
+        ("classes: ['a|b']", r"'classes' has 'a.b': write further words as synonyms"),
+        ("classes: [{name: a, synonyms: [B]}, b]", "'classes' has the word 'b' for 'a' and for 'b': give each"),
+        ("classes: [a]\nname: ../b", "'name' is '../b': files are named after it, so at most 100 characters without"),
+        ("classes: [a]\nname: " + "x" * 101, "'name' is 'x.*: files are named after it"),
         ("classes: [", "is not YAML"),
+        ("classes: " + "[" * 5000, "is nested too deeply"),
+        ("classes: [a]\nclasses: [b]", "is not YAML: 'classes' comes twice on line 1 or below: keep one"),
+        ("classes: [{name: a, color: [1, 2, 3], color: [3, 2, 1]}]", "is not YAML: 'color' comes twice"),
+        ("classes: [2020-99-99]", "is not YAML: month must be in 1..12"),
+        ("classes: [2020-01-01]", r"'classes', entry 0 is datetime.date\(2020, 1, 1\)"),
+        ("classes: [a, null]", "'classes', entry 1 is None"),
+        ("classes: [yes, no]", "'classes', entry 0 is True: .* names"),
+        ("classes: [{name: [a]}]", r"entry 0 is {'name': \['a'\]}"),
+        ("- water\n- road", r"holds \['water', 'road'\]: permitted are classes"),
+        ("classes: [a]\nignore: [[255]]", r"'ignore' is \[\[255\]\]: permitted"),
+        ("classes: [a]\nignore: .nan", "'ignore' is nan: permitted"),
+        ("classes: [{name: a, background: 'yes'}]", "has background 'yes': permitted is true or false"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"{y}: &{y} [*{x}, *{x}, *{x}, *{x}, *{x}, *{x}, *{x}, *{x}, *{x}]\n"
+                for x, y in zip("abcdefghijk", "bcdefghijkl")
+            )
+            + "classes: [a]\nname: *l",
+            r"holds \['a', 'b', .*permitted are classes",
+        ),
+        ("classes: [&a [x, x], [*a, *a]]", r"'classes', entry 0 is \['x', 'x'\]"),
     ],
 )
 def test_a_wrong_dataset_yaml_names_the_key(mine, tmp_path, text, says):
@@ -333,14 +359,25 @@ def test_captions_are_read_with_and_without_a_byte_order_mark(tmp_path, encoding
     [
         ("a.csv", "image,caption\na.png,a road, wide\n", "line 2: more fields than the 2 columns image, caption: put"),
         ("a.csv", "picture,caption\na.png,a road\n", "line 2: image and caption or captions are needed, found picture"),
+        ("a.csv", "image,caption\na.png\n", "line 2: image and caption or captions are needed, found image"),
+        ("a.csv", "image;caption\na.png;a road\n", "has columns separated by ';': .* separate them with commas"),
+        ("a.csv", "image,caption,image\n", "has the column 'image' twice: give each column its own name"),
+        ("a.csv", 'image,caption\na.png,"' + "x" * 140_000, "is not CSV: field larger than field limit"),
+        ("a.jsonl", '{"image": 5, "caption": "a road"}\n', "line 1: 'image' is 5: text or null is permitted"),
+        ("a.jsonl", '{"image": "a.png", "captions": ["a", {}]}\n', "line 1: a caption is an object of 0: text is"),
+        ("a.jsonl", "[" * 100_000 + "\n", "line 1: .* is nested too deeply"),
         ("a.jsonl", '{"image": "a.png", "caption": "a road"}\n["b"]\n', "line 2: .* is not a JSON object"),
-        ("a.jsonl", '{"image": "a.png", "caption": 7}\n', "line 1: captions are 7, not a text or a list of texts"),
+        (
+            "a.jsonl",
+            '{"image": "a.png", "caption": 7}\n',
+            "line 1: 'caption' is 7: a list or text or null is permitted",
+        ),
         ("a.jsonl", "image\n", "line 1: 'image' is not JSON"),
     ],
 )
 def test_a_wrong_line_of_captions_is_named(tmp_path, name, text, says):
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=rf"{name}, {says}"):
+    with pytest.raises(ValueError, match=rf"{name},? {says}"):
         read_captioned_images(name, tmp_path)
 
 
@@ -387,6 +424,88 @@ def test_a_manifest_is_equal_for_equal_data_and_different_for_other_data(dubai, 
     assert manifest()[0]["sha256"] != first[0]["sha256"]
 
 
+def test_check_names_each_image_without_a_label(mine, call):
+    """With the cure for one's own data, which is no download."""
+    trees.write(mine / "img_dir/train/b.jpg", np.zeros((40, 50, 3), np.uint8))
+    trees.write(mine / "ann_dir/train/b_mask.png", np.ones((40, 50), np.uint8))
+    code, said, err = call(CHECK, mine)
+    assert code == 1, said + err
+    assert re.search("wrong: my_town_train: .*b.jpg has no label image .*b.png", said)
+    with pytest.raises(FileNotFoundError, match=f"put it into {mine}, your own data set"):
+        records_of(f"{mine}:train")
+
+
+def own_set(folder: Path, labels: np.ndarray, text: str, split: str = "train") -> Path:
+    noise = np.random.default_rng(len(labels)).integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+    for kind, image in (("img_dir", noise), ("ann_dir", labels)):
+        (folder / kind / split).mkdir(parents=True)
+        Image.fromarray(image).save(folder / kind / split / "a.png")
+    (folder / "dataset.yaml").write_text(text)
+    return folder
+
+
+def test_masks_of_0_and_255_are_told(tmp_path, call):
+    mask = np.zeros((40, 50), np.uint8)
+    mask[:10] = 255
+    code, said, _ = call(CHECK, own_set(tmp_path / "town", mask, "name: town\nclasses: [rest, roof]\n"))
+    assert code == 1
+    assert "note: town_train: 25.0 % of the pixels are ignored or have no class" in said
+    assert "wrong: town_train: class 'roof' never occurs: no pixel has its label value 1, and pixels of 255" in said
+    assert "are ignored (masks of 0 and 255 hold no 1); correct the labels or dataset.yaml" in said
+
+
+def test_a_declared_class_may_lack_in_validation_but_not_in_training(tmp_path, call):
+    text = "name: town\nclasses: [rest, roof, {name: other, background: true}]\n"
+    folder = own_set(tmp_path / "town", np.eye(40, 50, dtype=np.uint8), text)
+    own_set(tmp_path / "more", np.zeros((30, 50), np.uint8), text, "val")
+    for kind in ("img_dir", "ann_dir"):
+        (tmp_path / "more" / kind / "val").rename(folder / kind / "val")
+    code, said, _ = call(CHECK, folder)
+    assert code == 0, said
+    text = text.replace("roof,", "roof, pool,")
+    code, said, _ = call(CHECK, own_set(tmp_path / "pool", np.eye(40, 50, dtype=np.uint8), text))
+    assert (code, "class 'pool' never occurs: no pixel has its label value 2; correct" in said) == (1, True), said
+    ignoring = text.replace("pool, ", "") + "ignore: [1, 255]\n"
+    code, said, _ = call(CHECK, own_set(tmp_path / "ignoring", np.eye(40, 50, dtype=np.uint8), ignoring))
+    assert (code, "class 'roof' never occurs: its label value 1 is also ignored" in said) == (1, True), said
+
+
+def test_own_labels_may_be_tiff_and_have_any_case(tmp_path, call):
+    folder = own_set(tmp_path / "town", np.eye(40, 50, dtype=np.uint8), "name: town\nclasses: [rest, roof]\n")
+    (folder / "img_dir/.ipynb_checkpoints").mkdir()
+    (folder / "img_dir/train/a.png").rename(folder / "img_dir/train/a.PNG")
+    Image.fromarray(np.eye(40, 50, dtype=np.uint8)).save(folder / "ann_dir/train/a.TIF")
+    (folder / "ann_dir/train/a.png").unlink()
+    code, said, err = call(CHECK, folder)
+    assert code == 0, said + err
+
+
+def test_a_limit_below_1_is_an_error(call):
+    code, _, err = call(CHECK, "dubai", "--limit", "0")
+    assert (code, "--limit 0 is out of range: 1 or more" in err) == (2, True)
+
+
+def write_tiff(path: Path, labels: np.ndarray) -> None:
+    """A label image of any type, as GIS programs write it, under a name that says PNG."""
+    Image.fromarray(labels).save(path, "TIFF")
+
+
+@pytest.mark.parametrize("kind", ["1 bit", "8 bits", "palette", "16 bits", "16 bits, high byte first", "int32"])
+def test_labels_of_every_depth_are_read(tmp_path, kind):
+    ids = np.random.default_rng(0).integers(0, 2, (20, 30), dtype=np.uint8)
+    dtype = {"int32": np.int32, "16 bits": np.uint16}.get(kind, np.uint8)
+    image = Image.fromarray(ids.astype(dtype))
+    if kind == "1 bit":
+        image = Image.fromarray(ids.astype(bool))
+    elif kind == "palette":
+        image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "a.tif")
+    if kind == "16 bits, high byte first":
+        ids = ids.astype(np.uint16) + 256
+        Image.frombytes("I;16B", (30, 20), ids.astype(">u2").tobytes()).save(tmp_path / "a.tif")
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), ids)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -394,6 +513,7 @@ def test_a_manifest_is_equal_for_equal_data_and_different_for_other_data(dubai, 
         (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: permitted are 0 to 4"),
         (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or damaged"),
         (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
+        (lambda p: write_tiff(p, np.full((97, 131), -1, np.int32)), "holds the id -1: ids are 0 or more"),
     ],
 )
 def test_check_lists_each_bad_file_and_continues(dubai, call, spoil, says):

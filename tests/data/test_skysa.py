@@ -72,7 +72,7 @@ def test_unusable_lines_are_an_error_or_are_skipped_and_listed(skysa, caplog):
         records_of("skysa_train")
     assert len(records_of("skysa_train", skip_bad=True)) == 5
     assert "2 files skipped" in caplog.text
-    assert "line 8 is not as Sky-SA's are" in caplog.text
+    assert "skysa_dataset.jsonl, line 8 is not JSON" in caplog.text
 
 
 def test_a_graph_is_needed_for_the_split_that_uses_it(skysa):
@@ -117,9 +117,25 @@ def test_a_file_with_wrong_delimiters_shows_the_expected_format(tmp_path):
         load_graph(tmp_path / "g.jsonl")
     with pytest.raises(FileNotFoundError, match="no relation graph at"):
         load_graph(tmp_path / "none")
-    (tmp_path / "g.json").write_text('{"names": ["a"]}')
-    with pytest.raises(ValueError, match="is not a graph as RelationGraph.save writes it"):
-        load_graph(tmp_path / "g.json")
+    g = tmp_path / "g.json"
+    for body, says in (
+        ('{"names": ["a"]}', "g.json has no 'edges'"),
+        ('{"names": "a", "edges": []}', "g.json: 'names' is \"a\": a list is permitted"),
+        (
+            '{"names": ["a", "b"], "edges": [[0, 1, 5]]}',
+            "an entry of 'edges' is not .from, to, score, source.: two of 2",
+        ),
+        ('{"names": ["a", "b"], "edges": [[0, 2, 5, 0]]}', "an entry of 'edges' is not"),
+        ('{"names": ["a", "b"], "edges": [[0, -1, 5, 0]]}', "an entry of 'edges' is not"),
+        ('{"names": ["a", "b"], "edges": [[0, 1, 11, 0]]}', "an entry of 'edges' is not"),
+        ('{"names": ["a", "b"], "edges": [[0, 1, 5, 3]]}', "an entry of 'edges' is not"),
+        ('{"names": ["a", "b"], "edges": [[0, 1, "x", {}]]}', "an entry of 'edges' is not"),
+        ('{"names": ["a", "b"], "edges": ' + "[" * 90_000, "g.json is nested too deeply"),
+    ):
+        g.write_text(body)
+        load_graph_with_report.cache_clear()
+        with pytest.raises(ValueError, match=says):
+            load_graph(g)
 
 
 def small_graph() -> RelationGraph:

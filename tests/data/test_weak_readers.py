@@ -66,7 +66,7 @@ def test_listed_scenes_without_a_class_are_left_out(data):
     table = load_classes("rsicd")
     assert [table.folders[r["label"]] for r in records_of("rsicd_scenes_train")] == ["farmland", "forest", "airport"]
     trees.write_lines(folder / "captions.jsonl", [{"image": "images/0.png", "split": "train", "class": "moon base"}])
-    with pytest.raises(ValueError, match="images/0.png is 'moon base', which datasets/classes/rsicd.json has not"):
+    with pytest.raises(ValueError, match="line 1 has 'moon base', which datasets/classes/rsicd.json has not"):
         records_of("rsicd_scenes_train")
 
 

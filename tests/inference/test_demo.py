@@ -16,6 +16,8 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from skysense_o.inference.colors import NONE_COLOR
+
 DEMO = "demo/demo.py"
 
 
@@ -265,6 +267,26 @@ def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
         start = screen.index(str(tmp_path / f"out/{stem}_overlay.png"))
         assert screen[start + 3].split() == ["class", "pixels", "share"]
         assert [line.split()[0] for line in screen[start + 5 : start + 7]] == ["road", "tree"]
+
+
+def test_a_class_may_be_called_none_where_id_0_has_no_name(call, image, tmp_path):
+    words = ("--input", image, "--output", tmp_path / "out", "--save", "json,overlay")
+    code, _, err = call(DEMO, *words, "--classes", "none,road,tree")
+    assert code == 0, err
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out/town.json").read_text())["classes"]}
+    call(DEMO, *words, "--classes", "nothing|none,road,tree")
+    renamed = {row["name"]: row for row in json.loads((tmp_path / "out/town.json").read_text())["classes"]}
+    assert list(rows) == ["none", "road", "tree"]
+    assert list(renamed) == ["nothing", "road", "tree"]
+    assert rows["none"]["color"] != list(NONE_COLOR), "it is a class with a color of its own"
+    for more in (("--threshold", "0.3"), ("--background", "sky")):
+        for word in ("none", "None"):
+            code, _, err = call(DEMO, *words, *more, "--classes", f"{word},road")
+            assert code == 2
+            assert f"a class is called '{word}', which is the name of id 0" in err
+            assert f"call it 'nothing|{word}', or leave them out" in err
+    code, _, err = call(DEMO, *words, "--classes", "none")
+    assert (code, "a class is called 'none'" in err) == (2, True), "a single class has a threshold"
 
 
 def test_one_bad_file_never_ends_a_batch(call, image, tmp_path, monkeypatch):

@@ -83,6 +83,26 @@ def test_nan_and_infinity_are_not_valid(tmp_path):
         assert raster.stretch[1] < 255 * 7 + 1
 
 
+def test_bands_of_different_types_are_read_together(tmp_path):
+    """gdalbuildvrt -separate puts bands of any type into one VRT."""
+    pixels = fields(40, 50)
+    types = (("Byte", np.uint8), ("UInt16", np.uint16), ("Float32", np.float32))
+    bands = ""
+    for number, (name, dtype) in enumerate(types, 1):
+        write_scene(tmp_path / f"{number}.tif", pixels[number - 1 : number].astype(dtype))
+        bands += (
+            f"<VRTRasterBand dataType='{name}' band='{number}'><SimpleSource>"
+            f"<SourceFilename relativeToVRT='1'>{number}.tif</SourceFilename><SourceBand>1</SourceBand>"
+            "</SimpleSource></VRTRasterBand>"
+        )
+    (tmp_path / "s.vrt").write_text(f"<VRTDataset rasterXSize='50' rasterYSize='40'>{bands}</VRTDataset>")
+    write_scene(tmp_path / "s.tif", pixels.astype(np.float32))
+    with Raster(tmp_path / "s.vrt") as mixed, Raster(tmp_path / "s.tif") as same:
+        assert mixed.dtype == np.float32
+        both = [raster.pixels(range(40), range(50), (0, 0, 0)) for raster in (mixed, same)]
+    assert np.array_equal(*both)
+
+
 def test_one_band_becomes_grey_with_a_note(tmp_path):
     path = write_scene(tmp_path / "s.tif", fields(40, 60)[:1])
     with Raster(path) as raster:
@@ -163,15 +183,32 @@ LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
         ({"crs": None}, False),
         ({"crs": LOCAL}, False),
         ({"crs": "EPSG:4978"}, False),
+        ({"crs": "EPSG:4326", "transform": Affine(0.1, 0, 10, 0, -0.1, 100)}, False),
+        ({"crs": "EPSG:4326"}, False),
+        ({"crs": "EPSG:4326", "transform": Affine(9, 0, -180, 0, -0.1, 0)}, False),
+        ({"crs": "EPSG:4326", "transform": Affine(7.2, 0, -183.6, 0, -4.5, 92.25)}, True),
+        ({"transform": Affine(float("nan"), 0, 1, 0, -1, 1)}, False),
     ],
-    ids=["utm", "degrees", "crs without transform", "transform without crs", "local", "geocentric"],
+    ids=[
+        "utm",
+        "degrees",
+        "crs without transform",
+        "transform without crs",
+        "local",
+        "geocentric",
+        "past the pole",
+        "metres as degrees",
+        "more than once around",
+        "pixels centered on the poles",
+        "not a number",
+    ],
 )
 def test_area_geojson_aoi_and_gsd_need_a_location_on_the_ground(tmp_path, georeference, known):
     """One function decides whether the location is known."""
     path = write_scene(tmp_path / "s.tif", fields(40, 50), **georeference)
     near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)])
     with Raster(path) as raster:
-        assert ground_known(raster.file.crs, raster.file.transform) == known
+        assert ground_known(raster.file.crs, raster.file.transform, raster.size) == known
         assert raster.areas.known == known
         assert (raster.areas.gsd is None) != known
         if known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import subprocess
@@ -273,6 +274,19 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path, monkeypatc
             make(path, tmp_path / "out")
     make(path, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["s_labels.tif"]
+
+
+def test_scenes_that_fail_leave_no_file_open(tmp_path, monkeypatch):
+    path = write_scene(tmp_path / "s.tif", fields(200, 300))
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with monkeypatch.context() as patch:
+            dies_after(patch, 0, ValueError("of the disk"))
+            with pytest.raises(ValueError, match="of the disk"):
+                make(path, tmp_path / "out")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1, "one at most, of a cache"
 
 
 def test_damage_in_the_middle_leaves_no_partial_file(tmp_path):

@@ -63,6 +63,8 @@ class DatasetSpec:
     @property
     def hint(self) -> str:
         """What to do if files are missing, for error messages."""
+        if Path(self.folder).is_absolute():
+            return f"put it into {self.folder}, your own data set"
         get = f"get {self.name} from {self.homepage} ({self.licence})"
         steps = f"{get} and run: {self.prepare}" if self.prepare else f"{get} and put it there"
         return f"{steps}; or set DETECTRON2_DATASETS to the folder that holds {self.folder or self.name!r}"
@@ -81,4 +83,4 @@ def prepared_spec(name: str, script: str = "", source: str = "", **rest) -> Data
 
 def data_root() -> Path:
     """The folder of all data sets: DETECTRON2_DATASETS, else ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))

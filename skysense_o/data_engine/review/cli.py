@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 from skysense_o.errors import install_extra
-from skysense_o.text_files import parse_json, read_lines
+from skysense_o.text_files import parse_json
+from skysense_o.vocabulary import read_class_file
 from skysense_o.whole_files import write_text
 
 FORMATS = ("label-studio", "coco")
@@ -134,7 +135,7 @@ def _serve(review, args: argparse.Namespace) -> None:
     from skysense_o.data_engine.review.page import CSS, ReviewPage, build_page, page_script
     from skysense_o.data_engine.review.serving import serve_review
 
-    names = read_lines(args.names) if args.names else []
+    names = read_class_file(args.names) if args.names else []
     root = Path(tempfile.mkdtemp(prefix="skysense_o_review_"))
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     try:

@@ -133,7 +133,7 @@ async function show(next) {
   loaded = { classes, region, regions };
   const names = new Set((next.classes ?? []).map(row => row.name)), old = new Set((other ? [] : before?.classes ?? []).map(row => row.name));
   viewer.hidden = new Set([...viewer.hidden].filter(name => names.has(name)));
-  if (names.has(NONE) && !old.has(NONE)) viewer.hidden.add(NONE);
+  if (next.has_none && !old.has(NONE)) viewer.hidden.add(NONE);
   viewer.drawClasses(classes ?? null, next.classes);
   viewer.drawRegion(region ?? null);
   viewer.drawRegions(regions ?? null);
