@@ -88,6 +88,8 @@ def read_yaml(path: str | Path) -> object:
     """
     try:
         return yaml.safe_load(read_text(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be read") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
 

@@ -33,17 +33,13 @@ def whole(path: Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)  # what a killed run left behind
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except Exception as error:
-        full = _full_disk(error, path, part)
-        if full is not None:
-            raise full from error
-        raise
+        with full_disk_told(path, part, "; an earlier file of this name is unchanged"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.unlink(missing_ok=True)  # what a killed run left behind
+            yield part
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -55,18 +51,42 @@ def whole(path: Path) -> Iterator[Path]:
             os.close(folder)
 
 
-def _full_disk(error: Exception, path: Path, part: Path) -> OSError | None:
-    """The error to raise if the disk, or the user's share of it, was full; None if something else went wrong."""
+@contextmanager
+def full_disk_told(path: Path, part: Path | None = None, note: str = "") -> Iterator[None]:
+    """If the disk, or the user's share of it, is full in this context: say which file, how much it needs, and the cure.
+
+    Args:
+        path: the file that is written.
+        part: its temporary name; None if it is written directly.
+        note: added to the message.
+
+    Raises:
+        OSError: the disk is full. Other errors are raised as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = _full_disk(error, Path(path), part or Path(path), note)
+        if full is not None:
+            raise full from error
+        raise
+
+
+def _full_disk(error: Exception, path: Path, part: Path, note: str) -> OSError | None:
+    """The error to raise if the disk was full; None if something else went wrong, or the error says it all."""
+    code = getattr(error, "errno", None)
+    if code == errno.ENOSPC and getattr(error, "strerror", None) is None:  # raised below
+        return None
     try:
         free = shutil.disk_usage(path.parent).free
         size = part.stat().st_size if part.exists() else 0
     except OSError:
         return None
-    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and free >= FULL:
+    if code not in (errno.ENOSPC, errno.EDQUOT) and free >= FULL:
         return None
     full = OSError(
         f"{path} could not be written: the disk is full. It needs more than {_megabytes(size)} and {_megabytes(free)}"
-        " are free: make room, or write to another folder; an earlier file of this name is unchanged"
+        f" are free: make room, or write to another folder{note}"
     )
     full.errno = errno.ENOSPC
     return full

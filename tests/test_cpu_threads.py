@@ -14,6 +14,7 @@ from skysense_o.cpu_threads import available_cores, cpu_quota
 
 LIGHT = {"check_dataset.py", "compare_results.py"}  # no model runs there
 SCRIPTS = [p for folder in ("tools", "demo") for p in sorted((ROOT / folder).glob("*.py")) if p.name not in LIGHT]
+LIGHT_MODULES = {"skysense_o.cpu_threads", "skysense_o.memory_limit"}
 SCRIPTS = [path for path in SCRIPTS if path.name != "__init__.py"]
 
 
@@ -80,11 +81,12 @@ def test_every_script_sets_its_threads_before_it_imports_anything_large(path):
             before.append(statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name)
     else:
         pytest.fail("set_thread_environment() is not called")
-    assert {module.split(".")[0] for module in before if module != "skysense_o.cpu_threads"} <= sys.stdlib_module_names
+    assert {module.split(".")[0] for module in before if module not in LIGHT_MODULES} <= sys.stdlib_module_names
 
 
 def test_the_folder_of_all_commands_sets_the_threads_before_it_imports_anything_large():
     lines = (ROOT / "skysense_o/cli/__init__.py").read_text().splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert imports == ["from skysense_o.cpu_threads import set_thread_environment"]
+    light = ("cpu_threads import set_thread_environment", "memory_limit import check_memory_limit")
+    assert imports == [f"from skysense_o.{line}" for line in light]
     assert any(line.startswith("set_thread_environment()") for line in lines)

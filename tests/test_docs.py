@@ -20,7 +20,7 @@ from skysense_o.meta_arch import SkySenseO
 from skysense_o.sample import IGNORE
 from skysense_o.vocabulary import Vocabulary
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 COMMAND = re.compile(r"^ {4}(?:python|bash|torchrun|accelerate) (?:[^.\n]* )?(\S+\.(?:py|sh))(.*)$", re.M)
 
 
@@ -28,7 +28,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
@@ -38,11 +38,13 @@ def test_links_lead_somewhere(page):
 def test_the_index_names_every_page():
     index = (ROOT / "docs/README.md").read_text()
     assert [
-        p.name for p in PAGES if p.name != "README.md" and "experiments" not in p.name and p.name not in index
+        p.name
+        for p in (ROOT / "docs").glob("*.md")
+        if p.name != "README.md" and "experiments" not in p.name and p.name not in index
     ] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_commands_are_ones_that_the_parsers_take(page):
     for line in COMMAND.finditer(page.read_text().replace("\\\n", " ")):
         script, words = line[1], shlex.split(line[2], comments=True)

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from importlib import import_module
+from xml.etree import ElementTree
 
 import pytest
 import qgis_stub
@@ -31,6 +32,7 @@ if "--classes=fail" in sys.argv:
     sys.exit("error: no such weights")
 (folder / f"{stem}_labels.tif").write_text("labels")
 (folder / f"{stem}.gpkg").write_text("regions")
+(folder / f"{stem}.json").write_text('{"classes": [{"id": 0, "name": "a & b", "color": [255, 0, 16]}]}')
 """
 
 
@@ -70,10 +72,13 @@ def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypat
     assert results == {"LABELS": values["LABELS"], "REGIONS": values["REGIONS"]}
     assert (tmp_path / "found/labels.tif").read_text() == "labels"
     assert (tmp_path / "found/regions.gpkg").read_text() == "regions"
-    assert sorted(p.name for p in (tmp_path / "found").iterdir()) == ["labels.tif", "regions.gpkg"]
+    assert sorted(p.name for p in (tmp_path / "found").iterdir()) == ["labels.qml", "labels.tif", "regions.gpkg"]
+    style = ElementTree.fromstring((tmp_path / "found/labels.qml").read_text())
+    (entry,) = style.iter("paletteEntry")
+    assert (entry.get("value"), entry.get("color"), entry.get("label")) == ("0", "#ff0010", "a & b")
     assert feedback.progress == [0, 25, 50, 75, 100]
     said = "\n".join(feedback.lines)
-    for word in ("--classes=road|street,-a", "--save=geotiff,gpkg", "--background=tree", "--threshold=0.4"):
+    for word in ("--classes=road|street,-a", "--save=geotiff,json,gpkg", "--background=tree", "--threshold=0.4"):
         assert word in said
     assert "--min-area=10.0" in said
     assert "--gsd" not in said
@@ -85,7 +90,7 @@ def test_polygons_are_optional(plugin, tmp_path):
     feedback = qgis_stub.Feedback()
     results = plugin.algorithms[0].processAlgorithm(values_of(tmp_path, REGIONS=""), None, feedback)
     assert list(results) == ["LABELS"]
-    assert "--save=geotiff'" in "\n".join(feedback.lines)
+    assert "--save=geotiff,json'" in "\n".join(feedback.lines)
 
 
 def test_cancel_ends_the_command_and_keeps_its_progress(plugin, tmp_path, monkeypatch):

@@ -34,6 +34,8 @@ with run_lock(Path(sys.argv[1]), Path(sys.argv[1]).parent, "x"):
     time.sleep(600)
 """
 
+pytestmark = pytest.mark.faults
+
 
 def hold(path: Path, *more: str) -> subprocess.Popen:
     """Another process that holds the lock."""

@@ -16,6 +16,8 @@ from skysense_o.scenes.geotiff import write_geotiff
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.whole_files import whole, write_json, write_text
 
+pytestmark = pytest.mark.faults
+
 
 def fail_half_way(*args, **kwargs):
     """In place of a library's writer: some bytes, then an error, as of a full disk."""
@@ -123,3 +125,21 @@ def test_weights_stay_whole_and_equal_weights_give_equal_bytes(small_model, cfg,
         save_weights(small_model, paths[0], "other")
     assert paths[0].read_bytes() == good
     assert names_in(tmp_path) == {"a.safetensors", "b.safetensors"}
+
+
+def test_of_several_errors_on_a_full_disk_the_first_is_told(tmp_path):
+    """Regression: the message with file and size was replaced by that of a log, which was closed afterwards."""
+    from skysense_o.errors import message
+
+    def closed_later():
+        try:
+            with whole(tmp_path / "a.bin") as part:
+                fail_half_way(part)
+        finally:
+            fail_half_way(tmp_path / "log.txt")
+
+    with pytest.raises(OSError, match="No space") as error:
+        closed_later()
+    assert message(error.value).startswith(f"{tmp_path / 'a.bin'} could not be written: the disk is full")
+    assert message(OSError(errno.ENOSPC, "No space left on device", "b.bin")).startswith("b.bin could not be written")
+    assert message(OSError(errno.ENOENT, "No such file", "b.bin")) == "[Errno 2] No such file: 'b.bin'"

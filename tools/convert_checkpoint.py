@@ -18,8 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from skysense_o.cpu_threads import set_thread_environment
+from skysense_o.memory_limit import check_memory_limit
 
 set_thread_environment()  # before torch is imported
+check_memory_limit()  # before torch is imported, which would fail with a traceback
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY

@@ -19,6 +19,7 @@ from qgis.core import (
 )
 
 from .command import Cancelled, CommandError, run, scene_command
+from .style import write_label_style
 
 HELP = """Segments a raster of any size: a class for every pixel, out of the classes that you name.
 
@@ -99,7 +100,7 @@ class SegmentByWords(QgsProcessingAlgorithm):
                 self.command_line(),
                 source,
                 folder,
-                ["geotiff", "gpkg"] if regions else ["geotiff"],
+                ["geotiff", "json", "gpkg"] if regions else ["geotiff", "json"],
                 classes=self.parameterAsString(parameters, self.CLASSES, context),
                 background=self.parameterAsString(parameters, self.BACKGROUND, context),
                 threshold=self.parameterAsDouble(parameters, self.THRESHOLD, context),
@@ -116,6 +117,7 @@ class SegmentByWords(QgsProcessingAlgorithm):
             raise QgsProcessingException(str(error)) from error
         found = {self.LABELS: labels}
         shutil.move(folder / f"{source.stem}_labels.tif", labels)
+        write_label_style(folder / f"{source.stem}.json", Path(labels))
         if regions:
             shutil.move(folder / f"{source.stem}.gpkg", regions)
             found[self.REGIONS] = regions

@@ -148,8 +148,9 @@ def clean_environment(environment) -> dict[str, str]:
 
 def _read(stream, pieces: queue.Queue[bytes]) -> None:
     """Pass on what a stream has, as soon as it has it, and an empty piece at its end."""
-    while piece := stream.read1(65536):
-        pieces.put(piece)
+    with stream:
+        while piece := stream.read1(65536):
+            pieces.put(piece)
     pieces.put(b"")
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from skysense_o.cli.request import Request, check_request, read_plain, scene_options
-from skysense_o.errors import file_error, is_expected
+from skysense_o.errors import file_error, is_expected, is_full_disk
 from skysense_o.image_io import printable
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.whole_files import write_json
@@ -84,6 +84,8 @@ def _each(request: Request, work: Callable[[Path, str], None]) -> int:
             except Exception as error:
                 failed.append(f"error: {file_error(error, printable(path.name))}")
                 code = code if is_expected(error) else 1
+                if is_full_disk(error):  # the other results would not fit either
+                    break
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return code if failed else 0

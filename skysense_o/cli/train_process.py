@@ -20,6 +20,7 @@ from torch.multiprocessing import ProcessExitedException
 import skysense_o.data  # noqa: F401  (registers the data sets)
 from skysense_o.config import default_config, merge_file
 from skysense_o.cpu_threads import available_cores
+from skysense_o.errors import TRACEBACK, is_expected
 from skysense_o.evaluation.protocol import protocol_file
 from skysense_o.renamed_keys import renamed_key
 from skysense_o.training.benchmark_suite import evaluate_run
@@ -70,11 +71,20 @@ def _start_logging(cfg, args: Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("fvcore", "detectron2", "skysense_o"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logging.raiseExceptions = False  # on a full disk, each line for log.txt would print a traceback
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_no_expected_error)
     if comm.is_main_process():
         written = folder / ("config_eval.yaml" if args.eval_only else "config.yaml")
         write_text(written, cfg.dump())
         logging.getLogger("skysense_o").info("%s\nConfig: %s\n%s", args, written, collect_env_info())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+
+
+def _no_expected_error(record: logging.LogRecord) -> bool:
+    """Whether to log a record: not the traceback of an error whose message is the last line of the run anyway."""
+    error = record.exc_info[1] if record.exc_info else None
+    shown = os.environ.get(TRACEBACK) not in (None, "", "unexpected")
+    return error is None or not is_expected(error) or shown
 
 
 def _main(args: Namespace, cfg) -> None:

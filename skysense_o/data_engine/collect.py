@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skysense_o.data_engine.work_folder import Journal, WorkFolder, write_map, write_table
-from skysense_o.errors import file_error
+from skysense_o.errors import file_error, is_full_disk
 from skysense_o.image_io import (
     FILL,
     WHAT_IS_LOST,
@@ -87,6 +87,8 @@ def collect(
                 tile = None if part.pixels is None else _write_tile(work, path, part, licence, credit)
                 journal.add({"source": key, "row": part.row, "column": part.column, "tile": tile})
         except Exception as error:  # one bad file does not end the batch
+            if is_full_disk(error):
+                raise
             message = file_error(error, printable(path.name)).replace(printable(path), printable(path.name))
             result.errors.append({"source": printable(path.name), "error": message})
             continue

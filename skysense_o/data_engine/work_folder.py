@@ -15,7 +15,7 @@ from PIL import Image
 
 from skysense_o.image_io import read_image
 from skysense_o.run_lock import run_lock
-from skysense_o.whole_files import whole, write_json
+from skysense_o.whole_files import full_disk_told, whole, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,6 +173,7 @@ class Journal:
     """An append-only file of JSON lines. An incomplete last line, left by a killed run, is dropped when opened."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes() if path.is_file() else b""
         whole_lines = data[: data.rfind(b"\n") + 1]
@@ -183,8 +184,9 @@ class Journal:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
 
     def add(self, line: dict) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with full_disk_told(self.path):
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
         self.lines.append(line)
 
     def close(self) -> None:

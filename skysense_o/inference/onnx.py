@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from skysense_o.inference.classify import phrase_vectors
@@ -48,26 +47,6 @@ class ImageHalf(nn.Module):
         return (logits,) if presence is None else (logits, presence)
 
 
-def fix_padding(module: nn.Module) -> None:
-    """Replace convolutions with TensorFlow's "same" padding by convolutions with fixed padding.
-
-    "Same" padding is computed from the size of each input. It is constant if every stride divides the sides of the
-    image, and fixed padding keeps the sizes simple expressions while tracing.
-    """
-    for name, child in module.named_children():
-        if isinstance(child, Conv2dSame):
-            pads = [d * (k - 1) + 1 - s for k, s, d in zip(child.kernel_size, child.stride, child.dilation)]
-            (top, bottom), (left, right) = ((p // 2, p - p // 2) for p in (max(0, pad) for pad in pads))
-            conv = nn.Conv2d(
-                child.in_channels, child.out_channels, child.kernel_size, child.stride, 0, child.dilation, child.groups,
-                child.bias is not None,
-            )  # fmt: skip
-            conv.load_state_dict(child.state_dict())
-            setattr(module, name, nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), conv))
-        else:
-            fix_padding(child)
-
-
 def embed_words(predictor: Predictor, vocabulary: Vocabulary) -> np.ndarray:
     """Text embeddings of a vocabulary, (T,D) float32 unit vectors, one per phrase."""
     with torch.inference_mode():
@@ -96,7 +75,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
             " MiniTower with SAMMaskHead can"
         )
     half, divisor = ImageHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor
-    fix_padding(half.tower)
+    half.tower.prepare_inference()  # its fixed padding keeps the sizes simple expressions while tracing
     names = ["logits", *["presence"] * (model.sem_seg_head.presence is not None)]
     batch, height, width, phrases = (
         torch.export.Dim("B", min=1, max=MAX_BATCH),

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from skysense_o.errors import USER_ERRORS, message
-from skysense_o.interactive.timed_work import Request, StoppedByUser, TimedWork
+from skysense_o.interactive.timed_work import StoppedByUser, TimedRequest, TimedWork
 
 BEAT = 0.25
 """Seconds between two looks at whether the user is still there."""
@@ -79,7 +79,7 @@ class JobQueue:
 
     async def _run(self, callback: Callable[[], dict], gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[dict]:
         loop, shares = asyncio.get_running_loop(), asyncio.Queue()
-        request = Request(lambda share: loop.call_soon_threadsafe(shares.put_nowait, share))
+        request = TimedRequest(lambda share: loop.call_soon_threadsafe(shares.put_nowait, share))
         self.running += 1
         job = loop.run_in_executor(self._threads, lambda: self.work(callback, request=request))
         job.add_done_callback(self._ended)

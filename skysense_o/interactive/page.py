@@ -220,7 +220,7 @@ class Page:
         if not found:
             raise ValueError(NOTHING_FOUND)
         image.session.region, image.region_names = None, []
-        image.summary = Counter(p.classes[0][0] for p in found if p.classes).most_common()
+        image.summary = Counter(p.classes[0][0] if p.classes else "no name" for p in found).most_common()
 
     def clear(self, image: OpenImage) -> None:
         """Forget the region and the examples."""

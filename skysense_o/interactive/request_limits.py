@@ -1,4 +1,4 @@
-"""Limits on requests, checked before Gradio reads them."""
+"""Limits on requests, checked before the application reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MULTIPART_BYTES = 64 << 10
 class RequestLimits:
     """ASGI middleware: refuse requests that are too large, uploads to a full folder, and files given as addresses.
 
-    Gradio would fetch a file whose path is an http address.
+    The page for reviewers is made with Gradio, which would fetch a file whose path is an http address.
 
     Args:
         app: the application.

@@ -31,7 +31,7 @@ class StoppedByUser(ValueError):
 
 
 @dataclass
-class Request:
+class TimedRequest:
     """One request.
 
     Args:
@@ -45,7 +45,7 @@ class Request:
     deadline: float = float("inf")
 
 
-_current: contextvars.ContextVar[Request | None] = contextvars.ContextVar("request", default=None)
+_current: contextvars.ContextVar[TimedRequest | None] = contextvars.ContextVar("request", default=None)
 
 
 def check_time() -> None:
@@ -76,7 +76,7 @@ class TimedWork:
         self.seconds, self.threads = seconds, max(1, torch.get_num_threads() // jobs)
         self.late, self._lock = 0, threading.Lock()
 
-    def __call__(self, work: Callable[..., T], *args, request: Request | None = None) -> T:
+    def __call__(self, work: Callable[..., T], *args, request: TimedRequest | None = None) -> T:
         """The result of `work(*args)`.
 
         Args:
@@ -89,7 +89,7 @@ class TimedWork:
         if self.late >= MOST_LATE:
             raise TooLate("the server is busy with requests that take too long: try again in some minutes")
         result: Future = Future()
-        request = request or Request()
+        request = request or TimedRequest()
 
         def run() -> None:
             torch.set_num_threads(self.threads)

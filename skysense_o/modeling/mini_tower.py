@@ -8,8 +8,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
+from timm.layers import Conv2dSame
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import BertModel
 
 from skysense_o.modeling.minilm import encode_sentences, load_minilm, package_folder
@@ -81,12 +83,48 @@ class MiniTower(Tower):
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return self.text.parameters()
 
+    def prepare_inference(self) -> None:
+        """See `Tower`: batch norms are folded into convolutions, whose padding becomes fixed."""
+        _fold(self.image)
+
     def train(self, mode: bool = True) -> MiniTower:
         """Batch norm and MiniLM stay in eval mode: the batches are too small for batch statistics."""
         super().train(mode)
         self.image.eval()
         self.text.eval()
         return self
+
+
+@torch.no_grad()
+def _fold(module: nn.Module) -> None:
+    """Fold each batch norm into the convolution before it, in the modules of an EfficientNet.
+
+    TensorFlow's "same" padding of a convolution of stride 2 is one pixel larger at the right and the bottom. Where the
+    stride divides the sides, a kernel with one more row and column of zeros and symmetric padding gives the same: it
+    needs no padded copy of the map, which takes longer than the convolution.
+    """
+    before = ""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d):
+            before = name
+        elif isinstance(child, nn.BatchNorm2d) and before:
+            conv = module.get_submodule(before)
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, child.running_mean, child.running_var, child.eps, child.weight, child.bias
+            )
+            kernel, padding = conv.kernel_size[0], conv.padding
+            if isinstance(conv, Conv2dSame):
+                assert conv.stride == (2, 2), "all of EfficientNet-Lite0's are like this, with odd kernels"
+                weight, padding = F.pad(weight, (1, 0, 1, 0)), (kernel - 1) // 2
+            folded = nn.Conv2d(
+                conv.in_channels, conv.out_channels, weight.shape[-1], conv.stride, padding, groups=conv.groups
+            )
+            folded.weight, folded.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+            setattr(module, before, folded)
+            setattr(module, name, child.act)
+            before = ""
+        else:
+            _fold(child)
 
 
 def _conv_norm(width: int) -> nn.Sequential:

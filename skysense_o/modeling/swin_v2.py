@@ -176,8 +176,12 @@ class WindowAttention(nn.Module):
         after the linear layer, which then runs on real tokens only.
         """
         (height, width), window = x.shape[1:3], self.window
-        x = F.pad(self.qkv(x), (0, 0, 0, -width % window, 0, -height % window))
-        x = x + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        bottom, right = -height % window, -width % window
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        if bottom or right:
+            x = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, right, 0, bottom)) + bias
+        else:
+            x = F.linear(x, self.qkv.weight, bias)
         padded = x.shape[1:3]
         shift = shift if min(height, width) > window else 0
         mask = None
@@ -187,7 +191,8 @@ class WindowAttention(nn.Module):
         x = from_windows(self._in_windows(to_windows(x, window), mask), window, *padded)
         if shift:
             x = x.roll((shift, shift), (1, 2))
-        return self.proj(x[:, :height, :width])
+        # Contiguous: else the linear layer becomes one product per row, each with its own copy of the weight.
+        return self.proj(x[:, :height, :width].contiguous())
 
     def _in_windows(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """Attention inside windows: (B*M,N,3C), ordered by image; mask (M,N,N), added to the logits -> (B*M,N,C)."""

@@ -81,6 +81,6 @@ def check_free_space(folder: Path, size: tuple[int, int], ids: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise OSError(
-            f"{str(folder)!r} has {free / 2**30:.1f} GiB free and this scene needs {need / 2**30:.1f} GiB: free some"
-            " space or give another --output"
+            f"{str(folder)!r} has {free / 1e6:,.1f} MB free and this scene needs {need / 1e6:,.1f} MB: make room, or"
+            " give another --output"
         )

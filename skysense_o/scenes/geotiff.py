@@ -13,7 +13,7 @@ from rasterio.windows import Window
 
 from skysense_o.inference.drawing import Color
 from skysense_o.scenes.label_store import SCORE_STEPS
-from skysense_o.whole_files import whole
+from skysense_o.whole_files import full_disk_told, whole
 
 TILE = 512
 
@@ -41,9 +41,11 @@ def write_geotiff(
     options = {"driver": "GTiff", "dtype": dtype, "nodata": nodata, "count": 1, "tiled": True, "BIGTIFF": "IF_SAFER"}
     georeference = {"crs": source.crs, "transform": None if source.transform.is_identity else source.transform}
     try:
-        with rasterio.open(
-            staging, "w", width=source.width, height=source.height, blockxsize=TILE, blockysize=TILE, **options
-        ) as file:
+        size = {"width": source.width, "height": source.height}
+        with (
+            full_disk_told(path, staging),
+            rasterio.open(staging, "w", blockxsize=TILE, blockysize=TILE, **size, **options) as file,
+        ):
             for name, value in georeference.items():
                 if value is not None:
                     setattr(file, name, value)

@@ -29,6 +29,7 @@ from skysense_o.scenes.label_store import LabelStore
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.regions import Regions, runs
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import full_disk_told
 
 SAME_OBJECT = 0.5
 """Minimum IoU, within the overlap of two windows, for their instances of one class to be the same object."""
@@ -82,7 +83,7 @@ def collect_instances(
         for c in range(len(plan.cols.starts))
         if (k, c) not in done
     ]
-    with open(path, "a") as file:
+    with full_disk_told(path), open(path, "a") as file:
         file.write("\n" if file.tell() else "")  # ends a line that an interrupted run left incomplete
         for k, c in tqdm(todo, unit="window", desc=f"{raster.path.name}: instances", disable=not progress):
             window = _extent(plan.cols, c) + _extent(plan.rows, k)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from skysense_o.whole_files import full_disk_told
+
 logger = logging.getLogger(__name__)
 
 SCORE_STEPS = 250
@@ -48,7 +50,8 @@ class LabelStore:
             self.done = self._read_journal(header)
         if not self.done:
             folder.mkdir(parents=True, exist_ok=True)
-            self.journal.write_text(header + "\n")
+            with full_disk_told(self.journal):
+                self.journal.write_text(header + "\n")
         self._files: dict[str, int] = {}
         try:
             for name, dtype in (("labels", self.dtype), ("score", np.dtype(np.uint8))):
@@ -90,8 +93,9 @@ class LabelStore:
         ids = np.where(valid, labels, self.nodata).astype(self.dtype)
         steps = np.where(valid, np.rint(score * SCORE_STEPS), NO_SCORE).astype(np.uint8)
         for name, block in (("labels", ids), ("score", steps)):
-            for r, line in zip(rows, block):
-                self._put(name, line, (r * self.size[1] + cols.start) * block.itemsize)
+            with full_disk_told(self.folder / f"{name}.raw"):
+                for r, line in zip(rows, block):
+                    self._put(name, line, (r * self.size[1] + cols.start) * block.itemsize)
 
     def _put(self, name: str, line: np.ndarray, offset: int) -> None:
         data = memoryview(np.ascontiguousarray(line)).cast("B")
@@ -101,9 +105,10 @@ class LabelStore:
 
     def finished(self, strip: int, rows: int) -> None:
         """Record in the journal that this strip is final down to row `rows`."""
-        for handle in self._files.values():
-            os.fsync(handle)
-        with open(self.journal, "a") as file:
+        for name, handle in self._files.items():
+            with full_disk_told(self.folder / f"{name}.raw"):
+                os.fsync(handle)
+        with full_disk_told(self.journal), open(self.journal, "a") as file:
             file.write(json.dumps({"strip": strip, "rows": rows}) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from skysense_o.scenes.label_store import SCORE_STEPS
 from skysense_o.scenes.pixel_area import PixelAreas
+from skysense_o.whole_files import full_disk_told
 
 MAX_PIECES = 10_000_000
 """About 1 GB."""
@@ -162,7 +163,7 @@ def find_regions(
     bands, pieces = list(bands), _Pieces()
     options = {"driver": "GTiff", "dtype": "int32", "count": 1, "tiled": True, "blockxsize": 512, "blockysize": 512}
     grid = {"height": size[0], "width": size[1], "BIGTIFF": "IF_SAFER"}
-    with rasterio.open(path, "w", **options, **grid) as file:
+    with full_disk_told(path), rasterio.open(path, "w", **options, **grid) as file:
         for rows in bands:
             numbers = pieces.add(read("labels", rows), read("score", rows), has_regions, rows.start, areas)
             if pieces.count > MAX_PIECES:
@@ -174,7 +175,7 @@ def find_regions(
     table, region = pieces.join()
     large = table[:, 2] >= min_area
     number = np.concatenate([[0], np.where(large, np.cumsum(large), 0)]).astype(np.int32)
-    with rasterio.open(path, "r+") as file:
+    with full_disk_told(path), rasterio.open(path, "r+") as file:
         for rows in bands:
             window = Window(0, rows.start, size[1], len(rows))
             file.write(number[region[file.read(1, window=window)]], 1, window=window)

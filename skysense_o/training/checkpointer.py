@@ -119,4 +119,6 @@ def _write(path: Path, write) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for errors of the disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         what = reason if str(path) in reason else f"{path} could not be written ({reason})"
-        raise OSError(f"{what}. Older checkpoints are unchanged: free space, then continue with --resume") from error
+        told = OSError(f"{what}. Older checkpoints are unchanged: free space, then continue with --resume")
+        told.errno = getattr(error, "errno", None)
+        raise told from error

@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,7 +120,7 @@ def plot_metrics(folder: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     path = folder / "metrics.json"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = list(_metrics(path)) if path.is_file() else []
     keys = list(dict.fromkeys(key for row in rows for key in row))
     panels = {title: [k for k in keys if belongs(k)] for title, belongs in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
@@ -137,6 +139,13 @@ def plot_metrics(folder: Path) -> Path | None:
     with whole(folder / "metrics.png") as part:
         figure.savefig(part, format="png", dpi=110)
     return folder / "metrics.png"
+
+
+def _metrics(path: Path) -> Iterator[dict]:
+    """The lines of `metrics.json`, without those that a kill or a full disk cut short."""
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 class WandbWriter(EventWriter):

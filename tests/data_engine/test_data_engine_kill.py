@@ -70,6 +70,7 @@ print(json.dumps(killed))
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_resuming_after_a_kill_gives_the_same_files(tmp_path):
     images, rng = tmp_path / "images", np.random.default_rng(0)
     images.mkdir()

@@ -1,7 +1,7 @@
 """Mutated inputs for every reader: each gives a result or a one-line error, never a traceback.
 
-The short run is part of the normal tests. The long one: SKYSENSE_O_FUZZ=1 pytest -m slow tests/faults. One seed gives
-one run.
+The short run is part of the normal tests. The long one: SKYSENSE_O_FUZZ=1 pytest -m slow tests/faults. New seeds for an
+hour: python tests/faults/fuzz_more.py. One seed (SKYSENSE_O_SEED) gives one run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from skysense_o.scenes.raster import Raster
 from skysense_o.text_files import parse_json
 from skysense_o.weight_files import read_config, read_weights
 
-SEED = 20261129
+pytestmark = pytest.mark.faults
+
+SEED = int(os.environ.get("SKYSENSE_O_SEED", 20261129))
 SHORT, LONG = 100, 3000
 MOST_SECONDS = 20.0
 NASTY = (

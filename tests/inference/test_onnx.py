@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 
@@ -12,7 +13,7 @@ from conftest import small_config
 from timm.layers import Conv2dSame
 
 from skysense_o import Predictor
-from skysense_o.inference.onnx import ImageHalf, difference, embed_words, export_onnx, fix_padding
+from skysense_o.inference.onnx import ImageHalf, difference, embed_words, export_onnx
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.vocabulary import Vocabulary
 
@@ -23,15 +24,27 @@ def predictor():
     return Predictor(SkySenseO(small_config()).eval())
 
 
-def test_fixed_padding_changes_no_value(predictor):
-    x, text = torch.rand(1, 3, 64, 96) * 255, torch.nn.functional.normalize(torch.randn(2, 384), dim=-1)
-    half = ImageHalf(predictor.model)
+def test_a_tower_prepared_for_inference_gives_the_same(predictor):
+    """Batch norms with other statistics than 0 and 1 are folded, paddings fixed; twice is once."""
+    tower = predictor.model.tower.double()
+    for norm in (m for m in tower.image.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+        torch.nn.init.normal_(norm.bias, 0, 0.1)
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
     with torch.inference_mode():
-        before = half(x, text)
-        fix_padding(half.tower)
-        after = half(x, text)
-    assert not any(isinstance(m, Conv2dSame) for m in half.modules())
-    torch.testing.assert_close(after, before)
+        for size in ((64, 96), (32, 32)):
+            x = torch.randn(1, 3, *size, dtype=torch.float64)
+            before = copy.deepcopy(tower).encode_image(x)
+            prepared = copy.deepcopy(tower)
+            prepared.prepare_inference()
+            prepared.prepare_inference()
+            assert not any(isinstance(m, (Conv2dSame, torch.nn.BatchNorm2d)) for m in prepared.image.modules())
+            after = prepared.encode_image(x)
+            for a, b in zip(
+                (before.dense, *before.pyramid, *before.stages), (after.dense, *after.pyramid, *after.stages)
+            ):
+                assert (a - b).abs().max() < 1e-5 * a.abs().max()
 
 
 def test_logits_are_those_of_the_predictor(predictor):

@@ -29,14 +29,16 @@ from skysense_o.interactive.session import Session
 from skysense_o.interactive.session_store import SessionStore
 from skysense_o.interactive.timed_work import (
     MOST_LATE,
-    Request,
     StoppedByUser,
+    TimedRequest,
     TimedWork,
     TooLate,
     check_time,
     report_progress,
 )
 from skysense_o.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.faults
 
 # Addresses in files
 
@@ -227,7 +229,7 @@ def test_a_request_that_is_silent_ends_for_its_user_and_nobody_else_waits():
 
 def test_work_that_is_stopped_ends_and_tells_how_far_it_was():
     shares, begun = [], threading.Event()
-    request = Request(shares.append)
+    request = TimedRequest(shares.append)
 
     def forever():
         report_progress(0.25)

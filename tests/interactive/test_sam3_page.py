@@ -1,8 +1,9 @@
-"""The page and the prompt loop on SAM 3, with tiny random weights; no browser, no gradio server."""
+"""The page and the prompt loop on SAM 3, with tiny random weights; no browser, no server."""
 
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from skysense_o import Predictor, Vocabulary
 from skysense_o.interactive.dialogue import Dialogue
 from skysense_o.interactive.exports import export
 from skysense_o.interactive.opening import OpenedImage
+from skysense_o.interactive.page import Page
 from skysense_o.interactive.session import Session
-from skysense_o.interactive.view import region_text
 
 logging.disable_progress_bar()
 MANY = Vocabulary.of([f"thing {i}" for i in range(100)])
@@ -49,7 +50,6 @@ def test_words_a_click_a_box_an_example_and_files(session, decoded):
     assert 0 <= region.iou_pred <= 1
     assert session.naming(MANY) is None, "naming by a hundred words would decode a hundred masks at each click"
     assert session.name(session.naming(MANY)) == []
-    assert "Most similar" not in region_text(session, [])
     assert decoded == []
     found = session.segment(["building|house", "water"])
     assert found.classes == ("building", "water")
@@ -71,25 +71,25 @@ def test_everything_without_words_and_with(session):
         assert {name for name, _ in proposal.classes} == {"water", "road"}
 
 
-def test_the_page_of_gradio(predictor, tmp_path):
-    pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[app]"')
-    from skysense_o.interactive.layout import build
-    from skysense_o.interactive.page import BOX, INSIDE, OUTSIDE, Page
-
+def test_the_page(predictor, tmp_path, monkeypatch):
     page = Page(predictor, tmp_path)
     page.encode_naming_vocabulary()  # reads nothing: hundreds of phrases of 19 GFLOP each
-    assert predictor.model.text_bank._tokens.keys() < {"building", "house", "water", "road", "visual"}
-    choices = [c for block in build(page).blocks.values() for c, _ in getattr(block, "choices", None) or ()]
-    assert choices == [INSIDE, OUTSIDE, BOX]
-    session = page.open(None, ROOT / "demo/fields_30m.jpg")[0]
-    session, _, text = page.select(session, INSIDE, [], 0.5, (300, 240))
-    assert "predicted IoU" in text
-    session, _, legend, _, _ = page.segment(session, "field, road", "", 0, 0.5)
-    assert "field" in legend
-    session, _, text = page.select(session, OUTSIDE, [], 0.5, (30, 40))
-    assert "Most similar classes:<ol><li>" in text or "0 pixels" in text
-    assert "regions</b> found without words" in page.everything(session, [], 0.5)[2]
-    session.close()
+    assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
+    assert page.about()["prompts"]
+    _, visitor = page.visitors.of(None)
+    image = visitor.images[page.open(visitor, ROOT / "demo/fields_30m.jpg")["id"]]
+    state = page.locked(image, page.click, 100.4, 80.9, True)
+    assert state["region"]["points"] == [(100.5, 80.5, 1)]
+    assert 0 <= state["region"]["iou_pred"] <= 1
+    assert state["region"]["names"] == []
+    state = page.locked(image, page.segment, "field, road", "", 0)
+    assert [row["name"] for row in state["classes"]] == ["field", "road"]
+    state = page.locked(image, page.click, 10, 13, False)
+    assert state["region"]["names"] or not state["region"]["pixels"]
+    every = partial(image.session.find_all_regions, iou_pred=0, stability_score=0, side=4)
+    monkeypatch.setattr(image.session, "find_all_regions", every)
+    assert page.locked(image, page.everything)["summary"]
+    page.visitors.close(visitor, image.key)
 
 
 def test_the_prompt_loop(session, tmp_path):

@@ -206,7 +206,7 @@ def test_siglips_checkpoint_is_enough(tmp_path):
     theirs = open_clip.create_model("tiny-sigmoid")
     assert float(theirs.logit_bias) == -10
     torch.save(theirs.state_dict(), tmp_path / "siglip.pt")
-    cfg = config("tiny-sigmoid", TEMPERATURE=0.1, GLOBAL_BIAS=0.0)
+    cfg = config("tiny-sigmoid", TEMPERATURE=0.1, GLOBAL_BIAS=0.0, UPSAMPLING="bilinear")
     cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION, cfg.MODEL.TEMPLATES = [], ["a photo of {}"]
     model, report = build_with_weights(cfg, tmp_path / "siglip.pt")
     assert not report.missing

@@ -269,7 +269,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path, monkeypatc
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["s.work"]
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
-        with pytest.raises(OSError, match="GiB free and this scene needs"):
+        with pytest.raises(OSError, match="MB free and this scene needs"):
             make(path, tmp_path / "out")
     make(path, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["s_labels.tif"]

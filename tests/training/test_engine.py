@@ -439,6 +439,7 @@ print(killed, status)
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_killed_twenty_times_it_ends_with_the_same_weights(dubai, tmp_path):
     """kill -9 at random times, during steps and while checkpoints are written; also with a loader process."""
     config = ROOT / "configs/mini/finetune.yaml"

@@ -6,6 +6,7 @@ A decision is valid until its reviewer undoes it (`undo` is a line, too) or deci
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skysense_o.text_files import checked, parse_json, take
+from skysense_o.whole_files import full_disk_told
 
 ACTIONS = ("accept", "rename", "reject", "merge", "split", "undo")
 Box = tuple[int, int, int, int]
@@ -143,9 +145,14 @@ class DecisionLog:
             if decision.action == "split":
                 decision = replace(decision, into=self._number(decision, highest))
             decision = replace(decision, time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
-            file.write(json.dumps(asdict(decision)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+            try:
+                with full_disk_told(self.path):
+                    _write(file, json.dumps(asdict(decision)).encode() + b"\n")
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)  # leave no half line
+                raise
             self._read(file)
         return decision
 
@@ -153,7 +160,7 @@ class DecisionLog:
     def _locked(self):
         """Open the file with an exclusive lock, against other threads and processes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._mutex, open(self.path, "a+b") as file:
+        with self._mutex, open(self.path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
@@ -163,7 +170,6 @@ class DecisionLog:
         if data and not data.endswith(b"\n"):  # its writer died: end the incomplete line
             try:
                 file.write(b"\n")
-                file.flush()
                 data += b"\n"
             except OSError:  # the disk is full: complete lines can still be read
                 data = data[: data.rfind(b"\n") + 1]
@@ -185,6 +191,11 @@ class DecisionLog:
         piece, known = Piece(split.region, split.box, split.mask), self.pieces[split.tile]
         same = [number for number, other in known.items() if other == piece]
         return same[0] if same else max(highest, *known, 0) + 1
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    while data:  # a write may take a part only
+        data = data[file.write(data) :]
 
 
 def _apply(standing: list[Decision], decision: Decision) -> None:

@@ -193,11 +193,11 @@ function tell(x, y) {
   if (!image || !viewer.isInside(x, y)) { readout.replaceChildren(); return; }
   const lines = [];
   if (classes) {
-    const i = Math.floor(y) * classes.width + Math.floor(x), label = classes.label(i), row = image.classes.find(({ id }) => id === label);
+    const i = Math.floor(y) * classes.width + Math.floor(x), label = classes.labels[i], row = image.classes.find(({ id }) => id === label);
     if (row) {
       const swatch = panel.element("i");
       swatch.style.background = row.color;
-      lines.push(swatch, panel.element("b", {}, row.name), ` confidence ${Math.round(100 * classes.score(i))} %`);
+      lines.push(swatch, panel.element("b", {}, row.name), ` confidence ${Math.round(classes.scores[i] / 2.55)} %`);
     } else if (label === image.nodata) lines.push("no data here");
   }
   const places = image.map ? coordinates(x, y) : [`x ${Math.floor(x)}, y ${Math.floor(y)}`];

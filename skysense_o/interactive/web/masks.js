@@ -1,7 +1,7 @@
 // Maps of classes and regions: the server sends them as the channels of a PNG, and they are coloured here, so that
 // switching a class or moving a slider asks the server for nothing.
 
-// {width, height, label(i), score(i)} of a PNG, or null without one.
+// {width, height, labels, scores} of a PNG, per pixel; null without one.
 export async function decode(blob) {
   if (!blob) return null;
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
@@ -11,24 +11,28 @@ export async function decode(blob) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   const pixels = context.getImageData(0, 0, width, height).data;
-  return { width, height, label: i => pixels[4 * i] + 256 * pixels[4 * i + 2], score: i => pixels[4 * i + 1] / 255 };
+  const labels = new Uint16Array(width * height), scores = new Uint8Array(width * height);
+  for (let i = 0, at = 0; i < labels.length; i++, at += 4) {
+    labels[i] = pixels[at] + 256 * pixels[at + 2];
+    scores[i] = pixels[at + 1];
+  }
+  return { width, height, labels, scores };
 }
 
 // Paints a map on a canvas. colour(label) gives [r, g, b] or null; borders are drawn stronger than areas.
-export function paint(canvas, map, colour, opacity, border = 1) {
-  const { width, height, label } = map;
+export function paint(canvas, { width, height, labels }, colour, opacity) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height), out = image.data, known = new Map();
-  const inside = Math.round(255 * opacity), edge = Math.round(255 * Math.min(1, opacity ? opacity + 0.35 * border : 0));
+  const inside = Math.round(255 * opacity), edge = Math.round(255 * Math.min(1, opacity ? opacity + 0.35 : 0));
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i++) {
-      const value = label(i);
+      const value = labels[i];
       let rgb = known.get(value);
       if (rgb === undefined) known.set(value, rgb = colour(value));
       if (!rgb) continue;
-      const border = (x > 0 && label(i - 1) !== value) || (y > 0 && label(i - width) !== value)
-        || (x < width - 1 && label(i + 1) !== value) || (y < height - 1 && label(i + width) !== value);
+      const border = (x > 0 && labels[i - 1] !== value) || (y > 0 && labels[i - width] !== value)
+        || (x < width - 1 && labels[i + 1] !== value) || (y < height - 1 && labels[i + width] !== value);
       const at = 4 * i;
       out[at] = rgb[0]; out[at + 1] = rgb[1]; out[at + 2] = rgb[2]; out[at + 3] = border ? edge : inside;
     }

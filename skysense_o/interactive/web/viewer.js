@@ -58,6 +58,9 @@ export class Viewer {
       map.on("zoomend", () => this.base.getElement()?.classList.toggle("near", map.getZoom() >= 2));
     }
     map.setMaxBounds(this.bounds.pad(4));
+    this.zooming = false;
+    map.on("zoomstart", () => { this.zooming = true; });
+    map.on("zoomend", () => { this.zooming = false; });
     map.on("mousemove", event => this.on.hover(...this.gridOf(event.latlng)));
     map.on("click", event => this.clicked(event.latlng));
     map.on("move zoom viewreset", () => { this.clip(); this.on.moved(); });
@@ -68,6 +71,7 @@ export class Viewer {
   }
 
   fit(animate = true) {
+    if (this.zooming) { this.map.once("zoomend", () => this.fit(animate)); return; }  // Leaflet ignores it meanwhile
     const { left, top, right, bottom } = this.insets();
     this.map.fitBounds(this.bounds, { paddingTopLeft: [left, top], paddingBottomRight: [right, bottom], animate });
   }

@@ -1,0 +1,217 @@
+#!/usr/bin/env python
+"""Many users at once on the web page: starts demo/app.py, lets them work, prints times and the server's memory.
+
+python tests/faults/crowd.py                                    20 users for two minutes
+python tests/faults/crowd.py --users 4 --seconds 20             as in the tests
+python tests/faults/crowd.py --json output/crowd.json -- --jobs 4     options of demo/app.py after the two dashes
+
+Each user uploads an image of 700 x 500 pixels, asks for 6 words, thinks for some seconds, and asks for others; after
+four questions the user opens another image. A user's own words must be in the answer, and nobody else's.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("road", "tree", "water", "building", "field", "car", "bridge", "ship", "sand", "roof", "grass", "rail")
+TIMEOUT = 300
+
+
+class GradioUser:
+    """One browser tab, as HTTP requests: the only part that knows how the page is served.
+
+    Args:
+        address: of the page, with a slash at its end.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.api, self.session = f"{address}gradio_api", uuid.uuid4().hex
+        with urllib.request.urlopen(f"{address}config", timeout=TIMEOUT) as answer:
+            config = json.load(answer)
+        self.functions = {f["api_name"] or f["id"]: f for f in config["dependencies"]}
+
+    def open(self, image: bytes, name: str) -> str:
+        """Upload an image; returns the page's line on it."""
+        mark = uuid.uuid4().hex
+        head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+        body = head + image + f"\r\n--{mark}--\r\n".encode()
+        (path,) = self._post("upload", body, f"multipart/form-data; boundary={mark}")
+        file = {"path": path, "orig_name": name, "size": len(image), "meta": {"_type": "gradio.FileData"}}
+        return self._call("open", [None, file])[2]
+
+    def segment(self, words: str) -> str:
+        """Ask for words; returns the legend."""
+        return self._call("segment", [None, words, "", 0, 0.5])[2]
+
+    def _post(self, path: str, body: bytes, kind: str = "application/json"):
+        request = urllib.request.Request(f"{self.api}/{path}", body, {"Content-Type": kind})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            return json.load(answer)
+
+    def _call(self, name: str, data: list) -> list:
+        function = self.functions[name]
+        values = {"data": data, "fn_index": function["id"], "session_hash": self.session, "trigger_id": None}
+        self._post("queue/join", json.dumps(values).encode())
+        with urllib.request.urlopen(f"{self.api}/queue/data?session_hash={self.session}", timeout=TIMEOUT) as stream:
+            for line in stream:
+                if not line.startswith(b"data:"):
+                    continue
+                message = json.loads(line[5:])
+                if message["msg"] == "process_completed":
+                    if not message["success"]:
+                        raise RuntimeError(f"{name}: {message['output']}")
+                    return message["output"]["data"]
+        raise RuntimeError(f"{name}: the stream ended without an answer")
+
+
+class Server:
+    """demo/app.py as a process of its own."""
+
+    def __init__(self, options: list[str]) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        command = [sys.executable, str(ROOT / "demo/app.py"), "--port", port, "--answerer", "", *options]
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if " is at " not in line:
+            raise RuntimeError(f"the page did not start: {line!r}")
+        self.address = line.split(" is at ")[1].split()[0]
+
+    def memory(self) -> dict[str, float]:
+        """Resident memory of the process and its children in MiB: now, and the highest so far of the process."""
+        now, highest = 0, 0
+        pids = [self.process.pid, *map(int, self._children())]
+        for pid in pids:
+            status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            now += int(status["VmRSS"].split()[0])
+            highest = max(highest, int(status["VmHWM"].split()[0]))
+        return {"now": now / 1024, "highest": highest / 1024}
+
+    def wait_until_idle(self, seconds: float = 3.0) -> None:
+        """Wait until the process uses hardly any CPU: after the start it encodes words in the background."""
+        for _ in range(20):
+            before = self._cpu_seconds()
+            time.sleep(seconds)
+            if self._cpu_seconds() - before < 0.1 * seconds:
+                return
+
+    def _cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _children(self) -> list[str]:
+        pid = self.process.pid
+        return [c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=TIMEOUT)
+
+
+def made_image(rng: np.random.Generator) -> bytes:
+    """A JPEG of coloured fields, 700 x 500."""
+    small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(small).resize((700, 500), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def work(user, number: int, end: float, thinking: float, times: dict[str, list], problems: list[str]) -> None:
+    """What one user does until `end`; the time of each request goes into `times`."""
+    chance, rng = random.Random(number), np.random.default_rng(number)
+    try:
+        while time.monotonic() < end:
+            name = f"user{number}.jpg"
+            begun = time.monotonic()
+            line = user.open(made_image(rng), name)
+            times["open"].append(time.monotonic() - begun)
+            if name not in line:
+                problems.append(f"user {number}: opened {name}, and the page says {line!r}")
+            for _ in range(4):
+                time.sleep(chance.uniform(0.5, 1.5) * thinking)
+                if time.monotonic() >= end and times["segment"]:
+                    return
+                words = [*chance.sample(WORDS, 5), f"thing of user {number}"]
+                begun = time.monotonic()
+                legend = user.segment(", ".join(words))
+                times["segment"].append(time.monotonic() - begun)
+                if f"thing of user {number}<" not in legend or legend.count("thing of user") != 1:
+                    problems.append(f"user {number}: asked for {words}, and got {legend[:300]!r}")
+    except Exception as error:
+        problems.append(f"user {number}: {type(error).__name__}: {error}")
+
+
+def crowd(client, address: str, users: int, seconds: float, thinking: float) -> tuple[dict[str, list], list[str]]:
+    """Let users work at the same time; returns their times by request, and what went wrong."""
+    times: dict[str, list] = {"open": [], "segment": []}
+    problems: list[str] = []
+    clients = [client(address) for _ in range(users)]
+    end = time.monotonic() + seconds
+    threads = [
+        threading.Thread(target=work, args=(user, number, end, thinking, times, problems))
+        for number, user in enumerate(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times, problems
+
+
+def run() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--users", type=int, default=20)
+    p.add_argument("--seconds", type=float, default=120.0)
+    p.add_argument(
+        "--thinking", type=float, default=8.0, metavar="S", help="between two requests of a user (default: 8)"
+    )
+    p.add_argument("--json", metavar="FILE", help="also write the figures here")
+    p.add_argument("options", nargs="*", help="of demo/app.py")
+    args = p.parse_args()
+    server = Server(args.options)
+    try:
+        crowd(GradioUser, server.address, 2, 10, 0.1)  # what is loaded once, with the first image
+        server.wait_until_idle()
+        before, load = server.memory(), os.getloadavg()[0]
+        times, problems = crowd(GradioUser, server.address, args.users, args.seconds, args.thinking)
+        server.wait_until_idle()
+        after = server.memory()
+    finally:
+        code = server.stop()
+    figures = {"users": args.users, "seconds": args.seconds, "load_before": load, "exit_code": code}
+    for name, values in times.items():
+        p50, p95 = np.percentile(values, [50, 95]) if values else (float("nan"),) * 2
+        figures[name] = {
+            "requests": len(values),
+            "p50_s": p50,
+            "p95_s": p95,
+            "max_s": max(values, default=float("nan")),
+        }
+    figures["memory_MiB"] = {"before": before["now"], "after": after["now"], "highest": after["highest"]}
+    figures["problems"] = problems
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if args.json:
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
+    return 1 if problems or code != 128 + signal.SIGTERM else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,10 @@
+#!/bin/sh
+# All faults: hostile inputs, kills, full disks (needs root), limits, 20 users for two minutes, new seeds for a while.
+#   bash tests/faults/run.sh [minutes of new seeds, default 60] [first seed, default: the day]
+set -eu
+cd "$(dirname "$0")/../.."
+python=$(sh tools/setup.sh)
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
+"$python" -m pytest -m faults
+"$python" tests/faults/crowd.py
+"$python" tests/faults/fuzz_more.py --minutes "${1:-60}" --seed "${2:-$(date +%Y%m%d)}"
