@@ -5,7 +5,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here"
 python=$(sh tools/setup.sh)
-"$python" -c "import pytest, pytest_cov, torchmetrics, rasterio, geopandas, ray, gradio, fastapi, uvicorn, playwright, nbclient, ipykernel, onnx, onnxscript, onnxruntime, faiss, skimage, sklearn, pyarrow, rioxarray, pystac, shtab, mkdocs, material, mkdocstrings" 2>/dev/null && command -v "$(dirname "$python")/ruff" >/dev/null || {
+"$python" -c "import pytest, pytest_cov, torchmetrics, rasterio, geopandas, ray, gradio, fastapi, uvicorn, playwright, nbclient, ipykernel, onnx, onnxscript, onnxruntime, openvino, faiss, skimage, sklearn, pyarrow, rioxarray, pystac, shtab, mkdocs, material, mkdocstrings" 2>/dev/null && command -v "$(dirname "$python")/ruff" >/dev/null || {
     echo "Installing the test tools ..." >&2
     "$python" -m pip install --quiet --disable-pip-version-check -e ".[test]" >&2
 }

@@ -2,6 +2,7 @@
 """Measure speed and memory. `python tools/benchmark.py TOPIC --help` lists the options of a topic.
 
   python tools/benchmark.py model     time, FLOPs and memory of each part of the model, by number of classes and batch
+  python tools/benchmark.py compare   backends and precisions in turn, with ratios
   python tools/benchmark.py load      time and memory of loading a weights file
   python tools/benchmark.py data      time per training sample, and samples per second by number of workers
   python tools/benchmark.py train     time and memory of a training step, by batch, precision and losses
@@ -23,7 +24,7 @@ set_thread_environment()  # before torch is imported
 
 from skysense_o.errors import exit_code
 
-TOPICS = ("model", "load", "data", "train", "scene")
+TOPICS = ("model", "compare", "load", "data", "train", "scene")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -188,17 +188,13 @@ class SpatialBlock(nn.Module):
         mask = self._mask(height + bottom, width + right, shift, bottom, right, q) if shift or bottom or right else None
         windows = []
         for x in (q, k, v):
-            x = x.flatten(0, 1)
-            if bottom or right:
-                x = F.pad(x, (0, 0, 0, right, 0, bottom))
-            if shift:
-                x = x.roll((-shift, -shift), (1, 2))
-            windows.append(to_windows(x, window).unflatten(-1, (self.heads, -1)).transpose(1, 2))
+            x = F.pad(x.flatten(0, 1), (0, 0, 0, right, 0, bottom)) if bottom or right else x.flatten(0, 1)
+            x = to_windows(x.roll((-shift, -shift), (1, 2)) if shift else x, window)
+            windows.append(x.unflatten(-1, (self.heads, -1)).transpose(1, 2))
         added = None if mask is None else mask[:, None].repeat(b * t, 1, 1, 1)
         out = F.scaled_dot_product_attention(*windows, attn_mask=added).transpose(1, 2).flatten(2)
         out = from_windows(out, window, height + bottom, width + right)
-        if shift:
-            out = out.roll((shift, shift), (1, 2))
+        out = out.roll((shift, shift), (1, 2)) if shift else out
         return out[:, :height, :width].unflatten(0, (b, t))
 
     def _mask(self, height: int, width: int, shift: int, bottom: int, right: int, like: Tensor) -> Tensor:

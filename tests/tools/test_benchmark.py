@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import transformers
 from conftest import ROOT
 from modeling.test_published import SMALL_CONFIG
 from tiny_sam3 import DETECTOR, SIDE
+
+from skysense_o.inference.onnx import TOLERANCE
+from tools.benchmarks.compare import REFERENCE, as_table, compare
 
 
 def test_a_model_with_random_weights(call, tmp_path):
@@ -51,7 +55,42 @@ def test_loading_a_random_checkpoint(call, tmp_path):
     assert 0 < numbers["load"] <= numbers["read"]
 
 
+def test_variants_take_turns():
+    calls = []
+
+    def variant(name, plus):
+        return lambda image, text: calls.append(name) or image + plus
+
+    found = {REFERENCE: variant("a", 0), "other": variant("b", 0.25)}
+    rows = compare(found, torch.zeros(1), torch.zeros(1), repeats=3)
+    assert calls == ["a", "b"] * 4
+    assert [row["difference"] for row in rows] == [0, 0.25]
+    assert rows[0]["ratio"] == rows[0]["cpu_ratio"] == (1, 1, 1)
+    for row in rows:
+        median, least, greatest = row["wall_ms"]
+        assert 0 < least <= median <= greatest
+    assert "other" in as_table(rows)
+
+
+@pytest.mark.slow
+def test_backends_agree_with_torch(call, tmp_path):
+    """ONNX Runtime and OpenVINO in fp32; bf16, where the CPU has it, is only measured."""
+    words = ("--size", 64, "--names", 3, "--repeats", 1, "--json", tmp_path / "compare.json")
+    code, out, err = call("tools/benchmark.py", "compare", *words)
+    assert code == 0, err
+    assert "times as fast" in out
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "compare.json").read_text())["rows"]}
+    assert {"torch fp32", "onnxruntime fp32", "openvino fp32"} <= set(rows)
+    assert all(row["difference"] < TOLERANCE for name, row in rows.items() if name.endswith("fp32"))
+
+
+def test_a_size_that_does_not_fit_is_an_error(call):
+    code, _, err = call("tools/benchmark.py", "compare", "--size", 100)
+    assert code == 1
+    assert "--size 100: give a multiple of 32" in err
+
+
 def test_an_unknown_topic_lists_the_topics(call):
     code, _, err = call("tools/benchmark.py", "speed")
     assert code == 2
-    assert "'model', 'load', 'data', 'train', 'scene'" in err
+    assert "'model', 'compare', 'load', 'data', 'train', 'scene'" in err

@@ -1,0 +1,167 @@
+"""Compare backends and precisions on one image, in turn, so that other programs slow down all of them alike.
+
+  python tools/benchmark.py compare                                 the shipped model, 512 x 512, 10 classes
+  python tools/benchmark.py compare --size 1024 --names 100 --repeats 20
+
+Each round calls every variant once. Reported: median, least and greatest milliseconds of wall time; CPU time of all
+threads; the ratio to torch in fp32, as the median of the rounds' ratios with the least and greatest; and the largest
+difference of its logits. All variants run the exported half of the model: image and embedded words in, masks out.
+ONNX Runtime and OpenVINO are compared where they are installed (extras onnx and openvino).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
+from torch import Tensor
+
+from skysense_o.device import has_bf16
+from skysense_o.inference.onnx import ImageHalf, export_onnx
+from skysense_o.inference.predictor import Predictor
+from tools.benchmarks.machine import describe
+
+REFERENCE = "torch fp32"
+Variant = Callable[[Tensor, Tensor], Tensor]
+"""image float (1,3,H,W) and text (T,D) -> logits (1,T,h,w)."""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights", default="mini", metavar="W", help="weights of a model that can be exported (mini)")
+    p.add_argument("--size", type=int, default=512, help="side of the image in pixels, a multiple of 32 (default: 512)")
+    p.add_argument("--names", type=int, default=10, help="number of classes (default: 10)")
+    p.add_argument("--repeats", type=int, default=11, help="number of rounds (default: 11)")
+    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
+    return p
+
+
+def run() -> int:
+    args = parser().parse_args()
+    predictor = Predictor.from_pretrained(args.weights, "cpu")
+    if args.size % predictor.model.tower.divisor:
+        raise ValueError(f"--size {args.size}: give a multiple of {predictor.model.tower.divisor}")
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(variants(predictor, Path(folder)), *example(predictor, args.size, args.names), args.repeats)
+    machine = describe(torch.device("cpu"))
+    print(machine)
+    print(as_table(found))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"machine": machine, "rows": found}, indent=1) + "\n")
+    return 0
+
+
+def example(predictor: Predictor, size: int, names: int) -> tuple[Tensor, Tensor]:
+    """A random image float (1,3,size,size) in 0..255, and random unit vectors (names,D) in place of words."""
+    torch.manual_seed(0)
+    coarse = torch.rand(1, 3, size // 16, size // 16) * 255
+    image = F.interpolate(coarse, (size, size), mode="bilinear")
+    return image, F.normalize(torch.randn(names, predictor.model.tower.dim), dim=-1)
+
+
+def variants(predictor: Predictor, folder: Path) -> dict[str, Variant]:
+    """All that this machine can run, torch in fp32 first; `folder` gets the exported file."""
+    half, threads = ImageHalf(predictor.model).eval(), torch.get_num_threads()
+
+    def plain(image: Tensor, text: Tensor) -> Tensor:
+        return half(image.contiguous(memory_format=torch.channels_last), text)[0]
+
+    def autocast(image: Tensor, text: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return plain(image, text).float()
+
+    found: dict[str, Variant] = {REFERENCE: plain}
+    if has_bf16(torch.device("cpu")):
+        found["torch bf16"] = autocast
+    if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
+        print("ONNX Runtime is not compared: pip install -e '.[onnx]'")
+        return found
+    path = folder / "model.onnx"
+    export_onnx(predictor, path)
+    found["onnxruntime fp32"] = _onnxruntime(path, threads)
+    if find_spec("openvino") is None:
+        print("OpenVINO is not compared: pip install -e '.[openvino]'")
+        return found
+    found["openvino fp32"] = _openvino(path, threads, "f32")
+    if has_bf16(torch.device("cpu")):
+        found["openvino bf16"] = _openvino(path, threads, "bf16")
+    return found
+
+
+def _onnxruntime(path: Path, threads: int) -> Variant:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def call(image: Tensor, text: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"image": image.numpy(), "text": text.numpy()})[0])
+
+    return call
+
+
+def _openvino(path: Path, threads: int, precision: str) -> Variant:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def call(image: Tensor, text: Tensor) -> Tensor:
+        return torch.from_numpy(model({"image": image.numpy(), "text": text.numpy()})["logits"].copy())
+
+    return call
+
+
+@torch.inference_mode()
+def compare(found: dict[str, Variant], image: Tensor, text: Tensor, repeats: int) -> list[dict]:
+    """Call all variants in turn, `repeats` times after a warm-up; one row per variant, see the module."""
+    logits = {name: call(image, text) for name, call in found.items()}
+    wall, cpu = {name: [] for name in found}, {name: [] for name in found}
+    for _ in range(repeats):
+        for name, call in found.items():
+            start = time.perf_counter(), time.process_time()
+            call(image, text)
+            wall[name].append(1000 * (time.perf_counter() - start[0]))
+            cpu[name].append(1000 * (time.process_time() - start[1]))
+    return [
+        {
+            "variant": name,
+            "wall_ms": _spread(wall[name]),
+            "cpu_ms": _spread(cpu[name]),
+            "ratio": _spread([a / b for a, b in zip(wall[REFERENCE], wall[name])]),
+            "cpu_ratio": _spread([a / b for a, b in zip(cpu[REFERENCE], cpu[name])]),
+            "difference": float((logits[name] - logits[REFERENCE]).abs().max()),
+        }
+        for name in found
+    ]
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    """Median, least and greatest."""
+    return statistics.median(values), min(values), max(values)
+
+
+def as_table(rows: list[dict]) -> str:
+    """The rows of `compare` as text."""
+    headers = ["variant", "wall ms", "CPU ms", "times as fast, wall", "times as fast, CPU", "difference of logits"]
+    body = [
+        [
+            row["variant"],
+            *("{:.0f} ({:.0f} to {:.0f})".format(*row[key]) for key in ("wall_ms", "cpu_ms")),
+            *("{:.2f} ({:.2f} to {:.2f})".format(*row[key]) for key in ("ratio", "cpu_ratio")),
+            f"{row['difference']:.0e}",
+        ]
+        for row in rows
+    ]
+    return tabulate(body, headers, tablefmt="github")
