@@ -13,7 +13,7 @@ from conftest import load_script
 from skysense_o.evaluation import words
 from skysense_o.evaluation.coverage import BoxCounts, count_boxes, coverage
 from skysense_o.evaluation.words import Asker
-from skysense_o.training.evaluate import check_tests, test_sets
+from skysense_o.training import evaluate
 
 COMMAND = "tools/evaluate_words.py"
 
@@ -120,9 +120,9 @@ class Shown:
 def test_not_road_is_never_asked_for_as_a_word(data, cfg):
     """ "all" leaves such sets out and says what evaluates them; by name they are an error."""
     cfg.DATASETS.TEST = ("all",)
-    names, left_out = test_sets(cfg)
+    names, left_out = evaluate.test_sets(cfg)
     assert "epfl_roads_val" not in names
     assert "'not road'" in left_out["epfl_roads_val"]
     cfg.DATASETS.TEST = ("epfl_roads_val",)
     with pytest.raises(ValueError, match="'epfl_roads_val': its label 0 is 'not road'.*tools/evaluate_words.py"):
-        check_tests(cfg)
+        evaluate.check_tests(cfg)
