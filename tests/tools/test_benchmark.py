@@ -86,7 +86,7 @@ def test_backends_agree_with_torch(call, tmp_path):
 
 def test_a_size_that_does_not_fit_is_an_error(call):
     code, _, err = call("tools/benchmark.py", "compare", "--size", 100)
-    assert code == 1
+    assert code != 0
     assert "--size 100: give a multiple of 32" in err
 
 
