@@ -16,5 +16,9 @@ if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/dubai" ]; then
     sh "$here/run_eval.sh" "$mini" 1 "$out/heldout" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)" \
         TEST.WORDS heldout TEST.HELDOUT_FILE "$here/tests/reference/heldout_words.json"
 fi
+if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/eurosat" ]; then  # the best phrase of a class; an image and its mirror image
+    sh "$here/run_eval.sh" "$mini" 1 "$out/phrases" MODEL.WEIGHTS mini MODEL.VQA.WEIGHTS mini_vqa \
+        DATASETS.TEST "('eurosat_all','resisc12_test','rsicd_scenes_test')" TEST.WORDS synonyms TEST.FLIPS True
+fi
 [ -s "$out/words/results.json" ] || "$python" "$here/tools/evaluate_words.py" mini --output "$out/words"
 "$python" "$here/tools/compare_results.py" "$out"
