@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from skysense_o.errors import exit_code
+from skysense_o.whole_files import whole
 
 TEASER = {
     "yellowstone_0.4m.jpg": "road,vegetation",
@@ -102,7 +103,8 @@ def run() -> int:
     for name, (file, words) in GALLERY.items():
         image = read_image(ROOT / "demo" / file).rgb
         sheet = beside([[Image.fromarray(enlarged(image))], [masks(image, predictor(image, words))]])
-        sheet.convert("RGB").save(folder / f"gallery_{name}.jpg", quality=85)
+        with whole(folder / f"gallery_{name}.jpg") as part:
+            sheet.convert("RGB").save(part, format="JPEG", quality=85)
         print(folder / f"gallery_{name}.jpg")
     return 0
 

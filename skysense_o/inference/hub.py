@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from skysense_o.checkpoint import save_weights, state_to_save
 from skysense_o.weight_paths import HUB_LIBRARY, HUB_WEIGHTS
-from skysense_o.whole_files import write_json
+from skysense_o.whole_files import whole, write_json
 
 CARD = """# SkySense-O: {source}
 
@@ -45,8 +46,18 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
     def _save_pretrained(self, save_directory: Path) -> None:
         if not self.config or (self.path is not None and self.path.is_dir()):
             raise ValueError(f"{self.source or 'this model'} has no config of this project: it cannot be saved")
-        dtype = torch.float16 if _fits_half(state_to_save(self.model)) else None
-        save_weights(self.model, save_directory / HUB_WEIGHTS, self.config, dtype)
+        target = save_directory / HUB_WEIGHTS
+        if self.path is None:
+            dtype = torch.float16 if _fits_half(state_to_save(self.model)) else None
+            save_weights(self.model, target, self.config, dtype)
+        elif self.path.suffix == ".safetensors":  # a model for inference is folded, so its file is what can be saved
+            with whole(target) as part:
+                shutil.copyfile(self.path, part)
+        else:
+            raise ValueError(
+                f"{self.path} is not a .safetensors file: load the model_final.safetensors that a training writes, or"
+                " convert it first (tools/convert_checkpoint.py)"
+            )
         tree = yaml.safe_load(self.config)["MODEL"]
         write_json(save_directory / "config.json", {"library_name": HUB_LIBRARY, "model": tree})
 

@@ -24,6 +24,7 @@ ALLOWED = {
     "data_engine/counts.py": "the same folder",
     "image_io/reading.py": "a temporary copy for GDAL",
     "interactive/page.py": "a copy of an upload in the session's own folder",
+    "interactive/routes.py": "an upload, in a temporary folder",
     "scenes/label_store.py": "the work folder of a scene; its journal says what is complete",
 }
 

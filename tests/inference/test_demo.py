@@ -291,19 +291,19 @@ def test_a_class_may_be_called_none_where_id_0_has_no_name(call, image, tmp_path
 
 def test_one_bad_file_never_ends_a_batch(call, image, tmp_path, monkeypatch):
     """Whatever a library raises becomes the error line of that file, with its type, and the run ends with 1."""
-    from skysense_o import image_io
+    from skysense_o.cli import request
 
     rng = np.random.default_rng(1)
     for name in ("a", "b", "c"):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    whole_reader = image_io.read_image
+    whole_reader = request.read_image
 
     def reader(path, **options):
         if path.name in ("b.png", "c.png"):
             raise {"b.png": ZeroDivisionError("of a library\nsecond line"), "c.png": KeyError("tag")}[path.name]
         return whole_reader(path, **options)
 
-    monkeypatch.setattr(image_io, "read_image", reader)
+    monkeypatch.setattr(request, "read_image", reader)
     words = ("--classes", "road,tree", "--output", tmp_path / "out", "--save", "json", "--input")
     with pytest.raises(ZeroDivisionError):
         call(DEMO, *words, tmp_path / "b.png", tmp_path / "a.png")

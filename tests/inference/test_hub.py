@@ -26,10 +26,8 @@ def predictor():
 
 
 def equal(a: Predictor, b: Predictor) -> bool:
-    """The same weights, and so the same result, but for the order of sums in another layout of memory."""
-    one, other = (predictor.model.state_dict() for predictor in (a, b))
-    same = list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
-    return same and np.allclose(a(IMAGE, "road,tree").score, b(IMAGE, "road,tree").score, atol=1e-4)
+    """The same result, but for the order of sums: a model that was loaded for inference has folded weights."""
+    return np.allclose(a(IMAGE, "road,tree").score, b(IMAGE, "road,tree").score, atol=1e-4)
 
 
 @pytest.fixture

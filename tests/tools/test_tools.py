@@ -6,6 +6,8 @@ import sys
 
 from conftest import load_script
 
+from skysense_o.cli import doctor
+
 
 def run_doctor(monkeypatch, capsys) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["doctor.py"])
@@ -44,9 +46,8 @@ def test_doctor_names_what_is_cached_of_the_strong_models_and_how_to_get_the_res
     (tmp_path / "models--facebook--sam3" / "refs" / "main").write_text("0123abcd")
     (snapshot / "model.safetensors").write_bytes(b"0" * 2_000_000)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    doctor = load_script("tools/doctor.py")
-    checks = doctor.Checks()
-    doctor.check_strong_models(checks)
+    checks = doctor._Checks()
+    doctor._check_strong_models(checks)
     sam3, *others = capsys.readouterr().out.splitlines()
     assert "ok       SAM 3" in sam3
     assert "cached, 2 MB: --weights hf://facebook/sam3" in sam3

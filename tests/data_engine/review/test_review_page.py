@@ -99,6 +99,7 @@ def press(page, *keys: str, count: int | None = None) -> None:
     count = decided(page) + 1 if count is None else count
     for key in keys:
         if len(key) > 1 and key != "Enter" and key != "Escape":
+            page.locator("#rename input:focus").wait_for()  # else the letters are commands
             page.keyboard.type(key)
         else:
             page.keyboard.press(key)
