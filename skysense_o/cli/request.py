@@ -64,7 +64,8 @@ def check_request(args: Namespace) -> Request:
     """Check all arguments and files that can be checked without torch.
 
     Raises:
-        ValueError, FileNotFoundError: a wrong argument or missing file. With a single image, also its own errors.
+        ValueError, FileNotFoundError: a wrong argument or missing file. A single image is opened here, so it may also
+            be that the image cannot be read.
     """
     formats = _check_values(args)
     args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")

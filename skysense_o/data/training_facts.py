@@ -43,7 +43,7 @@ def training_facts(names: Sequence[str]) -> tuple[list[str], list[str], list[flo
 
 
 def _classes(table: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Classes of a table with their words, the concepts above them, and what a kind of scene shows."""
+    """(name, synonyms) of a table's classes, of more general concepts, and of what scene classes contain."""
     classes, concepts = load_classes(table), load_concepts()
     found = []
     for index, (name, synonyms) in enumerate(zip(classes.classes, classes.synonyms)):

@@ -54,7 +54,7 @@ class PromptedImage:
         Args:
             model: a SkySenseO in eval mode.
             rgb: uint8 (H,W,3).
-            precision: returns the context in which the model runs.
+            precision: a function that returns the context manager to run the model in, such as autocast to bfloat16.
             valid: bool (H,W), which pixels have data; None for all. It is only stored.
         """
         self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid

@@ -26,7 +26,7 @@ class Dialogue(cmd.Cmd):
     Args:
         session: the open image.
         folder: where images and files are written.
-        classes: makes the vocabulary for naming regions, when it is first needed.
+        classes: a function that returns the vocabulary from which regions get their names.
         streams: stdin and stdout of `cmd.Cmd`, for tests.
     """
 

@@ -27,9 +27,10 @@ RADIUS = 2
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class TrainingFreeHead(MaskDecoder):
-    """Phrases compete: what is asked beside a phrase, background words above all, decides how much is left to it.
+    """Compares each cell of the feature map with each phrase by cosine, without training; then a softmax over phrases.
 
-    The sigmoid of the logits is the softmax over all phrases.
+    So a phrase's probability depends on the other phrases of the request, above all on the background words. The sigmoid
+    of the returned logits is that softmax.
     """
 
     takes_prompts = False

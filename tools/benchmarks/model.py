@@ -110,7 +110,7 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
 
 
 def random_sam3(phrase_chunk: int, half: bool = False) -> nn.Module:
-    """SAM 3 of the published sizes, which are transformers' defaults, with random numbers; without its tracker."""
+    """SAM 3 with random weights, without its tracker, in the published sizes: the defaults of transformers."""
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
 
     from skysense_o.modeling.sam3_tower import PHRASE_TOKENS, Sam3Tower
