@@ -29,8 +29,8 @@ RADIUS = 2
 class TrainingFreeHead(MaskDecoder):
     """Compares each cell of the feature map with each phrase by cosine, without training; then a softmax over phrases.
 
-    So a phrase's probability depends on the other phrases of the request, above all on the background words. The sigmoid
-    of the returned logits is that softmax.
+    So a phrase's probability depends on the other phrases of the request, above all on the background words. The
+    sigmoid of the returned logits is that softmax.
     """
 
     takes_prompts = False
