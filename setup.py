@@ -10,7 +10,7 @@ DATA = {  # folder -> which of its files
     ".": ("require-detectron2.txt", "require-nodeps.txt"),
     "tools": ("visualize_data.py",),
     "configs": ("**/*.yaml",),
-    "datasets": ("classes/*", "points/*", "*.json", "prepare_*.py"),
+    "datasets": ("classes/*", "points/*", "shapes/*", "*.json", "prepare_*.py"),
     "demo": ("app.py", "*.jpg", "*.tif"),
 }
 

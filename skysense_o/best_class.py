@@ -13,6 +13,8 @@ PIXELS_AT_ONCE = 2**20
 """Pixels whose labels are computed in one step."""
 MIXED_AT_ONCE = 2**13
 """Pixels between cells of different classes that are computed in one step; few enough to stay in the CPU's cache."""
+VALUES_AT_ONCE = 2**26
+"""Probabilities of all classes that are computed in one step on a GPU: 256 MiB."""
 
 Neighbors = tuple[Tensor, Tensor, Tensor]
 """For each pixel of a side: the cell before it, the cell after it, and the fraction between them."""
@@ -45,18 +47,21 @@ def best_class(grid: Tensor, y: Neighbors, x: Neighbors) -> tuple[Tensor, Tensor
         labels int32 and scores float, (H,W).
     """
     (y0, y1, fy), (x0, x1, fx) = ([side.to(grid.device) for side in axis] for axis in (y, x))
-    best, winner = _best(grid)
-    winner = winner.int()
-    labels = winner.new_empty(len(y0), len(x0))
-    score = best.new_empty(len(y0), len(x0))
-    height = max(1, PIXELS_AT_ONCE // len(x0))
     if grid.device.type != "cpu":  # computing all classes everywhere is faster there than finding out where to
+        labels = torch.empty((len(y0), len(x0)), dtype=torch.int32, device=grid.device)
+        score = grid.new_empty(labels.shape)
+        height = max(1, VALUES_AT_ONCE // (len(x0) * grid.shape[-1]))
         for r in range(0, len(y0), height):
             part = slice(r, r + height)
             across = torch.lerp(grid[y0[part]], grid[y1[part]], fy[part, None, None])
             between = torch.lerp(across.index_select(1, x0), across.index_select(1, x1), fx[:, None])
             score[part], labels[part] = between.max(dim=-1)
         return labels, score
+    best, winner = _best(grid)
+    winner = winner.int()
+    labels = winner.new_empty(len(y0), len(x0))
+    score = best.new_empty(len(y0), len(x0))
+    height = max(1, PIXELS_AT_ONCE // len(x0))
     for r in range(0, len(y0), height):
         part = slice(r, r + height)
         across = torch.lerp(best[y0[part]], best[y1[part]], fy[part, None])

@@ -146,6 +146,8 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
         if not circle[2] > 0:
             raise ValueError(f"{where}: the circle {circle} (x, y, radius) needs a radius above 0")
     complete, margin = take(entry, "complete", bool, where), take(entry, "margin", float, where, 1)
+    if not 0 <= margin <= 100:
+        raise ValueError(f"{where}: the margin {margin} is out of range: 0 to 100 pixels")
     return {
         "class": names.index(name), "complete": complete, "margin": margin, "polygons": polygons, "circles": circles,
     }  # fmt: skip

@@ -36,12 +36,14 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
     Attributes:
         model, source, path: see `Predictor`.
         config: YAML of the model.
+        config_in_file: whether `path` holds it, too.
     """
 
     model: torch.nn.Module
     source: str
     path: Path | None
     config: str
+    config_in_file: bool = False
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if not self.config or (self.path is not None and self.path.is_dir()):
@@ -50,13 +52,13 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
         if self.path is None:
             dtype = torch.float16 if _fits_half(state_to_save(self.model)) else None
             save_weights(self.model, target, self.config, dtype)
-        elif self.path.suffix == ".safetensors":  # a model for inference is folded, so its file is what can be saved
+        elif self.config_in_file:  # a model for inference is folded: its file is what can be saved
             with whole(target) as part:
                 shutil.copyfile(self.path, part)
         else:
             raise ValueError(
-                f"{self.path} is not a .safetensors file: load the model_final.safetensors that a training writes, or"
-                " convert it first (tools/convert_checkpoint.py)"
+                f"{self.path} does not hold the config that it was loaded with: load the model_final.safetensors that a"
+                " training writes, or convert it first (tools/convert_checkpoint.py)"
             )
         tree = yaml.safe_load(self.config)["MODEL"]
         write_json(save_directory / "config.json", {"library_name": HUB_LIBRARY, "model": tree})

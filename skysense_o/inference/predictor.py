@@ -120,7 +120,9 @@ class Predictor(HubModel):
         known = cfg.MODEL.KNOWN
         gsd = known.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
         model = model.to(chosen, memory_format=torch.channels_last)
-        return cls(model, str(weights), path, precision, known.CLASSES, gsd, model_config(cfg).dump())
+        predictor = cls(model, str(weights), path, precision, known.CLASSES, gsd, model_config(cfg).dump())
+        predictor.config_in_file = config_file is None and path is not None
+        return predictor
 
     @property
     def fill(self) -> list[float]:

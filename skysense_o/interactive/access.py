@@ -93,7 +93,8 @@ class PageGuard:
             await self.app(scope, receive, send)
             return
         site = Headers(scope=scope).get("sec-fetch-site")
-        if scope["method"] not in ("GET", "HEAD") and site in ("cross-site", "same-site"):
+        looked_at = scope["method"] in ("GET", "HEAD") and not scope["path"].startswith("/api/")  # a link to the page
+        if site in ("cross-site", "same-site") and not looked_at:
             await JSONResponse({"error": "requests from other sites are refused"}, 403)(scope, receive, send)
             return
 

@@ -10,8 +10,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine, from_bounds
 from rasterio.warp import calculate_default_transform, reproject, transform, transform_bounds
 from rasterio.windows import Window
@@ -48,13 +50,17 @@ class MapView:
             full: the same scene with more pixels, for the tiles.
 
         Raises:
-            ValueError: the scene cannot be shown in Web Mercator, which ends at 85 degrees.
+            ValueError: the scene cannot be shown in Web Mercator, which ends at 85 degrees, or its projection does not
+                hold for all of it.
         """
         self._lock = threading.Lock()
         with gdal_settings():
             with Raster(path) as results:
                 self.gsd = results.areas.gsd
-                self._place(results)
+                try:
+                    self._place(results)
+                except (RasterioError, CPLE_BaseError) as error:  # a part outside the projection's domain
+                    raise ValueError(f"its projection cannot be shown on this map ({error})") from error
             self.raster = Raster(full or path)
         finer = math.sqrt(math.prod(self.raster.size) / math.prod(results.size))
         resolution = abs(self.grid.a) / finer

@@ -87,7 +87,8 @@ class Visitors:
                 cookie = secrets.token_urlsafe(32)
                 self._visitors[cookie] = Visitor()
                 if len(self._visitors) > self.most:
-                    _, surplus = self._visitors.popitem(last=False)
+                    without = (known for known, who in self._visitors.items() if not who.images and known != cookie)
+                    surplus = self._visitors.pop(next(without, None) or next(iter(self._visitors)))
                     threading.Thread(target=self._close, args=(surplus.images.values(),), daemon=True).start()
             visitor = self._visitors[cookie]
             self._visitors.move_to_end(cookie)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -117,7 +118,7 @@ def write_item(
         roles = ["overview" if file.suffix == ".png" else "metadata" if file.suffix in (".json", ".csv") else "data"]
         item.add_asset(key, pystac.Asset(f"./{file.name}", media_type=media, roles=roles))
     if source_item:
-        item.add_link(pystac.Link("derived_from", str(source_item.resolve()), "application/geo+json"))
+        item.add_link(pystac.Link("derived_from", os.path.relpath(source_item, path.parent), "application/geo+json"))
     try:
         item.validate()
     except pystac.STACValidationError as error:
@@ -152,7 +153,9 @@ def _time(raster: Raster, source_item: Path | None) -> tuple[datetime, str]:
         properties = read_json_file(source_item).get("properties") or {}
         stated = properties.get("datetime") or properties.get("start_datetime")
         if stated:
-            return datetime.fromisoformat(stated.replace("Z", "+00:00")), "the source item"
+            from pystac.utils import str_to_datetime
+
+            return str_to_datetime(str(stated)), "the source item"
     stated = raster.file.tags().get("TIFFTAG_DATETIME", "")
     try:
         return datetime.strptime(stated, TIFF_TIME).replace(tzinfo=timezone.utc), "the image's TIFFTAG_DATETIME"

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.faults
 
-pytest.importorskip("gradio", reason='pip install -e ".[app]"')
+pytest.importorskip("fastapi", reason='pip install -e ".[app]"')
 
 
 @pytest.mark.slow

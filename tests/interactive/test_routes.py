@@ -118,7 +118,8 @@ def test_changes_for_other_sites_are_refused(visitor):
     for site in ("cross-site", "same-site"):
         answer = client.post("/api/examples/0", headers={"sec-fetch-site": site})
         assert answer.status_code == 403
-    assert client.get("/api/state", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+    assert client.get("/api/state", headers={"sec-fetch-site": "cross-site"}).status_code == 403, "it makes a visitor"
+    assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200, "a link to the page"
 
 
 def test_uploads_are_limited_named_and_checked(visitor, page):

@@ -43,7 +43,8 @@ def test_the_wheel_holds_what_the_code_needs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = [p.relative_to(ROOT).as_posix() for p in committed()]
     assert [name for name in inside if name.startswith("skysense_o/") and name not in names] == []
-    needed = ("configs/", "datasets/classes/", "datasets/points/", "datasets/prepare_", "datasets/concepts.json")
+    needed = ("configs/", "datasets/classes/", "datasets/points/", "datasets/shapes/", "datasets/prepare_")
+    needed = (*needed, "datasets/concepts.json")
     assert [n for n in inside if n.startswith(needed) and f"skysense_o/_data/{n}" not in names] == []
     tops = {name.split("/")[0] for name in names}
     assert tops == {"skysense_o", f"skysense_o-{skysense_o.__version__}.dist-info"}, "no stray package"

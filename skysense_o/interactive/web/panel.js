@@ -54,13 +54,14 @@ export function drawRegion(region, on) {
   if (!region) { section.replaceChildren(); return; }
   const quality = region.iou_pred == null ? "the box itself" : `predicted IoU ${region.iou_pred.toFixed(2)}`;
   const names = region.names.map(([name, cosine]) => element("li", {}, element("span", {}, name), element("span", {}, cosine.toFixed(3))));
-  section.replaceChildren(
+  const parts = [
     element("div", {}, element("b", {}, "Region"), `: ${size(region.pixels, region.area_m2)}, ${quality}`),
     names.length ? element("ol", { aria: { label: "Most similar classes and their cosines" } }, ...names) : null,
     element("div", { className: "row" },
       element("button", { type: "button", onclick: on.like, disabled: !region.pixels }, "Find everything like it"),
       element("button", { type: "button", className: "quiet", onclick: on.clear }, "Clear")),
-  );
+  ];
+  section.replaceChildren(...parts.filter(Boolean));
 }
 
 export function drawImages(images, current, on) {
