@@ -76,7 +76,7 @@ def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypat
     style = ElementTree.fromstring((tmp_path / "found/labels.qml").read_text())
     (entry,) = style.iter("paletteEntry")
     assert (entry.get("value"), entry.get("color"), entry.get("label")) == ("0", "#ff0010", "a & b")
-    assert feedback.progress == [0, 25, 50, 75, 100]
+    assert feedback.progress == [0, 25, 50, 75, 100, 100], "the last one when the command has ended"
     said = "\n".join(feedback.lines)
     for word in ("--classes=road|street,-a", "--save=geotiff,json,gpkg", "--background=tree", "--threshold=0.4"):
         assert word in said

@@ -138,6 +138,7 @@ def run(
                 tell(text)
     if process.wait():
         raise CommandError("\n".join(last) or f"{command[0]} ended with exit code {process.returncode}")
+    set_progress(100.0)  # a scene of few windows ends before its bar is drawn again
 
 
 def clean_environment(environment) -> dict[str, str]:

@@ -209,8 +209,9 @@ def test_a_signal_saves_and_says_how_to_resume(dubai, tmp_path, gpus, number, se
         start_new_session=True,
     )
     until = time.time() + 120
-    while time.time() < until and not (out / "metrics.json").is_file():
-        time.sleep(0.2)
+    metrics = out / "metrics.json"
+    while time.time() < until and not (metrics.is_file() and metrics.stat().st_size):
+        time.sleep(0.2)  # after 20 steps, all processes have begun
     send(run.pid, number)
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 128 + number, said[-2000:]

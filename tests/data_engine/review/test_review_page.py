@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -247,9 +248,13 @@ def test_clicks_errors_and_suggestions(visit, server):
     for _ in range(3):
         press(erin, "a")
         press(page, "x")
+    shown = page.locator("#region").inner_text()
     page.keyboard.press("n")
+    until = time.monotonic() + 60
+    while page.locator("#region").inner_text() == shown and time.monotonic() < until:
+        time.sleep(0.05)  # the answer to "n" would take away what is typed meanwhile
     press(page, "r", "<b>odd</b>", "Enter")
-    assert "region 2 is <b>odd</b>" in page.locator("#said").inner_text(), "names are text, not HTML"
+    assert "is <b>odd</b>" in page.locator("#said").inner_text(), "names are text, not HTML"
     history = Review(server.work).log.history
     assert [d.action for d in history["erin"]] == ["accept"] * 3
     assert [d.action for d in history["carl"]][-4:] == ["reject"] * 3 + ["rename"]
