@@ -21,7 +21,7 @@ from skysense_o.cpu_threads import set_thread_environment
 
 set_thread_environment()  # before torch is imported
 
-from skysense_o.errors import exit_code
+from skysense_o.errors import exit_code, install_extra
 from skysense_o.interactive.limits import Limits, parse_size
 
 SCENES = 5
@@ -130,7 +130,7 @@ def run() -> int:
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("skysense_o"):
                 raise
-            text = f'the web page needs {error.name}: pip install -e ".[app]"'
+            text = f"the web page needs {error.name}: {install_extra('app')}"
             raise ModuleNotFoundError(text, name=error.name) from error
         page = make_page(args, limits, root)
         threading.Thread(target=page.encode_naming_vocabulary, daemon=True).start()

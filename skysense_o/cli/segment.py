@@ -168,11 +168,8 @@ def _whole_images(request: Request) -> int:
         model = _load_predictor(args).model
 
     def one(path: Path, stem: str) -> None:
-        image, file, name = (
-            read_plain(path, args).filled(),
-            Path(args.output) / f"{stem}_{args.task}.json",
-            printable(path.name),
-        )
+        image, name = read_plain(path, args).filled(), printable(path.name)
+        file = Path(args.output) / f"{stem}_{args.task}.json"
         body = {"input": name, "weights": args.weights}
         with torch.autocast(choose_device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
             if args.task == "ask":

@@ -50,7 +50,7 @@ def export_zip(session: Session) -> Path:
         lines.append(f"{path.name}: {next(text for end, text in CONTENTS.items() if path.name.endswith(end))}")
     lines += ["", f"Classes: {', '.join(session.found.vocabulary.classes)}", f"Weights: {weights_name(session)}"]
     command = repeat_command(session)
-    lines += ["", "The same on the command line, from the folder of SkySense-O:", f"    {command}"] if command else []
+    lines += ["", "The same on the command line:", f"    {command}"] if command else []
     if not any(path.suffix == ".npz" for path in written):
         lines.append("Probabilities were left out: they are too large for this image and these classes.")
     target = session.folder / f"{session.image.stem}_results.zip"
@@ -129,7 +129,7 @@ def repeat_command(session: Session) -> str | None:
     if found.vocabulary.examples:
         return None
     entries = list(zip(["|".join(phrases) for phrases in found.vocabulary.phrases], found.vocabulary.background))
-    words = ["python", "demo/demo.py", "--input", session.image.name]
+    words = ["python", "-m", "skysense_o", "segment", session.image.name]
     words += ["--classes", ",".join(entry for entry, background in entries if not background)]
     background = ",".join(entry for entry, background in entries if background)
     words += ["--background", background] if background else []

@@ -27,9 +27,16 @@ class TypedBody(Body):
 
 def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
     """Images, maps and files."""
+    _add_images(app, page)
+    _add_answers(app, page, queue)
 
-    def png(data: bytes) -> Response:
-        return Response(data, media_type="image/png", headers=KEPT)
+
+def _png(data: bytes) -> Response:
+    return Response(data, media_type="image/png", headers=KEPT)
+
+
+def _add_images(app: FastAPI, page: Page) -> None:
+    """The image, its masks, and the tiles of its map."""
 
     @app.get("/api/images/{key}/image.jpg")
     def image(request: Request, key: str):
@@ -44,19 +51,19 @@ def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
     @app.get("/api/images/{key}/classes.png")
     def classes(request: Request, key: str):
         session = image_of(request, page, key).session
-        return png(class_png(session)) if session.found is not None else Response(status_code=204)
+        return _png(class_png(session)) if session.found is not None else Response(status_code=204)
 
     @app.get("/api/images/{key}/region.png")
     def region(request: Request, key: str):
         session = image_of(request, page, key).session
         selected = session.region
-        return png(map_png(session, [selected.mask.astype("uint8")])) if selected else Response(status_code=204)
+        return _png(map_png(session, [selected.mask.astype("uint8")])) if selected else Response(status_code=204)
 
     @app.get("/api/images/{key}/regions.png")
     def regions(request: Request, key: str):
         session = image_of(request, page, key).session
         labels = session.proposal_labels
-        return png(map_png(session, [labels.astype("uint8")])) if labels is not None else Response(status_code=204)
+        return _png(map_png(session, [labels.astype("uint8")])) if labels is not None else Response(status_code=204)
 
     @app.get("/api/images/{key}/tiles/{zoom}/{column}/{row}.png")
     def tile(request: Request, key: str, zoom: int, column: int, row: int):
@@ -68,7 +75,9 @@ def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
         return (
-            Response(status_code=204, headers=KEPT) if pixels is None else png(encoded(pixels, "png", compress_level=1))
+            Response(status_code=204, headers=KEPT)
+            if pixels is None
+            else _png(encoded(pixels, "png", compress_level=1))
         )
 
     @app.get("/api/images/{key}/part")
@@ -79,13 +88,17 @@ def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
         except (ValueError, OverflowError) as error:
             raise HTTPException(422, str(error)) from error
 
+
+def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
+    """What is too small to wait for in the queue, and files to download."""
+
     @app.post("/api/preview/{key}")
     async def preview(request: Request, key: str, body: PointBody):
         shown = image_of(request, page, key)
         mask = await queue.run_if_idle(lambda: page.preview(shown, body.x, body.y, body.inside))
         if mask is None:
             return Response(status_code=204)
-        return png(map_png(shown.session, [mask.astype("uint8")]))
+        return _png(map_png(shown.session, [mask.astype("uint8")]))
 
     @app.post("/api/familiar")
     async def familiar(request: Request, body: TypedBody):

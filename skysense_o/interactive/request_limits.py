@@ -27,6 +27,7 @@ class RequestLimits:
     def __init__(self, app: ASGIApp, folder: Path, upload_bytes: int, request_bytes: int, folder_bytes: int) -> None:
         self.app, self.folder, self.folder_bytes = app, folder, folder_bytes
         self.upload_bytes, self.request_bytes = upload_bytes + MULTIPART_BYTES, request_bytes
+        self.expected_bytes = 0  # of the uploads that are under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
@@ -37,10 +38,15 @@ class RequestLimits:
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             await _refuse(413, f"a request of {int(declared):,} bytes, and {limit:,} are allowed")(scope, receive, send)
-        elif upload and folder_size(self.folder) > self.folder_bytes:
+        elif upload and folder_size(self.folder) + self.expected_bytes > self.folder_bytes:
             await _refuse(507, "the server has no room for further uploads: try again later")(scope, receive, send)
         elif upload:
-            await self.app(scope, _counted(receive, limit), send)
+            expected = int(declared) if declared.isdigit() else limit
+            self.expected_bytes += expected
+            try:
+                await self.app(scope, _counted(receive, limit), send)
+            finally:
+                self.expected_bytes -= expected
         else:
             body = await _read(receive, limit)
             if body is None:

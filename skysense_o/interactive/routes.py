@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from anyio import to_thread
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -60,6 +62,8 @@ def create_app(page: Page) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_):
+        # What is answered without the queue (tiles, masks as PNG) uses these threads: no more at once than jobs.
+        to_thread.current_default_thread_limiter().total_tokens = max(2, page.limits.jobs)
         cleaner = asyncio.create_task(_clean(page))
         yield
         cleaner.cancel()
@@ -141,25 +145,8 @@ def _add_requests(app: FastAPI, page: Page, queue: JobQueue) -> None:
     @app.post("/api/upload")
     async def upload(request: Request, name: str):
         visitor = visitor_of(request, page)
-        folder = Path(tempfile.mkdtemp(prefix="upload_", dir=page.root))
-        try:
-            path = folder / safe_name(name)
-            size = 0
-            with open(path, "wb") as file:
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > page.limits.upload_bytes:
-                        limit = page.limits.upload_bytes
-                        raise HTTPException(
-                            413, f"the file has more than {limit:,} bytes, and no more are allowed here"
-                        )
-                    file.write(chunk)
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, ClientDisconnect):  # also what RequestLimits makes of an upload that is too large
-                raise HTTPException(413, "the upload was broken off, or is too large") from error
-            raise
-        return stream(request, lambda: page.open(visitor, path), lambda: shutil.rmtree(folder, ignore_errors=True))
+        path = await _stored(request, name, page.root, page.limits.upload_bytes)
+        return stream(request, lambda: page.open(visitor, path), lambda: shutil.rmtree(path.parent, ignore_errors=True))
 
     @app.post("/api/examples/{number}")
     def example(request: Request, number: int):
@@ -196,11 +183,37 @@ def _add_requests(app: FastAPI, page: Page, queue: JobQueue) -> None:
         return on(request, key, actions[action])
 
 
+async def _stored(request: Request, name: str, root: Path, most: int) -> Path:
+    """Store the body of an upload in a new folder below `root`; a body that is broken off or too large leaves nothing.
+
+    Args:
+        most: bytes that are allowed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="upload_", dir=root))
+    try:
+        path, size = folder / safe_name(name), 0
+        with open(path, "wb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > most:
+                    raise HTTPException(413, f"the file has more than {most:,} bytes, and no more are allowed here")
+                file.write(chunk)
+        return path
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ClientDisconnect):  # also what RequestLimits makes of an upload that is too large
+            raise HTTPException(413, "the upload was broken off, or is too large") from error
+        raise
+
+
 async def _clean(page: Page) -> None:
     """Close images that nobody uses, and delete uploads that nobody opened."""
     while True:
         await asyncio.sleep(60)
-        await asyncio.to_thread(page.visitors.sweep)
-        for folder in page.root.glob("upload_*"):
-            if time.time() - folder.stat().st_mtime > IDLE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            await asyncio.to_thread(page.visitors.sweep)
+            for folder in page.root.glob("upload_*"):
+                if time.time() - folder.stat().st_mtime > IDLE_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except Exception:  # a file that vanished meanwhile must not end the cleaning for good
+            logging.exception("the page could not clean up")

@@ -74,5 +74,7 @@ def serve(app, host: str, port: int | None) -> str:
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
+    if not server.started:
+        raise OSError(f"the server could not start at {host}, port {port}: see the messages above")
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}/"

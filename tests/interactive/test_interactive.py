@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -249,14 +252,20 @@ def test_the_command_repeats_the_run(session, image, call, tmp_path):
     session.segment(["water", "road|street"], ["tree"], 0.3)
     command = repeat_command(session)
     assert command == (
-        "python demo/demo.py --input town.png --classes 'water,road|street' --background tree --threshold 0.3"
+        "python -m skysense_o segment town.png --classes 'water,road|street' --background tree --threshold 0.3"
         " --weights mini --output out"
     )
     assert run_settings(session)["command"] == command
     Image.fromarray(image.rgb).save(tmp_path / "town.png")
-    words = [str(tmp_path / w) if w in ("town.png", "out") else w for w in shlex.split(command)[2:]]
-    code, _, err = call("demo/demo.py", *words)
-    assert code == 0, err
+    python, *words = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (python, done.returncode) == ("python", 0), done.stderr
     labels = np.asarray(Image.open(tmp_path / "out/town_labels.png"))
     assert (labels == session.found.labels).mean() > 0.999
     session.draw_box(0, 0, 80, 18)

@@ -317,6 +317,26 @@ def test_large_requests_are_refused_before_they_are_read(tmp_path):
     assert answer_of(limits, upload, [b"x"], folder=tmp_path) == (507, b"")
 
 
+def test_uploads_that_are_under_way_count_as_well(tmp_path):
+    pytest.importorskip("starlette")
+    from skysense_o.interactive.request_limits import RequestLimits
+
+    scope = {"type": "http", "method": "POST", "path": "/api/upload", "headers": [(b"content-length", b"60")]}
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):  # while the first upload arrives, another person begins one
+        if not sent:
+            await limits(scope, receive, send)
+
+    limits = RequestLimits(app, tmp_path, upload_bytes=100, request_bytes=100, folder_bytes=50)
+    asyncio.run(limits(scope, None, send))
+    assert sent[0]["status"] == 507
+    assert limits.expected_bytes == 0
+
+
 def test_a_file_given_as_an_address_is_refused():
     pytest.importorskip("starlette")
     limits = {"upload_bytes": 1000, "request_bytes": 10_000_000, "folder_bytes": 10}

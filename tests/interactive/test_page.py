@@ -330,7 +330,7 @@ def test_a_geotiff_is_a_map(visit, tmp_path):
         "foz_30m_areas.csv",
     ):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 0
-    assert "python demo/demo.py --input foz_30m.tif" in (tmp_path / "README.txt").read_text()
+    assert "python -m skysense_o segment foz_30m.tif" in (tmp_path / "README.txt").read_text()
     import rasterio
 
     with rasterio.open(tmp_path / "foz_30m_labels.tif") as got, rasterio.open(ROOT / "demo/foz_30m.tif") as given:
