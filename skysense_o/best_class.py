@@ -14,7 +14,7 @@ PIXELS_AT_ONCE = 2**20
 MIXED_AT_ONCE = 2**13
 """Pixels between cells of different classes that are computed in one step; few enough to stay in the CPU's cache."""
 VALUES_AT_ONCE = 2**26
-"""Probabilities of all classes that are computed in one step on a GPU: 256 MiB."""
+"""Probabilities that are interpolated in one step where all classes are computed; some copies of them exist."""
 
 Neighbors = tuple[Tensor, Tensor, Tensor]
 """For each pixel of a side: the cell before it, the cell after it, and the fraction between them."""
@@ -47,16 +47,8 @@ def best_class(grid: Tensor, y: Neighbors, x: Neighbors) -> tuple[Tensor, Tensor
         labels int32 and scores float, (H,W).
     """
     (y0, y1, fy), (x0, x1, fx) = ([side.to(grid.device) for side in axis] for axis in (y, x))
-    if grid.device.type != "cpu":  # computing all classes everywhere is faster there than finding out where to
-        labels = torch.empty((len(y0), len(x0)), dtype=torch.int32, device=grid.device)
-        score = grid.new_empty(labels.shape)
-        height = max(1, VALUES_AT_ONCE // (len(x0) * grid.shape[-1]))
-        for r in range(0, len(y0), height):
-            part = slice(r, r + height)
-            across = torch.lerp(grid[y0[part]], grid[y1[part]], fy[part, None, None])
-            between = torch.lerp(across.index_select(1, x0), across.index_select(1, x1), fx[:, None])
-            score[part], labels[part] = between.max(dim=-1)
-        return labels, score
+    if grid.device.type != "cpu":
+        return _best_everywhere(grid, (y0, y1, fy), (x0, x1, fx))
     best, winner = _best(grid)
     winner = winner.int()
     labels = winner.new_empty(len(y0), len(x0))
@@ -79,10 +71,22 @@ def best_class(grid: Tensor, y: Neighbors, x: Neighbors) -> tuple[Tensor, Tensor
     return labels, score
 
 
+def _best_everywhere(grid: Tensor, y: Neighbors, x: Neighbors) -> tuple[Tensor, Tensor]:
+    """As `best_class`, with all classes in all pixels. To choose pixels, the CPU would have to wait for the GPU."""
+    (y0, y1, fy), (x0, x1, fx) = y, x
+    labels = torch.empty((len(y0), len(x0)), dtype=torch.int32, device=grid.device)
+    score = grid.new_empty(labels.shape)
+    height = max(1, VALUES_AT_ONCE // (len(x0) * grid.shape[-1]))
+    for r in range(0, len(y0), height):
+        part = slice(r, r + height)
+        across = torch.lerp(grid[y0[part]], grid[y1[part]], fy[part, None, None])
+        between = torch.lerp(across.index_select(1, x0), across.index_select(1, x1), fx[:, None])
+        score[part], labels[part] = between.max(dim=-1)
+    return labels, score
+
+
 def _best(grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest value and its index over the last dimension, as `max(dim=-1)`; on a CPU with NumPy, 3 times faster."""
-    if grid.device.type != "cpu":
-        return grid.max(dim=-1)
+    """Largest value and its index over the last dimension, as `max(dim=-1)`, on a CPU; NumPy is 3 times faster."""
     index = torch.from_numpy(grid.numpy().argmax(axis=-1))
     return grid.gather(-1, index[..., None])[..., 0], index
 

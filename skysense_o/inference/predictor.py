@@ -121,7 +121,7 @@ class Predictor(HubModel):
         gsd = known.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
         model = model.to(chosen, memory_format=torch.channels_last)
         predictor = cls(model, str(weights), path, precision, known.CLASSES, gsd, model_config(cfg).dump())
-        predictor.config_in_file = config_file is None and path is not None
+        predictor.config_in_file = config_file is None
         return predictor
 
     @property

@@ -92,11 +92,7 @@ class OpenCLIPTower(Tower):
             )
         try:
             tokenizer = open_clip.get_tokenizer(part.NAME)
-        except (
-            OSError,
-            ValueError,
-            ImportError,
-        ) as error:  # SigLIP's comes from the Hugging Face hub, CLIP's with open_clip
+        except (OSError, ValueError, ImportError) as error:  # SigLIP's comes from the hub, CLIP's with open_clip
             raise ValueError(
                 f"MODEL.TOWER.OPEN_CLIP: the tokenizer of {part.NAME!r} is not in the local cache and could not be"
                 f" downloaded ({str(error).strip().splitlines()[0]}): check HF_HUB_OFFLINE and the network"
