@@ -22,7 +22,7 @@ class Entry:
         archive, member = self.location
         try:
             return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"{self.name} cannot be unpacked ({error}): get its zip again") from error
 
 
