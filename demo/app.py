@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""A web page to try the model on this machine: open images or GeoTIFFs, name classes, click, drag boxes, get files.
+"""Start a web page that segments images and GeoTIFFs by words, clicks and boxes, and offers the results as files.
 
 python demo/app.py
 python demo/app.py --weights output/prompts/model_final.safetensors --port 7861
 
-docs/security.md tells what to do before other people can connect.
+docs/security.md explains what to do before other people may connect.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from skysense_o.interactive.limits import Limits, parse_size
 
 SCENES = 5
 """Names of the whole image that are shown."""
-EXAMPLES = (  # title, file, words; demo/README.md says what to expect
+EXAMPLES = (  # title, file, words; demo/README.md describes the results
     ("Road in a forest", "yellowstone_0.4m.jpg", "road, vegetation"),
     ("River and town (GeoTIFF)", "foz_30m.tif", "water, vegetation, building"),
     ("Town and fields", "fields_30m.jpg", "vegetation, building, land"),
@@ -73,10 +73,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
-    """The limits that the options set.
+    """Return the limits that the options set.
 
     Raises:
-        ValueError: a size that is not understood, or a limit that is not above 0.
+        ValueError: If a size cannot be parsed or a limit is not above 0.
     """
     names = ("sessions", "images", "pixels", "read_pixels", "words", "word_length", "seconds", "jobs", "queue")
     return Limits(
@@ -89,7 +89,7 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def whole_image_tasks(vqa_model) -> tuple[Callable, Callable]:
-    """Two functions of a VQA model: (rgb uint8 (H,W,3), question) -> text, and rgb -> (class, cosine) pairs."""
+    """Return two functions: (uint8 RGB (H,W,3), question) -> answer, and RGB -> (class, cosine) pairs."""
     import torch
 
     from skysense_o.data.classes import load_classes
@@ -104,7 +104,7 @@ def whole_image_tasks(vqa_model) -> tuple[Callable, Callable]:
 
 
 def make_page(args: argparse.Namespace, limits: Limits, root: Path):
-    """Load the weights."""
+    """Load the weights and return the page."""
     from skysense_o.inference.classify import load_vqa_model
     from skysense_o.inference.predictor import Predictor
     from skysense_o.interactive.page import Example, Page
@@ -147,4 +147,4 @@ if __name__ == "__main__":
         code = stop.code
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0)  # threads at work in torch would abort the interpreter's own end
+    os._exit(code or 0)  # a normal exit would abort while torch's threads still run

@@ -10,8 +10,9 @@ python demo/demo.py --input town.jpg --task classify --dataset ucmerced --output
 python demo/demo.py --input town.jpg --task ask --question "How many planes?" --weights vqa.safetensors --output out
 python demo/demo.py --input scene.tif --classes "water,forest" --output out --save geotiff,gpkg,geojson,overlay
 
-A georeferenced file, for instance a GeoTIFF or an image with a world file, is a scene: it may have any size, and the
-results have its georeference (docs/large_scenes.md). Run the same command again to resume an interrupted scene.
+A georeferenced file, such as a GeoTIFF or an image with a world file, is processed as a scene: it may have any size,
+and the results are georeferenced, too (docs/large_scenes.md). To resume an interrupted scene, run the same command
+again.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make masks of the boxes of a data set, once, for training: label images beside a folder of one's own.
+"""Compute masks for the boxes of a data set, as label images in a separate folder that training reads.
 
 python tools/box_masks.py simd_train harbor_ships_train output/box_masks
 python tools/box_masks.py neon_crowns_train output/box_masks --ellipse

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Compute a relation graph: a similarity score from 1 to 10 for pairs of classes, by text or by images.
+"""Compute a relation graph, a similarity score from 1 to 10 per pair of classes, from text, images or a CSV.
 
 python tools/build_graph.py --dataset dubai --by text --output output/dubai_graph.json
 python tools/build_graph.py --dataset dubai_train --by images --weights mini --output output/dubai_graph.json
 python tools/build_graph.py --dataset eurosat --by images --limit 500 --output output/eurosat_graph.json
 python tools/build_graph.py --by scores --scores pairs.csv --output output/graph.json
 
-text: cosine between the classes' text embeddings. images: cosine between class prototypes, the mean of the image
-tower's dense features over the pixels of each class (over whole images for scene classification). scores: a CSV of
-from,to,score. Cosines become scores by their rank among all pairs: the least similar tenth gets 1, the most similar
-tenth 10. The file records the source of each score. Training uses it with INPUT.GRAPH FILE.
+--by text compares the classes' text embeddings by cosine. --by images compares class prototypes by cosine: the mean of
+the image tower's dense features over the pixels of each class (over whole images for scene classification). --by scores
+reads a CSV of from,to,score. Cosines become scores by their rank among all pairs: the least similar tenth gets 1, the
+most similar tenth 10. The file records the source of each score. INPUT.GRAPH FILE uses it in training.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
-    """The classes given by --classes or --dataset."""
+    """Return the classes given by --classes or --dataset."""
     from skysense_o.data.catalog import find
     from skysense_o.data.classes import load_classes
     from skysense_o.vocabulary import Vocabulary
@@ -64,7 +64,7 @@ def names_of(args: argparse.Namespace) -> list[str]:
 
 
 def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield for each record the dense features (D,N) of its grid cells and their class ids (N,), or IGNORE."""
+    """Yield for each record the dense features (D,N) of its grid cells and their class ids (N,) or IGNORE."""
     import torch
 
     from skysense_o.data.labels import load_image
@@ -91,7 +91,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
 
 
 def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
-    """Cosines (C,C) between class prototypes; NaN for classes that occur in no image."""
+    """Return cosines (C,C) between class prototypes; NaN for classes that occur in no image."""
     from skysense_o.data.similarity import prototype_cosines
 
     sums, counts = None, np.zeros(len(names))
@@ -123,7 +123,7 @@ def by_scores(path: str):
 
 def run() -> int:
     args = parser().parse_args()
-    import skysense_o.data  # noqa: F401  (registers the rows)
+    import skysense_o.data  # noqa: F401  (registers the data sets)
     from skysense_o.data.catalog import records_of
     from skysense_o.data.relation_graph import RelationGraph
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Check a data set, and print a manifest to compare with other copies. Changes nothing.
+"""Check a data set without changing it, and print a manifest for comparison with other copies.
 
 python tools/check_dataset.py --list
 python tools/check_dataset.py dubai
 python tools/check_dataset.py loveda_val --json loveda_val.json
 python tools/check_dataset.py path/to/my/folder
 
-Reports images without labels, truncated files, labels of another size than their image, ids out of range, classes
-without a pixel, and images that look the same in two splits. The exit code is 1 if there is a problem.
+It reports images without labels, truncated files, labels that differ in size from their image, ids out of range,
+classes without pixels, and images that look the same in two splits. The exit code is 1 if there is a problem.
 """
 
 import argparse

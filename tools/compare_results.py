@@ -4,7 +4,7 @@
   python tools/compare_results.py output/reproduce            compare; tools/reproduce.sh ends with this
   python tools/compare_results.py output/reproduce --write    write the measured values into the table
 
-A row of the table has a run (a folder below the given one), a data set, a metric and its value in percent. The exit
+A row of the table has a run (a subfolder of the given folder), a data set, a metric and its value in percent. The exit
 code is 1 if a value differs by more than the tolerance; metrics that were not run are listed and do not count.
 """
 
@@ -23,13 +23,13 @@ from skysense_o.whole_files import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "RESULTS.md"
 ROW = re.compile(r"^\| *(\w+) *\| *(\w+) *\| *([\w/@ ]+?) *\| *(-?[\d.]+) *\|$", re.MULTILINE)
-TOLERANCE = 0.3  # percentage points: rounding differs between processors
+TOLERANCE = 0.3  # in percentage points, because rounding differs between processors
 SHOWN = {
     "segmentation": ("mIoU", "fwIoU", "pACC"),
     "classification": ("top1", "top5"),
     "image-text": ("image_R@1", "image_R@5", "image_R@10", "text_R@1", "text_R@5", "text_R@10"),
     "vqa": ("model/", "question_only/", "shuffled/"),
-    "words": ("",),  # all of tools/evaluate_words.py
+    "words": ("",),  # all numbers of tools/evaluate_words.py
 }
 
 
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measured(folder: Path) -> dict[tuple[str, str, str], float]:
-    """(run, data set, metric) -> percent, for all runs below a folder."""
+    """Return {(run, data set, metric): percent} for all runs below a folder."""
     values = {}
     for path in sorted(folder.glob("*/results.json")):
         for body in json.loads(path.read_text())["results"]:

@@ -7,8 +7,8 @@
   python tools/convert_checkpoint.py skysense_o.safetensors model_final.pth
   python tools/convert_checkpoint.py sam_vit_b.pth decoder.safetensors --config-file configs/mini/prompts.yaml
 
-From a Segment Anything checkpoint only the mask decoder is converted. Tensors that the model has no parameter for keep
-their names, so that converting back is lossless; --inference drops them.
+Only the mask decoder of a Segment Anything checkpoint is converted. Tensors without a parameter in the model keep their
+names, so that converting back is lossless; --inference drops them.
 """
 
 import argparse

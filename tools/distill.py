@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A strong model labels your own images with your own words, and a small one learns from that.
+"""Distillation: train a small model on the masks that a strong model predicts for your images and words.
 
   python tools/data_engine.py collect --work work --input "survey/*.tif"
   python tools/distill.py --work work --teacher hf://facebook/sam3 --classes "building|house,road" --output output/small
 
 The first command cuts the images into tiles. The second writes the teacher's soft masks into the work folder and trains
-the student of --config-file on them; run again, it resumes. The student's weights are
-OUTPUT/student.safetensors, which the demo and run_eval.sh take.
+the student of --config-file on them; run again, it resumes. The demo and run_eval.sh
+accept the student's weights, OUTPUT/student.safetensors.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def run() -> int:
     if cfg.MODEL.META_ARCHITECTURE != "SkySenseO":
         raise ValueError(f"the student is a SkySenseO, not {cfg.MODEL.META_ARCHITECTURE!r}: give another --config-file")
     vocabulary, work, output = Vocabulary.parse(args.classes), WorkFolder(args.work), Path(args.output)
-    work.kept()  # that there are tiles is known before a model is loaded
+    work.kept()  # raises an error without tiles, before a model is loaded
     teacher = Predictor.from_pretrained(args.teacher, args.device, args.teacher_config or None, args.precision)
     errors = label_softly(work, teacher, vocabulary)
     for error in errors:

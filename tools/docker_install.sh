@@ -1,9 +1,9 @@
 #!/bin/sh
-# The install step of the Dockerfile: a virtual environment with the wheel, its page, and what PyPI does not list.
+# The Dockerfile's install step: make a virtual environment with this package, the web page, and what PyPI does not list.
 #
 #   sh tools/docker_install.sh SOURCE TARGET [cpu|cuda]
 #
-# cpu takes torch from PyTorch's own index, which has a build without CUDA; cuda takes the one on PyPI.
+# cpu installs torch without CUDA from PyTorch's own index; cuda installs torch from PyPI.
 set -eu
 source=$1 target=$2 torch=${3:-cpu}
 case $torch in

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check the installation, weights and data, and say how to get what is missing. Exit code 1 if the demo cannot run.
+"""Check installation, weights and data, and print how to get what is missing. Exit code 1 if the demo cannot run.
 
 python tools/doctor.py
 """

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Compute the average precision of boxes, as COCO defines it.
+"""Compute the average precision of boxes as COCO defines it.
 
 python demo/demo.py --input scene.tif --classes "ship,plane" --output out --save boxes
 python tools/evaluate_boxes.py truth.json out/scene_boxes.json
 
-TRUTH is a COCO annotation file: images, categories, and annotations with bbox. RESULTS is a COCO result file. The one
-that demo.py writes for a scene has image_id 1, and the class ids of the label map as category_id. TRUTH must have the
-same ids.
+TRUTH is a COCO annotation file with images, categories, and annotations with bbox. RESULTS is a COCO result file. In
+the file that demo.py writes for a scene, image_id is 1 and category_id is the class id in the label map; TRUTH must use
+the same ids.
 """
 
 import argparse

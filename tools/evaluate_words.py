@@ -5,8 +5,8 @@ python tools/evaluate_words.py mini
 python tools/evaluate_words.py output/broad/model_final.safetensors --only roads objects --limit 20
 python tools/evaluate_words.py output/broad/model_0000999.pth --config-file configs/mini/broad.yaml
 
-Prints a table, and with --output writes results.json, which tools/compare_results.py reads. Missing data sets are
-reported and left out. About four minutes on one core.
+It prints a table; --output also writes results.json, which tools/compare_results.py reads. Missing data sets are
+reported and left out. It takes about four minutes on one core.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_model(weights: str, config_file: str | None):
-    """The model of shipped weights or a file of weights; of a run's checkpoint with the YAML of the run."""
+    """Load a model from shipped weights or a weights file; a run's checkpoint (.pth) also needs the YAML of the run."""
     if not config_file:
         return Predictor.from_pretrained(weights).model
     cfg = default_config()

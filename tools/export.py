@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Export a model to ONNX, to run it without torch. Inputs: image and text embeddings. Output: one mask per phrase.
+"""Export a model to ONNX, to compute one mask per phrase from an image and text embeddings without torch.
 
   python tools/export.py --output mini.onnx
   python tools/export.py --weights output/mini/model_final.safetensors --output mine.onnx --words "building|house,road"
 
-mini.json beside it describes inputs and outputs. --words also writes text embeddings (mini.npz: names, phrases,
-phrase_to_class, text), so that a program needs no language model. The exported file is checked against torch with
-onnxruntime.
+mini.json, in the same folder, describes inputs and outputs. --words also writes text embeddings (mini.npz: names,
+phrases, phrase_to_class, text), so that a program needs no language model. The exported file is checked against torch
+with onnxruntime.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Make the figures of README and docs from the shipped images and weights.
+"""Make the figures of README.md and docs/ from the shipped images and weights.
 
 python tools/figures.py                                    # docs/figures/teaser.png, exer.png and gallery_*.jpg
 python tools/figures.py --weights output/mini/model_final.safetensors --output output/figures
 
 teaser.png: each shipped image above its masks. exer.png: masks of one image for several lists of classes.
-gallery_*.jpg: image and masks of docs/gallery.md, whose captions a person has to check when the weights change.
+gallery_*.jpg: images and masks of docs/gallery.md; check their captions by eye when the weights change.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Leave-one-out over the seven scenes of Dubai: train on six, test on the seventh; prints mean and standard deviation.
+# Leave-one-out over the seven scenes of Dubai: train on six, test on the seventh; print mean and standard deviation.
 #
 #   sh tools/leave_one_scene_out.sh CONFIG OUTPUT_DIR [KEY VALUE ...]
 set -eu

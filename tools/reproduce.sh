@@ -3,7 +3,7 @@
 #
 #   DETECTRON2_DATASETS=/where/your/data/is bash tools/reproduce.sh OUTPUT_DIR
 #
-# Takes some minutes on two cores. Finished evaluations are not repeated; missing data sets are listed and skipped.
+# It takes some minutes on two cores. Finished evaluations are not repeated; missing data sets are listed and skipped.
 set -eu
 out=${1:?usage: bash tools/reproduce.sh OUTPUT_DIR}
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,7 +16,7 @@ if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/dubai" ]; then
     sh "$here/run_eval.sh" "$mini" 1 "$out/heldout" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)" \
         TEST.WORDS heldout TEST.HELDOUT_FILE "$here/tests/reference/heldout_words.json"
 fi
-if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/eurosat" ]; then  # the best phrase of a class; an image and its mirror image
+if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/eurosat" ]; then  # with synonyms, averaged over each image and its mirror image
     sh "$here/run_eval.sh" "$mini" 1 "$out/phrases" MODEL.WEIGHTS mini MODEL.VQA.WEIGHTS mini_vqa \
         DATASETS.TEST "('eurosat_all','resisc12_test','rsicd_scenes_test')" TEST.WORDS synonyms TEST.FLIPS True
 fi

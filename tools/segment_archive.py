@@ -52,8 +52,8 @@ def run() -> int:
     from skysense_o.scenes.options import FORMATS, SceneOptions, SceneOutputs, parse_bytes
     from skysense_o.scenes.ray_archive import segment_archive
 
-    classes_by_id(vocabulary, None)  # no class may have the name of id 0
-    scene_tools()  # the extra "geo" is installed
+    classes_by_id(vocabulary, None)  # raises an error if a class has the name of id 0
+    scene_tools()  # raises an error if the extra "geo" is missing
     formats = [word.strip() for word in args.save.split(",") if word.strip()]
     unknown = [word for word in formats if word not in FORMATS]
     if unknown or not formats:

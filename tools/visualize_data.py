@@ -1,6 +1,7 @@
 #!/usr/bin/env python
-"""Show the samples that training gets: augmented crops, their labels, and the classes drawn for them.
-Of sets with boxes, points or shapes: whole images with these drawn in.
+"""Draw a contact sheet of training samples: augmented crops, their labels, and the classes sampled for them.
+
+For data sets with boxes, points or outlines, it shows whole images with these drawn in.
 
 python tools/visualize_data.py dubai_train --output output/dubai.png
 python tools/visualize_data.py skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
-    """Draw an image beside its labels, with a legend below: classes in the labels by colour, the others in grey."""
+    """Draw an image next to its labels; a legend below lists present classes in colour and absent ones in grey."""
     from skysense_o.inference.drawing import overlay
     from skysense_o.sample import IGNORE
 
@@ -72,7 +73,7 @@ def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
 
 
 def object_panel(record: dict) -> Image.Image:
-    """An image with its boxes, points or shapes drawn in, and the number of each class below."""
+    """Draw an image with its boxes, points or outlines, and below it the number of objects per class."""
     from skysense_o.data.captions import read_record_image
     from skysense_o.data.catalog import spec_of
     from skysense_o.data.classes import load_classes
@@ -130,7 +131,7 @@ def contact_sheet(panels: list[Image.Image], columns: int = 2) -> Image.Image:
 
 def run() -> int:
     args = parser().parse_args()
-    import skysense_o.data  # noqa: F401  (registers the rows)
+    import skysense_o.data  # noqa: F401  (registers the data sets)
     from skysense_o.config import default_config, merge_file
     from skysense_o.data.catalog import records_of
     from skysense_o.data.classes import ClassTable

@@ -1,1 +1,1 @@
-"""The topics of `tools/benchmark.py`, one module each; `run()` is its command."""
+"""The topics of `tools/benchmark.py`, one module per topic; its function `run()` is the command."""

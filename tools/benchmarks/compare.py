@@ -1,12 +1,12 @@
-"""Compare backends and precisions on one image, in turn, so that other programs slow down all of them alike.
+"""Compare the speed of backends and precisions, called in turn, so that other programs slow all of them down alike.
 
   python tools/benchmark.py compare                                 the shipped model, 512 x 512, 10 classes
   python tools/benchmark.py compare --size 1024 --names 100 --repeats 20
 
-Each round calls every variant once. Reported: median, least and greatest milliseconds of wall time; CPU time of all
-threads; the ratio to torch in fp32, as the median of the rounds' ratios with the least and greatest; and the largest
-difference of its logits. All variants run the exported half of the model: image and embedded words in, masks out.
-ONNX Runtime and OpenVINO are compared where they are installed (extras onnx and openvino).
+Each round calls every variant once. The table gives median, minimum and maximum of the wall time and of the CPU time of
+all threads in milliseconds, of the speed relative to torch in fp32, and the largest difference of the logits from torch
+in fp32. All variants run the exported part of the model, which computes masks from an image and embedded words. ONNX
+Runtime and OpenVINO are compared where they are installed (extras onnx and openvino).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run() -> int:
 
 
 def example(predictor: Predictor, size: int, names: int) -> tuple[Tensor, Tensor]:
-    """A random image float (1,3,size,size) in 0..255, and random unit vectors (names,D) in place of words."""
+    """Return a random image (1,3,size,size), float in 0..255, and random unit vectors (names,D) as embedded words."""
     torch.manual_seed(0)
     coarse = torch.rand(1, 3, size // 16, size // 16) * 255
     image = F.interpolate(coarse, (size, size), mode="bilinear")
@@ -69,7 +69,7 @@ def example(predictor: Predictor, size: int, names: int) -> tuple[Tensor, Tensor
 
 
 def variants(predictor: Predictor, folder: Path) -> dict[str, Variant]:
-    """All that this machine can run, torch in fp32 first; `folder` gets the exported file."""
+    """Return every variant that this machine can run, torch in fp32 first; export the model to `folder`."""
     half, threads = ImageHalf(predictor.model).eval(), torch.get_num_threads()
 
     def plain(image: Tensor, text: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Variant:
 
 @torch.inference_mode()
 def compare(found: dict[str, Variant], image: Tensor, text: Tensor, repeats: int) -> list[dict]:
-    """Call all variants in turn, `repeats` times after a warm-up; one row per variant, see the module."""
+    """Call all variants in turn, `repeats` times after a warm-up; return one row per variant (see the module)."""
     logits = {name: call(image, text) for name, call in found.items()}
     wall, cpu = {name: [] for name in found}, {name: [] for name in found}
     for _ in range(repeats):
@@ -148,12 +148,12 @@ def compare(found: dict[str, Variant], image: Tensor, text: Tensor, repeats: int
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:
-    """Median, least and greatest."""
+    """Return median, minimum and maximum."""
     return statistics.median(values), min(values), max(values)
 
 
 def as_table(rows: list[dict]) -> str:
-    """The rows of `compare` as text."""
+    """Format the rows of `compare` as a table."""
     headers = ["variant", "wall ms", "CPU ms", "times as fast, wall", "times as fast, CPU", "difference of logits"]
     body = [
         [

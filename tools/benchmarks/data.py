@@ -1,10 +1,10 @@
-"""Time of decoding an image, time of making a training sample, and samples per second by number of workers.
+"""Measure the time to decode an image, the time to make a training sample, and samples per second by number of workers.
 
 python tools/benchmark.py data
 python tools/benchmark.py data --dataset dubai_train --crop 256 --workers 0,1,2
 
 Without --dataset, 16 random images of 512 x 512 (JPEG, with PNG labels) are made in a temporary folder. Decoded images
-are not cached here, as for a data set larger than memory; training caches what fits.
+are not cached here, as if the data set were larger than memory; training caches what fits.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make_up(folder: Path, count: int = 16, side: int = 512) -> str:
-    """Write random images with edges and texture, and a dataset.yaml; returns the path."""
+    """Write random images with edges and texture, and a dataset.yaml; return the path."""
     rng = np.random.default_rng(0)
     for kind in ("img_dir", "ann_dir"):
         (folder / kind).mkdir(parents=True)
@@ -45,7 +45,7 @@ def make_up(folder: Path, count: int = 16, side: int = 512) -> str:
 
 
 def each(call, items: list, seconds: float) -> float:
-    """Median CPU time per call in milliseconds, cycling through the items. CPU time ignores other processes."""
+    """Return the median CPU time per call in ms, cycling through the items; other processes do not influence it."""
     call(items[0])
     times, end, n = [], time.perf_counter() + seconds, 0
     while time.perf_counter() < end:
@@ -57,7 +57,7 @@ def each(call, items: list, seconds: float) -> float:
 
 
 def rate(records: list[dict], mapper, workers: int, seconds: float) -> float:
-    """Samples per second after a warm-up."""
+    """Return samples per second, measured after a warm-up."""
     from skysense_o.data.loader import training_loader
 
     batches = iter(training_loader(records, mapper, batch=4, start=0, seed=0, workers=workers))
@@ -70,14 +70,14 @@ def rate(records: list[dict], mapper, workers: int, seconds: float) -> float:
 
 
 def measure(name: str, crop: int, workers: list[int], seconds: float) -> dict:
-    """Measure one data set; the keys of the result are those of --json."""
+    """Measure one data set; return the results with the keys of --json."""
     from skysense_o.config import default_config
     from skysense_o.data import mapper as room
     from skysense_o.data.catalog import records_of
     from skysense_o.data.labels import load_image, read_labels
 
-    room.read_image_and_labels = room.read_image_and_labels.__wrapped__  # without its cache
-    cv2.setNumThreads(0)  # as in a worker
+    room.read_image_and_labels = room.read_image_and_labels.__wrapped__  # bypass the cache of decoded images
+    cv2.setNumThreads(0)  # as in a loader process
     records = records_of(name)
     cfg = default_config()
     cfg.INPUT.CROP_SIZE = crop
@@ -95,7 +95,7 @@ def measure(name: str, crop: int, workers: list[int], seconds: float) -> dict:
 
 def run() -> int:
     args = parser().parse_args()
-    import skysense_o.data  # noqa: F401  (registers the rows)
+    import skysense_o.data  # noqa: F401  (registers the data sets)
 
     workers = [int(word) for word in args.workers.split(",")]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Time and memory of loading a weights file, until every weight has been read.
+"""Measure time and memory of loading a weights file until every weight has been read.
 
 python tools/benchmark.py load                                                      the shipped weights
 python tools/benchmark.py load --config-file configs/skysense_o/skysense_o.yaml     a random checkpoint of that size
@@ -48,7 +48,7 @@ def run() -> None:
 
 
 def fabricate(config_file: str, path: Path) -> Path:
-    """Write a checkpoint of random numbers in the published format, for the model of a config."""
+    """Write a checkpoint with random weights for a config's model, in the published format."""
     cfg = config_of(None, config_file)
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -57,7 +57,7 @@ def fabricate(config_file: str, path: Path) -> Path:
 
 
 def measure(path: Path, config_file: str | None, precision: str) -> dict:
-    """Measure loading. The file is read once before, so that it is in the page cache and disk speed does not count."""
+    """Measure loading after the file was read once, so that it is in the page cache and disk speed has no influence."""
     with open(path, "rb") as file:
         while file.read(2**26):
             pass

@@ -14,7 +14,7 @@ import torch
 from skysense_o.cpu_threads import cpu_quota
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # side of the matrices for `matrix_peak`, large enough to reach the peak
-LONG = 20.0  # seconds: calls this long need neither warm-up nor repetition
+LONG = 20.0  # in seconds; calls that take longer need neither warm-up nor repetition
 STATUS = Path("/proc/self/status")
 
 
@@ -24,7 +24,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(function: Callable, device: torch.device, repeats: int, enough: float = LONG) -> float:
-    """Median time per call in seconds, over at most `repeats` calls; stops after `enough` seconds."""
+    """Return the median time per call in seconds over at most `repeats` calls; stop after `enough` seconds."""
     times = []
     while not times or (len(times) < repeats and sum(times) < enough):
         wait(device)
@@ -36,7 +36,7 @@ def seconds(function: Callable, device: torch.device, repeats: int, enough: floa
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Peak floating-point operations per second, from the fastest of several square matrix products."""
+    """Return the peak floating-point operations per second: the fastest of several square matrix products."""
     side = SIDE.get(device.type, 1024)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b, device, 1) for _ in range(6))
@@ -50,7 +50,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Memory in GiB: peak since `reset_peak`; on a CPU also the current anonymous memory and mapped files."""
+    """Return memory in GiB: the peak since `reset_peak`; on a CPU also current anonymous memory and mapped files."""
     if device.type == "cuda":
         return {"peak": torch.cuda.max_memory_allocated(device) / 2**30}
     if not STATUS.exists():  # not Linux
@@ -61,7 +61,7 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 def describe(device: torch.device) -> dict:
-    """Device, CPU instructions, threads, load and versions, for the record of a benchmark."""
+    """Return device, CPU instructions, threads, load and versions, for the record of a benchmark."""
     cpu = next((line for line in _cpuinfo() if line.startswith("model name")), "").partition(":")[2].strip()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu or platform.processor(),

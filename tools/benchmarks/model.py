@@ -1,11 +1,11 @@
-"""Time, floating-point operations and memory of a model, by number of classes, batch size and precision.
+"""Measure time, floating-point operations and memory of a model by number of classes, batch size and precision.
 
   python tools/benchmark.py model                                       the shipped model on the default device
   python tools/benchmark.py model --config-file configs/skysense_o/skysense_o.yaml --names 16,100 --size 640
   python tools/benchmark.py model --config-file configs/sam3/sam3.yaml --names 1 --size 1008 --repeats 1
 
-Reported for each part of the model: seconds, GFLOP, and utilisation (share of this machine's peak speed in matrix
-multiplication).
+For each part of the model, the table gives seconds, GFLOP, and utilisation (share of this machine's peak speed in
+matrix multiplication).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run() -> None:
 
 
 def as_table(rows: list[dict]) -> str:
-    """A table of the time and utilisation of each part, and of whole calls with and without cached text."""
+    """Return a table of time and utilisation per part, and of whole calls with and without cached text."""
     body = []
     for row in rows:
         parts = [f"{row[p]['seconds']:.2f} ({row[p]['gflop']:,.0f}; {100 * row[p]['share']:.0f} %)" for p in PARTS]
@@ -106,11 +106,11 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     model = model.to(device, memory_format=torch.channels_last)
     if args.compile:
         model.tower.encode_image = torch.compile(model.tower.encode_image)
-    return model.requires_grad_(False)  # else FlopCounterMode misses operations
+    return model.requires_grad_(False)  # otherwise FlopCounterMode misses operations
 
 
 def random_sam3(phrase_chunk: int, half: bool = False) -> nn.Module:
-    """SAM 3 with random weights, without its tracker, in the published sizes: the defaults of transformers."""
+    """Build SAM 3 without its tracker, with random weights in the published sizes, which are transformers' defaults."""
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
 
     from skysense_o.modeling.sam3_tower import PHRASE_TOKENS, Sam3Tower
@@ -127,11 +127,11 @@ def random_sam3(phrase_chunk: int, half: bool = False) -> nn.Module:
 
 
 def random_state(model: nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
-    """Random weights: matrices of one repeated block of noise (a billion draws would take minutes), identity norms."""
+    """Return random weights: identity norms, and matrices of a repeated noise block (a billion draws take minutes)."""
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     state = {}
     for name, tensor in model.state_dict().items():
-        if not tensor.is_meta:  # made by the library that the tower is from, random as well
+        if not tensor.is_meta:  # already filled with random values by the tower's library
             state[name] = tensor
             continue
         count = tensor.numel()
@@ -178,12 +178,12 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
 
 
 def clear_text_cache(model: nn.Module) -> None:
-    """Words are encoded anew."""
+    """Empty the text cache, so that words are encoded again."""
     model.text_bank = type(model.text_bank)()
 
 
 def _steps(model: nn.Module, image: torch.Tensor, words: Vocabulary, batch: int) -> dict[str, Callable[[], object]]:
-    """The parts of a call of a SkySenseO, in order."""
+    """Return the steps of a call of SkySenseO, in order."""
     x, transforms = geometry.prepare([image] * batch, model.tower)
     features = replace(model.tower.encode_image(x), image=x)
     queries = Queries(*model.text_bank(model.tower, [words] * batch, model.templates))
@@ -205,8 +205,10 @@ def _steps(model: nn.Module, image: torch.Tensor, words: Vocabulary, batch: int)
 
 
 def _sam3_steps(model: Sam3, image: torch.Tensor, words: Vocabulary, batch: int) -> dict[str, Callable[[], object]]:
-    """The parts of a call of SAM 3, whose vision encoder runs once an image and all else once a phrase. Each step
-    reads what the one before has made: an image takes minutes on a CPU."""
+    """Return the steps of a call of SAM 3: the vision encoder runs once per image, all else once per phrase.
+
+    Each step reuses the result of the step before, because an image takes minutes on a CPU.
+    """
     made: dict[str, object] = {}
 
     def text() -> None:

@@ -1,4 +1,4 @@
-"""Measure large scenes: windows per second compared with the model alone, memory beyond the weights, resuming.
+"""Measure large scenes: windows per second, also of the model alone, memory beyond the weights, and resuming.
 
 python tools/benchmark.py scene --width 30000 --height 2048 --names 100
 python tools/benchmark.py scene --width 30000 --height 30000 --names 100 --stand-in --no-kill
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make_scene(path: Path, height: int, width: int) -> None:
-    """Write a tiled, compressed GeoTIFF of smooth random colours with noise, 8 bits."""
+    """Write a tiled, compressed 8-bit GeoTIFF of smooth random colours with noise."""
     import numpy as np
     import rasterio
     from PIL import Image
@@ -71,11 +71,11 @@ def stand_in(predictor):
 
 
 class Watch:
-    """Samples the peak resident memory of this process, and measures the time inside the model.
+    """Record this process's peak resident memory, by sampling, and the time spent in the model.
 
     Args:
         predictor: the predictor to watch; its `window_model` is wrapped.
-        start: bytes in use after loading the model.
+        start: memory in bytes that was in use after loading the model.
     """
 
     def __init__(self, predictor, start: int) -> None:
@@ -108,7 +108,7 @@ class Watch:
 
 
 def bare_speed(predictor, path: Path, vocabulary, count: int = 24) -> float:
-    """Windows per second of the model alone, on windows of the scene that are already in memory."""
+    """Return windows per second of the model alone, on windows of the scene that are already in memory."""
     import torch
 
     from skysense_o.scenes.raster import Raster
@@ -125,7 +125,7 @@ def bare_speed(predictor, path: Path, vocabulary, count: int = 24) -> float:
 
 
 def kill_and_resume(args, scene: Path, folder: Path, words: Path) -> tuple[float, Path]:
-    """Start the demo, kill it, resume it; returns (share done before the kill, path of the label map)."""
+    """Start the demo, kill it and resume it; return (share done before the kill, path of the label map)."""
     command = [sys.executable, DEMO, "--input", scene, "--classes-file", words, "--output", folder, "--save", "geotiff"]
     command += ["--weights", args.weights, "--device", args.device, "--memory", args.memory]
     first = subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL)
@@ -155,7 +155,7 @@ def run() -> int:
 
 
 def measure(args: argparse.Namespace, predictor, vocabulary, folder: Path) -> dict:
-    """Measure one scene, with files in `folder`; the results by name."""
+    """Measure one scene, with files in `folder`; return the results by name."""
     import psutil
 
     from skysense_o.image_io import gdal_settings

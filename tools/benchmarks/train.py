@@ -1,4 +1,4 @@
-"""Time and memory of training steps: one row per batch size, precision and set of losses.
+"""Measure time and memory of training steps; each batch size, precision and set of losses gives one row.
 
 Each row is measured in its own process, so that peak memory is not shared.
 
@@ -76,7 +76,7 @@ def config(args: argparse.Namespace, precision: str, losses: str):
 
 
 def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
-    """Measure one row, on a random image with `names` classes in bands, so that no data set is needed."""
+    """Measure one row on a random image with `names` classes in bands, so that no data set is needed."""
     torch.manual_seed(0)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING).train()
@@ -107,7 +107,7 @@ def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
             half.append(middle - begun)
             whole.append(time.perf_counter() - begun)
         else:
-            loss = float(sum(losses.values()))  # before the first update, so that precisions can be compared
+            loss = float(sum(losses.values()))  # taken before the first update, so that precisions can be compared
     seconds, flops = statistics.median(whole), _flops(model, [sample] * batch) if args.peak else None
     speed = flops / statistics.median(half) / 1e12 if flops else None
     return {
@@ -134,7 +134,7 @@ def _flops(model, samples) -> int:
 
 
 def alone(args: argparse.Namespace, batch: int, precision: str, losses: str) -> dict:
-    """Measure one combination in a separate process; its row."""
+    """Measure one combination in a separate process; return its row."""
     with tempfile.TemporaryDirectory() as folder:
         row = Path(folder) / "row.json"
         words = ["--config-file", args.config_file, "--batch", batch, "--precision", precision, "--losses", losses]

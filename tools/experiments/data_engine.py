@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure the quality and speed of the data engine's steps, for docs/experiments-engine.md.
 
-python tools/experiments/data_engine.py regions --data dubai_val          # boundaries and segments, against a grid
+python tools/experiments/data_engine.py regions --data dubai_val          # boundaries and segments; a grid as baseline
 python tools/experiments/data_engine.py names --count 5                   # UC Merced: classes and captions
 python tools/experiments/data_engine.py copies --count 4                  # embedding distance of altered copies
 python tools/experiments/data_engine.py scale --tiles 100000 --work DIR   # time and memory
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def boundary_f(regions: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-    """Precision, recall and F-score of region boundaries within TOLERANCE pixels; ignored pixels do not count."""
+    """Return precision, recall and F-score of region boundaries within TOLERANCE pixels, without ignored pixels."""
     known = cv2.erode((truth != IGNORE).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     found, true = (find_boundaries(m, mode="thick") & known for m in (regions, truth))
     if not found.any() or not true.any():
@@ -81,7 +81,7 @@ def boundary_f(regions: np.ndarray, truth: np.ndarray) -> tuple[float, float, fl
 
 
 def found_components(regions: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    """(number matched, number) of the ground truth's segments with at least LEAST pixels; a match has IoU >= 0.5."""
+    """Count true segments of at least LEAST pixels; return (number matched with IoU >= 0.5, number of segments)."""
     parts = label(truth.astype(int), background=IGNORE, connectivity=1)
     sizes, own = np.bincount(parts.ravel()), np.bincount(regions.ravel())
     both = np.zeros((len(sizes), len(own)), int)
@@ -93,7 +93,7 @@ def found_components(regions: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
 
 
 def squares(size: tuple[int, int], count: int) -> np.ndarray:
-    """Label a grid of about `count` squares, 1..."""
+    """Return labels of a grid of about `count` squares, numbered from 1."""
     side = max(1.0, (size[0] * size[1] / max(1, count)) ** 0.5)
     rows, columns = (max(1, round(n / side)) for n in size)
     y, x = (np.arange(n) * parts // n for n, parts in zip(size, (rows, columns)))
@@ -141,7 +141,7 @@ def regions_of(args: argparse.Namespace, predictor: Predictor) -> None:
 
 
 def sample(count: int) -> list[dict]:
-    """`count` images per class of UC Merced's test split."""
+    """Return `count` records per class of UC Merced's test split."""
     by_class: dict = defaultdict(list)
     for record in records_of("ucmerced_test"):
         by_class[record["label"]].append(record)
@@ -149,7 +149,7 @@ def sample(count: int) -> list[dict]:
 
 
 def occurs_in(words: tuple[str, ...], captions: str) -> bool:
-    """Whether one of a class's words occurs in the captions, singular or plural."""
+    """Return whether one of a class's words occurs in the captions, in singular or plural."""
     text = f" {captions.lower()} "
     return any(
         f" {form} " in text for word in words for form in (word, word + "s", word + "es", word.removesuffix("s"))
@@ -262,7 +262,7 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
 
 def run() -> int:
     args = parser().parse_args()
-    import skysense_o.data  # noqa: F401  (registers the rows)
+    import skysense_o.data  # noqa: F401  (registers the data sets)
 
     work = {"regions": regions_of, "names": names_of, "copies": copies_of, "scale": scale_of}[args.what]
     predictor = Predictor.from_pretrained(args.weights)

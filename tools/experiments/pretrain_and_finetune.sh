@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures what pretraining and the three losses add: mini tower, pretrained on UC Merced, fine-tuned on Dubai, 3 seeds.
+# Measure the effect of pretraining and of three losses: the mini tower, pretrained on UC Merced and fine-tuned on Dubai, 3 seeds.
 #   DETECTRON2_DATASETS=../shared/data sh tools/experiments/pretrain_and_finetune.sh output/experiment [STEPS on Dubai: 100]
 # Finished runs are not repeated. The numbers are in the metrics.json of each folder.
 set -eu
@@ -14,7 +14,7 @@ run() {  # folder, config, KEY VALUE ...
     [ -f "$folder/model_final.pth" ] || "$python" "$here/tools/train_net.py" --config-file "$here/configs/$config" OUTPUT_DIR "$folder" "$@"
 }
 
-# Evaluate the untrained and the ImageNet-only tower: one step with a learning rate of almost 0, then the evaluation.
+# To evaluate the untrained and the ImageNet-only tower, train one step with a learning rate near 0.
 nothing="SOLVER.MAX_ITER 1 SOLVER.BASE_LR 1e-12 SOLVER.IMS_PER_BATCH 2"
 # shellcheck disable=SC2086
 run "$out/untrained" pretrain/mini.yaml MODEL.TOWER.PRETRAINED False $nothing

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Mean and standard deviation over the seeds of an experiment, from the metrics.json of its runs.
+"""Print mean and standard deviation over the seeds of an experiment, from the metrics.json of its runs.
 
 python tools/experiments/table.py output/experiment
 """
