@@ -1,4 +1,4 @@
-"""Shared by all tests: tiny data in the true shape, a small model of the real classes, the shipped one."""
+"""Fixtures for all tests: tiny data sets with the real layout, a small untrained model, and the shipped model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def root() -> Path:
 
 
 def small_config():
-    """The real parts at a fraction of their width; MiniLM is the real one, since it is what is installed."""
+    """Return the config of a narrow model made of the real modules; only MiniLM has its real size and weights."""
     cfg = default_config()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.TOWER.PRETRAINED = False
@@ -44,7 +44,7 @@ def cfg():
 
 @pytest.fixture
 def llama(tmp_path):
-    """The folder of a tiny random language model."""
+    """Return the folder of a tiny language model with random weights."""
     from tiny_llama import make_llama
 
     return make_llama(tmp_path / "llama")
@@ -52,7 +52,7 @@ def llama(tmp_path):
 
 @pytest.fixture(scope="session")
 def small_model():
-    """A small untrained model in eval mode; tests that change it make their own."""
+    """Return a small untrained model in eval mode; it is shared, so tests that change a model build their own."""
     from skysense_o.meta_arch import SkySenseO
 
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def small_model():
 
 @pytest.fixture(scope="session")
 def mini():
-    """The shipped model."""
+    """Return a predictor with the shipped model."""
     from skysense_o import Predictor
 
     assert (SHIPPED / "mini.safetensors").is_file(), "the shipped weights are part of the repository"
@@ -70,7 +70,7 @@ def mini():
 
 @pytest.fixture(scope="session")
 def words_only():
-    """The shipped model without its clicks and boxes."""
+    """Return a predictor with the shipped model without the parts for clicks and boxes."""
     from skysense_o import Predictor
 
     predictor = Predictor.from_pretrained("mini", device="cpu")
@@ -81,13 +81,13 @@ def words_only():
 
 @pytest.fixture(autouse=True)
 def unexpected_errors_are_raised(monkeypatch):
-    """Batches turn them into lines for users; in tests they are failures with a traceback."""
+    """Raise unexpected exceptions with a traceback in tests; batch commands would report each as one line instead."""
     monkeypatch.setenv("SKYSENSE_O_TRACEBACK", "unexpected")
 
 
 @pytest.fixture(autouse=True)
 def logs_reach_the_tests():
-    """Runs in this process set up Detectron2's loggers, whose messages then do not reach the root logger."""
+    """Undo Detectron2's logger setup after each test, so that later tests still receive log messages."""
     yield
     for name in ("skysense_o", "detectron2", "fvcore"):
         logging.getLogger(name).propagate = True
@@ -95,7 +95,7 @@ def logs_reach_the_tests():
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image of coloured fields and its labels: learnable at a glance, one colour a class of Dubai."""
+    """Draw an image of coloured fields and its label image; one colour per class of Dubai makes it easy to learn."""
     labels = np.ones((height, width), np.uint8)
     labels[: height // 3] = 0
     labels[height // 2 : height // 2 + height // 8] = 2
@@ -110,7 +110,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
 
 @pytest.fixture
 def dubai(tmp_path, monkeypatch) -> Path:
-    """A tiny Dubai with its true tree and file names, at DETECTRON2_DATASETS. The folder `dubai` itself."""
+    """Make a tiny Dubai data set with real folder and file names; return its folder and set DETECTRON2_DATASETS."""
     folder = tmp_path / "data" / "dubai"
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
@@ -125,7 +125,7 @@ def dubai(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def pairs(dubai) -> Path:
-    """Eight images of two classes, a colour each, with captions, beside Dubai. The folder `pairs` itself."""
+    """Make eight captioned images of two classes, one colour per class, next to Dubai; return the folder `pairs`."""
     folder, rng, lines = dubai.parent / "pairs", np.random.default_rng(0), []
     for split, count in (("train", 4), ("test", 2)):
         for name, color in (("river", (40, 60, 200)), ("greenForest", (30, 160, 40))):
@@ -142,7 +142,7 @@ def pairs(dubai) -> Path:
 
 @pytest.fixture
 def questions(tmp_path, monkeypatch):
-    """UC Merced's questions on images of one colour a class: the answer is in the image, never in the question."""
+    """Make UC Merced questions like RSIVQA's; the answer depends on the image's colour, never on the question alone."""
     folder, rng, lines = tmp_path / "data" / "ucmerced", np.random.default_rng(0), []
     colors = {"river": (40, 60, 200), "forest": (30, 160, 40), "beach": (230, 210, 130)}
     for split, count in (("train", 3), ("test", 1)):
@@ -165,7 +165,7 @@ def questions(tmp_path, monkeypatch):
 
 
 def load_script(path: str):
-    """A command line of tools/ or demo/ as a module, without starting it."""
+    """Import a script of tools/ or demo/ as a module without running it."""
     name = "script_" + Path(path).stem
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     module = importlib.util.module_from_spec(spec)
@@ -175,7 +175,7 @@ def load_script(path: str):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run a command line in this process: call("demo/demo.py", "--input", ...) -> (exit code, stdout, stderr)."""
+    """Return a function that runs a script in this process: call("demo/demo.py", ...) -> exit code, stdout, stderr."""
 
     def run(script: str, *words: str) -> tuple[int, str, str]:
         module = load_script(script)
@@ -195,7 +195,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def work(tmp_path):
-    """A work folder of the data engine with regions to review."""
+    """Return a work folder of the data engine that contains regions to review."""
     from review_work import make_work
 
     make_work(tmp_path / "work")
@@ -216,7 +216,7 @@ def tile(review):
 
 @pytest.fixture(scope="session")
 def prompted():
-    """A small untrained model that takes clicks and boxes."""
+    """Return a predictor with a small untrained model that takes clicks and boxes."""
     from skysense_o import Predictor
     from skysense_o.meta_arch import SkySenseO
 
@@ -228,7 +228,7 @@ def prompted():
 
 @pytest.fixture
 def halves(tmp_path):
-    """Four tiles of two regions each."""
+    """Return a data-engine work folder with four tiles, each split into a left and a right region."""
     from skysense_o.data_engine.collect import collect
     from skysense_o.data_engine.propose import propose
     from skysense_o.data_engine.work_folder import WorkFolder

@@ -1,4 +1,4 @@
-"""Checkpoints: mismatches are listed, and no code in them is executed."""
+"""Tests of checkpoints: mismatches are listed, and no code in a checkpoint is executed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_unknown_file_type_is_an_error(tmp_path):
 
 
 def test_an_old_pickle_is_read_only_when_trusted(tmp_path, caplog):
-    """Detectron2's zoo has .pkl files of NumPy arrays."""
+    """A pickle of NumPy arrays, as in Detectron2's model zoo, is read only with --trust-checkpoint."""
     (tmp_path / "old.pkl").write_bytes(pickle.dumps({"model": {"a": np.arange(3.0)}, "matching_heuristics": True}))
     with pytest.raises(WeightsError, match="from a source that you trust: --trust-checkpoint"):
         read_weights(find_weights(tmp_path / "old.pkl"))
@@ -92,7 +92,7 @@ def test_other_entries_of_a_checkpoint_are_logged(tmp_path, caplog):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A cache in the layout of the hub library with one file, without network."""
+    """Make a hub cache that contains one file, and switch the network off; return the file's path."""
     from huggingface_hub import constants
 
     repo = tmp_path / "hub/models--someone--weights"
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_on_the_hub_gives_a_hint(hub):
 
 
 def test_a_model_is_built_around_its_weights(small_model, cfg, tmp_path):
-    """Nothing is initialised first; float32 tensors stay memory-mapped; `half` casts only large ones."""
+    """A model is built around its weights: float32 tensors stay memory-mapped, and `half` casts only large ones."""
     torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
     whole, report = build_with_weights(cfg, tmp_path / "w.pth")
     assert not report.missing
@@ -224,7 +224,7 @@ def problem_of(path) -> WeightsError | None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_damaged_pth_names_its_path(tmp_path, zipped):
-    """Damage once surfaced as IndexError, KeyError or UnicodeDecodeError without a path."""
+    """Regression: damaged .pth files used to raise IndexError, KeyError or UnicodeDecodeError without the path."""
     torch.save({"model": STATE}, tmp_path / "good.pth", _use_new_zipfile_serialization=zipped)
     good, rng, kinds = (tmp_path / "good.pth").read_bytes(), np.random.default_rng(0), set()
     for _ in range(150):
@@ -241,7 +241,7 @@ def test_a_damaged_pth_names_its_path(tmp_path, zipped):
 
 
 def test_numbers_of_numpy_keep_their_shape(tmp_path):
-    """A batch norm's counter has no dimension."""
+    """Zero-dimensional NumPy numbers, such as a batch norm's counter, stay zero-dimensional."""
     (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": {"n": np.array(3), "a": np.ones((2, 3)).T}}))
     found = read_weights(tmp_path / "w.pkl", trust=True)
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"n": (), "a": (3, 2)}

@@ -1,4 +1,4 @@
-"""Threads wait passively and are as many as the quota allows, unless the user said otherwise."""
+"""Tests that threads wait passively and are as many as the CPU quota allows, unless the user sets their number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from skysense_o.cpu_threads import available_cores, cpu_quota
 
-LIGHT = {"check_dataset.py", "compare_results.py"}  # no model runs there
+LIGHT = {"check_dataset.py", "compare_results.py"}  # these run no model
 SCRIPTS = [p for folder in ("tools", "demo") for p in sorted((ROOT / folder).glob("*.py")) if p.name not in LIGHT]
 LIGHT_MODULES = {"skysense_o.cpu_threads", "skysense_o.memory_limit"}
 SCRIPTS = [path for path in SCRIPTS if path.name != "__init__.py"]
@@ -70,13 +70,13 @@ def test_the_user_s_own_settings_stay(monkeypatch, own, expected):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_every_script_sets_its_threads_before_it_imports_anything_large(path):
-    """Whatever imports torch, ours included, comes after the call."""
+    """Scripts call set_thread_environment() before any import that loads torch, including our own."""
     before = []
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Expr) and ast.unparse(statement) == "set_thread_environment()":
             break
         if isinstance(statement, ast.ImportFrom) and statement.module.startswith("skysense_o.cli"):
-            break  # the folder of all commands calls it
+            break  # skysense_o.cli calls it on import
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             before.append(statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name)
     else:

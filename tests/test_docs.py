@@ -1,4 +1,4 @@
-"""What the documents say is so: their links, their commands, their code."""
+"""Tests that the links, commands and code of the documents are correct."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_commands_are_ones_that_the_parsers_take(page):
     for line in COMMAND.finditer(page.read_text().replace("\\\n", " ")):
         script, words = line[1], shlex.split(line[2], comments=True)
         assert (ROOT / script).is_file(), line[0]
-        if "..." in words or "CONFIG" in words:  # a usage
+        if "..." in words or "CONFIG" in words:  # only a usage pattern
             continue
         if script in ("run_train.sh", "run_eval.sh"):
             takes(words[0], [word for word in words[3:] if word != "--resume"])
@@ -62,7 +62,7 @@ def test_commands_are_ones_that_the_parsers_take(page):
 
 
 def takes(config: str, changes: list[str]) -> None:
-    """The YAML is there and has the keys that are changed, but for one that a page tells to add."""
+    """Check that the YAML exists and has the changed keys; MODEL.LOSS.TVERSKY is left out, as a page says to add it."""
     cfg, pairs = default_config(), list(zip(changes[::2], changes[1::2], strict=True))
     cfg.merge_from_file(str(ROOT / config))
     words = [word for pair in pairs if pair[0] != "MODEL.LOSS.TVERSKY" for word in pair]
@@ -71,18 +71,19 @@ def takes(config: str, changes: list[str]) -> None:
 
 @pytest.fixture
 def registered(monkeypatch):
-    """What a block registers is forgotten after the test."""
+    """Remove what the pages' code registers after the test."""
     from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
     from skysense_o.modeling import TOWER_REGISTRY
 
     for registry in (SEM_SEG_HEADS_REGISTRY, TOWER_REGISTRY):
         rest = {key: value for key, value in registry._obj_map.items() if key not in ("ResNetTower", "CosineHead")}
-        monkeypatch.setattr(registry, "_obj_map", rest)  # somebody who follows the page has them in the package, too
+        # Readers who follow the page register these in the package itself.
+        monkeypatch.setattr(registry, "_obj_map", rest)
 
 
 def trains_and_sees(cfg, untouched: str = "$") -> None:
-    """A step's gradients reach every parameter but the untouched; an image gets its masks."""
+    """Check that one step's gradients reach every parameter except those matching `untouched`, and predict once."""
     model, words = SkySenseO(cfg), Vocabulary.of(["road", "water"])
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
     sample = {"image": image, "vocabulary": words, "sem_seg": torch.randint(0, 2, (70, 90))}
@@ -117,7 +118,7 @@ def test_the_page_s_loss_against_its_twin():
     means = []
     for b in range(2):
         each = []
-        for name in range(2):  # the third is nowhere in the image
+        for name in range(2):  # the third class is absent from the image
             both = wrong = lost = 0.0
             for y in range(5):
                 for x in range(6):

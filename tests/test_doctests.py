@@ -1,4 +1,4 @@
-"""The examples in docstrings run and print what they say."""
+"""Tests that the examples in docstrings run and print the output shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEED_GEO = ["scenes.api", "scenes.georeference", "scenes.pixel_area", "scenes.ra
 def test_examples_run(name, monkeypatch):
     if name in NEED_GEO:
         pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
-    monkeypatch.chdir(ROOT)  # they name the images of demo/
+    monkeypatch.chdir(ROOT)  # the examples use images in demo/
     result = doctest.testmod(importlib.import_module(f"skysense_o.{name}"), optionflags=doctest.ELLIPSIS)
     assert result.attempted, f"{name} has no example"
     assert not result.failed

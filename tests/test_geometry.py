@@ -1,4 +1,4 @@
-"""`prepare` and `restore` are inverse to each other."""
+"""Tests that `restore` is the inverse of `prepare`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZES = [(37, 53), (101, 67), (64, 96), (1, 200), (133, 31)]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_pixel_keeps_its_position(size):
-    """The published code does not crop its padding: a pixel of a 100 x 140 image moved by up to 31 pixels."""
+    """A pixel keeps its position; the published code, which keeps its padding, moves it by up to 31 pixels."""
     for mark in {(0, 0), (size[0] // 2, size[1] // 3), (size[0] - 1, size[1] - 1)}:
         image = torch.zeros(3, *size, dtype=torch.uint8)
         image[:, mark[0], mark[1]] = 255
@@ -72,9 +72,9 @@ def test_padding_is_the_mean_colour():
 
 @pytest.mark.parametrize("size", [(45, 61), (90, 122), (31, 40)])
 @pytest.mark.parametrize("compat", [False, True])
-@pytest.mark.parametrize("memory", [1, geometry.RESTORE_BYTES])  # one name at a time, and all
+@pytest.mark.parametrize("memory", [1, geometry.RESTORE_BYTES])  # one class at a time, and all classes at once
 def test_labels_equal_those_of_all_probabilities_at_full_size(monkeypatch, size, compat, memory):
-    """Only pixels between cells of different classes are computed for all classes; no result changes."""
+    """Labels equal those of all probabilities at full size, although most pixels are computed for a single class."""
     torch.manual_seed(0)
     transform = image_transform_for((45, 61), tower())
     logits, phrase_to_class = torch.randn(9, 16, 16), [0, 0, 1, 2, 2, 2, 3, 4, 5]
@@ -85,7 +85,7 @@ def test_labels_equal_those_of_all_probabilities_at_full_size(monkeypatch, size,
     score, _ = whole.max(0)
     assert parts["labels"].dtype == torch.int64
     assert torch.allclose(parts["score"], score, atol=1e-6)
-    # The label is the best class but for rounding.
+    # The label is a best class up to rounding.
     assert torch.allclose(whole.gather(0, parts["labels"][None])[0], score, atol=1e-6)
 
 

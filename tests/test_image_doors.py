@@ -1,4 +1,4 @@
-"""All parts of the project that read images (doors) get the same pixels from a file, and the right ones."""
+"""Tests that every part of the project that reads images (here called a door) gets the same, correct pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from skysense_o.vocabulary import Vocabulary
 
 
 def predictor_door(path, monkeypatch) -> np.ndarray:
-    """RGB and validity as `Predictor` gives them to its model."""
+    """Return the RGB image and the valid mask that `Predictor` gives to its model."""
     calls, model = [], ColourModel()
     model.tower.pixel_mean = torch.tensor(FILL, dtype=torch.float32).view(3, 1, 1)
     name = "skysense_o.inference.predictor.PromptedImage"
@@ -77,7 +77,7 @@ def test_all_doors_get_the_same_and_right_pixels(tmp_path, kind, monkeypatch):
     assert read.size == made.values.shape[:2] == image_size(made.path)
     assert np.array_equal(np.ones(read.size, bool) if read.valid is None else read.valid, valid)
     error = np.abs(read.rgb[valid].astype(float) - made.expected()[valid])
-    # Images this small are sampled completely, so the percentiles are exact; only rounding may differ.
+    # Images this small are sampled completely, so the percentiles are exact and only rounding differs.
     assert error.max() <= (40 if not made.exact else 0 if made.values.dtype == np.uint8 else 1.01), error.max()
     assert error.mean() < 4
 

@@ -1,4 +1,4 @@
-"""The image reader: what it reads, what it reports and what it refuses. See test_image_doors.py for its callers."""
+"""Tests of the image reader: what it reads, reports and refuses. Its callers are tested in test_image_doors.py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_16_bits_are_stretched_over_the_whole_image(tmp_path, channels, suffix):
     ramp = np.linspace(3000, 9000, 40 * 50).reshape(40, 50).astype(np.uint16)
     alpha = np.full_like(ramp, 65535)
     deep = ramp if channels == 1 else np.stack([ramp, ramp // 2, ramp // 4, alpha][:channels], -1)
-    cv2.imwrite(str(tmp_path / f"deep{suffix}"), deep)  # OpenCV writes blue first
+    cv2.imwrite(str(tmp_path / f"deep{suffix}"), deep)  # OpenCV stores blue first
     read = read_image(tmp_path / f"deep{suffix}")
     image = read.rgb
     assert image.dtype == np.uint8
@@ -94,7 +94,7 @@ def test_missing_empty_wrong_and_truncated_files_are_errors(tmp_path):
 
 
 def test_the_stretch_is_measured_on_a_sample_of_valid_pixels():
-    """Large arrays are sampled; values that are not finite do not count and are not valid."""
+    """The stretch of a large array is estimated from a sample; non-finite values are excluded and marked invalid."""
     array = np.linspace(0, 50_000, 3000 * 1200 * 3, dtype=np.float32).reshape(3000, 1200, 3)
     array[:900] = np.inf
     image = as_image(array)
@@ -130,12 +130,13 @@ def test_as_stored_is_the_inverse_of_upright(orientation):
 
 @pytest.mark.parametrize(("orientation", "quarter"), [(3, 2), (6, 1), (8, 3)])
 def test_labels_turn_with_their_image(tmp_path, orientation, quarter):
-    """Labels with the stored size are turned like the image; labels that are already upright are not."""
+    """Labels stored like their image are rotated with it, and labels that are already upright are not."""
     labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
     Image.fromarray(labels).save(tmp_path / "upright.png")
     Image.fromarray(np.rot90(labels, quarter).copy()).save(tmp_path / "stored.png")
     assert np.array_equal(read_labels(tmp_path / "upright.png", (4, 6), orientation), labels)
-    if orientation != 3:  # rotated by 180 degrees both sizes are equal, so labels count as upright
+    # At 180 degrees both sizes are equal, so labels are taken as upright.
+    if orientation != 3:
         assert np.array_equal(read_labels(tmp_path / "stored.png", (4, 6), orientation), labels)
     with pytest.raises(BadData, match="they must be equal"):
         read_labels(tmp_path / "upright.png", (5, 6), orientation)
@@ -227,7 +228,7 @@ def test_link_loops_and_names_that_are_not_utf8_are_errors(tmp_path):
     os.rename(tmp_path / "deep.png", odd)
     with pytest.raises(ImageError, match=r"caf\\xe9.png has a name that is not UTF-8.*rename it") as caught:
         read_image(os.fsdecode(odd))
-    str(caught.value).encode()  # it can be printed
+    str(caught.value).encode()  # the message can be encoded, so it can be printed
 
 
 def test_images_without_valid_pixels_are_errors(tmp_path):
@@ -248,12 +249,12 @@ def test_image_size_decodes_nothing(tmp_path):
         read_image(tmp_path / "a.jpg")
 
 
-# Files from strangers
+# Files from untrusted sources
 
 
 @pytest.fixture
 def server():
-    """An HTTP server: its address, and the list of requests it received."""
+    """Start an HTTP server; return its address and the list of requests it receives."""
     requests = []
 
     class Handler(BaseRequestHandler):
@@ -383,7 +384,7 @@ print(image.rgb.shape[0], image.rgb[-1, -1, 0], most - before)
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_large_16_bit_png_takes_three_bytes_per_pixel_plus_200_mib(tmp_path, channels):
-    """Regression: it took 10.8 GiB, because the whole image was stretched as float and read twice."""
+    """Regression: a large 16-bit PNG used to take 10.8 GiB, because all of it was stretched as float and read twice."""
     side = 9000
     ramp = (np.arange(side, dtype=np.uint32) * 7 % 60_000).astype(np.uint16)
     image = np.broadcast_to(ramp[:, None, None], (side, side, channels))
@@ -398,7 +399,7 @@ def test_a_large_16_bit_png_takes_three_bytes_per_pixel_plus_200_mib(tmp_path, c
 
 
 def test_two_stars_find_each_file_once(tmp_path):
-    """A link to a parent folder once gave the same file 41 times."""
+    """Regression: with a link to a parent folder, `**` used to find the same file 41 times."""
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/up").symlink_to(tmp_path)
     for name in ("a/x.png", "a/b/y.png"):

@@ -1,4 +1,4 @@
-"""Each loss against a naive twin, and at its edges."""
+"""Tests of each loss against a naive reference implementation, and of its edge cases."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def naive_focal(logits, sem_seg, valid):
 
 
 def naive_published_bce(logits, sem_seg, valid):
-    """Every pixel counts; one that is ignored is of no name."""
+    """Binary cross-entropy as published: every pixel counts, and an ignored pixel is negative for every class."""
     samples = []
     for b in range(B):
         terms = []
@@ -109,7 +109,7 @@ def test_pixel_losses_equal_their_naive_twins(batch, loss, naive):
 
 @pytest.fixture
 def regions(batch):
-    """Region features of a grid that is the image, so that pooling is a plain mean; and what the losses ask for."""
+    """Pool region features on a grid as large as the image, so pooling is a plain mean; return the losses' inputs."""
     _, sem_seg, valid = batch
     g = torch.Generator().manual_seed(1)
     dense = torch.randn(B, D, H, W, generator=g)
@@ -141,7 +141,7 @@ def test_region_contrast_equals_its_naive_twin(regions):
 
 @pytest.fixture
 def pairs():
-    """S_t, also negative, and S_v with unknown pairs, for T names."""
+    """Return S_t, with negative values, and S_v, with unknown pairs, for T phrases."""
     g = torch.Generator().manual_seed(4)
     visual_similarity = torch.randint(0, 11, (B, T, T), generator=g) / 10
     return torch.rand(B, T, T, generator=g) * 2 - 1, visual_similarity
@@ -188,7 +188,7 @@ def test_published_regional_losses_equal_their_naive_twins(regions, pairs, graph
 
 def test_chunks_of_names_change_no_loss_and_no_gradient():
     g = torch.Generator().manual_seed(5)
-    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)  # resized to the labels in each
+    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)  # each loss resizes them to the labels
     sem_seg, valid = torch.randint(0, 7, (B, H, W), generator=g), torch.ones(B, 7, dtype=torch.bool)
     for loss in (losses.pixel_bce, losses.focal, losses.dice):
         whole, chunked = loss(logits, sem_seg, valid), loss(logits, sem_seg, valid, chunk=3)
@@ -197,7 +197,7 @@ def test_chunks_of_names_change_no_loss_and_no_gradient():
 
 
 def test_name_255_is_not_what_ignored_pixels_are():
-    """With more than 255 names, the number that marks ignored pixels is also the place of a name."""
+    """With more than 255 classes, 255 still marks ignored pixels and never class 255."""
     sem_seg = torch.full((1, 4, 4), 255)
     sem_seg[0, 0] = 3
     assert losses.one_hot(sem_seg, 300).nonzero()[:, 1].unique().tolist() == [3]
@@ -206,7 +206,7 @@ def test_name_255_is_not_what_ignored_pixels_are():
 
 
 def test_names_are_encoded_once(monkeypatch):
-    """S_t: each name one time, whatever vocabulary it is in; the encoder is read at the first use."""
+    """Sentence similarity (S_t) encodes each name once, whatever the vocabulary, and loads its encoder at first use."""
     from skysense_o.modeling import minilm
 
     asked, read = [], []
@@ -229,7 +229,7 @@ def test_names_are_encoded_once(monkeypatch):
 def test_presence_asks_only_what_is_known(batch):
     _, sem_seg, valid = batch
     presence = torch.randn(B, T, generator=torch.Generator().manual_seed(2))
-    # Sample 0 has ignored pixels: absence is not known there. Sample 1 is complete: two present, one absent.
+    # Sample 0 has ignored pixels, so absence is unknown. Sample 1 is complete: two classes present, one absent.
     first = torch.nn.functional.softplus(-presence[0, :3]).mean()
     second = torch.stack(
         [
@@ -244,7 +244,7 @@ def test_presence_asks_only_what_is_known(batch):
 
 
 def test_a_batch_is_the_mean_of_its_samples(batch):
-    """So the loss does not depend on how a batch is shared between processes."""
+    """The loss of a batch is the mean over its samples, so splitting a batch across processes does not change it."""
     logits, sem_seg, valid = batch
     for loss in (losses.pixel_bce, losses.focal, losses.pixel_cross_entropy, losses.dice):
         alone = [loss(logits[b : b + 1], sem_seg[b : b + 1], valid[b : b + 1]) for b in range(B)]

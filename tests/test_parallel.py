@@ -1,4 +1,4 @@
-"""The ordered thread pool for windows."""
+"""Tests of the ordered thread pool that runs windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of partly labelled samples: equal to the others where all is known, else to loops over pixels."""
+"""Tests of losses for partial labels: equal to the full losses where all is known, otherwise to loops over pixels."""
 
 import math
 
@@ -16,7 +16,7 @@ B, T, SIDE = 3, 5, 12
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 4, (B, SIDE, SIDE), generator=generator)  # name 4 is nowhere
+    labels = torch.randint(0, 4, (B, SIDE, SIDE), generator=generator)  # phrase 4 is absent
     labels[0, :3] = IGNORE
     logits = torch.randn(B, T, SIDE, SIDE, generator=generator, dtype=torch.float64, requires_grad=True)
     return labels, logits, torch.ones(B, T, dtype=torch.bool)
@@ -28,7 +28,7 @@ def complete(count=T):
 
 @pytest.fixture
 def partial_batch(batch):
-    """Two YES in a pixel, unknowns, a value of which nothing is known, a name that nothing is known of."""
+    """Return a batch with two YES in one pixel, unknown pairs, an uninformative label value, and an unknown phrase."""
     labels, logits, _ = batch
     generator = torch.Generator().manual_seed(1)
     says = [torch.randint(-1, 2, (4, T), generator=generator).to(torch.int8) for _ in range(B)]
@@ -167,7 +167,7 @@ def test_bags_by_a_loop():
         terms.append(math.log1p(math.exp(-sum(best) / len(best))))
     expected = (sum(terms) / 2 + 0) / 2  # the second sample has no bag
     assert float(partly.bags(logits, labels, table)) == pytest.approx(expected, abs=1e-9)
-    assert (partly.partial_targets(labels, table) <= YES).all()  # a bag is no pixel's YES
+    assert (partly.partial_targets(labels, table) <= YES).all()  # a bag makes no single pixel YES
 
 
 def test_candidates_by_a_loop():
@@ -207,7 +207,7 @@ def test_a_region_meets_only_words_that_it_is_known_not_to_be():
 
 
 def test_region_contrast_by_a_loop(partial_batch):
-    """Pooled where a name is YES; against its own word and those that are NO wherever it is YES."""
+    """The region contrast pools pixels where a phrase is YES and opposes phrases that are NO there, as a loop does."""
     labels, _, _, table, target = partial_batch
     generator = torch.Generator().manual_seed(5)
     dense, temperature = torch.randn(B, 8, SIDE, SIDE, generator=generator), 0.1

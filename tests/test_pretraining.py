@@ -1,4 +1,4 @@
-"""Pretraining: contrastive losses over all processes, reconstruction, data and metrics."""
+"""Tests of pretraining: contrastive losses across processes, reconstruction, data and metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_contrast_equals_its_naive_twin():
-    a, b, ids = unit(5, 7), unit(5, 7, seed=1), torch.tensor([0, 1, 0, 2, 3])  # the first and the third say the same
+    a, b, ids = unit(5, 7), unit(5, 7, seed=1), torch.tensor([0, 1, 0, 2, 3])  # the first and third have one caption
     total = 0.0
     for i in range(5):
         for x, y in ((a, b), (b, a)):
@@ -82,7 +82,7 @@ if __name__ == "__main__":
 
 
 def test_contrast_over_two_processes_equals_one(tmp_path):
-    """Loss and gradients in double precision; two processes with half a batch each equal one with all of it."""
+    """Two processes with half a batch each give the loss and gradients of one process with the whole batch."""
     a, b, ids = unit(6, 5), unit(6, 5, seed=1), torch.tensor([0, 1, 2, 0, 3, 4])
     torch.save((a, b, ids), tmp_path / "batch")
     (tmp_path / "two.py").write_text(TWO)
@@ -110,7 +110,7 @@ def pretraining(**changes) -> ImageTextPretraining:
 
 def batch(folder, count: int = 6) -> list[dict]:
     np.random.seed(0)
-    random.seed(0)  # colours come from there
+    random.seed(0)  # the source of colour jitter's random numbers
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
     mapper = CaptionMapper(cfg)
@@ -118,7 +118,7 @@ def batch(folder, count: int = 6) -> list[dict]:
 
 
 def test_chunks_change_no_loss_and_no_gradient(pairs):
-    """Activations are recomputed, so a large batch needs the memory of a small one; gradients are the same."""
+    """Computing the loss in chunks, which recomputes activations to save memory, changes neither loss nor gradients."""
     results = []
     for chunk in (0, 4):
         model = pretraining(CHUNK=chunk).train()
@@ -132,7 +132,7 @@ def test_chunks_change_no_loss_and_no_gradient(pairs):
 
 
 def test_reconstruction_is_of_hidden_pixels_only(pairs):
-    """L1 equals a naive version; predictions for visible pixels do not matter."""
+    """The reconstruction loss is L1 on hidden pixels only; predictions for visible pixels have no influence."""
     model, samples = pretraining(IMAGE_TEXT=0.0, IMAGE_IMAGE=0.0).eval(), batch(pairs, 2)
     assert set(dict(model.pretraining.items())) == {"pixels"}
     got = model(samples)["loss_reconstruction"]
@@ -155,7 +155,7 @@ def test_a_term_without_weight_has_no_parameters(pairs):
 
 
 def test_two_colours_are_learned(pairs):
-    """A real training: classification and retrieval of unseen images."""
+    """A few training steps make classification and retrieval of unseen images of two colours perfect."""
     model, samples = pretraining(IMAGE_IMAGE=0.0, RECONSTRUCTION=0.1).train(), batch(pairs, 8)
     optimizer = build_optimizer(model, [[".", 1.0, 0.0]], 3e-3)
     for _ in range(12):
@@ -170,7 +170,7 @@ def test_two_colours_are_learned(pairs):
     assert model.training
     swapped = Vocabulary.of([(f"weather {i}", n) for i, n in enumerate(records[0]["names"][::-1])])
     numbers = evaluate_pairs(model, records, read_record_image, swapped, ["a {} ."], 64, flips=True)
-    assert numbers["top1"] == 0.0  # the best phrase of each class is the other class's name
+    assert numbers["top1"] == 0.0  # each class's best phrase is the other class's name
 
 
 def test_recalls_count_every_caption_that_is_shared():
@@ -191,7 +191,7 @@ def test_fine_tuning_starts_from_a_pretrained_tower(tmp_path):
 
 
 def test_sources(pairs, tmp_path):
-    """The same images as JSON lines, CSV, folders and shards."""
+    """The same images are read from JSON lines, CSV, folders and shards."""
     wanted = read_captioned_images("captions.jsonl@train", pairs)
     assert len(wanted) == 8
     assert wanted[0]["names"] == ["green forest", "river"]
@@ -259,7 +259,7 @@ def test_left_stays_left(pairs):
 
 
 def test_without_captions_any_word_of_the_class_is_used(pairs):
-    """A record of a classification set whose class has four words, with four templates."""
+    """Without captions, each of the class's four words is used with each of the four templates."""
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
     image = next((pairs / "images/river").iterdir())
@@ -271,7 +271,7 @@ def test_without_captions_any_word_of_the_class_is_used(pairs):
 
 
 def test_real_captions(tmp_path, monkeypatch):
-    """On UC Merced, if the data are available."""
+    """The records of UC Merced match the shipped config; skipped where the data are absent."""
     shared = ROOT.parent / "shared/data"
     if not (shared / "ucmerced/captions.jsonl").is_file():
         pytest.skip("no ../shared/data/ucmerced beside the project")

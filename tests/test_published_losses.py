@@ -1,7 +1,7 @@
-"""The losses of the published code: values and gradients agree with what it gave on small random weights.
+"""Tests that our copy of the published losses gives the published code's values and gradients on small random weights.
 
-`tests/reference/published_losses.npz` holds two cases of the published code's run: a sampler with its graph, and a
-image of a single name. (Its labels of overlapping masks are not ours: a pixel has one name here.)
+`tests/reference/published_losses.npz` holds two runs of the published code: classes sampled with a relation graph, and
+an image with one class. (Its labels of overlapping masks are left out: here a pixel has one class.)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def model():
 
 
 def sample(arrays, case) -> dict:
-    """The inputs of the published code; with the graph, its scores per class pair, 0 without an edge."""
+    """Return the inputs that the published code had; S_v contains the graph's scores, 0 without an edge."""
     names = arrays[f"{case}_texts"].tolist()
     sem_seg = arrays["sem_seg_one" if case == "one" else "sem_seg"].long()
     graph = json.loads(str(arrays["graph_json"]))
@@ -59,7 +59,7 @@ def sample(arrays, case) -> dict:
 
 @pytest.mark.parametrize("case", ["dyn", "one"])
 def test_values_and_gradients_of_the_published_losses(model, arrays, case, monkeypatch):
-    alike = arrays.get(f"{case}_text_correlation", torch.ones(12, 12))  # of a single name nothing is asked
+    alike = arrays.get(f"{case}_text_correlation", torch.ones(12, 12))  # with one class, no similarity is needed
     monkeypatch.setattr(model.objective, "similarity", lambda names: alike)
     model.zero_grad()
     model.text_bank.weights_changed()
@@ -72,7 +72,7 @@ def test_values_and_gradients_of_the_published_losses(model, arrays, case, monke
     assert set(names) <= set(ours), sorted(set(names) - set(ours))[:5]
     norms, sums = arrays[f"{case}_grad_norms"], arrays[f"{case}_grad_sums"]
     for name, norm, total in zip(names, norms.tolist(), sums.tolist()):
-        noise = 1e-3 * norm * ours[name].numel() ** 0.5 + 2e-5  # of a sum of that many numbers, in single precision
+        noise = 1e-3 * norm * ours[name].numel() ** 0.5 + 2e-5  # of a sum of that many numbers in single precision
         assert ours[name].norm().item() == pytest.approx(norm, rel=5e-3, abs=2e-5), name
         assert ours[name].sum().item() == pytest.approx(total, rel=5e-3, abs=noise), name
     for key in [k for k in arrays if k.startswith(f"{case}_grad/")]:
@@ -82,7 +82,7 @@ def test_values_and_gradients_of_the_published_losses(model, arrays, case, monke
 
 
 def test_pooling_first_equals_pooling_the_map():
-    """Values and gradients against the full map, computed as in the published code."""
+    """Projecting pooled features equals pooling the projected map as published, both in values and in gradients."""
     torch.manual_seed(0)
     projection = RegionProjection(6, 4).double()
     dense = torch.randn(2, 6, 3, 5, dtype=torch.float64, requires_grad=True)

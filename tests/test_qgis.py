@@ -1,4 +1,4 @@
-"""The QGIS plugin over a stub of QGIS: what it calls, progress, cancel, errors, and files where the user wants them."""
+"""Tests of the QGIS plugin on a stub of QGIS: the commands it runs, progress, cancelling, errors and output files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if "--classes=fail" in sys.argv:
 
 @pytest.fixture
 def plugin(monkeypatch, tmp_path):
-    """The loaded plugin; its command is FAKE, in a folder with a blank in its name."""
+    """Load the plugin with the fake command FAKE, in a folder whose name contains a space."""
     package, registry = qgis_stub.load_plugin(monkeypatch)
     script = tmp_path / "a folder" / "fake.py"
     script.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Two runs never write into one folder; the second says who holds it; the lock of a dead process is taken over."""
+"""Tests that two runs never write into one folder: the second names the first; a dead process's lock is taken over."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.faults
 
 
 def hold(path: Path, *more: str) -> subprocess.Popen:
-    """Another process that holds the lock."""
+    """Start another process that holds the lock."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLDER, str(path), *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -104,7 +104,7 @@ def test_a_scene_is_made_by_one_run_at_a_time(tmp_path):
 
 
 def test_a_failed_scene_leaves_no_open_files(tmp_path, monkeypatch):
-    """Two descriptors once stayed open per failed scene, until none was left."""
+    """Regression: each failed scene used to leave two file descriptors open."""
     path, fds = write_scene(tmp_path / "s.tif", fields(64, 96)), Path("/proc/self/fd")
     predictor, out = colour_predictor(), tmp_path / "out"
 

@@ -1,4 +1,4 @@
-"""SAM 3 from a folder, from the hub's cache without a network, and what is said where it is not to be had."""
+"""Tests of loading SAM 3 from a folder or the hub's cache without a network, and the error when it is unavailable."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_evaluation_builds_it_from_the_config(folder):
 
 
 def test_run_eval_on_a_folder(folder, dubai, tmp_path, monkeypatch):
-    """The command of run_eval.sh, on the tiny Dubai; a second call reads the result back."""
+    """The command of run_eval.sh evaluates a SAM 3 folder on the tiny Dubai; a second call reads the result back."""
     command = [
         sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(ROOT / "configs/sam3/sam3.yaml"),
         "--num-gpus", "1", "--eval-only", "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", str(folder),
@@ -89,7 +89,7 @@ def test_run_eval_on_a_folder(folder, dubai, tmp_path, monkeypatch):
 
 
 def cached(home, folder):
-    """The hub's cache as it is after facebook/sam3 has been fetched."""
+    """Make the hub's cache as it is after facebook/sam3 was downloaded."""
     repo = home / "hub" / "models--facebook--sam3"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("0123abcd")

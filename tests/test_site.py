@@ -1,4 +1,4 @@
-"""The documentation site is built without a warning; its links lead to pages, and every document is one of them."""
+"""Tests that the documentation site builds without warnings, its links lead to pages, and every document is there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("mkdocs", reason='pip install -e ".[docs]"')
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site; `--strict` makes each warning an error: missing pages, links, anchors and unknown objects."""
+    """Build the site; `--strict` turns warnings (missing pages, links, anchors, unknown objects) into errors."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -30,7 +30,7 @@ def test_links_and_images_of_the_built_pages_exist(site):
     ids = {page: set(re.findall(r'\bid="([^"]+)"', page.read_text())) for page in pages}
     wrong = []
     for page in pages:
-        if page.name == "404.html":  # its links begin at the root of a server
+        if page.name == "404.html":  # its links are relative to a server's root
             continue
         for link in re.findall(r'(?:href|src)="([^"]+)"', page.read_text()):
             parts = urlsplit(link)

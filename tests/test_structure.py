@@ -1,4 +1,4 @@
-"""The house stands as ARCHITECTURE.md draws it."""
+"""Tests of the package's structure as ARCHITECTURE.md describes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conftest import ROOT, load_script
 
 from skysense_o.config import default_config
 
-# From the foundation up; a room may import itself and rooms before it, but for these pairs.
+# Modules in import order: each may import itself and earlier ones, except for the pairs in FORBIDDEN.
 ROOMS = [
     "sample", "memory_limit", "errors", "cpu_threads", "shipped_files", "whole_files", "run_lock", "words",
     "renamed_keys", "text_files", "config", "byte_cache", "image_io", "device", "parallel", "best_class", "geometry",
@@ -28,7 +28,7 @@ PACKAGE = ROOT / "skysense_o"
 
 
 def imports_of(path) -> set[str]:
-    """Rooms of ours that a file imports when it runs; what is for type checkers only does not count."""
+    """Return the modules of this package that a file imports at run time, without imports for type checkers only."""
     found = set()
     tree = ast.parse(path.read_text())
     hidden = {
@@ -60,7 +60,7 @@ def test_imports_run_one_way():
 
 
 def test_importing_reads_no_file_and_starts_nothing(tmp_path):
-    """No folder made, no weights read, nothing printed, in any working folder; the bare package loads no torch."""
+    """Importing makes no folder, reads no weights and prints nothing, and `import skysense_o` does not load torch."""
     code = (
         "import sys, skysense_o; assert 'torch' not in sys.modules;"
         "import builtins, io; real = builtins.open;\n"
@@ -101,7 +101,7 @@ def test_every_key_we_declare_is_read():
     source = "\n".join(p.read_text() for p in PACKAGE.rglob("*.py") if p.name != "config.py")
     keys = [name for name in leaves(default_config()) if re.search(rf"\b{name.split('.')[-1]} = ", declared)]
     assert len(keys) > 30
-    # LR_SCHEDULER_NAME is Detectron2's own key, read there; we only set its default.
+    # LR_SCHEDULER_NAME is Detectron2's own key and is read there; only its default is set here.
     unread = [k for k in keys if f".{k.split('.')[-1]}" not in source and k != "SOLVER.LR_SCHEDULER_NAME"]
     assert unread == []
 
@@ -115,7 +115,7 @@ def committed():
 
 
 def test_no_path_of_a_machine():
-    # What Label Studio calls its local files begins like a folder, and is none.
+    # Label Studio's addresses of local files begin like a folder, but are not paths.
     pattern = re.compile(r"(?<![\w.])/(work|home/\w+|root|mnt|data(?!/local-files)|Users)/")
     bad = []
     for path in committed():
@@ -155,7 +155,7 @@ def test_help_teaches(script, monkeypatch, capsys):
 
 
 def public_definitions() -> dict[str, list[str]]:
-    """Name of each public class and function at the top of a module -> the modules that define one."""
+    """Return {name of a public class or function at a module's top level: modules that define it}."""
     found: dict[str, list[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
@@ -174,7 +174,7 @@ def test_no_module_is_long():
     assert {path: n for path, n in lengths.items() if n > 300} == {}
 
 
-# Files that are of our own making, or no images; everything else goes through skysense_o/image_io.
+# These modules open files made by this project or that are not images; all others use skysense_o/image_io.
 OPENS = re.compile(r"\bImage\.open\(|\bcv2\.im(read|decode)\(|\brasterio\.open\(")
 MAY_OPEN = {
     "data_engine/work_folder.py": "maps of the data engine",

@@ -1,4 +1,4 @@
-"""Vocabularies and the cache of text embeddings."""
+"""Tests of vocabularies and of the cache of text embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every output is complete or absent, however its writer ends; the error for a full disk names file and size."""
+"""Tests that every output is complete or absent, and that the error for a full disk names file and size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 
 
 def fail_half_way(*args, **kwargs):
-    """In place of a library's writer: some bytes, then an error, as of a full disk."""
+    """Stand in for a library's writer: write a few bytes, then fail as on a full disk."""
     target = next(a for a in (*args, *kwargs.values()) if hasattr(a, "write") or hasattr(a, "write_bytes"))
     if hasattr(target, "write_bytes"):
         target.write_bytes(b"half")
@@ -108,7 +108,7 @@ def test_a_checkpoint_stays_whole(small_model, tmp_path, monkeypatch):
 
 
 def test_weights_stay_whole_and_equal_weights_give_equal_bytes(small_model, cfg, tmp_path, monkeypatch):
-    """The order of the metadata once differed from run to run, and with it the SHA-256."""
+    """Regression: the metadata's order used to vary, so equal weights had different SHA-256 sums."""
     import json
     import struct
 
@@ -128,7 +128,7 @@ def test_weights_stay_whole_and_equal_weights_give_equal_bytes(small_model, cfg,
 
 
 def test_of_several_errors_on_a_full_disk_the_first_is_told(tmp_path):
-    """Regression: the message with file and size was replaced by that of a log, which was closed afterwards."""
+    """Regression: the error with file and size used to be replaced by that of a log file closed later."""
     from skysense_o.errors import message
 
     def closed_later():

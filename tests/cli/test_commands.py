@@ -1,4 +1,4 @@
-"""The command skysense-o: its help, its quick answers, its commands over the code of the scripts."""
+"""Tests of the command `skysense-o`: help, version, errors, and subcommands, which run the code of the scripts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_the_examples_of_each_command_are_ones_that_it_takes(name, capsys):
 
 @pytest.mark.parametrize("words", [("app",), ("data", "show"), ("data", "prepare", "wbs_si")])
 def test_scripts_run_as_commands(words):
-    command = [sys.executable, "-m", "skysense_o", *words, "--help"]  # the page's script ends its process at once
+    # By subprocess, because the web page's script ends its own process.
+    command = [sys.executable, "-m", "skysense_o", *words, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "python " in done.stdout, "the script's own examples"

@@ -1,4 +1,4 @@
-"""The words that training uses and those it must never see: class tables, held-out words, distractors."""
+"""Tests of class tables, held-out words (never seen in training) and distractors (absent words used in training)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows_of(name: str) -> list[dict]:
 
 
 def words_of(row: dict) -> list[str]:
-    """All that stands for the class, and its kinds: words for a part of it, as "wheat field" is for vegetation."""
+    """Return all words of a class: name, synonyms and kinds ("wheat field" is a kind of vegetation)."""
     return [row["name"], *row.get("synonyms", ()), *row.get("kinds", ())]
 
 
@@ -62,7 +62,7 @@ def tokens(phrase: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, str]:
-    """Stem -> the phrase it comes from, of everything that training may say."""
+    """Return {stem: phrase} for every word that training can use."""
     cfg = default_config()
     cfg.merge_from_file(str(ROOT / "configs/mini/finetune.yaml"))
     rows = list(itertools.chain(*map(rows_of, (*TRAINED, *MARKED))))
@@ -98,7 +98,8 @@ def test_every_trained_set_has_heldout_words():
 @pytest.mark.parametrize("path", sorted(CLASSES_FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_class_tables_are_valid(path):
     table = load_classes(path.stem)
-    Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)])  # no word stands for two classes
+    # `Vocabulary.of` raises an error if a word stands for two classes.
+    Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)])
     assert len(set(table.colors)) == len(table)
     assert path.stem == "open_world" or path.stem in {spec.class_table_name for spec in SPECS}
 
@@ -114,7 +115,7 @@ def test_every_class_has_many_synonyms(name):
 
 @pytest.mark.parametrize("name", TESTED)
 def test_hyponyms_are_not_classes_of_their_table(name):
-    """A word is either the whole class or a part of it."""
+    """A word is either a synonym of the whole class or a kind (hyponym) of it, never both."""
     rows = rows_of(name)
     whole = {word.lower() for row in rows for word in (row["name"], *row.get("synonyms", ()))}
     for row in rows:
@@ -145,17 +146,17 @@ def test_distractors_are_not_synonyms():
     ],
 )
 def test_color_difference_equals_published_values(one, two, difference):
-    """Pairs of the test data of Sharma, Wu and Dalal 2005."""
+    """The colour pairs and their differences are from the test data of Sharma, Wu and Dalal (2005)."""
     assert ciede2000(one, two) == pytest.approx(difference, abs=1e-4)
 
 
 def color_difference(one: tuple[int, int, int], two: tuple[int, int, int]) -> float:
-    """CIEDE2000 between two sRGB colours."""
+    """Return the CIEDE2000 difference between two sRGB colours."""
     return ciede2000(lab(one), lab(two))
 
 
 def lab(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    """sRGB -> CIELAB under D65."""
+    """Convert an sRGB colour to CIELAB under illuminant D65."""
     r, g, b = ((v / 255 + 0.055) / 1.055 if v > 10 else v / 255 / 12.92 for v in color)
     r, g, b = (v**2.4 if channel > 10 else v for v, channel in zip((r, g, b), color))
     x = (0.4124564 * r + 0.3575761 * g + 0.1804375 * b) / 0.95047
@@ -166,7 +167,7 @@ def lab(color: tuple[int, int, int]) -> tuple[float, float, float]:
 
 
 def ciede2000(one: tuple[float, float, float], two: tuple[float, float, float]) -> float:
-    """Difference of two CIELAB colours after Sharma, Wu and Dalal 2005, whose names the variables have."""
+    """Return the CIEDE2000 difference of two CIELAB colours; variable names follow Sharma, Wu and Dalal (2005)."""
     (l1, a1, b1), (l2, a2, b2) = one, two
     mean = (math.hypot(a1, b1) + math.hypot(a2, b2)) / 2
     stretch = 1.5 - 0.5 * math.sqrt(mean**7 / (mean**7 + 25**7))

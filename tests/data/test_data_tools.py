@@ -1,4 +1,4 @@
-"""Looking at data, making graphs, measuring: the tools as their users call them."""
+"""Tests of the command lines that show data, build relation graphs and measure data loading."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_benchmark_runs_on_random_images(call, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_file_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
-    """The first class was "\ufeffbuilding", another class for the model."""
+    """Regression: the byte order mark used to become part of the first class, so "\ufeffbuilding" was segmented."""
     parser = load_script("demo/demo.py").parser()
     (tmp_path / "words.txt").write_bytes("building\r\n\r\nroad\r\n".encode(encoding))
     words = ["--input", "a", "--output", "b", "--classes-file", str(tmp_path / "words.txt")]

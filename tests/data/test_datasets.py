@@ -1,4 +1,4 @@
-"""The table of rows, and the readers of what needs no preparation: scenes, captions, questions, shards, one's own."""
+"""Tests of the data-set registry and of data sets that need no preparation: scenes, captions, questions, shards."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_published_split_names_are_aliases_of_ours():
 
 
 def test_class_files_are_those_of_the_published_benchmarks():
-    """Names in index order, as far as the list of published names is at hand."""
+    """Class files list the published class names in index order; skipped where the published list is absent."""
     path = ROOT / "../shared/facts/benchmarks.json"
     if not path.is_file():
         pytest.skip("no ../shared/facts/benchmarks.json here")
@@ -244,7 +244,8 @@ def test_class_tables_check_themselves():
 
 def test_images_in_both_train_and_test_are_found(dubai, call):
     image = dubai / "images/tile5_001.jpg"
-    aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")  # made-up images are mostly even: noise to a hash
+    # A real photo, because images drawn by the tests are nearly uniform, so their perceptual hash is noise.
+    aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")
     aerial.resize((131, 97)).save(dubai / "images/tile1_001.jpg")
     aerial.resize((120, 90)).resize((131, 97)).save(image, quality=60)
     code, said, _ = call(CHECK, "dubai")
@@ -260,7 +261,7 @@ def test_a_manifest_is_equal_for_equal_data_and_different_for_other_data(dubai, 
     first = manifest()
     label = dubai / "labels/tile5_001.png"
     array = np.array(Image.open(label))
-    Image.fromarray(array).save(label, compress_level=1)  # the same pixels in another file
+    Image.fromarray(array).save(label, compress_level=1)  # the same pixels in a different file
     assert manifest() == first
     assert first[0]["classes"]["water"]["images"] == 2
     array[50, 50] = (array[50, 50] + 1) % 5
@@ -269,7 +270,7 @@ def test_a_manifest_is_equal_for_equal_data_and_different_for_other_data(dubai, 
 
 
 def write_tiff(path: Path, labels: np.ndarray) -> None:
-    """A label image of any type, as GIS programs write it, under a name that says PNG."""
+    """Write a label image as TIFF whatever its suffix, as GIS programs do."""
     Image.fromarray(labels).save(path, "TIFF")
 
 

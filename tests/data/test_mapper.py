@@ -1,4 +1,4 @@
-"""Records, words and samples; and what is said when the data is wrong."""
+"""Tests of records, class words and training samples, and of the errors for wrong data."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_sample_has_the_documented_keys_and_shapes(dubai, cfg):
 
 
 def test_image_and_labels_move_together(dubai, cfg):
-    """After scale, crop, flip and turn the colour of a pixel still says its class."""
+    """After scaling, cropping, flipping and rotating, a pixel's colour still matches its label."""
     cfg.INPUT.CROP_SIZE, cfg.INPUT.COLOR_JITTER = 48, 0.0
     mapper, colors = TrainingMapper(cfg), torch.tensor(load_classes("dubai").colors)
     np.random.seed(1)
@@ -96,7 +96,7 @@ def test_image_and_labels_move_together(dubai, cfg):
         distance = (sample["image"].permute(1, 2, 0)[:, :, None].float() - colors).norm(dim=-1)
         known = sample["sem_seg"] != 255
         agree = (distance.argmin(-1) == sample["sem_seg"])[known].float().mean()
-        assert agree > 0.85, record  # but for blurred borders
+        assert agree > 0.85, record  # not 1, because borders are blurred
 
 
 def same(one, two) -> bool:
@@ -109,7 +109,7 @@ def same(one, two) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_is_a_function_of_seed_and_index(dubai, cfg, workers):
-    """Independent of the worker that loads it, and of the step at which the run starts."""
+    """A sample depends on seed and index only, not on the worker that loads it or the step at which the run starts."""
     cfg.INPUT.CROP_SIZE = 32
     records, mapper = records_of("dubai_train"), TrainingMapper(cfg)
     whole = training_loader(records, mapper, batch=2, start=0, seed=7, workers=0)
@@ -135,7 +135,7 @@ def test_evaluation_keeps_the_whole_image(dubai):
 
 
 def test_each_epoch_is_shuffled_once(dubai):
-    """The permutation of 5 million records takes 0.25 s, as long as many samples."""
+    """Each epoch's permutation is computed once, because for 5 million records it takes 0.25 s."""
     records = [{"file_name": str(i)} for i in range(1000)]
     samples = NumberedSamples(records, lambda record: record, seed=3)
     drawn = [samples[i]["file_name"] for i in range(2000)]
@@ -160,7 +160,7 @@ def test_images_are_decoded_once_while_they_fit(dubai, monkeypatch):
 
 
 def test_signals_to_the_training_do_not_reach_its_loader_processes(dubai):
-    """Ctrl-C signals a process group; each loader process has its own, and holds no signal back for ever."""
+    """Loader processes have their own process group, so Ctrl-C does not reach them, and they block no signal."""
     loader = training_loader([{}], lambda record: group_and_mask(), batch=1, start=0, seed=0, workers=1)
     (sample,) = next(iter(loader))
     assert sample["group"] != os.getpgid(0)

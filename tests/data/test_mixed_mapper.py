@@ -1,4 +1,4 @@
-"""Weak labels to masks, the mapper that reads any of them, and the mixture of sets."""
+"""Tests of weak labels turned into masks, of the mapper that reads every kind of label, and of mixed data sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETS = ("epfl_roads_train", "simd_train", "urban_trees_train", "rsicd_scenes_tra
 
 @pytest.fixture
 def data(tmp_path, monkeypatch, call):
-    """One tiny set of each kind, and the masks of its boxes."""
+    """Make one tiny data set of each kind, and the masks of its boxes."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for make in (trees.roads, trees.vehicles, trees.trees, trees.rsicd):
         make(tmp_path)
@@ -82,7 +82,7 @@ def test_an_ellipse_touches_its_box():
 
 
 def test_a_label_image_of_boxes_has_the_classes_ids():
-    """Inside c, in and around its box classes + c, outside 2 classes; a rejected mask is unknown."""
+    """With 3 classes, a label is c in a mask, 3 + c in and around its box, 6 elsewhere, and 255 for a rejected mask."""
 
     def left_half(image, box):
         if box[0] >= 40:
@@ -368,7 +368,7 @@ def test_each_set_repeats_only_after_all_its_records():
 
 
 def test_a_sample_is_a_function_of_seed_and_index():
-    """Resuming is starting at another index."""
+    """Sample i depends only on seed and index, so a run resumes by starting at another index."""
     whole = [mixed((2, 3))[i]["file_name"] for i in range(30)]
     resumed = mixed((2, 3))
     assert [resumed[i]["file_name"] for i in range(17, 30)] == whole[17:]

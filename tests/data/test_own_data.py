@@ -1,4 +1,4 @@
-"""Data sets of one's own: dataset.yaml, captions, labels that people write, and what check_dataset.py says of them."""
+"""Tests of a user's own data sets: dataset.yaml, captions, hand-made labels, and the reports of check_dataset.py."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_folder_that_is_not_a_data_set_is_an_error(mine, tmp_path):
 
 
 def test_check_names_each_image_without_a_label(mine, call):
-    """With the cure for one's own data, which is no download."""
+    """For a user's own data set, the error for a missing label image says where to put it and offers no download."""
     trees.write(mine / "img_dir/train/b.jpg", np.zeros((40, 50, 3), np.uint8))
     trees.write(mine / "ann_dir/train/b_mask.png", np.ones((40, 50), np.uint8))
     code, said, err = call(CHECK, mine)

@@ -1,4 +1,4 @@
-"""Every row from its publisher's tree to samples: prepare, load, check, map."""
+"""Tests of every data set from its publisher's files to training samples: prepare, load, check, map."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """run("floodnet", "--source", ...) -> (exit code, stdout, stderr)."""
+    """Return a function that prepares a set: run("floodnet", "--source", ...) -> (exit code, stdout, stderr)."""
 
     def call(name: str, *words) -> tuple[int, str, str]:
         module = load_script(f"datasets/prepare_{name}.py")
@@ -132,7 +132,7 @@ def test_an_interrupted_run_resumes(data, run, tmp_path):
 
 
 def test_loveda_keeps_its_published_labels_and_splits(data, run, tmp_path):
-    """Two traps: one must be subtracted exactly once from the labels, and upstream's "train" list points at val."""
+    """LoveDA's labels need 1 subtracted exactly once; the published "train" list is not used, as it points at val."""
     trees.loveda(tmp_path)
     run("loveda", "--source", tmp_path / "LoveDA")
     stored = np.asarray(Image.open(data / "loveda/ann_dir/train/0.png"))
@@ -145,7 +145,7 @@ def test_loveda_keeps_its_published_labels_and_splits(data, run, tmp_path):
 
 
 def test_isaid_keeps_its_sixteen_ids(data, run, tmp_path):
-    """The widely copied converter writes palette images whose ids collapse to 0 and 1 on newer Pillow."""
+    """Label images stay greyscale; a common converter writes palette images, which newer Pillow reads as 0 and 1."""
     trees.isaid(tmp_path)
     run("isaid", "--source", tmp_path / "iSAID")
     stored = Image.open(data / "isaid/ann_dir/train/P0000_0_0_36_24.png")
@@ -157,7 +157,7 @@ def test_white_borders_in_massachusetts_roads_are_ignored():
     module = load_script("datasets/prepare_massachusetts_road.py")
     image = np.full((90, 90, 3), 100, np.uint8)
     image[:, :40] = 255
-    image[80:84, 80:84] = 255  # a bright roof
+    image[80:84, 80:84] = 255  # a bright roof, too small to be ignored
     ids = module.ignore_white(image, np.ones((90, 90), np.uint8))
     assert (ids[:, :40] == 255).all()
     assert (ids[:, 40:] == 1).all()
@@ -239,7 +239,7 @@ def test_a_list_of_validation_images_can_be_given(data, run, tmp_path):
 
 
 def test_a_list_may_have_blanks_and_dots_in_its_names(tmp_path):
-    """Lines were split at blanks, and a stem lost what follows its last dot: the wrong split, without an error."""
+    """Regression: lines used to be split at blanks and stems cut at their last dot, which gave wrong splits."""
     recipe = Recipe("wbs_si", r"images/(?P<stem>[^/]+)\.(?:jpg|png)", r"masks/(?P<stem>[^/]+)\.png", by_threshold())
     stems = ["tile 1", "scene.v1.2", "scene.v1.3", "plain"]
     entries = [Entry(f"images/{stem}.jpg", tmp_path) for stem in stems]

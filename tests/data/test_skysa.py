@@ -1,4 +1,4 @@
-"""Sky-SA's files, the relation graph, the words it draws; and a step of training on a set in Sky-SA's shape."""
+"""Tests of Sky-SA's files, its relation graph, words sampled from it, and training on data in Sky-SA's format."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def test_each_defect_in_the_graph_file_is_counted():
     lines = [
         relation("Lake", "pond", 9),
         relation("lake", " forest ", 2),
-        relation("lake", "forest", 3),  # again: the last counts
-        relation("lake", "road", 4, "").removesuffix(d) + ")",  # no reason, so the score ends in the bracket
+        relation("lake", "forest", 3),  # the same pair again: the last score counts
+        relation("lake", "road", 4, "").removesuffix(d) + ")",  # no reason given, so a bracket follows the score
         relation("lake", "mud", "high"),
         relation("lake", "mud", 11),
         relation("lake", "LAKE", 5),
@@ -139,13 +139,13 @@ def test_a_file_with_wrong_delimiters_shows_the_expected_format(tmp_path):
 
 
 def small_graph() -> RelationGraph:
-    """a -> b 2, a -> c 9, b -> a 4, d -> b 3, d -> c 1; e has no relations."""
+    """Return a graph with scores a -> b 2, a -> c 9, b -> a 4, d -> b 3, d -> c 1; e has no relations."""
     edges = np.array([(0, 1, 2, 0), (0, 2, 9, 0), (1, 0, 4, 1), (3, 1, 3, 0), (3, 2, 1, 1)])
     return RelationGraph.of_edges(["a", "b", "c", "d", "e"], edges, ["people", "cosine"])
 
 
 def naive_negatives(graph: RelationGraph, names: list[str], low: int, high: int) -> set[str]:
-    """The published rule, pair by pair."""
+    """Apply the published rule one pair of names at a time."""
     pools = []
     for name in names:
         targets = {t: graph.scores[graph.index[name], i] for i, t in enumerate(graph.names)}
@@ -204,7 +204,7 @@ def test_similarity_becomes_a_rank_in_tenths():
 
 
 def test_a_graph_of_the_size_of_sky_sa_is_read():
-    """1,763 names, a score for every pair: drawing takes milliseconds, not a loop over 3 million pairs."""
+    """Sampling negatives takes milliseconds with Sky-SA's 1,763 names, although every pair has a score."""
     rng = np.random.default_rng(0)
     scores = rng.integers(1, 11, (1763, 1763)).astype(np.uint8)
     graph = RelationGraph(tuple(f"n{i}" for i in range(1763)), scores)
@@ -306,7 +306,7 @@ def test_a_sky_sa_sample_is_a_function_of_seed_and_index(skysa, cfg, workers):
 
 
 def test_training_runs_with_classes_from_the_graph(skysa, dubai, tmp_path):
-    """By the command line, as users do. One image is cut short: it is skipped and listed."""
+    """Training on a relation graph runs from the command line; a truncated image is skipped and logged."""
     trees.skysa(dubai.parent)
     image = dubai.parent / "skysa/img_dir/part/5.jpg"
     image.write_bytes(image.read_bytes()[:500])
@@ -370,7 +370,7 @@ def test_a_set_of_only_bad_files_is_an_error(dubai, cfg):
 
 
 def test_colour_jitter_draws_like_detectron2(cfg):
-    """The same draws give the same image, but for a rounding less."""
+    """With the same random numbers, our colour jitter gives Detectron2's image up to rounding."""
     import random
 
     from detectron2.projects.point_rend import ColorAugSSDTransform

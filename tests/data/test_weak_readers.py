@@ -1,4 +1,4 @@
-"""Readers of boxes, points, marks, shapes and kinds of scenes, and how tools/check_dataset.py looks at them."""
+"""Tests of the readers of boxes, points, marked objects, outlines and scene classes, and of check_dataset.py."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_mistakes_in_shapes_are_named(outlined, change, told):
 
 
 def test_the_annotated_shapes_are_sound(monkeypatch, data):
-    """Of the file that the project has; the images themselves are not needed."""
+    """Every outline in the project's annotation file of UC Merced is valid; the images themselves are not needed."""
     monkeypatch.setattr(weak_records, "_record", lambda spec, file, **what: {"file_name": str(file), **what})
     records = list(weak_records.read_shapes(spec_of("ucmerced_shapes"), "train"))
     count = len(load_classes("ucmerced_shapes"))

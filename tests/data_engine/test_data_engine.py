@@ -1,4 +1,4 @@
-"""The data engine's steps, from images to a set that can be trained on, and their errors."""
+"""Tests of the data engine's steps, from images to a data set that can be trained on, and of their errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WORDS = "water,land,road,building,vegetation"
 
 @pytest.fixture
 def survey(tmp_path) -> Path:
-    """Five images, a copy of one, a JPEG of another, a georeferenced raster, and a file that is not an image."""
+    """Return a folder of five images, two duplicates (PNG and JPEG), a georeferenced raster and an unreadable file."""
     folder, rng = tmp_path / "survey", np.random.default_rng(3)
     folder.mkdir()
     for i in range(5):
@@ -72,7 +72,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_one_command_makes_a_set_that_passes_the_check(call, survey, tmp_path):
-    """An unreadable image is reported and does not stop the others; the same command again changes nothing."""
+    """One command makes a valid data set; an unreadable image is reported, and running it again changes nothing."""
     out = tmp_path / "work"
     words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
     words += ("--val", "0.3", "--method", "superpixels", "--coarse", "0.5", "--licence", "CC0")
@@ -118,7 +118,7 @@ def test_tiles_are_disjoint_and_cover_the_image(work, survey):
     rows = work.catalog()
     whole = np.asarray(Image.open(survey / "4.png"))
     parts = [row for row in rows if row["source"] == "4.png"]
-    assert len(parts) == 1  # 128 x 120
+    assert len(parts) == 1  # the image is 128 x 120, so it is a single tile
     assert (work.image(parts[0]) == whole).all()
     scene = sorted((row for row in rows if row["source"] == "scene.tif"), key=lambda row: row["column"])
     assert [(row["row"], row["column"], row["height"], row["width"]) for row in scene] == [
@@ -145,7 +145,7 @@ def test_images_with_the_same_file_name_are_kept_apart_and_later_ones_are_added(
 
 
 def test_a_folder_with_short_tile_ids_is_resumed(survey, tmp_path):
-    """Tile ids ended in 8 hexadecimal digits before; tiles that are in the catalogue keep their ids."""
+    """Work folders of earlier versions, whose tile ids end in 8 hexadecimal digits instead of 16, keep their ids."""
     work = WorkFolder(tmp_path / "work")
     collect(work, [survey / "0.png"], side=64)
     lines = [json.loads(line) for line in (work / "catalog.jsonl").read_text().splitlines()]
@@ -215,8 +215,8 @@ def test_a_chain_of_small_differences_is_not_removed_as_a_whole():
 def test_regions_are_connected_and_small_ones_are_merged():
     labels = np.zeros((40, 50), int)
     labels[:, 20:] = 5
-    labels[5:8, 30:33] = 9  # nine pixels, which is too small
-    labels[20:30, 2:12] = 5  # the same label elsewhere
+    labels[5:8, 30:33] = 9  # nine pixels: too small
+    labels[20:30, 2:12] = 5  # the same label in another place
     labels[39, 0] = 7
     regions = tidy(labels, 20)
     assert regions.dtype == np.uint16
@@ -232,7 +232,7 @@ def test_regions_are_connected_and_small_ones_are_merged():
 
 
 def merge_regions_naively(pieces: np.ndarray, least: int) -> list[int]:
-    """The same rule without a queue or a border table: everything is counted again after each merge."""
+    """Apply the same rule without a queue or a table of borders, by recounting everything after each merge."""
     pieces = pieces.copy()
     parent = list(range(int(pieces.max()) + 1))
     while True:
@@ -306,7 +306,7 @@ def test_a_missing_argument_of_a_method_raises_an_error(mini, words_only, tmp_pa
 
 
 def test_reviewers_decisions_override_the_model(halves, mini):
-    """Regions in review/final are published whatever their confidence; pixels that it does not name are unlabelled."""
+    """Reviewed regions are published whatever their confidence; pixels outside them are unlabelled."""
     name_regions(halves, Said("road", "tree"), mini.model)
     tiles = [row["tile"] for row in halves.kept()]
     final = np.ones((48, 64), np.uint16)
@@ -332,7 +332,7 @@ def test_tiles_of_the_same_area_are_in_the_same_split():
     utm = CRS.from_epsg(32633).to_wkt()
     other = CRS.from_epsg(32632).to_wkt()
     rows = [spec_of(f"a{i}", "a.tif", crs=utm, transform=[2, 0, 500000 + 20 * i, 0, -2, 5200000]) for i in range(3)]
-    rows += [spec_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]  # begins where a ends
+    rows += [spec_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]  # begins where "a2" ends
     rows += [spec_of("far", "far.tif", crs=other, transform=[2, 0, 300000, 0, -2, 5000000])]
     rows += [spec_of(f"s{i}", f"scene{i // 4}_{i % 4}.jpg") for i in range(12)]
     for seed in range(5):
@@ -373,7 +373,7 @@ def test_a_failed_replacement_keeps_the_old_set(halves, mini, monkeypatch):
         publish(halves, val=0.5)
     assert hashes(halves / "set") == before
     monkeypatch.undo()
-    rename(halves / "set", halves / "set.old")  # as after a kill between the two renames
+    rename(halves / "set", halves / "set.old")  # as left by a kill between the two renames
     publish(halves, val=0.5)
     assert hashes(halves / "set") != before
     assert not (halves / "set.old").exists()

@@ -1,4 +1,4 @@
-"""Kills every step of the data engine with SIGKILL: after resuming, the files are the same as without a kill."""
+"""Tests that kill every step of the data engine with SIGKILL: resumed runs give the files of an uninterrupted run."""
 
 from __future__ import annotations
 

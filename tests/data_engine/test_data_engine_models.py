@@ -1,4 +1,4 @@
-"""Third-party models in the data engine: Segment Anything, a local vision-language model (VLM), a VLM service."""
+"""Tests of other models in the data engine: Segment Anything, and a vision-language model (VLM), local or served."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from skysense_o.data_engine.vlm_namer import (
 
 @pytest.fixture
 def sam_file(tmp_path):
-    """A checkpoint of a narrow Segment Anything with random weights; returns its path and the model."""
+    """Save a narrow Segment Anything with random weights; return the checkpoint's path and the model."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_a_region_is_shown_with_its_outline_and_surroundings():
     mask = np.zeros((100, 100), bool)
     mask[40:60, 50:90] = True
     image = np.asarray(outlined_crop(rgb, mask))
-    assert image.shape == (85, 128, 3)  # 40 x 60 with margins, clipped at the image's edge, enlarged to 128
+    assert image.shape == (85, 128, 3)  # 40 x 60 with margins, clipped at the image's edge, enlarged to a width of 128
     red = (image == (255, 0, 0)).all(-1)
     assert red.any()
     assert not red[:10].any()
@@ -242,7 +242,7 @@ def test_a_wrong_address_raises_an_error(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory):
-    """A folder with a narrow LLaVA of transformers, with random weights and a tokenizer of twenty words."""
+    """Save a narrow LLaVA with random weights and a tokenizer of twenty words; return its folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         CLIPImageProcessor,
@@ -298,7 +298,7 @@ def tiny_llava(tmp_path_factory):
 
 
 def test_a_local_model_names_regions(tiny_llava):
-    """The weights are random, so the answer is arbitrary. It is deterministic, and its confidence is a probability."""
+    """A local VLM with random weights gives the same answer each time, with a probability as its confidence."""
     regions = np.repeat(np.array([1, 2], np.uint16), 20)[None].repeat(40, 0)
     rgb = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     ask = local_model(tiny_llava)

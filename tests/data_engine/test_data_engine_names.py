@@ -1,4 +1,4 @@
-"""Names in the data engine: namers, synonyms, and the relation graph."""
+"""Tests of naming regions in the data engine: namers, synonyms, and the relation graph."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_tower_scores_each_class_by_its_best_phrase(mini, tmp_path):
 def test_region_shares_equal_a_naive_count():
     regions = np.zeros((6, 8), np.uint16)
     regions[:3, :4], regions[3:, 4:] = 1, 2
-    got = region_shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4; two rows of padding
+    got = region_shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4 pixels; the last two rows are padding
     assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
 
 

@@ -1,4 +1,4 @@
-"""A teacher's soft masks, what a student makes of them, and that a kill changes nothing."""
+"""Tests of distillation: the teacher's soft masks, a student trained on them, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tiles(tmp_path):
 
 
 class Blue(torch.nn.Module):
-    """A teacher that calls water what is blue."""
+    """A teacher whose probability of water is high where the image is blue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_a_crop_and_its_masks_are_turned_together(tiles):
         assert soft.shape == (3, 16, 16)
         blue = torch.nn.functional.avg_pool2d(image[2:].float() / 255, 4)[0]
         close.append(float(torch.corrcoef(torch.stack([blue.flatten(), soft[0].flatten()]))[0, 1]))
-    assert np.median(close) > 0.9  # colours were jittered, places were not
+    assert np.median(close) > 0.9  # colours were jittered, but positions were not
 
 
 def test_small_tiles_small_crops_and_missing_masks(tiles):
@@ -114,7 +114,7 @@ def test_small_tiles_small_crops_and_missing_masks(tiles):
     label_softly(tiles, Predictor(Blue()), WORDS)
     with pytest.raises(ValueError, match="INPUT.CROP_SIZE 16 is too small for the student: give 32 or more"):
         SoftMasks(tiles, 16, 32)
-    image, soft = SoftMasks(tiles, 128, 32).sample(0, 0)  # tiles of 70 x 101 are continued by their reflection
+    image, soft = SoftMasks(tiles, 128, 32).sample(0, 0)  # tiles of 70 x 101 pixels are padded by reflection
     assert (image.shape, soft.shape) == ((3, 128, 128), (3, 32, 32))
 
 
@@ -154,6 +154,6 @@ def test_a_student_learns_and_a_kill_changes_nothing(tiles, tmp_path):
     with pytest.raises(Killed):
         teach(other, optimizer, scheduler, masks, tmp_path / "killed", **options)
     again, optimizer, scheduler = student()
-    assert len(teach(again, optimizer, scheduler, masks, tmp_path / "killed", **options)) == 8  # from step 4 on
+    assert len(teach(again, optimizer, scheduler, masks, tmp_path / "killed", **options)) == 8  # steps 4 to 11
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values()):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)

@@ -1,4 +1,4 @@
-"""Regions that a user draws: their embedding, their classes, their use as an example; and automatic masks."""
+"""Tests of regions that a user draws (embedding, class scores, use as an example) and of automatic masks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_an_embedded_image_gives_the_same_result_as_a_new_one(mini, image, monke
 
 
 def test_a_regions_embedding_is_the_mean_feature_of_its_pixels(mini, image):
-    """The mask covers whole cells of 16 x 16 pixels, so the mean is easy to compute; the image is padded to 64 x 96."""
+    """A region's embedding is the normalised mean of the feature cells it covers (whole cells, for a simple check)."""
     seen = mini.set_image(image)
     mask = np.zeros((50, 70), bool)
     mask[16:48, 32:64] = True
@@ -53,7 +53,7 @@ def test_regions_are_ranked_by_their_best_phrase(mini, image):
 
 
 def test_an_example_region_segments_like_a_class(mini, image):
-    """An example with the text embedding of a class gives that class's mask: alone, beside classes, and in windows."""
+    """An example with a class's text embedding gives that class's mask: alone, with other classes, and in windows."""
     text, _ = mini.model.text_bank(mini.model.tower, [Vocabulary.of(["road"])], ["{}"])
     monkey = {"like this": text[0, 0, 0]}
     seen = mini.set_image(image)

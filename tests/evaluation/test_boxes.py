@@ -1,4 +1,4 @@
-"""Average precision of boxes: closed-form cases."""
+"""Tests of box average precision on cases with a known result."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_perfect_boxes_have_one_and_missing_classes_none():
 
 
 def test_overlap_order_and_misses_count():
-    # A ship with an IoU of 0.6 (three of ten thresholds: 0.5, 0.55, 0.6), one that is missed, and a false alarm with a
-    # lower score; no car. Recall reaches 0.5: 51 of 101 points.
+    # One ship is found with an IoU of 0.6 (above three of the ten thresholds: 0.5, 0.55, 0.6), one is missed, and one
+    # false alarm has a lower score; no car is predicted. Recall reaches 0.5, that is 51 of the 101 recall points.
     results = [box(1, [10, 10, 20, 12], 0.9), box(1, [80, 0, 5, 5], 0.5)]
     scores = box_average_precision(TRUTH, results)
     assert scores["per_class"]["ship"] == pytest.approx(0.3 * 51 / 101)

@@ -1,4 +1,4 @@
-"""RESULTS.md against what a machine measures."""
+"""Tests of tools/compare_results.py, which compares the numbers in RESULTS.md with new measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against Detectron2's evaluator and a transcription of its older rule."""
+"""Tests of segmentation metrics against Detectron2's evaluator and a copy of its earlier rule for mIoU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skysense_o.evaluation.metrics import confusion, segmentation_metrics, wilso
 
 @pytest.fixture
 def random_labels():
-    """Class 3 is absent from the truth and predicted; class 4 is in neither."""
+    """Return truth and prediction; class 3 occurs only in the prediction, class 4 in neither."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, (40, 50))
     prediction = np.where(rng.random((40, 50)) < 0.6, truth, rng.integers(0, 4, (40, 50)))
@@ -61,7 +61,7 @@ def test_the_older_rule_counts_a_predicted_absent_class_as_zero(random_labels):
 
 
 def test_none_counts_as_an_error_but_is_no_class():
-    truth, prediction = np.array([[0, 0, 1, 1]]), np.array([[0, 2, 1, 1]])  # 2 of 2 classes: "none"
+    truth, prediction = np.array([[0, 0, 1, 1]]), np.array([[0, 2, 1, 1]])  # with 2 classes, label 2 means "none"
     metrics = segmentation_metrics(confusion(truth, prediction, 2, 255))
     assert metrics["IoU"] == [0.5, 1.0]
     assert metrics["recall"] == [0.5, 1.0]
@@ -81,7 +81,7 @@ def test_no_labels_give_nan():
 
 
 def test_against_torchmetrics(random_labels):
-    """Per class, where both rules agree about absent classes; ignored pixels are left out."""
+    """IoU per class equals torchmetrics' where both treat absent classes alike; ignored pixels are left out."""
     truth, prediction = random_labels
     theirs = MulticlassJaccardIndex(5, average=None, ignore_index=255)
     theirs.update(torch.from_numpy(prediction), torch.from_numpy(truth))
@@ -93,7 +93,7 @@ def test_against_torchmetrics(random_labels):
 
 
 def test_counts_are_exact_beyond_float32():
-    """Pixel counts above 2**24 are not exact in float32."""
+    """Pixel counts above 2**24, which float32 cannot represent, are exact."""
     pixels = torch.zeros(2**24 + 1, dtype=torch.uint8)
     assert int(confusion(pixels, pixels.long(), 1, 255)[0, 0]) == 2**24 + 1
 

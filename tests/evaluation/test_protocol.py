@@ -1,4 +1,4 @@
-"""Evaluation protocols: resizing, windows, views and thresholds, on odd sizes."""
+"""Tests of evaluation protocols: resizing, windows, augmented views and thresholds, on images with odd sizes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def sample(height: int, width: int, vocabulary: Vocabulary = WORDS) -> dict:
 
 
 class Local:
-    """A model that says of each pixel what its colour says: whatever it is shown in parts must come out as whole.
+    """A model that predicts each pixel from its own colour, so windows must give the same result as the whole image.
 
-    `tower` and `stride` are what plans read; red is name 0, green 1, blue 2.
+    `Plan` uses `tower` and `stride`; class 0 is red, 1 green, 2 blue.
     """
 
     stride, device = 1, torch.device("cpu")
@@ -83,7 +83,7 @@ def test_views_and_windows_of_a_local_model_agree_with_the_whole(name, words):
 
 
 def test_scales_are_averaged():
-    """Scales do not change the result for a uniform image, but they do for a checkerboard."""
+    """Testing at several scales leaves a uniform image's labels unchanged and changes those of a checkerboard."""
     even = {"image": torch.full((3, 64, 64), 90, dtype=torch.uint8), "vocabulary": WORDS}
     even["image"][1] = 200
     assert (protocol("multiscale").labels(Local(), even) == 1).all()
@@ -105,7 +105,7 @@ def test_published_resizes_as_detectron2_does(monkeypatch):
 
 
 def test_background_words_and_thresholds():
-    """Blue is the background class, weak green is below its threshold; both get the label `rest`."""
+    """Pixels of a background word (blue) and pixels below the class threshold (weak green) get the label `rest`."""
     image = torch.zeros((3, 1, 4), dtype=torch.uint8)
     image[0, 0, 0], image[1, 0, 1], image[1, 0, 2], image[2, 0, 3] = 255, 255, 100, 255
     one = protocol("native", "TEST.WINDOW", 0, "TEST.BACKGROUND", ["sky"], "TEST.CLASS_THRESHOLDS", [["road", 0.5]])

@@ -1,4 +1,4 @@
-"""Metrics of everyday words against values computed by hand, and the command that measures them."""
+"""Tests of the metrics of everyday words against values computed by hand, and of the command that measures them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COMMAND = "tools/evaluate_words.py"
 
 def test_a_box_is_hit_where_more_than_half_of_its_inner_half_is_the_word():
     mask = np.zeros((40, 40), bool)
-    mask[0:8, 0:8] = True  # all of the first box's inner half, x and y 2 to 6, and 48 pixels of it beside
-    mask[20:24, 20:24] = True  # a quarter of the second's inner half, 22 to 26
+    mask[0:8, 0:8] = True  # all of the first box's inner half (x and y 2 to 6), and 48 pixels around it
+    mask[20:24, 20:24] = True  # a quarter of the second box's inner half (x and y 22 to 26)
     counts = BoxCounts()
     count_boxes(counts, mask, [[0, 0, 8, 8], [20, 20, 28, 28]])
     assert (counts.boxes, counts.hit, counts.pixels, counts.inside) == (2, 1, 80, 80)
-    mask[30:35, 0:4] = True  # outside of any box
+    mask[30:35, 0:4] = True  # outside any box
     count_boxes(counts, mask, [[0, 0, 8, 8]])
     assert counts.hit_share == 2 / 3
     assert counts.inside_share == (80 + 64) / (80 + 100)
@@ -60,7 +60,7 @@ def data(tmp_path, monkeypatch):
 
 
 class Painter(Asker):
-    """Says word 0 in rows 28 to 44, word 1 elsewhere."""
+    """An `Asker` that labels rows 28 to 43 as word 0 and all other rows as word 1."""
 
     def __init__(self, limit: int = 0) -> None:
         super().__init__(None, limit)
@@ -74,7 +74,7 @@ class Painter(Asker):
 
 
 def test_iou_of_a_class_against_the_rest(data):
-    """The road is in rows 20 to 36: 8 rows of 24."""
+    """The road is in rows 20 to 35 and is predicted in rows 28 to 43, so 8 of 24 rows overlap."""
     assert words.ask_roads(Painter()) == {"epfl_roads_val": {"IoU of road": pytest.approx(8 / 24)}}
 
 
@@ -118,7 +118,7 @@ class Shown:
 
 
 def test_not_road_is_never_asked_for_as_a_word(data, cfg):
-    """ "all" leaves such sets out and says what evaluates them; by name they are an error."""
+    """Sets whose label 0 is "not road" are left out of `DATASETS.TEST all` with a reason, and are an error if named."""
     cfg.DATASETS.TEST = ("all",)
     names, left_out = evaluate.test_sets(cfg)
     assert "epfl_roads_val" not in names

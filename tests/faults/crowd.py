@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Many users at once on the web page: starts demo/app.py, lets them work, prints times and the server's memory.
+"""Load test of the web page: starts demo/app.py, simulates many users at once, prints response times and memory.
 
-python tests/faults/crowd.py                                    20 users for two minutes
-python tests/faults/crowd.py --users 4 --seconds 20             as in the tests
-python tests/faults/crowd.py --json output/crowd.json -- --jobs 4     options of demo/app.py after the two dashes
+    python tests/faults/crowd.py                                    20 users for two minutes
+    python tests/faults/crowd.py --users 4 --seconds 20             4 users for 20 seconds
+    python tests/faults/crowd.py --json output/crowd.json -- --jobs 4     options of demo/app.py follow the two dashes
 
-Each user uploads an image of 700 x 500 pixels, asks for 6 words, thinks for some seconds, and asks for others; after
-four questions the user opens another image. A user's own words must be in the answer, and nobody else's.
+Each user uploads an image of 700 x 500 pixels and segments it four times with 6 words, waiting some seconds before
+each; then the user uploads another image. Each answer must contain the user's own words and nobody else's.
 """
 
 import argparse
@@ -32,10 +32,10 @@ TIMEOUT = 300
 
 
 class PageUser:
-    """One browser, as HTTP requests: the only part that knows how the page is served.
+    """A client of the page that sends the HTTP requests of one browser.
 
     Args:
-        address: of the page, with a slash at its end.
+        address: URL of the page, ending with a slash.
     """
 
     def __init__(self, address: str) -> None:
@@ -44,18 +44,18 @@ class PageUser:
         self.opener.open(f"{address}api/state", timeout=TIMEOUT).close()
 
     def open(self, image: bytes, name: str) -> str:
-        """Upload an image; returns the name that the page gives it."""
+        """Upload an image; return the name that the page shows for it."""
         state = self._ask(f"upload?name={name}", image, "application/octet-stream")
         self.key = state["id"]
         return state["name"]
 
     def segment(self, words: str) -> list[str]:
-        """Ask for words; returns the classes of the legend."""
+        """Segment the open image with `words`; return the class names in the legend."""
         body = json.dumps({"words": words}).encode()
         return [row["name"] for row in self._ask(f"images/{self.key}/segment", body, "application/json")["classes"]]
 
     def _ask(self, path: str, body: bytes, kind: str) -> dict:
-        """The state of an image after a request, whose answer is a stream of JSON lines."""
+        """Send a request, whose answer is a stream of JSON lines; return the image's state from the last line."""
         request = urllib.request.Request(f"{self.address}api/{path}", body, {"Content-Type": kind})
         with self.opener.open(request, timeout=TIMEOUT) as answer:
             last = json.loads(answer.read().splitlines()[-1])
@@ -65,7 +65,7 @@ class PageUser:
 
 
 class Server:
-    """demo/app.py as a process of its own."""
+    """Run demo/app.py in a separate process."""
 
     def __init__(self, options: list[str]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -80,7 +80,7 @@ class Server:
         self.address = line.split(" is at ")[1].split()[0]
 
     def memory(self) -> dict[str, float]:
-        """Resident memory of the process and its children in MiB: now, and the highest so far of the process."""
+        """Return resident memory of the process and its children in MiB: "now", and "highest", the sum of the peaks."""
         now, highest = 0, 0
         pids = [self.process.pid, *map(int, self._children())]
         for pid in pids:
@@ -90,7 +90,7 @@ class Server:
         return {"now": now / 1024, "highest": highest / 1024}
 
     def wait_until_idle(self, seconds: float = 3.0) -> None:
-        """Wait until the process uses hardly any CPU: after the start it encodes words in the background."""
+        """Wait until the process is nearly idle, because after its start it encodes words in the background."""
         for _ in range(20):
             before = self._cpu_seconds()
             time.sleep(seconds)
@@ -111,7 +111,7 @@ class Server:
 
 
 def made_image(rng: np.random.Generator) -> bytes:
-    """A JPEG of coloured fields, 700 x 500."""
+    """Make a random JPEG of 700 x 500 pixels with smooth coloured fields."""
     small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(small).resize((700, 500), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
@@ -119,7 +119,7 @@ def made_image(rng: np.random.Generator) -> bytes:
 
 
 def work(user, number: int, end: float, thinking: float, times: dict[str, list], problems: list[str]) -> None:
-    """What one user does until `end`; the time of each request goes into `times`."""
+    """Act as one user until `end`; append the time of each request to `times`, and what went wrong to `problems`."""
     chance, rng = random.Random(number), np.random.default_rng(number)
     try:
         while time.monotonic() < end:
@@ -144,7 +144,7 @@ def work(user, number: int, end: float, thinking: float, times: dict[str, list],
 
 
 def crowd(client, address: str, users: int, seconds: float, thinking: float) -> tuple[dict[str, list], list[str]]:
-    """Let users work at the same time; returns their times by request, and what went wrong."""
+    """Simulate `users` users at once; return the times per kind of request, and the problems."""
     times: dict[str, list] = {"open": [], "segment": []}
     problems: list[str] = []
     clients = [client(address) for _ in range(users)]
@@ -172,7 +172,7 @@ def run() -> int:
     args = p.parse_args()
     server = Server(args.options)
     try:
-        crowd(PageUser, server.address, 2, 10, 0.1)  # what is loaded once, with the first image
+        crowd(PageUser, server.address, 2, 10, 0.1)  # warm-up: the first image loads what is loaded only once
         server.wait_until_idle()
         before, load = server.memory(), os.getloadavg()[0]
         times, problems = crowd(PageUser, server.address, args.users, args.seconds, args.thinking)

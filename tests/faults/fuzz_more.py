@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fuzz all readers with new seeds for some time; prints the seeds and tests that failed, and the number of inputs.
+"""Fuzz all readers with new seeds for a given time; print the seeds and tests that failed, and the number of inputs.
 
 python tests/faults/fuzz_more.py --minutes 60 --seed 1
 SKYSENSE_O_SEED=17 python -m pytest tests/faults/test_fuzz.py -k short     # repeats one seed

@@ -1,6 +1,6 @@
 #!/bin/sh
-# All faults: hostile inputs, kills, full disks (needs root), limits, 20 users for two minutes, new seeds for a while.
-#   bash tests/faults/run.sh [minutes of new seeds, default 60] [first seed, default: the day]
+# Run all fault tests: malformed inputs, kills, full disks (need root), limits, 20 users for two minutes, fuzzing with new seeds.
+#   bash tests/faults/run.sh [minutes of fuzzing, default 60] [first seed, default: the date]
 set -eu
 cd "$(dirname "$0")/../.."
 python=$(sh tools/setup.sh)

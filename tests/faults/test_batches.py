@@ -1,4 +1,4 @@
-"""One bad file never ends a batch: collecting, prepared data sets, workers of Ray, folders."""
+"""Tests that one bad file never ends a batch: when collecting, preparing data sets, on Ray workers, and in folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_images(folder: Path, *names: str) -> list[Path]:
 
 
 def failing(read):
-    """The reader, but for the files of UNEXPECTED."""
+    """Wrap a reader so that it raises an error for the files in UNEXPECTED."""
 
     def reader(path, *args, **options):
         if Path(path).name in UNEXPECTED:
@@ -149,7 +149,7 @@ def test_a_ray_worker_gives_each_scene_its_own_error(tmp_path, monkeypatch):
         return [outputs.folder / f"{outputs.stem}_labels.tif"], []
 
     monkeypatch.setattr(run_module, "run_scene", run_scene)
-    worker = object.__new__(SceneWorker)  # without weights
+    worker = object.__new__(SceneWorker)  # the model is not needed
     worker.predictor, worker.vocabulary = None, None
     worker.outputs, worker.options = SceneOutputs(tmp_path, ("geotiff",)), SceneOptions()
     rows = [{"path": str(tmp_path / f"{name}.tif"), "stem": name} for name in "abcd"]

@@ -1,4 +1,4 @@
-"""A short run of crowd.py: users at once get their own answers, and the page ends as it should. No time is checked."""
+"""A short run of crowd.py: concurrent users get their own answers and the page ends cleanly; times are not checked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""No installed package, and no lower bound of the requirements, is a version with a known vulnerability.
+"""Tests that neither an installed package nor a lower bound in the requirements has a known vulnerability.
 
-pip-audit needs a network, so the ranges are kept in known_vulnerable.json, with date and source.
+pip-audit needs a network, so the vulnerable ranges are stored in known_vulnerable.json, with date and source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def advisories_for(package: str, version: str) -> list[str]:
 
 
 def lowest_versions() -> dict[str, str]:
-    """Requirement -> the lowest version that it permits, from pyproject.toml and the files of requirements."""
+    """Return {requirement: lowest permitted version} from pyproject.toml and the requirements files."""
     lines = re.findall(r'"([A-Za-z0-9_.\[\]-]+ ?[=<>~!][^"]*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     for path in ROOT.glob("require*.txt"):
         lines += [line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines()]

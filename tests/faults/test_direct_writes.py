@@ -1,4 +1,4 @@
-"""Outputs are written through `whole_files`: a scan of the code for writers that use a final name directly."""
+"""Tests that every output is written through `whole_files`, by searching the code for writers that bypass it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALLOWED = {
 
 
 def direct_writes(text: str) -> list[str]:
-    """Calls of writers, and of open(..., "w"), whose target has none of the names TARGETS."""
+    """Return the calls of writers, and of open(..., "w"), whose target is named like none of TARGETS."""
     found = []
     for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
         function = call.func
@@ -43,7 +43,7 @@ def direct_writes(text: str) -> list[str]:
         elif name in ("copy", "write_table", "write_dataframe"):
             writes = is_module
         elif name in ("write_text", "save") and owner is None:
-            writes = False  # functions of this project, which use `whole`
+            writes = False  # functions of this project, which use `whole_files.whole`
         elif name == "save" and getattr(owner, "attr", getattr(owner, "id", "")) in OURS:
             writes = False
         else:
@@ -61,7 +61,7 @@ def test_the_scan_finds_a_direct_write():
 
 
 def test_no_output_is_written_under_its_final_name():
-    """Regression: overlays, figures, graphs and converted weights were; a kill left half a file."""
+    """Regression: overlays, figures, graphs and weights used to be written in place, so a kill left half a file."""
     package, found = ROOT / "skysense_o", {}
     for path in sorted([*package.rglob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("demo/*.py")]):
         name = str(path.relative_to(package if path.is_relative_to(package) else ROOT))

@@ -1,6 +1,6 @@
-"""A real full disk (a tmpfs; needs root): one line comes last, with file, size and cure, and no half file stays.
+"""Tests on a full disk (a tmpfs, which needs root): the last line names file, size and cure; no partial file remains.
 
-How each writer behaves without a real disk is in tests/test_whole_files.py.
+tests/test_whole_files.py tests each writer without a real disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CURE = r"could not be written: the disk is full\. It needs (more than )?[\d,.]+ 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Makes file systems of their own, of a size such as "1m", and removes them at the end."""
+    """Return a function that mounts a file system of a given size, such as "1m"; all are unmounted at the end."""
     folders = []
 
     def make(size: str) -> Path:
@@ -54,7 +54,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def fill(folder: Path, left: int = 0) -> None:
-    """Fill a disk except for `left` bytes, a multiple of 4096."""
+    """Fill a disk until `left` bytes, a multiple of 4096, are free."""
     with open(folder / "filler", "wb", buffering=0) as file:
         free = os.statvfs(folder).f_bavail * 4096
         written = sum(file.write(bytes(4096)) for _ in range(max(0, free - left) // 4096))
@@ -62,7 +62,7 @@ def fill(folder: Path, left: int = 0) -> None:
 
 
 def told(run) -> str:
-    """The last line that `exit_code` prints for an error; progress bars may come before it."""
+    """Run a command that must fail; return the last line it prints, as progress bars may precede it."""
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         assert exit_code(run) == 2
@@ -111,7 +111,9 @@ def test_a_scene_while_it_is_segmented_and_while_its_files_are_written(disk, tmp
 
 
 def test_decisions(disk, tmp_path):
-    """No half line stays, what was acknowledged can be read, and the review continues when there is room."""
+    """When the disk fills up, no partial line remains in the log, every decision that `append` returned can be read
+    back, and writing works again once space is freed.
+    """
     folder = disk("64k")
     log = DecisionLog(folder)
     fill(folder, 8192)
@@ -141,7 +143,7 @@ def test_a_torn_last_line_is_read_on_a_full_disk(disk):
     with open(log.path, "ab") as file:
         file.write(b'{"tile": "a", "reg')
     size = log.path.stat().st_size
-    with open(log.path, "ab") as file:  # up to the end of the block, so that not even one byte more has room
+    with open(log.path, "ab") as file:  # fills the file's last block, so that there is no room for even one more byte
         file.write(b" " * (4096 - size))
     fill(folder)
     assert len(DecisionLog(folder).history["ann"]) == 1
@@ -169,7 +171,7 @@ def test_the_engine(disk, tmp_path):
 
 @pytest.mark.slow
 def test_training(dubai, disk, tmp_path):
-    """Regression: the advice was followed by tracebacks of logging and of the files that are closed at the end."""
+    """Regression: when the disk filled up, tracebacks of logging used to follow the error message."""
     from training.test_whole_path import train
 
     folder = disk("1m")

@@ -1,7 +1,7 @@
-"""Mutated inputs for every reader: each gives a result or a one-line error, never a traceback.
+"""Fuzz tests of every reader: mutated input gives a result or a one-line error, never a traceback.
 
-The short run is part of the normal tests. The long one: SKYSENSE_O_FUZZ=1 pytest -m slow tests/faults. New seeds for an
-hour: python tests/faults/fuzz_more.py. One seed (SKYSENSE_O_SEED) gives one run.
+A short run is part of the normal tests. The long run: SKYSENSE_O_FUZZ=1 pytest -m slow tests/faults. Runs with new
+seeds for an hour: python tests/faults/fuzz_more.py. The environment variable SKYSENSE_O_SEED sets the seed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NASTY = (
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """Cut, overwritten, repeated, or with nasty pieces; near the head as often as anywhere."""
+    """Return `data` with random bytes cut, overwritten, repeated or replaced; half of the changes are near the head."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 5)):
         end = max(1, len(data) if rng.random() < 0.5 else min(len(data), 300))
@@ -70,7 +70,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def values_replaced(value, rng: np.random.Generator, chance: float = 0.002):
-    """A JSON document with some values, anywhere, of other types."""
+    """Return a JSON document in which a few random values are replaced by values of other types."""
     if rng.random() < chance:
         odd = [
             None,
@@ -107,8 +107,8 @@ def error_of(read, *args) -> Exception | None:
 
 
 def outcome(read, *args) -> str:
-    """What came of it; fails on anything but a result or a one-line error."""
-    begun = time.process_time()  # of the CPU, so that other processes do not count
+    """Return "read" or "error"; fail unless the reader gives a result or a one-line error in time."""
+    begun = time.process_time()  # CPU time, so that other processes have no influence
     error = error_of(read, *args)
     assert time.process_time() - begun < MOST_SECONDS
     if error is None:
@@ -187,9 +187,9 @@ def read_own_folder(path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def memory():
-    """No reader takes more than 2 GiB."""
+    """Each reader's memory grows by at most 2 GiB."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
     except OSError:
         yield
         return
@@ -199,7 +199,7 @@ def memory():
 
 
 def status(name: str) -> int:
-    """A number of KiB from /proc/self/status."""
+    """Return a value in KiB from /proc/self/status."""
     return int(re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
 
@@ -334,7 +334,7 @@ def test_annotation_files(review, program, count):
 
 
 def as_exported(tasks: list[dict]) -> list[dict]:
-    """With shapes of all kinds, as annotations rather than predictions."""
+    """Return tasks with annotations instead of predictions, and with shapes of every kind."""
     size = {"original_width": 120, "original_height": 80, "image_rotation": 0}
     values = {
         "rectanglelabels": {"x": 1, "y": 2, "width": 30, "height": 20, "rotation": 10},

@@ -1,7 +1,7 @@
-"""kill -9 at random moments of a scene; after resuming, all files are the same to the byte.
+"""Tests that kill a scene's run with SIGKILL at random moments; after resuming, all files have the same bytes.
 
-The same for training (20 kills) and the data engine (12) is in tests/training/test_engine.py and
-tests/data_engine/test_data_engine_kill.py. All three: python -m pytest -m faults -k kill
+Training (20 kills) and the data engine (12 kills) are tested in tests/training/test_engine.py and
+tests/data_engine/test_data_engine_kill.py. To run all three: python -m pytest -m faults -k kill
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A limit on memory that is too low gives one line that says how much is needed, not a traceback of the loader."""
+"""Tests that too low a memory limit gives one line that says how much memory is needed, not a traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE = r"error: the address space is limited to 1.0 GB (ulimit -v 976562), and a
 
 @pytest.mark.parametrize("script", ["demo/demo.py", "demo/app.py", "tools/train_net.py", "tools/convert_checkpoint.py"])
 def test_a_command_says_how_much_it_needs(script, tmp_path):
-    """Regression: ImportError: libtorch_cpu.so: failed to map segment from shared object."""
+    """Regression: commands used to fail with "libtorch_cpu.so: failed to map segment from shared object"."""
     words = {"demo/demo.py": ["--input", "demo/fields_30m.jpg", "--classes", "road", "--output", tmp_path]}.get(
         script, []
     )

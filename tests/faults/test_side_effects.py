@@ -1,4 +1,4 @@
-"""Importing and using the package changes no setting of the whole process."""
+"""Tests that importing and using the package changes no process-wide setting."""
 
 from __future__ import annotations
 

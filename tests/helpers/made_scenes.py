@@ -1,4 +1,4 @@
-"""Tiny georeferenced scenes, and a model whose answer can be read off the colours."""
+"""Tiny georeferenced scenes, and a model whose prediction follows directly from the colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = Vocabulary.parse("red,green,blue")
 
 
 class ColourModel(nn.Module):
-    """Each name is a channel, its probability the channel's mean over 4 x 4 pixels."""
+    """One class per colour channel: its probability is the channel's mean over each 4 x 4 cell."""
 
     stride, gsd = 4, 0.0
 
@@ -41,7 +41,7 @@ def colour_predictor() -> Predictor:
 
 
 def fields(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """uint8 (3,H,W): smooth patches, each of one dominant channel."""
+    """Return a uint8 (3,H,W) image of smooth patches, each dominated by one channel."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.random((1, 3, height // 24 + 2, width // 24 + 2)))
     smooth = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)[0]
@@ -49,7 +49,7 @@ def fields(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def write_scene(path: Path, pixels: np.ndarray, **profile) -> Path:
-    """(bands,H,W) to a GeoTIFF, in UTM unless told otherwise."""
+    """Write pixels (bands,H,W) as a GeoTIFF, in UTM by default."""
     options = {"driver": "GTiff", "count": len(pixels), "dtype": pixels.dtype, **UTM, **profile}
     gcps, rpcs = options.pop("gcps", None), options.pop("rpcs", None)
     options = {key: value for key, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Image files of every odd kind, each with what a reader must find in it. Alphabet: H W pixels."""
+"""Image files of every unusual kind, each with what a reader must return. Shape letters: H W pixels."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ TURNS = {
 
 @dataclass
 class Made:
-    """path: of the file. values: (H,W,1) or (H,W,3) upright, as stored. valid: bool (H,W) or None. exact: False where
-    the file is lossy, so that only the doors can be compared."""
+    """An image file and its expected content.
+
+    Attributes:
+        path: the file.
+        values: (H,W,1) or (H,W,3) stored values, upright.
+        valid: bool (H,W), or None where all pixels are valid.
+        exact: False for a lossy file, whose values may differ from `values`.
+    """
 
     path: Path
     values: np.ndarray
@@ -36,7 +42,7 @@ class Made:
     exact: bool = True
 
     def expected(self) -> np.ndarray:
-        """uint8 (H,W,3) of the valid pixels: 8 bits as they are, others from their 2nd to their 98th percentile."""
+        """Return the expected uint8 (H,W,3): 8-bit values unchanged, others stretched from 2nd to 98th percentile."""
         values = self.values
         if values.dtype != np.uint8:
             kept = values[self.valid if self.valid is not None else np.ones(values.shape[:2], bool)].astype(np.float64)
@@ -46,7 +52,7 @@ class Made:
 
 
 def colours(seed: int = 0) -> np.ndarray:
-    """uint8 (H,W,3) without any symmetry, no channel like another."""
+    """Return a uint8 (H,W,3) image without symmetry and with different channels."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     rng = np.random.default_rng(seed)
     base = np.stack([x * 4, y * 6, 255 - x * 2 - y * 2], -1)
@@ -58,14 +64,14 @@ def deep(dtype=np.uint16) -> np.ndarray:
 
 
 def hole() -> np.ndarray:
-    """bool (H,W): False in a corner."""
+    """Return a bool (H,W) mask that is False in one corner."""
     valid = np.ones((HEIGHT, WIDTH), bool)
     valid[:12, :30] = False
     return valid
 
 
 def write(path: Path, array: np.ndarray, kinds=None, colormap=None, **options) -> Path:
-    """(H,W,C) through GDAL. kinds: colour interpretations."""
+    """Write an (H,W,C) array with GDAL; `kinds` are the bands' colour interpretations."""
     options = {"driver": "GTiff", **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -123,7 +129,7 @@ def _opencv(name: str, alpha: bool = False, grey: bool = False) -> Callable[[Pat
 
 
 def _clear(name: str, mode: str, **options) -> Callable[[Path], Made]:
-    """Alpha of 8 bits by Pillow."""
+    """Return a maker of an image with an 8-bit alpha channel, written with Pillow."""
 
     def make(folder: Path) -> Made:
         grey = mode == "LA"

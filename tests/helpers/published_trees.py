@@ -1,7 +1,6 @@
-"""Tiny copies of every data set, with the tree, file names and label codes of its publisher.
+"""Tiny copies of every data set, with its publisher's folders, file names and label values.
 
-Codes are written down by the name of the class, as the publishers' pages give them, so that a wrong order of ids in our
-tables or scripts shows.
+Label values are listed by class name as on the publishers' pages, so wrong ids in our tables or scripts are noticed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 
 SIZE = (24, 36)
-Truth = dict[str, np.ndarray]  # "split/stem" -> (H,W) of class names, "" where ignored
+Truth = dict[str, np.ndarray]  # {"split/stem": (H,W) array of class names, "" where ignored}
 
 ISPRS = {
     "others": (255, 0, 0), "road": (255, 255, 255), "building": (0, 0, 255), "grass": (0, 255, 255),
@@ -72,14 +71,14 @@ def random_image(rng: np.random.Generator, size=SIZE) -> np.ndarray:
 
 
 def names_of(codes: dict, rng: np.random.Generator, size=SIZE) -> np.ndarray:
-    """(H,W) of class names, each of them somewhere."""
+    """Return a random (H,W) array of class names in which every name occurs."""
     names = np.array(list(codes), dtype=object)
     order = np.concatenate([np.arange(len(names)), rng.integers(0, len(names), size[0] * size[1] - len(names))])
     return names[rng.permutation(order).reshape(size)]
 
 
 def encoded(names: np.ndarray, codes: dict) -> np.ndarray:
-    """uint8 (H,W) or (H,W,3), as the publisher stores these names."""
+    """Return these names as the publisher stores them: uint8 (H,W) or (H,W,3)."""
     first = next(iter(codes.values()))
     stored = np.zeros(names.shape + ((3,) if isinstance(first, tuple) else ()), np.uint8)
     for name, code in codes.items():
@@ -93,7 +92,7 @@ def write(path: Path, array: np.ndarray, **options) -> None:
 
 
 def paired(root: Path, codes: dict, files: list[tuple[str, str, str]], seed: int = 0, lossless=True) -> Truth:
-    """Write (image, label, "split/stem") files with random content; what they mean."""
+    """Write random images and labels for `files` = (image, label, "split/stem"); return class names by "split/stem"."""
     rng, truth = np.random.default_rng(seed), {}
     for image, label, key in files:
         names = names_of(codes, rng)
@@ -164,7 +163,7 @@ def loveda(root: Path) -> Truth:
 
 
 def splits(root: Path, codes: dict, image: str, label: str, parts: tuple[str, ...], stem="{split}_{n}") -> Truth:
-    """Sets whose publishers have a folder for each split."""
+    """Write a data set whose publisher has a folder per split."""
     files = []
     for split in parts:
         for n in (1, 2):
@@ -174,7 +173,7 @@ def splits(root: Path, codes: dict, image: str, label: str, parts: tuple[str, ..
 
 
 def unsplit(root: Path, codes: dict, image: str, label: str, key: Callable[[int], str], count: int = 5) -> Truth:
-    """Sets whose publishers have no splits."""
+    """Write a data set whose publisher defines no splits."""
     return paired(root, codes, [(image.format(n=n), label.format(n=n), key(n)) for n in range(1, count + 1)])
 
 
@@ -204,7 +203,7 @@ def xbd(root: Path) -> Truth:
 
 
 def spacenet(root: Path) -> Truth:
-    """Vegas; a pixel is 0.3 m; one road from west to east through the middle."""
+    """Write SpaceNet's Vegas roads with 0.3 m per pixel; one road crosses the middle from west to east."""
     truth, scale = {}, 0.3 / 111_320
     for n in (9, 10):
         tags = ImageFileDirectory_v2()
@@ -230,7 +229,7 @@ def fbp(root: Path) -> Truth:
         stem, names = f"GF2_PMS1__L1A000{n}-MSS1", names_of(FBP, np.random.default_rng(n))
         bands = np.concatenate(
             [np.full((*SIZE, 1), 251, np.uint8), random_image(rng)], axis=2
-        )  # near infrared is first
+        )  # near infrared is the first band
         base = root / "Five-Billion-Pixels"
         write(base / f"Image__8bit_NirRGB/{stem}.tif", bands)
         write(base / f"Annotation__index/{stem}_24label.png", encoded(names, FBP))
@@ -247,7 +246,7 @@ def coco_stuff(root: Path) -> Truth:
 
 THREE, TWO = ("train", "val", "test"), ("train", "val")
 PREPARED: dict[str, tuple[str, str, list[str], Callable[[Path], Truth]]] = {
-    # row: script, folder of the source, further options, generator
+    # row: script, source folder, further options, generator
     "isaid": ("isaid", "iSAID", [], isaid),
     "samrs_sota": ("samrs", "SOTA", ["--set", "sota"], lambda r: samrs(r, "SOTA", SOTA)),
     "samrs_fast": ("samrs", "FAST", ["--set", "fast"], lambda r: samrs(r, "FAST", FAST)),
@@ -291,7 +290,7 @@ PREPARED: dict[str, tuple[str, str, list[str], Callable[[Path], Truth]]] = {
 
 
 def scenes(root: Path, name: str) -> int:
-    """A scene set below `root` as its publisher unpacks; how many images."""
+    """Write a scene classification set below `root` as its publisher's archive unpacks; return the number of images."""
     row = spec_of(name)
     rng = np.random.default_rng(0)
     folder = root / (row.folder or row.name) / row.images.split("|")[0]
@@ -305,7 +304,7 @@ def scenes(root: Path, name: str) -> int:
 
 
 def skysa(root: Path, images: int = 6) -> Path:
-    """Sky-SA's shape: repeated names, an empty list, a path of its publishers' disk, and a relation graph."""
+    """Write a set like Sky-SA: repeated names, an empty list, a path of its publisher's disk, a relation graph."""
     folder, rng = root / "skysa", np.random.default_rng(0)
     lines = []
     lists = [["lake", "forest"], ["road", "car", "road"], ["roof"], [], ["lake", "pond", "Forest"], ["car"]]
@@ -337,7 +336,7 @@ def relation(source: str, target: str, score, end: str = '"they look so")') -> s
 
 
 def shard(path: Path, samples: list[tuple[str, str]], image="jpg", text="txt") -> None:
-    """A webdataset shard of (key, caption)."""
+    """Write a webdataset shard of (key, caption) samples."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, caption in samples:

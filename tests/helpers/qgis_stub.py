@@ -1,4 +1,4 @@
-"""A stub of the part of QGIS's Python interface that the plugin uses, to test it without QGIS."""
+"""A stub of the part of QGIS's Python interface that the plugin uses, so that it is tested without QGIS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conftest import ROOT
 
 
 class _Parameter:
-    """Any QgsProcessingParameter...; keeps its name and default."""
+    """Stub of every QgsProcessingParameter class; keeps its name and default."""
 
     def __init__(self, name, text="", *rest, optional=False, **other) -> None:
         self.name, self.optional, self._flags = name, optional, 0
@@ -28,7 +28,7 @@ class _Number(_Parameter):
 
 
 class _Algorithm:
-    """QgsProcessingAlgorithm: parameters by name, values from a dictionary, else defaults."""
+    """Stub of QgsProcessingAlgorithm: parameter values come from a dictionary, otherwise from their defaults."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, _Parameter] = {}
@@ -53,7 +53,7 @@ class _Algorithm:
 
 
 class _Provider:
-    """QgsProcessingProvider: a list of algorithms."""
+    """Stub of QgsProcessingProvider: a list of algorithms."""
 
     def __init__(self) -> None:
         self.algorithms: list[_Algorithm] = []
@@ -68,7 +68,7 @@ class _Provider:
 
 
 class Registry:
-    """Stands for QgsApplication.processingRegistry()."""
+    """Stub of the object returned by QgsApplication.processingRegistry()."""
 
     def __init__(self) -> None:
         self.providers: list[_Provider] = []
@@ -83,7 +83,7 @@ class Registry:
 
 
 class Feedback:
-    """QgsProcessingFeedback: keeps what it is given; `cancel_when(self)` says whether the user has cancelled."""
+    """Stub of QgsProcessingFeedback: stores what it receives; `cancel_when(self)` is True once the user cancels."""
 
     def __init__(self, cancel_when=lambda self: False) -> None:
         self.progress, self.lines, self.commands, self.cancel_when = [], [], [], cancel_when
@@ -102,11 +102,11 @@ class Feedback:
 
 
 class ProcessingException(Exception):
-    """QgsProcessingException."""
+    """Stub of QgsProcessingException."""
 
 
 class _Settings:
-    """ProcessingConfig."""
+    """Stub of ProcessingConfig."""
 
     settingIcons: dict = {}
     values: dict = {}
@@ -129,7 +129,7 @@ class _Settings:
 
 
 def load_plugin(monkeypatch) -> tuple[ModuleType, Registry]:
-    """Import the plugin over the stub; returns its package and the registry that it registers with."""
+    """Import the plugin with the stub in place of QGIS; return the plugin's package and the stub's registry."""
     registry = Registry()
     core = ModuleType("qgis.core")
     names = ("RasterDestination", "RasterLayer", "String", "VectorDestination")

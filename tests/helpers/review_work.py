@@ -1,4 +1,4 @@
-"""A tiny work folder of the data engine, as `propose` and `name` leave it."""
+"""A tiny data-engine work folder, as the steps `propose` and `name` leave it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from skysense_o.data_engine.review import cli as review_cli
 
 HEIGHT, WIDTH = 80, 120
-BOXES = {1: (0, 0, 50, 40), 2: (50, 0, 120, 40), 3: (0, 40, 120, 72)}  # x0, y0, x1, y1; below it is the rest
+BOXES = {1: (0, 0, 50, 40), 2: (50, 0, 120, 40), 3: (0, 40, 120, 72)}  # x0, y0, x1, y1; the rows below are unassigned
 NAMES = {1: "building", 2: "water", 3: "tree"}
 COLORS = {0: (90, 90, 90), 1: (190, 80, 70), 2: (60, 100, 180), 3: (50, 130, 60)}
 
@@ -22,7 +22,7 @@ def tile_name(k: int) -> str:
 
 
 def make_work(work: Path, tiles: int = 2) -> list[str]:
-    """tiles/, regions/ and names/ with three regions a tile and a rest; the tiles' names."""
+    """Write tiles/, regions/ and names/, with three regions and some unassigned pixels per tile; return tile names."""
     for folder in ("tiles", "regions", "names"):
         (work / folder).mkdir(parents=True)
     rng, names = np.random.default_rng(0), [tile_name(k) for k in range(tiles)]
@@ -48,7 +48,7 @@ def make_work(work: Path, tiles: int = 2) -> list[str]:
 
 
 def command(work, *words) -> None:
-    """tools/data_engine.py review --work DIR ..., in this process."""
+    """Run `tools/data_engine.py review --work DIR ...` in this process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work")
     review_cli.add_arguments(parser)
@@ -56,7 +56,7 @@ def command(work, *words) -> None:
 
 
 class Said:
-    """A namer of free text that says what its list says."""
+    """A free-text namer that gives the names in its list, in turn."""
 
     free = True
 

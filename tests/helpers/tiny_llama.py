@@ -1,4 +1,4 @@
-"""A causal language model of a few thousand random weights, as transformers writes one to a folder."""
+"""A causal language model of a few thousand random weights, in a folder as transformers writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANSWERS = ("red", "one", "green", "two", "blue", "three", "yellow", "four and mo
 
 
 def make_llama(folder: Path) -> Path:
-    """Two layers of random weights, and a tokenizer of the words that occur."""
+    """Save a two-layer language model with random weights and a tokenizer of the tests' words; return its folder."""
     words = dict.fromkeys(["<unk>", "<s>", "</s>"])
     splitter = pre_tokenizers.Whitespace()
     for text in (BEFORE, AFTER, *QUESTIONS, *ANSWERS):

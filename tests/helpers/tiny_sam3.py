@@ -1,4 +1,4 @@
-"""SAM 3 of tiny random parts, with CLIP's real tokenizer from open_clip's table of merges."""
+"""Tiny SAM 3 models with random weights and CLIP's real tokenizer, built from open_clip's merge table."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def processor() -> Sam3Processor:
 
 
 def louder(model: torch.nn.Module) -> torch.nn.Module:
-    """Random weights so large that words and images matter to the result."""
+    """Scale up a model's random weights, so that words and images influence the result."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -89,7 +89,7 @@ def louder(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def make_detector(folder: Path) -> Path:
-    """A folder of the detector alone."""
+    """Save a model without the tracker; return its folder."""
     torch.manual_seed(0)
     louder(Sam3Model(Sam3Config(**DETECTOR))).save_pretrained(folder)
     processor().save_pretrained(folder)
@@ -97,7 +97,7 @@ def make_detector(folder: Path) -> Path:
 
 
 def make_whole(folder: Path) -> Path:
-    """A folder with detector and tracker, laid out as facebook/sam3 is."""
+    """Save a model with detector and tracker, in the layout of facebook/sam3; return its folder."""
     torch.manual_seed(0)
     config = Sam3VideoConfig(
         detector_config={"model_type": "sam3", **DETECTOR},

@@ -1,4 +1,4 @@
-"""A model of open_clip that is arranged as SigLIP, with tiny random parts."""
+"""A tiny open_clip model with SigLIP's architecture and random weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ WIDTH, HEADS, PATCH = 64, 4, 8
 
 @timm.models.register_model
 def tiny_siglip_trunk(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """No class token; open_clip asks for pooling by attention (`global_pool="map"`)."""
+    """Build the image encoder without a class token; open_clip requests attention pooling (`global_pool="map"`)."""
     kwargs = {key: kwargs[key] for key in ("num_classes", "global_pool")}
     sizes = {"img_size": 32, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 3, "num_heads": HEADS}
     return VisionTransformer(**sizes, class_token=False, **kwargs)
 
 
 def register(folder: Path, name: str = "tiny-sigmoid") -> None:
-    """Make the model known to open_clip: as its own files of SigLIP, but for sizes and tokenizer (T5's is not here, and
-    open_clip would choose it for a name with "siglip")."""
+    """Register the model with open_clip, configured like its SigLIP models except for sizes and tokenizer.
+
+    The name lacks "siglip", because open_clip would choose T5's tokenizer for it, which is not installed.
+    """
     text = {"context_length": 16, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": 2}
     text |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
     vision = {"image_size": 32, "timm_model_name": "tiny_siglip_trunk", "timm_model_pretrained": False}

@@ -1,4 +1,4 @@
-"""Tiny copies of sets with boxes, points, marks, shapes and kinds of scenes, in the files of their publishers."""
+"""Tiny copies of data sets with boxes, points, marked objects, outlines and scene classes, in their own formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOXES = {
 
 
 def image(path: Path, color: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """A noisy image of one colour, written to `path`."""
+    """Write a noisy image of one colour to `path`; return it."""
     noise = np.random.default_rng(seed).integers(-12, 13, (SIDE, SIDE, 3))
     body = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def image(path: Path, color: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 
 def vehicles(data: Path) -> Path:
-    """Three images with boxes: bright objects on dark ground. Ids 1 and 2 train, 10 validates."""
+    """Write three images with boxes around bright objects; ids 1 and 2 are for training, 10 for validation."""
     folder, classes = data / "vehicles", ["car", "airliner", "boat"]
     annotations = []
     for number, boxes in BOXES.items():
@@ -48,7 +48,7 @@ def write_boxes(folder: Path, images: list, annotations: list, categories: list)
 
 
 def trees(data: Path) -> Path:
-    """Two images with points, one without any; a split each."""
+    """Write three images with points (one image has none), two for training and one for testing."""
     folder, lines = data / "trees", []
     for number, (split, points) in enumerate((("train", [[10, 12], [50, 40]]), ("train", []), ("test", [[3, 3]]))):
         image(folder / f"images/{number}.png", (90, 100, 60), number)
@@ -58,7 +58,7 @@ def trees(data: Path) -> Path:
 
 
 def rsicd(data: Path) -> Path:
-    """Images with captions and their kind; one has none."""
+    """Write images with captions and their scene class; one image has no class."""
     folder, lines = data / "rsicd", []
     kinds = {"farmland": (150, 170, 60), "forest": (20, 90, 30), "airport": (150, 150, 150), None: (9, 9, 9)}
     for number, (kind, color) in enumerate(kinds.items()):
@@ -80,7 +80,7 @@ SHAPES = (
 
 
 def shapes(data: Path, lines=SHAPES) -> None:
-    """Two images of UC Merced with outlines; the lines are in <data>/datasets/shapes."""
+    """Write two images of UC Merced, and their outlines to <data>/datasets/shapes."""
     for line in lines:
         image(data / f"ucmerced/images/{line['image']}.jpg", (60, 90, 120))
     (data / "datasets/shapes").mkdir(parents=True, exist_ok=True)
@@ -92,14 +92,14 @@ def write_lines(path: Path, lines: list[dict]) -> None:
 
 
 def scenes12(data: Path) -> Path:
-    """Folders by split; lakes to train, lakes and mountains to test."""
+    """Write one folder per split: lakes for training, lakes and mountains for testing."""
     for split, name in (("train", "lake"), ("test", "lake"), ("test", "mountain")):
         image(data / f"scenes12/{split}/{name}/{name}_1.jpg", (40, 80, 160))
     return data / "scenes12"
 
 
 def roads(data: Path) -> Path:
-    """A road across an image: 1 road, 0 not road. Numbers that end in 0 or 5 validate."""
+    """Write images crossed by a road, and labels (1 road, 0 not road); the numbers ending in 5 are for validation."""
     for number in (1, 5):
         image(data / f"roads/images/img_{number}.png", (80, 120, 60), number)
         labels = np.zeros((SIDE, SIDE), np.uint8)

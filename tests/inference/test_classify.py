@@ -1,4 +1,4 @@
-"""Whole images: the score of a class."""
+"""Tests of the score of a class in whole-image classification."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The demo on the command line with the shipped model; wrong arguments and their messages."""
+"""Tests of demo.py with the shipped model, and of the messages for wrong arguments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_classes_give_all_kinds_of_files(call, image, tmp_path):
     arrays = np.load(out / "town_probabilities.npz")
     assert arrays["probabilities"].shape == (3, 70, 90)
     assert arrays["class_names"].tolist() == ["building", "road", "tree"]
-    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # stored in half precision, so ties may differ
+    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # half precision, so ties may differ
     body = json.loads((out / "town.json").read_text())
     assert [(c["id"], c["name"]) for c in body["classes"]] == [(0, "building"), (1, "road"), (2, "tree")]
     assert [c["pixels"] for c in body["classes"]] == np.bincount(labels.ravel(), minlength=3).tolist()
@@ -56,7 +56,7 @@ def test_classes_give_all_kinds_of_files(call, image, tmp_path):
 
 
 def test_a_single_class_gets_a_threshold(call, image, tmp_path):
-    """Otherwise it would fill the image."""
+    """A single class gets a threshold of 0.5; without one it would fill the image."""
     assert call(DEMO, "--input", image, "--classes", "building", "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert [c["name"] for c in body["classes"]] == ["none", "building"]
@@ -247,18 +247,19 @@ def test_open_world_lists_only_the_larger_classes_sorted_by_share(call, image, t
 
 
 def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
-    """In a terminal, where the bars are drawn."""
+    """In a terminal, progress bars and tables are printed on separate lines."""
     Image.open(image).save(tmp_path / "city.png")
     command = [sys.executable, DEMO, "--input", str(tmp_path / "*.png"), "--classes", "road,tree", "--output"]
     master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # else it has no width for a bar
+    # Without a width, the terminal would get no progress bar.
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stdout=slave, stderr=slave)
     os.close(slave)
     output = b""
     try:
         while block := os.read(master, 65536):
             output += block
-    except OSError:  # the terminal is closed
+    except OSError:  # the process has closed the terminal
         pass
     assert process.wait() == 0, output.decode()
     screen = [line.rstrip("\r").split("\r")[-1].rstrip() for line in output.decode().split("\n")]
@@ -290,7 +291,7 @@ def test_a_class_may_be_called_none_where_id_0_has_no_name(call, image, tmp_path
 
 
 def test_one_bad_file_never_ends_a_batch(call, image, tmp_path, monkeypatch):
-    """Whatever a library raises becomes the error line of that file, with its type, and the run ends with 1."""
+    """Any exception of a library becomes one error line for that file, with its type, and the exit code is 1."""
     from skysense_o.cli import request
 
     rng = np.random.default_rng(1)

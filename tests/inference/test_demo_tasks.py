@@ -1,4 +1,4 @@
-"""demo.py on whole images: --task classify and --task ask."""
+"""Tests of demo.py on whole images: --task classify and --task ask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colors, overlays and legends."""
+"""Tests of colours, overlays and legends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_color_difference_equals_that_of_scikit_image():
     color = pytest.importorskip("skimage.color")
     rgb = np.random.default_rng(0).integers(0, 256, (2, 2000, 3))
     rgb[1, :50] = rgb[0, :50]
-    rgb[0, 50:80] = rgb[0, 50:80, :1]  # greys have no hue
+    rgb[0, 50:80] = rgb[0, 50:80, :1]  # greys, which have no hue
     lab = color.rgb2lab(rgb / 255)
     assert np.abs(lab_of(rgb) - lab).max() < 1e-3
     assert np.abs(ciede2000(*lab) - color.deltaE_ciede2000(*lab)).max() < 1e-9
@@ -52,7 +52,7 @@ def test_color_difference_equals_that_of_scikit_image():
     ],
 )
 def test_color_difference_equals_published_values(first, second, difference):
-    """The first four pairs are from the test data of Sharma et al. (2005)."""
+    """The first four colour pairs and their differences are from the test data of Sharma et al. (2005)."""
     assert float(ciede2000(np.array(first), np.array(second))) == pytest.approx(difference, abs=1e-4)
 
 

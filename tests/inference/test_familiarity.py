@@ -1,4 +1,4 @@
-"""Words that a model was not trained on are named, once; weights remember what they were trained on."""
+"""Tests that words unknown to a model's training are reported once, and that weight files store the training words."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch)
 def test_a_new_word_is_encoded_once_for_its_mask_and_its_warning(mini, monkeypatch):
     asked = []
     real = mini.model.tower.encode_text
-    mini.unfamiliar(Vocabulary.parse("griffin"))  # the training words themselves
+    mini.unfamiliar(Vocabulary.parse("griffin"))  # encodes the training words
     monkeypatch.setattr(mini.model.tower, "encode_text", lambda strings: asked.extend(strings) or real(strings))
     mini(np.zeros((32, 32, 3), np.uint8), "griffin,phoenix|firebird")
     assert sorted(asked) == sorted(set(asked))

@@ -1,4 +1,4 @@
-"""Models as folders and repositories of the Hugging Face hub, all on this machine."""
+"""Tests of models in folders and in repositories of the Hugging Face hub, without a network."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def predictor():
 
 
 def equal(a: Predictor, b: Predictor) -> bool:
-    """The same result, but for the order of sums: a model that was loaded for inference has folded weights."""
+    """Return whether two predictors agree up to rounding: loading for inference folds batch norms."""
     return np.allclose(a(IMAGE, "road,tree").score, b(IMAGE, "road,tree").score, atol=1e-4)
 
 
 @pytest.fixture
 def cache(predictor, tmp_path):
-    """A cache of the hub in which org/tiny lies, as a download leaves it."""
+    """Return a hub cache that contains org/tiny as a download leaves it."""
     repository = tmp_path / "hub" / "models--org--tiny"
     predictor.save_pretrained(repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""The ONNX export: any number of phrases, any size, the same values."""
+"""Tests of the ONNX export: any number of phrases and any image size give the same values as in torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def predictor():
 
 
 def test_a_tower_prepared_for_inference_gives_the_same(predictor):
-    """Batch norms with other statistics than 0 and 1 are folded, paddings fixed; twice is once."""
+    """Folding batch norms and fixing paddings keeps the features, and doing it twice equals doing it once."""
     tower = predictor.model.tower.double()
     for norm in (m for m in tower.image.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.1)
@@ -48,7 +48,7 @@ def test_a_tower_prepared_for_inference_gives_the_same(predictor):
 
 
 def test_logits_are_those_of_the_predictor(predictor):
-    """With the embeddings of `embed_words`, so a program without the text tower gets the same result."""
+    """`ImageHalf` with the embeddings of `embed_words` gives the predictor's result, so no text tower is needed."""
     words = Vocabulary.parse("building|house,road")
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     text = torch.from_numpy(embed_words(predictor, words))
@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_predictor(predictor):
 
 @pytest.mark.slow
 def test_the_file_agrees_with_torch(predictor, tmp_path):
-    """Traced with two images of 96 x 128 pixels and five phrases; compared with other numbers and sizes."""
+    """A file exported with two 96 x 128 images and five phrases agrees with torch at other sizes and numbers."""
     pytest.importorskip("onnxruntime")
     path = tmp_path / "small.onnx"
     facts = export_onnx(predictor, path)

@@ -1,4 +1,4 @@
-"""Clicks and boxes: as a user gives them, in the decoder, and in training."""
+"""Tests of clicks and boxes: as user input, in the decoder, and in training."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_decoder_returns_the_documented_shapes(head, features):
 
 
 def test_queries_are_independent(head, features):
-    """Phrases, other prompts and the padding of points do not change the mask of a prompt, and vice versa."""
+    """A prompt's mask does not depend on phrases, other prompts or padded points, and a phrase's not on prompts."""
     whole = head(features, queries())
     q = queries()
     for k in range(3):
@@ -130,7 +130,7 @@ def test_the_product_with_the_position_encoding_equals_its_naive_twin(head):
 
 
 def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkeypatch):
-    """Keys, values and appearance: the second prompt computes neither, and its masks are those of a fresh image."""
+    """The decoder computes what depends only on the image once; the second prompt reuses it and gets the same masks."""
     calls = []
     with torch.no_grad():
         image, fresh = head.refine(features), head.refine(features)
@@ -148,11 +148,12 @@ def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkey
         assert torch.equal(a, b)
         assert torch.equal(a, c)
     head.decode(image := head.refine(features), asked)
-    assert image.look is None  # kept in training it would lose its gradient
+    # In training nothing is cached, because a cached tensor would lose its gradient.
+    assert image.look is None
 
 
 def test_likeness_is_high_where_features_resemble_the_clicked_ones():
-    """An image of two halves: a foreground click on the left, a background click on the right, a box over both."""
+    """Similarity is high where features resemble the clicked ones: the left is foreground, the right background."""
     look = torch.zeros(1, 2, 4, 8)
     look[:, 0, :, :4], look[:, 1, :, 4:] = 1.0, 1.0
     points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])
@@ -187,7 +188,7 @@ def test_each_part_of_a_prompt_changes_the_mask(head, features, change):
 
 
 def test_points_and_boxes_are_converted_to_prepared_pixels():
-    """An image of 100 x 50 pixels, padded to 128 x 64 and squeezed to 64 x 64; and one that is only padded."""
+    """Points and boxes of a 100 x 50 image are converted for an input padded to 128 x 64, also squeezed to 64 x 64."""
     transforms = [ImageTransform((50, 100), (64, 128), (64, 64)), ImageTransform((50, 100), (64, 128), (64, 128))]
     given = {
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
@@ -204,7 +205,7 @@ def test_points_and_boxes_are_converted_to_prepared_pixels():
 
 
 def test_the_encoder_reads_the_first_and_the_last_pixel_of_a_box():
-    """The shipped weights are older than half-open boxes: their corner tokens are the first and the last pixel."""
+    """A half-open box becomes two corner tokens, its first and its last pixel, as the shipped weights expect."""
     transform = ImageTransform((50, 100), (64, 128), (64, 64))
     box = transform.boxes(torch.tensor([[[3.0, 2.0, 9.0, 8.0], [float("nan")] * 4]]))
     words = torch.zeros(1, 0, 1, 2), torch.zeros(1, 0, dtype=torch.bool)
@@ -222,7 +223,7 @@ def test_terms_equal_their_naive_twin():
     g = torch.Generator().manual_seed(3)
     logits, iou_pred = torch.randn(2, 3, 6, 8, generator=g), torch.rand(2, 3, generator=g)
     target = torch.rand(2, 3, 6, 8, generator=g) > 0.6
-    target[1, 2] = False  # an empty target is not learned
+    target[1, 2] = False  # an empty target, which gives no loss
     known = (torch.rand(2, 1, 6, 8, generator=g) > 0.1).expand(2, 3, 6, 8)
     masks, errors = [], []
     for b in range(2):
@@ -264,7 +265,7 @@ def scenes(count: int) -> list[dict]:
 
 @pytest.mark.slow
 def test_training_on_prompts_improves_masks():
-    """A few training steps on four drawn scenes: the masks of clicks and boxes improve."""
+    """A few training steps on four drawn scenes improve the masks of clicks and boxes."""
     torch.manual_seed(0)
     np.random.seed(0)
     model, sampler, samples = SkySenseO(prompt_config()).train(), PromptSampler(4), scenes(4)

@@ -1,4 +1,4 @@
-"""Sliding windows: each pixel gets one label, without seams, and a local model gives the same as on the whole image."""
+"""Tests of sliding windows: each pixel gets one label, without seams; a local model gives its whole-image result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = [(64, 64), (1, 200), (17, 301), (130, 129), (96, 1)]
 
 
 class Local:
-    """A local model: each cell depends on its own 4 x 4 pixels, so windows and the whole image give the same."""
+    """A model whose cells depend on their own 4 x 4 pixels only, so windows and the whole image agree."""
 
     stride, device = 4, torch.device("cpu")
 
@@ -42,7 +42,7 @@ def words(count):
 
 
 def whole(model, image):
-    """Naive twin: the model on the whole image, padded by reflection and resized by torch."""
+    """Naive reference: run the model on the whole image, padded by reflection, and resize with torch."""
     h, w = image.shape[-2:]
     y, x = reflected(h, 0, -(-h // 32) * 32), reflected(w, 0, -(-w // 32) * 32)
     grid = model.predict_windows(image[:, y][:, :, x][None])
@@ -73,7 +73,7 @@ def test_narrow_strips_give_the_same_as_one_strip():
 
 
 def test_starting_at_any_row_gives_identical_values():
-    """Resuming depends on it."""
+    """A run that starts at any row gives the same values from there on, so interrupted runs can resume."""
     model, image = Local(5), random_image(300, 200)
     plan = plan_windows(model, (300, 200), 5, 64, 32)
     pad = F.pad(image.float(), (0, 32, 0, 32), mode="reflect").to(torch.uint8)
@@ -127,7 +127,7 @@ def test_weights_rise_over_the_overlap_like_a_hann_window():
 
 @pytest.mark.parametrize("target", [(60, 90), (120, 180), (37, 55)])
 def test_labels_between_cells_are_bilinear_then_the_best_class(target):
-    """Compared with torch's interpolation of all classes, for a result with as many, more and fewer pixels."""
+    """Labels and scores equal the best class of torch's bilinear interpolation, also at other target sizes."""
     grid = torch.rand(15, 23, 6, generator=torch.Generator().manual_seed(1))
     plan = Plan.of((60, 90), window=64, overlap=0, divisor=32, stride=4, num_classes=6, memory=2**30, target=target)
     grid = F.pad(grid, (0, 0, 0, plan.cols.cells - 23, 0, plan.rows.cells - 15), value=0.5)
@@ -173,7 +173,7 @@ def test_a_tower_with_a_fixed_input_size_takes_windows_of_that_size():
 
 
 def test_the_model_whole_and_in_windows_agree_inside(small_model):
-    """One window that covers the image gives the same as the whole image."""
+    """With the small model, one window that covers the image gives the same as the whole image."""
     image, vocabulary = random_image(64, 96), words(4)
     labels, score = segment_array(image, vocabulary, small_model, window=96)
     expected = small_model.predict([{"image": image, "vocabulary": vocabulary}], "labels")[0]
@@ -182,7 +182,7 @@ def test_the_model_whole_and_in_windows_agree_inside(small_model):
 
 
 def test_the_published_model_takes_windows_of_its_input_size():
-    """One window of that size gives the same as the whole image."""
+    """With the published model, one window of its input size gives the same as the whole image."""
     from modeling.test_published import build
 
     model = build().eval()

@@ -1,4 +1,4 @@
-"""One image with a user: opening, sessions, views, exports, the prompt loop."""
+"""Tests of one image with a user: opening it, sessions, views, exports and the prompt loop."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_words_only_weights_take_a_box_as_it_is(session):
 def test_like_is_a_class_beside_the_words_or_alone(session):
     with pytest.raises(ValueError, match="no region yet"):
         session.add_example()
-    session.draw_box(0, 0, 80, 18)  # the water of the drawn scene
+    session.draw_box(0, 0, 80, 18)  # the water in the drawn scene
     assert session.add_example() == "like region 1"
     assert session.segment(["road"]).classes == ("road", "like region 1")
     assert session.segment().classes == ("none", "like region 1")

@@ -1,4 +1,4 @@
-"""Limits of the web page: no upload causes a request, memory, time, sizes of requests, and what a signal leaves."""
+"""Tests of the web page's limits: no requests by uploaded files, memory, time, request sizes, cleanup on signals."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from skysense_o.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.faults
 
-# Addresses in files
+# Addresses in uploaded files
 
 
 @pytest.fixture
 def listener():
-    """(port, the paths that were requested) of a local HTTP server."""
+    """Start a local HTTP server; return (port, list of the paths requested from it)."""
     requested = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -103,7 +103,7 @@ def test_no_upload_causes_a_request(listener, tmp_path, suffix):
 
 
 def test_the_same_files_do_cause_requests_where_remote_data_is_allowed(listener, tmp_path):
-    """Otherwise the test above would prove nothing."""
+    """The files that cause no request as uploads do cause one where remote data is allowed, so that test can fail."""
     pytest.importorskip("rasterio", reason="needs the extra geo")
     from skysense_o.image_io.gdal_access import gdal_settings, open_dataset
 
@@ -141,7 +141,7 @@ def test_sizes_are_read_with_their_unit():
 
 
 def reachable_bytes(session: Session) -> int:
-    """Bytes of all arrays and tensors that a session holds, without the model; each once."""
+    """Return the bytes of all arrays and tensors that a session refers to, except the model's; each counts once."""
     seen, total, pending = {id(session.predictor), id(session.predictor.model)}, 0, [session]
     while pending:
         value = pending.pop()
@@ -159,7 +159,7 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     image = OpenedImage(draw_scene(np.random.default_rng(0), 200, 300)[0], "town.png")
     session = Session(mini, image, tmp_path)
     session.segment(["water"])
-    session.draw_box(10, 10, 90, 60)  # what clicks and boxes need of the image is computed once
+    session.draw_box(10, 10, 90, 60)  # clicks and boxes compute their image features here, once
     session.clear()
     few = session.nbytes
     session.segment([f"class {i}" for i in range(31)])
@@ -270,7 +270,7 @@ def test_late_work_stops_at_its_next_model_call(mini, tmp_path):
         time.sleep(0.01)
     assert work.late == 0
     assert asked
-    check_time()  # outside of a request there is no limit
+    check_time()  # outside a request there is no limit
     session.close()
 
 
@@ -278,7 +278,7 @@ def test_late_work_stops_at_its_next_model_call(mini, tmp_path):
 
 
 def answer_of(limits: dict, path: str, chunks: list[bytes], declared: int | None = None, folder="/nowhere"):
-    """(status or None where the application was reached, the body that it received)."""
+    """Send a request; return (status, or None where it reached the application; bodies the application received)."""
     from skysense_o.interactive.request_limits import RequestLimits
 
     received, sent = [], []
@@ -327,7 +327,7 @@ def test_uploads_that_are_under_way_count_as_well(tmp_path):
     async def send(message):
         sent.append(message)
 
-    async def app(scope, receive, send):  # while the first upload arrives, another person begins one
+    async def app(scope, receive, send):  # a second upload begins while the first one arrives
         if not sent:
             await limits(scope, receive, send)
 
@@ -340,7 +340,7 @@ def test_uploads_that_are_under_way_count_as_well(tmp_path):
 def test_a_file_given_as_an_address_is_refused():
     pytest.importorskip("starlette")
     limits = {"upload_bytes": 1000, "request_bytes": 10_000_000, "folder_bytes": 10}
-    join = "/gradio_api/queue/join"  # of the review page
+    join = "/gradio_api/queue/join"  # an address of the review page
     file = {"path": "http://127.0.0.1/x.png", "meta": {"_type": "gradio.FileData"}}
     assert answer_of(limits, join, [json.dumps({"data": [None, [file]]}).encode()])[0] == 400
     file["path"] = " HTTPS://example.org/x.png"

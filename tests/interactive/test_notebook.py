@@ -1,4 +1,4 @@
-"""The notebook runs top to bottom, and what it shows is there."""
+"""Tests that the notebook runs from top to bottom and shows its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_no_outputs_are_stored():
 def test_it_runs_top_to_bottom(tmp_path):
     notebook = nbformat.read(ROOT / "demo/quickstart.ipynb", 4)
     nbformat.validate(notebook)
-    # The kernel of this very interpreter, whatever is installed as "python3" elsewhere.
+    # Use this interpreter's kernel, whatever kernel is installed elsewhere as "python3".
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "demo")}})
     client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1", "IPYTHONDIR": str(tmp_path)})
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]

@@ -1,4 +1,4 @@
-"""The web page in a real browser: Debian's chromium, driven by playwright."""
+"""Tests of the web page in a real browser: Debian's chromium, driven by playwright."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def app():
 
 @pytest.fixture(scope="module")
 def served(app, mini, tmp_path_factory):
-    """(address, the page) with all that the real page has."""
+    """Serve the page with all its features and low limits; return (address, page)."""
     root = tmp_path_factory.mktemp("skysense_o_page")
     examples = [Example(title, ROOT / "demo" / file, words) for title, file, words in app.EXAMPLES]
     limits = Limits(pixels=200_000, read_pixels=400_000, upload_bytes=1 << 20, jobs=1, seconds=600)
@@ -69,13 +69,13 @@ def browser():
 
 @pytest.fixture
 def visit(browser, served):
-    """Open the page as a new person; what the server says is searched for its own paths at the end."""
+    """Return a function that opens the page as a new visitor; at the end, no response may contain a server path."""
     people, said, broken = [], [], []
 
     def keep(response):
         try:
             said.append((response.url, response.text() if "image" not in str(response.headers) else ""))
-        except playwright.Error:  # a stream that was cut when the tab closed
+        except playwright.Error:  # the stream was cut when the tab closed
             said.append((response.url, ""))
 
     def open_page(width=1280, height=900, **options):
@@ -108,14 +108,14 @@ def town(tmp_path):
 
 
 def changed(page, act) -> None:
-    """Do something, and wait until the server's answer is drawn."""
+    """Do `act`, and wait until the map shows the server's new answer."""
     before = page.locator("#map").get_attribute("data-shown")
     act()
     page.wait_for_function("was => (document.querySelector('#map').dataset.shown ?? was) !== was", arg=before)
 
 
 def segment(page, words: str) -> list[str]:
-    """Ask, wait, and give back the names on the chips."""
+    """Segment `words`, wait for the result, and return the class names on the chips."""
     page.locator("#words").fill(words)
     changed(page, page.get_by_role("button", name="Segment").click)
     return page.locator("#chips .name").all_inner_texts()
@@ -126,7 +126,7 @@ def open_file(page, path) -> None:
 
 
 def at(page, x: float, y: float) -> tuple[float, float]:
-    """A share of the image's width and height -> position in the window."""
+    """Convert a position, as shares of the image's width and height, to window coordinates."""
     box = page.locator("#map .photo, #map canvas").first.bounding_box()
     return box["x"] + box["width"] * x, box["y"] + box["height"] * y
 
@@ -139,12 +139,12 @@ MASKS = """() => { const canvas = document.querySelector('.leaflet-masks-pane ca
 
 
 def masks(page) -> tuple[float, float]:
-    """Share of the pixels with a mask, and the strongest opacity, 0..255."""
+    """Return the share of pixels with a mask, and the strongest opacity, 0 to 255."""
     return tuple(page.evaluate(MASKS))
 
 
 def masks_become(page, condition: str) -> None:
-    """Wait until a condition on `share` and `strongest`, see `masks`, is true."""
+    """Wait until a condition on `share` and `strongest` (see `masks`) is true."""
     page.wait_for_function(f"() => {{ const [share, strongest] = ({MASKS})(); return {condition}; }}")
 
 
@@ -214,7 +214,7 @@ def test_classes_opacity_and_split_change_the_view_and_ask_nothing(visit):
     vegetation = page.get_by_role("button", name=re.compile("^vegetation"))
     vegetation.click()
     assert vegetation.get_attribute("aria-pressed") == "false"
-    page.mouse.move(700, 880)  # the class under the pointer is shown alone
+    page.mouse.move(700, 880)  # hovering over a class shows it alone
     masks_become(page, "share > 0 && share < 0.3")
     vegetation.click()
     page.mouse.move(700, 880)
@@ -272,7 +272,7 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     page.mouse.move(*at(page, 0.5, 0.6))
     page.mouse.down()
     page.mouse.move(*at(page, 0.1, 0.4), steps=3)
-    page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # upwards, and back again
+    page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # first upwards, then back
     changed(page, page.mouse.up)
     assert pixels_of_region(page) > 0
     changed(page, page.get_by_role("button", name="Find everything like it").click)
@@ -280,7 +280,7 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     assert not page.get_by_role("button", name="Copy command").is_visible(), "a region has no word"
 
     page.locator("#map").focus()
-    page.keyboard.press("Enter")  # a corner at the cross, then the other one
+    page.keyboard.press("Enter")  # sets a corner at the cross; the next Enter sets the other corner
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(600)
     page.keyboard.press("ArrowDown")
@@ -430,7 +430,7 @@ def test_an_image_that_was_closed_for_others_is_told(visit, served):
 
 @needs_chromium
 def test_who_waits_sees_the_place_in_the_queue_and_may_stop(visit, served, monkeypatch):
-    """There is one job here: the others wait for the first, one stops, and the other gets an answer."""
+    """With one job at a time, waiting visitors see their place in the queue, may stop, and get their answer in turn."""
     first, second, third = visit(), visit(), visit(390, 844)
     go = threading.Event()
     segment_now = Session.segment

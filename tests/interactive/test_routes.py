@@ -1,4 +1,4 @@
-"""The page's server without a browser: who may see what, what is refused, and what tiles and maps hold."""
+"""Tests of the page's server without a browser: access rights, refused requests, and the content of tiles and maps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def page(words_only, tmp_path_factory):
 
 @pytest.fixture
 def visitor(page):
-    """A function that opens the page as a new person."""
+    """Return a function that opens the page as a new visitor and returns the HTTP client."""
 
     def come() -> TestClient:
         client = TestClient(create_app(page))
@@ -54,7 +54,7 @@ def picture() -> bytes:
 
 
 def result(answer) -> dict:
-    """The last line of a job's stream."""
+    """Return the last line of a job's response stream."""
     assert answer.status_code == 200, answer.text
     return json.loads(answer.text.splitlines()[-1])
 
@@ -195,7 +195,7 @@ def test_words_only_weights_take_boxes_and_say_so(visitor):
 
 @pytest.fixture(scope="module")
 def scene():
-    """foz_30m.tif as the map shows it."""
+    """Open foz_30m.tif as the map view shows it."""
     pytest.importorskip("rasterio", reason="needs the extra geo")
     from skysense_o.interactive.map_view import MapView
 
@@ -219,7 +219,7 @@ def test_positions_go_to_the_map_and_back(scene):
 
 
 def tile_of(zoom: int, latitude: float, longitude: float) -> tuple[float, float]:
-    """Position in tiles, by the formula of the OpenStreetMap wiki."""
+    """Return the position in units of tiles, by the formula in the OpenStreetMap wiki."""
     y = (1 - np.arcsinh(np.tan(np.radians(latitude))) / np.pi) / 2
     return (longitude + 180) / 360 * 2**zoom, y * 2**zoom
 
@@ -299,7 +299,7 @@ def test_a_scaled_scene_is_a_map_of_all_its_pixels(words_only, tmp_path):
     assert client.get(f"/api/images/{state['id']}/results.zip").content.startswith(b"PK")
 
 
-# The queue and the people
+# The queue and the visitors
 
 
 def test_the_queue_tells_places_and_refuses_when_it_is_full():

@@ -1,4 +1,4 @@
-"""The page and the prompt loop on SAM 3, with tiny random weights; no browser, no server."""
+"""Tests of the page and the prompt loop with SAM 3 on tiny random weights, without browser or server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def session(predictor, tmp_path):
 
 @pytest.fixture
 def decoded(predictor, monkeypatch):
-    """Number of pairs of an image and a phrase of each call of the decoder."""
+    """Record how many image-phrase pairs each call of the decoder receives."""
     calls, answer = [], predictor.model.tower.answer
     monkeypatch.setattr(
         predictor.model.tower, "answer", lambda e, tokens, valid: calls.append(len(tokens)) or answer(e, tokens, valid)
@@ -73,7 +73,8 @@ def test_everything_without_words_and_with(session):
 
 def test_the_page(predictor, tmp_path, monkeypatch):
     page = Page(predictor, tmp_path)
-    page.encode_naming_vocabulary()  # reads nothing: hundreds of phrases of 19 GFLOP each
+    # Encodes nothing, because SAM 3 needs 19 GFLOP for each of the hundreds of phrases.
+    page.encode_naming_vocabulary()
     assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
     assert page.about()["prompts"]
     _, visitor = page.visitors.of(None)

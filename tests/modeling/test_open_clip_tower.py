@@ -1,4 +1,4 @@
-"""Towers from open_clip: dense features are in the text space, at any size."""
+"""Tests of open_clip towers: dense features lie in the text embedding space, for images of any size."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COLORS = {"red": (1.0, -1, -1), "green": (-1, 1.0, -1), "blue": (-1, -1, 1.0), "
 
 
 def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of one colour with noise, and the index of the colour."""
+    """Return noisy images of one colour each, and the index of each colour."""
     kinds = torch.randint(0, len(COLORS), (count,), generator=generator)
     flat = torch.tensor(list(COLORS.values()))[kinds][:, :, None, None]
     return flat + torch.randn(count, 3, size, size, generator=generator) * 0.7, kinds
@@ -66,13 +66,15 @@ def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Te
     ("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-sigmoid", 32), ("tiny-convnext", 64)]
 )
 def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size):
-    """On a tower that was briefly trained to classify colours; also on an image of another size and shape."""
+    """In a tower trained to classify colours, the dense map's mean ranks the colours like the pooled vector."""
     torch.manual_seed(0)
     tower, generator = OpenCLIPTower(config(name)), torch.Generator().manual_seed(1)
-    if name == "tiny-convnext":  # random features do, and its convolutions are slow to train
+    # Random features suffice, and its convolutions are slow to train.
+    if name == "tiny-convnext":
         tower.clip.visual.trunk.eval().requires_grad_(False)
     for parameter in tower.parameters():
-        parameter.requires_grad_(parameter.requires_grad and parameter.numel() < 10**6)  # not the table of tokens
+        # The token embedding table stays frozen.
+        parameter.requires_grad_(parameter.requires_grad and parameter.numel() < 10**6)
     optimizer = torch.optim.AdamW([p for p in tower.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(30):
         x, kinds = colored(8, size, generator)
@@ -107,7 +109,7 @@ def test_pooled_features_and_text_equal_open_clips(name, size):
 
 @torch.no_grad()
 def test_shared_tokens_run_once():
-    """The results are equal for any shared prefix, with a fraction of the operations."""
+    """Encoding shared leading tokens once gives open_clip's embeddings with less than half of its operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
     text = open_clip.create_model("tiny-vit").eval()
@@ -125,7 +127,7 @@ def test_shared_tokens_run_once():
 
 
 def test_attention_pooling_is_an_error():
-    """Of open_clip's own kind (CoCa), after which comes a projection that was trained for the pooled vector only."""
+    """Attention pooling as in CoCa is an error, because its projection was trained for the pooled vector only."""
     with pytest.raises(
         ValueError, match="'tiny-map' .* pools so that its map is not in the text space; choose another"
     ):
@@ -133,13 +135,13 @@ def test_attention_pooling_is_an_error():
 
 
 def test_siglips_cells_are_pooled_alone():
-    """By hand: a cell's value, the output projection and the feed-forward layer of the pooling; no attention."""
+    """Each dense cell of SigLIP is pooled alone: value, output projection and feed-forward layer, but no attention."""
     torch.manual_seed(0)
     tower = OpenCLIPTower(config("tiny-sigmoid")).eval()
     trunk, x = tower.clip.visual.trunk, torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         for parameter in trunk.attn_pool.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # biases that are not 0
+            parameter.add_(0.1 * torch.randn_like(parameter))  # so that biases are not 0
         dense, tokens = tower.encode_image(x).dense, trunk.forward_features(x)[0]
         pool, width = trunk.attn_pool, tiny_siglip.WIDTH
         for i, token in enumerate(tokens):
@@ -151,7 +153,7 @@ def test_siglips_cells_are_pooled_alone():
 
 
 def test_mean_and_std_are_those_that_open_clip_lists():
-    """It builds a SigLIP with CLIP's, unless its weights are named by a tag."""
+    """Without a pretrained tag open_clip builds SigLIP with CLIP's mean and std; `preprocessing` returns SigLIP's."""
     clips = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28), "interpolation": "bicubic"}
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
     for weights in ("", "open_clip_model.safetensors"):
@@ -162,7 +164,7 @@ def test_mean_and_std_are_those_that_open_clip_lists():
 
 
 def test_a_tokenizer_that_is_not_here_says_so(monkeypatch, tmp_path):
-    """SigLIP's, T5, comes from the hub, unlike CLIP's."""
+    """If SigLIP's T5 tokenizer, which comes from the hub, is not available, the error says so."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     body = {**MODELS["tiny-vit"], "text_cfg": {**TEXT, "hf_tokenizer_name": "nobody/no-tokenizer"}}
     (tmp_path / "tiny-t5.json").write_text(json.dumps(body))
@@ -182,7 +184,7 @@ def test_unknown_names_and_weights_that_do_not_fit(tmp_path):
 
 
 def test_a_local_checkpoint(tmp_path):
-    """A state dict of open_clip, the form in which RemoteCLIP and GeoRSCLIP are published."""
+    """The tower loads a local open_clip state dict, the form in which RemoteCLIP and GeoRSCLIP are published."""
     theirs = open_clip.create_model("tiny-vit")
     torch.save(theirs.state_dict(), tmp_path / "RemoteCLIP-tiny.pt")
     cfg = config("tiny-vit")
@@ -206,7 +208,7 @@ def test_each_decoder_trains_a_step_and_predicts(name, head):
 
 
 def test_warnings_are_hidden_of_one_package_only(caplog):
-    """logging.disable once hid the warnings of the whole process meanwhile."""
+    """Regression: `logging.disable` used to hide the warnings of the whole process instead of one package's."""
     from skysense_o.modeling.open_clip_tower import without_warnings_of
 
     root, other = logging.getLogger(), logging.getLogger("somebody")

@@ -1,6 +1,6 @@
-"""The published model: every stage agrees with outputs of the published code on small random weights.
+"""Tests that every stage of the published model agrees with the published code's outputs on small random weights.
 
-`tests/reference/published_*.npz` were made by running the published code; float64 where it was stored so.
+`tests/reference/published_*.npz` contain these outputs. Arrays are float64 where the outputs were stored as float64.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def double() -> SkySenseO:
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["x0", "x1", "x2"])
 def test_every_stage_of_the_image_tower(double, case):
-    """x0: padded windows; x1: odd sizes, padding everywhere, not square; x2: a map as large as its window."""
+    """The image tower's stages equal the published ones. x0: padded windows; x1: odd sizes; x2: a map of one window."""
     want = stored("visual")
     for j, got in enumerate(double.tower.visual(want[case].double())):
         torch.testing.assert_close(got, want[f"{case}_stage{j}"], atol=1e-5, rtol=0)
@@ -111,7 +111,7 @@ def test_dense_and_pooled_features(double):
 
 @torch.no_grad()
 def test_pooled_features_and_text_share_a_space(model):
-    """Users found the published weights "almost random" at classification, so the logits must equal the published."""
+    """Classification logits equal the published ones; users had reported almost random predictions."""
     want, texts = stored("encode_image"), stored("text")["texts"].tolist()
     pooled = torch.nn.functional.normalize(model.tower.encode_image(want["x"]).pooled, dim=-1)
     logits = model.tower.logit_scale.exp() * pooled @ model.tower.encode_text(texts).T
@@ -123,7 +123,8 @@ def decoder(pad_len: int, templates: int = 1, changes: dict | None = None) -> Co
         dim=40, pyramid_channels=(20, 12), pyramid_guidance=(20, 12), templates=templates, pad_len=pad_len,
         max_classes=pad_len, **HEAD,
     )  # fmt: skip
-    head.pyramid_guidance = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])  # stored apart from it
+    # The guidance projections are stored separately.
+    head.pyramid_guidance = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
     state = {**stored("aggregator"), **(changes or {})}
     published = {name: published_name(f"sem_seg_head.{name}").split("transformer.")[1] for name in head.state_dict()}
     head.load_state_dict({name: state[f"sd/{theirs}"] for name, theirs in published.items()})
@@ -143,7 +144,7 @@ CASES = [key for key in np.load(DATA / "published_aggregator.npz").files if key.
 @pytest.mark.parametrize("chunk", [None, 7])
 @pytest.mark.parametrize("case", CASES)
 def test_the_decoder_with_every_padding_and_number_of_phrases(case, chunk):
-    """Also the best 16 of 40 phrases, where the other logits are exactly -100; and in chunks, which change nothing."""
+    """Decoder logits equal the published ones for every padding and number of phrases (-100 beyond the best 16)."""
     arrays = stored("aggregator")
     pad, names = map(int, re.match(r"out_pad(\d+)_T(\d+)", case).groups())
     dtype = arrays[case].dtype
@@ -188,7 +189,7 @@ def test_an_ensemble_of_templates():
 
 @torch.no_grad()
 def test_an_invalid_phrase_changes_nothing():
-    """With vocabularies of different lengths in a batch, the padding of the shorter one must not affect any sum."""
+    """The padding of a shorter vocabulary in a batch changes no result of its valid phrases."""
     arrays = stored("aggregator")
     features, queries = inputs(arrays, "text10", torch.float32)
     few = decoder(16)(features, Queries(queries.text[:, :3], queries.valid[:, :3]))[0]
@@ -223,7 +224,7 @@ def predict(model: SkySenseO, arrays: dict, case: str, names: Vocabulary) -> tor
 
 @pytest.mark.parametrize("case", cases("inference_divisible"))
 def test_masks_end_to_end(model, case):
-    """Sides that are multiples of 32, where the published code needs no padding."""
+    """For sides that are multiples of 32, where the published code needs no padding, masks equal the published ones."""
     arrays = stored("inference_divisible")
     got = predict(model, arrays, case, Vocabulary.of(arrays["names"].tolist()))
     torch.testing.assert_close(got, arrays[case], atol=1e-4, rtol=0)
@@ -244,7 +245,7 @@ def test_retrieval_words(model, monkeypatch):
     texts, counts = arrays["rag_texts"].tolist(), arrays["rag_nums"].tolist()
     names, extra = texts[: len(counts)], texts[len(counts) :]
     words = {name: [extra.pop(0) for _ in range(n)] for name, n in zip(names, counts)}
-    vocabulary = Vocabulary.of(names).with_words(dict(reversed(words.items())))  # by name, whatever their order
+    vocabulary = Vocabulary.of(names).with_words(dict(reversed(words.items())))  # matched by class name, in any order
     monkeypatch.setattr(model, "reference_compat", True)
     sample = {"image": arrays["image_100x140"], "vocabulary": vocabulary}
     (got,) = model.predict([sample], "probabilities")
@@ -252,7 +253,7 @@ def test_retrieval_words(model, monkeypatch):
 
 
 def test_retrieval_words_are_matched_by_name(tmp_path):
-    """In the published UAVid list, classes and retrieval words have different orders."""
+    """Retrieval words are matched by class name, because the published UAVid lists have different orders."""
     (tmp_path / "o1.json").write_text('{"Storage_Tank": ["silo", "cistern"], "ship": ["boat"], "except": ["sky"]}')
     words = read_retrieval_words(tmp_path / "o1.json")
     assert Vocabulary.of(["ship", "storage tank"]).with_words(words).phrases == (
@@ -275,7 +276,7 @@ def published_rows(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def test_the_huge_model_has_the_published_names_and_shapes(root):
-    """On the meta device; the other tensors of the files are matched by NOT_NEEDED."""
+    """The full-size model, built on the meta device, has the published parameter names and shapes except NOT_NEEDED."""
     cfg = default_config()
     cfg.merge_from_file(str(root / "configs/skysense_o/skysense_o.yaml"))
     with torch.device("meta"):
@@ -315,7 +316,7 @@ MODEL:
 
 @pytest.fixture
 def published_file(tmp_path, root):
-    """A small checkpoint of the whole model in the published form, with all extra tensors of the authors' files."""
+    """Save a small checkpoint in the published form, with the unused tensors of the authors' files."""
     (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
     cfg = default_config()
     cfg.merge_from_file(str(tmp_path / "small.yaml"))

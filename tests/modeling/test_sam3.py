@@ -1,4 +1,4 @@
-"""SAM 3 behind our interfaces says what transformers' own model and post-processing say, on tiny random weights."""
+"""Tests that our SAM 3 agrees with transformers' model and post-processing on tiny random weights."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ANSWERS = {}
 
 @torch.no_grad()
 def direct(theirs, image, phrase):
-    """transformers' model as its documentation calls it, one image and one phrase; each asked once for all tests."""
+    """Run transformers' model as documented, on one image and one phrase; the result is cached for all tests."""
     key = (image.shape, phrase)
     if key in ANSWERS:
         return ANSWERS[key]
@@ -71,7 +71,7 @@ def direct(theirs, image, phrase):
 
 
 def test_random_weights_tell_words_and_images_apart(theirs, images):
-    """Else all that follows would hold for a constant, too."""
+    """The random weights distinguish words and images; otherwise the other tests would also pass for a constant."""
     out = [direct(theirs, image, phrase) for image in images for phrase in WORDS[:2]]
     for a, b in ((0, 1), (0, 2)):
         assert (out[a].presence_logits - out[b].presence_logits).abs().min() > 1e-3
@@ -81,7 +81,7 @@ def test_random_weights_tell_words_and_images_apart(theirs, images):
 
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_semantic_maps_are_theirs(folder, theirs, images, count):
-    """Without fusion and gate; chunks of three pairs, a batch of two odd sizes."""
+    """Semantic maps equal those of transformers, in chunks of three pairs and for two images of odd sizes."""
     model = sam3(folder, fuse="semantic", presence="none", phrase_chunk=3)
     found = asked(model, images, Vocabulary.of(words(count)))
     for image, prediction in zip(images, found):
@@ -110,9 +110,9 @@ def test_instances_are_theirs(folder, theirs, images, count):
             )
             mine = found.labels == c
             torch.testing.assert_close(found.scores[mine], want["scores"], atol=1e-5, rtol=0)
-            torch.testing.assert_close(found.boxes[mine], want["boxes"], atol=1e-3, rtol=1e-5)  # pixels
+            torch.testing.assert_close(found.boxes[mine], want["boxes"], atol=1e-3, rtol=1e-5)  # in pixels
             if len(want["scores"]):
-                assert (found.masks[mine] != want["masks"].bool()).float().mean() < 1e-3  # at 0.5 the last bit decides
+                assert (found.masks[mine] != want["masks"].bool()).float().mean() < 1e-3  # rounding decides at 0.5
             total += len(want["scores"])
     assert total > count
 
@@ -149,7 +149,7 @@ def test_labels_are_the_best_class_and_chunks_change_nothing(folder, images):
 
 
 def test_forty_classes_in_chunks_of_seven_are_those_of_one_chunk(folder, images, monkeypatch):
-    """And the decoder never holds more pairs than a chunk, whatever the number of classes."""
+    """Forty classes in chunks of seven give the result of one chunk, and the decoder holds at most one chunk."""
     vocabulary, maps, found = Vocabulary.of(words(40)), [], []
     for chunk in (7, 1000):
         model, pairs = sam3(folder, phrase_chunk=chunk), []
@@ -176,7 +176,7 @@ def test_forty_classes_in_chunks_of_seven_are_those_of_one_chunk(folder, images,
 @pytest.mark.parametrize("count", [1, 3, 40])
 @torch.no_grad()
 def test_mask_probabilities_boxes_and_scores_are_theirs_before_any_threshold(folder, theirs, images, count):
-    """What post-processing starts from, to 1e-5; boxes as shares of the sides."""
+    """Mask probabilities, boxes (shares of the sides) and scores equal transformers' to 1e-5, before any threshold."""
     model = sam3(folder, phrase_chunk=3)
     embedding, _, _ = model.embed_images(images)
     for pairs, answer in model._answers(embedding, [Vocabulary.of(words(count))] * 2):
@@ -212,13 +212,13 @@ def test_two_phrases_of_a_class_give_an_instance_once_and_background_gives_none(
         return model.instances(embedding, [vocabulary], [SIZES[0]])[0].labels.bincount(minlength=2).tolist()
 
     alone = count(Vocabulary.of(["road", "tree"]))
-    assert alone[0] == alone[1] == 6  # all queries
+    assert alone[0] == alone[1] == 6  # one instance per query of the detector
     assert count(Vocabulary.of(["road|tree"]))[0] < 12
     assert count(Vocabulary.of(["road"], ["tree"])) == [6, 0]
 
 
 def counting(monkeypatch, module, name: str) -> list[int]:
-    """How many rows each call of a method had."""
+    """Record the number of rows in each call of a method."""
     calls, method = [], getattr(module, name)
 
     def counted(*args, **kwargs):
@@ -236,7 +236,7 @@ def test_the_image_is_encoded_once_and_each_phrase_once_per_weights(folder, imag
     read = counting(monkeypatch, model.tower.detector, "get_text_features")
     first = asked(model, images, Vocabulary.of(["road|street", "tree"]))
     assert seen == [2]
-    assert sum(read) == 4  # and the word for examples
+    assert sum(read) == 4  # three phrases and the word that stands for examples
     again = asked(model, images, Vocabulary.of(["road|street", "tree", "water"]))
     assert (seen, sum(read)) == ([2, 2], 5)
     torch.testing.assert_close(first[0]["sem_seg"], again[0]["sem_seg"][:2], atol=1e-6, rtol=0)
@@ -265,7 +265,7 @@ def test_keys_out_of_range(folder):
 
 
 class MadeTower(Tower):
-    """An object is as present as the image is bright, everywhere alike."""
+    """A fake tower whose object presence equals the image's mean brightness."""
 
     divisor, stride, dim, grid, input_size, pyramid_channels, tracker = 1, 14, 4, 16, SIDE, (), None
 
@@ -291,15 +291,18 @@ class MadeTower(Tower):
 
 
 def halves() -> np.ndarray:
-    """Dark on the left, bright on the right, four windows wide."""
+    """Return an image four windows wide, dark on the left and bright on the right."""
     image = np.full((SIDE, 4 * SIDE, 3), 26, np.uint8)
     image[:, 2 * SIDE :] = 230
     return image
 
 
 def test_presence_of_windows_leaves_no_seam():
-    """Presence is 0.1 in the windows on the left and 0.9 in those on the right: what is blended rises over the overlap,
-    never at an edge. The steepest rise of Hann's ramp is pi/2 of the difference over its length."""
+    """Presence is blended over the overlap of windows, so it leaves no seam.
+
+    It is 0.1 in the windows on the left and 0.9 on the right; a Hann ramp rises at most pi/2 times the difference over
+    its length.
+    """
     predictor = Predictor(Sam3(tower=MadeTower(), presence="window"))
     score = predictor(halves(), ["ship", "tree"], window=SIDE, overlap=SIDE // 2).score
     left, right = 0.8 * 26 / 255, 0.8 * 230 / 255
@@ -320,12 +323,12 @@ def test_presence_of_the_image_is_the_same_everywhere():
 
 
 def test_windows_of_one_square_are_the_whole_image(folder):
-    """An image of the model's own size has one window, which is the image."""
+    """An image of the model's input size has a single window, which gives the result of the whole image."""
     predictor = Predictor(sam3(folder))
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     windows, once = (predictor(image, "road,tree,water", window=window) for window in (SIDE, None))
-    assert predictor.model.stride == 2  # 16 cells of 3.5 pixels do not fit windows; 28 of 2 do
-    assert np.abs(windows.score - once.score).mean() < 5e-3  # bilinear twice
+    assert predictor.model.stride == 2  # 28 cells of 2 pixels, because 16 cells of 3.5 pixels would not fit windows
+    assert np.abs(windows.score - once.score).mean() < 5e-3  # interpolated twice
     with pytest.raises(ValueError, match=f"a window of 64 pixels does not fit the model: it takes {SIDE} pixels only"):
         predictor(image, "road", window=64)
 
@@ -378,7 +381,7 @@ def test_prompts_through_the_predictor(whole, folder):
 
 @torch.no_grad()
 def test_a_region_as_example_is_a_box_of_the_detector(folder, theirs, images):
-    """In its own image this is SAM 3 with one box and no words; it can be taken to another image."""
+    """In its own image, a region as example equals SAM 3 with one box and no words; it also works on another image."""
     model, (their_model, processor) = sam3(folder, fuse="semantic", presence="none"), theirs
     rgb = images[0].permute(1, 2, 0).numpy()
     predictor = Predictor(model)

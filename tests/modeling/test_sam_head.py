@@ -1,4 +1,4 @@
-"""The SAM-style decoder: a mask does not depend on the other queries."""
+"""Tests of the SAM-style decoder: a mask does not depend on the other queries."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_prompts_for_a_decoder_without_them_are_an_error(head, features):
 
 
 def test_ten_classes_cost_little_more_than_one():
-    """In floating-point operations, at the real size: the image is refined once and phrases only read it."""
+    """At the real size, ten classes cost less than 1.1 times the FLOPs of one, as the image is refined only once."""
     head = SAMMaskHead(dim=384, pyramid_channels=(96, 96), width=256, depth=2, heads=8, mlp=2048, shared=5)
     pyramid = (torch.randn(1, 96, 64, 64), torch.randn(1, 96, 128, 128))
     features = Features(torch.randn(1, 384, 32, 32), pyramid, torch.randn(1, 384))
@@ -85,7 +85,7 @@ def test_ten_classes_cost_little_more_than_one():
 
 
 def test_sams_decoder_weights_fit():
-    """At the default sizes, SAM's transformer, upscaling and hypernetwork have the shapes of ours."""
+    """At the default sizes, our transformer, upscaling and hypernetwork have the shapes of SAM's weights."""
     from segment_anything.modeling import MaskDecoder as SAMDecoder
     from segment_anything.modeling import TwoWayTransformer
 
@@ -105,7 +105,7 @@ def test_sams_decoder_weights_fit():
 
 
 def sam(width: int = 256):
-    """Segment Anything with a minimal image encoder."""
+    """Build Segment Anything with a minimal image encoder."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     transformer = TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=2048, num_heads=8)
@@ -150,7 +150,7 @@ def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_batch_of_two_equals_two_of_one(small_model):
-    """Images of different sizes with different vocabularies in one call."""
+    """A batch of images with different sizes and vocabularies gives the same results as each image alone."""
     samples = [
         {"image": image(70, 90), "vocabulary": Vocabulary.parse("road,water|lake,tree")},
         {"image": image(65, 81, 1), "vocabulary": Vocabulary.parse("building")},

@@ -1,4 +1,4 @@
-"""Masks of a tower without training, each step against a slow twin."""
+"""Tests of masks from an untrained head, comparing each step with a slow reference implementation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def config(name="tiny-free", **keys):
 @pytest.mark.parametrize("name", ["tiny-free", "tiny-sigmoid"])
 @torch.no_grad()
 def test_self_attention_token_by_token(name, kinds, residual):
-    """Of open_clip's blocks, and of timm's, which SigLIP has."""
+    """Replacing attention in open_clip's and in timm's blocks (SigLIP) equals a loop over tokens."""
     torch.manual_seed(0)
     visual, x = OpenCLIPTower(config(name)).eval().clip.visual, torch.randn(1, 5, 64)
     if name == "tiny-free":
@@ -156,7 +156,7 @@ def test_joint_bilateral_pixel_by_pixel():
 
 
 def test_joint_bilateral_finds_an_edge_between_cells():
-    """The image's edge lies a quarter into the third cell; bilinear would blur it over a whole cell."""
+    """Joint bilateral upsampling finds an image edge inside a cell; bilinear would blur it over the whole cell."""
     image = torch.full((1, 3, 16, 64), -1.0)
     image[..., 36:] = 1.0
     maps = torch.zeros(1, 1, 2, 8)
@@ -200,8 +200,10 @@ def test_an_affinity_that_is_not_there_says_so(monkeypatch):
 
 @torch.no_grad()
 def test_siglips_checkpoint_is_enough(tmp_path):
-    """Its sigmoid has a scale and a bias beside the weights. The bias is the same for all words, so a softmax over the
-    words knows nothing of it; the scale's place is taken by TEMPERATURE."""
+    """A SigLIP checkpoint loads without other files.
+
+    Its logit bias is equal for all words and cancels in the softmax over words; TEMPERATURE replaces its logit scale.
+    """
     torch.manual_seed(0)
     theirs = open_clip.create_model("tiny-sigmoid")
     assert float(theirs.logit_bias) == -10
@@ -225,7 +227,7 @@ def test_siglips_checkpoint_is_enough(tmp_path):
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "bilateral"])
 def test_a_checkpoint_of_open_clip_is_enough(tmp_path, upsampling):
-    """As RemoteCLIP and GeoRSCLIP are published; whole images and windows."""
+    """A bare open_clip state dict, as RemoteCLIP and GeoRSCLIP publish, works on whole images and in windows."""
     torch.manual_seed(0)
     theirs = open_clip.create_model("tiny-free")
     torch.save(theirs.state_dict(), tmp_path / "RemoteCLIP-tiny.pt")
@@ -236,13 +238,13 @@ def test_a_checkpoint_of_open_clip_is_enough(tmp_path, upsampling):
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     found = predictor(image, "road,tree", background="water", probabilities=True)
     assert found.labels.shape == (70, 90)
-    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-4)  # each pixel is one of them
+    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-4)  # probabilities of all words add up to 1
     windows = predictor(image, "road,tree", background="water", window=64)
     assert windows.labels.shape == (70, 90)
 
 
 def test_run_eval_on_a_checkpoint(call, dubai, tmp_path):
-    """The command of run_eval.sh with the shipped config and a user's file."""
+    """The command of run_eval.sh evaluates a user's checkpoint with the shipped config."""
     torch.manual_seed(0)
     torch.save(open_clip.create_model("tiny-free").state_dict(), tmp_path / "RemoteCLIP-tiny.pt")
     code, _, err = call(
@@ -257,8 +259,7 @@ def test_run_eval_on_a_checkpoint(call, dubai, tmp_path):
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
 def test_masks_of_minis_features_beat_chance_on_dubai(mini):
-    """MiniTower's dense features were trained for this space: their plain cosines find the classes of validation
-    scenes far more often than chance does, which is a fifth for five classes."""
+    """Cosines of the shipped tower's features with class names segment Dubai's validation scenes better than chance."""
     cfg = default_config()
     cfg.MODEL.DEVICE, cfg.MODEL.TOWER.PRETRAINED, cfg.MODEL.SEM_SEG_HEAD.NAME = "cpu", False, "TrainingFreeHead"
     model = SkySenseO(cfg)
@@ -275,6 +276,6 @@ def test_masks_of_minis_features_beat_chance_on_dubai(mini):
     iou = both / np.maximum(confusion.sum(0) + confusion.sum(1) - both, 1)
     print("mIoU", iou.mean(), "accuracy", both.sum() / confusion.sum(), dict(zip(classes, iou.round(3).tolist())))
     share = confusion.sum(1) / confusion.sum()
-    chance = share / (5 * share + 1 - share)  # IoU of a fifth of all pixels drawn at random
+    chance = share / (5 * share + 1 - share)  # expected IoU of uniformly random labels
     assert iou.mean() > 1.5 * chance.mean()
     assert both.sum() / confusion.sum() > 0.3

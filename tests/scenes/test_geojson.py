@@ -1,4 +1,4 @@
-"""GeoJSON: valid after rounding, cut at the antimeridian, around poles, and an error where there is no longitude."""
+"""Tests of GeoJSON: valid after rounding, split at the antimeridian, right at the poles, refused without longitudes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GEOD = Geod(ellps="WGS84")
 
 
 def staircase(transform, rows: int = 40) -> shapely.Polygon:
-    """The outline of pixels, a corner per pixel, which rounding would make touch itself."""
+    """Return a polygon with one corner per pixel, which would touch itself after rounding."""
     corners = [(0, 0)]
     for k in range(rows):
         corners += [(k + 1, k), (k + 1, k + 1)]
@@ -87,7 +87,7 @@ def test_polygons_around_a_pole_hold_it(tmp_path, crs, sign):
 
 
 def side_of(shape: shapely.Polygon, crs) -> shapely.Polygon:
-    """The shape on the ellipsoid; Geod takes rings around a pole as they are."""
+    """Return the shape in longitude and latitude, so that Geod computes its area even around a pole."""
     project = Transformer.from_crs(crs, 4326, always_xy=True)
     return shapely.transform(shape, lambda xy: np.stack(project.transform(xy[:, 0], xy[:, 1]), axis=1))
 
@@ -112,7 +112,7 @@ def test_class_names_of_any_characters_come_back(tmp_path):
     write_geopackage(table, folder / "a!b;c.gpkg", NAMES, [(1, 2, 3)] * len(NAMES))
     assert {path.name for path in folder.iterdir()} == {"a!b;c.geojson", "a!b;c.gpkg"}
     for suffix, options in ((".geojson", {}), (".gpkg", {"layer": LAYER})):
-        (folder / f"a!b;c{suffix}").rename(tmp_path / f"plain{suffix}")  # geopandas cannot read the other name
+        (folder / f"a!b;c{suffix}").rename(tmp_path / f"plain{suffix}")  # geopandas cannot read the original name
         assert geopandas.read_file(tmp_path / f"plain{suffix}", **options)["class_name"].tolist() == NAMES
 
 
@@ -123,7 +123,7 @@ def test_coordinates_are_rounded_to_the_decimals_given():
 
 
 def test_the_same_polygons_give_the_same_geopackage(tmp_path):
-    """It holds the time of its last change, which once was that of the call."""
+    """Regression: a GeoPackage used to store the time of writing, so equal polygons gave different bytes."""
     import time
 
     from skysense_o.scenes.polygons import write_geopackage

@@ -1,4 +1,4 @@
-"""Objects of scenes: found window by window, joined across them, written as boxes, COCO and polygons."""
+"""Tests of objects in scenes: found in windows, joined across windows, written as boxes, COCO and polygons."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHIPS = ((10, 8, 30, 20), (40, 30, 70, 44), (44, 60, 66, 100), (100, 90, 118, 11
 
 
 class BrightTower(Tower):
-    """Finds each bright rectangle of an image, exactly: an instance for each connected part."""
+    """A fake tower that finds every bright connected region exactly, one instance each."""
 
     divisor, stride, dim, grid, input_size, pyramid_channels, tracker = 1, 14, 4, GRID, SIDE, (), None
     asked = 0
@@ -102,7 +102,7 @@ def test_objects_across_windows_are_one(scene, tmp_path):
     assert all(b["category_id"] == 1 and b["score"] == pytest.approx(0.9, abs=0.11) for b in boxes)
     table = geopandas.read_file(tmp_path / "out" / "harbour.gpkg")
     areas = sorted((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in SHIPS)
-    np.testing.assert_allclose(sorted(table.pixels), areas, rtol=0.15)  # masks of the grid round corners
+    np.testing.assert_allclose(sorted(table.pixels), areas, rtol=0.15)  # masks on the coarse grid lose corners
     np.testing.assert_allclose(table.area_m2, table.pixels * 4.0)
     np.testing.assert_allclose(table.geometry.area, table.area_m2)
     coco = json.loads((tmp_path / "out" / "harbour_coco.json").read_text())
@@ -112,7 +112,7 @@ def test_objects_across_windows_are_one(scene, tmp_path):
 
 
 def test_ships_side_by_side_stay_two(tmp_path, scene):
-    """Regions of the label map would be one; objects are not."""
+    """Two adjacent ships stay two objects, although their masks form a single region of the label map."""
     pixels = np.full((3, 56, 56), 20, np.uint8)
     pixels[:, 10:30, 10:40] = 200
 
@@ -161,7 +161,7 @@ def test_an_interrupted_run_asks_no_window_twice(scene, tmp_path, monkeypatch):
         run(predictor, scene, tmp_path / "out")
     monkeypatch.setattr(predictor.model, "instances", instances)
     with open(tmp_path / "out" / "harbour.work" / "instances_0.jsonl", "a") as file:
-        file.write('{"index": [9')  # cut short
+        file.write('{"index": [9')  # an incomplete line
     run(predictor, scene, tmp_path / "out")
     assert predictor.model.tower.asked == calls
     for name in ("harbour_boxes.json", "harbour_coco.json"):
@@ -169,7 +169,7 @@ def test_an_interrupted_run_asks_no_window_twice(scene, tmp_path, monkeypatch):
 
 
 def test_an_object_in_pieces_is_one_feature(scene, tmp_path):
-    """A strip of the second ship is hidden by one with a better score."""
+    """An object split by another object with a better score is written as one feature."""
 
     class Crossed(BrightTower):
         def answer(self, embedding, tokens, valid):
@@ -192,7 +192,7 @@ def test_an_object_in_pieces_is_one_feature(scene, tmp_path):
 
 
 def test_the_demo_on_a_folder_of_sam3(call, tmp_path, scene):
-    """What a user types, with tiny random weights: a plain image, and a scene with boxes."""
+    """demo.py with a SAM 3 folder segments a plain image, and finds boxes in a scene."""
     folder = make_detector(tmp_path / "sam3")
     code, _, err = call(
         "demo/demo.py", "--input", scene, "--weights", folder, "--classes", "ship,water|sea", "--output",

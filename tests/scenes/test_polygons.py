@@ -1,4 +1,4 @@
-"""Regions of a label map as polygons, run-length masks and boxes, across bands and compared with naive twins."""
+"""Tests that regions of a label map, as polygons, run-length masks and boxes, equal those of naive implementations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CRS = rasterio.crs.CRS.from_epsg(32633)
 
 
 def speckled(height=90, width=70, seed=0):
-    """Labels 0, 1, 2 and 255 in patches with salt and pepper, and scores."""
+    """Return labels 0, 1, 2 and 255 in patches with salt-and-pepper noise, and random scores."""
     rng = np.random.default_rng(seed)
     labels = (fields(height, width, seed).argmax(0)).astype(np.uint8)
     noise = rng.random(labels.shape)
@@ -77,7 +77,7 @@ def test_regions_across_bands_equal_those_of_the_whole(tmp_path, band):
 
 
 def test_a_spiral_is_one_region(tmp_path):
-    """It crosses the borders of bands many times, in both directions."""
+    """A spiral, which crosses the borders of bands many times in both directions, is found as one region."""
     labels = np.zeros((41, 41), np.uint8)
     y = x = 20
     dy, dx, length = 0, 1, 2
@@ -130,7 +130,7 @@ def test_geopackage_has_the_crs_and_a_style_for_qgis(tmp_path):
     assert back.crs == CRS
     assert back.area_m2.sum() == pytest.approx(4 * np.isin(labels, (1, 2)).sum())
     with sqlite3.connect(tmp_path / "s.gpkg") as base:
-        # QGIS 3.22 reads no style from a table without update_time.
+        # QGIS 3.22 does not read styles from a table without the column update_time.
         query = "select f_table_name, styleQML, useAsDefault, update_time from layer_styles order by update_time"
         name, style, default, changed = base.execute(query).fetchone()
     assert (name, bool(default), changed[:4]) == ("regions", True, "2000")
@@ -176,7 +176,7 @@ def test_a_map_without_regions_gives_valid_empty_files(tmp_path):
 def test_coco_masks_and_boxes_agree(tmp_path, monkeypatch):
     monkeypatch.setattr("skysense_o.scenes.coco.COLUMNS", 16)
     labels, score = speckled()
-    labels[:, 30:50] = 1  # runs that continue in the next column, and in the next chunk of columns
+    labels[:, 30:50] = 1  # runs that continue in the next column and in the next chunk of columns
     regions = find(labels, score, tmp_path)
     data = coco_dataset(regions, labels.shape, NAMES, 1, "s.tif")
     assert [c["name"] for c in data["categories"]] == ["red", "green & <blue>"]

@@ -1,4 +1,4 @@
-"""Reading rasters: bands, valid pixels, one stretch for the raster, resampling, an area of interest."""
+"""Tests of reading rasters: bands, valid pixels, one stretch per raster, resampling, area of interest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_8_bit_values_are_not_changed_and_bands_can_be_chosen(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
 def test_16_bit_values_have_one_stretch_for_the_whole_raster(tmp_path, dtype):
-    """A stored value gives the same color in every window, which a stretch per tile would not."""
+    """Every window of a 16-bit raster is stretched with the same limits, so one stored value has one colour."""
     values = np.linspace(0, 20000, 3 * 64 * 900).reshape(3, 64, 900).transpose(0, 2, 1).astype(dtype)
     path = write_scene(tmp_path / "s.tif", values)
     with Raster(path) as raster:
@@ -84,7 +84,7 @@ def test_nan_and_infinity_are_not_valid(tmp_path):
 
 
 def test_bands_of_different_types_are_read_together(tmp_path):
-    """gdalbuildvrt -separate puts bands of any type into one VRT."""
+    """A VRT whose bands have different types, as gdalbuildvrt -separate makes, is read like a raster of one type."""
     pixels = fields(40, 50)
     types = (("Byte", np.uint8), ("UInt16", np.uint16), ("Float32", np.float32))
     bands = ""
@@ -136,7 +136,7 @@ def test_the_model_sees_the_requested_gsd_and_windows_agree(tmp_path):
 
 
 def area(tmp_path, *rings, name="area.geojson"):
-    """Polygons given in pixels of a UTM scene, as GeoJSON in longitude and latitude."""
+    """Write rings, given in pixels of a UTM scene, as GeoJSON polygons in longitude and latitude."""
     shapes = []
     for ring in rings:
         points = [UTM["transform"] @ p for p in ring]
@@ -161,7 +161,7 @@ def test_only_pixels_inside_the_area_of_interest_are_valid(tmp_path):
 def test_pixels_in_degrees_have_geodesic_areas(tmp_path):
     degree = Affine(0.001, 0, 10, 0, -0.001, 60.05)
     with Raster(write_scene(tmp_path / "s.tif", fields(100, 120), crs="EPSG:4326", transform=degree)) as raster:
-        # at latitude 60, a degree of latitude is 111.41 km and a degree of longitude 55.80 km
+        # At latitude 60, a degree of latitude is 111.41 km and a degree of longitude 55.80 km.
         assert raster.areas.at(np.array([50]), np.array([60]))[0] == pytest.approx(111.41 * 55.80, rel=1e-3)
         assert raster.areas.at(np.array([0]), np.array([0]))[0] < raster.areas.at(np.array([99]), np.array([0]))[0]
 
@@ -204,7 +204,7 @@ LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
     ],
 )
 def test_area_geojson_aoi_and_gsd_need_a_location_on_the_ground(tmp_path, georeference, known):
-    """One function decides whether the location is known."""
+    """GeoJSON and an area of interest need a known location on the ground; without it they raise an error."""
     path = write_scene(tmp_path / "s.tif", fields(40, 50), **georeference)
     near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)])
     with Raster(path) as raster:

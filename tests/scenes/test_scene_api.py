@@ -1,4 +1,4 @@
-"""Scenes in one call."""
+"""Tests of `segment_scene` and `scene_label_map`, which process a scene in one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole scenes: the same grid, no seams, the same bytes after an interruption, and errors that say what to do."""
+"""Tests of whole scenes: same grid, no seams, the same bytes after an interruption, and errors with their cure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = {"window": 64, "overlap": 32}
 
 
 def make(path, folder, formats=("geotiff",), predictor=None, words=WORDS, **options):
-    """Run a scene; return the written paths by the ends of their names, and the table of areas."""
+    """Run a scene; return {end of the file name: path} of the written files, and the table of areas."""
     options = SceneOptions(**{**SMALL, **options})
     written, rows = run_scene(predictor or colour_predictor(), path, words, SceneOutputs(folder, formats), options)
     return {p.name.removeprefix(path.stem): p for p in written}, rows
@@ -44,7 +44,7 @@ def labels_of(path) -> np.ndarray:
 
 
 def expected_labels(pixels: np.ndarray) -> np.ndarray:
-    """The labels of ColourModel for the whole image, resized by torch."""
+    """Return the labels of ColourModel for the whole image, computed with torch."""
     import torch
     import torch.nn.functional as F
 
@@ -204,7 +204,7 @@ def all_bytes(folder) -> dict[str, bytes]:
 
 
 def dies_after(monkeypatch, writes: int, error: Exception):
-    """Writing fails after some rows, as if the process were killed or the disk were full."""
+    """Make writing fail after some rows, as if the process were killed or the disk were full."""
     real, count = os.pwrite, iter(range(10**9))
 
     def pwrite(*args):
@@ -216,7 +216,7 @@ def dies_after(monkeypatch, writes: int, error: Exception):
 
 
 def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
-    """Run a scene; interrupt it and resume. Returns the batches of the first run and of the resumed one."""
+    """Interrupt a run and resume it; return the model calls of an uninterrupted run and of the resumed one."""
     path = write_scene(tmp_path / "s.tif", fields(280, 560))
     formats, calls = ("geotiff", "confidence", "areas", "coco"), []
     window_model = predictor.window_model
@@ -290,7 +290,7 @@ def test_scenes_that_fail_leave_no_file_open(tmp_path, monkeypatch):
 
 
 def test_damage_in_the_middle_leaves_no_partial_file(tmp_path):
-    """The overview is intact, so only the windows meet the damage."""
+    """A scene damaged in the middle leaves no output file; its overview is intact, so only reading windows fails."""
     path = write_scene(
         tmp_path / "s.tif", fields(2200, 1100), tiled=True, blockxsize=256, blockysize=256, compress="deflate"
     )
@@ -369,22 +369,22 @@ def test_real_scenes_have_every_export_and_their_areas_add_up(tmp_path, mini, na
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real scenes of ../shared/data/scenes")
 def test_no_seams_on_a_real_scene(mini):
-    """Labels change at the borders of windows no more often than elsewhere; without overlap they would.
+    """With overlap, labels change at window borders no more often than elsewhere; without overlap they do.
 
-    Changes are counted relative to those of the whole scene in one window, along the same lines, so the content of the
-    scene cancels out. Only lines of the grid of 16 pixels are compared with each other.
+    Changes are counted relative to those of the whole scene predicted in one window, so the content of the scene
+    cancels out. Only lines on the grid of 16 pixels are compared.
     """
     with rasterio.open(SHARED / REAL[1]) as file:
         pixels = file.read([1, 2, 3])
     whole, _ = segment_array(pixels, DUBAI, mini.model, window=960, overlap=0)
     excess = {}
-    window = 256  # with the default overlap of a quarter; windows of 128 have too few borders here to judge by
+    window = 256  # the default overlap is a quarter; windows of 128 pixels have too few borders to compare
     for overlap in (64, 0):
         tiled, _ = segment_array(pixels, DUBAI, mini.model, window=window, overlap=overlap)
         for axis in (0, 1):
             mine, its = ((np.diff(x.astype(int), axis=axis) != 0).sum(axis=1 - axis) for x in (tiled, whole))
             line = np.arange(1, len(mine) + 1)
-            inside = line < len(mine) - window  # the last windows end at the end of the scene
+            inside = line < len(mine) - window  # the last windows end at the scene's edge
             border = (line % (window - overlap) == 0) | ((line - overlap) % (window - overlap) == 0) & (line > overlap)
             other = (line % 16 == 0) & ~border & inside
             border &= inside

@@ -1,4 +1,4 @@
-"""Items of STAC as input and as output."""
+"""Tests of STAC items as input and output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIFF = "image/tiff; application=geotiff"
 
 @pytest.fixture
 def item(tmp_path):
-    """The path of an item of one scene, with a thumbnail."""
+    """Write a STAC item with one scene and a thumbnail; return its path."""
     write_scene(tmp_path / "s.tif", fields(64, 96))
     assets = {
         "visual": {"href": "./s.tif", "type": TIFF, "roles": ["data"]},

@@ -1,4 +1,4 @@
-"""Benchmarks run and report plausible numbers."""
+"""Tests that benchmarks run and report plausible numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_model_with_random_weights(call, tmp_path):
 
 @pytest.mark.parametrize("config", ["sam3/sam3.yaml", "training_free/openclip.yaml"])
 def test_models_of_others_with_random_weights(call, tmp_path, monkeypatch, config):
-    """Of the published sizes, but for SAM 3, whose default sizes are replaced by tiny ones here."""
+    """The benchmark runs other projects' models with random weights at the published sizes, SAM 3 at a tiny size."""
     tiny = transformers.Sam3Config(**DETECTOR)
     monkeypatch.setattr(transformers, "Sam3Config", lambda: tiny)
     processor = transformers.Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
@@ -74,7 +74,7 @@ def test_variants_take_turns():
 
 @pytest.mark.slow
 def test_backends_agree_with_torch(call, tmp_path):
-    """ONNX Runtime and OpenVINO in fp32; bf16, where the CPU has it, is only measured."""
+    """ONNX Runtime and OpenVINO agree with torch in fp32; bf16, where the CPU supports it, is only timed."""
     words = ("--size", 64, "--names", 3, "--repeats", 1, "--json", tmp_path / "compare.json")
     code, out, err = call("tools/benchmark.py", "compare", *words)
     assert code == 0, err

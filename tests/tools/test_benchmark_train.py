@@ -1,4 +1,4 @@
-"""The training benchmark, on a tiny model."""
+"""Tests of the training benchmark on a tiny model."""
 
 from __future__ import annotations
 

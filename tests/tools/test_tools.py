@@ -1,4 +1,4 @@
-"""The command tools/doctor.py."""
+"""Tests of tools/doctor.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel: it is built, installed into a fresh environment, and used from there."""
+"""Tests that the wheel is built, installs into a fresh environment and works there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def command(*words, cwd, **environment) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the committed files."""
+    """Build the wheel from a copy of the committed files."""
     folder = tmp_path_factory.mktemp("wheel")
     for path in committed():
         target = folder / "source" / path.relative_to(ROOT)
@@ -52,7 +52,7 @@ def test_the_wheel_holds_what_the_code_needs(wheel):
 
 @pytest.mark.slow
 def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
-    """Its dependencies are those of this environment, by a .pth: an editable install here is not seen there."""
+    """The installed wheel, not this checkout, runs in a fresh environment that shares only the dependencies."""
     venv.create(tmp_path / "env", with_pip=False)
     python, site = tmp_path / "env/bin/python", next((tmp_path / "env/lib").glob("python3*/site-packages"))
     (site / "shared.pth").write_text(sysconfig.get_paths()["purelib"])

@@ -1,4 +1,4 @@
-"""`tools/train_net.py --eval-only`, which run_eval.sh calls: every available data set once, in one table."""
+"""Tests of `tools/train_net.py --eval-only`, called by run_eval.sh: every available data set once, in one table."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml", "--eval-only")
 
 @pytest.fixture
 def weights(tmp_path):
-    """Weights of a small untrained model."""
+    """Save the weights of a small untrained model; return their path."""
     torch.manual_seed(0)
     cfg = small_config()
-    cfg.MODEL.SEM_SEG_HEAD.SHARED_TOKENS = 5  # as SMALL leaves it
+    cfg.MODEL.SEM_SEG_HEAD.SHARED_TOKENS = 5  # SMALL does not change this key
     save_weights(SkySenseO(cfg), tmp_path / "small.safetensors", model_config(cfg).dump())
     return tmp_path / "small.safetensors"
 
 
 @pytest.fixture
 def run(call, tmp_path, weights):
-    """run(*words) -> (exit code, stdout, results.json)."""
+    """Return a function that evaluates: run(*words) -> (exit code, output, results.json)."""
 
     def evaluate(*words, folder="eval"):
         small = [*SMALL, "SOLVER.PRECISION", "no", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / folder]
@@ -55,7 +55,7 @@ def run(call, tmp_path, weights):
 
 
 def test_every_available_data_set_in_one_table(run, dubai, questions, tmp_path):
-    """Segmentation and scenes with one model, questions with another; missing data sets are listed with a hint."""
+    """One table contains segmentation and questions, each with its model; missing data sets are listed with a hint."""
     records = records_of("rsivqa_train")
     cfg = vqa_config(records)
     save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
@@ -98,7 +98,7 @@ def test_a_folder_of_ones_own_by_its_path(run, dubai, tmp_path):
 
 
 def _predictions_agree(folder, metrics):
-    """Run-length masks and PNG agree, and Detectron2's evaluator gives the same metrics for them."""
+    """Run-length masks equal the PNGs, and Detectron2's evaluator gives the same metrics for them."""
     records, rows = records_of("dubai_val"), json.loads((folder / "sem_seg_predictions.json").read_text())
     DatasetCatalog.register("again", lambda: records)
     MetadataCatalog.get("again").set(stuff_classes=list("abcde"), ignore_label=255)
@@ -120,7 +120,7 @@ def _predictions_agree(folder, metrics):
 
 
 def test_finished_results_are_read_back(run, dubai, weights, tmp_path, monkeypatch):
-    """The second run calls no model; another protocol or other data does."""
+    """A second run calls no model, but a run with another protocol or other data does."""
     calls, predict = [], SkySenseO.predict
     monkeypatch.setattr(SkySenseO, "predict", lambda self, s, r: calls.append(1) or predict(self, s, r))
     quiet = ("TEST.IMAGES", 0)
@@ -143,7 +143,7 @@ def test_finished_results_are_read_back(run, dubai, weights, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
-    """Three images on two processes: none counts twice, none is lost."""
+    """Two processes evaluate three images like one process: no image is counted twice or left out."""
     (dubai / "images/tile6_002.jpg").write_bytes((dubai / "images/tile1_001.jpg").read_bytes())
     (dubai / "labels/tile6_002.png").write_bytes((dubai / "labels/tile1_001.png").read_bytes())
     cfg = vqa_config(records_of("rsivqa_train"))
@@ -181,7 +181,7 @@ def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):
 
 
 def test_published_numbers_stand_beside_ours():
-    """Published results name our data sets, and each of their protocols is described."""
+    """Published results refer to our data sets, and each of their protocols is described."""
     rows = {row.name: row for _, row in evaluation_splits()}
     published = read_published()
     for numbers in published["models"].values():

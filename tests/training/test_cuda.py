@@ -1,7 +1,7 @@
-"""Runs on CUDA without having seen one: fake tensors know their device, so a stray CPU tensor is an error here.
+"""Tests of device placement without a GPU: fake tensors know their device, so mixing in a CPU tensor is an error.
 
-Autograd asks the CUDA driver itself, so the backward passes run on the fake device "meta", which is as foreign to
-CPU tensors; all forward passes run on "cuda".
+Autograd calls the CUDA driver, which is absent here. Backward passes therefore run on fake "meta" tensors, which also
+fail when mixed with CPU tensors; forward passes run on fake "cuda" tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def fake():
 
 @pytest.fixture
 def model_on(cfg, fake):
-    """device -> the small model there, on a device that this machine need not have."""
+    """Return a function that builds the small model on a device that need not exist on this machine."""
 
     def build(device: str) -> SkySenseO:
         cfg.MODEL.LOSS.CROSS_ENTROPY = cfg.MODEL.LOSS.DICE = cfg.MODEL.LOSS.REGION = 1.0
@@ -34,7 +34,8 @@ def model_on(cfg, fake):
         with fake:
             model.to_empty(device=device)
         model.text_bank._weights_of = lambda tower: "fake weights have no hash"
-        if device == "meta":  # MiniLM turns autocast off, which knows no "meta"; it is frozen, so has no backward
+        # MiniLM switches autocast off, which does not know "meta"; it is frozen, so it has no backward pass.
+        if device == "meta":
             model.tower.encode_text = lambda strings: torch.empty(len(strings), model.tower.dim, device=device)
         return model
 
@@ -58,7 +59,7 @@ def test_tower_and_head(model_on, fake, device):
 
 @pytest.mark.parametrize("device", ["cuda", "meta"])
 def test_losses_of_samples_from_the_cpu(model_on, fake, device):
-    """As from the loader: images and labels on the CPU, different sizes and vocabularies."""
+    """Losses move images and labels of different sizes from the CPU, where the loader leaves them, to the device."""
     model = model_on(device)
     with fake:
         samples = [
@@ -77,7 +78,7 @@ def test_losses_of_samples_from_the_cpu(model_on, fake, device):
 
 
 def test_a_stray_cpu_tensor_is_caught(model_on, fake):
-    """The control: the error that these tests look for is detected."""
+    """A CPU tensor on a CUDA model raises an error, so the other tests of this file can fail."""
     model = model_on("cuda")
     with fake, pytest.raises(RuntimeError, match="device"):
         model.tower.encode_image(torch.empty(1, 3, 64, 64, device="cpu"))

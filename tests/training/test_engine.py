@@ -1,4 +1,4 @@
-"""The engine: signals, errors, checkpoints, and a short run of every shipped config."""
+"""Tests of training runs: signals, errors, checkpoints, and a short run of every shipped config."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ TRAINING = [
 
 
 def tiny(path, **changes) -> list[str]:
-    """KEY VALUE overrides that make any shipped config small enough for a test."""
+    """Return the KEY VALUE overrides that make a shipped config small enough for a test."""
     cfg = default_config()
     cfg.merge_from_file(str(path))
     keys = {
         **SMALL_KEYS,
         "TEST.EVAL_PERIOD": 0,
         "SOLVER.MAX_ITER": 2,
-        "SOLVER.PRECISION": "no",  # Accelerate has one for all the runs of a process
+        # Accelerate has one precision for all runs of a process.
+        "SOLVER.PRECISION": "no",
         "MODEL.WEIGHTS": "",
         "DATASETS.TEST": "()",
         **changes,
@@ -99,7 +100,7 @@ def test_every_training_config_takes_two_steps(dubai, pairs, questions, llama, t
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_training_config_takes_two_steps_in_two_processes(dubai, pairs, questions, llama, tmp_path, path):
-    """A parameter without a gradient would be an error in the second step."""
+    """Every training config takes two steps in two processes; a parameter without a gradient would raise an error."""
     words = ["--config-file", path, "--num-gpus", 2, "OUTPUT_DIR", tmp_path / "run"]
     words += tiny(path, **{"MODEL.VQA.LANGUAGE_MODEL": llama})
     done = command(ROOT / "tools/train_net.py", *words, cwd=tmp_path)
@@ -188,9 +189,9 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     [
         (1, signal.SIGTERM, os.kill, 0),
         (1, signal.SIGINT, os.kill, 0),
-        (1, signal.SIGTERM, os.killpg, 2),  # loader processes ended first, and the run with a traceback
+        (1, signal.SIGTERM, os.killpg, 2),  # regression: ended with a traceback of the loader
         (2, signal.SIGTERM, os.kill, 0),
-        (2, signal.SIGINT, os.killpg, 1),  # Ctrl-C in a terminal reaches all processes, and again through the first
+        (2, signal.SIGINT, os.killpg, 1),  # Ctrl-C in a terminal signals every process, and the first one forwards it
     ],
 )
 @pytest.mark.slow
@@ -292,7 +293,7 @@ def test_run_json_and_plot(dubai, tmp_path):
 
 
 def test_a_missing_label_is_skipped_in_training_and_evaluation(dubai, tmp_path):
-    """The list for run.json was made without DATALOADER.SKIP_BAD and ended the run."""
+    """Regression: collecting the data for run.json used to ignore DATALOADER.SKIP_BAD and fail on a missing label."""
     for stem in ("tile1_001", "tile5_001"):
         (dubai / "labels" / f"{stem}.png").unlink()
     changes = {"DATALOADER.SKIP_BAD": True, "DATASETS.TEST": "('dubai_val',)"}
@@ -357,7 +358,7 @@ def test_recomputed_layers_give_the_same_gradients(name):
 
 
 def test_low_rank_updates(tmp_path):
-    """They start at zero, train instead of the attention matrices, load plain weights, and are merged on export."""
+    """LoRA updates start at zero, train instead of attention matrices, load plain weights, and merge on export."""
     plain = SkySenseO(swin_config())
     cfg = swin_config(LORA_RANK=2)
     model = SkySenseO(cfg)
@@ -442,7 +443,7 @@ print(killed, status)
 @pytest.mark.slow
 @pytest.mark.faults
 def test_killed_twenty_times_it_ends_with_the_same_weights(dubai, tmp_path):
-    """kill -9 at random times, during steps and while checkpoints are written; also with a loader process."""
+    """Training with a loader process, killed twenty times by SIGKILL at random moments, ends with the same weights."""
     config = ROOT / "configs/mini/finetune.yaml"
     words = tiny(config, **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.EMA_DECAY": 0.9, "DATALOADER.NUM_WORKERS": 1})
     done = command("-c", FORKED, config, tmp_path, 20, 60, *words, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Optimiser groups, the moving average, and a short real training."""
+"""Tests of optimiser groups, the moving average, and a short real training."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_each_training_config_uses_all_its_parameters(root):
     for path in configs:
         cfg = default_config()
         cfg.merge_from_file(str(path))
-        if cfg.MODEL.META_ARCHITECTURE != "SkySenseO":  # VQA models have tests of their own
+        if cfg.MODEL.META_ARCHITECTURE != "SkySenseO":  # VQA models have their own tests
             continue
         cfg.MODEL.TOWER.PRETRAINED = False
         model = SkySenseO(cfg).train()
@@ -132,7 +132,7 @@ def test_each_training_config_uses_all_its_parameters(root):
 @pytest.mark.parametrize("tower", ["MiniTower", "SkySenseCLIP"])
 @pytest.mark.parametrize("head", ["SAMMaskHead", "CostAggregationHead"])
 def test_each_head_works_with_each_tower(cfg, tower, head):
-    """A reduced config: one training step, and an image of an odd size."""
+    """Each head works with each tower: one training step changes the tower, and an image of odd size gets its masks."""
     cfg.MODEL.TOWER.NAME, cfg.MODEL.SEM_SEG_HEAD.NAME = tower, head
     swin, text = cfg.MODEL.TOWER.SWIN, cfg.MODEL.TOWER.CLIP_TEXT
     swin.DIM, swin.DEPTHS, swin.HEADS, swin.WINDOWS = 16, [2, 2, 2, 2], [2, 2, 4, 4], [4, 4, 4, 4]

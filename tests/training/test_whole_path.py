@@ -1,4 +1,4 @@
-"""Train, resume, evaluate, predict: the real command lines on tiny data."""
+"""Tests of training, resuming, evaluating and predicting by the real command lines on tiny data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(folder, *words, cwd, gpus=1, resume=False):
 
 
 def test_train_evaluate_demo(dubai, tmp_path):
-    """The working folder is not the project's, as for users."""
+    """The commands work in a folder other than the project's."""
     out = tmp_path / "run"
     done = train(out, "SOLVER.MAX_ITER", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def weights(folder) -> dict:
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_like_an_uninterrupted_one(dubai, tmp_path):
-    """Bit for bit; the run is resumed from its checkpoint after 3 of 6 steps."""
+    """A run resumed after 3 of 6 steps ends with exactly the weights of an uninterrupted run."""
     assert train(tmp_path / "whole", "SOLVER.MAX_ITER", "6", cwd=tmp_path).returncode == 0
     assert train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path).returncode == 0
     (tmp_path / "parts/model_final.pth").unlink()
@@ -91,14 +91,14 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(dubai, tmp_path):
     assert done.returncode == 0, done.stderr
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    done = train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path, resume=True)  # there is nothing left to do
+    done = train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path, resume=True)  # nothing is left to train
     assert done.returncode == 0, done.stderr
     assert "copypaste: mIoU" in done.stdout
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(dubai, tmp_path):
-    """The same total batch gives the same weights up to rounding, because every sample has the same weight."""
+    """Two processes with the same total batch give one process's weights up to rounding."""
     plain = ("SOLVER.MAX_ITER", "2", "SOLVER.PRECISION", "no", "MODEL.TEXT_NOISE", "0.0", "TEST.EVAL_PERIOD", "0")
     assert train(tmp_path / "one", *plain, cwd=tmp_path).returncode == 0
     done = train(tmp_path / "two", *plain, cwd=tmp_path, gpus=2)

@@ -1,4 +1,4 @@
-"""Counting by a density map, learned from answers and from object locations."""
+"""Tests of counting with a density map, learned from answers and from object positions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
 
 def blobs(generator, many=64):
-    """Noise with up to five bright cells per channel, and a question about one -> maps, text, numbers, points."""
+    """Return noise maps with up to five bright cells per channel, the channel asked about (one-hot), counts, points."""
     numbers = torch.randint(6, (many, 2), generator=generator)
     kinds = torch.randint(2, (many,), generator=generator)
     maps, points = torch.rand(many, 4, CELLS, CELLS, generator=generator), []
@@ -98,7 +98,7 @@ def test_objects_smaller_than_a_cell_are_not_lost():
 
 @pytest.fixture
 def cars(tmp_path, monkeypatch):
-    """Images with one white car each, as RSIVQA has them, and where the car is."""
+    """Write images with one white car each, questions as in RSIVQA, and the positions of the cars."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     folder, lines, marks = tmp_path / "ucmerced", [], []
     (folder / "images" / "overpass").mkdir(parents=True)
@@ -200,11 +200,11 @@ def test_each_number_goes_to_its_question(cars, monkeypatch):
 
 
 def test_a_rotated_image_has_the_same_count(cars):
-    """The mean over all four rotations does not depend on the first one; a single prediction does."""
+    """The count distribution, averaged over four rotations, is the same for a rotated image; a single one is not."""
     torch.manual_seed(0)
     model, shares = EmbeddedVQA(counting_config(cars)).eval(), []
     with torch.no_grad():
-        model.counter.near.weight.normal_(std=3.0)  # so that it matters what lies left and what above
+        model.counter.near.weight.normal_(std=3.0)  # so that the result depends on what is to the left and above
         model.counter.sharpness.bias.fill_(-5)
     model.counter.register_forward_hook(lambda module, given, gives: shares.append(gives[0].softmax(1)))
     image, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._encode(["How many cars?"])
@@ -216,7 +216,7 @@ def test_a_rotated_image_has_the_same_count(cars):
 
 
 def test_it_learns_under_bf16_too(cars):
-    """The cache is in half precision, which autocast cannot stack."""
+    """Regression: training under bf16 autocast works, although the feature cache is in half precision."""
     cfg = counting_config(cars)
     model, mapper = EmbeddedVQA(cfg).train(), QuestionMapper(cfg)
     with torch.autocast("cpu", torch.bfloat16):

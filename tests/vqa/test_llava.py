@@ -1,4 +1,4 @@
-"""The LLaVA model without downloads: a tiny random Llama memorises a few images."""
+"""Tests of the LLaVA model without downloads: a tiny random Llama memorises a few images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def vqa_config(llama, rank: int, precision: str = "fp32"):
 
 @pytest.fixture
 def samples():
-    """Four images with two questions each, so that the question alone does not determine the answer."""
+    """Return four images with two questions each, so that the question alone does not determine the answer."""
     images = [torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 64) for color in COLORS]
     pairs = [(image, question) for image in images for question in QUESTIONS]
     return [{"image": i, "question": q, "answer": a} for (i, q), a in zip(pairs, ANSWERS)]

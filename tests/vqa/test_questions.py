@@ -1,4 +1,4 @@
-"""Questions: comparison of answers, baselines, and a VQA model that learns to use the image."""
+"""Tests of questions: comparing answers, baselines, and a VQA model that learns to use the image."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_question_alone():
 
 
 def test_it_learns_to_use_the_image(questions, tmp_path):
-    """After a few steps it beats both baselines, also after saving and loading."""
+    """After a few steps, the model beats both baselines, also after saving and loading."""
     torch.manual_seed(0)
     records = records_of("rsivqa_train")
     cfg = vqa_config(records)
@@ -99,7 +99,7 @@ def test_it_learns_to_use_the_image(questions, tmp_path):
 
 
 def test_in_training_a_question_is_encoded_by_itself(questions):
-    """In a batch its last bits depend on the other questions, and a resumed run has other batches."""
+    """In training each question is encoded alone, because in a batch its rounding depends on the other questions."""
     model = EmbeddedVQA(vqa_config(records_of("rsivqa_train"))).train()
     batches, encode = [], model.tower.encode_text
     model.tower.encode_text = lambda strings: batches.append(len(strings)) or encode(strings)

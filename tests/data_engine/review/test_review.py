@@ -1,4 +1,4 @@
-"""The review: the log of decisions, views and verdicts, agreement, and the final files."""
+"""Tests of reviewing: the decision log, each reviewer's view, agreement between reviewers, and the final files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from skysense_o.data_engine.review.steps import CHOOSE, MERGE, SPLIT, ReviewActi
 
 @pytest.fixture
 def say(review, tile):
-    """A function that writes a decision on the first tile, for example say("ann", 1, "rename", name="river")."""
+    """Return a function that records a decision on the first tile: say("ann", 1, "rename", name="river")."""
 
     def decide(reviewer: str, region: int, action: str, **what) -> Decision:
         return review.decide(Decision(tile, region, reviewer, action, **what))
@@ -140,7 +140,7 @@ def test_impossible_decisions_raise_an_error(say, review, region, action, what, 
         review.decide(Decision("elsewhere", 1, "ann", "reject"))
 
 
-# --- views and verdicts ---
+# --- views of one reviewer and the majority's verdict ---
 
 
 def test_a_split_makes_a_region_until_it_is_undone(review, say, tile):
@@ -211,13 +211,13 @@ def test_another_reviewers_decisions_are_adopted_with_their_splits(review, say, 
         review.adopt("bob", "carl", tile, 2, 2)
 
 
-# --- agreement: against values computed by hand or printed in the sources ---
+# --- agreement, compared with values computed by hand or printed in the sources ---
 
 
 def test_cohens_kappa():
     first = ["yes"] * 25 + ["no"] * 25
     second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    assert cohen_kappa(first, second) == pytest.approx(0.4)  # 0.7 observed, 0.5 by chance
+    assert cohen_kappa(first, second) == pytest.approx(0.4)  # observed agreement 0.7, expected by chance 0.5
     assert cohen_kappa("ab", "ab") == 1
     assert cohen_kappa("ab", "ba") == -1
     assert np.isnan(cohen_kappa("", ""))

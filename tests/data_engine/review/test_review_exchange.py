@@ -1,4 +1,4 @@
-"""Export to Label Studio and COCO, and import of edited annotations as decisions."""
+"""Tests of exporting regions to Label Studio and COCO, and of importing edited annotations as decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skysense_o.data_engine.review.session import Review, piece_mask
 
 
 def decisions_of(work, reviewer: str) -> dict[tuple[str, int], tuple]:
-    """(tile, region) -> the reviewer's valid decision."""
+    """Return {(tile, region): (action, name, into)} of the reviewer's decisions that are in force."""
     review = Review(work)
     views = {tile: review.view(reviewer, tile) for tile in review.tiles}
     return {(t, r): (d.action, d.name, d.into) for t, view in views.items() for r, d in view.last.items()}
@@ -47,8 +47,8 @@ def test_coco_import_renames_deletes_and_adds_regions(work, tile, tmp_path, caps
     assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
     data["categories"].append({"id": 9, "name": "car"})
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["category_id"] = 9  # region 1 is renamed, 2 is deleted, a new one covers parts of 3 and the rest
-    del of_tile[0]["region"]  # some programs drop keys that are not COCO's
+    of_tile[0]["category_id"] = 9  # region 1 is renamed, 2 deleted, and a new one covers parts of 3 and of the rest
+    del of_tile[0]["region"]  # some programs drop keys that are not part of COCO
     new = {
         "id": 77,
         "image_id": 1,
@@ -115,7 +115,7 @@ def test_export_and_import_of_a_reviewers_regions_changes_nothing(review, work, 
 
 
 def finished(file, who, change=lambda tile, results: results):
-    """Write edited predictions as a JSON export of Label Studio."""
+    """Rewrite exported predictions as annotations, edited by `change`, in Label Studio's JSON export format."""
     tasks = json.loads(file.read_text())
     for task in tasks:
         results = change(task["data"]["tile"], task.pop("predictions")[0]["result"])
@@ -134,7 +134,7 @@ def test_label_studio_import_renames_deletes_and_adds_regions(work, tile, tmp_pa
         if stem != tile:
             return results
         results[0]["value"]["brushlabels"] = ["shed"]
-        results[0]["id"] = "x7Gk2"  # Label Studio gives new ones where it likes
+        results[0]["id"] = "x7Gk2"  # Label Studio may give new ids
         box = {"x": 75, "y": 50, "width": 25, "height": 20, "rotation": 0, "rectanglelabels": ["car"]}
         new = {"id": "aB3", "type": "rectanglelabels", "original_width": WIDTH, "original_height": HEIGHT, "value": box}
         return [results[0], results[2], new, {"id": "aB4", "type": "choices", "value": {"choices": ["odd"]}}]
@@ -170,7 +170,7 @@ def test_a_polygon_close_to_its_region_keeps_the_regions_mask(review, work, tile
 def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_path):
     data = to_coco(review)
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider into region 2, and less high
+    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider, so it enters region 2, and lower
     of_tile[1]["segmentation"] = rle_of(mask_of(60, 0, 120, 40))
     data["annotations"] = of_tile
     file = tmp_path / "redrawn.json"
@@ -304,7 +304,7 @@ def test_errors_in_a_label_studio_file(review, tile):
 
 
 def test_turned_boxes_and_ellipses_are_read(review, tile):
-    """Turned by 90 degrees around its first corner, a box of 24 x 8 pixels at (60, 16) covers x 52..60, y 16..40."""
+    """A 24 x 8 box at (60, 16), rotated by 90 degrees around its first corner, covers x 52 to 60 and y 16 to 40."""
     turned = shape_of(x=50, y=20, width=20, height=10, rotation=90, rectanglelabels=["car"])
     round_one = shape_of(x=50, y=50, radiusX=25, radiusY=25, rotation=0, ellipselabels=["tank"])
     upright = shape_of(x=50, y=50, radiusX=10, radiusY=30, rotation=90, ellipselabels=["tank"])
@@ -315,7 +315,7 @@ def test_turned_boxes_and_ellipses_are_read(review, tile):
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     inside = ((x - 60) / 30) ** 2 + ((y - 40) / 20) ** 2 <= 1
     assert (ellipse.mask != inside).sum() < 0.03 * inside.sum()
-    inside = ((x - 60) / 24) ** 2 + ((y - 40) / 12) ** 2 <= 1  # 10 % of 120 along y, 30 % of 80 along x
+    inside = ((x - 60) / 24) ** 2 + ((y - 40) / 12) ** 2 <= 1  # radii: 30 % of 80 along x, 10 % of 120 along y
     assert (other.mask != inside).sum() < 0.05 * inside.sum()
     assert (box.name, ellipse.name) == ("car", "tank")
 
@@ -363,7 +363,7 @@ def test_brush_masks_are_lossless():
 
 
 def test_a_mask_encoded_by_label_studio_is_read():
-    """These bytes come from label-studio-sdk 2.1.2, which also read masks written by `pack_brush` correctly."""
+    """Bytes written by label-studio-sdk 2.1.2 decode to the right mask; it also decodes masks of `pack_brush`."""
     packed = [0, 0, 0, 24, 57, 27, 252, 96, 19, 255, 206, 1, 31, 248]
     assert unpack_brush(packed, (2, 3)).astype(int).tolist() == [[0, 1, 1], [0, 0, 1]]
 
@@ -375,7 +375,7 @@ def test_run_lengths_compressed_by_pycocotools_are_read():
 
 
 def test_a_brush_mask_of_single_values_is_read():
-    """Some programs write short runs so: 8 values, two RGBA pixels, one by one."""
+    """Some programs store short runs as single values; here 8 values, one by one, make two RGBA pixels."""
     values = [0, 0, 0, 255, 0, 0, 0, 0]
     bits = (
         f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{7:03b}" + "".join(f"{v:08b}" for v in values)

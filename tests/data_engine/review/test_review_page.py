@@ -1,4 +1,4 @@
-"""The review page in a real browser: keyboard shortcuts, a killed server, two reviewers, agreement."""
+"""Tests of the review page in a real browser: keyboard shortcuts, a killed server, two reviewers, agreement."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def visit(server):
         responses = []
 
         def keep(response):
-            with contextlib.suppress(playwright.Error):  # an event stream that was cut
+            with contextlib.suppress(playwright.Error):  # the event stream was cut
                 responses.append(response.url + ("" if "image" in str(response.headers) else response.text()))
 
         def open_page(query="", width=1280, height=900):
@@ -86,7 +86,7 @@ def visit(server):
 
 
 def where(page) -> tuple[int, int]:
-    """(index of the tile, region) that the page shows."""
+    """Return (index of the tile, region) that the page shows."""
     position = json.loads(page.locator("#where input, #where textarea").input_value())
     return int(re.match(r"town(\d+)", position["tile"])[1]), position["region"]
 
@@ -100,7 +100,8 @@ def press(page, *keys: str, count: int | None = None) -> None:
     count = decided(page) + 1 if count is None else count
     for key in keys:
         if len(key) > 1 and key != "Enter" and key != "Escape":
-            page.locator("#rename input:focus").wait_for()  # else the letters are commands
+            # Without the focus on the input, the letters would be taken as commands.
+            page.locator("#rename input:focus").wait_for()
             page.keyboard.type(key)
         else:
             page.keyboard.press(key)
@@ -147,7 +148,7 @@ def test_a_review_by_keyboard(visit, server, tmp_path):
     ann.keyboard.press("x")
     ann.get_by_text("Connection to the server was lost").wait_for()
     server.start()
-    ann.wait_for_function("!window.before")  # the page comes back by itself
+    ann.wait_for_function("!window.before")  # the page reconnects by itself
     ann.locator("#view img").wait_for()
     assert (work / "review/decisions.jsonl").read_bytes() == before, "a dead server decided nothing"
     assert where(ann) == (3, 1)
@@ -252,7 +253,7 @@ def test_clicks_errors_and_suggestions(visit, server):
     page.keyboard.press("n")
     until = time.monotonic() + 60
     while page.locator("#region").inner_text() == shown and time.monotonic() < until:
-        time.sleep(0.05)  # the answer to "n" would take away what is typed meanwhile
+        time.sleep(0.05)  # otherwise the answer to "n" would clear what is typed meanwhile
     press(page, "r", "<b>odd</b>", "Enter")
     assert "is <b>odd</b>" in page.locator("#said").inner_text(), "names are text, not HTML"
     history = Review(server.work).log.history

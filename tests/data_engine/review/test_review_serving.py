@@ -1,4 +1,4 @@
-"""What serves the review page: the alias of its folder, and boxes that the browser sends."""
+"""Tests of the review page's server: the alias that hides the work folder's path, and boxes sent by the browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_box_that_is_told_is_understood_or_refused():
 
 
 def test_the_folder_has_another_name_outside(tmp_path):
-    """What comes out names the alias; what comes in by the alias reaches the folder, in address and body alike."""
+    """Responses show an alias instead of the folder's path, and the alias in a request is replaced by the path."""
     got, kind = {}, b"application/json"
 
     async def app(scope, receive, send):
