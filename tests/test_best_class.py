@@ -19,7 +19,8 @@ def test_labels_and_scores_are_those_of_a_full_size_interpolation(monkeypatch, c
     full = F.interpolate(grid.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)[0]
     score, labels = full.max(dim=0)
     y, x = (interpolated_neighbors(pixels, n, pixels) for pixels, n in zip(size, cells))
-    got_labels, got_score = (module._best_everywhere if everywhere else best_class)(grid, y, x)  # the first is for GPUs
+    # `_best_everywhere` is what `best_class` calls on a GPU.
+    got_labels, got_score = (module._best_everywhere if everywhere else best_class)(grid, y, x)
     assert got_labels.dtype == torch.int32
     assert torch.equal(got_labels.long(), labels)
     torch.testing.assert_close(got_score, score, atol=1e-6, rtol=0)

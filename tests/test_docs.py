@@ -49,7 +49,7 @@ def test_commands_are_ones_that_the_parsers_take(page):
     for line in COMMAND.finditer(page.read_text().replace("\\\n", " ")):
         script, words = line[1], shlex.split(line[2], comments=True)
         assert (ROOT / script).is_file(), line[0]
-        if "..." in words or "CONFIG" in words:  # only a usage pattern
+        if "..." in words or "CONFIG" in words:  # a usage line, not a command to run
             continue
         if script in ("run_train.sh", "run_eval.sh"):
             takes(words[0], [word for word in words[3:] if word != "--resume"])
@@ -71,14 +71,14 @@ def takes(config: str, changes: list[str]) -> None:
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Remove what the pages' code registers after the test."""
+    """After the test, remove what the pages' code registers."""
     from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
     from skysense_o.modeling import TOWER_REGISTRY
 
     for registry in (SEM_SEG_HEADS_REGISTRY, TOWER_REGISTRY):
         rest = {key: value for key, value in registry._obj_map.items() if key not in ("ResNetTower", "CosineHead")}
-        # Readers who follow the page register these in the package itself.
+        # Whoever follows the page has these in the package already, so hide them.
         monkeypatch.setattr(registry, "_obj_map", rest)
 
 

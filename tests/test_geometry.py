@@ -74,7 +74,7 @@ def test_padding_is_the_mean_colour():
 @pytest.mark.parametrize("compat", [False, True])
 @pytest.mark.parametrize("memory", [1, geometry.RESTORE_BYTES])  # one class at a time, and all classes at once
 def test_labels_equal_those_of_all_probabilities_at_full_size(monkeypatch, size, compat, memory):
-    """Labels equal those of all probabilities at full size, although most pixels are computed for a single class."""
+    """Labels equal the best of all full-size probabilities, although most pixels are computed for one class only."""
     torch.manual_seed(0)
     transform = image_transform_for((45, 61), tower())
     logits, phrase_to_class = torch.randn(9, 16, 16), [0, 0, 1, 2, 2, 2, 3, 4, 5]

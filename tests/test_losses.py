@@ -141,7 +141,7 @@ def test_region_contrast_equals_its_naive_twin(regions):
 
 @pytest.fixture
 def pairs():
-    """Return S_t, with negative values, and S_v, with unknown pairs, for T phrases."""
+    """Return similarities of T phrases: textual S_t, partly negative, and visual S_v, partly unknown."""
     g = torch.Generator().manual_seed(4)
     visual_similarity = torch.randint(0, 11, (B, T, T), generator=g) / 10
     return torch.rand(B, T, T, generator=g) * 2 - 1, visual_similarity
@@ -155,7 +155,7 @@ def test_vision_centric_equals_its_naive_twin(regions, pairs):
         total, names = 0.0, [t for t in range(T) if valid[b, t]]
         for i in names:
             for j in names:
-                if present[b, i] and i != j:  # S_v is 1 on the diagonal
+                if present[b, i] and i != j:  # S_v is 1 on the diagonal, so it adds nothing
                     region = torch.nn.functional.normalize(pooled[b, i], dim=0)
                     bce = -torch.log(1 - torch.sigmoid(region @ text[b, j] / 0.1))
                     total += ((1 - visual_similarity[b, i, j]) * max(alike[b, i, j], 0) * bce) ** 2

@@ -167,7 +167,7 @@ def test_bags_by_a_loop():
         terms.append(math.log1p(math.exp(-sum(best) / len(best))))
     expected = (sum(terms) / 2 + 0) / 2  # the second sample has no bag
     assert float(partly.bags(logits, labels, table)) == pytest.approx(expected, abs=1e-9)
-    assert (partly.partial_targets(labels, table) <= YES).all()  # a bag makes no single pixel YES
+    assert (partly.partial_targets(labels, table) <= YES).all()  # a bag labels no single pixel as YES
 
 
 def test_candidates_by_a_loop():
@@ -207,7 +207,7 @@ def test_a_region_meets_only_words_that_it_is_known_not_to_be():
 
 
 def test_region_contrast_by_a_loop(partial_batch):
-    """The region contrast pools pixels where a phrase is YES and opposes phrases that are NO there, as a loop does."""
+    """Like a loop over regions, the region contrast pools a phrase's YES pixels and opposes phrases that are NO."""
     labels, _, _, table, target = partial_batch
     generator = torch.Generator().manual_seed(5)
     dense, temperature = torch.randn(B, 8, SIDE, SIDE, generator=generator), 0.1

@@ -32,7 +32,8 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_contrast_equals_its_naive_twin():
-    a, b, ids = unit(5, 7), unit(5, 7, seed=1), torch.tensor([0, 1, 0, 2, 3])  # the first and third have one caption
+    # The first and the third have the same caption.
+    a, b, ids = unit(5, 7), unit(5, 7, seed=1), torch.tensor([0, 1, 0, 2, 3])
     total = 0.0
     for i in range(5):
         for x, y in ((a, b), (b, a)):

@@ -160,7 +160,7 @@ def chosen_of(dataset: str, chooser: WordChooser, labels: np.ndarray, seed: int 
 
 
 def test_the_vocabulary_is_the_set_s_classes_then_denied_ones():
-    labels = np.full((8, 8), 4, np.uint8)  # 4 is vegetation
+    labels = np.full((8, 8), 4, np.uint8)  # label 4 is vegetation
     vocabulary, says = chosen_of("dubai", WordChooser(synonyms=False, count=9, hypernyms=0.0), labels)
     assert set(load_classes("dubai").classes) - {"land"} < set(vocabulary.classes)
     assert len(vocabulary) == says.shape[1] == 9
@@ -171,14 +171,14 @@ def test_the_vocabulary_is_the_set_s_classes_then_denied_ones():
 
 
 def test_hypernyms_are_drawn_with_the_configured_probability():
-    labels = np.full((8, 8), 2, np.uint8)  # 2 is road, which is a paved area
+    labels = np.full((8, 8), 2, np.uint8)  # label 2 is road, which is a paved area
     for share in (0.0, 1.0):
         vocabulary, _ = chosen_of("dubai", WordChooser(False, 9, share), labels)
         assert ("paved area" in vocabulary.classes) == bool(share)
 
 
 def test_a_denied_class_may_appear_as_one_of_its_hyponyms_only():
-    labels, concepts = np.full((8, 8), 3, np.uint8), load_concepts()  # 3 is building
+    labels, concepts = np.full((8, 8), 3, np.uint8), load_concepts()  # label 3 is building
     kinds = {kind for some in concepts.kinds for kind in some}
     found = set()
     for seed in range(40):

@@ -145,7 +145,7 @@ def small_graph() -> RelationGraph:
 
 
 def naive_negatives(graph: RelationGraph, names: list[str], low: int, high: int) -> set[str]:
-    """Apply the published rule one pair of names at a time."""
+    """Naive reference: return the negatives by the published rule, one pair of names at a time."""
     pools = []
     for name in names:
         targets = {t: graph.scores[graph.index[name], i] for i, t in enumerate(graph.names)}

@@ -232,7 +232,7 @@ def test_regions_are_connected_and_small_ones_are_merged():
 
 
 def merge_regions_naively(pieces: np.ndarray, least: int) -> list[int]:
-    """Apply the same rule without a queue or a table of borders, by recounting everything after each merge."""
+    """Naive reference for merging small regions: recount everything after each merge, without queue or border table."""
     pieces = pieces.copy()
     parent = list(range(int(pieces.max()) + 1))
     while True:

@@ -74,7 +74,7 @@ class Painter(Asker):
 
 
 def test_iou_of_a_class_against_the_rest(data):
-    """The road is in rows 20 to 35 and is predicted in rows 28 to 43, so 8 of 24 rows overlap."""
+    """The road is in rows 20 to 35 and predicted in rows 28 to 43, so 8 of the 24 rows are in both."""
     assert words.ask_roads(Painter()) == {"epfl_roads_val": {"IoU of road": pytest.approx(8 / 24)}}
 
 

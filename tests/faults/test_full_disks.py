@@ -111,8 +111,8 @@ def test_a_scene_while_it_is_segmented_and_while_its_files_are_written(disk, tmp
 
 
 def test_decisions(disk, tmp_path):
-    """When the disk fills up, no partial line remains in the log, every decision that `append` returned can be read
-    back, and writing works again once space is freed.
+    """When the disk fills up, no partial line remains in the log, every decision for which `append` returned can be
+    read back, and writing works again once space is freed.
     """
     folder = disk("64k")
     log = DecisionLog(folder)

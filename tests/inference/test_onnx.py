@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_predictor(predictor):
 
 @pytest.mark.slow
 def test_the_file_agrees_with_torch(predictor, tmp_path):
-    """A file exported with two 96 x 128 images and five phrases agrees with torch at other sizes and numbers."""
+    """A file exported with two 96 x 128 images and five phrases agrees with torch for other sizes and counts."""
     pytest.importorskip("onnxruntime")
     path = tmp_path / "small.onnx"
     facts = export_onnx(predictor, path)

@@ -106,7 +106,7 @@ def test_the_decoder_returns_the_documented_shapes(head, features):
 
 
 def test_queries_are_independent(head, features):
-    """A prompt's mask does not depend on phrases, other prompts or padded points, and a phrase's not on prompts."""
+    """Masks of prompts do not depend on phrases, other prompts or padding, and masks of phrases not on prompts."""
     whole = head(features, queries())
     q = queries()
     for k in range(3):
@@ -188,7 +188,7 @@ def test_each_part_of_a_prompt_changes_the_mask(head, features, change):
 
 
 def test_points_and_boxes_are_converted_to_prepared_pixels():
-    """Points and boxes of a 100 x 50 image are converted for an input padded to 128 x 64, also squeezed to 64 x 64."""
+    """Points and boxes of a 100 x 50 image are converted to prepared pixels: padded to 128 x 64, or also squeezed."""
     transforms = [ImageTransform((50, 100), (64, 128), (64, 64)), ImageTransform((50, 100), (64, 128), (64, 128))]
     given = {
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),

@@ -1,4 +1,4 @@
-"""Tests of sliding windows: each pixel gets one label, without seams; a local model gives its whole-image result."""
+"""Tests of sliding windows: each pixel gets one label, there are no seams, and whole images give the same result."""
 
 from __future__ import annotations
 

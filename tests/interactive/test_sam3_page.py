@@ -73,7 +73,7 @@ def test_everything_without_words_and_with(session):
 
 def test_the_page(predictor, tmp_path, monkeypatch):
     page = Page(predictor, tmp_path)
-    # Encodes nothing, because SAM 3 needs 19 GFLOP for each of the hundreds of phrases.
+    # This must not encode anything: SAM 3 needs 19 GFLOP for each of the hundreds of phrases.
     page.encode_naming_vocabulary()
     assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
     assert page.about()["prompts"]

@@ -123,7 +123,7 @@ def decoder(pad_len: int, templates: int = 1, changes: dict | None = None) -> Co
         dim=40, pyramid_channels=(20, 12), pyramid_guidance=(20, 12), templates=templates, pad_len=pad_len,
         max_classes=pad_len, **HEAD,
     )  # fmt: skip
-    # The guidance projections are stored separately.
+    # The stored arrays lack the guidance projections, because the published code has them outside the aggregator.
     head.pyramid_guidance = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
     state = {**stored("aggregator"), **(changes or {})}
     published = {name: published_name(f"sem_seg_head.{name}").split("transformer.")[1] for name in head.state_dict()}
@@ -276,7 +276,7 @@ def published_rows(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def test_the_huge_model_has_the_published_names_and_shapes(root):
-    """The full-size model, built on the meta device, has the published parameter names and shapes except NOT_NEEDED."""
+    """The full-size model, built on the meta device, has the published names and shapes, apart from NOT_NEEDED."""
     cfg = default_config()
     cfg.merge_from_file(str(root / "configs/skysense_o/skysense_o.yaml"))
     with torch.device("meta"):

@@ -381,7 +381,7 @@ def test_prompts_through_the_predictor(whole, folder):
 
 @torch.no_grad()
 def test_a_region_as_example_is_a_box_of_the_detector(folder, theirs, images):
-    """In its own image, a region as example equals SAM 3 with one box and no words; it also works on another image."""
+    """In its own image, an example region gives SAM 3's result for one box without words; other images work, too."""
     model, (their_model, processor) = sam3(folder, fuse="semantic", presence="none"), theirs
     rgb = images[0].permute(1, 2, 0).numpy()
     predictor = Predictor(model)

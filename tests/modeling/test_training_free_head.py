@@ -57,7 +57,7 @@ def config(name="tiny-free", **keys):
 @pytest.mark.parametrize("name", ["tiny-free", "tiny-sigmoid"])
 @torch.no_grad()
 def test_self_attention_token_by_token(name, kinds, residual):
-    """Replacing attention in open_clip's and in timm's blocks (SigLIP) equals a loop over tokens."""
+    """Attention among queries, keys or values alone (qq, kk, vv) equals a loop over tokens, in open_clip and timm."""
     torch.manual_seed(0)
     visual, x = OpenCLIPTower(config(name)).eval().clip.visual, torch.randn(1, 5, 64)
     if name == "tiny-free":

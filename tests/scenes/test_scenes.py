@@ -1,4 +1,4 @@
-"""Tests of whole scenes: same grid, no seams, the same bytes after an interruption, and errors with their cure."""
+"""Tests of whole scenes: same grid, no seams, the same bytes after an interruption, and errors that say what to do."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def run(call, tmp_path, weights):
-    """Return a function that evaluates: run(*words) -> (exit code, output, results.json)."""
+    """Return run(*words), which evaluates and returns the exit code, the output and results.json."""
 
     def evaluate(*words, folder="eval"):
         small = [*SMALL, "SOLVER.PRECISION", "no", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / folder]

@@ -189,7 +189,8 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
     [
         (1, signal.SIGTERM, os.kill, 0),
         (1, signal.SIGINT, os.kill, 0),
-        (1, signal.SIGTERM, os.killpg, 2),  # regression: ended with a traceback of the loader
+        # Regression: the loader processes used to end first, and the run then ended with a traceback.
+        (1, signal.SIGTERM, os.killpg, 2),
         (2, signal.SIGTERM, os.kill, 0),
         (2, signal.SIGINT, os.killpg, 1),  # Ctrl-C in a terminal signals every process, and the first one forwards it
     ],
@@ -443,7 +444,7 @@ print(killed, status)
 @pytest.mark.slow
 @pytest.mark.faults
 def test_killed_twenty_times_it_ends_with_the_same_weights(dubai, tmp_path):
-    """Training with a loader process, killed twenty times by SIGKILL at random moments, ends with the same weights."""
+    """Training with a loader process, killed 20 times by SIGKILL at random, ends with an unkilled run's weights."""
     config = ROOT / "configs/mini/finetune.yaml"
     words = tiny(config, **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.EMA_DECAY": 0.9, "DATALOADER.NUM_WORKERS": 1})
     done = command("-c", FORKED, config, tmp_path, 20, 60, *words, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Tests of optimiser groups, the moving average, and a short real training."""
+"""Tests of optimiser groups, the moving average, and a short real training run."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(dubai, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(dubai, tmp_path):
-    """Two processes with the same total batch give one process's weights up to rounding."""
+    """Two processes end with the weights of a single process, up to rounding, if the total batch is the same."""
     plain = ("SOLVER.MAX_ITER", "2", "SOLVER.PRECISION", "no", "MODEL.TEXT_NOISE", "0.0", "TEST.EVAL_PERIOD", "0")
     assert train(tmp_path / "one", *plain, cwd=tmp_path).returncode == 0
     done = train(tmp_path / "two", *plain, cwd=tmp_path, gpus=2)

@@ -216,7 +216,7 @@ def test_a_rotated_image_has_the_same_count(cars):
 
 
 def test_it_learns_under_bf16_too(cars):
-    """Regression: training under bf16 autocast works, although the feature cache is in half precision."""
+    """Training under bf16 autocast works, although autocast cannot stack the half-precision feature cache."""
     cfg = counting_config(cars)
     model, mapper = EmbeddedVQA(cfg).train(), QuestionMapper(cfg)
     with torch.autocast("cpu", torch.bfloat16):

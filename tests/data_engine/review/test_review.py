@@ -140,7 +140,7 @@ def test_impossible_decisions_raise_an_error(say, review, region, action, what, 
         review.decide(Decision("elsewhere", 1, "ann", "reject"))
 
 
-# --- views of one reviewer and the majority's verdict ---
+# --- one reviewer's view, and the verdict of the majority ---
 
 
 def test_a_split_makes_a_region_until_it_is_undone(review, say, tile):

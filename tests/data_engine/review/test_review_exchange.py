@@ -170,7 +170,7 @@ def test_a_polygon_close_to_its_region_keeps_the_regions_mask(review, work, tile
 def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_path):
     data = to_coco(review)
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider, so it enters region 2, and lower
+    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider, so it overlaps region 2, and less high
     of_tile[1]["segmentation"] = rle_of(mask_of(60, 0, 120, 40))
     data["annotations"] = of_tile
     file = tmp_path / "redrawn.json"

@@ -244,7 +244,7 @@ def test_clicks_errors_and_suggestions(visit, server):
     press(page, "Enter")
     assert Review(server.work).log.history["carl"][-1].name == "tree"
 
-    erin = visit("?reviewer=erin")  # at the same time, in another window
+    erin = visit("?reviewer=erin")  # a second window, open at the same time
     erin.locator("#view img").wait_for()
     for _ in range(3):
         press(erin, "a")
