@@ -21,7 +21,7 @@ print("argv", sys.argv[1:], flush=True)
 print("environment", sorted(k for k in os.environ if k.startswith(("PYTHON", "GDAL_", "QGIS_"))), flush=True)
 folder = Path(sys.argv[sys.argv.index("--output") + 1])
 stem = Path(sys.argv[sys.argv.index("--input") + 1]).stem
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 for done in range(0, 101, 25):
     sys.stderr.write(f"\\r{stem}.tif: {done:3d}%|####      | {done}/100 [00:00<00:00]")
     sys.stderr.flush()
@@ -84,6 +84,16 @@ def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypat
     assert "--gsd" not in said
     assert "--weights" not in said
     assert "['PYTHONIOENCODING', 'PYTHONUNBUFFERED']" in said, "nothing of QGIS's Python and GDAL"
+
+
+def test_files_of_others_in_its_folder_stay(plugin, tmp_path):
+    """It deleted the folder with all that was in it."""
+    folder = tmp_path / "found/labels_skysense_o"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("mine")
+    plugin.algorithms[0].processAlgorithm(values_of(tmp_path), None, qgis_stub.Feedback())
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    assert (tmp_path / "found/labels.tif").is_file()
 
 
 def test_polygons_are_optional(plugin, tmp_path):
@@ -157,3 +167,4 @@ def test_the_real_command_reports_progress_and_writes_what_qgis_loads(plugin, tm
     with rasterio.open(results["LABELS"]) as file:
         assert file.tags()["CLASS_0"] == "water"
     assert os.path.getsize(results["REGIONS"]) > 0
+    assert not (tmp_path / "found/labels_skysense_o").exists(), "it knows all files that the command leaves"

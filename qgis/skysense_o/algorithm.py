@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from qgis.core import (
@@ -121,7 +122,9 @@ class SegmentByWords(QgsProcessingAlgorithm):
         if regions:
             shutil.move(folder / f"{source.stem}.gpkg", regions)
             found[self.REGIONS] = regions
-        shutil.rmtree(folder, ignore_errors=True)
+        (folder / f"{source.stem}.json").unlink()
+        with suppress(OSError):  # what this run did not write stays, and the folder with it
+            folder.rmdir()
         return found
 
     @staticmethod
