@@ -259,15 +259,15 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():
-        folder = cfg.OUTPUT_DIR
+        folder, period = cfg.OUTPUT_DIR, max(1, min(LOG_PERIOD, cfg.SOLVER.MAX_ITER // 5))  # short runs: five lines
         writers: list[Callable] = [
-            CommonMetricPrinter(cfg.SOLVER.MAX_ITER, window_size=LOG_PERIOD),
-            JSONWriter(f"{folder}/metrics.json", window_size=LOG_PERIOD),
-            TensorboardXWriter(folder, window_size=LOG_PERIOD),
+            CommonMetricPrinter(cfg.SOLVER.MAX_ITER, window_size=period),
+            JSONWriter(f"{folder}/metrics.json", window_size=period),
+            TensorboardXWriter(folder, window_size=period),
         ]
         if cfg.SOLVER.WANDB:
             writers.append(WandbWriter(cfg.SOLVER.WANDB, folder, yaml.safe_load(cfg.dump())))
-        every.append(hooks.PeriodicWriter(writers, period=LOG_PERIOD))
+        every.append(hooks.PeriodicWriter(writers, period=period))
     return every
 
 

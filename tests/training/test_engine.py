@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -291,6 +292,32 @@ def test_run_json_and_plot(dubai, tmp_path):
     last = json.loads((tmp_path / "run/metrics.json").read_text().splitlines()[-1])
     assert {"gradient_norm", "images_per_second", "peak_memory_gib", "data_time", "lr"} <= set(last)
     assert (tmp_path / "run/metrics.png").stat().st_size > 5000
+
+
+def test_twenty_steps_print_five_lines_and_every_point_is_in_the_plot(dubai, tmp_path, caplog, monkeypatch):
+    """They once printed one line, and a line of one point is invisible in metrics.png."""
+    from matplotlib.axes import Axes
+
+    drawn, plot = {}, Axes.plot
+
+    def spy(axes, x, y, *args, label, **kwargs):
+        drawn[label] = (x, kwargs["marker"])
+        return plot(axes, x, y, *args, label=label, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    printed = logging.getLogger("detectron2.utils.events")
+    monkeypatch.setattr(printed, "level", logging.INFO)
+    printed.addHandler(caplog.handler)
+    try:
+        changes = {"SOLVER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 0}
+        train_run(tiny_config(ROOT / "configs/mini/finetune.yaml", tmp_path / "run", **changes), resume=False)
+    finally:
+        printed.removeHandler(caplog.handler)
+    assert sum("total_loss" in record.getMessage() for record in caplog.records) >= 5
+    steps, marker = drawn["total_loss"]
+    assert list(steps) == [4, 8, 12, 16, 20]
+    assert marker == "."
+    assert drawn["lr"] == (steps, marker)
 
 
 def test_a_missing_label_is_skipped_in_training_and_evaluation(dubai, tmp_path):
