@@ -342,6 +342,15 @@ def test_to_safetensors_and_back_bit_for_bit(call, published_file):
     assert all(torch.equal(back[name], state[name]) and back[name].dtype == state[name].dtype for name in state)
 
 
+def test_the_same_checkpoint_gives_the_same_bytes(call, published_file):
+    """The order of the metadata, and so the SHA-256, once differed from run to run."""
+    folder, _ = published_file
+    paths = [folder / f"{k}.safetensors" for k in range(6)]  # two entries come in either order
+    for path in paths:
+        assert call(CONVERT, folder / "model_final.pth", path, "--config-file", folder / "small.yaml")[0] == 0
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_converted_weights_segment_without_a_config(call, published_file):
     folder, _ = published_file
     image = folder / "a.png"
