@@ -1,6 +1,7 @@
 """Tests that neither an installed package nor a lower bound in the requirements has a known vulnerability.
 
-pip-audit needs a network, so the vulnerable ranges are stored in known_vulnerable.json, with date and source.
+pip-audit needs a network, so the vulnerable ranges are stored in known_vulnerable.json, with date and source. It also
+lists those that are accepted, with the reason.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def advisories_for(package: str, version: str) -> list[str]:
         f"{package} {version} is affected by {a['id']} ({a['what']}): install {package} outside {a['affected']}"
         for a in KNOWN["advisories"]
         if a["package"] == canonicalize_name(package)
+        and a["id"] not in KNOWN["accepted"]
         and SpecifierSet(a["affected"]).contains(version, prereleases=True)
     ]
 
@@ -50,15 +52,16 @@ def lowest_versions() -> dict[str, str]:
 
 def test_the_check_finds_a_vulnerable_version():
     assert "CVE-2024-28219" in " ".join(advisories_for("Pillow", "10.2.0"))
-    assert advisories_for("pillow", "11.3.0") == advisories_for("no-such-package", "1.0") == []
+    assert advisories_for("pillow", "12.3.0") == advisories_for("no-such-package", "1.0") == []
 
 
 def test_the_list_can_be_read():
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", KNOWN["recorded"])
     for entry in KNOWN["advisories"]:
-        assert re.fullmatch(r"CVE-\d{4}-\d{4,}", entry["id"])
+        assert re.fullmatch(r"CVE-\d{4}-\d{4,}|GHSA(-\w{4}){3}", entry["id"])
         assert entry["package"] == canonicalize_name(entry["package"])
         assert len(SpecifierSet(entry["affected"])) > 0
+    assert set(KNOWN["accepted"]) <= {entry["id"] for entry in KNOWN["advisories"]}
 
 
 def test_no_installed_package_is_known_to_be_vulnerable():
