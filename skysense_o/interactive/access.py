@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,10 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skysense_o.interactive.opening import UPLOADS
 from skysense_o.interactive.page import Page
+from skysense_o.interactive.session import ClosedSession, Session
 from skysense_o.interactive.visitors import OpenImage, Visitor
 
 COOKIE = "skysense_o_visitor"
 ENDED = "This page was idle for too long, or the server was started again. Reload it."
+CLOSED = "This image is closed: open it again."
 NAME_LENGTH = 100
 """Bytes of a file's name, without its suffix."""
 
@@ -48,7 +52,7 @@ def image_of(request: Request, page: Page, key: str) -> OpenImage:
     """One of the visitor's own images; those of others are not found."""
     image = visitor_of(request, page).images.get(key)
     if image is None or image.session.closed:
-        raise HTTPException(404, "This image is closed: open it again.")
+        raise HTTPException(404, CLOSED)
     return image
 
 
@@ -68,6 +72,17 @@ def safe_name(name: str) -> str:
     while len(stem.encode()) > NAME_LENGTH:
         stem = stem[:-1]
     return stem + suffix
+
+
+@contextmanager
+def session_of(request: Request, page: Page, key: str) -> Iterator[Session]:
+    """The session of one of the visitor's own images; it keeps its memory and files in this context."""
+    session = image_of(request, page, key).session
+    try:
+        with session.in_use():
+            yield session
+    except ClosedSession as error:
+        raise HTTPException(404, CLOSED) from error
 
 
 class PageGuard:

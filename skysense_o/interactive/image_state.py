@@ -16,7 +16,7 @@ from skysense_o.interactive.visitors import OpenImage
 def image_state(image: OpenImage) -> dict:
     """An image and the latest answers about it. Positions are on the grid that the browser shows."""
     session = image.session
-    opened, found = session.image, session.found
+    opened, found, region = session.image, session.found, session.region
     height, width = opened.rgb.shape[:2]
     return {
         "id": image.key,
@@ -33,7 +33,7 @@ def image_state(image: OpenImage) -> dict:
         "has_none": found is not None and found.has_none,
         "nodata": found.nodata if found is not None else None,
         "command": repeat_command(session) if found is not None else None,
-        "region": _region_state(session, session.region, image.region_names) if session.region else None,
+        "region": _region_state(session, region, image.region_names) if region else None,
         "can_undo": session.can_undo,
         "summary": image.summary,
         "answers": image.answers,

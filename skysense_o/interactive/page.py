@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from skysense_o.inference.predictor import Predictor
 from skysense_o.interactive.exports import export_zip
 from skysense_o.interactive.image_state import image_state
 from skysense_o.interactive.limits import Limits
-from skysense_o.interactive.opening import open_upload, smaller_scene
-from skysense_o.interactive.session import Session
+from skysense_o.interactive.opening_process import open_isolated
+from skysense_o.interactive.session import ClosedSession, Session
 from skysense_o.interactive.session_store import SessionStore
 from skysense_o.interactive.timed_work import TimedWork, TooLate, check_time
-from skysense_o.interactive.view import words_and_colors
+from skysense_o.interactive.view import map_png, words_and_colors
 from skysense_o.interactive.visitors import OpenImage, Visitor, Visitors
 from skysense_o.vocabulary import Vocabulary
 
@@ -102,7 +103,7 @@ class Page:
     def state(self, visitor: Visitor) -> dict:
         """All images of a visitor, and the one that is shown."""
         dropped, visitor.closed_for_room = visitor.closed_for_room, 0
-        images = [{"id": image.key, "name": image.session.image.name} for image in visitor.images.values()]
+        images = [{"id": image.key, "name": image.session.file_name} for image in list(visitor.images.values())]
         return {"images": images, "current": visitor.current, "notice": DROPPED if dropped else None}
 
     def familiar(self, words: Sequence[str]) -> dict[str, str]:
@@ -122,12 +123,13 @@ class Page:
         if not session.lock.acquire(timeout=self.limits.seconds / 2):
             raise TooLate("your last request still runs: wait for it")
         try:
-            if session.closed:
-                raise ValueError(DROPPED)
-            callback(image, *args)
-            image.version += 1
-            self.sessions.used(session)
-            return image_state(image)
+            with session.in_use():
+                callback(image, *args)
+                image.version += 1
+                self.sessions.used(session)
+                return image_state(image)
+        except ClosedSession as error:
+            raise ValueError(DROPPED) from error
         finally:
             session.lock.release()
 
@@ -140,7 +142,7 @@ class Page:
         if not 0 <= number < len(self.examples):
             raise ValueError(f"there is no example {number}")
         example = self.examples[number]
-        image = next((image for image in visitor.images.values() if image.example == number), None)
+        image = next((image for image in list(visitor.images.values()) if image.example == number), None)
         if image is None:
             image = self._open(visitor, example.path)
             image.example = number
@@ -148,38 +150,29 @@ class Page:
         return self.locked(image, self.segment, example.words, "", 0.0)
 
     def _open(self, visitor: Visitor, path: Path) -> OpenImage:
-        opened = open_upload(path, self.limits.pixels, self.limits.read_pixels)
-        session = Session(self.predictor, opened, self.root)
-        try:
-            self._give_map(session, path)
+        with ExitStack() as undo:
+            folder = Path(tempfile.mkdtemp(prefix="session_", dir=self.root))
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            session = Session(self.predictor, open_isolated(path, folder, self.limits), folder)
+            undo.callback(session.close)
+            self._give_map(session)
             check_time()
-        except BaseException:
-            session.close()
-            raise
+            undo.pop_all()
         image = OpenImage(session)
         self.visitors.add(visitor, image)
         return image
 
-    def _give_map(self, session: Session, path: Path) -> None:
-        """Show a scene on a map. An upload is deleted, so a scene is kept in the session's folder."""
+    def _give_map(self, session: Session) -> None:
+        """Show a scene on a map."""
         image = session.image
-        if image.scene is None and image.full is None:
+        if image.scene is None or session.areas is None:
             return
         from skysense_o.interactive.map_view import MapView
 
-        kept = path
-        if path.is_relative_to(self.root):
-            kept = session.folder / path.name
-            try:
-                os.link(path, kept)
-            except OSError:
-                shutil.copyfile(path, kept)
-        scene = kept if image.full is None else smaller_scene(kept, image.rgb.shape[:2], session.folder)
-        session.image = replace(image, scene=scene, full=None if image.full is None else kept)
         try:
-            session.map = MapView(scene, session.image.full) if session.areas is not None else None
+            session.map = MapView(image.scene, image.full)
         except ValueError as error:
-            session.image = replace(session.image, notes=(*image.notes, f"shown without a map: {error}"))
+            session.image = replace(image, notes=(*image.notes, f"shown without a map: {error}"))
 
     def segment(self, image: OpenImage, words: str, background: str, threshold: float) -> None:
         """Masks of words, and of the regions that were made classes."""
@@ -249,13 +242,17 @@ class Page:
         """Write the ZIP file of all results."""
         export_zip(image.session)
 
-    def preview(self, image: OpenImage, x: float, y: float, inside: bool) -> np.ndarray | None:
-        """The mask bool (H,W) that a click would give; None if the image is at work."""
+    def preview(self, image: OpenImage, x: float, y: float, inside: bool) -> bytes | None:
+        """The mask that a click would give, as PNG on the grid that the browser shows; None if the image is at work."""
         session = image.session
         if not session.lock.acquire(blocking=False):
             return None
         try:
-            return None if session.closed else session.preview(*self._pixel(image, x, y), inside)
+            with session.in_use():
+                mask = session.preview(*self._pixel(image, x, y), inside)
+                return map_png(session, [mask.astype(np.uint8)])
+        except ClosedSession:
+            return None
         finally:
             session.lock.release()
 

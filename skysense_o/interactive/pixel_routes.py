@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import IO
+from urllib.parse import quote
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import StreamingResponse
 
-from skysense_o.interactive.access import Body, PointBody, image_of, visitor_of
+from skysense_o.interactive.access import Body, PointBody, image_of, session_of, visitor_of
 from skysense_o.interactive.exports import run_settings
 from skysense_o.interactive.job_queue import JobQueue
 from skysense_o.interactive.page import Page
@@ -17,6 +21,8 @@ from skysense_o.interactive.view import class_png, connected_part, encoded, map_
 
 KEPT = {"cache-control": "private, max-age=3600"}
 """For answers whose address changes when they do."""
+CHUNK = 1 << 20
+"""Bytes that are read at once of a file to download."""
 
 
 class TypedBody(Body):
@@ -31,8 +37,9 @@ def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
     _add_answers(app, page, queue)
 
 
-def _png(data: bytes) -> Response:
-    return Response(data, media_type="image/png", headers=KEPT)
+def _png(data: bytes | None) -> Response:
+    """A PNG, or status 204 for None."""
+    return Response(data, 200 if data else 204, KEPT if data else None, "image/png" if data else None)
 
 
 def _add_images(app: FastAPI, page: Page) -> None:
@@ -40,53 +47,49 @@ def _add_images(app: FastAPI, page: Page) -> None:
 
     @app.get("/api/images/{key}/image.jpg")
     def image(request: Request, key: str):
-        rgb = image_of(request, page, key).session.image.rgb
-        return Response(encoded(rgb, "jpeg", quality=92), media_type="image/jpeg", headers=KEPT)
+        with session_of(request, page, key) as session:
+            return Response(encoded(session.image.rgb, "jpeg", quality=92), media_type="image/jpeg", headers=KEPT)
 
     @app.get("/api/images/{key}/thumbnail.jpg")
     def small(request: Request, key: str):
-        rgb = image_of(request, page, key).session.image.rgb
-        return Response(thumbnail(rgb, 80), media_type="image/jpeg", headers=KEPT)
+        with session_of(request, page, key) as session:
+            return Response(thumbnail(session.image.rgb, 80), media_type="image/jpeg", headers=KEPT)
 
     @app.get("/api/images/{key}/classes.png")
     def classes(request: Request, key: str):
-        session = image_of(request, page, key).session
-        return _png(class_png(session)) if session.found is not None else Response(status_code=204)
+        with session_of(request, page, key) as session:
+            return _png(class_png(session) if session.found is not None else None)
 
     @app.get("/api/images/{key}/region.png")
     def region(request: Request, key: str):
-        session = image_of(request, page, key).session
-        selected = session.region
-        return _png(map_png(session, [selected.mask.astype("uint8")])) if selected else Response(status_code=204)
+        with session_of(request, page, key) as session:
+            selected = session.region
+            return _png(map_png(session, [selected.mask.astype("uint8")]) if selected else None)
 
     @app.get("/api/images/{key}/regions.png")
     def regions(request: Request, key: str):
-        session = image_of(request, page, key).session
-        labels = session.proposal_labels
-        return _png(map_png(session, [labels.astype("uint8")])) if labels is not None else Response(status_code=204)
+        with session_of(request, page, key) as session:
+            labels = session.proposal_labels
+            return _png(map_png(session, [labels.astype("uint8")]) if labels is not None else None)
 
     @app.get("/api/images/{key}/tiles/{zoom}/{column}/{row}.png")
     def tile(request: Request, key: str, zoom: int, column: int, row: int):
-        session = image_of(request, page, key).session
-        if session.map is None:
-            raise HTTPException(404, "this image has no place on the ground")
-        try:
-            pixels = session.map.tile(zoom, column, row)
-        except ValueError as error:
-            raise HTTPException(404, str(error)) from error
-        return (
-            Response(status_code=204, headers=KEPT)
-            if pixels is None
-            else _png(encoded(pixels, "png", compress_level=1))
-        )
+        with session_of(request, page, key) as session:
+            if session.map is None:
+                raise HTTPException(404, "this image has no place on the ground")
+            try:
+                pixels = session.map.tile(zoom, column, row)
+            except ValueError as error:
+                raise HTTPException(404, str(error)) from error
+        return _png(None if pixels is None else encoded(pixels, "png", compress_level=1))
 
     @app.get("/api/images/{key}/part")
     def part(request: Request, key: str, x: float, y: float):
-        session = image_of(request, page, key).session
-        try:
-            return connected_part(session, *map(int, session.map.pixel(x, y) if session.map else (x, y)))
-        except (ValueError, OverflowError) as error:
-            raise HTTPException(422, str(error)) from error
+        with session_of(request, page, key) as session:
+            try:
+                return connected_part(session, *map(int, session.map.pixel(x, y) if session.map else (x, y)))
+            except (ValueError, OverflowError) as error:
+                raise HTTPException(422, str(error)) from error
 
 
 def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
@@ -95,10 +98,7 @@ def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
     @app.post("/api/preview/{key}")
     async def preview(request: Request, key: str, body: PointBody):
         shown = image_of(request, page, key)
-        mask = await queue.run_if_idle(lambda: page.preview(shown, body.x, body.y, body.inside))
-        if mask is None:
-            return Response(status_code=204)
-        return _png(map_png(shown.session, [mask.astype("uint8")]))
+        return _png(await queue.run_if_idle(lambda: page.preview(shown, body.x, body.y, body.inside)))
 
     @app.post("/api/familiar")
     async def familiar(request: Request, body: TypedBody):
@@ -111,17 +111,32 @@ def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
 
     @app.get("/api/images/{key}/results.zip")
     def results(request: Request, key: str):
-        session = image_of(request, page, key).session
-        path = session.folder / f"{session.image.stem}_results.zip"
-        if not path.is_file():
-            raise HTTPException(404, "the results were not packed yet")
-        return FileResponse(path, filename=path.name)
+        with session_of(request, page, key) as session:
+            path = session.folder / f"{session.image.stem}_results.zip"
+            try:
+                file = path.open("rb")
+            except FileNotFoundError as error:
+                raise HTTPException(404, "the results were not packed yet") from error
+        headers = {"content-length": str(os.fstat(file.fileno()).st_size), **_attached(path.name)}
+        return StreamingResponse(_parts(file), media_type="application/zip", headers=headers)
 
     @app.get("/api/images/{key}/run.json")
     def run(request: Request, key: str):
-        session = image_of(request, page, key).session
-        if session.found is None:
-            raise HTTPException(404, "nothing was segmented yet")
-        name = re.sub(r"[^\w.-]", "_", session.image.stem, flags=re.ASCII)
-        headers = {"content-disposition": f'attachment; filename="{name}_run.json"'}
-        return Response(json.dumps(run_settings(session), indent=1), media_type="application/json", headers=headers)
+        with session_of(request, page, key) as session:
+            if session.found is None:
+                raise HTTPException(404, "nothing was segmented yet")
+            text, name = json.dumps(run_settings(session), indent=1), f"{session.image.stem}_run.json"
+        return Response(text, media_type="application/json", headers=_attached(name))
+
+
+def _parts(file: IO[bytes]) -> Iterator[bytes]:
+    """The content of an open file, which can be read to its end even when its folder is deleted."""
+    with file:
+        while part := file.read(CHUNK):
+            yield part
+
+
+def _attached(name: str) -> dict[str, str]:
+    """The header by which a browser stores an answer under this name."""
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
+    return {"content-disposition": f"attachment; filename=\"{plain}\"; filename*=utf-8''{quote(name)}"}

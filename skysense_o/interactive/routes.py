@@ -21,7 +21,16 @@ from pydantic import Field
 from starlette.requests import ClientDisconnect
 
 from skysense_o.image_io import read_image
-from skysense_o.interactive.access import COOKIE, Body, PageGuard, PointBody, image_of, safe_name, visitor_of
+from skysense_o.interactive.access import (
+    COOKIE,
+    Body,
+    PageGuard,
+    PointBody,
+    image_of,
+    safe_name,
+    session_of,
+    visitor_of,
+)
 from skysense_o.interactive.image_state import image_state
 from skysense_o.interactive.job_queue import JobQueue
 from skysense_o.interactive.page import Page
@@ -114,8 +123,9 @@ def _add_pages(app: FastAPI, page: Page) -> None:
     @app.get("/api/images/{key}")
     def shown(request: Request, key: str):
         image = image_of(request, page, key)
-        visitor_of(request, page).current = key
-        return image_state(image)
+        with session_of(request, page, key):
+            visitor_of(request, page).current = key
+            return image_state(image)
 
     @app.delete("/api/images/{key}")
     def closed(request: Request, key: str):

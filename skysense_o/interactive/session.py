@@ -8,8 +8,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,10 @@ MOST_UNDO = 100
 """Clicks and boxes that can be undone."""
 
 
+class ClosedSession(ValueError):
+    """The session was closed."""
+
+
 class Session:
     """An image, its features, and the latest answers. `close` deletes its folder.
 
@@ -50,17 +54,19 @@ class Session:
     Args:
         predictor: the model.
         image: the image.
-        root: parent of the session's folder; the system's temporary folder if None.
+        folder: for the session's files; a new temporary one if None.
     """
 
-    def __init__(self, predictor: Predictor, image: OpenedImage, root: Path | None = None) -> None:
-        self.predictor, self.image = predictor, image
+    def __init__(self, predictor: Predictor, image: OpenedImage, folder: Path | None = None) -> None:
+        self.predictor, self.image, self.file_name = predictor, image, image.name
         shown = RGBImage(image.rgb, image.valid).filled(predictor.fill)
         self.seen = PromptedImage(predictor.model, shown, self._in_precision, image.valid)
-        self.folder = Path(tempfile.mkdtemp(prefix="session_", dir=root))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="session_"))
+        self.folder.mkdir(exist_ok=True)
         self.lock = threading.Lock()
         """Held by a request while it works on the session."""
         self.closed = False
+        self._users, self._door = 0, threading.Lock()
         self.map: MapView | None = None
         """Shows the image on a map; None for one without a place on the ground."""
         self.found: Segmentation | None = None
@@ -75,9 +81,38 @@ class Session:
         check_time()
         return self.predictor.in_precision()
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the session's memory and files in this context, even if it is closed meanwhile.
+
+        Raises:
+            ClosedSession: it is closed already.
+        """
+        with self._door:
+            if self.closed:
+                raise ClosedSession("this image is closed: open it again")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._door:
+                self._users -= 1
+                last = self.closed and self._users == 0
+            if last:
+                self._free()
+
     def close(self) -> None:
-        """Delete the folder and free the memory. Closing twice is allowed."""
-        self.closed = True
+        """Let nobody begin to use the session; delete its folder and free its memory once nobody does.
+
+        Closing twice is allowed.
+        """
+        with self._door:
+            again, self.closed = self.closed, True
+            unused = self._users == 0
+        if unused and not again:
+            self._free()
+
+    def _free(self) -> None:
         if self.map is not None:
             self.map.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -96,11 +131,11 @@ class Session:
     @property
     def palette(self) -> list[Color]:
         """A colour per class of `found`: the user's own if one was given."""
-        classes = self.found.classes
-        return [
-            self.colors.get(name, color)
-            for name, color in zip(classes, palette_of(classes, has_none=self.found.has_none))
-        ]
+        return self._palette(self.found)
+
+    def _palette(self, found: Segmentation) -> list[Color]:
+        colors = palette_of(found.classes, has_none=found.has_none)
+        return [self.colors.get(name, color) for name, color in zip(found.classes, colors)]
 
     def segment(
         self,
@@ -240,22 +275,22 @@ class Session:
 
     def rows(self) -> list[dict]:
         """One row per class: id, name, pixels, share of the valid pixels, area_m2 or None, color."""
-        found, valid = self.found, self.image.valid
+        found, valid = self.found, self.image.valid  # a request that runs may replace `self.found` meanwhile
         rows = found.areas()
         inside = np.ones(found.labels.shape, bool) if valid is None else valid
-        areas = self._square_metres(inside)
+        areas = self._square_metres(found, inside)
         pixels = np.bincount(found.labels[inside], minlength=len(rows))
-        for row, count, area, color in zip(rows, pixels.tolist(), areas, self.palette):
+        for row, count, area, color in zip(rows, pixels.tolist(), areas, self._palette(found)):
             row.update(pixels=count, share=count / max(1, int(inside.sum())), area_m2=area, color=color)
         return [row for row in rows if row["id"] or not found.has_none or row["pixels"]]
 
-    def _square_metres(self, inside: np.ndarray) -> list[float | None]:
+    def _square_metres(self, found: Segmentation, inside: np.ndarray) -> list[float | None]:
         """Square metres per class; None if unknown."""
-        classes = len(self.found.classes)
+        classes = len(found.classes)
         if self.areas is None:
             return [None] * classes
         y, x = np.nonzero(inside)
-        return np.bincount(self.found.labels[y, x], self.areas.at(y, x), classes).tolist()
+        return np.bincount(found.labels[y, x], self.areas.at(y, x), classes).tolist()
 
     @cached_property
     def areas(self) -> PixelAreas | None:

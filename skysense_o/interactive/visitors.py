@@ -14,8 +14,6 @@ from skysense_o.interactive.session_store import SessionStore
 
 IDLE_SECONDS = 3600
 """An image is closed after this time without use."""
-PATIENCE = 5
-"""Seconds that an image at work gets before it is closed all the same."""
 MOST_ANSWERS = 20
 """Questions and answers that are kept per image."""
 
@@ -82,19 +80,20 @@ class Visitors:
 
     def of(self, cookie: str | None) -> tuple[str, Visitor]:
         """The visitor of a cookie, or a new one with a new cookie. Images that were closed for others are forgotten."""
+        surplus = []
         with self._lock:
             if cookie is None or cookie not in self._visitors:
                 cookie = secrets.token_urlsafe(32)
                 self._visitors[cookie] = Visitor()
                 if len(self._visitors) > self.most:
                     without = (known for known, who in self._visitors.items() if not who.images and known != cookie)
-                    surplus = self._visitors.pop(next(without, None) or next(iter(self._visitors)))
-                    threading.Thread(target=self._close, args=(surplus.images.values(),), daemon=True).start()
+                    surplus = self._visitors.pop(next(without, None) or next(iter(self._visitors))).images.values()
             visitor = self._visitors[cookie]
             self._visitors.move_to_end(cookie)
             visitor.used = time.monotonic()
             self._forget_closed(visitor)
-            return cookie, visitor
+        self._close(surplus)
+        return cookie, visitor
 
     def find(self, cookie: str | None) -> Visitor | None:
         """The visitor of a cookie; None for one that is not known."""
@@ -126,10 +125,7 @@ class Visitors:
 
     def _close(self, images: Iterable[OpenImage]) -> None:
         for image in images:
-            at_work = not image.session.lock.acquire(timeout=PATIENCE)
             self.sessions.remove(image.session)
-            if not at_work:
-                image.session.lock.release()
 
     def _forget_closed(self, visitor: Visitor) -> None:
         for key, image in list(visitor.images.items()):

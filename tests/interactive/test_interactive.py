@@ -35,7 +35,7 @@ def image():
 
 @pytest.fixture
 def session(words_only, image, tmp_path):
-    made = Session(words_only, image, tmp_path)
+    made = Session(words_only, image, tmp_path / "session")
     yield made
     made.close()
 
@@ -129,7 +129,7 @@ def test_a_geotiff_keeps_its_place_and_says_what_is_valid(tmp_path):
 def test_a_session_looks_once_and_takes_its_folder_along(mini, image, tmp_path, monkeypatch):
     calls, encode = [], mini.model.tower.encode_image
     monkeypatch.setattr(mini.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
-    session = Session(mini, image, tmp_path)
+    session = Session(mini, image, tmp_path / "session")
     region = session.click(20, 10)
     assert region.mask[10, 20], "the shipped weights take clicks"
     session.segment(["road", "water"])
@@ -165,7 +165,7 @@ def test_like_is_a_class_beside_the_words_or_alone(session):
 
 
 def test_clicks_go_on_with_the_region_and_are_undone(prompted, image, tmp_path):
-    session = Session(prompted, image, tmp_path)
+    session = Session(prompted, image, tmp_path / "session")
     with pytest.raises(ValueError, match="nothing to undo"):
         session.undo()
     first = session.click(30, 30)
@@ -315,7 +315,7 @@ def test_files_of_a_scene_hold_what_was_seen_in_its_place(mini, tmp_path):
 
     pixels = scenes.fields(60, 80)
     pixels[:, :10] = 0
-    session = Session(mini, open_upload(scenes.write_scene(tmp_path / "s.tif", pixels, nodata=0)), tmp_path)
+    session = Session(mini, open_upload(scenes.write_scene(tmp_path / "s.tif", pixels, nodata=0)), tmp_path / "session")
     session.segment(["water", "road", "tree"])
     files = {path.name: path for path in export(session)}
     with rasterio.open(files["s_labels.tif"]) as file:
@@ -355,7 +355,7 @@ def test_the_prompt_loop(session, tmp_path):
 
 
 def test_everything_that_finds_nothing_says_so(prompted, image, tmp_path, monkeypatch):
-    session, said = Session(prompted, image, tmp_path), io.StringIO()
+    session, said = Session(prompted, image, tmp_path / "session"), io.StringIO()
     monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=1, stability_score=1))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO("everything 2"), stdout=said).cmdloop()
     assert "no region with a high enough score: try more points" in said.getvalue()
@@ -363,7 +363,7 @@ def test_everything_that_finds_nothing_says_so(prompted, image, tmp_path, monkey
 
 
 def test_the_prompt_loop_with_prompts(prompted, image, tmp_path, monkeypatch):
-    session, said = Session(prompted, image, tmp_path), io.StringIO()
+    session, said = Session(prompted, image, tmp_path / "session"), io.StringIO()
     lines = "point 20 20\npoint 70 50 0\neverything 4\nwords point of view\nclear\nname"
     monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=0, stability_score=0))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO(lines), stdout=said).cmdloop()

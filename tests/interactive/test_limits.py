@@ -157,7 +157,7 @@ def reachable_bytes(session: Session) -> int:
 
 def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     image = OpenedImage(draw_scene(np.random.default_rng(0), 200, 300)[0], "town.png")
-    session = Session(mini, image, tmp_path)
+    session = Session(mini, image, tmp_path / "session")
     session.segment(["water"])
     session.draw_box(10, 10, 90, 60)  # clicks and boxes compute their image features here, once
     session.clear()
@@ -254,7 +254,7 @@ def test_work_that_is_stopped_ends_and_tells_how_far_it_was():
 
 def test_late_work_stops_at_its_next_model_call(mini, tmp_path):
     image = OpenedImage(draw_scene(np.random.default_rng(0), 60, 90)[0], "town.png")
-    session, asked = Session(mini, image, tmp_path), []
+    session, asked = Session(mini, image, tmp_path / "session"), []
 
     def forever():
         while True:

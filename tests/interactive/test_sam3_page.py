@@ -29,7 +29,9 @@ def predictor(tmp_path_factory):
 
 @pytest.fixture
 def session(predictor, tmp_path):
-    made = Session(predictor, OpenedImage(draw_scene(np.random.default_rng(0), 60, 90)[0], "town.png"), tmp_path)
+    made = Session(
+        predictor, OpenedImage(draw_scene(np.random.default_rng(0), 60, 90)[0], "town.png"), tmp_path / "session"
+    )
     yield made
     made.close()
 
