@@ -29,9 +29,9 @@ class Request:
 
     Attributes:
         args: the parsed command line.
-        formats: to save.
+        formats: formats to save.
         paths, stems: the images, and the stems of their result files.
-        items: STAC items that paths were given by: path of the image -> path of the item.
+        items: for images that were given as STAC items: path of the image -> path of the item.
         scenes: the paths that are segmented as scenes.
         vocabulary: None where no classes are needed.
         colors: RGB per class, or None.
@@ -117,7 +117,7 @@ def _check_files(args: Namespace, paths: list[Path]) -> None:
     if args.config_file:
         find_config(args.config_file)
     if args.classes_file and not Path(args.classes_file).is_file():
-        raise FileNotFoundError(f"no file of classes at {args.classes_file!r}")
+        raise FileNotFoundError(f"no classes file at {args.classes_file!r}")
     if args.aoi and not Path(args.aoi).is_file():
         raise FileNotFoundError(f"no area of interest at {args.aoi!r}")
     find_weights(args.weights)

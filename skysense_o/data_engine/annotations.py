@@ -1,6 +1,6 @@
 """Final labels of a tile: the reviewers' decisions if there are any, else the model's confident names.
 
-Alphabet: H W pixels.
+Shape letters: H W pixels.
 """
 
 from __future__ import annotations

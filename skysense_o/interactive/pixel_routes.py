@@ -1,4 +1,4 @@
-"""Addresses of images, tiles, maps and files, and of what is too small to wait for in the queue."""
+"""Routes of images, tiles, maps and files, and of requests too short to wait in the queue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skysense_o.interactive.page import Page
 from skysense_o.interactive.view import class_png, connected_part, encoded, map_png, thumbnail, words_and_colors
 
 KEPT = {"cache-control": "private, max-age=3600"}
-"""For answers whose address changes when they do."""
+"""Header for answers whose address changes with their content."""
 
 
 class TypedBody(Body):
@@ -26,7 +26,7 @@ class TypedBody(Body):
 
 
 def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
-    """Images, maps and files."""
+    """Add the routes of images, maps and files."""
     _add_images(app, page)
     _add_answers(app, page, queue)
 
@@ -36,7 +36,7 @@ def _png(data: bytes) -> Response:
 
 
 def _add_images(app: FastAPI, page: Page) -> None:
-    """The image, its masks, and the tiles of its map."""
+    """Add the image, its masks, and the tiles of its map."""
 
     @app.get("/api/images/{key}/image.jpg")
     def image(request: Request, key: str):
@@ -69,7 +69,7 @@ def _add_images(app: FastAPI, page: Page) -> None:
     def tile(request: Request, key: str, zoom: int, column: int, row: int):
         session = image_of(request, page, key).session
         if session.map is None:
-            raise HTTPException(404, "this image has no place on the ground")
+            raise HTTPException(404, "this image's location on the ground is unknown")
         try:
             pixels = session.map.tile(zoom, column, row)
         except ValueError as error:
@@ -90,7 +90,7 @@ def _add_images(app: FastAPI, page: Page) -> None:
 
 
 def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
-    """What is too small to wait for in the queue, and files to download."""
+    """Add requests that are too short to wait in the queue, and files to download."""
 
     @app.post("/api/preview/{key}")
     async def preview(request: Request, key: str, body: PointBody):
@@ -103,7 +103,7 @@ def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
     @app.post("/api/familiar")
     async def familiar(request: Request, body: TypedBody):
         visitor_of(request, page)
-        with suppress(ValueError):  # half a colour, or a blank word while somebody types
+        with suppress(ValueError):  # an incomplete colour or a blank word while somebody types
             words = [word.strip() for word in words_and_colors(body.words)[0] if word.strip()]
             page.limits.check_words(words)
             return await queue.run_if_idle(lambda: page.familiar(words)) or {}

@@ -15,14 +15,14 @@ from skysense_o.interactive.session_store import SessionStore
 IDLE_SECONDS = 3600
 """An image is closed after this time without use."""
 PATIENCE = 5
-"""Seconds that an image at work gets before it is closed all the same."""
+"""Seconds to wait for an image in use before it is closed anyway."""
 MOST_ANSWERS = 20
 """Questions and answers that are kept per image."""
 
 
 @dataclass
 class OpenImage:
-    """An image of a visitor, with what the page shows of it.
+    """An image of a visitor, with the state that the page shows.
 
     Args:
         session: the image and its answers.
@@ -30,10 +30,10 @@ class OpenImage:
         example: index of the example that it is, or None.
         words, background, threshold: latest request.
         region_names: (class, cosine) of the region, the best first.
-        summary: what `everything` found: (class, regions) pairs; None if it was not asked.
+        summary: the result of `everything`: (class, number of regions) pairs; None if it was not requested.
         answers: (question, answer) pairs.
         scene_names: (class, cosine) of the whole image.
-        version: grows with each change, so that the browser loads maps again.
+        version: increases with each change, so that the browser reloads maps.
     """
 
     session: Session
@@ -69,7 +69,7 @@ class Visitors:
     Args:
         sessions: closes images where there are too many over all people.
         images: images per person; the oldest is closed.
-        most: people.
+        most: number of people.
     """
 
     def __init__(self, sessions: SessionStore, images: int, most: int) -> None:
@@ -110,7 +110,7 @@ class Visitors:
         self.sessions.used(image.session)
 
     def close(self, visitor: Visitor, key: str) -> None:
-        """Close one image of a visitor; the one before it is shown."""
+        """Close one image of a visitor and show the previous one."""
         with self._lock:
             image = visitor.images.pop(key, None)
             if visitor.current == key:

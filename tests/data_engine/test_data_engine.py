@@ -293,7 +293,7 @@ def test_superpixels_follow_clear_edges(mini):
 
 
 def test_a_missing_argument_of_a_method_raises_an_error(mini, words_only, tmp_path):
-    with pytest.raises(ValueError, match="unknown method 'magic': superpixels, words, everything, sam are permitted"):
+    with pytest.raises(ValueError, match="unknown method 'magic': choose one of superpixels, words, everything, sam"):
         proposer("magic", mini)
     with pytest.raises(ValueError, match="--method sam needs --sam FILE"):
         proposer("sam", None)
