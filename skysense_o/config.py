@@ -151,7 +151,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.REGION_UPSCALE = 0  # 16: pool regions from the published code's feature map (269.7 M parameters); 0: off
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels are negatives of every class, as published
     loss.BAGS = 0.0  # words that are known to be somewhere in an image, without a position
-    loss.CANDIDATES = 0.0  # pixels outside the only class of a set have one of the common classes
+    loss.CANDIDATES = 0.0  # pixels that are not a set's only class have one of the common classes
     loss.CAPTIONS = 0.0  # choose the caption of an image among several; for whole images in mixed training
     loss.GRID = 2  # label pixels per cell of the losses, in each direction, for partly labelled samples
     loss.CLASS_CHUNK = 64  # classes per chunk of the pixel losses; affects memory, not results
