@@ -19,8 +19,8 @@ TEXT = (b"text/html", b"application/json", b"text/event-stream", b"text/plain")
 class HiddenPaths:
     """ASGI middleware: replace a folder's path with an alias in what is sent, and back in what is received.
 
-    The alias has the length of the path, so that content lengths stay right. Messages are processed one by one: a path that
-    a server splits between two messages would not be hidden. Servers do not split small JSON.
+    The alias has the length of the path, so that content lengths stay right. Messages are processed one by one: a path
+    that a server splits between two messages would not be hidden. Servers do not split small JSON.
 
     Args:
         app: the application.
