@@ -122,7 +122,7 @@ def test_repeating_a_decision_adds_no_line(review, say):
 @pytest.mark.parametrize(
     ("region", "action", "what", "match"),
     [
-        (9, "reject", {}, "no region 9 in town0_00000000: 1, 2, 3"),
+        (9, "reject", {}, "no region 9 in town0_00000000; its regions are 1, 2, 3"),
         (0, "reject", {}, "these pixels are in no region: split a region off with a box first"),
         (1, "rename", {"name": "  "}, "no name: name the region, or reject it"),
         (1, "merge", {"into": 7}, "no region 7 to merge with; choose one of 2, 3"),
