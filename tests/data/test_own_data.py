@@ -149,7 +149,11 @@ def test_captions_are_read_with_and_without_a_byte_order_mark(tmp_path, encoding
         ("a.csv", "image,caption,image\n", "has the column 'image' twice: give each column its own name"),
         ("a.csv", 'image,caption\na.png,"' + "x" * 140_000, "is not CSV: field larger than field limit"),
         ("a.jsonl", '{"image": 5, "caption": "a road"}\n', "line 1: 'image' is 5: it must be text or null"),
-        ("a.jsonl", '{"image": "a.png", "captions": ["a", {}]}\n', "line 1: a caption is an object of 0: it must be text"),
+        (
+            "a.jsonl",
+            '{"image": "a.png", "captions": ["a", {}]}\n',
+            "line 1: a caption is an object of 0: it must be text",
+        ),
         ("a.jsonl", "[" * 100_000 + "\n", "line 1: .* is nested too deeply"),
         ("a.jsonl", '{"image": "a.png", "caption": "a road"}\n["b"]\n', "line 2: .* is not a JSON object"),
         (
