@@ -99,7 +99,8 @@ def _check_values(args: Namespace) -> list[str]:
     formats = [word.strip() for word in args.save.split(",") if word.strip()]
     unknown = [word for word in formats if word not in ALL_FORMATS]
     if unknown or not formats:
-        raise ValueError(f"--save {args.save!r}: {unknown or 'nothing'} is not among {', '.join(ALL_FORMATS)}")
+        what = f"unknown formats {unknown}" if unknown else "no format"
+        raise ValueError(f"--save {args.save!r}: {what}: choose among {', '.join(ALL_FORMATS)}")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is out of range: 0 to 1")
     if min(args.min_area, args.simplify) < 0:

@@ -92,14 +92,14 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
     if os.path.isdir(os.path.expanduser(path)):
         spec = own_spec(path)
         if split and split not in spec.splits:
-            raise KeyError(f"{path} has no split {split!r}: there are {', '.join(spec.splits)}")
+            raise KeyError(f"{path} has no split {split!r}; its splits are {', '.join(spec.splits)}")
         return [(spec, one) for one in ([split] if split else spec.splits)]
     known = [n for spec in SPECS for n in spec.split_names()]
     near = get_close_matches(name, [*known, *_BY_NAME], 5)
     hint = f"similar: {', '.join(near)}; " if near else ""
     raise KeyError(
-        f"unknown data set {name!r}; {hint}known: {', '.join(spec.name for spec in SPECS)}, each with its splits"
-        " (tools/check_dataset.py --list), or the path of a folder with a dataset.yaml"
+        f"unknown data set {name!r}; {hint}choose one of {', '.join(spec.name for spec in SPECS)} or one of their"
+        " splits (tools/check_dataset.py --list), or give the path of a folder with a dataset.yaml"
     )
 
 

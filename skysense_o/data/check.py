@@ -112,7 +112,7 @@ def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progres
     report.notes += [_reading_note(kind, stretches, len(seen)) for kind, stretches in report.readings.items()]
     empty = [name for name, (count, _) in report.counts.items() if not count]
     if empty and spec.task in ("segmentation", "classification"):
-        report.notes.append(f"{len(empty)} classes without any: {', '.join(empty)}")
+        report.notes.append(f"{len(empty)} classes that never occur: {', '.join(empty)}")
     labelled = report.ignored + sum(count for count, _ in report.counts.values())
     if spec.task == "segmentation" and report.ignored:
         share = 100 * report.ignored / labelled

@@ -173,7 +173,7 @@ def test_a_wrong_line_of_captions_is_named(tmp_path, name, text, says):
 def test_a_folder_that_is_not_a_data_set_is_an_error(mine, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no dataset.yaml, which lists the classes"):
         find(str(tmp_path))
-    with pytest.raises(KeyError, match="has no split 'test': there are train, val"):
+    with pytest.raises(KeyError, match="has no split 'test'; its splits are train, val"):
         find(f"{mine}:test")
     (mine / "dataset.yaml").write_text("name: dubai\nclasses: [a]")
     own_spec.cache_clear()

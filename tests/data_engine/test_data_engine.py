@@ -353,7 +353,7 @@ def test_a_published_folder_can_be_used_as_a_data_set_by_its_path(halves, mini):
     publish(halves, val=0.25)
     assert len(records_of(f"{halves / 'set'}:train")) == 3
     assert records_of(f"{halves / 'set'}:val")[0]["names"] == ("road", "tree")
-    with pytest.raises(KeyError, match="has no split 'graph_train': there are train, val"):
+    with pytest.raises(KeyError, match="has no split 'graph_train'; its splits are train, val"):
         records_of(f"{halves / 'set'}:graph_train")
 
 
