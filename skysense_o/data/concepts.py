@@ -49,7 +49,7 @@ class Concepts:
     def index(self, name: str) -> int:
         """Raises KeyError for a name that is not a concept."""
         if name not in self.names:
-            raise KeyError(f"{name!r} is not a concept of {CONCEPTS_FILE.name}; there are: {', '.join(self.names)}")
+            raise KeyError(f"{name!r} is not a concept of {CONCEPTS_FILE.name}; choose one of {', '.join(self.names)}")
         return self.names.index(name)
 
     def of_class(self, table: str, label: int) -> int | None:

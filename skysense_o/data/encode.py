@@ -81,7 +81,7 @@ def by_value(values: Mapping[int, int]) -> Decode:
         ids = table[np.clip(stored, 0, 255)]
         if (ids == UNKNOWN).any() or stored.max() > 255:
             odd = sorted(set(np.unique(stored).tolist()) - set(values))
-            raise BadData(f"{name} has unknown values {odd}; known are {sorted(values)}")
+            raise BadData(f"{name} has unknown values {odd}; the known values are {sorted(values)}")
         return ids
 
     return decode

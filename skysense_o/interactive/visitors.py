@@ -118,7 +118,7 @@ class Visitors:
         self._close([image] if image else [])
 
     def sweep(self, idle: float = IDLE_SECONDS) -> None:
-        """Forget everyone who was idle for so many seconds."""
+        """Forget everyone who was idle for `idle` seconds."""
         with self._lock:
             late = [c for c, visitor in self._visitors.items() if time.monotonic() - visitor.used > idle]
             gone = [image for cookie in late for image in self._visitors.pop(cookie).images.values()]
