@@ -1,7 +1,6 @@
 """SAM 3 with the methods of `SkySenseO`, so that `Predictor`, scenes, evaluation and the data engine can use it.
 
-Shape letters: B images, T phrases, N pairs of an image and a phrase, C classes, Q queries, K prompts, H W pixels,
-h w grid.
+Shape letters: B images, T phrases, N image-phrase pairs, C classes, Q queries, K prompts, H W pixels, h w grid.
 
 For each phrase SAM 3 predicts a semantic map, Q instances (masks with scores) and a presence score. This module turns
 them into the probability of a class, in steps with ideas of SegEarth-OV3 and ProC-SAM3: fuse the semantic map with the
@@ -128,11 +127,8 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Sam3Embedding, Tensor, list[geometry.ImageTransform]]:
-        """Encode images, uint8 (3,H,W), of any sizes.
-
-        Returns:
-            The vision features shared by all phrases; their coarsest map (B,D,h,w); one transform per image.
-        """
+        """Encode uint8 (3,H,W) images: the vision features that all phrases share, their coarsest map (B,D,h,w), and one
+        transform per image."""
         embedding = self.tower.embed(images)
         transforms = [geometry.image_transform_for(tuple(image.shape[-2:]), self.tower) for image in images]
         return embedding, embedding.maps[-2], transforms
@@ -236,10 +232,8 @@ class Sam3(nn.Module):
         threshold: float | None = None,
         presence: Tensor | None = None,
     ) -> list[Instances]:
-        """The instances of each class that is not background.
-
-        Those of a phrase are as in `Sam3Processor.post_process_instance_segmentation`. An instance that two phrases of
-        a class have found is kept once.
+        """The instances of each foreground class, for each phrase as `Sam3Processor.post_process_instance_segmentation`
+        computes them. An instance that two phrases of a class have found is kept once.
 
         Args:
             sizes: (H,W) of the images, or any other size for masks and boxes.
@@ -272,10 +266,8 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def embed_regions(self, image_embedding: Sam3Embedding, boxes: Tensor) -> Tensor:
-        """Encode boxes (K,4) in one image, as shares of its sides -> examples (K,D') for `Vocabulary.with_examples`.
-
-        They are tokens with which SAM 3 finds similar regions in any image.
-        """
+        """Encode boxes (K,4) of one image, shares of its sides -> (K,D') tokens with which SAM 3 finds similar regions in
+        any image; see `Vocabulary.with_examples`."""
         tokens = self.tower.encode_boxes(image_embedding.of([0] * len(boxes)), boxes[:, None].to(self.device))
         return tokens.flatten(1)
 
