@@ -127,8 +127,8 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Sam3Embedding, Tensor, list[geometry.ImageTransform]]:
-        """Encode uint8 (3,H,W) images: the vision features that all phrases share, their coarsest map (B,D,h,w), and one
-        transform per image."""
+        """Encode uint8 (3,H,W) images: the vision features that all phrases share, their coarsest map (B,D,h,w), and
+        one transform per image."""
         embedding = self.tower.embed(images)
         transforms = [geometry.image_transform_for(tuple(image.shape[-2:]), self.tower) for image in images]
         return embedding, embedding.maps[-2], transforms
@@ -266,8 +266,8 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def embed_regions(self, image_embedding: Sam3Embedding, boxes: Tensor) -> Tensor:
-        """Encode boxes (K,4) of one image, shares of its sides -> (K,D') tokens with which SAM 3 finds similar regions in
-        any image; see `Vocabulary.with_examples`."""
+        """Encode boxes (K,4) of one image, shares of its sides -> (K,D') tokens with which SAM 3 finds similar regions
+        in any image; see `Vocabulary.with_examples`."""
         tokens = self.tower.encode_boxes(image_embedding.of([0] * len(boxes)), boxes[:, None].to(self.device))
         return tokens.flatten(1)
 
