@@ -1,6 +1,6 @@
 """The best class of each pixel, from probabilities on a coarser grid.
 
-Alphabet: C classes, H W pixels, h w grid.
+Shape letters: C classes, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PIXELS_AT_ONCE = 2**20
-"""Pixels whose labels are computed in one step."""
+"""Number of pixels whose labels are computed in one step."""
 MIXED_AT_ONCE = 2**13
-"""Pixels between cells of different classes that are computed in one step; few enough to stay in the CPU's cache."""
+"""Number of pixels between cells of different classes computed in one step; few enough for the CPU's cache."""
 VALUES_AT_ONCE = 2**26
-"""Probabilities that are interpolated in one step where all classes are computed; some copies of them exist."""
+"""Number of probabilities interpolated in one step where all classes are computed; several copies are in memory."""
 
 Neighbors = tuple[Tensor, Tensor, Tensor]
 """For each pixel of a side: the cell before it, the cell after it, and the fraction between them."""
@@ -72,7 +72,7 @@ def best_class(grid: Tensor, y: Neighbors, x: Neighbors) -> tuple[Tensor, Tensor
 
 
 def _best_everywhere(grid: Tensor, y: Neighbors, x: Neighbors) -> tuple[Tensor, Tensor]:
-    """As `best_class`, with all classes in all pixels. To choose pixels, the CPU would have to wait for the GPU."""
+    """Like `best_class`, with all classes in all pixels: to choose pixels, the CPU would have to wait for the GPU."""
     (y0, y1, fy), (x0, x1, fx) = y, x
     labels = torch.empty((len(y0), len(x0)), dtype=torch.int32, device=grid.device)
     score = grid.new_empty(labels.shape)

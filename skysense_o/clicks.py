@@ -1,4 +1,4 @@
-"""Clicks and boxes made from a known mask, to train and to evaluate prompts. H W pixels; a point is (x, y) of a pixel.
+"""Clicks and boxes made from a known mask, to train and to evaluate prompts.
 
 Nothing here is random: the same masks give the same clicks.
 """

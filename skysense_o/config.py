@@ -19,7 +19,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "SkySenseO"
     cfg.MODEL.DEVICE = "auto"  # cuda if available, else cpu
 
-    cfg.MODEL.GSD = 0.0  # metres per pixel of the training images, to warn of other scenes; 0: unknown
+    cfg.MODEL.GSD = 0.0  # metres per pixel of the training images, to warn about other scales; 0: unknown
 
     # What the weights were trained on; training fills it in, and inference warns about words and scenes far from it.
     cfg.MODEL.KNOWN = CfgNode()
@@ -57,11 +57,11 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # OpenCLIPTower.
     cfg.MODEL.TOWER.OPEN_CLIP = CfgNode()
-    cfg.MODEL.TOWER.OPEN_CLIP.NAME = "ViT-B-32"  # as open_clip lists them, or hf-hub:org/repo, or local-dir:folder
+    cfg.MODEL.TOWER.OPEN_CLIP.NAME = "ViT-B-32"  # a model name of open_clip, or hf-hub:org/repo, or local-dir:folder
     cfg.MODEL.TOWER.OPEN_CLIP.WEIGHTS = ""  # a file (RemoteCLIP, GeoRSCLIP) or a tag of open_clip (laion2b_s34b_b79k)
 
-    cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = []  # of a ViT's last block: qq, kk, vv; none: its value path (MaskCLIP)
-    cfg.MODEL.TOWER.OPEN_CLIP.RESIDUAL = False  # with ATTENTION keep that block's residual and feed-forward layer
+    cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = []  # in a ViT's last block: qq, kk, vv; []: its value path (MaskCLIP)
+    cfg.MODEL.TOWER.OPEN_CLIP.RESIDUAL = False  # with ATTENTION: keep that block's residual and feed-forward layer
 
     # The mask decoder. SAMMaskHead: sizes of Segment Anything, so that its weights fit.
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -82,25 +82,25 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.PAD_LEN = 256  # class attention is padded to this number of phrases; other values change every mask
     head.MAX_CLASSES = 256  # only this number of best phrases is decoded, as published; 0: all
 
-    # TrainingFreeHead: masks of a tower as it is.
+    # TrainingFreeHead: masks from a tower without training.
     head.TRAINING_FREE = CfgNode()
-    head.TRAINING_FREE.TEMPERATURE = 0.02  # of the softmax over phrases; CLIP itself was trained to about 0.01
+    head.TRAINING_FREE.TEMPERATURE = 0.02  # softmax temperature over phrases; CLIP itself was trained to about 0.01
     head.TRAINING_FREE.GLOBAL_BIAS = 0.3  # share of the global token that is subtracted from each cell (SegEarth-OV)
     head.TRAINING_FREE.UPSAMPLING = "bilateral"  # bilinear, or bilateral: along the image's edges, SCALE times finer
     head.TRAINING_FREE.SCALE = 4
     head.TRAINING_FREE.SPATIAL_SIGMA = 0.7  # cells
-    head.TRAINING_FREE.COLOUR_SIGMA = 0.4  # of the normalised image
-    head.TRAINING_FREE.AFFINITY = ""  # a DINOv2 or DINOv3 ViT of timm that says which cells belong together; "": none
-    head.TRAINING_FREE.AFFINITY_SHIFT = 1.2  # times the mean cosine, below which cells are apart (ProxyCLIP)
-    head.TRAINING_FREE.AFFINITY_SCALE = 3.0  # of the cosines in its softmax (ProxyCLIP)
+    head.TRAINING_FREE.COLOUR_SIGMA = 0.4  # in values of the normalised image
+    head.TRAINING_FREE.AFFINITY = ""  # a DINOv2 or DINOv3 ViT of timm whose features group cells; "": none
+    head.TRAINING_FREE.AFFINITY_SHIFT = 1.2  # cells below this factor times the mean cosine are apart (ProxyCLIP)
+    head.TRAINING_FREE.AFFINITY_SCALE = 3.0  # scale of the cosines in the softmax over cells (ProxyCLIP)
 
     # SAM 3 (MODEL.META_ARCHITECTURE Sam3; MODEL.WEIGHTS hf://facebook/sam3 or a folder).
     cfg.MODEL.SAM3 = CfgNode()
-    cfg.MODEL.SAM3.FUSE = "max"  # semantic: its semantic map alone; instances: mask times score; max: the larger
-    cfg.MODEL.SAM3.PRESENCE = "window"  # multiplied with it: none, or presence as judged on each window or the image
-    cfg.MODEL.SAM3.WEAK_PHRASE = 0.0  # phrases of less presence count as absent; 0: none
-    cfg.MODEL.SAM3.INSTANCE_SCORE = 0.5  # of an instance, presence included; --threshold goes before it
-    cfg.MODEL.SAM3.INSTANCES = True  # boxes, COCO and polygons are its instances, not the regions of the label map
+    cfg.MODEL.SAM3.FUSE = "max"  # semantic: the semantic map alone; instances: mask times score; max: the larger
+    cfg.MODEL.SAM3.PRESENCE = "window"  # factor of the map: none, or the phrase's presence in the window or image
+    cfg.MODEL.SAM3.WEAK_PHRASE = 0.0  # phrases with less presence count as absent; 0: off
+    cfg.MODEL.SAM3.INSTANCE_SCORE = 0.5  # lowest score of an instance, presence included; --threshold overrides it
+    cfg.MODEL.SAM3.INSTANCES = True  # boxes, COCO and polygons show instances, not regions of the label map
     cfg.MODEL.SAM3.PHRASE_CHUNK = 4  # pairs of an image and a phrase at a time: about 0.5 GB each; no result changes
 
     # Questions about images (MODEL.META_ARCHITECTURE EmbeddedVQA or LlavaVQA).
@@ -143,15 +143,15 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.PRESENCE = 0.1
     loss.REGION = 0.0
     loss.REGION_PUBLISHED = 0.0  # region loss of the published code: BCE of min-max scaled cosines
-    loss.VISION_CENTRIC = 0.0  # as in the paper, which uses 0.4 for it and for the region loss
-    loss.VISION_CENTRIC_PUBLISHED = 0.0  # as in the published code, which differs from the paper
+    loss.VISION_CENTRIC = 0.0  # the paper's form; its weight there is 0.4, as that of the region loss
+    loss.VISION_CENTRIC_PUBLISHED = 0.0  # the published code's form, which differs from the paper's
     loss.PROMPT = 0.0  # clicks and boxes: Dice, BCE, and squared error of the predicted IoU
     loss.PROMPT_ROUNDS = 2  # predictions per prompt and step, with a corrective click between them
     loss.REGION_TEMPERATURE = 0.07  # initial value of CLIP
     loss.REGION_UPSCALE = 0  # 16: pool regions from the published code's feature map (269.7 M parameters); 0: off
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels are negatives of every class, as published
     loss.BAGS = 0.0  # words that are known to be somewhere in an image, without a position
-    loss.CANDIDATES = 0.0  # pixels outside the only class of a set have one of the common classes
+    loss.CANDIDATES = 0.0  # pixels that are not a set's only class have one of the common classes
     loss.CAPTIONS = 0.0  # choose the caption of an image among several; for whole images in mixed training
     loss.GRID = 2  # label pixels per cell of the losses, in each direction, for partly labelled samples
     loss.CLASS_CHUNK = 64  # classes per chunk of the pixel losses; affects memory, not results
@@ -261,7 +261,7 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     """Merge a YAML file into a config.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: no YAML, or a key that does not exist.
+        FileNotFoundError: no such file. ValueError: not YAML, or a key that does not exist.
     """
     path = find_config(path)
     _merge(cfg, partial(CfgNode.load_yaml_with_base, str(path)), str(path))
@@ -277,7 +277,7 @@ def _merge(cfg: CfgNode, read: Callable[[], dict], where: str) -> None:
         cfg.merge_from_other_cfg(CfgNode(with_new_names(read())))
     except FileNotFoundError:
         raise
-    except Exception as error:  # a tree of the wrong shape makes yacs raise whatever its values lead to
+    except Exception as error:  # for a tree of the wrong shape, yacs raises many kinds of errors
         reason = message(error) or type(error).__name__
         raise ValueError(f"config {where}: {reason}; see skysense_o/config.py") from error
 

@@ -4,7 +4,7 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name.
+    """Turn a device's name into a device.
 
     Args:
         name: cpu, cuda, cuda:1, ... or mps; "auto" is the first of cuda, mps and cpu that this machine has.
@@ -20,7 +20,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device {name!r} is not known: auto, cpu, cuda, cuda:1, ... or mps") from error
+        raise ValueError(f"unknown device {name!r}: choose auto, cpu, cuda, cuda:1, ... or mps") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device {name!r} is not available, torch sees {torch.cuda.device_count()} GPUs: use cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -11,8 +11,8 @@ from skysense_o.memory_limit import NEEDED, check_memory_limit
 
 USER_ERRORS = (ValueError, KeyError, OSError, ModuleNotFoundError, FloatingPointError)
 TRACEBACK = "SKYSENSE_O_TRACEBACK"
-"""Environment variable to debug with. "1": every error is raised with its traceback. "unexpected", as in the tests:
-only errors that are not USER_ERRORS are."""
+"""Environment variable for debugging. "1": every error is raised with its traceback. "unexpected", as in the tests:
+only errors outside of USER_ERRORS are raised with it."""
 _MEMORY = (
     f"the commands need at least {NEEDED / 1e9:.1f} GB of address space (ulimit -v); use a smaller image, --window, or"
     " fewer processes"
@@ -25,7 +25,7 @@ DETECTRON2 = "Detectron2 is not installed, and not on PyPI under its name: pytho
 
 
 def install_extra(extra: str) -> str:
-    """The command that installs an extra of this package, which pip takes from the installed package.
+    """The pip command that installs an extra; pip reads the extra's dependencies from the installed package's metadata.
 
     >>> install_extra("geo")
     'pip install "skysense_o[geo]"'
@@ -55,10 +55,10 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 def _first_on_full_disk(error: BaseException) -> BaseException:
-    """The error that says which file did not fit. On a full disk each file that is closed later fails as well."""
+    """The error that names the file that did not fit. On a full disk each file that is closed later fails as well."""
     found, later, seen = error, None, error
     while is_full_disk(error) and seen is not None:
-        # A message of this project has no strerror. One that was raised from another one says more.
+        # An error raised by this project has no strerror; one that was raised from another error is more precise.
         if is_full_disk(seen) and seen.strerror is None and (later is None or later.__cause__ is not seen):
             found = seen
         later, seen = (seen if is_full_disk(seen) and seen.strerror is None else None), seen.__context__
@@ -66,7 +66,7 @@ def _first_on_full_disk(error: BaseException) -> BaseException:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether an error was raised to tell a user something, so that its text is enough.
+    """Whether an error was raised with a message for the user, so that its text is enough.
 
     A KeyError of a single word comes from a missing key, not from a message.
 
@@ -83,7 +83,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def file_error(error: Exception, name: str) -> str:
-    """One line for an error that ends the work on one file of a batch, but not the batch.
+    """One line for an error that stops one file of a batch, but not the batch.
 
     Call it in an `except` block: an unexpected error is raised again if TRACEBACK is set.
 

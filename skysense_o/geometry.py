@@ -1,4 +1,4 @@
-"""From images to the model's input and back. Alphabet: B images, T phrases, C classes, H W pixels, h w grid.
+"""From images to the model's input and back. Shape letters: B images, T phrases, C classes, H W pixels, h w grid.
 
 `prepare` normalises and pads. For a tower with a fixed input size it also squeezes: it resizes to that square without
 keeping the aspect ratio. `ImageTransform.restore` is the inverse: it undoes the squeeze, crops the padding and resizes.
@@ -120,7 +120,7 @@ class ImageTransform:
     ) -> dict[str, Tensor]:
         """Resize probabilities per class to the size of the image.
 
-        It is `restore` without the sigmoid and the maximum over phrases.
+        Equals `restore` without the sigmoid and the maximum over phrases.
 
         Args:
             probabilities: (C,h',w') in 0..1, on any grid that covers the prepared image.
@@ -161,7 +161,7 @@ class ImageTransform:
         return {"sem_seg": torch.cat(maps)} if reduce == "probabilities" else {"labels": labels, "score": best}
 
     def _best_class(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> tuple[Tensor, Tensor]:
-        """Labels and scores (height,width) of what `_to_image` would return, without all classes at full size."""
+        """Labels and scores (height,width) of `_to_image`'s result, computed without all classes at full size."""
         if reference_compat:
             grid, spans = grid[:, : self.size[0], : self.size[1]], size
         else:
@@ -178,7 +178,7 @@ class ImageTransform:
         if all(side.is_integer() for side in scaled):
             full = F.interpolate(grid[None], size=[int(side) for side in scaled], mode="bilinear", align_corners=False)
             return full[0, :, : size[0], : size[1]]
-        # The padding ends inside an output pixel: the same samples at the same locations, only slower.
+        # The padding ends inside an output pixel: take the same samples at the same locations in a slower way.
         y, x = (
             (torch.arange(out, device=grid.device, dtype=grid.dtype) + 0.5) * (2 / end) - 1
             for out, end in zip(size, scaled)

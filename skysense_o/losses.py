@@ -1,4 +1,4 @@
-"""Training losses: pure functions. Alphabet: B images, T classes, D embedding, H W pixels, h w grid.
+"""Training losses: pure functions. Shape letters: B images, T classes, D embedding, H W pixels, h w grid.
 
 Each loss is a mean over the valid pixels and classes of a sample, then over the samples. So it does not depend on how a
 batch is divided between processes. A sample without valid pixels or classes contributes zero.
@@ -106,11 +106,13 @@ def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
 
 
 def soft_mask_divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """How far masks are from a teacher's soft ones (Hinton et al. 2015), mean over pixels: Kullback and Leibler's
-    divergence of which class a pixel is of, and, mean over the classes, of whether it is of each.
+    """Divergence of masks from a teacher's soft masks (Hinton et al. 2015), a mean over pixels.
+
+    The sum of two Kullback-Leibler divergences: of the distribution over classes, and the mean over classes of each
+    class's yes-or-no probability.
 
     Args:
-        logits: (B,C,h',w'), resized to the target here. target: (B,C,H,W) probabilities, each class by itself.
+        logits: (B,C,h',w'), resized to the target here. target: (B,C,H,W) probabilities, independent per class.
     """
     logits = F.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
     target = target.clamp(1e-4, 1 - 1e-4)

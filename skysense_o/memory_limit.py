@@ -1,4 +1,4 @@
-"""Say in one line that a limit on memory (ulimit -v) is too low, before a library fails for it.
+"""Report in one line that a limit on memory (ulimit -v) is too low, before a library fails because of it.
 
 Imports nothing that needs memory, so it can run before torch is imported.
 """

@@ -1,6 +1,6 @@
 """SkySenseO, the one meta-architecture.
 
-Alphabet: B images, T phrases, C classes, P templates, D embedding, H W pixels.
+Shape letters: B images, T phrases, C classes, P templates, D embedding, H W pixels.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class SkySenseO(nn.Module):
 
     @property
     def takes_prompts(self) -> bool:
-        """Whether clicks and boxes are answered (`predict_prompts`)."""
+        """Whether clicks and boxes are supported (`predict_prompts`)."""
         return self.sem_seg_head.takes_prompts
 
     @property
@@ -116,7 +116,7 @@ class SkySenseO(nn.Module):
         return self.class_probabilities(self.embed_images(list(windows))[0], len(windows), vocabulary)
 
     def read_words(self, vocabulary: Vocabulary) -> None:
-        """Encode words before they are asked for."""
+        """Encode words before they are needed."""
         with torch.no_grad():
             self.text_bank(self.tower, [vocabulary], self.templates)
 
@@ -127,7 +127,7 @@ class SkySenseO(nn.Module):
             images: uint8 (3,H,W) each.
 
         Returns:
-            What `sem_seg_head.decode` reads; dense features (B,D,h,w); one transform per image.
+            The input of `sem_seg_head.decode`; dense features (B,D,h,w); one transform per image.
         """
         features, transforms = self._encode_images(images)
         return self.sem_seg_head.refine(features), features.dense, transforms
@@ -137,7 +137,7 @@ class SkySenseO(nn.Module):
         return replace(self.tower.encode_image(x), image=x), transforms
 
     def class_probabilities(self, image_embedding: object, batch: int, vocabulary: Vocabulary) -> Tensor:
-        """(B,C,h',w') at the masks' own grid, of `batch` images that `embed_images` has embedded."""
+        """(B,C,h',w') at the masks' own grid, of `batch` images from `embed_images`."""
         text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
         queries = Queries(text.expand(batch, -1, -1, -1), valid.expand(batch, -1))
         logits, _, _ = self.sem_seg_head.decode(image_embedding, queries, self.phrase_chunk)

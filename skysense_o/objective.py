@@ -1,6 +1,6 @@
 """The objective of fine-tuning: the weighted losses of a batch.
 
-Alphabet: B images, T classes, P templates, D embedding.
+Shape letters: B images, T classes, P templates, D embedding.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Objective:
             weights: name of a term, see TERMS -> weight.
             temperature: temperature of the region contrast and of the vision-centric loss.
             ignored_as_negative, class_chunk: see `losses.pixel_bce`.
-            grid: pixels of a label that one cell of the losses takes, each way, where samples have `says`.
+            grid: label pixels per cell of the losses, in each direction, for samples with `says`.
 
         Raises:
-            ValueError: a term that is not known, or a negative weight.
+            ValueError: an unknown term, or a negative weight.
         """
         wrong = {name: w for name, w in weights.items() if name not in TERMS or w < 0}
         if wrong:
-            raise ValueError(f"loss weights {wrong}: permitted are numbers from 0 for {', '.join(TERMS)}")
+            raise ValueError(f"loss weights {wrong}: they must be numbers from 0 for {', '.join(TERMS)}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature, self.ignored_as_negative, self.class_chunk = temperature, ignored_as_negative, class_chunk
         self.grid = grid

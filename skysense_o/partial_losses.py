@@ -1,7 +1,7 @@
-"""Training losses where labels do not say everything. Alphabet: B images, T names, V label values, H W pixels.
+"""Training losses for partial labels. Shape letters: B images, T phrases, V label values, H W pixels.
 
-A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each name and pixel. Unknowns are not negatives: they add nothing.
-Where all is known each loss here is that of `losses.py`.
+A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each phrase and pixel. UNKNOWN is not a negative: it adds nothing.
+If every target is known, each loss here equals the one in `losses.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials, and whose g
 
 
 def says_table(says: Sequence[Tensor], names: int) -> Tensor:
-    """(V,C) int8 tables of a batch -> (B,names,256): what each label value says of each name; the rest UNKNOWN."""
+    """(V,C) int8 tables of a batch -> (B,names,256): what each label value means for each phrase; the rest UNKNOWN."""
     table = torch.full((len(says), names, 256), UNKNOWN, dtype=torch.int8)
     for row, one in zip(table, says):
         row[: one.shape[1], : one.shape[0]] = one.T
@@ -34,21 +34,21 @@ def partial_targets(sem_seg: Tensor, table: Tensor) -> Tensor:
 
 
 def partial_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the known (name, pixel) pairs of each sample. logits, target: (B,T,H,W)."""
+    """BCE: the mean over the known (phrase, pixel) pairs of each sample. logits, target: (B,T,H,W)."""
     each = F.binary_cross_entropy_with_logits(logits, (target == YES).to(logits.dtype), reduction="none")
     return mean_of_means(each, target != UNKNOWN)
 
 
 def partial_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
-    """As `partial_bce`, weighted as in Lin et al. 2017."""
+    """Focal loss (Lin et al. 2017): as `partial_bce`, with its weights."""
     each = sigmoid_focal_loss(logits, (target == YES).to(logits.dtype), alpha=alpha, gamma=gamma)
     return mean_of_means(each, target != UNKNOWN)
 
 
 def partial_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Names compete at each pixel: each that is YES against all that are NO there; the mean over those that are YES.
+    """Cross-entropy in which each phrase that is YES in a pixel competes with all that are NO there.
 
-    The mean is over pixels that have a YES.
+    The terms of a pixel are averaged over its YES phrases, then over the pixels that have one.
     """
     yes = target == YES
     against = logits.masked_fill(target != NO, ABSENT).logsumexp(dim=1, keepdim=True)
@@ -60,10 +60,10 @@ def partial_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def candidates(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
-    """Learning from candidate labels (Jin and Ghahramani 2002): of several MAYBE names a pixel has one, so together
-    they compete against those that it has not. The mean over the pixels with a MAYBE; a sample without any gives 0.
+    """Learning from candidate labels (Jin and Ghahramani 2002): a pixel has one of its MAYBE phrases, so their sum
+    competes with the phrases that are NO. The mean over the pixels with a MAYBE; a sample without any gives 0.
 
-    Without it a set of one class switches all other names off in its images: there they are only ever denied.
+    Without this term, a set of one class makes all other phrases improbable in its images, where they are only NO.
 
     Args:
         logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `says_table`.
@@ -74,14 +74,16 @@ def candidates(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
 
 
 def partial_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Of each name with a YES, over its known pixels."""
+    """Dice loss of each phrase with a YES, over its known pixels."""
     yes = target == YES
     return mean_of_means(mask_dice(logits, yes, target != UNKNOWN), yes.flatten(2).any(-1))
 
 
 def bags(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
-    """Multiple-instance learning (Pathak et al. 2015): of the pixels with a value that says n percent of a name, those
-    n percent that fit the name best must fit it. The mean over the bags of a sample; a sample without any gives 0.
+    """Multiple-instance learning (Pathak et al. 2015). If a label value means "at least n percent are this phrase", its
+    pixels are a bag, and the n percent with the highest logits are trained as positives.
+
+    The mean over the bags of a sample; a sample without any gives 0.
 
     Args:
         logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `says_table`; n from 2 to 100 makes a bag.
@@ -99,7 +101,7 @@ def bags(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
 
 
 def partial_presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
-    """Is the name in the image? Yes where a pixel is YES or a bag holds it, no where every pixel is NO; else not asked.
+    """BCE of "is the phrase in the image?": yes if a pixel is YES or a bag has it, no if all are NO, else skipped.
 
     Args:
         scores: (B,T) logits. Others as in `bags` and `partial_bce`.
@@ -112,7 +114,7 @@ def partial_presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Ten
 
 
 def opposed_names(sem_seg: Tensor, table: Tensor) -> Tensor:
-    """(B,T,T) bool: name j is NO wherever name i is YES, so that the region of i may be held against the word j."""
+    """(B,T,T) bool: phrase j is NO wherever phrase i is YES, so that j is a negative for the region of i."""
     counts = torch.zeros(len(table), 256, device=table.device)
     counts.scatter_add_(1, sem_seg.flatten(1), torch.ones_like(sem_seg.flatten(1), dtype=counts.dtype))
     yes, doubtful = (table == YES).to(counts.dtype), (table != NO).to(counts.dtype)
@@ -120,7 +122,7 @@ def opposed_names(sem_seg: Tensor, table: Tensor) -> Tensor:
 
 
 def pool_yes(dense: Tensor, target: Tensor) -> Tensor:
-    """(B,D,h,w) features, (B,T,H,W) targets -> (B,T,D): the mean feature where a name is YES; 0 where it never is."""
+    """(B,D,h,w) features, (B,T,H,W) targets -> (B,T,D): the mean feature where a phrase is YES; 0 where it never is."""
     masks = F.adaptive_avg_pool2d((target == YES).float(), dense.shape[-2:])
     return torch.einsum("bthw,bdhw->btd", masks, dense.float()) / masks.sum((2, 3)).clamp(min=1e-6)[..., None]
 
@@ -128,7 +130,7 @@ def pool_yes(dense: Tensor, target: Tensor) -> Tensor:
 def partial_region_contrast(
     regions: Tensor, present: Tensor, text: Tensor, valid: Tensor, against: Tensor, temperature: float
 ) -> Tensor:
-    """`losses.region_contrast`, where each region meets only the words that it is known not to be, and its own.
+    """`losses.region_contrast` in which a region's negatives are only the phrases that it is known not to be.
 
     against: (B,T,T) bool, see `opposed_names`; the region first.
     """
@@ -140,13 +142,13 @@ def partial_region_contrast(
 
 
 def caption_contrast(pooled: Tensor, text: Tensor, valid: Tensor, rows: Sequence[int], temperature: float) -> Tensor:
-    """Which of N captions belongs to an image? The first does (Radford et al. 2021, image to text).
+    """Cross-entropy of choosing an image's caption, the first, among N (Radford et al. 2021, image to text).
 
     Args:
         pooled: (B,D) of the whole batch. text: (R,N,D) unit vectors for the images `rows`. valid: (R,N).
 
     Returns:
-        Scalar; images without captions count as 0, so that a term's size does not hang on how few there are.
+        Scalar; images without captions count as 0, so that the term's size does not depend on how few there are.
     """
     scores = torch.einsum("rd,rnd->rn", F.normalize(pooled[list(rows)].float(), dim=-1), text.float()) / temperature
     scores = scores.masked_fill(~valid, ABSENT)

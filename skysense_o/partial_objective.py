@@ -1,4 +1,4 @@
-"""What fine-tuning minimises where labels do not say everything: the terms of `Objective` over `partial_losses`."""
+"""Training objective for partially labelled samples: the terms of `Objective`, computed with `partial_losses`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def partial_terms(
     features: Features,
     encode: Encode,
 ) -> dict[str, Tensor]:
-    """ "loss_<term>" -> weighted scalar. Arguments as in `Objective`; encode: for the captions.
+    """Compute "loss_<term>" -> weighted scalar. Arguments as in `Objective`; encode: encodes the captions.
 
     Raises:
         ValueError: a loss term that needs complete labels.
@@ -38,8 +38,8 @@ def partial_terms(
     wrong = sorted(set(objective.weights) - set(KNOWN_TERMS))
     if wrong:
         raise ValueError(
-            f"MODEL.LOSS {', '.join(wrong).upper()} take every label for complete, and these samples are labelled in"
-            f" part: set them to 0; permitted are {', '.join(KNOWN_TERMS).upper()}"
+            f"MODEL.LOSS {', '.join(wrong).upper()} need complete labels, and these samples are partially"
+            f" labelled: set them to 0; use only {', '.join(KNOWN_TERMS).upper()}"
         )
     names, step = logits.shape[1], objective.grid
     table = partly.says_table([_says(s) for s in samples], names).to(sem_seg.device)

@@ -1,6 +1,6 @@
 """Stage 1: contrastive pretraining on images and captions (SkySense-O, section on SkySense-CLIP).
 
-Alphabet: B images of this process, N images of all processes, D embedding, H W pixels, h w grid.
+Shape letters: B images of this process, N images of all processes, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def published_vision_centric(
         present: (B,T) bool, classes in the image.
         valid: (B,T) bool, False for padding.
         similarity: (B,T,T) S_t.
-        visual_similarity: (B,T,T) score / 10. Pairs that the graph does not have are 0, and their factor is 0 too.
+        visual_similarity: (B,T,T) score / 10. Pairs that the graph does not have are 0, and so is their factor.
             None: there is no graph, and the factor is 1.
 
     Returns:

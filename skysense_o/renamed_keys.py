@@ -1,4 +1,4 @@
-"""Config keys and values that had another name: YAMLs and weights written with the old one are still read."""
+"""Renamed config keys and values: YAMLs and weights with the old names are still read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RENAMED_VALUES = {
 
 
 def renamed_key(key: str) -> str:
-    """Today's name of a config key such as "MODEL.ANSWERER.GRID"."""
+    """The current name of an old config key such as "MODEL.ANSWERER.GRID"."""
     for old, new in RENAMED_KEYS.items():
         if key == old or key.startswith(old + "."):
             return new + key[len(old) :]
@@ -26,7 +26,7 @@ def renamed_key(key: str) -> str:
 
 
 def with_new_names(tree: dict, prefix: str = "") -> dict:
-    """A config tree as a YAML holds it, with today's names for keys and values."""
+    """A config tree as read from YAML, with the current names of keys and values."""
     renamed = {}
     for key, value in tree.items():
         path = renamed_key(prefix + str(key))

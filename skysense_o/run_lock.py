@@ -25,12 +25,12 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
     """Hold a lock while the block runs.
 
     Args:
-        path: the file of the lock; it is removed at the end. What a killed run left behind is taken over.
+        path: the file of the lock; it is removed at the end. The file of a killed run is taken over.
         folder: what is locked, for the message.
         cure: what a user can do instead of waiting, for the message.
 
     Raises:
-        OSError: another run holds the lock; the message says which, and since when.
+        OSError: another run holds the lock; the message names its process and start time.
     """
     is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             file.close()
-        if is_new:  # a run that failed early leaves no empty folder
+        if is_new:  # so that a run that failed early leaves no empty folder
             with suppress(OSError):
                 path.parent.rmdir()
 
@@ -69,7 +69,7 @@ def _acquired(path: Path, folder: Path, cure: str) -> IO | None:
             return None
         if _is_same(file, path):
             break
-        file.close()  # its holder removed it in between
+        file.close()  # the previous holder has just removed the file
     file.truncate(0)
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
@@ -85,7 +85,7 @@ def _is_same(file: IO, path: Path) -> bool:
 
 
 def _holder(path: Path) -> dict:
-    """Who wrote the lock; {} in the moment before that."""
+    """The process that wrote the lock; {} if it has not written yet."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

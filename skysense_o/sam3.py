@@ -1,10 +1,10 @@
-"""SAM 3 as a model behind everything that `SkySenseO` stands behind: `Predictor`, scenes, evaluation, the data engine.
+"""SAM 3 with the methods of `SkySenseO`, so that `Predictor`, scenes, evaluation and the data engine can use it.
 
-Alphabet: B images, T phrases, N pairs of an image and a phrase, C classes, Q queries, K prompts, H W pixels, h w grid.
+Shape letters: B images, T phrases, N image-phrase pairs, C classes, Q queries, K prompts, H W pixels, h w grid.
 
-A phrase by itself has a semantic map and Q instances, each a mask with a score, and a presence score. How they become
-the probability of a class is ours, with these steps (ideas of SegEarth-OV3 and ProC-SAM3), each a key below MODEL.SAM3:
-fuse the semantic map with the instances, gate by presence, drop weak phrases, take the best phrase of the class.
+For each phrase SAM 3 predicts a semantic map, Q instances (masks with scores) and a presence score. This module turns
+them into the probability of a class, in steps with ideas of SegEarth-OV3 and ProC-SAM3: fuse the semantic map with the
+instances, multiply by presence, drop weak phrases, take the best phrase of the class. Each has a key in MODEL.SAM3.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from skysense_o.weight_paths import find_weights
 FUSIONS = ("semantic", "instances", "max")
 GATES = ("none", "window", "image")
 SAME_INSTANCE = 0.5
-"""IoU of boxes from which on two phrases of a class have found one instance."""
+"""If boxes from two phrases of a class have at least this IoU, they are the same instance."""
 
 
 @META_ARCH_REGISTRY.register()
 class Sam3(nn.Module):
-    """SAM 3 without training: words, regions like an example, clicks and boxes; instances beside the label map."""
+    """SAM 3 without training: words, example regions, clicks and boxes; instances beside the label map."""
 
     @configurable
     def __init__(
@@ -54,21 +54,21 @@ class Sam3(nn.Module):
             tower: the model itself. template: with one "{}", for all phrases.
             fuse: probability of a phrase before presence: its semantic map, the best of its instances (mask times
                 score), or per pixel the larger of the two ("max").
-            presence: multiplied with it: nothing, or the presence of the phrase as judged on the window at hand or on
-                the whole image. Without windows the last two are the same.
-            weak_phrase: phrases of less presence count as absent; 0: none.
-            instance_score: score (presence included, as SAM 3 defines it) that an instance needs.
+            presence: what that probability is multiplied by: nothing, or the phrase's presence in the window or in the
+                whole image. Without windows the last two are the same.
+            weak_phrase: phrases with less presence count as absent; 0: off.
+            instance_score: lowest score of an instance (presence included, as SAM 3 defines it).
             instances: whether boxes and polygons are SAM 3's instances; else the regions of the label map.
-            phrase_chunk: pairs of an image and a phrase at a time; changes memory, no result.
-            gsd: metres a pixel, for a warning; 0: not known.
+            phrase_chunk: pairs of an image and a phrase at a time; affects memory, not results.
+            gsd: metres per pixel of the training images, for a warning; 0: unknown.
 
         Raises:
-            ValueError: an unknown way to fuse or to gate, or a number outside 0..1.
+            ValueError: an unknown `fuse` or `presence`, or a number outside 0..1.
         """
         super().__init__()
         for key, value, known in (("FUSE", fuse, FUSIONS), ("PRESENCE", presence, GATES)):
             if value not in known:
-                raise ValueError(f"MODEL.SAM3.{key} {value!r} is not known: {', '.join(known)}")
+                raise ValueError(f"unknown MODEL.SAM3.{key} {value!r}: choose one of {', '.join(known)}")
         for key, value in (("WEAK_PHRASE", weak_phrase), ("INSTANCE_SCORE", instance_score)):
             if not 0 <= value <= 1:
                 raise ValueError(f"MODEL.SAM3.{key} {value} is out of range: 0 to 1")
@@ -81,7 +81,7 @@ class Sam3(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """MODEL.WEIGHTS names the folder, which holds the sizes as well."""
+        """Read the folder that MODEL.WEIGHTS names, which also holds the sizes."""
         keys, templates = cfg.MODEL.SAM3, cfg.MODEL.TEMPLATES
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("Sam3 needs MODEL.WEIGHTS: hf://facebook/sam3, or a folder of it")
@@ -108,17 +108,17 @@ class Sam3(nn.Module):
 
     @property
     def settings(self) -> dict:
-        """What beside the weights its results depend on, for records."""
+        """The settings that results depend on, beside the weights; for records."""
         keys = ("fuse", "presence", "weak_phrase", "instance_score")
         return {f"sam3_{key}": getattr(self, key) for key in keys}
 
     @property
     def takes_prompts(self) -> bool:
-        """Clicks and boxes are the tracker's, which a folder of the detector alone does not hold."""
+        """Whether clicks and boxes are supported: they need the tracker, which a detector-only folder lacks."""
         return self.tower.tracker is not None
 
     def read_words(self, vocabulary: Vocabulary) -> None:
-        """Encode words before they are asked for."""
+        """Encode words before they are needed."""
         self.text_bank(self.tower, [self.templates[0].format(p) for words in vocabulary.phrases for p in words])
 
     def forward(self, samples: Sequence[Sample]) -> list[Prediction]:
@@ -127,15 +127,15 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Sam3Embedding, Tensor, list[geometry.ImageTransform]]:
-        """uint8 (3,H,W) images of any sizes -> what all phrases are asked of, its coarsest map (B,D,h,w), and how the
-        images were prepared."""
+        """Encode uint8 (3,H,W) images: the vision features that all phrases share, their coarsest map (B,D,h,w), and
+        one transform per image."""
         embedding = self.tower.embed(images)
         transforms = [geometry.image_transform_for(tuple(image.shape[-2:]), self.tower) for image in images]
         return embedding, embedding.maps[-2], transforms
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
-        """Any sizes, any vocabularies; no result depends on what else is in the batch."""
+        """Predict samples of any sizes and vocabularies; no result depends on what else is in the batch."""
         embedding, _, transforms = self.embed_images([sample["image"] for sample in samples])
         sizes = [(s.get("height", f.size[0]), s.get("width", f.size[1])) for s, f in zip(samples, transforms)]
         return self.predict_text(embedding, transforms, [s["vocabulary"] for s in samples], sizes, reduce)
@@ -170,12 +170,12 @@ class Sam3(nn.Module):
     def class_probabilities(
         self, image_embedding: Sam3Embedding, batch: int, vocabulary: Vocabulary, presence: Tensor | None = None
     ) -> Tensor:
-        """(B,C,h,w) at the masks' own grid, of `batch` images that `embed_images` has seen."""
+        """(B,C,h,w) at the masks' own grid, of `batch` images that `embed_images` has encoded."""
         return torch.stack(self._classes(image_embedding, [vocabulary] * batch, presence)[0])
 
     @torch.no_grad()
     def image_presence(self, overview: Callable[[], Tensor], vocabulary: Vocabulary) -> Tensor | None:
-        """(T,) presence of the phrases in a whole image, uint8 (3,H,W), or None where windows judge for themselves."""
+        """(T,) presence of the phrases in a whole image, uint8 (3,H,W); None if each window uses its own presence."""
         if self.presence != "image":
             return None
         embedding, _, _ = self.embed_images([overview()])
@@ -210,7 +210,7 @@ class Sam3(nn.Module):
     def _answers(
         self, embedding: Sam3Embedding, vocabularies: Sequence[Vocabulary]
     ) -> Iterator[tuple[list[tuple[int, int]], Sam3Answer]]:
-        """What SAM 3 says of each image and each of its phrases, `phrase_chunk` pairs (b, t) at a time."""
+        """SAM 3's outputs for each image and each of its phrases, `phrase_chunk` pairs (b, t) at a time."""
         flat = [[phrase for words in v.phrases for phrase in words] for v in vocabularies]
         words = sorted({p for phrases, v in zip(flat, vocabularies) for p in phrases if p not in v.examples})
         asked = self.text_bank(self.tower, [self.templates[0].format(w) for w in words] + [EXAMPLE_WORD])
@@ -232,12 +232,12 @@ class Sam3(nn.Module):
         threshold: float | None = None,
         presence: Tensor | None = None,
     ) -> list[Instances]:
-        """The instances of each class that is no background, as `Sam3Processor.post_process_instance_segmentation`
-        gives them for each phrase; what two phrases of a class have both found is kept once.
+        """The instances of each foreground class, for each phrase as `Sam3Processor.post_process_instance_segmentation`
+        computes them. An instance that two phrases of a class have found is kept once.
 
         Args:
-            sizes: (H,W) of the images, or any other that masks and boxes are wanted in.
-            threshold: of the score; the model's own where None. presence: as in `predict_windows`.
+            sizes: (H,W) of the images, or any other size for masks and boxes.
+            threshold: lowest score; None: the model's own. presence: see `predict_windows`.
         """
         least = self.instance_score if threshold is None else threshold
         found: list[dict[int, list]] = [{} for _ in vocabularies]
@@ -250,7 +250,7 @@ class Sam3(nn.Module):
                     continue
                 keep = scores[n] > least
                 boxes = answer.boxes[n, keep] * answer.boxes.new_tensor(sizes[b][::-1]).repeat(2)
-                if keep.any():  # masks one by one: in float all of them would not fit
+                if keep.any():  # masks one by one: all of them in float would not fit into memory
                     masks = torch.stack([_full_size(mask, sizes[b]) > 0.5 for mask in answer.masks[n, keep]])
                     found[b].setdefault(c, []).append((scores[n, keep], boxes, masks))
         return [_joined(classes, size, self.device) for classes, size in zip(found, sizes)]
@@ -266,14 +266,14 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def embed_regions(self, image_embedding: Sam3Embedding, boxes: Tensor) -> Tensor:
-        """Boxes (K,4) in one image, shares of its sides -> (K,D') what `Vocabulary.with_examples` takes: the tokens by
-        which SAM 3 is told to find what looks like it, in any image."""
+        """Encode boxes (K,4) of one image, shares of its sides -> (K,D') tokens with which SAM 3 finds similar regions
+        in any image; see `Vocabulary.with_examples`."""
         tokens = self.tower.encode_boxes(image_embedding.of([0] * len(boxes)), boxes[:, None].to(self.device))
         return tokens.flatten(1)
 
 
 def _like(example: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """What SAM 3 reads for a region: its word for examples, then the tokens of `embed_regions`."""
+    """SAM 3's input for an example region: its word for examples, then the tokens of `embed_regions`."""
     region = example.to(tokens).view(-1, tokens.shape[-1])
     return torch.cat([tokens, region]), torch.cat([valid, valid.new_ones(len(region))])
 

@@ -15,8 +15,8 @@ IGNORE = 255
 """Label of pixels without a class; they are neither trained on nor evaluated."""
 
 MAYBE, UNKNOWN, NO, YES = -2, -1, 0, 1
-"""What a label says of a name: of several MAYBE at least one is there; a number n from 2 to 100 says: at least n
-percent of these pixels."""
+"""What a label value means for a class. Of several MAYBE classes the pixel has one. A number n from 2 to 100 means: at
+least n percent of the pixels with this label value."""
 
 Reduce = Literal["labels", "probabilities"]
 
@@ -40,17 +40,17 @@ class Sample(TypedDict):
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.classes, or IGNORE; needed in training
     says: NotRequired[
         Tensor
-    ]  # int8 (V,C): what label value v says of name c: 1 yes, 0 no, -1 nothing, n > 1: at least n
+    ]  # int8 (V,C): what label value v means for class c: 1 yes, 0 no, -1 unknown, n > 1: at least n
     # percent of its pixels; without it label value v means yes for class v and no for all others
     captions: NotRequired[tuple[str, ...]]  # the first is of this image, the others are of other images
     visual_similarity: NotRequired[
         Tensor
-    ]  # float (C,C) in 0..1, how alike two names look (score / 10), 0 where unknown
+    ]  # float (C,C) in 0..1, how alike two classes look (score / 10), 0 where unknown
     view: NotRequired[Tensor]  # uint8 (3,H,W), another view of the same image; in pretraining
     hidden: NotRequired[Tensor]  # bool (H,W), pixels to reconstruct; in pretraining
-    prompts: NotRequired[Prompts]  # in training, for a decoder that takes them
+    prompts: NotRequired[Prompts]  # clicks and boxes; in training, for a decoder that takes them
     question: NotRequired[str]  # visual question answering
-    answer: NotRequired[str]  # in its training
+    answer: NotRequired[str]  # in the training of question answering
     points: NotRequired[Tensor]  # float (K,2), x, y of the objects to count, as fractions of width and height
     file_name: NotRequired[str]
     skipped: NotRequired[list[str]]  # why the loader skipped records before this one; it removes the key

@@ -1,4 +1,4 @@
-"""Find the files that come with the code but are no code: class tables, configs, points, examples.
+"""Find the data files that come with the code: class tables, configs, points, examples.
 
 In a checkout they are in its folders `configs`, `datasets` and `demo`. A wheel holds copies of them, in the same tree,
 below `skysense_o/_data` (see setup.py).
@@ -13,10 +13,10 @@ IN_WHEEL = PACKAGE / "_data"
 
 
 def shipped_file(path: str) -> Path:
-    """Where a file or folder of the checkout is, in this installation.
+    """The path of one of the checkout's files or folders in this installation.
 
     Args:
-        path: relative to the checkout, as "configs/protocols". It need not exist.
+        path: relative to the checkout, such as "configs/protocols". It need not exist.
 
     >>> shipped_file("datasets/classes/dubai.json").is_file()
     True

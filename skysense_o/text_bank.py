@@ -1,6 +1,6 @@
 """The cache of text embeddings.
 
-Alphabet: B images, T phrases, P templates, D embedding.
+Shape letters: B images, T phrases, P templates, D embedding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 256
 ENCODING = Lock()
-"""Windows that run in parallel need the same strings: the first one encodes them, the others read the cache."""
+"""Held while strings are encoded: windows that run in parallel need the same ones, so only the first encodes them."""
 
 
 class TextBank:
@@ -45,11 +45,11 @@ class TextBank:
 
     def __init__(self) -> None:
         self._vectors: dict[tuple[str, str], Tensor] = {}
-        self._single: dict[tuple[str, str], Tensor] = {}  # in training, see `_encode_singly`
+        self._single: dict[tuple[str, str], Tensor] = {}  # cache of training, see `_encode_singly`
         self._fingerprint: str | None = None
 
     def weights_changed(self) -> None:
-        """Tell the cache that the text tower may have new weights; they are hashed before the next use."""
+        """Call this when the text tower may have new weights; they are hashed before the next use."""
         self._fingerprint = None
 
     def __call__(

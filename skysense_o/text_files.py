@@ -1,6 +1,7 @@
 """Read text, JSON, YAML and CSV that people and other programs wrote.
 
-Files are UTF-8, with or without a byte order mark. An error says in one line where, what, and what is permitted.
+Files are UTF-8, with or without a byte order mark. An error states in one line the place, the value and what is
+permitted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 2**30
-"""Larger documents are refused: parsed, they would take some ten times as much memory."""
+"""Larger documents are refused, because parsing takes about ten times as much memory."""
 REQUIRED = object()
 KINDS = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
@@ -81,7 +82,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     ValueError: a.json is nested too deeply: write it with fewer levels of brackets
     """
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{where} has {len(data):,} bytes: at most {MAX_BYTES:,} are permitted; divide it")
+        raise ValueError(f"{where} has {len(data):,} bytes: divide it into files of at most {MAX_BYTES:,}")
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
         return json.loads(text)
@@ -192,13 +193,13 @@ def read_csv(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str,
 
 @contextmanager
 def _csv_errors(path: str | Path) -> Iterator[None]:
-    """Name the file in what the module csv says of it."""
+    """Add the file's name to errors of the module csv."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise _wrong_encoding(path, error) from error
     except csv.Error as error:
-        raise ValueError(f"{path} is not CSV: {error}; a double quote that is never closed?") from error
+        raise ValueError(f"{path} is not CSV: {error}; is a double quote never closed?") from error
 
 
 def checked(value: Any, kinds: type | tuple[type, ...], where: str) -> Any:
@@ -218,7 +219,7 @@ def checked(value: Any, kinds: type | tuple[type, ...], where: str) -> Any:
 
     >>> checked(3, (str, type(None)), "a.json, line 2: 'split'")
     Traceback (most recent call last):
-    ValueError: a.json, line 2: 'split' is 3: text or null is permitted
+    ValueError: a.json, line 2: 'split' is 3: it must be text or null
     """
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     if isinstance(value, bool):
@@ -228,7 +229,7 @@ def checked(value: Any, kinds: type | tuple[type, ...], where: str) -> Any:
     else:
         right = isinstance(value, tuple(kind for kind in kinds if kind is not float))
     if not right:
-        raise ValueError(f"{where} is {_short(value)}: {' or '.join(KINDS[kind] for kind in kinds)} is permitted")
+        raise ValueError(f"{where} is {_short(value)}: it must be {' or '.join(KINDS[kind] for kind in kinds)}")
     return value
 
 
@@ -240,7 +241,7 @@ def take(row: Any, key: str, kinds: type | tuple[type, ...], where: str, default
         key, default: the value where the key is missing; without a default, a missing key is an error.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is {_short(row)}: an object is permitted")
+        raise ValueError(f"{where} is {_short(row)}: it must be an object")
     if key not in row and default is not REQUIRED:
         return default
     if key not in row:
@@ -251,7 +252,7 @@ def take(row: Any, key: str, kinds: type | tuple[type, ...], where: str, default
 def numbers(value: Any, count: int, where: str) -> list[float]:
     """Check a list of numbers, such as a point (2) or a box (4); see `checked`."""
     if len(checked(value, list, where)) != count:
-        raise ValueError(f"{where} is a list of {len(value)}: {count} numbers are permitted")
+        raise ValueError(f"{where} is a list of {len(value)}: expected {count} numbers")
     return [checked(number, float, f"{where}: a number") for number in value]
 
 

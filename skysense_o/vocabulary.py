@@ -1,7 +1,7 @@
 """Vocabularies: class names, synonyms, background classes. Imports no torch.
 
 A phrase is one name or synonym of a class; a class with two synonyms has three phrases.
-Alphabet: C classes, T phrases, D embedding.
+Shape letters: C classes, T phrases, D embedding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read files of weights. Reading never executes code from a file unless `trust=True`."""
+"""Read weights files. Reading never executes code from a file unless `trust=True`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
 
 
 def load_plain(path: Path) -> Any:
-    """What a file of weights holds, read without executing code: tensors in dicts, lists and plain values.
+    """Read a weights file without executing code: tensors in dicts, lists and plain values.
 
     Raises:
         WeightsError: the file is damaged, or holds more than that.
@@ -63,16 +63,16 @@ def load_plain(path: Path) -> Any:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
-        mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and cannot be memory-mapped
+        mmap = zipfile.is_zipfile(path)  # older files (before torch 1.6) are not zips and cannot be memory-mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
+    except Exception as error:  # damaged files raise many types of errors
         more_than_tensors = isinstance(error, pickle.UnpicklingError)
         raise _unreadable(path, error, more_than_tensors) from error
 
 
 def _unreadable(path: Path, error: Exception, more_than_tensors: bool = False) -> WeightsError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if "nsupported" in line] or lines  # torch names it below its advice
+    lines = [line for line in lines if "nsupported" in line] or lines  # torch prints the reason below its advice
     reason = lines[0].removesuffix(":")[:200] if lines else type(error).__name__
     if not isinstance(error, (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)) and lines:
         reason = f"{type(error).__name__}: {reason}"
@@ -100,7 +100,7 @@ def _tensors(table, path: Path) -> dict[str, Tensor]:
     if not state:
         raise WeightsError(
             f"{path} holds no table of tensors, neither at its top level nor under {', '.join(map(repr, WRAPPERS))}:"
-            " give a file of weights"
+            " give a weights file"
         )
     wrong = [name for name in state if not isinstance(name, str)]
     if wrong:
@@ -112,7 +112,7 @@ def _tensors(table, path: Path) -> dict[str, Tensor]:
 
 
 def _plain_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Names without what wrappers around the model add to them."""
+    """Remove the prefixes that wrappers around a model add to names."""
     plain = {}
     for name, tensor in state.items():
         short = re.sub(r"(^|(?<=\.))_orig_mod\.", "", name)

@@ -1,4 +1,4 @@
-"""Locate files of weights. Imports no torch, so that a wrong path is answered at once."""
+"""Locate weights files. Imports no torch, so that a wrong path is reported at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)(?:/(?P<file>[^#]+))?")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_LIBRARY = "skysense_o"
-"""In the config.json of a folder that `Predictor.save_pretrained` writes, which tells it from one of transformers."""
+"""Marks the config.json that `Predictor.save_pretrained` writes, in contrast to one of transformers."""
 HUB_WEIGHTS = "model.safetensors"
 FOLDER_FILES = ("*.json", "*.txt", "*.safetensors")
-"""What is downloaded of a model that is a whole repository: configs, tokenizer, weights."""
+"""Files to download of a model that is a whole repository: configs, tokenizer, weights."""
 
 
 class WeightsError(ValueError):
@@ -25,7 +25,7 @@ class WeightsError(ValueError):
 
 
 def find_weights(name: str | Path, **download: Any) -> Path:
-    """Locate a file of weights, and download it if it is on the Hugging Face hub.
+    """Locate a weights file, and download it if it is on the Hugging Face hub.
 
     Downloads are cached by the hub's library, which respects HF_HOME and HF_HUB_OFFLINE.
 
@@ -64,14 +64,14 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     if path.suffix not in (*SUFFIXES, ".pkl") and not is_model_folder:
         raise WeightsError(f"{path} ends in {path.suffix!r}: weights are read from {', '.join(SUFFIXES)}")
     if sha256 and weights_hash(path) != sha256.lower():
-        raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {sha256}: get the right file")
+        raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {sha256}: download the right file")
     return path
 
 
 def _is_ours(config: Path) -> bool:
     try:
         return json.loads(config.read_text(encoding="utf-8")).get("library_name") == HUB_LIBRARY
-    except (ValueError, AttributeError):  # whoever reads the folder will say what is wrong
+    except (ValueError, AttributeError):  # reading the folder will report what is wrong
         return False
 
 

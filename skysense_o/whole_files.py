@@ -1,4 +1,4 @@
-"""Write files so that each is either complete or absent: whatever ends the writer, an earlier file stays as it was."""
+"""Write files so that each is either complete or absent: if writing is interrupted, an earlier file stays as it was."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FULL = 2**20
-"""A disk with fewer free bytes counts as full when a library's error does not say why it failed."""
+"""A disk with fewer free bytes than this counts as full, if a library's error does not give its cause."""
 
 
 @contextmanager
@@ -19,10 +19,10 @@ def whole(path: Path) -> Iterator[Path]:
     """Write a file atomically: yields a temporary path beside it, which is synced and renamed at the end.
 
     If the block raises, the temporary file is removed and an earlier `path` is unchanged. The temporary name has
-    another suffix, so that no search for images finds it: tell libraries the format.
+    another suffix, so that no search for images finds it: pass the format to libraries explicitly.
 
     Args:
-        path: the file to write; its folder is made if need be.
+        path: the file to write; its folder is created if necessary.
 
     Raises:
         OSError: the file could not be written; on a full disk the message names the file, the size and the cure.
@@ -35,7 +35,7 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         with full_disk_told(path, part, "; an earlier file of this name is unchanged"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.unlink(missing_ok=True)  # what a killed run left behind
+            part.unlink(missing_ok=True)  # left by a killed run
             yield part
             with open(part, "rb+") as file:
                 os.fsync(file.fileno())
@@ -43,7 +43,7 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-    with suppress(OSError):  # so that the rename outlives a crash; some file systems cannot sync a folder
+    with suppress(OSError):  # makes the rename survive a crash; some file systems cannot sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -53,7 +53,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_told(path: Path, part: Path | None = None, note: str = "") -> Iterator[None]:
-    """If the disk, or the user's share of it, is full in this context: say which file, how much it needs, and the cure.
+    """If the disk, or the user's share of it, is full in this context, raise an error with file, size and cure.
 
     Args:
         path: the file that is written.
@@ -73,7 +73,7 @@ def full_disk_told(path: Path, part: Path | None = None, note: str = "") -> Iter
 
 
 def _full_disk(error: Exception, path: Path, part: Path, note: str) -> OSError | None:
-    """The error to raise if the disk was full; None if something else went wrong, or the error says it all."""
+    """The error to raise if the disk was full; None if something else went wrong, or the error is already complete."""
     code = getattr(error, "errno", None)
     if code == errno.ENOSPC and getattr(error, "strerror", None) is None:  # raised below
         return None

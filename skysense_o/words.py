@@ -1,15 +1,15 @@
-"""Words that people write: what separates them, and what a tokenizer can read."""
+"""Check and split words that people write."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 OTHER_SIGNS = ";；，、#\n"
-"""Signs that people write between classes or before comments; commas separate classes."""
+"""Signs that people often write between classes or before comments, although commas separate classes."""
 
 
 def split_words(text: str, refused: str = OTHER_SIGNS) -> list[str]:
-    """Split a line of classes at its commas; a blank text has none.
+    """Split a line of classes at its commas; a blank text has no classes.
 
     Raises:
         ValueError: the text has one of the refused signs.

@@ -113,7 +113,7 @@ def test_weights_from_the_hubs_cache(hub):
 
 
 def test_another_hash_is_refused(hub):
-    with pytest.raises(WeightsError, match=r"has sha256 \w{64}, not 00ff: get the right file"):
+    with pytest.raises(WeightsError, match=r"has sha256 \w{64}, not 00ff: download the right file"):
         find_weights("hf://someone/weights/sub/w.safetensors#sha256=00ff")
 
 

@@ -108,7 +108,7 @@ def by_scores(path: str):
     from skysense_o.data.relation_graph import HIGHEST, LOWEST, RelationGraph
 
     if not path or not Path(path).is_file():
-        raise FileNotFoundError(f"no file of scores at {path!r}: --scores takes a CSV of from,to,score")
+        raise FileNotFoundError(f"no scores file at {path!r}: --scores takes a CSV of from,to,score")
     names: dict[str, int] = {}
     edges = []
     with open(path, newline="", encoding="utf-8-sig") as file:

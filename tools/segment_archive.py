@@ -57,7 +57,8 @@ def run() -> int:
     formats = [word.strip() for word in args.save.split(",") if word.strip()]
     unknown = [word for word in formats if word not in FORMATS]
     if unknown or not formats:
-        raise ValueError(f"--save {args.save!r}: {unknown or 'nothing'} is not among {', '.join(FORMATS)}")
+        what = f"unknown formats {unknown}" if unknown else "no format"
+        raise ValueError(f"--save {args.save!r}: {what}: choose among {', '.join(FORMATS)}")
     outputs = SceneOutputs(Path(os.path.abspath(args.output)), formats)
     paths = [Path(os.path.abspath(path)) for path in find_images(args.input)]
     rows = segment_archive(

@@ -59,7 +59,7 @@ STRONG = (  # what, repository and file at the Hugging Face hub, how it is used
 
 
 class _Checks:
-    """Prints one line per check. `broken` is true once something is missing that the demo needs."""
+    """Prints one line per check. `broken` is true once something that the demo needs is missing."""
 
     def __init__(self) -> None:
         self.broken = False
@@ -154,7 +154,7 @@ def _check_weights_and_data(checks: _Checks) -> None:
 
 
 def _check_strong_models(checks: _Checks) -> None:
-    """Models of others that docs/strong_models.md names: which lie in the hub's cache, and how to get the rest."""
+    """Print which models of docs/strong_models.md are in the hub's cache, and how to get the others."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     for what, repo, file, use in STRONG:

@@ -29,9 +29,9 @@ class Request:
 
     Attributes:
         args: the parsed command line.
-        formats: to save.
+        formats: formats to save.
         paths, stems: the images, and the stems of their result files.
-        items: STAC items that paths were given by: path of the image -> path of the item.
+        items: for images that were given as STAC items: path of the image -> path of the item.
         scenes: the paths that are segmented as scenes.
         vocabulary: None where no classes are needed.
         colors: RGB per class, or None.
@@ -99,7 +99,8 @@ def _check_values(args: Namespace) -> list[str]:
     formats = [word.strip() for word in args.save.split(",") if word.strip()]
     unknown = [word for word in formats if word not in ALL_FORMATS]
     if unknown or not formats:
-        raise ValueError(f"--save {args.save!r}: {unknown or 'nothing'} is not among {', '.join(ALL_FORMATS)}")
+        what = f"unknown formats {unknown}" if unknown else "no format"
+        raise ValueError(f"--save {args.save!r}: {what}: choose among {', '.join(ALL_FORMATS)}")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is out of range: 0 to 1")
     if min(args.min_area, args.simplify) < 0:
@@ -117,7 +118,7 @@ def _check_files(args: Namespace, paths: list[Path]) -> None:
     if args.config_file:
         find_config(args.config_file)
     if args.classes_file and not Path(args.classes_file).is_file():
-        raise FileNotFoundError(f"no file of classes at {args.classes_file!r}")
+        raise FileNotFoundError(f"no classes file at {args.classes_file!r}")
     if args.aoi and not Path(args.aoi).is_file():
         raise FileNotFoundError(f"no area of interest at {args.aoi!r}")
     find_weights(args.weights)

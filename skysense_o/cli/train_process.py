@@ -81,7 +81,7 @@ def _start_logging(cfg, args: Namespace) -> None:
 
 
 def _no_expected_error(record: logging.LogRecord) -> bool:
-    """Whether to log a record: not the traceback of an error whose message is the last line of the run anyway."""
+    """A filter that drops the traceback of an error whose message is the last line of the run anyway."""
     error = record.exc_info[1] if record.exc_info else None
     shown = os.environ.get(TRACEBACK) not in (None, "", "unexpected")
     return error is None or not is_expected(error) or shown

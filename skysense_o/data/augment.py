@@ -85,7 +85,7 @@ def random_square(
 def crop_and_resize(
     image: np.ndarray, labels: np.ndarray, box: tuple[int, int, int, int], side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop both to the box and resize them to (side, side); labels by nearest neighbour.
+    """Crop image and labels to the box and resize them to (side, side); labels by nearest neighbour.
 
     Args:
         image: uint8 (H,W,3).

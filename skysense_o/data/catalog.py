@@ -69,13 +69,16 @@ def spec_of(key: str) -> DatasetSpec:
 
 
 def find(name: str) -> list[tuple[DatasetSpec, str]]:
-    """Find the splits of a name: `dubai_val` or an alias is one split, `dubai` all of them; also `my/folder:val`.
+    """Find the splits that a name stands for.
+
+    `dubai_val`, an alias or `my/folder:val` stands for one split, `dubai` for all splits of the set.
 
     Returns:
         (data set, split) pairs.
 
     Raises:
-        KeyError: no such name; offers near ones. FileNotFoundError, ValueError: a folder that is not a data set.
+        KeyError: no such name; the message offers similar ones.
+        FileNotFoundError, ValueError: a folder that is not a data set.
 
     >>> [(spec.name, split) for spec, split in find("isaid_test")]  # an alias
     [('isaid', 'val')]
@@ -89,14 +92,14 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
     if os.path.isdir(os.path.expanduser(path)):
         spec = own_spec(path)
         if split and split not in spec.splits:
-            raise KeyError(f"{path} has no split {split!r}: there are {', '.join(spec.splits)}")
+            raise KeyError(f"{path} has no split {split!r}; its splits are {', '.join(spec.splits)}")
         return [(spec, one) for one in ([split] if split else spec.splits)]
     known = [n for spec in SPECS for n in spec.split_names()]
     near = get_close_matches(name, [*known, *_BY_NAME], 5)
-    hint = f"near it: {', '.join(near)}; " if near else ""
+    hint = f"similar: {', '.join(near)}; " if near else ""
     raise KeyError(
-        f"unknown data set {name!r}; {hint}known: {', '.join(spec.name for spec in SPECS)}, each with its splits"
-        " (tools/check_dataset.py --list), or the path of a folder with a dataset.yaml"
+        f"unknown data set {name!r}; {hint}choose one of {', '.join(spec.name for spec in SPECS)} or one of their"
+        " splits (tools/check_dataset.py --list), or give the path of a folder with a dataset.yaml"
     )
 
 
@@ -121,7 +124,8 @@ def records_of(name: str, skip_bad: bool = False) -> list[dict]:
         skip_bad: leave out images whose label is missing, with a warning that lists them.
 
     Raises:
-        KeyError: unknown name; offers near ones. FileNotFoundError: the data is not there; says what to do.
+        KeyError: unknown name; the message offers similar ones.
+        FileNotFoundError: the data is not there; the message says what to do.
     """
     if is_caption_source(name):
         MetadataCatalog.get(name).set(task="image-text")

@@ -112,7 +112,7 @@ def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progres
     report.notes += [_reading_note(kind, stretches, len(seen)) for kind, stretches in report.readings.items()]
     empty = [name for name, (count, _) in report.counts.items() if not count]
     if empty and spec.task in ("segmentation", "classification"):
-        report.notes.append(f"{len(empty)} classes without any: {', '.join(empty)}")
+        report.notes.append(f"{len(empty)} classes that never occur: {', '.join(empty)}")
     labelled = report.ignored + sum(count for count, _ in report.counts.values())
     if spec.task == "segmentation" and report.ignored:
         share = 100 * report.ignored / labelled
@@ -123,7 +123,7 @@ def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progres
 
 
 def _classes_that_never_occur(spec: DatasetSpec, empty: list[str], ignored: int) -> list[str]:
-    """What is wrong with a user's own training split in which classes of dataset.yaml never occur."""
+    """Problems of a user's own training split: classes of dataset.yaml that never occur, with the cause."""
     table, problems = load_classes(spec.class_table_name), []
     for value, (name, background) in enumerate(zip(table.classes, table.background), spec.offset):
         if name in empty and not background:
@@ -222,9 +222,9 @@ def _look_at_objects(spec: DatasetSpec, record: dict, report: SplitReport, diges
         what = f"{record['file_name']}: the {'box' if spec.task == 'boxes' else 'point'} of {names[int(label)]} {place}"
         x0, y0, x1, y1 = place if spec.task == "boxes" else [*place, *place]
         if spec.task == "boxes" and (x1 <= x0 or y1 <= y0):
-            report.problems.append(f"{what} has no area: take it out")
+            report.problems.append(f"{what} has no area: remove it")
         if min(x0, y0) < 0 or x1 > width or y1 > height or (spec.task == "points" and (x1 >= width or y1 >= height)):
-            report.problems.append(f"{what} is not inside the image of {width} x {height}: correct it or take it out")
+            report.problems.append(f"{what} is not inside the image of {width} x {height}: correct or remove it")
 
 
 def _look_at_shapes(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
@@ -245,7 +245,7 @@ def _look_at_shapes(spec: DatasetSpec, record: dict, report: SplitReport, digest
         for what, place in outside:
             report.problems.append(
                 f"{record['file_name']}: the {what} of {name} {place} is not inside the image of {width} x {height}:"
-                " correct it or take it out"
+                " correct or remove it"
             )
 
 

@@ -70,8 +70,8 @@ def table_of(entries: list, source: str) -> ClassTable:
         source: file of the entries, for error messages.
 
     Raises:
-        ValueError: an entry that cannot be used, ids out of order, or two classes with one name. The message names the
-            file, the key and what is permitted.
+        ValueError: an entry that cannot be used, ids out of order, or two classes with the same name. The message names
+            the file, the key and what is permitted.
 
     >>> table_of(["water", {"name": "road", "synonyms": ["street"]}], "dataset.yaml").synonyms
     ((), ('street',))
@@ -108,7 +108,7 @@ def table_of(entries: list, source: str) -> ClassTable:
 
 
 def _check_words_differ(entries: list[dict], source: str) -> None:
-    """Raise ValueError for a word of two classes, or with the sign that separates words."""
+    """Raise ValueError for a word that two classes share, or that contains the separator of words."""
     class_of: dict[str, str] = {}
     for entry in entries:
         for word in (entry["name"], *(entry.get("synonyms") or ())):
@@ -130,7 +130,7 @@ def _check_entry(entry: object, where: str) -> None:
         )
     unknown = sorted(map(str, set(entry) - set(KEYS)))
     if unknown:
-        raise ValueError(f"{where} ({entry['name']!r}) has {unknown}: permitted are {', '.join(KEYS)}")
+        raise ValueError(f"{where} ({entry['name']!r}) has {unknown}: keys must be among {', '.join(KEYS)}")
     where = f"{where} ({entry['name']!r})"
     for key in ("synonyms", "kinds"):
         words = entry.get(key)
@@ -143,7 +143,7 @@ def _check_entry(entry: object, where: str) -> None:
         isinstance(color, list | tuple) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
     ):
         raise ValueError(
-            f"{where} has color {shown(color)}: permitted are three numbers from 0 to 255, [red, green, blue]"
+            f"{where} has color {shown(color)}: it must be three numbers from 0 to 255, [red, green, blue]"
         )
     for key, kind, permitted in (
         ("background", bool, "true or false"),
@@ -151,7 +151,7 @@ def _check_entry(entry: object, where: str) -> None:
         ("parent", str, "text"),
     ):
         if key in entry and not isinstance(entry[key], kind):
-            raise ValueError(f"{where} has {key} {shown(entry[key])}: permitted is {permitted}")
+            raise ValueError(f"{where} has {key} {shown(entry[key])}: it must be {permitted}")
 
 
 def _hue(index: int) -> tuple[int, int, int]:

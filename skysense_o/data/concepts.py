@@ -49,7 +49,7 @@ class Concepts:
     def index(self, name: str) -> int:
         """Raises KeyError for a name that is not a concept."""
         if name not in self.names:
-            raise KeyError(f"{name!r} is not a concept of {CONCEPTS_FILE.name}; there are: {', '.join(self.names)}")
+            raise KeyError(f"{name!r} is not a concept of {CONCEPTS_FILE.name}; choose one of {', '.join(self.names)}")
         return self.names.index(name)
 
     def of_class(self, table: str, label: int) -> int | None:
@@ -64,7 +64,7 @@ class Concepts:
                 return self.classes[f"{table}/{word}"]
         if classes.background[label]:
             return None
-        raise KeyError(f"no concept of {CONCEPTS_FILE.name} is 'of' {table}/{classes.classes[label]}: add one")
+        raise KeyError(f"no concept of {CONCEPTS_FILE.name} has {table}/{classes.classes[label]} under 'of': add it")
 
     def scene_says(self, scene: SceneContents, mentioned: dict[int, int] | None = None) -> np.ndarray:
         """What every pixel of an image of this scene class means for each concept, int8 (K,).
@@ -159,7 +159,7 @@ def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...
             classes = load_classes(table)
             found = [c for c in range(len(classes)) if wanted in (classes.classes[c], classes.folders[c])]
             if not found:
-                raise ValueError(f"{CONCEPTS_FILE.name}: {name} is 'of' {key}, which is not a class: correct it")
+                raise ValueError(f"{CONCEPTS_FILE.name}: {name} has {key} under 'of', which is not a class: correct it")
             words += [classes.classes[found[0]], *classes.synonyms[found[0]]]
             kinds += classes.kinds[found[0]]
         listed.append(list(dict.fromkeys(" ".join(word.lower().split()) for word in words)))

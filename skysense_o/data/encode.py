@@ -33,10 +33,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         container = container_of_bytes(data[:64])
         if container is None:
-            raise ImageError(f"{name} is cut short or no image")
+            raise ImageError(f"{name} is truncated or not an image")
         return stored_image(data, container, name, max_pixels=0)  # images that are cut into windows may be large
     except ImageError as error:
-        raise BadData(f"{error}: get it again from its publisher") from error
+        raise BadData(f"{error}: download it again from its publisher") from error
 
 
 def by_color(colors: Mapping[Color, int], tolerance: int = 0) -> Decode:
@@ -81,7 +81,7 @@ def by_value(values: Mapping[int, int]) -> Decode:
         ids = table[np.clip(stored, 0, 255)]
         if (ids == UNKNOWN).any() or stored.max() > 255:
             odd = sorted(set(np.unique(stored).tolist()) - set(values))
-            raise BadData(f"{name} has unknown values {odd}; known are {sorted(values)}")
+            raise BadData(f"{name} has unknown values {odd}; the known values are {sorted(values)}")
         return ids
 
     return decode

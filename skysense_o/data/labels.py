@@ -13,7 +13,7 @@ from skysense_o.image_io.orientation import UPRIGHT, upright, upright_size
 from skysense_o.image_io.pillow import stored_image, upright_image
 from skysense_o.sample import IGNORE
 
-SKIP = "or set DATALOADER.SKIP_BAD True to pass it over"
+SKIP = "or set DATALOADER.SKIP_BAD True to skip it"
 
 
 class BadData(ValueError):
@@ -28,14 +28,14 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> RGBImage:
         name: the image's name in error messages; default: the path.
 
     Raises:
-        BadData: no such file, not an image, or cut short.
+        BadData: no such file, not an image, or truncated.
     """
     try:
         return read_image(source, name=name)
     except FileNotFoundError as error:
         raise BadData(f"{source} is missing: put it back, {SKIP}") from error
     except ImageError as error:
-        raise BadData(f"{error}; mend it or get it again, {SKIP}") from error
+        raise BadData(f"{error}; repair it or download it again, {SKIP}") from error
 
 
 def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientation: int = UPRIGHT) -> np.ndarray:
@@ -44,21 +44,21 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientati
     Args:
         path: path of the label image.
         size: (H,W) of the image after its EXIF rotation; None: not checked.
-        orientation: EXIF orientation of the image. Labels of its size before rotation are rotated too; labels that
-            already have its rotated size are not.
+        orientation: EXIF orientation of the image. Labels with the image's size before rotation are rotated
+            too; labels that already have the rotated size are not.
 
     Returns:
         label values, unsigned integers (H,W).
 
     Raises:
-        BadData: no image, a colour image, or another size than its image.
+        BadData: not an image, a colour image, or not of its image's size.
     """
     try:
         image = stored_image(Path(path), container_of(Path(path)) or "unknown", str(path), max_pixels=0)
     except FileNotFoundError as error:
         raise BadData(f"{path} is missing: put it back, {SKIP}") from error
     except ImageError as error:
-        raise BadData(f"{error}; mend it or get it again, {SKIP}") from error
+        raise BadData(f"{error}; repair it or download it again, {SKIP}") from error
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise BadData(
             f"{path} is a {image.mode} image: labels must be one channel of class ids; the data set's"
@@ -122,7 +122,7 @@ def to_ids(labels: np.ndarray, table: np.ndarray, names: int, path: str) -> np.n
         wrong = [v for v in np.unique(labels).tolist() if v > 65534 or meaningless[v]]
         known = np.flatnonzero((table != WRONG) & (table != IGNORE))
         raise BadData(
-            f"{path} holds ids {wrong}: permitted are {known.min()} to {known.max()} and"
+            f"{path} holds ids {wrong}: they must be {known.min()} to {known.max()} or"
             f" {_listed(np.flatnonzero(table == IGNORE))} (ignored); see tools/check_dataset.py, {SKIP}"
         )
     return cv2.LUT(labels, table[:256].astype(np.uint8)) if byte else table[labels].astype(np.uint8)

@@ -85,7 +85,7 @@ class Batches:
         self.skipped: dict[str, None] = {}  # messages, in the order of their arrival
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        with held_signals():  # a worker takes them itself, once it is out of this process group
+        with held_signals():  # a worker handles signals itself, once it has left this process group
             batches = iter(self.loader)
         for batch in batches:
             for sample in batch:
@@ -98,7 +98,7 @@ class Batches:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the end of the block; processes that start in it hold them back, too."""
+    """Block SIGINT and SIGTERM until the end of the block, also in processes that start in it."""
     if not PROCESS_GROUPS:
         yield
         return
@@ -145,12 +145,12 @@ def training_loader(
         seed: seed of shuffles and augmentations.
         workers: loader processes; 0: load in this process.
         skip_bad: skip records that cannot be used, instead of stopping.
-        samples: used in place of `NumberedSamples` of the records.
+        samples: a dataset to use in place of `NumberedSamples(records)`.
 
     Returns:
         An endless iterable over lists of samples.
     """
-    own = torch.Generator().manual_seed(seed)  # so that the loader draws nothing from the model's random numbers
+    own = torch.Generator().manual_seed(seed)  # keeps the loader from drawing from the model's random numbers
     return Batches(
         DataLoader(
             NumberedSamples(records, mapper, seed, skip_bad) if samples is None else samples,

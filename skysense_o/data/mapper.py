@@ -34,7 +34,7 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         RGB, uint8 (H,W,3), and class ids, uint8 (H,W): 0..C-1 or IGNORE. Pixels without data (declared nodata, alpha 0)
-        have the mean colour and the id IGNORE.
+        have the fill colour `FILL` (ImageNet's mean) and the id IGNORE.
 
     Raises:
         BadData: a missing or damaged file, labels in colour or of another size, or label values without a meaning.

@@ -53,7 +53,7 @@ class MixedMapper:
         """
         Args:
             augmentation: crops and changes image and labels.
-            words: chooses the vocabulary, and says what each label means for it.
+            words: chooses the vocabulary, and computes what each label means for it.
             box_masks: output folder of `tools/box_masks.py`.
             captions: captions to choose from per scene image; 0: none.
             scenes: all records with a scene class, for mosaics.
@@ -133,10 +133,10 @@ class MixedMapper:
         labels = point_labels(image.shape[:2], record["points"], count, disc, far)
         crop = Augmentation(self.side, POINT_SCALE).crop(image, labels)
         says, own = object_says(record["dataset"])
-        if "kind" in record:  # of the whole image more is known
+        if "kind" in record:  # more is known about the whole image
             concepts, says = load_concepts(), says.copy()
             more = concepts.scene_says(concepts.scenes[record["kind"]], said_of(record))
-            more = np.where(more > YES, UNKNOWN, more)  # known to be in the image, but not in these pixels
+            more = np.where(more > YES, UNKNOWN, more)  # in the image, but not necessarily in these pixels
             says[count:] = np.where(says[count:] == UNKNOWN, more, says[count:])
         return *crop, says, own[:0]
 
@@ -195,7 +195,7 @@ class MixedMapper:
 def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
     """(x, y, width, height) of a crop around one box, at a scale at which the object has enough pixels.
 
-    First a class is drawn, then one of its objects, so that rare classes are as frequent as others. Uses NumPy's
+    A class is drawn first, then one of its objects, so that rare classes are as frequent as others. Uses NumPy's
     global generator.
     """
     height, width = size
@@ -218,7 +218,7 @@ def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, i
 
 @lru_cache(400)
 def _kept_image(path: str) -> np.ndarray:
-    """Cached, for large or frequent images. Scene images are small and many, and not cached."""
+    """Read an image through a cache. Scene images are small and many, so they are not cached."""
     return read_record_image({"file_name": path})
 
 

@@ -14,11 +14,11 @@ OWN_SEED = 1_000_003  # each data set has its own seed
 
 
 def check_weights(weights: Sequence[int], sets: int) -> None:
-    """Raises ValueError: not one whole number from 1 on for each set."""
+    """Raises ValueError unless there is one whole number, 1 or more, for each set."""
     if len(weights) != sets or any(int(w) != w or w < 1 for w in weights):
         raise ValueError(
-            f"DATASETS.WEIGHTS {tuple(weights)}: one whole number from 1 on for each of the {sets} sets of"
-            " DATASETS.TRAIN, or () for by size"
+            f"DATASETS.WEIGHTS {tuple(weights)}: give one whole number, 1 or more, for each of the {sets} sets of"
+            " DATASETS.TRAIN, or () to weight by size"
         )
 
 
@@ -38,7 +38,7 @@ class MixedSamples(Dataset):
     ) -> None:
         """
         Raises:
-            ValueError: not one whole number from 1 on for each set.
+            ValueError: see `check_weights`.
         """
         check_weights(weights, len(records))
         self.weights, self.seed = [int(w) for w in weights], seed

@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 KEYS = ("classes", "homepage", "ignore", "licence", "name", "offset")
 LONGEST_NAME = 100
 LARGEST = 65534
-"""Largest label value of a class: labels have 8 or 16 bits, and one value marks unknown ones."""
+"""Largest label value of a class: labels have 8 or 16 bits, and one value marks unknown pixels."""
 
 
 @lru_cache
@@ -49,7 +49,7 @@ def own_spec(path: str) -> DatasetSpec:
         FileNotFoundError: there is no such folder, no dataset.yaml, or no img_dir.
         ValueError: a dataset.yaml that cannot be used. The message names the file, the key and what is permitted.
     """
-    folder = Path(os.path.expanduser(path))  # unlike Path.expanduser, it keeps a ~name that is no user's
+    folder = Path(os.path.expanduser(path))  # unlike Path.expanduser, it keeps ~name if there is no such user
     if (folder / INDEX).is_file() and not (folder / OWN).is_file():
         return _skysa_spec(folder)
     if not (folder / OWN).is_file():
@@ -85,14 +85,14 @@ def _read_yaml(path: Path) -> dict:
     body = read_yaml(path)
     if not isinstance(body, dict) or set(body) - set(KEYS):
         wrong = sorted(map(str, set(body) - set(KEYS))) if isinstance(body, dict) else shown(body)
-        raise ValueError(f"{path} holds {wrong}: permitted are {', '.join(KEYS)}")
+        raise ValueError(f"{path} holds the unknown keys {wrong}: use {', '.join(KEYS)}")
     name = body.get("name", "a")
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{path}: 'name' is {shown(name)}: it must be text (quote numbers), or leave the key out")
     if len(name) > LONGEST_NAME or name.startswith(".") or {"/", "\\", ":", "@"} & set(name):
         raise ValueError(
-            f"{path}: 'name' is {shown(name)}: files are named after it, so at most {LONGEST_NAME} characters"
-            " without / \\ : @ and no dot at the beginning are permitted"
+            f"{path}: 'name' is {shown(name)}: files are named after it, so write at most {LONGEST_NAME}"
+            " characters, without / \\ : @ and without a dot at the beginning"
         )
     return body
 
@@ -103,7 +103,7 @@ def _ignored(body: dict, path: Path) -> tuple[int, ...]:
     values = values if isinstance(values, list) else [values]
     if not all(type(value) is int and 0 <= value <= LARGEST for value in values):
         raise ValueError(
-            f"{path}: 'ignore' is {shown(body['ignore'])}: permitted is a whole number from 0 to {LARGEST}, or a list"
+            f"{path}: 'ignore' is {shown(body['ignore'])}: it must be a whole number from 0 to {LARGEST}, or a list"
             " of them, without quotes; leave the key out for 255"
         )
     return tuple(values)
@@ -114,7 +114,7 @@ def _offset(body: dict, path: Path, classes: int) -> int:
     offset = body.get("offset", 0)
     if type(offset) is not int or not 0 <= offset <= LARGEST + 1 - classes:
         raise ValueError(
-            f"{path}: 'offset' is {shown(offset)}: permitted is a whole number from 0 to {LARGEST + 1 - classes}, the"
+            f"{path}: 'offset' is {shown(offset)}: it must be a whole number from 0 to {LARGEST + 1 - classes}, the"
             " label value of the first class; leave the key out for 0"
         )
     return offset
@@ -130,7 +130,7 @@ def _skysa_spec(folder: Path) -> DatasetSpec:
     index = folder / INDEX
     found = {take(e, "split", str, f"{index}, line {n}", "train") for n, e in read_json_lines(index)}
     if not found:
-        raise ValueError(f"{index} has no line: one line per image is needed, see skysense_o/data/skysa.py")
+        raise ValueError(f"{index} has no lines: one line per image is needed, see skysense_o/data/skysa.py")
     splits = sorted(found)
     if (folder / GRAPH).is_file() and "train" in found:
         splits.append("graph_train")

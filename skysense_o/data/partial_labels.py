@@ -17,13 +17,13 @@ from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 from skysense_o.vocabulary import Vocabulary
 
 NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_crowns": ("tree", 1000)}
-"""Data set -> (classes that are always boxed, up to this number per image; in images with more, some are not)."""
+"""Data set -> (classes whose objects are all boxed, number of objects per image up to which that holds)."""
 
 
 COMMON = ("vegetation", "tree", "grass", "bare land", "water", "building", "road", "paved area")
 """Common land cover: a pixel that is not the one class of a set is one of these."""
 CANDIDATES = 4
-"""How many of them a sample has in its vocabulary."""
+"""Number of common land-cover concepts in a sample's vocabulary."""
 
 
 @lru_cache
@@ -94,8 +94,9 @@ def outside_says(record: dict) -> np.ndarray:
 
 
 def _outside_shapes(record: dict) -> np.ndarray:
-    """No for complete classes, and for what their images cannot show. What is above a complete class (water above sea)
-    is denied too, if nothing else below it can be there.
+    """int8 (K,): NO for complete classes and for what their images cannot show.
+
+    A more general concept (water is above sea) is NO as well, if nothing else below it can be in the image.
     """
     concepts, table = load_concepts(), spec_of(record["dataset"]).class_table_name
     scene = concepts.scenes[record["kind"]]

@@ -140,7 +140,7 @@ def _lists(recipe: Recipe, entries: list[Entry], stems: Collection[str]) -> dict
         entry = next((e for e in entries if e.name.rpartition("/")[2].lower() == name), None)
         if entry is None:
             raise FileNotFoundError(
-                f"{recipe.spec}: no {name} in --source, which says its {split} split: add it, or give --val-list"
+                f"{recipe.spec}: no {name} in --source, which lists its {split} split: add it, or give --val-list"
             )
         splits |= dict.fromkeys(_stems(entry.read().decode("utf-8-sig").split("\n"), stems, entry.name), split)
     return splits

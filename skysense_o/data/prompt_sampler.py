@@ -10,7 +10,7 @@ import torch
 from skysense_o.clicks import box_from_mask, components, middle
 from skysense_o.sample import Prompts
 
-LEAST_PIXELS = 64  # smaller components are errors of the labels
+LEAST_PIXELS = 64  # smaller components are treated as label errors
 MOST_POINTS = 3
 BOX_JITTER = 0.1  # standard deviation, relative to the box's sides (Kirillov et al. 2023)
 

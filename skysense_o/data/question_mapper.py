@@ -1,7 +1,7 @@
 """Make samples of records with questions.
 
-Images are not augmented, because questions ask about left and right. But in training with annotated objects
-(INPUT.POINTS), images of "how many" questions are rotated by multiples of 90 degrees, which changes no number.
+Images are not augmented, because questions ask about left and right. The exception is training with annotated objects
+(INPUT.POINTS): images of "how many" questions are rotated by multiples of 90 degrees, which changes no number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OTHERS = 1 / 3
 
 @cached(byte_cache(KEPT_BYTES), key=lambda record: (record["file_name"], record.get("at")))
 def _read(record: dict) -> np.ndarray:
-    """The image of a record. Several questions ask about one image, and decoding costs more than all that follows."""
+    """The image of a record, cached: several questions share an image, and decoding is the most expensive step."""
     return read_record_image(record)
 
 
@@ -127,7 +127,7 @@ def asks_how_many(question: str) -> bool:
 
 
 def image_key(path: str) -> str:
-    """Folder and stem of an image, as the same images are published as TIFF and as JPEG.
+    """Folder and stem of an image, because the same images are published as TIFF and as JPEG.
 
     >>> image_key("Images/beach/beach00.tif")
     'beach/beach00'

@@ -35,14 +35,14 @@ def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[di
     """Load the records of one split, in the same order on every machine.
 
     Args:
-        skip_bad: leave out images whose label is missing, and say which, instead of stopping.
+        skip_bad: leave out images whose label is missing, with a warning that lists them, instead of stopping.
 
     Raises:
-        FileNotFoundError: the data is not there, or a label is missing; says where it looked and what to do.
+        FileNotFoundError: the data is not there, or a label is missing. The message gives the path and the cure.
     """
     records, bad = read_split(spec, split)
     if bad and not skip_bad:
-        raise FileNotFoundError(f"{bad[0]}: {spec.hint}; DATALOADER.SKIP_BAD True passes such files over")
+        raise FileNotFoundError(f"{bad[0]}: {spec.hint}; DATALOADER.SKIP_BAD True skips such files")
     if bad:
         listed = "; ".join(bad[:20])
         logger.warning("%s_%s: %d files skipped: %s", spec.name, split, len(bad), listed)
@@ -50,10 +50,10 @@ def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[di
 
 
 def read_split(spec: DatasetSpec, split: str) -> tuple[list[dict], list[str]]:
-    """Read one split: its records, and what is wrong with each image that has none.
+    """Read one split: its records, and an error message for each image without a record.
 
     Raises:
-        FileNotFoundError: the data is not there; says where it looked and what to do.
+        FileNotFoundError: the data is not there. The message gives the path and the cure.
     """
     if not spec.root.is_dir():
         raise FileNotFoundError(f"no data of {spec.name}_{split} at {looked_at(spec, split)}: {spec.hint}")

@@ -4,7 +4,7 @@ Sky-SA's graph is a text file with one relation per line, whose fields are separ
 
     ("relationship"{tuple_delimiter}"lake"{tuple_delimiter}"pond"{tuple_delimiter}9{tuple_delimiter}"both are ...")
 
-Alphabet: T names.
+Shape letters: T class names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOWEST, HIGHEST = 1, 10
 
 @dataclass(frozen=True, eq=False)
 class RelationGraph:
-    """Similarity scores between T names.
+    """Similarity scores between T classes.
 
     Args:
         names: T class names.
@@ -52,11 +52,9 @@ class RelationGraph:
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.names),) * 2:
-            raise ValueError(
-                f"scores are {self.scores.shape}, names {len(self.names)}: a square of that side is needed"
-            )
+            raise ValueError(f"scores are {self.scores.shape}, names {len(self.names)}: they must be (names, names)")
         if self.scores.max(initial=0) > HIGHEST:
-            raise ValueError(f"scores go up to {self.scores.max()}: permitted are {LOWEST} to {HIGHEST}, 0 for none")
+            raise ValueError(f"scores go up to {self.scores.max()}: they must be {LOWEST} to {HIGHEST}, or 0 for none")
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -93,9 +91,9 @@ class RelationGraph:
         return values
 
     def negatives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Indices of the names to which all of `names` have a score from `low` to `high`, as in the published code.
+        """Indices of the classes to which all of `names` have a score from `low` to `high`, as in the published code.
 
-        Names without any relation are not considered. If no name has relations, the result is empty.
+        Names without any relation are ignored. If none of `names` has a relation, the result is empty.
         """
         own = self.indices(names)
         own_rows = own[self.scores[own].any(axis=1)] if len(own) else own
@@ -201,7 +199,7 @@ def _saved_graph(body: dict, path: str) -> RelationGraph:
     edges = take(body, "edges", list, path)
     try:
         edges = np.array(edges or np.zeros((0, 4)), np.float64)
-    except (TypeError, ValueError, OverflowError):  # entries of other lengths, or that are no numbers
+    except (TypeError, ValueError, OverflowError):  # entries of unequal lengths, or that are not numbers
         edges = np.zeros(1)
     low, high = [0, 0, LOWEST, 0], [len(names) - 1, len(names) - 1, HIGHEST, len(sources) - 1]
     if edges.shape[1:] != (4,) or not ((edges >= low) & (edges <= high) & (edges % 1 == 0)).all():
@@ -228,7 +226,7 @@ def parse_relations(lines: Iterable[str], path: str) -> tuple[RelationGraph, dic
                 names[name.lower()] = len(spelled)
                 spelled.append(name)
             pair.append(names[name.lower()])
-        odd["pairs that come again (the last counts)"] += (pair[0], pair[1]) in scores
+        odd["repeated pairs (the last counts)"] += (pair[0], pair[1]) in scores
         scores[pair[0], pair[1]] = relation[2]
     if not scores:
         raise ValueError(
@@ -262,6 +260,6 @@ def parse_relation(line: str, odd: Counter) -> tuple[str, str, int] | None:
         odd[f"scores not from {LOWEST} to {HIGHEST}"] += 1
         return None
     if not source or not target or source.lower() == target.lower():
-        odd["relations of a name to itself or to nothing"] += 1
+        odd["relations of a class to itself or to an empty name"] += 1
         return None
     return source, target, score

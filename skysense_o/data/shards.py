@@ -47,12 +47,12 @@ def read_shard(shard: Path) -> Iterator[dict]:
 
 @contextmanager
 def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
-    """An open tar file; what the module tarfile says of a damaged one becomes a ValueError."""
+    """Open a tar file; errors of the module tarfile become a ValueError."""
     try:
         with tarfile.open(shard, "r:") as tar:
             yield tar
     except tarfile.TarError as error:
-        raise ValueError(f"{shard} is no tar file, compressed, or cut short ({error}): get it again") from error
+        raise ValueError(f"{shard} is not a tar file, is compressed or is truncated ({error}): replace it") from error
 
 
 def _add_member(sample: dict, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, where: str) -> None:

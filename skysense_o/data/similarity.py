@@ -1,6 +1,6 @@
-"""Similarity of classes: of their words, their image features, their cooccurrence, and of what reviewers confuse.
+"""Similarity of classes by their words, image features and cooccurrence, and by the renamings of reviewers.
 
-Alphabet: T names, D embedding. Each measure is float (T,T); higher is more similar, NaN is unknown.
+Shape letters: T classes, D embedding. Each measure is float (T,T); higher is more similar, NaN is unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WEIGHTS = {"looks": 0.6, "words": 0.2, "cooccurrence": 0.2}
 """Weights of the measures' ranks. Image features have the highest weight, as the score is about visual similarity.
 Cooccurrence raises the score, because a class that is likely to be in the image is a bad negative."""
 CONFUSED = 2
-"""Number of renamings by reviewers from which on a pair has the highest score."""
+"""A pair that reviewers renamed into each other at least this often gets the highest score."""
 
 
 def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

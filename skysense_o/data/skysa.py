@@ -25,8 +25,8 @@ def read_skysa(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read the records of a split; irregular entries are counted and logged at the end.
 
     Yields:
-        records {"file_name", "sem_seg_file_name", "dataset", "names"}. If names of regions were merged because they
-        repeat, or dropped because they are blank, also "ids": label value -> index into names, or IGNORE. Splits named
+        records {"file_name", "sem_seg_file_name", "dataset", "names"}. If repeated names of regions were merged, or
+        blank ones dropped, also "ids": label value -> index into names, or IGNORE. Splits named
         graph_* also have "graph", the file of the relation graph.
 
     Raises:

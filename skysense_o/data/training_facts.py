@@ -1,4 +1,4 @@
-"""What weights should say of their training: classes with synonyms, data sets, metres per pixel."""
+"""Facts about a training that its weights record: classes with synonyms, data sets, metres per pixel."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """JSON lines {"image", "split", "<class name>": [[x, y], ...]} -> `points` of a record, [x, y, class id] each."""
+    """Read JSON lines {"image", "split", "<class name>": [[x, y], ...]}; a record's `points` are [x, y, class id]."""
     names = load_classes(spec.class_table_name).classes
     path = index_file(spec, split)
     for number, entry in read_json_lines(path):
@@ -65,7 +65,7 @@ def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_listed_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """JSON lines {"image", "split", "class"}; images without a class are left out."""
+    """Read JSON lines {"image", "split", "class"}; images without a class are left out."""
     folders = load_classes(spec.class_table_name).folders
     path = index_file(spec, split)
     for number, entry in read_json_lines(path):
@@ -74,7 +74,7 @@ def read_listed_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
         if take(entry, "split", str, where) != spec.splits[split] or not folder:
             continue
         if folder not in folders:
-            raise ValueError(f"{where} has {folder!r}, which datasets/classes/{spec.class_table_name}.json has not")
+            raise ValueError(f"{where} has {folder!r}, which is not in datasets/classes/{spec.class_table_name}.json")
         yield _record(spec, spec.root / take(entry, "image", str, where), label=folders.index(folder))
 
 
@@ -87,7 +87,7 @@ def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """`datasets/points/<index>`: JSON lines {"image", "what", "points"}, every object of one kind in one image.
+    """Read `datasets/points/<index>`, JSON lines {"image", "what", "points"}: every object of one kind in one image.
 
     A record has `points` as in `read_point_labels`, `what`, and the scene class `kind`. Objects that are not in the
     class table are left out.
@@ -104,14 +104,14 @@ def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """`datasets/shapes/<index>`: JSON lines {"image", "class", "complete", "polygons", "circles", "margin"}.
+    """Read `datasets/shapes/<index>`, JSON lines {"image", "class", "complete", "polygons", "circles", "margin"}.
 
     A line has the outlines of one class in one image: polygons [[x, y], ...] and circles [x, y, radius], in pixels.
-    `complete`: the image has no other objects of the class. `margin`: so many pixels around are unknown (default 1).
+    `complete`: the image has no other objects of the class. `margin`: width in pixels of the unknown rim (default 1).
     A record has the lines of one image: `shapes` with class ids, `complete` (ids), and the scene class `kind`.
 
     Raises:
-        ValueError: a class that the table has not, no shape, a polygon of fewer than 3 points, or no radius.
+        ValueError: a class that is not in the table, no shape, a polygon of fewer than 3 points, or no radius.
     """
     path, names = CLASSES_FOLDER.parent / "shapes" / spec.index, load_classes(spec.class_table_name).classes
     images: dict[str, list[dict]] = {}
@@ -130,7 +130,7 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
     name = take(entry, "class", str, where)
     if name not in names:
         raise ValueError(
-            f"{where}: {name!r} is no class of datasets/classes/{table}.json, which has {', '.join(names)}"
+            f"{where}: {name!r} is not a class of datasets/classes/{table}.json, which has {', '.join(names)}"
         )
     polygons = [
         [numbers(point, 2, f"{where}: a point of a polygon") for point in checked(polygon, list, f"{where}: a polygon")]
@@ -138,7 +138,7 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
     ]
     circles = [numbers(one, 3, f"{where}: a circle") for one in take(entry, "circles", list, where, [])]
     if not polygons and not circles:
-        raise ValueError(f"{where} has neither polygons nor circles: add one or take the line out")
+        raise ValueError(f"{where} has neither polygons nor circles: add one or remove the line")
     for polygon in polygons:
         if len(polygon) < 3:
             raise ValueError(f"{where}: the polygon {polygon} has {len(polygon)} points: at least 3 are needed")

@@ -23,7 +23,7 @@ class Entry:
         try:
             return archive.read(member)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise ValueError(f"{self.name} cannot be unpacked ({error}): get its zip again") from error
+            raise ValueError(f"{self.name} cannot be unpacked ({error}): download its zip again") from error
 
 
 def entries_of(paths: list[str | Path]) -> list[Entry]:
@@ -53,13 +53,13 @@ def entries_of(paths: list[str | Path]) -> list[Entry]:
 
 
 def _left_out(member: zipfile.ZipInfo) -> bool:
-    """Folders, and hidden files, such as the `._a.png` that macOS puts beside each `a.png`."""
+    """Whether a member is skipped: a folder or a hidden file, such as the `._a.png` that macOS puts beside `a.png`."""
     return member.is_dir() or member.filename.rpartition("/")[2].startswith(".")
 
 
 def _in_zip(path: Path, name: str) -> Iterator[Entry]:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a zip, or is truncated: unpack it and give the folder, or get it again")
+        raise ValueError(f"{path} is not a zip, or is truncated: unpack it and give the folder, or download it again")
     archive = zipfile.ZipFile(path)
     for member in archive.infolist():
         if _left_out(member):
@@ -68,7 +68,8 @@ def _in_zip(path: Path, name: str) -> Iterator[Entry]:
             try:
                 inner = zipfile.ZipFile(archive.open(member))
             except zipfile.BadZipFile as error:
-                raise ValueError(f"{name}/{member.filename} is no zip, or cut short ({error}): get it again") from error
+                inner = f"{name}/{member.filename}"
+                raise ValueError(f"{inner} is not a zip, or is truncated ({error}): download it again") from error
             for entry in inner.infolist():
                 if not _left_out(entry):
                     yield Entry(f"{name}/{member.filename}/{entry.filename}", (inner, entry.filename))

@@ -1,6 +1,6 @@
 """Final labels of a tile: the reviewers' decisions if there are any, else the model's confident names.
 
-Alphabet: H W pixels.
+Shape letters: H W pixels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TileAnnotation:
 def tile_annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict, TileAnnotation]]:
     """Yield (catalogue row, annotation) for each kept tile that has names.
 
-    Reviewed tiles (review/final) are taken as they are. In other tiles, regions below `confidence` are left out.
+    Reviewed tiles (review/final) are used unchanged. In other tiles, regions below `confidence` are left out.
 
     Args:
         work: the work folder, after step "name".

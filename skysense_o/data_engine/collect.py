@@ -1,6 +1,6 @@
 """Step 1: images and rasters of any size become tiles with their place and licence, listed in a catalogue.
 
-Alphabet: H W pixels of an image.
+Shape letters: H W pixels of an image.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from skysense_o.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 LEAST_VALID = 0.5
-"""Tiles of which a smaller share is valid are left out."""
+"""Tiles whose share of valid pixels is smaller are left out."""
 
 
 @dataclass
 class Cut:
     """A part of an image. row, column: of its first pixel, in the image. pixels: uint8 (H,W,3), None where too
-    little of it is valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres a pixel or NaN).
+    little of it is valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres per pixel or NaN).
     """
 
     row: int
@@ -63,8 +63,8 @@ def collect(
 ) -> Collected:
     """Cut every image and write tiles and catalogue; images that an earlier call finished are skipped.
 
-    An image longer than `side` is cut into equal parts of at most that; parts do not overlap, so no pixel is twice
-    in the set. An image that cannot be read is listed and tried again by the next call.
+    An image longer than `side` is cut into equal parts of at most that size. Parts do not overlap, so no pixel occurs
+    twice in the set. An image that cannot be read is listed and tried again by the next call.
 
     Args:
         side: side of a tile, in pixels. licence, credit: licence and credit of these images. gsd: metres per pixel of
@@ -80,7 +80,7 @@ def collect(
     cut = {(line["source"], line["row"], line["column"]) for line in journal.lines if "row" in line}
     for path in tqdm(images, unit="image", desc="collect"):
         try:
-            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # no machine's path is written
+            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # hides this machine's path
             if key in finished:
                 continue
             for part in cuts(path, side, gsd, lambda row, column, key=key: (key, row, column) in cut):
@@ -93,7 +93,7 @@ def collect(
             result.errors.append({"source": printable(path.name), "error": message})
             continue
         journal.add({"source": key, "finished": True})
-        finished.add(key)  # a link to it may follow
+        finished.add(key)  # the list may hold a link to the same file
         result.sources += 1
     journal.close()
     tiles = {line["tile"]["tile"]: line["tile"] for line in journal.lines if line.get("tile")}
@@ -141,7 +141,7 @@ def spans(length: int, side: int) -> list[range]:
 def cuts(
     path: Path, side: int, gsd: float | None = None, known: Callable[[int, int], bool] = lambda row, column: False
 ) -> Iterator[Cut]:
-    """The parts of an image, or of a raster read part by part, but those that are `known`."""
+    """The parts of an image, or of a raster read part by part, except those that are `known`."""
     if is_georeferenced(path):
         if has_geo():
             yield from _raster_cuts(path, side, known)

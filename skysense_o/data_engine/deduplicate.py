@@ -1,7 +1,7 @@
 """Step 2: leave out near-duplicate tiles, and tiles that show the same as an image of a test set.
 
 Duplicates are found first by perceptual hash (the one of tools/check_dataset.py), then by the image tower's embeddings.
-faiss does the nearest neighbour search. Alphabet: N tiles, D embedding.
+faiss does the nearest neighbour search. Shape letters: N tiles, D embedding.
 """
 
 from __future__ import annotations

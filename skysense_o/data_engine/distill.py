@@ -1,6 +1,6 @@
 """Distillation: a small model learns the soft masks that a strong model predicts for unlabelled tiles.
 
-Alphabet: B images, C classes, H W pixels, h w grid.
+Shape letters: B images, C classes, H W pixels, h w grid.
 
 Two steps share a work folder of the data engine. `label_softly` writes soft/<tile>.png, the teacher's probabilities,
 and resumes an interrupted run. `teach` trains on them; a sample is a function of seed and index, so a resumed run
@@ -79,7 +79,7 @@ class SoftMasks:
     """The tiles of a work folder with their soft masks."""
 
     def __init__(self, work: WorkFolder, side: int, divisor: int) -> None:
-        """side: of the crops, in pixels, cut to a multiple of `divisor`; smaller tiles are padded by reflection.
+        """side: side of the crops in pixels, rounded down to a multiple of `divisor`; smaller tiles are mirrored.
 
         Raises:
             FileNotFoundError: no soft masks yet. ValueError: a side below `divisor`.
@@ -97,8 +97,10 @@ class SoftMasks:
         self.rows = [row for row in work.kept() if (work / f"soft/{row['tile']}.png").is_file()]
 
     def sample(self, seed: int, number: int) -> tuple[Tensor, Tensor]:
-        """uint8 (3,H,W) and probabilities (C,H/4,W/4): a crop, turned, mirrored, of other colours; tiles by a fresh
-        shuffle each time round."""
+        """A crop with random rotation, flip and colours: uint8 (3,H,W), and probabilities (C,H/4,W/4).
+
+        Tiles are shuffled anew for each pass over them.
+        """
         epoch, place = divmod(number, len(self.rows))
         row = self.rows[np.random.default_rng((seed, epoch)).permutation(len(self.rows))[place]]
         rng = np.random.default_rng((seed, epoch, place))
@@ -173,9 +175,8 @@ def teach(
 
 
 def divergence(model: nn.Module, images: Sequence[Tensor], targets: Sequence[Tensor], vocabulary: Vocabulary) -> Tensor:
-    """How far a student's masks of some crops are from the teacher's, and its presence from theirs; see
-    `soft_mask_divergence`."""
-    first = Vocabulary.of([words[:1] for words in vocabulary.phrases])  # the student hears a class's own name
+    """The divergence of a student's masks and presence from the teacher's on some crops; see `soft_mask_divergence`."""
+    first = Vocabulary.of([words[:1] for words in vocabulary.phrases])  # the student learns each class's own name
     embedding, _, _ = model.embed_images(images)
     text, valid = model.text_bank(model.tower, [first] * len(images), model.templates)
     logits, presence, _ = model.sem_seg_head.decode(embedding, Queries(model.blur(text), valid))

@@ -1,6 +1,6 @@
 """Namers: classifiers of regions over a vocabulary. `vlm_namer` has those that answer in free text.
 
-Alphabet: R regions, C classes, D embedding, H W pixels, h w grid.
+Shape letters: R regions, C classes, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class VocabularyNamer:
         self, predictor: Predictor, vocabulary: Vocabulary, by: Literal["features", "masks"] = "masks"
     ) -> None:
         if by not in ("features", "masks"):
-            raise ValueError(f"unknown way of naming {by!r}: features or masks are permitted")
+            raise ValueError(f"unknown way of naming {by!r}: choose features or masks")
         self.predictor, self.vocabulary, self.by = predictor, vocabulary, by
 
     @torch.inference_mode()

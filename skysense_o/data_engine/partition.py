@@ -1,6 +1,6 @@
 """Turn masks and label maps into connected regions that cover the whole image and are not tiny.
 
-Alphabet: K masks, R regions, H W pixels.
+Shape letters: K masks, R regions, H W pixels.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def tidy(labels: np.ndarray, least: int) -> np.ndarray:
     is_region = ids >= 0
     rank[is_region] = 1 + np.argsort(np.argsort(first[is_region]))
     if rank.max(initial=0) > 65535:
-        raise ValueError(f"{rank.max()} regions in one tile, at most 65535 are permitted: give a larger --least")
+        raise ValueError(f"{rank.max()} regions in one tile, at most 65535 fit: give a larger --least")
     return rank[inverse.reshape(labels.shape)].astype(np.uint16)
 
 

@@ -1,6 +1,6 @@
 """Step 3: divide each tile into disjoint regions. Pixels of no region are the rest, number 0.
 
-Alphabet: K masks, H W pixels, h w grid.
+Shape letters: K masks, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def proposer(
         return lambda rgb: by_words(predictor, rgb, vocabulary)
     if method == "everything":
         return lambda rgb: by_clicks(predictor, rgb)
-    raise ValueError(f"unknown method {method!r}: {', '.join(METHODS)} are permitted")
+    raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
 
 
 def by_words(predictor: Predictor, rgb: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Split tiles into train and val without leakage: tiles of the same area stay in the same split.
 
-Alphabet: N tiles.
+Shape letters: N tiles.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dic
         ValueError: share out of range, or not a regular expression.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"--val {share} is out of range: 0 to below 1")
+        raise ValueError(f"--val {share} is out of range: at least 0 and below 1")
     groups: dict[int, list[str]] = {}
     for row, index in zip(rows, group_numbers(rows, group)):
         groups.setdefault(index, []).append(row["tile"])

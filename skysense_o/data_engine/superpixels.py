@@ -1,6 +1,6 @@
 """Regions from superpixels, merged where their colour and tower features are similar. Needs no trained decoder.
 
-Alphabet: S superpixels, D embedding, H W pixels, h w grid.
+Shape letters: S superpixels, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Vectors on disk, one per name, in files of 512, so that an interrupted run can be resumed. Alphabet: N names."""
+"""Vectors on disk, one per name, in files of 512, so that an interrupted run can be resumed. Shape letters: N names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Region names from a vision-language model (VLM): a local one, run by transformers, or a service, asked by HTTP.
+"""Region names from a vision-language model (VLM): a local one, run by transformers, or a service behind HTTP.
 
 The service must offer the chat completions interface. The environment variables SKYSENSE_O_VLM_URL and
 SKYSENSE_O_VLM_KEY hold its address and its key.
@@ -139,7 +139,7 @@ def local_model(path: Path, device: str = "cpu") -> Callable[[Image.Image, str],
 def service(model: str = "", timeout: float = 60.0, pause: float = 1.0) -> Callable[[Image.Image, str], Answer]:
     """Connect to a chat completions server that accepts images; address and key come from the environment.
 
-    A question is asked up to ATTEMPTS times: again after status 429 or 5xx, a network error or a truncated response.
+    A question is sent up to ATTEMPTS times: again after status 429 or 5xx, a network error or a truncated response.
     Redirects are followed; the key is not sent to another host.
 
     Args:

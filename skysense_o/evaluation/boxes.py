@@ -19,8 +19,8 @@ def box_average_precision(truth: dict, results: list[dict], most: int = 1000) ->
     Args:
         truth: content of a COCO annotation file: images, categories, and annotations with bbox.
         results: content of a COCO result file: a list of image_id, category_id, bbox (x, y, width, height) and score.
-        most: number of boxes per class and image that count, the highest scores first. COCO counts 100, which is few
-            for a scene.
+        most: number of boxes per class and image that count, the highest scores first. COCO counts 100, too few for
+            a scene.
 
     Returns:
         AP (mean over the IoU thresholds 0.5 to 0.95), AP50, AP75, AP_small, AP_medium, AP_large, in 0..1 or NaN
@@ -69,7 +69,7 @@ def read_coco_boxes(truth: str | Path, results: str | Path) -> tuple[dict, list[
     """Read an annotation file and a result file for `box_average_precision`.
 
     Args:
-        truth: COCO annotation file; boxes of images.
+        truth: COCO annotation file with boxes of images.
         results: COCO result file.
 
     Raises:

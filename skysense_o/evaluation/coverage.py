@@ -49,7 +49,7 @@ def _span(low: float, high: float) -> slice:
 
 
 def coverage(shares: np.ndarray, kinds: Sequence[str], words: Sequence[str], own: dict[str, tuple[str, ...]]) -> dict:
-    """Does a word cover at least 1 % of the images of its own kinds and less than 0.5 % of all others?
+    """Test whether each word covers at least 1 % of the images of its own kinds, and less than 0.5 % of all others.
 
     Args:
         shares: (N,C), the share of each image's pixels per word. kinds: N scene classes. own: word -> its scene

@@ -1,4 +1,4 @@
-"""Metrics from a confusion matrix. Alphabet: C classes; rows are the truth, columns the prediction."""
+"""Metrics from a confusion matrix. Shape letters: C classes; rows are the truth, columns the prediction."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int) -> T
     ids = truth[known]
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < classes:
         wrong = int(ids.max()) if int(ids.max()) >= classes else int(ids.min())
-        raise ValueError(f"a label has id {wrong}: permitted are 0 to {classes - 1} and {ignore} (ignored)")
+        raise ValueError(f"a label has id {wrong}: ids must be 0 to {classes - 1}, or {ignore} (ignored)")
     cell = ids * (classes + 1) + prediction[known]
     return torch.bincount(cell, minlength=classes * (classes + 1)).view(classes, classes + 1)
 
@@ -46,7 +46,7 @@ def segmentation_metrics(matrix: np.ndarray | Tensor, background: Sequence[bool]
     Detectron2 0.6 has had two rules for the mean IoU:
     - mIoU: the mean over the classes in the truth (Detectron2 since mid-2022);
     - mIoU_predicted: the sum divided by the number of classes in the truth or the prediction, so that a class that is
-      predicted but absent counts as 0 (Detectron2 before, and forks of that time).
+      predicted but absent counts as 0 (Detectron2 until mid-2022, and forks of that time).
 
     Args:
         matrix: (C,C+1) from `confusion`.

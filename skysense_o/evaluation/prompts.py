@@ -34,7 +34,7 @@ def evaluate_prompts(
 
     Args:
         model: a SkySenseO that takes prompts.
-        samples: functions that return a Sample with `sem_seg`; they are shared among processes.
+        samples: functions that return a Sample with `sem_seg`; they are split across processes.
         folder: an image with the masks of the first sample is written to it; None: no image.
 
     Returns:

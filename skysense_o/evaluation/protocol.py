@@ -45,12 +45,14 @@ def protocol_file(name: str) -> Path:
     if path.is_file() or Path(name).is_file():
         return path if path.is_file() else Path(name)
     known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-    raise FileNotFoundError(f"TEST.PROTOCOL {name!r} is neither a file nor a protocol: {known}; empty: whole images")
+    raise FileNotFoundError(
+        f"TEST.PROTOCOL {name!r} is neither a file nor a protocol: choose one of {known}, or '' for whole images"
+    )
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are shown to the model and how its output becomes labels.
+    """How images are prepared for the model, and how its output becomes labels.
 
     Attributes:
         name: name of the protocol.
@@ -109,7 +111,7 @@ class Protocol:
             table: name of the class table.
 
         Raises:
-            FileNotFoundError: no file of retrieval words for this class table.
+            FileNotFoundError: this class table has no retrieval-words file.
         """
         if self.background:
             vocabulary = Vocabulary.of(vocabulary.phrases, self.background)
@@ -117,7 +119,9 @@ class Protocol:
             return vocabulary
         path = Path(self.retrieval.replace("{}", table))
         if not path.is_file():
-            raise FileNotFoundError(f"TEST.RETRIEVAL {self.retrieval!r}: no file {str(path)!r}; empty: no such words")
+            raise FileNotFoundError(
+                f"TEST.RETRIEVAL {self.retrieval!r}: no file {str(path)!r}: give another, or '' for no retrieval words"
+            )
         return vocabulary.with_words(read_retrieval_words(path))
 
     def labels(self, model: nn.Module, sample: Sample, rest: int | None = None) -> Tensor:

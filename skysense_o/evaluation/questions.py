@@ -90,7 +90,7 @@ def evaluate_questions(
     training: Sequence[dict],
     seed: int = 0,
 ) -> tuple[dict[str, float], list[dict]]:
-    """Evaluate a VQA model and the two baselines on all questions. The images are shared among processes.
+    """Evaluate a VQA model and the two baselines on all questions. The images are split across processes.
 
     Args:
         vqa_model: answers the questions.
@@ -103,7 +103,7 @@ def evaluate_questions(
         numbers: accuracies "model/<type>", "question_only/<type>" and "shuffled/<type>". Beside the question types
             there are "average" over types, "overall" over questions, and "human" over questions that people wrote
             freely. "count_bucketed" and "area_bucketed" compare RSVQA's buckets, and "count_within_one" allows an error
-            of one; they are in no average.
+            of one; neither is part of an average.
         predictions: one row per question, with the three answers under "predictions".
 
     Raises:

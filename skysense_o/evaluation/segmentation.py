@@ -115,7 +115,7 @@ def _matrix(
             labels, name = prediction.cpu().numpy(), sample["file_name"]
             if "coco" in task.predictions:
                 rows += as_coco(name, labels, task.num_classes)
-            if "png" in task.predictions:  # with the index, because files of one set may have the same name
+            if "png" in task.predictions:  # the name includes the index, because files of one set may have equal names
                 folder = task.folder / f"{task.name}_predictions"
                 save_png(folder / f"{index:05d}_{Path(name).stem}.png", labels, list(task.colors))
     if comm.get_world_size() > 1:

@@ -71,7 +71,7 @@ class Asker:
         return [records[i] for i in np.linspace(0, len(records) - 1, self.limit).round().astype(int)]
 
     def __call__(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
-        """uint8 (H,W,3) -> (H,W), the index of the word that each pixel gets; "tree|vegetation" is one of two words."""
+        """uint8 (H,W,3) -> (H,W), the index of each pixel's word; "tree|vegetation" is one word with a synonym."""
         vocabulary = Vocabulary.of([tuple(word.split("|")) for word in words])
         sample = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "vocabulary": vocabulary}
         return self.model.predict([sample], "labels")[0]["labels"].cpu().numpy()
@@ -81,27 +81,27 @@ Numbers = dict[str, dict[str, float]]
 
 
 def ask_roads(ask: Asker) -> Numbers:
-    """IoU of "road"."""
+    """Compute the IoU of "road"."""
     return {"epfl_roads_val": {"IoU of road": _iou_of_class_1(ask, "epfl_roads_val", ROADS)}}
 
 
 def ask_buildings(ask: Asker) -> Numbers:
-    """IoU of "building"."""
+    """Compute the IoU of "building"."""
     return {"oam_buildings_val": {"IoU of building": _iou_of_class_1(ask, "oam_buildings_val", ROOFS)}}
 
 
 def ask_land(ask: Asker) -> Numbers:
-    """mIoU of five words; the set has no water."""
+    """Compute the mIoU of five words; the set has no water."""
     return {"czech_landcover_val": _mean_iou(ask, "czech_landcover_val", LAND)}
 
 
 def ask_drone(ask: Asker) -> Numbers:
-    """mIoU of six words on a set that no training used; pixels of other classes are ignored."""
+    """Compute the mIoU of six words on a set that no training used; pixels of other classes are ignored."""
     return {"semantic_drone_test": _mean_iou(ask, "semantic_drone_test", DRONE)}
 
 
 def ask_objects(ask: Asker) -> Numbers:
-    """For boxed objects: the share of boxes that are hit, and the share of the word's pixels inside boxes."""
+    """Compute, for boxed objects, the share of boxes that are hit and the share of the word's pixels inside boxes."""
     found: Numbers = {}
     for name, words, meant in (
         ("simd_val", AIRFIELD, {"airplane": AEROPLANES, "boat": ("boat",), "car": ("car",)}),
@@ -125,7 +125,7 @@ def ask_objects(ask: Asker) -> Numbers:
 
 
 def ask_coverage(ask: Asker) -> Numbers:
-    """On UC Merced's test images: is each of twelve words found in images of its scene classes, and in no others?"""
+    """Test on UC Merced's test images whether each of twelve words is found in its scene classes and in no others."""
     words, records = (*KINDS, *BESIDE), ask.records("ucmerced_test")
     table, shares = load_classes("ucmerced"), []
     for record in records:

@@ -84,9 +84,7 @@ def read_templates(path: str | Path) -> list[str]:
         ValueError: a line without exactly one "{}", or no line at all.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no file of templates at {str(path)!r}: give a file with one sentence with {{}} per line"
-        )
+        raise FileNotFoundError(f"no templates file at {str(path)!r}: give a file with one sentence with {{}} per line")
     lines = [line for line in read_lines(path) if not line.startswith("#")]
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
@@ -125,7 +123,7 @@ def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
 
 
 def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int, flips: bool) -> Tensor:
-    """Unit vectors (N,D) of all images, which are shared among processes."""
+    """Unit vectors (N,D) of all images, which are split across processes."""
     mine = range(comm.get_rank(), len(records), comm.get_world_size())
     vectors = torch.zeros((len(records), tower.dim), device=tower.pixel_mean.device)
     for first in range(0, len(mine), BATCH):

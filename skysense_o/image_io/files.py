@@ -1,4 +1,4 @@
-"""Image files: the container by the first bytes, side files, the limit of pixels, errors."""
+"""Image files: the container (found by the first bytes), side files, the limit of pixels, errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".j2k", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".img",
     ".vrt",
 )  # fmt: skip
-"""Suffixes of the files that are read from a folder. A file that is named itself may have any suffix."""
+"""Suffixes of the files that are read from a folder. A file that is named explicitly may have any suffix."""
 MAX_PIXELS = 178_956_970
 """Default limit of pixels that are decoded at once; as RGB they take 512 MiB."""
 LIMIT_VARIABLE = "SKYSENSE_O_MAX_PIXELS"
@@ -171,7 +171,7 @@ def _once(paths: list[Path]) -> list[Path]:
 def images_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files of a folder with one of these suffixes, in lower case, sorted; hidden ones are left out.
 
-    macOS puts a hidden `._a.jpg`, which is no image, beside each `a.jpg` on foreign disks and in zip files.
+    macOS puts a hidden `._a.jpg`, which is not an image, beside each `a.jpg` on foreign disks and in zip files.
     """
     return sorted(
         path

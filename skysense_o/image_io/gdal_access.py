@@ -30,7 +30,7 @@ DRIVERS = {
 }  # fmt: skip
 """GDAL driver per container. Raw values with a header file (ENVI) may need the driver EHdr instead."""
 _NO_GEOREFERENCE_INSIDE = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PNM")
-"""Containers that are georeferenced by a side file only, so most files need not be opened with GDAL to know."""
+"""Containers that only a side file can georeference, so most such files need not be opened with GDAL."""
 GDAL_CACHE = 64 * 2**20
 HTTP_TIMEOUT = 20
 VRT_DEPTH = 4
@@ -57,7 +57,7 @@ def gdal_settings(remote: bool = False) -> Iterator[None]:
     from rasterio.errors import NotGeoreferencedWarning
 
     options = {"GDAL_CACHEMAX": GDAL_CACHE, "GDAL_HTTP_TIMEOUT": HTTP_TIMEOUT, "GDAL_HTTP_CONNECTTIMEOUT": HTTP_TIMEOUT}
-    options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # it would accept a PNG that is cut short
+    options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # with it GDAL would accept a truncated PNG
     if not remote:  # no file has this suffix, so GDAL opens none on a network
         options |= {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".no-remote-files", "GDAL_HTTP_PROXY": "127.0.0.1:9"}
     with rasterio.Env(**options), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""EXIF orientation: rotate and mirror stored images so that they are upright. Alphabet: H W pixels."""
+"""EXIF orientation: rotate and mirror stored images so that they are upright. Shape letters: H W pixels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the reader returns: RGB pixels, which of them are valid, and how the file was converted.
 
-Alphabet: H W pixels.
+Shape letters: H W pixels.
 """
 
 from __future__ import annotations

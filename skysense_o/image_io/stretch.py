@@ -1,6 +1,6 @@
 """Convert values of more than 8 bits to 0..255 with one stretch per file, between percentiles of its valid pixels.
 
-Alphabet: H W pixels, C bands.
+Shape letters: H W pixels, C bands.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Automatic mask generation: segment all regions of an image with a grid of clicks.
 
-Follows SamAutomaticMaskGenerator of Segment Anything (Kirillov et al. 2023). Alphabet: K clicks, H W pixels, h w grid.
+Follows SamAutomaticMaskGenerator of Segment Anything (Kirillov et al. 2023).
+
+Shape letters: K clicks, H W pixels, h w grid.
 """
 
 from __future__ import annotations

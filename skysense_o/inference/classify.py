@@ -1,6 +1,6 @@
 """Whole images: classification, and the loading of models for visual question answering.
 
-Alphabet: B images, C classes, T phrases, D embedding.
+Shape letters: B images, C classes, T phrases, D embedding.
 """
 
 from __future__ import annotations

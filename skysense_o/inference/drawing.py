@@ -79,8 +79,8 @@ def with_legend(
     """Add a legend below an image: color, name and share of each class. It covers no pixel of the image.
 
     The legend is not taller than the image: where its rows do not fit, it gets more columns and becomes wider than the
-    image. Of more than MAX_IN_LEGEND classes, only the largest are listed, and the last entry says how many more there
-    are.
+    image. Of more than MAX_IN_LEGEND classes, only the largest are listed, and the last entry shows how many are left
+    out.
 
     Args:
         image: uint8 (H,W,3), RGB.

@@ -25,9 +25,9 @@ class TrainingWords:
     def __init__(self, tower: Tower, classes: Sequence[str], text_bank: TextBank | None = None) -> None:
         """
         Args:
-            tower: its text half compares words.
+            tower: its text encoder compares words.
             classes: training classes, each with its synonyms separated by bars; empty if unknown.
-            text_bank: the model's, so that a word is encoded once; None: an own one.
+            text_bank: the model's text bank, so that a word is encoded once; None: a new one.
         """
         self.tower, self.classes = tower, [entry.split("|") for entry in classes]
         self.text_bank = text_bank or TextBank()

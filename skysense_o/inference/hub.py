@@ -52,7 +52,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
         if self.path is None:
             dtype = torch.float16 if _fits_half(state_to_save(self.model)) else None
             save_weights(self.model, target, self.config, dtype)
-        elif self.config_in_file:  # a model for inference is folded: its file is what can be saved
+        elif self.config_in_file:  # a model for inference has merged layers, so its weights file is saved instead
             with whole(target) as part:
                 shutil.copyfile(self.path, part)
         else:
@@ -64,7 +64,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
         write_json(save_directory / "config.json", {"library_name": HUB_LIBRARY, "model": tree})
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
-        """The card beside the file of weights, or else one with what the config says of the training."""
+        """The card beside the weights file, or else a card made from the config."""
         own = self.path.with_suffix(".md") if self.path is not None else None
         if own is not None and own.is_file():
             text = re.sub(r"^# .*\n+", "", own.read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
 
 
 def _facts(tree: dict) -> str:
-    """What a model's config says of its parts and of its training."""
+    """The lines of a card on a model's parts and training, from its config."""
     known, head = tree.get("KNOWN", {}), tree["SEM_SEG_HEAD"]["NAME"]
     classes = ", ".join(str(words).split("|")[0] for words in known.get("CLASSES", ()))
     rows = {
@@ -84,13 +84,13 @@ def _facts(tree: dict) -> str:
         "Trained on": ", ".join(known.get("DATASETS", ())) or "not recorded",
         "Classes": classes or "not recorded",
         "Metres per pixel": " to ".join(f"{gsd:g}" for gsd in known.get("GSD", ())) or "not recorded",
-        "Results, licence": "to be filled in by who publishes this",
+        "Results, licence": "to be filled in by whoever publishes this",
     }
     return "\n".join(f"- {name}: {text}" for name, text in rows.items())
 
 
 def _fits_half(state: dict[str, Tensor]) -> bool:
-    """Whether no value changes if it is stored in half precision, as of weights that were read in it."""
+    """Whether half precision stores every value exactly, as when the weights were read from it."""
     return all(
         torch.equal(tensor, tensor.to(torch.float16).to(tensor.dtype))
         for tensor in state.values()

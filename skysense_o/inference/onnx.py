@@ -1,7 +1,7 @@
 """Export the image tower and decoder to ONNX: image and text embeddings in, one mask per phrase out.
 
 The text tower is not exported. Text embeddings are computed once (`embed_words`) and are an input, so the file works
-with any vocabulary. Alphabet: B images, T phrases, D embedding, H W pixels, h w grid.
+with any vocabulary. Shape letters: B images, T phrases, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
             " MiniTower with SAMMaskHead can"
         )
     half, divisor = ImageHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor
-    half.tower.prepare_inference()  # its fixed padding keeps the sizes simple expressions while tracing
+    half.tower.prepare_inference()  # with fixed padding, the sizes stay simple expressions while tracing
     names = ["logits", *["presence"] * (model.sem_seg_head.presence is not None)]
     batch, height, width, phrases = (
         torch.export.Dim("B", min=1, max=MAX_BATCH),

@@ -1,6 +1,6 @@
 """Segment an image with one call.
 
-Alphabet: C classes, H W pixels.
+Shape letters: C classes, H W pixels.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Predictor(HubModel):
             ValueError: another precision.
         """
         if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision {precision!r} is not known: fp32 or bf16")
+            raise ValueError(f"unknown precision {precision!r}: choose fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
         self.config = config
         self.known_classes, self.known_gsd, self._warned = tuple(known_classes), tuple(known_gsd), set[str]()
@@ -80,7 +80,7 @@ class Predictor(HubModel):
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file of weights; "" without a file. Computed on first use, which takes seconds for 5 GB."""
+        """SHA-256 of the weights file; "" without a file. Computed on first use, which takes seconds for 5 GB."""
         return weights_hash(self.path) if self.path else ""
 
     @classmethod
@@ -161,7 +161,7 @@ class Predictor(HubModel):
     def window_model(
         self, vocabulary: Vocabulary, overview: Callable[[], torch.Tensor]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """As `windows`, for the windows of one image; overview: see `window_probabilities`."""
+        """Like `windows`, for the windows of one image. overview: see `window_probabilities`."""
         with self.in_precision():
             ask = window_probabilities(self.model, vocabulary, overview)
 
@@ -270,7 +270,7 @@ class Predictor(HubModel):
 
 
 def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNode:
-    """The config of a model for inference: from a YAML, or else from the file of weights.
+    """The config of a model for inference: from a YAML, or else from the weights file.
 
     Raises:
         FileNotFoundError: no such YAML.
@@ -278,7 +278,7 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
     """
     cfg = default_config()
     if path is not None and path.is_dir():
-        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the one model that comes as a folder, and says so if it is another
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the only model that comes as a folder; loading fails for another
     if config_file:
         merge_file(cfg, config_file)
     elif path is None or path.is_file():

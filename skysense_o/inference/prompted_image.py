@@ -1,6 +1,6 @@
 """An image that is encoded once, then segmented with classes, clicks, boxes or regions.
 
-Alphabet: C classes, K prompts or regions, N points, D embedding, H W pixels, h w grid.
+Shape letters: C classes, K prompts or regions, N points, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PromptedImage:
 
     @property
     def has_region_vectors(self) -> bool:
-        """Whether regions are named by vectors, which is cheap. SAM 3 has none: it is asked for each class's mask."""
+        """Whether regions are named by vectors, which is cheap. SAM 3 has none: it predicts a mask per class."""
         return not hasattr(self.model, "embed_regions")
 
     @torch.inference_mode()
@@ -195,7 +195,7 @@ class PromptedImage:
             ValueError: the model has no region vectors in the space of the words.
         """
         if not self.has_region_vectors:
-            raise ValueError("SAM 3 compares no region with words by vectors: name by masks, or use other weights")
+            raise ValueError("SAM 3 has no vectors to compare a region with words: name by masks, or use other weights")
         text, _ = self.model.text_bank(self.model.tower, [vocabulary], self.model.templates)
         cosines = regions @ F.normalize(text[0].float().mean(1), dim=-1).T
         return geometry.best_of_phrases(cosines.T, vocabulary.phrase_to_class, len(vocabulary)).T
@@ -257,7 +257,7 @@ class PromptedImage:
             raise ValueError("neither a point nor a box: give at least one")
         wrong = sorted(set(labels) - {0, 1})
         if wrong:
-            raise ValueError(f"point labels {wrong}: permitted are 1 (inside) and 0 (outside)")
+            raise ValueError(f"point labels {wrong}: they must be 1 (inside) or 0 (outside)")
         height, width = self.size
         for x, y in points:
             if not (0 <= x < width and 0 <= y < height):

@@ -1,6 +1,6 @@
 """The segmentation of one image, and the rules for "none" and for pixels without data.
 
-Alphabet: C classes, H W pixels.
+Shape letters: C classes, H W pixels.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Segmentation:
         labels: (H,W) ids; int64, or uint8 or uint16 if the image was segmented in windows. Pixels without data have
             the id `nodata`.
         score: (H,W) float32, probability of the best class per pixel, background included.
-        vocabulary: the classes that were asked for.
+        vocabulary: the requested classes.
         probabilities: (C,H,W) float32 per class of the vocabulary, background included; None unless requested.
         presence: class -> probability that it is anywhere in the image; None if the model does not predict it.
-        threshold: the one that was applied, or None.
+        threshold: the threshold that was applied, or None.
         valid: bool (H,W), False where pixels have no data (declared nodata, alpha 0, not finite); None if all have. The
-            model sees such pixels in its mean color.
+            model gets its mean color there.
 
     >>> labels, score = np.array([[0, 1], [1, 1]]), np.ones((2, 2), np.float32)
     >>> segmentation = Segmentation(("road", "tree"), labels, score, Vocabulary.parse("road,tree"))

@@ -1,4 +1,4 @@
-"""Segment images of any size in memory with sliding windows. Alphabet: H W pixels, C classes."""
+"""Segment images of any size in memory with sliding windows. Shape letters: H W pixels, C classes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def plan_windows(
 def window_probabilities(
     model: nn.Module, vocabulary: Vocabulary, overview: Callable[[], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """What gives the probabilities of one image's windows: uint8 (B,3,h,w) -> (B,C,h',w').
+    """Return a function that predicts one image's windows: uint8 (B,3,h,w) -> probabilities (B,C,h',w').
 
     Args:
         overview: returns the whole image, uint8 (3,H,W), at any scale. It is only called for a model that decides on

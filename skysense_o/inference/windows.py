@@ -1,7 +1,7 @@
 """Divide an image into windows, and determine which pixels are final after which windows.
 
-Alphabet: H W pixels of the image as the model sees it, h w cells of the mask grid (one cell per `stride` pixels). The
-result may have fewer or more pixels than the model sees, if the image is resampled for the model.
+Shape letters: H W pixels of the image as the model sees it, h w cells of the mask grid (one cell per `stride` pixels).
+If the image is resampled for the model, the result may have fewer or more pixels than the model sees.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may ask the web page for what: cookies, names of files, other sites, and what the page itself may load."""
+"""Access to the web page: cookies, file names, requests from other sites, and what the page itself may load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COOKIE = "skysense_o_visitor"
 ENDED = "This page was idle for too long, or the server was started again. Reload it."
 CLOSED = "This image is closed: open it again."
 NAME_LENGTH = 100
-"""Bytes of a file's name, without its suffix."""
+"""Longest file name in bytes, without its suffix."""
 
 
 class Body(BaseModel):
@@ -49,7 +49,7 @@ def visitor_of(request: Request, page: Page) -> Visitor:
 
 
 def image_of(request: Request, page: Page, key: str) -> OpenImage:
-    """One of the visitor's own images; those of others are not found."""
+    """One of the visitor's own images; status 404 for images of others."""
     image = visitor_of(request, page).images.get(key)
     if image is None or image.session.closed:
         raise HTTPException(404, CLOSED)
@@ -57,7 +57,7 @@ def image_of(request: Request, page: Page, key: str) -> OpenImage:
 
 
 def safe_name(name: str) -> str:
-    """A name that a file can have here: no folders, no characters that mean something elsewhere.
+    """Make a safe file name: no folders, no characters with a special meaning.
 
     Raises:
         HTTPException: a suffix that is not accepted.
@@ -68,7 +68,7 @@ def safe_name(name: str) -> str:
     base = re.sub(r"[^\w.\-() ]", "_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(". ")
     stem, suffix = Path(base).stem, Path(base).suffix
     if suffix.lower() not in UPLOADS:
-        raise HTTPException(415, f"{base[:40]!r} is no image that is accepted here: {', '.join(UPLOADS)}")
+        raise HTTPException(415, f"{base[:40]!r} is not an accepted image: use {', '.join(UPLOADS)}")
     while len(stem.encode()) > NAME_LENGTH:
         stem = stem[:-1]
     return stem + suffix
@@ -86,7 +86,7 @@ def session_of(request: Request, page: Page, key: str) -> Iterator[Session]:
 
 
 class PageGuard:
-    """ASGI middleware: refuse changes that other sites ask for, and tell the browser what the page may load.
+    """ASGI middleware: refuse requests for changes from other sites, and send the content security policy.
 
     Args:
         app: the application.

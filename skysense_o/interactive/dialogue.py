@@ -64,7 +64,7 @@ class Dialogue(cmd.Cmd):
         """name [a,b,c]    the classes most similar to the region, of these words or of many"""
         vocabulary = Vocabulary.parse(line) if line else self.session.naming(self.classes())
         if vocabulary is None:
-            self._say("SAM 3 is asked class by class: give words, such as: name road,tree")
+            self._say("SAM 3 compares class by class: give words, such as: name road,tree")
             return
         ranked = self.session.name(vocabulary)
         self._say(tabulate(ranked, ["class", "cosine"], floatfmt=".3f"))

@@ -23,7 +23,7 @@ CONTENTS = {
     "_overlay.png": "the image with coloured masks and a legend",
     "_labels.png": "label map: the class index per pixel; the JSON lists the indices",
     "_probabilities.npz": "probability per class and pixel: (C,H,W) float16 and class_names",
-    "_labels.tif": "label map as a GeoTIFF; it has a place on the ground if the image has one",
+    "_labels.tif": "label map as a GeoTIFF; georeferenced if the image is",
     "_confidence.tif": "score per pixel as a GeoTIFF",
     ".gpkg": "polygons per class for a GIS (GeoPackage)",
     ".geojson": "polygons per class in longitude and latitude",
@@ -32,11 +32,11 @@ CONTENTS = {
     "_areas.csv": "pixels, share and area per class",
     ".json": "classes, shares, settings, and the command that repeats the run",
 }
-"""What the files hold, by the end of their name."""
+"""Description of each file, by the end of its name."""
 
 
 def export_zip(session: Session) -> Path:
-    """Write one ZIP file with all formats and a README.txt that tells what each file is.
+    """Write one ZIP file with all formats and a README.txt that describes each file.
 
     Returns:
         Path of the ZIP file, in the session's folder.
@@ -64,7 +64,7 @@ def export_zip(session: Session) -> Path:
 def export(session: Session) -> list[Path]:
     """Write all formats into the session's folder; files of an earlier call are replaced.
 
-    The formats of scenes need the extra "geo", and GeoJSON needs a place on the ground; else they are left out.
+    The formats of scenes need the extra "geo", and GeoJSON needs a known ground location; else they are left out.
 
     Returns:
         Paths of the files.
@@ -74,7 +74,7 @@ def export(session: Session) -> list[Path]:
     """
     found, image = session.found, session.image
     if found is None:
-        raise ValueError("nothing to save yet: ask for some words first")
+        raise ValueError("nothing to save yet: segment some words first")
     folder, stem = session.folder / "files", image.stem
     asked = [name for name, flag in zip(found.vocabulary.classes, found.vocabulary.background) if not flag]
     colors = session.palette[len(found.classes) - len(asked) :]
@@ -90,7 +90,7 @@ def export(session: Session) -> list[Path]:
 
 
 def run_settings(session: Session) -> dict:
-    """What was asked for, as JSON, with the command that repeats it.
+    """The settings of the segmentation as JSON, with the command that repeats it.
 
     Raises:
         ValueError: the session has no segmentation yet.
@@ -125,7 +125,7 @@ def repeat_command(session: Session) -> str | None:
     """
     found = session.found
     if found is None:
-        raise ValueError("nothing to repeat yet: ask for some words first")
+        raise ValueError("nothing to repeat yet: segment some words first")
     if found.vocabulary.examples:
         return None
     entries = list(zip(["|".join(phrases) for phrases in found.vocabulary.phrases], found.vocabulary.background))

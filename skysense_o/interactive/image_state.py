@@ -1,4 +1,4 @@
-"""What the browser is told about an open image, as JSON."""
+"""The state of an open image as JSON for the browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skysense_o.interactive.visitors import OpenImage
 
 
 def image_state(image: OpenImage) -> dict:
-    """An image and the latest answers about it. Positions are on the grid that the browser shows."""
+    """An image and its latest results. Positions are on the grid that the browser shows."""
     session = image.session
     opened, found, region = session.image, session.found, session.region
     height, width = opened.rgb.shape[:2]

@@ -13,7 +13,7 @@ from skysense_o.errors import USER_ERRORS, message
 from skysense_o.interactive.timed_work import StoppedByUser, TimedRequest, TimedWork
 
 BEAT = 0.25
-"""Seconds between two looks at whether the user is still there."""
+"""Seconds between two checks whether the user is still connected."""
 BUSY = "too many people are waiting here: try again in a minute"
 
 
@@ -37,7 +37,7 @@ class JobQueue:
         return self.running < self.jobs and not self.waiting
 
     async def stream(self, callback: Callable[[], dict], gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[dict]:
-        """Run a request, and tell how it goes.
+        """Run a request, and report its progress.
 
         Args:
             callback: does the work in a thread.
@@ -68,7 +68,7 @@ class JobQueue:
                 yield line
 
     async def run_if_idle(self, callback: Callable[[], dict | None]) -> dict | None:
-        """The result of a request that is not worth waiting for; None if the server is busy or the request fails."""
+        """The result of a request that must not wait in the queue; None if the server is busy or the request fails."""
         if not self.idle:
             return None
         last = None
@@ -102,10 +102,10 @@ class JobQueue:
     def _ended(self, job: asyncio.Future) -> None:
         self.running -= 1
         if not job.cancelled():
-            job.exception()  # it was told, or nobody is there to be told
+            job.exception()  # mark it as retrieved: it was reported, or the user has left
 
     def _answer(self, job: asyncio.Future) -> dict:
-        """The text of a user error is told. Any other error goes to the log, and the user learns that there was one."""
+        """The answer to send. User errors are sent as they are; others go to the log, and a general text is sent."""
         try:
             return {"result": job.result()}
         except StoppedByUser:

@@ -1,4 +1,4 @@
-"""What one person may use of the server of the web page. docs/security.md tells how to change each limit."""
+"""Limits on what one person may use of the web page's server. docs/security.md lists the option for each limit."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Limits:
         """
         words = [word.strip() for entry in entries for word in entry.split("|")]
         if len(words) > self.words:
-            raise ValueError(f"{len(words)} words, and {self.words} are allowed here: leave some out")
+            raise ValueError(f"{len(words)} words; {self.words} are allowed here: leave some out")
         for word in words:
             if len(word) > self.word_length:
                 raise ValueError(
-                    f"the word {word[:20]!r}... has {len(word)} characters, and {self.word_length} are allowed here"
+                    f"the word {word[:20]!r}... has {len(word)} characters; {self.word_length} are allowed here"
                 )
             try:
                 word.encode()

@@ -1,6 +1,6 @@
-"""A scene in Web Mercator: tiles of its pixels, label maps on its grid, and places to pixels and back.
+"""A scene in Web Mercator: tiles of its pixels, label maps on its grid, and conversion of positions to pixels and back.
 
-Alphabet: H W pixels of the scene, h w pixels of the Web Mercator grid that results are shown on.
+Shape letters: H W pixels of the scene, h w pixels of the Web Mercator grid that results are shown on.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from skysense_o.scenes.raster import Raster
 MERCATOR = CRS.from_epsg(3857)
 DEGREES = CRS.from_epsg(4326)
 EDGE = 20037508.342789244
-"""Half the side of the square of Web Mercator, in its metres."""
+"""Half the side of Web Mercator's square, in its metres."""
 TILE = 256
 MOST_PIXELS = 8_000_000
-"""Pixels of the grid on which results are shown; a larger one is made coarser."""
+"""Most pixels of the grid on which results are shown; a larger grid is made coarser."""
 LATTICE = 9
-"""Points per side of the table by which the browser tells the coordinates under the pointer."""
+"""Points per side of the lattice from which the browser interpolates the pointer's coordinates."""
 
 
 class MapView:
@@ -40,18 +40,18 @@ class MapView:
     open files without our checks.
 
     Attributes:
-        shape: (h,w). bounds: ((south, west), (north, east)) in degrees. native_zoom: finer tiles show no more.
+        shape: (h,w). bounds: ((south, west), (north, east)) in degrees. native_zoom: zoom level of full detail.
     """
 
     def __init__(self, path: Path, full: Path | None = None) -> None:
         """
         Args:
-            path: of a scene whose location on the ground is known; results have its size.
+            path: a scene whose location on the ground is known; results have its size.
             full: the same scene with more pixels, for the tiles.
 
         Raises:
-            ValueError: the scene cannot be shown in Web Mercator, which ends at 85 degrees, or its projection does not
-                hold for all of it.
+            ValueError: the scene cannot be shown in Web Mercator, which ends at 85 degrees, or parts of it lie
+                outside its projection's domain.
         """
         self._lock = threading.Lock()
         with gdal_settings():
@@ -90,7 +90,7 @@ class MapView:
             self.raster.close()
 
     def described(self) -> dict:
-        """What the browser needs to know, as JSON."""
+        """Description of the map as JSON for the browser."""
         y, x = np.meshgrid(*(np.linspace(0, n, LATTICE) for n in self.shape), indexing="ij")
         table = [transform(MERCATOR, crs, *self.grid @ (x.ravel(), y.ravel())) for crs in (self.crs, DEGREES)]
         return {

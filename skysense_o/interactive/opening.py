@@ -1,4 +1,4 @@
-"""Open images of people one does not know: check the size before reading, and report errors without a path."""
+"""Open images from untrusted people: check the size before reading, and report errors without a path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OpenedImage:
     Args:
         rgb: uint8 (H,W,3); pixels without data are white.
         name: file name without its folder.
-        scene: the file itself if it has a place on the ground.
+        scene: the file itself if its location on the ground is known.
         valid: bool (H,W), or None if all pixels have data.
         notes: what was done to show the image.
         full: the file of a scene that was scaled down; see `smaller_scene`.
@@ -44,7 +44,7 @@ class OpenedImage:
 def open_upload(
     path: str | Path, max_pixels: int | None = None, read_pixels: int | None = None, alone: bool = True
 ) -> OpenedImage:
-    """Read an image, or a GeoTIFF with its place on the ground if the extra "geo" is installed.
+    """Read an image, or a GeoTIFF with its georeference if the extra "geo" is installed.
 
     Args:
         path: the file.
@@ -68,7 +68,7 @@ def open_upload(
     except TooManyPixels as error:
         height, width = error.size
         raise ImageError(
-            f"{printable(path.name)} has {width:,} x {height:,} pixels and {error.limit:,} in all are allowed here: cut"
+            f"{printable(path.name)} has {width:,} x {height:,} pixels, more than the {error.limit:,} allowed here: cut"
             " it, make it smaller, or use demo/demo.py, which takes any size"
         ) from error
     except USER_ERRORS as error:
@@ -98,12 +98,12 @@ def scaled_down(image: OpenedImage, max_pixels: int) -> OpenedImage:
 
 
 def smaller_scene(path: Path, size: tuple[int, int], folder: Path) -> Path | None:
-    """Write a scene at another size, so that its pixels have a place on the ground.
+    """Write a scene at another size, with its georeference.
 
     Args:
-        path: of the scene.
+        path: path of the scene.
         size: (H,W) to resample to.
-        folder: to write to.
+        folder: folder to write to.
 
     Returns:
         Path of a GeoTIFF; None where the location on the ground is unknown.

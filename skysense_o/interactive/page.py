@@ -1,4 +1,4 @@
-"""What the web page does, without HTTP: each method is one request of one visitor, and returns JSON."""
+"""The actions of the web page, without HTTP: each method handles one request of one visitor, and returns JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Page:
     Args:
         predictor: the model.
         root: folder of all sessions.
-        limits: what one user may take.
+        limits: limits of each user.
         answer: (rgb uint8 (H,W,3), question) -> text; None without a VQA model.
         scene_names: rgb -> (class, cosine) of the whole image, the best first; None without a model for it.
         examples: the first one is shown when the page opens.
@@ -79,14 +79,14 @@ class Page:
 
     def encode_naming_vocabulary(self) -> None:
         """Encode the naming classes ahead of time, so that the first region does not wait for them."""
-        if not hasattr(self.predictor.model, "embed_regions"):  # SAM 3 names by the words asked for, `Session.naming`
+        if not hasattr(self.predictor.model, "embed_regions"):  # SAM 3 names with other words, see `Session.naming`
             self.predictor.model.read_words(self.naming_vocabulary)
         self.familiar(["water"])
 
-    # What the page shows
+    # Content of the page
 
     def about(self) -> dict:
-        """What is the same for everyone."""
+        """The part of the page's state that is the same for everyone."""
         known = self.predictor.known_classes
         return {
             "examples": [{"title": example.title, "words": example.words} for example in self.examples],
@@ -114,7 +114,7 @@ class Page:
                 told[word] = sentence
         return told
 
-    # What a visitor asks for
+    # Requests of a visitor
 
     def locked(self, image: OpenImage, callback: Callable, *args) -> dict:
         """Run a callback on an image while nothing else works on it; returns the image's state."""
@@ -175,7 +175,7 @@ class Page:
             session.image = replace(image, notes=(*image.notes, f"shown without a map: {error}"))
 
     def segment(self, image: OpenImage, words: str, background: str, threshold: float) -> None:
-        """Masks of words, and of the regions that were made classes."""
+        """Segment words, and regions that were made classes."""
         names, colors = words_and_colors(words)
         rest, _ = words_and_colors(background)
         self.limits.check_words([*names, *rest])
@@ -197,7 +197,7 @@ class Page:
         self._name_region(image)
 
     def undo(self, image: OpenImage) -> None:
-        """Take the latest click or box back."""
+        """Undo the latest click or box."""
         image.session.undo()
         self._name_region(image)
 
@@ -227,7 +227,7 @@ class Page:
         if not question.strip():
             raise ValueError("Type a question first.")
         if len(question) > QUESTION_LENGTH:
-            raise ValueError(f"the question has {len(question)} characters, and {QUESTION_LENGTH} are allowed here")
+            raise ValueError(f"the question has {len(question)} characters; {QUESTION_LENGTH} are allowed here")
         image.answered(question, self.answer(image.session.image.rgb, question))
 
     def name_scene(self, image: OpenImage) -> None:

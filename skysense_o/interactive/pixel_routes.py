@@ -1,4 +1,4 @@
-"""Addresses of images, tiles, maps and files, and of what is too small to wait for in the queue."""
+"""Routes of images, tiles, maps and files, and of requests too short to wait in the queue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TypedBody(Body):
 
 
 def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
-    """Images, maps and files."""
+    """Add the routes of images, maps and files."""
     _add_images(app, page)
     _add_answers(app, page, queue)
 
@@ -43,7 +43,7 @@ def _png(data: bytes | None) -> Response:
 
 
 def _add_images(app: FastAPI, page: Page) -> None:
-    """The image, its masks, and the tiles of its map."""
+    """Add the image, its masks, and the tiles of its map."""
 
     @app.get("/api/images/{key}/image.jpg")
     def image(request: Request, key: str):
@@ -93,7 +93,7 @@ def _add_images(app: FastAPI, page: Page) -> None:
 
 
 def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
-    """What is too small to wait for in the queue, and files to download."""
+    """Add requests that are too short to wait in the queue, and files to download."""
 
     @app.post("/api/preview/{key}")
     async def preview(request: Request, key: str, body: PointBody):
@@ -103,7 +103,7 @@ def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
     @app.post("/api/familiar")
     async def familiar(request: Request, body: TypedBody):
         visitor_of(request, page)
-        with suppress(ValueError):  # half a colour, or a blank word while somebody types
+        with suppress(ValueError):  # an incomplete colour or a blank word while somebody types
             words = [word.strip() for word in words_and_colors(body.words)[0] if word.strip()]
             page.limits.check_words(words)
             return await queue.run_if_idle(lambda: page.familiar(words)) or {}

@@ -32,7 +32,7 @@ class Region:
     Args:
         mask: bool (H,W).
         iou_pred: predicted IoU of the mask; None if the box itself is the region (weights without prompts).
-        prompt: what it was made from.
+        prompt: the clicks and box that it was made from.
     """
 
     mask: np.ndarray

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MULTIPART_BYTES = 64 << 10
-"""Room for the headers around an uploaded file."""
+"""Bytes allowed for the headers around an uploaded file."""
 
 
 class RequestLimits:
@@ -27,7 +27,7 @@ class RequestLimits:
     def __init__(self, app: ASGIApp, folder: Path, upload_bytes: int, request_bytes: int, folder_bytes: int) -> None:
         self.app, self.folder, self.folder_bytes = app, folder, folder_bytes
         self.upload_bytes, self.request_bytes = upload_bytes + MULTIPART_BYTES, request_bytes
-        self.expected_bytes = 0  # of the uploads that are under way
+        self.expected_bytes = 0  # total size of the uploads in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
@@ -37,7 +37,7 @@ class RequestLimits:
         limit = self.upload_bytes if upload else self.request_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
-            await _refuse(413, f"a request of {int(declared):,} bytes, and {limit:,} are allowed")(scope, receive, send)
+            await _refuse(413, f"a request of {int(declared):,} bytes; {limit:,} are allowed")(scope, receive, send)
         elif upload and folder_size(self.folder) + self.expected_bytes > self.folder_bytes:
             await _refuse(507, "the server has no room for further uploads: try again later")(scope, receive, send)
         elif upload:
@@ -50,7 +50,7 @@ class RequestLimits:
         else:
             body = await _read(receive, limit)
             if body is None:
-                refused = _refuse(413, f"a request of more than {limit:,} bytes, and no more are allowed")
+                refused = _refuse(413, f"a request of more than {limit:,} bytes is not allowed")
             elif (why := wrong_json(body)) is not None:
                 refused = _refuse(400, why)
             else:
@@ -65,7 +65,7 @@ def wrong_json(body: bytes) -> str | None:
         values = [json.loads(body)]
     except RecursionError:
         return "the JSON is nested too deeply"
-    except ValueError:  # what is no JSON is none of our business
+    except ValueError:  # a body that is not JSON is passed on
         return None
     while values:
         value = values.pop()

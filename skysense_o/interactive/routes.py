@@ -1,4 +1,4 @@
-"""The addresses of the web page: who asks, what is sent, and in which form the answer goes back."""
+"""The routes of the web page: they identify the visitor, parse the request and encode the answer."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def create_app(page: Page) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_):
-        # What is answered without the queue (tiles, masks as PNG) uses these threads: no more at once than jobs.
+        # Requests outside the queue (tiles, masks as PNG) use these threads: no more at once than jobs.
         to_thread.current_default_thread_limiter().total_tokens = max(2, page.limits.jobs)
         cleaner = asyncio.create_task(_clean(page))
         yield
@@ -99,7 +99,7 @@ def create_app(page: Page) -> FastAPI:
 
 
 def _add_pages(app: FastAPI, page: Page) -> None:
-    """The page itself, and what is known without work."""
+    """Add the page itself, and answers that need no computation."""
 
     @app.get("/")
     def index():
@@ -135,7 +135,7 @@ def _add_pages(app: FastAPI, page: Page) -> None:
 
 
 def _add_requests(app: FastAPI, page: Page, queue: JobQueue) -> None:
-    """What takes time: each answer is a stream of JSON lines, see `JobQueue.stream`."""
+    """Add requests that take time: each answer is a stream of JSON lines, see `JobQueue.stream`."""
 
     def stream(request: Request, callback: Callable[[], dict], after: Callable[[], None] = lambda: None):
         async def lines():
@@ -194,7 +194,7 @@ def _add_requests(app: FastAPI, page: Page, queue: JobQueue) -> None:
 
 
 async def _stored(request: Request, name: str, root: Path, most: int) -> Path:
-    """Store the body of an upload in a new folder below `root`; a body that is broken off or too large leaves nothing.
+    """Store the body of an upload in a new folder below `root`; nothing is left of one that is broken off or too large.
 
     Args:
         most: bytes that are allowed.
@@ -206,12 +206,12 @@ async def _stored(request: Request, name: str, root: Path, most: int) -> Path:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > most:
-                    raise HTTPException(413, f"the file has more than {most:,} bytes, and no more are allowed here")
+                    raise HTTPException(413, f"the file has more than the {most:,} bytes allowed here")
                 file.write(chunk)
         return path
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, ClientDisconnect):  # also what RequestLimits makes of an upload that is too large
+        if isinstance(error, ClientDisconnect):  # RequestLimits also causes it, for an upload that is too large
             raise HTTPException(413, "the upload was broken off, or is too large") from error
         raise
 

@@ -1,6 +1,6 @@
 """One user's work on one image: the features, the latest answers, and a folder that is deleted with the session.
 
-Alphabet: C classes, K regions, H W pixels.
+Shape letters: C classes, K regions, H W pixels.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from skysense_o.scenes.pixel_area import PixelAreas
 
 MOST_VALUES = 100_000_000
-"""Bytes of the masks of all proposals while they are made, and values of the probabilities that are exported."""
+"""Most bytes for the masks of all proposals, and most values of exported probabilities."""
 
 
 MOST_UNDO = 100
-"""Clicks and boxes that can be undone."""
+"""Number of clicks and boxes that can be undone."""
 
 
 class ClosedSession(ValueError):
@@ -68,7 +68,7 @@ class Session:
         self.closed = False
         self._users, self._door = 0, threading.Lock()
         self.map: MapView | None = None
-        """Shows the image on a map; None for one without a place on the ground."""
+        """The map of the image; None if its location on the ground is unknown."""
         self.found: Segmentation | None = None
         self.region: Region | None = None
         self._before: list[Prompt] = []
@@ -144,7 +144,7 @@ class Session:
         threshold: float | None = None,
         colors: dict[str, Color] | None = None,
     ) -> Segmentation:
-        """Masks of words and of the examples so far.
+        """Segment words and the examples so far.
 
         Args:
             words: classes; synonyms are separated by bars.
@@ -194,7 +194,7 @@ class Session:
         return self._predict(self._with_point(x, y, inside))[0]
 
     def undo(self) -> Region | None:
-        """Take the latest click or box back; returns the region before it, or None.
+        """Undo the latest click or box; returns the region before it, or None.
 
         Raises:
             ValueError: nothing to undo.
@@ -207,7 +207,7 @@ class Session:
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is a click or box to take back."""
+        """Whether there is a click or box to undo."""
         return bool(self._before)
 
     def _with_point(self, x: float, y: float, inside: bool) -> Prompt:
@@ -231,8 +231,10 @@ class Session:
         self.region, self._before, self.examples, self.proposal_labels = None, [], {}, None
 
     def naming(self, vocabulary: Vocabulary) -> Vocabulary | None:
-        """The classes to name regions with: the given ones; for SAM 3, which would decode a mask of each of them, those
-        of the latest segmentation, or None before one."""
+        """The classes to name regions with: the given ones, or for SAM 3 those of the latest segmentation (else None).
+
+        SAM 3 would have to decode a mask for each of the given classes.
+        """
         if self.seen.has_region_vectors:
             return vocabulary
         return self.found.vocabulary if self.found else None

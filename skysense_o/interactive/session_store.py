@@ -32,7 +32,7 @@ class SessionStore:
     def used(self, session: Session) -> None:
         """Note that a session was used just now, add it if it is new, and close others until the limits hold.
 
-        A session that is at work is not closed.
+        A session that a request is using is not closed.
         """
         with self._lock:
             self._sessions[id(session)] = session

@@ -21,7 +21,7 @@ import torch
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_LATE = 8
-"""Late requests that may still hold a thread. New requests are refused while there are as many."""
+"""Largest number of late requests that still hold a thread; at this number new requests are refused."""
 
 
 class TooLate(ValueError):
@@ -51,7 +51,7 @@ _current: contextvars.ContextVar[TimedRequest | None] = contextvars.ContextVar("
 
 
 def give_memory_back() -> None:
-    """Give freed memory back to the system. glibc keeps it per thread, and each request has a thread of its own."""
+    """Return freed memory to the system. glibc keeps it per thread, and each request has its own thread."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -66,7 +66,7 @@ def check_time() -> None:
 
 
 def report_progress(share: float) -> None:
-    """Tell the user of the current request which share of the work is done, 0..1."""
+    """Report to the user of the current request which share of the work is done, 0..1."""
     request = _current.get()
     if request is not None:
         request.report(share)
@@ -77,7 +77,7 @@ class TimedWork:
 
     Args:
         seconds: time limit per request.
-        jobs: requests that run in parallel; the caller keeps to it. Each gets its share of torch's threads.
+        jobs: requests that run in parallel; the caller enforces it. Each gets an equal share of torch's threads.
     """
 
     def __init__(self, seconds: float, jobs: int = 1) -> None:

@@ -1,6 +1,6 @@
-"""What the browser gets of a session: JSON of its answers, and maps of classes and regions as PNG, which it colours.
+"""Encode a session for the browser: results as JSON, and maps of classes and regions as PNG, which the browser colours.
 
-Alphabet: H W pixels of the image.
+Shape letters: H W pixels of the image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skysense_o.words import OTHER_SIGNS, split_words
 SCORE_STEP = 4
 """Scores are sent in 64 steps, which makes the file three times smaller."""
 MOST_CORNERS = 4000
-"""Corners of an outline that is sent; a finer one is simplified."""
+"""Most corners of an outline that is sent; a finer outline is simplified."""
 _COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
 
 
@@ -108,7 +108,7 @@ def connected_part(session: Session, x: int, y: int) -> dict | None:
     """
     found, (height, width) = session.found, session.image.rgb.shape[:2]
     if found is None:
-        raise ValueError("nothing to measure yet: ask for some words first")
+        raise ValueError("nothing to measure yet: segment some words first")
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(f"({x}, {y}) lies outside the image, which is {width} x {height} (x, y)")
     if found.valid is not None and not found.valid[y, x]:
@@ -132,7 +132,7 @@ def square_metres(session: Session, mask: np.ndarray) -> float | None:
 
 def outlines(session: Session, mask: np.ndarray) -> list[list[tuple[float, float]]]:
     """Rings around a mask bool (H,W), along the edges of its pixels, on the grid that the browser shows."""
-    # Each pixel is doubled, so that the rings of cv2, which run through the middle of pixels, enclose thin parts, too.
+    # Each pixel is doubled: cv2's rings run through the middle of pixels and would not enclose parts one pixel wide.
     doubled = cv2.resize(np.pad(mask, 1).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     found, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     corners = sum(map(len, found))

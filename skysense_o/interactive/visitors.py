@@ -20,7 +20,7 @@ MOST_ANSWERS = 20
 
 @dataclass
 class OpenImage:
-    """An image of a visitor, with what the page shows of it.
+    """An image of a visitor, with the state that the page shows.
 
     Args:
         session: the image and its answers.
@@ -28,10 +28,10 @@ class OpenImage:
         example: index of the example that it is, or None.
         words, background, threshold: latest request.
         region_names: (class, cosine) of the region, the best first.
-        summary: what `everything` found: (class, regions) pairs; None if it was not asked.
+        summary: the result of `everything`: (class, number of regions) pairs; None if it was not requested.
         answers: (question, answer) pairs.
         scene_names: (class, cosine) of the whole image.
-        version: grows with each change, so that the browser loads maps again.
+        version: increases with each change, so that the browser reloads maps.
     """
 
     session: Session
@@ -67,7 +67,7 @@ class Visitors:
     Args:
         sessions: closes images where there are too many over all people.
         images: images per person; the oldest is closed.
-        most: people.
+        most: number of people.
     """
 
     def __init__(self, sessions: SessionStore, images: int, most: int) -> None:
@@ -109,7 +109,7 @@ class Visitors:
         self.sessions.used(image.session)
 
     def close(self, visitor: Visitor, key: str) -> None:
-        """Close one image of a visitor; the one before it is shown."""
+        """Close one image of a visitor and show the previous one."""
         with self._lock:
             image = visitor.images.pop(key, None)
             if visitor.current == key:
@@ -117,7 +117,7 @@ class Visitors:
         self._close([image] if image else [])
 
     def sweep(self, idle: float = IDLE_SECONDS) -> None:
-        """Forget everyone who was idle for so many seconds."""
+        """Forget everyone who was idle for `idle` seconds."""
         with self._lock:
             late = [c for c, visitor in self._visitors.items() if time.monotonic() - visitor.used > idle]
             gone = [image for cookie in late for image in self._visitors.pop(cookie).images.values()]

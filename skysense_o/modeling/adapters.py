@@ -86,6 +86,6 @@ def merge_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_original_names(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """Rename the tensors of a model without low-rank updates for a model with them, whose names are `ours`."""
+    """Rename the tensors of a model without low-rank updates so that they fit a model with them; `ours`: its names."""
     table = {ORIGINAL.sub(r".\1", name): name for name in ours if ORIGINAL.search(name)}
     return {table.get(name, name): tensor for name, tensor in state.items()}

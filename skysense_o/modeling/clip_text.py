@@ -1,6 +1,6 @@
 """CLIP's text transformer without redundant tokens.
 
-Alphabet: N strings, L tokens per string, S leading tokens that all strings share, C channels, D embedding.
+Shape letters: N strings, L tokens per string, S leading tokens that all strings share, C channels, D embedding.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Written from the equations of the paper. Phrases attend to each other, so every mask depends on all other phrases.
 
-Alphabet: B images, T phrases, t phrases of one chunk, P templates, D embedding, d hidden channels, g guidance channels,
-e channels per head, h w grid.
+Shape letters: B images, T phrases, t phrases of one chunk, P templates, D embedding, d hidden channels, g guidance
+channels, e channels per head, h w grid.
 """
 
 from __future__ import annotations

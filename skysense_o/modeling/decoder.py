@@ -1,6 +1,7 @@
 """The interface of mask decoders: tower features and queries in, one mask per phrase or prompt out.
 
-Alphabet: B images, T phrases, P templates, D embedding, K prompts (clicks or a box), N points per prompt, h w grid.
+Shape letters: B images, T phrases, P templates, D embedding, K prompts (clicks or a box), N points per prompt,
+h w grid.
 """
 
 from __future__ import annotations

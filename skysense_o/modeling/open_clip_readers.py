@@ -1,6 +1,6 @@
 """Dense features of open_clip's image encoders, in the space of the text.
 
-Alphabet: B images, L tokens, C channels, D embedding, h w grid.
+Shape letters: B images, L tokens, C channels, D embedding, h w grid.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def reader_of(
         attention, residual: see `ViTReader`.
 
     Raises:
-        ValueError: no plain ViT or ConvNeXt, or one whose pooling has no map in the text space; attention that is not
-            known, or not a ViT's.
+        ValueError: not a plain ViT or ConvNeXt, or one whose pooling has no map in the text space; unknown attention,
+            or attention for a model that is not a ViT.
     """
     wrong = [kind for kind in attention if kind not in SELF_ATTENTION]
     if wrong:
-        raise ValueError(f"MODEL.TOWER.OPEN_CLIP.ATTENTION {wrong} is not known: {', '.join(SELF_ATTENTION)}, or none")
+        raise ValueError(f"unknown MODEL.TOWER.OPEN_CLIP.ATTENTION {wrong}: use {', '.join(SELF_ATTENTION)}, or []")
     plain_blocks = isinstance(visual, VisionTransformer) and all(
         type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks
     )
@@ -77,8 +77,9 @@ class ViTReader:
     Dense map: the value projection of the last block (MaskCLIP, Zhou et al. 2022), or its output tokens if the model
     pools by their mean. Finer maps: the blocks at two thirds and one third of the depth, upsampled.
 
-    attention: how the last block attends instead, tokens to those with like queries (qq), keys (kk) or values (vv), the
-    weights of several added (Wang et al. 2024, SCLIP: qq and kk; Lan et al. 2024, ClearCLIP: qq; SegEarth-OV: all).
+    attention: another attention of the last block: tokens attend to tokens with similar queries (qq), keys (kk) or
+    values (vv); the weights of several are added (Wang et al. 2024, SCLIP: qq and kk; Lan et al. 2024, ClearCLIP: qq;
+    SegEarth-OV: all).
     residual: keep that block's residual connection and feed-forward layer, as SCLIP does; the others leave them out.
     """
 
@@ -130,7 +131,7 @@ def self_attention(block: ResidualAttentionBlock, x: Tensor, kinds: Sequence[str
 
 
 def _read(heads: Sequence[Tensor], kinds: Sequence[str]) -> Tensor:
-    """What tokens read from those that are like them; query, key, value and result are (B,heads,L,C/heads)."""
+    """Attention of tokens to similar tokens; query, key, value and result are (B,heads,L,C/heads)."""
     heads = dict(zip("qkv", heads))
     return sum(F.scaled_dot_product_attention(heads[kind[0]], heads[kind[1]], heads["v"]) for kind in kinds)
 
@@ -149,7 +150,7 @@ def _to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _is_plain_vit(trunk: nn.Module) -> bool:
-    """Whether `TimmViTReader` reads a model of timm: a ViT of plain blocks and of cells only, without class token."""
+    """Whether `TimmViTReader` supports a model of timm: a ViT with plain blocks, without class token."""
     plain = isinstance(trunk, TimmViT) and trunk.num_prefix_tokens == 0 and trunk.pos_embed is not None
     blocks = trunk.blocks if plain else ()
     return plain and all(type(b) is Block and type(b.attn) is Attention and b.attn.gate is None for b in blocks)
@@ -158,9 +159,9 @@ def _is_plain_vit(trunk: nn.Module) -> bool:
 class TimmViTReader:
     """Reads a ViT of timm without class token, such as SigLIP's (Zhai et al. 2023), which pools by attention.
 
-    Dense map: each cell pooled by itself, as if the image were this cell; so the map is in the space of the pooled
-    vector, which for the mean of cells is plain and for attention is MaskCLIP's value path, in the pooling.
-    Finer maps, attention and residual: as `ViTReader`.
+    Dense map: the model's pooling is applied to each cell alone, so the map is in the space of the pooled vector. With
+    attention pooling this equals MaskCLIP's value path, applied in the pooling.
+    Finer maps, attention and residual: as in `ViTReader`.
     """
 
     def __init__(self, visual: TimmModel, attention: Sequence[str] = (), residual: bool = False) -> None:

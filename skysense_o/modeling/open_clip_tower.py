@@ -20,7 +20,7 @@ from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 
 @contextmanager
 def without_warnings_of(package: str) -> Iterator[None]:
-    """Drop what a package tells the root logger, up to warnings; the messages of others, and other threads, pass."""
+    """Drop a package's messages to the root logger, up to warnings; messages of other packages pass."""
 
     def passes(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING or package not in Path(record.pathname).parts
@@ -34,13 +34,13 @@ def without_warnings_of(package: str) -> Iterator[None]:
 
 
 def preprocessing(name: str, weights: str, built: dict) -> dict:
-    """What open_clip says of a model's images: "mean", "std" and more, see its `PreprocessCfg`.
+    """How a model's images are preprocessed: "mean", "std" and more, see open_clip's `PreprocessCfg`.
 
-    Without one of its own tags open_clip builds every model with CLIP's mean and std, which are not SigLIP's. So for a
-    file of weights those of the first weights that it lists for the model count.
+    Without one of its own tags, open_clip builds every model with CLIP's mean and std, which are wrong for SigLIP. So
+    for a weights file, mean and std come from the first weights that open_clip lists for the model.
 
     Args:
-        weights: a tag of open_clip, a file, or "". built: what the model was built with.
+        weights: a tag of open_clip, a file, or "". built: the values that the model was built with.
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags or open_clip.get_pretrained_cfg(name, weights):
@@ -79,7 +79,7 @@ class OpenCLIPTower(Tower):
         self.reader = reader_of(clip.visual, name, attention, residual)
         self.stride = self.divisor = self.reader.stride
         self.pyramid_channels = self.reader.pyramid_channels
-        with torch.no_grad(), torch.device("cpu"):  # where a model is built on the meta device, the tower is not
+        with torch.no_grad(), torch.device("cpu"):  # even if the model is built on the meta device
             self.dim = self.encode_text(["a"]).shape[-1]
 
     @classmethod
@@ -88,17 +88,18 @@ class OpenCLIPTower(Tower):
         known = open_clip.list_models()
         if part.NAME not in known and ":" not in part.NAME:  # hf-hub:org/repo and local-dir:folder are names too
             raise ValueError(
-                f"MODEL.TOWER.OPEN_CLIP.NAME {part.NAME!r} is not a model of open_clip: {', '.join(known)}"
+                f"MODEL.TOWER.OPEN_CLIP.NAME {part.NAME!r} is not a model of open_clip:"
+                f" choose one of {', '.join(known)}"
             )
         try:
             tokenizer = open_clip.get_tokenizer(part.NAME)
-        except (OSError, ValueError, ImportError) as error:  # SigLIP's comes from the hub, CLIP's with open_clip
+        except (OSError, ValueError, ImportError) as error:  # SigLIP's tokenizer is on the hub, CLIP's in open_clip
             raise ValueError(
                 f"MODEL.TOWER.OPEN_CLIP: the tokenizer of {part.NAME!r} is not in the local cache and could not be"
                 f" downloaded ({str(error).strip().splitlines()[0]}): check HF_HUB_OFFLINE and the network"
             ) from error
         weights = part.WEIGHTS if cfg.MODEL.TOWER.PRETRAINED else ""
-        quiet = nullcontext() if weights else without_warnings_of("open_clip")  # that its weights are random
+        quiet = nullcontext() if weights else without_warnings_of("open_clip")  # it warns that the weights are random
         try:
             with quiet, torch.device("cpu"):  # open_clip creates buffers that are in no checkpoint
                 clip = open_clip.create_model(part.NAME, pretrained=weights or None)

@@ -1,7 +1,7 @@
 """Encode clicks and boxes as tokens and as maps.
 
-Alphabet: B images, K prompts per image, N points per prompt, N' points and box corners per prompt, M tokens per prompt,
-h' w' grid of the masks.
+Shape letters: B images, K prompts per image, N points per prompt, N' points and box corners per prompt, M tokens per
+prompt, h' w' grid of the masks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PromptEncoder(nn.Module):
 
     In Segment Anything the prompt also changes the image features. Here the image is refined once for all queries.
     Instead each prompt adds maps to its mask logits: its location, the inside of the box, the proximity of foreground
-    and background clicks, and the similarity to what it points at. A few convolutions combine them, per prompt.
+    and background clicks, and the similarity to the features under it. A few convolutions combine them, per prompt.
     """
 
     def __init__(self, width: int) -> None:
@@ -124,7 +124,7 @@ def _points(queries: Queries) -> tuple[Tensor, Tensor]:
         kinds.append(queries.labels)
     if queries.boxes is not None:
         present = ~queries.boxes.isnan().any(-1, keepdim=True)
-        first_and_last = queries.boxes - queries.boxes.new_tensor([0, 0, 1, 1])  # the weights were trained on these
+        first_and_last = queries.boxes - queries.boxes.new_tensor([0, 0, 1, 1])  # as in training
         xy.append(first_and_last.nan_to_num().unflatten(-1, (2, 2)))
         corners = torch.arange(CORNER, CORNER + 2, device=present.device).expand(*present.shape[:2], 2)
         kinds.append(torch.where(present, corners, -1))

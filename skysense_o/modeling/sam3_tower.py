@@ -1,6 +1,7 @@
-"""SAM 3 (Carion et al. 2025) as transformers has it, behind the facts that a tower gives.
+"""SAM 3 (Carion et al. 2025), as transformers implements it, with the attributes of a tower.
 
-Alphabet: B images, N pairs of an image and a phrase, L tokens of a phrase, K boxes, Q queries, D channels, h w grid.
+Shape letters: B images, N pairs of an image and a phrase, L tokens of a phrase, K boxes, Q queries, D channels,
+h w grid.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from skysense_o.modeling.tower import Features, Tower
 PHRASE_TOKENS = 32
 """Tokens of a phrase, padding included, as `Sam3Processor` pads; longer phrases are cut."""
 EXAMPLE_WORD = "visual"
-"""What SAM 3 is told in place of a phrase where only boxes say what is meant."""
+"""The phrase that SAM 3 gets where only boxes define the object."""
 
 TRACKER_NAMES = {r"^tracker_model\.": ""}
 """Where the tracker's parameters are in a folder that holds the whole of SAM 3."""
@@ -32,10 +33,10 @@ TRACKER_NAMES = {r"^tracker_model\.": ""}
 
 @dataclass
 class Sam3Embedding:
-    """B images as the vision encoder sees them: all that a phrase, a box or a click is asked of."""
+    """B images, encoded once by the vision encoder, for any phrases, boxes and clicks."""
 
     maps: tuple[Tensor, ...]  # (B,D,h,w) each, finest first
-    positions: tuple[Tensor, ...]  # of the same sizes
+    positions: tuple[Tensor, ...]  # position encodings of the same sizes
     hidden: Tensor  # (B,hw,C), before the neck: the tracker has a neck of its own
 
     def of(self, index: Sequence[int]) -> Sam3Embedding:
@@ -46,7 +47,7 @@ class Sam3Embedding:
             pick = lambda x: x[list(index)]  # noqa: E731
         return Sam3Embedding(tuple(map(pick, self.maps)), tuple(map(pick, self.positions)), pick(self.hidden))
 
-    # What `Sam3Model` calls them.
+    # Names under which `Sam3Model` reads them.
     @property
     def fpn_hidden_states(self) -> tuple[Tensor, ...]:
         return self.maps
@@ -60,7 +61,7 @@ class Sam3Embedding:
 
 @dataclass
 class Sam3Answer:
-    """What SAM 3 says of N pairs, at the grid of its masks."""
+    """SAM 3's outputs for N pairs, at the grid of its masks."""
 
     semantic: Tensor  # (N,h,w) probabilities
     masks: Tensor  # (N,Q,h,w) logits
@@ -72,7 +73,7 @@ class Sam3Answer:
 class Sam3Tower(Tower):
     """SAM 3's detector, and its tracker (clicks and boxes) where there is one.
 
-    Images are squeezed to a square. There is no vector of an image or a region in the space of the words.
+    Images are squeezed to a square. There are no vectors of images or regions in the space of the words.
     """
 
     divisor = 1
@@ -81,7 +82,7 @@ class Sam3Tower(Tower):
     def __init__(
         self, detector: Sam3Model, image_processor: Sam3ImageProcessor, tokenizer, tracker: Sam3TrackerModel | None
     ) -> None:
-        """tokenizer: CLIP's. tracker: which shares the detector's backbone from now on."""
+        """tokenizer: CLIP's. tracker: shares the detector's backbone from now on."""
         super().__init__(
             *([255 * v for v in values] for values in (image_processor.image_mean, image_processor.image_std))
         )
@@ -100,11 +101,12 @@ class Sam3Tower(Tower):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Sam3Tower:
-        """A folder that `save_pretrained` wrote, or a snapshot of facebook/sam3. The tracker is there where the folder
-        holds the whole of SAM 3 (`model_type` sam3_video).
+        """Load a folder that `save_pretrained` wrote, or a snapshot of facebook/sam3.
+
+        There is a tracker if the folder holds the whole of SAM 3 (`model_type` sam3_video).
 
         Raises:
-            ValueError: of another model, without tokenizer or processor, or with parameters missing.
+            ValueError: the folder holds another model, or lacks the tokenizer, the processor or parameters.
         """
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
         if kind not in ("sam3", "sam3_video"):
@@ -132,12 +134,12 @@ class Sam3Tower(Tower):
         return Sam3Embedding(seen.fpn_hidden_states, seen.fpn_position_encoding, seen.last_hidden_state)
 
     def encode_phrases(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Phrases -> tokens (N,L,D) and which of them are no padding (N,L); each once per call, see `PhraseBank`."""
+        """Encode phrases -> tokens (N,L,D), and bool (N,L), False for padding. Not cached, see `PhraseBank`."""
         ids, valid = self._tokenized(phrases)
         return self.detector.get_text_features(input_ids=ids, attention_mask=valid).pooler_output, valid.bool()
 
     def encode_boxes(self, embedding: Sam3Embedding, boxes: Tensor) -> Tensor:
-        """Boxes (B,K,4), x0,y0,x1,y1 as shares of the sides, as examples of what is meant -> tokens (B,K+1,D)."""
+        """Encode boxes as examples: (B,K,4), x0,y0,x1,y1 as shares of the sides -> tokens (B,K+1,D)."""
         centre, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
         every = torch.ones(boxes.shape[:2], dtype=torch.long, device=boxes.device)
         return self.detector.geometry_encoder(
@@ -149,7 +151,7 @@ class Sam3Tower(Tower):
         ).last_hidden_state
 
     def answer(self, embedding: Sam3Embedding, tokens: Tensor, valid: Tensor) -> Sam3Answer:
-        """embedding: of N pairs (`Sam3Embedding.of`). tokens (N,L,D), valid (N,L): their phrases."""
+        """Run the detector. embedding: of N pairs (`Sam3Embedding.of`). tokens (N,L,D), valid (N,L): their phrases."""
         out = self.detector(
             vision_embeds=embedding,
             text_embeds=BaseModelOutputWithPooling(pooler_output=tokens),
@@ -164,14 +166,14 @@ class Sam3Tower(Tower):
         )
 
     def track(self, embedding: Sam3Embedding, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Clicks and boxes by the tracker's prompt encoder, each query by itself.
+        """Predict masks for clicks and boxes with the tracker, each query by itself.
 
         Args:
             embedding: of one image. points (K,N,2) x,y and boxes (K,4) in pixels of the square; labels (K,N): 1 inside,
                 0 outside, -1 none; NaN: no box.
 
         Returns:
-            logits (K,h,w) of the mask that is thought best, and its predicted IoU (K).
+            logits (K,h,w) of the mask with the best predicted IoU, and that IoU (K).
         """
         maps = self._tracker_maps(embedding)
         masks, quality = [], []
@@ -190,7 +192,7 @@ class Sam3Tower(Tower):
         return torch.stack(masks), torch.stack(quality)
 
     def _tracker_maps(self, embedding: Sam3Embedding) -> list[Tensor]:
-        """What `Sam3TrackerModel.get_image_embeddings` gives, from the backbone's tokens that are there already."""
+        """The result of `Sam3TrackerModel.get_image_embeddings`, from tokens that the backbone has already computed."""
         side, decoder = self.input_size // self.stride, self.tracker.mask_decoder
         spatial = embedding.hidden.transpose(1, 2).unflatten(2, (side, side))
         maps = list(self.tracker.vision_encoder.neck(spatial)[0])
@@ -209,7 +211,7 @@ class Sam3Tower(Tower):
         )
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
-        """(N,D) unit vectors of its text encoder; they tell which words mean the same, and nothing of images."""
+        """(N,D) unit vectors of the text encoder, to compare words with words; they are not comparable with images."""
         ids, valid = self._tokenized(strings)
         return F.normalize(self.detector.text_encoder(input_ids=ids, attention_mask=valid).text_embeds, dim=-1)
 
@@ -231,12 +233,12 @@ class PhraseBank:
         self._lock = Lock()  # windows that run side by side ask for the same words
 
     def weights_changed(self) -> None:
-        """The text encoder may hold other weights now."""
+        """Drop the cache if the text encoder has other weights now."""
         self._key = None
 
     @torch.no_grad()
     def __call__(self, tower: Sam3Tower, phrases: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """For each phrase its tokens (L,D) and which are no padding (L)."""
+        """For each phrase its tokens (L,D), and bool (L), False for padding."""
         with self._lock:
             key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in tower.text_parameters())
             if key != self._key:
@@ -260,7 +262,7 @@ def _loaded(kind: type, folder: Path, renamed: dict[str, str] | None = None) -> 
         ValueError: files that cannot be read, or that lack parameters of the model.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the folder holds more than one model, of which it would tell
+    logging.set_verbosity_error()  # else it warns about the folder's other models
     logging.disable_progress_bar()
     try:
         model, found = kind.from_pretrained(

@@ -1,10 +1,11 @@
 """A SAM-style mask decoder with phrases, clicks and boxes as queries.
 
-Alphabet: B images, T phrases, K prompts, M tokens per query, S shared tokens, D embedding, h w grid.
+Shape letters: B images, T phrases, K prompts, M tokens per query, S shared tokens, D embedding, h w grid.
 
 It is built from the modules of Segment Anything (Kirillov et al. 2023), with the same sizes, so that SAM's decoder
-weights fit. One thing differs: learned tokens, shared by all queries, refine the image once, and the tokens of a query
-only read it. So a mask does not depend on the other queries, and phrases can be decoded in chunks with the same result.
+weights fit. One thing differs: learned tokens, shared by all queries, refine the image once, and a query's tokens
+attend to it without changing it. So a mask does not depend on the other queries, and phrases can be decoded in chunks
+with the same result.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class SkySenseCLIP(Tower):
         self.dim = text.output_dim
         self.pyramid_channels = (visual.channels[1], visual.channels[0])
         self.vision_projection = nn.Parameter(torch.randn(visual.channels[-1], self.dim) * visual.channels[-1] ** -0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of the image-text loss
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # scale of the image-text loss
 
     @classmethod
     def from_config(cls, cfg) -> dict:

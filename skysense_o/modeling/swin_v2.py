@@ -1,6 +1,6 @@
 """The Swin V2 image encoder of SkySense (Liu et al. 2022, with the differences that the published weights need).
 
-Alphabet: B images, H W tokens of a map, C channels, h heads, M windows per image, N tokens per window. Maps are
+Shape letters: B images, H W tokens of a map, C channels, h heads, M windows per image, N tokens per window. Maps are
 (B,H,W,C).
 """
 

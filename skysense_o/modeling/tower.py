@@ -1,6 +1,6 @@
 """The interface of image-text towers, which embed images and text in one space.
 
-Alphabet: B images, N strings, D embedding, h w grid.
+Shape letters: B images, N strings, D embedding, h w grid.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Tower(nn.Module):
     def layers(self) -> list[list[nn.Module]]:
         """The layers of the image encoder from input to output, each a list of modules, for layer-wise decay.
 
-        Modules that are in no layer count as after the last one.
+        Modules in no layer are treated as coming after the last one.
         """
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class Tower(nn.Module):
         recompute_layers(module for layer in self.layers()[1:] for module in layer)
 
     def prepare_inference(self) -> None:
-        """Rewrite layers of a loaded tower for speed, with the same results but for rounding.
+        """Rewrite layers of a loaded tower for speed, with the same results up to rounding.
 
         Afterwards the tower neither trains nor fits a checkpoint. Calling it twice is allowed.
         """

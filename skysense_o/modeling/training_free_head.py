@@ -1,11 +1,10 @@
 """Masks from any image-text tower without training: cosines of its dense features with the words.
 
-Alphabet: B images, T phrases, P templates, D embedding, h w grid, H W finer grid, s = H / h.
+Shape letters: B images, T phrases, P templates, D embedding, h w grid, H W finer grid, s = H / h.
 
-What to do with the tower's features, each step with its source: subtract the global token (Li et al. 2025,
-SegEarth-OV), let a self-supervised ViT say which cells belong together (Lan et al. 2024, ProxyCLIP), upsample along the
-image's edges (Kopf et al. 2007), softmax over the phrases. Which attention makes the features is the tower's:
-MODEL.TOWER.OPEN_CLIP.
+Steps, each with its source: subtract the global token from the features (Li et al. 2025, SegEarth-OV), average cells
+that a self-supervised ViT finds similar (Lan et al. 2024, ProxyCLIP), upsample along the image's edges (Kopf et al.
+2007), softmax over the phrases. The attention that computes the features is set at the tower: MODEL.TOWER.OPEN_CLIP.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from skysense_o.modeling.tower import Features, Tower
 
 UPSAMPLING = ("bilinear", "bilateral")
 RADIUS = 2
-"""Cells each way that a pixel of the finer grid is made from."""
+"""A pixel of the finer grid is a mean of cells up to this far away, in cells."""
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -50,18 +49,18 @@ class TrainingFreeHead(MaskDecoder):
     ) -> None:
         """
         Args:
-            temperature: that the cosines are divided by. global_bias: of the unit global token, how much is subtracted
+            temperature: the cosines are divided by it. global_bias: share of the unit global token that is subtracted
                 from each unit cell; 0: none.
-            upsampling: bilinear (left to whoever resizes masks) or bilateral, to a grid `scale` times finer.
+            upsampling: bilinear (done later, when masks are resized) or bilateral, to a grid `scale` times finer.
             spatial_sigma: in cells. colour_sigma: in units of the normalised image.
             affinity: see `Affinity`; None: none.
 
         Raises:
-            ValueError: an unknown way of upsampling, or a number that must be above 0.
+            ValueError: an unknown upsampling, or a number that is not above 0.
         """
         super().__init__()
         if upsampling not in UPSAMPLING:
-            raise ValueError(f"TRAINING_FREE.UPSAMPLING {upsampling!r} is not known: {', '.join(UPSAMPLING)}")
+            raise ValueError(f"unknown TRAINING_FREE.UPSAMPLING {upsampling!r}: choose one of {', '.join(UPSAMPLING)}")
         if min(temperature, spatial_sigma, colour_sigma, scale) <= 0:
             raise ValueError("TRAINING_FREE: TEMPERATURE, SPATIAL_SIGMA, COLOUR_SIGMA and SCALE must be above 0")
         self.temperature, self.global_bias, self.affinity = temperature, global_bias, affinity
@@ -91,7 +90,7 @@ class TrainingFreeHead(MaskDecoder):
         return self.decode(self.refine(features), queries, chunk)
 
     def refine(self, features: Features) -> Features:
-        """The same features with unit cells, sharpened by the affinity and without what the whole image shares."""
+        """Normalise the cells, average similar ones (`Affinity`), and subtract the share of the global token."""
         dense = features.dense.float()
         if self.affinity is not None:
             dense = self.affinity(features.image, dense)
@@ -104,15 +103,15 @@ class TrainingFreeHead(MaskDecoder):
     def decode(
         self, image_embedding: Features, queries: Queries, chunk: int | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As `forward`, of an image that `refine` has seen already.
+        """As `forward`, from the result of `refine`.
 
         Raises:
-            ValueError: a single phrase, which has nothing to compete with.
+            ValueError: there is only one phrase, so there is nothing to compare it with.
         """
         self.check(queries)
         if (queries.valid.sum(1) < 2).any():
             raise ValueError(
-                "TrainingFreeHead compares words, and there is one only: add background words, such as --background"
+                "TrainingFreeHead compares words, and there is only one: add background words, such as --background"
                 ' "ground,vegetation,building,water"'
             )
         words = F.normalize(queries.text.float().mean(2), dim=-1, eps=1e-6)
@@ -127,7 +126,7 @@ class TrainingFreeHead(MaskDecoder):
 
 
 class Affinity(nn.Module):
-    """Each cell becomes the mean of the cells that a self-supervised ViT (DINOv2, DINOv3) finds alike.
+    """Replace each cell by the mean of the cells that a self-supervised ViT (DINOv2, DINOv3) finds similar.
 
     Weights: softmax over scale * (cosine - shift * mean cosine), where that is above 0; each cell counts itself.
     """
@@ -135,7 +134,7 @@ class Affinity(nn.Module):
     def __init__(
         self, vit: nn.Module, tower_look: tuple[Tensor, Tensor], look: tuple[Tensor, Tensor], shift: float, scale: float
     ) -> None:
-        """vit: of timm, with any input size. tower_look, look: mean and std (3,1,1) in 0..255 of tower and ViT."""
+        """vit: a timm model with any input size. tower_look, look: mean and std (3,1,1) in 0..255 of tower and ViT."""
         super().__init__()
         self.vit, self.shift, self.scale = vit.eval().requires_grad_(False), shift, scale
         self.patch = vit.patch_embed.patch_size[0]
@@ -144,10 +143,10 @@ class Affinity(nn.Module):
 
     @classmethod
     def of(cls, name: str, tower: Tower, shift: float, scale: float) -> Affinity:
-        """A ViT of timm with its weights.
+        """Load a ViT of timm with its weights.
 
         Raises:
-            ValueError: no such model, or its weights are neither in the cache nor to be had.
+            ValueError: no such model, or its weights are neither in the cache nor downloadable.
         """
         try:
             with torch.device("cpu"):
@@ -155,7 +154,7 @@ class Affinity(nn.Module):
         except (RuntimeError, OSError, TypeError, ValueError) as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"TRAINING_FREE.AFFINITY {name!r} cannot be had ({why}): it needs a ViT of timm, such as"
+                f"TRAINING_FREE.AFFINITY {name!r} cannot be loaded ({why}): it needs a ViT of timm, such as"
                 " vit_small_patch14_dinov2, in the local cache or with a network; leave it empty to do without"
             ) from error
         facts = timm.data.resolve_data_config(model=vit)
@@ -167,7 +166,7 @@ class Affinity(nn.Module):
         """image (B,3,h0,w0) as the tower sees it, dense (B,D,h,w) -> (B,D,h,w)."""
         h, w = dense.shape[-2:]
         shown = (image.float() * self.tower_std + self.tower_mean - self.mean) / self.std
-        size = (h * self.patch, w * self.patch)  # so that its cells are the tower's
+        size = (h * self.patch, w * self.patch)  # gives the ViT the same cells as the tower
         shown = F.interpolate(shown, size=size, mode="bilinear", align_corners=False, antialias=True)
         tokens = F.normalize(self.vit.forward_features(shown)[:, self.vit.num_prefix_tokens :].float(), dim=-1)
         alike = tokens @ tokens.transpose(1, 2)
@@ -201,11 +200,11 @@ def joint_bilateral(maps: Tensor, image: Tensor, scale: int, spatial_sigma: floa
             colour = ((coarse[:, :, rows][..., cols] - fine) ** 2).sum(1, keepdim=True)
             weight = torch.exp(-far / (2 * spatial_sigma**2) - colour / (2 * colour_sigma**2)) * inside
             total, weights = total + weight * maps[:, :, rows][..., cols], weights + weight
-    nearest = maps[:, :, ny][..., nx]  # where no cell has the pixel's colour
+    nearest = maps[:, :, ny][..., nx]  # used where no cell has the pixel's colour
     return torch.where(weights > 1e-12, total / weights.clamp(min=1e-12), nearest)
 
 
 def _cells(n: int, scale: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each pixel of the finer grid the place in cells (centres are whole numbers), and the cell it lies in."""
+    """For each pixel of the finer grid: its position in cells (centres are whole numbers), and the cell it lies in."""
     fine = torch.arange(n * scale, device=device)
     return (fine + 0.5) / scale - 0.5, fine // scale

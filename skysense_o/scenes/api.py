@@ -117,7 +117,7 @@ def _result(
     format_: str,
     **outputs: float,
 ) -> Iterator[tuple[Path, list[dict]]]:
-    """Segment a scene; gives the one file that is written, and one row per class."""
+    """Segment a scene; returns the path of the single file that is written, and one row per class."""
     run_scene = scene_tools().run_scene
     from skysense_o.inference.predictor import Predictor
     from skysense_o.vocabulary import as_vocabulary

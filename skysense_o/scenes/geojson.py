@@ -26,15 +26,15 @@ METRES_PER_DEGREE = 111_320
 
 
 def write_geojson(table: geopandas.GeoDataFrame, path: Path, pixel: float | None = None) -> None:
-    """Write GeoJSON as RFC 7946 asks: longitude and latitude of WGS 84, right-hand rule, cut at the antimeridian.
+    """Write GeoJSON as RFC 7946 requires: longitude and latitude of WGS 84, right-hand rule, cut at the antimeridian.
 
     Args:
         table: polygons with their CRS.
         path: the file to write.
-        pixel: side of a pixel in metres; pixels of less than some centimetres get more decimals than 7.
+        pixel: side of a pixel in metres; pixels smaller than a few centimetres get more than 7 decimals.
 
     Raises:
-        ValueError: the polygons have no CRS, or their place has no longitude and latitude.
+        ValueError: the polygons have no CRS, or cannot be transformed to longitude and latitude.
     """
     if table.crs is None:
         raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco")
@@ -58,7 +58,7 @@ def write_geojson(table: geopandas.GeoDataFrame, path: Path, pixel: float | None
 
 @contextmanager
 def plain_name(path: Path, suffix: str = "") -> Iterator[Path]:
-    """A path under which pyogrio writes `path`: it takes `!` and `;` in names for addresses inside archives.
+    """A temporary path for pyogrio, which misreads `!` and `;` in names as addresses inside archives.
 
     Args:
         path: the file to write.
@@ -110,7 +110,7 @@ def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:
 
 
 def _areas_of(shape: shapely.Geometry) -> shapely.Geometry:
-    """Without lines and points, which mending may leave behind."""
+    """The polygons of a shape, without lines and points, which repairing may leave behind."""
     if not isinstance(shape, shapely.GeometryCollection) or isinstance(shape, shapely.MultiPolygon):
         return shape
     return shapely.union_all([part for part in shape.geoms if part.area > 0])

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SCORE_STEPS = 250
 """Scores are stored as bytes, in steps of 1/250; the byte 250 is a score of 1."""
 NO_SCORE = 255
-"""The stored byte where there is no data."""
+"""The stored byte of pixels without data."""
 
 
 class LabelStore:

@@ -1,4 +1,4 @@
-"""What a user chooses for a scene: how it is read, and which files are written. Imports neither torch nor GDAL."""
+"""Options of a scene: how it is read, and which files are written. Imports neither torch nor GDAL."""
 
 from __future__ import annotations
 

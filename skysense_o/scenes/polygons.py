@@ -25,7 +25,7 @@ from skysense_o.whole_files import whole
 
 MAX_POLYGONS = 1_000_000
 LAST_CHANGE = "2000-01-01T00:00:00.000Z"
-"""Stands in every GeoPackage, so that the same polygons give the same bytes."""
+"""Date written into every GeoPackage, so that the same polygons give the same bytes."""
 
 
 def polygons(

@@ -1,7 +1,7 @@
 """Georeferenced rasters of any size, read window by window.
 
-Alphabet: H W pixels of the raster, h w pixels as the model sees them. Both are equal unless the raster is resampled to
-another ground sampling distance.
+Shape letters: H W pixels of the raster, h w pixels as the model sees them. Both are equal unless the raster is
+resampled to another ground sampling distance.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Raster(GDALImage):
             ValueError: gsd or aoi for a raster whose location on the ground is unknown; an area of interest that is
                 empty or does not touch the raster.
         """
-        self.shapes: list | None = None  # set after the stretch was measured, which does not depend on them
+        self.shapes: list | None = None  # set after measuring the stretch, which does not depend on them
         super().__init__(path, bands, remote=remote)
         try:
             if self.stretch is None and self.all_valid:
-                self._sampled()  # find damage before anything is loaded
+                self._sampled()  # find damaged files before a model is loaded
             self.areas = PixelAreas(self.file.crs, self.file.transform, self.size)
             self.model_size = self._resampled(gsd)
             self.shapes = self._area_of_interest(aoi) if aoi else None

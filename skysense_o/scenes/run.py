@@ -93,7 +93,7 @@ def run_scene(
 
 @contextmanager
 def _locked(folder: Path, stem: str, processes: PartialState | None) -> Iterator[None]:
-    """Lock a scene's work folder for all processes of a run; the first one holds the lock, and tells the others.
+    """Lock a scene's work folder for all processes of a run; process 0 holds it and informs the others.
 
     Raises:
         OSError: another run holds it.

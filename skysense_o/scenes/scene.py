@@ -35,10 +35,10 @@ class Scene:
     """A segmented scene, before its files are written.
 
     Attributes:
-        raster: open.
+        raster: the open raster.
         work: labels and scores on disk.
         classes: class per id of the labels; "none" is the first where there are background words or a threshold.
-        threshold: the one that was applied, or None.
+        threshold: the threshold that was applied, or None.
         settings: everything that the labels depend on.
     """
 
@@ -47,7 +47,7 @@ class Scene:
     classes: tuple[str, ...]
     threshold: float | None
     settings: dict = field(default_factory=dict)
-    instances: dict[int, int] | None = None  # where objects were looked for: index of a class -> id in the labels
+    instances: dict[int, int] | None = None  # set by `find_instances`: index of a class -> id in the labels
 
     @property
     def has_none(self) -> bool:
@@ -96,7 +96,7 @@ def label_scene(
     check_free_space(folder.parent, raster.size, len(classes))
     work = LabelStore(folder, raster.size, len(classes), {**settings, "batch": batch}, process)
     share = _share(raster.size[0], process, processes)
-    if not work.done:  # what other settings have left behind
+    if not work.done:  # remove files left by a run with other settings
         (folder / f"instances_{process}.jsonl").unlink(missing_ok=True)
     scene = Scene(raster, work, classes, threshold, settings)
     _label(scene, predictor, vocabulary, plan, share, batch, pool, progress)
@@ -120,7 +120,7 @@ def _label(
     with torch.inference_mode():
         probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
     forced = bool(os.environ.get("SKYSENSE_O_PROGRESS"))  # for programs that read the bar, such as the QGIS plugin
-    hidden = not progress or (False if forced else None)  # None hides the bar unless stderr is a terminal
+    hidden = not progress or (False if forced else None)  # tqdm: None hides the bar unless stderr is a terminal
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
 
     def model(windows: Tensor) -> Tensor:

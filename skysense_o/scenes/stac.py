@@ -1,4 +1,4 @@
-"""SpatioTemporal Asset Catalog (STAC 1.1): read the image of an item, describe the results of a scene by an item."""
+"""SpatioTemporal Asset Catalog (STAC 1.1): read the image of an item, write an item for the results of a scene."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ TIFF_TIME = "%Y:%m:%d %H:%M:%S"
 
 
 def item_image(path: Path, key: str | None = None) -> Path:
-    """The image file of a STAC item. Needs no package of STAC.
+    """The image file of a STAC item. Needs no STAC package.
 
     Args:
         path: the JSON file of the item.
-        key: of the asset; None for the only one that is an image and no thumbnail or overview.
+        key: key of the asset; None for the only one that is an image and not a thumbnail or overview.
 
     Raises:
-        ValueError: no item, no or several such assets, or an asset that is not a local file.
+        ValueError: not an item, no such asset or several, or an asset that is not a local file.
         FileNotFoundError: no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no STAC item at {str(path)!r}")
     item = read_json_file(path)
     if not isinstance(item, dict) or item.get("type") != "Feature" or "stac_version" not in item:
-        raise ValueError(f"{path} is no item of STAC: give images, or a Feature with stac_version and assets")
+        raise ValueError(f"{path} is not a STAC item: give images, or a Feature with stac_version and assets")
     assets = {name: asset for name, asset in (item.get("assets") or {}).items() if isinstance(asset, dict)}
     images = [name for name, asset in assets.items() if _is_image(asset)]
     data = [name for name in images if "data" in (assets[name].get("roles") or ())]
     found = [key] if key else data if len(data) == 1 else images
     if key and key not in assets:
-        raise ValueError(f"{path} has no asset {key!r}: {', '.join(assets) or 'none'}")
+        raise ValueError(f"{path} has no asset {key!r}; its assets are {', '.join(assets) or 'none'}")
     if len(found) != 1:
         listed = ", ".join(images or assets) or "none"
         raise ValueError(f"{path} has {len(images)} assets that are images: choose one with --asset KEY: {listed}")
@@ -98,7 +98,7 @@ def write_item(
     """Write and validate an item whose assets are the files of a scene's result.
 
     Args:
-        path: of the item; the assets are given relative to its folder.
+        path: path of the item; the assets are given relative to its folder.
         raster: the scene.
         files: key of each asset -> its file.
         classes: rows of `class_areas`.
@@ -129,7 +129,7 @@ def write_item(
 def _footprint(raster: Raster) -> tuple[dict, list[float]]:
     """The outline of a raster in longitude and latitude, and its box (west, south, east, north).
 
-    At the antimeridian the outline is cut, and west is greater than east, as RFC 7946 asks.
+    At the antimeridian the outline is cut, and west is greater than east, as RFC 7946 requires.
     """
     import numpy as np
     import shapely

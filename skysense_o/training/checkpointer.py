@@ -116,7 +116,7 @@ def _write(path: Path, write) -> None:
     try:
         with whole(path) as part:
             write(part)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for errors of the disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for disk errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         what = reason if str(path) in reason else f"{path} could not be written ({reason})"
         told = OSError(f"{what}. Older checkpoints are unchanged: free space, then continue with --resume")

@@ -62,17 +62,17 @@ def able(cfg: CfgNode, task: str) -> str:
     architecture = cfg.MODEL.META_ARCHITECTURE
     if task in ABLE.get(architecture, ()) or (task == "vqa" and cfg.MODEL.VQA.WEIGHTS):
         return ""
-    cure = "; give one that does by MODEL.VQA.WEIGHTS" if task == "vqa" else ""
-    return f"{architecture} does no {task}{cure}"
+    cure = "; set MODEL.VQA.WEIGHTS to a model that does" if task == "vqa" else ""
+    return f"{architecture} does not support {task}{cure}"
 
 
 def no_words_for(name: str) -> str:
-    """Why the classes of a data set cannot be asked for as words; "" if they can."""
+    """Why the classes of a data set cannot be used as words; "" if they can."""
     meta = MetadataCatalog.get(name)
     if "spec" not in meta.as_dict() or not spec_of(meta.spec).one_class:
         return ""
     rest = load_classes(meta.class_table).classes[0]
-    return f"its label 0 is {rest!r}, which is no word to ask for; tools/evaluate_words.py evaluates it"
+    return f"its label 0 is {rest!r}, which cannot be used as a word; tools/evaluate_words.py evaluates it"
 
 
 def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
@@ -101,15 +101,15 @@ def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
 
 
 def check_tests(cfg: CfgNode) -> None:
-    """Check everything about an evaluation that needs no model.
+    """Check all parts of an evaluation that need no model.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: with the value, what is permitted, and the cure.
+        ValueError, KeyError, FileNotFoundError: the message has the value, what is permitted, and the cure.
     """
     protocol, names = Protocol.from_config(cfg), test_sets(cfg)[0]
     wrong = sorted(set(cfg.TEST.PREDICTIONS) - set(KINDS))
     if wrong:
-        raise ValueError(f"TEST.PREDICTIONS {wrong} are not known: {', '.join(KINDS)}")
+        raise ValueError(f"unknown TEST.PREDICTIONS {wrong}: choose among {', '.join(KINDS)}")
     if cfg.TEST.TEMPLATES:
         read_templates(cfg.TEST.TEMPLATES)
     if cfg.MODEL.VQA.WEIGHTS:
@@ -129,7 +129,9 @@ def check_tests(cfg: CfgNode) -> None:
                 classes.update(protocol.words(vocabulary, table).classes)
     unknown = [name for name, _ in protocol.class_thresholds if name not in classes]
     if unknown and names:
-        raise ValueError(f"TEST.CLASS_THRESHOLDS has {unknown}, which no set of DATASETS.TEST has: {sorted(classes)}")
+        raise ValueError(
+            f"TEST.CLASS_THRESHOLDS has {unknown}, which no set of DATASETS.TEST has; choose among {sorted(classes)}"
+        )
 
 
 def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[str, Vocabulary]:
@@ -158,7 +160,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
             raise ValueError(f"{cfg.TEST.HELDOUT_FILE} has no words for {missing} of {name}: give each class some")
         count = min(len(words[n]) for n in table.classes)
         return {f"heldout {k + 1}": Vocabulary.of([words[n][k] for n in table.classes]) for k in range(count)}
-    raise ValueError(f"TEST.WORDS {cfg.TEST.WORDS!r} is not known: names, synonyms or heldout")
+    raise ValueError(f"unknown TEST.WORDS {cfg.TEST.WORDS!r}: choose names, synonyms or heldout")
 
 
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:

@@ -142,7 +142,7 @@ def plot_metrics(folder: Path) -> Path | None:
 
 
 def _metrics(path: Path) -> Iterator[dict]:
-    """The lines of `metrics.json`, without those that a kill or a full disk cut short."""
+    """The lines of `metrics.json`, without those that a killed run or a full disk left incomplete."""
     for line in path.read_text().splitlines():
         with suppress(ValueError):
             yield json.loads(line)

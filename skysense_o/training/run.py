@@ -43,7 +43,7 @@ from skysense_o.vqa import normalise
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
 MAPPERS = {"mixed": MixedMapper, "labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
-# Per mapper, the keys of which a record must have at least one.
+# For each mapper the keys of its records; a record has at least one of them.
 NEEDS = {
     "mixed": ("sem_seg_file_name", "boxes", "points", "shapes", "label"),
     "labels": ("sem_seg_file_name",),
@@ -53,18 +53,18 @@ NEEDS = {
 
 
 def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
-    """Check a config before anything is built or written: a wrong test set must not end a run after hours.
+    """Check a config before anything is built or written, so that a wrong test set does not end a run after hours.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: with the value, what is permitted, and the cure.
+        ValueError, KeyError, FileNotFoundError: the message has the value, what is permitted, and the cure.
     """
     clip, head = cfg.SOLVER.CLIP_GRADIENTS, cfg.MODEL.SEM_SEG_HEAD
     if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
-        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: only full_model, NORM_TYPE 2.0, is here")
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: only full_model, NORM_TYPE 2.0, works")
     if cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
     loss = cfg.MODEL.LOSS
-    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE))  # else clicks and boxes train alone
+    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE))  # False if only clicks and boxes are trained
     if head.NAME == "SAMMaskHead" and head.PRESENCE and words and not loss.PRESENCE and not eval_only:
         raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
     if head.PROMPTS and not (cfg.MODEL.LOSS.PROMPT and cfg.INPUT.PROMPTS) and not eval_only:
@@ -80,7 +80,7 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if cfg.INPUT.POINTS and cfg.INPUT.MAPPER != "questions" and not eval_only:
         raise ValueError(f"INPUT.POINTS are for INPUT.MAPPER 'questions', not {cfg.INPUT.MAPPER!r}: leave them out")
     if cfg.INPUT.MAPPER not in MAPPERS:
-        raise ValueError(f"INPUT.MAPPER {cfg.INPUT.MAPPER!r} is not known: {', '.join(MAPPERS)}")
+        raise ValueError(f"unknown INPUT.MAPPER {cfg.INPUT.MAPPER!r}: choose one of {', '.join(MAPPERS)}")
     loss = cfg.MODEL.LOSS
     if max(loss.BAGS, loss.CANDIDATES, loss.CAPTIONS) > 0 and cfg.INPUT.MAPPER != "mixed" and not eval_only:
         raise ValueError(
@@ -164,7 +164,7 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
     """Build the model of a config on its device, and load MODEL.WEIGHTS if there are any.
 
     Args:
-        allow_missing: patterns of parameters that start from scratch where the weights have none: in training only.
+        allow_missing: patterns of parameters that may be missing in the weights and start from scratch (training only).
     """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS:
@@ -277,7 +277,7 @@ def learning_rate(cfg: CfgNode) -> float:
     if not cfg.SOLVER.LR_BATCH:
         return cfg.SOLVER.BASE_LR
     if cfg.SOLVER.LR_RULE not in powers:
-        raise ValueError(f"SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r} is not known: {', '.join(powers)}")
+        raise ValueError(f"unknown SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r}: choose one of {', '.join(powers)}")
     rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.LR_BATCH) ** powers[cfg.SOLVER.LR_RULE]
     logger.info(
         "Learning rate %.3g: BASE_LR is for %d images per step, this run has %d",

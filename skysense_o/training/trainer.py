@@ -74,7 +74,7 @@ def build_accelerator(cfg) -> Accelerator:
         )
     device = choose_device(cfg.MODEL.DEVICE)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # else Accelerate would move the model to the first GPU
+        torch.cuda.set_device(device)  # otherwise Accelerate would move the model to the first GPU
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=_precision(cfg.SOLVER.PRECISION, device),

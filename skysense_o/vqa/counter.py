@@ -1,6 +1,6 @@
 """Counting by a density map whose sum over the image is the count.
 
-Alphabet: B images, D embedding, G cells in each direction, M numbers, K annotated objects.
+Shape letters: B images, D embedding, G cells in each direction, M numbers, K annotated objects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from skysense_o.vqa.vqa_model import choice_loss
 CELLS = 32
 """G, cells of the density map in each direction: 8 pixels per cell at an input of 256; a car at 0.3 m has about two."""
 MARKED = 3.0
-"""Weight of the loss on object locations, relative to the loss on the count."""
+"""Weight of the density loss, relative to the loss on the count."""
 
 
 class Counter(nn.Module):

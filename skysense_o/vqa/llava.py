@@ -1,6 +1,6 @@
-"""Visual question answering with a language model, built like LLaVA-1.5 (Liu et al. 2024), as in the SkySense-O paper.
+"""Visual question answering with a language model, arranged as LLaVA-1.5 (Liu et al. 2024), as in the SkySense-O paper.
 
-Alphabet: B images, E embedding of the language model, N cells of the tower's dense map, L tokens.
+Shape letters: B images, E embedding of the language model, N cells of the tower's dense map, L tokens.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class LlavaVQA(nn.Module):
     def from_config(cls, cfg) -> dict:
         c = cfg.MODEL.VQA
         if c.PRECISION not in DTYPES:
-            raise ValueError(f"MODEL.VQA.PRECISION {c.PRECISION!r} is not known: {', '.join(DTYPES)}")
+            raise ValueError(f"unknown MODEL.VQA.PRECISION {c.PRECISION!r}: choose one of {', '.join(DTYPES)}")
         with torch.device("cpu"):  # even if the model is built on the meta device
             language, tokenizer = load_language_model(c.LANGUAGE_MODEL, DTYPES[c.PRECISION])
         return {

@@ -65,7 +65,7 @@ def test_a_graph_is_made_from_a_file_of_scores(call, tmp_path):
     code, _, err = call(GRAPH, "--by", "scores", "--scores", table, "--output", tmp_path / "h.json")
     assert code == 2
     assert "line 1: 'lake,pond,high' is not from,to,score" in err
-    assert "no file of scores at" in call(GRAPH, "--by", "scores", "--output", tmp_path / "h.json")[2]
+    assert "no scores file at" in call(GRAPH, "--by", "scores", "--output", tmp_path / "h.json")[2]
 
 
 @pytest.mark.parametrize(

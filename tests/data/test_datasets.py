@@ -294,7 +294,7 @@ def test_labels_of_every_depth_are_read(tmp_path, kind):
     ("spoil", "says"),
     [
         (lambda p: Image.new("RGB", (131, 97)).save(p), "is a RGB image: labels must be one channel"),
-        (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: permitted are 0 to 4"),
+        (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: they must be 0 to 4"),
         (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or damaged"),
         (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
         (lambda p: write_tiff(p, np.full((97, 131), -1, np.int32)), "holds the id -1: ids are 0 or more"),
@@ -312,7 +312,7 @@ def test_check_lists_each_bad_file_and_continues(dubai, call, spoil, says):
 def test_check_of_an_unknown_name_suggests_similar_ones(call):
     code, _, err = call(CHECK, "loveda_vl")
     assert code == 2
-    assert "near it: loveda_val" in err
+    assert "similar: loveda_val" in err
     assert "give the name of a data set" in call(CHECK)[2]
 
 

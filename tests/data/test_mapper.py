@@ -42,7 +42,7 @@ def test_a_missing_label_names_the_file(dubai):
 
 
 def test_the_error_for_an_unknown_data_set_lists_the_known_ones():
-    with pytest.raises(KeyError, match="unknown data set 'dubia_val'; near it: dubai_val"):
+    with pytest.raises(KeyError, match="unknown data set 'dubia_val'; similar: dubai_val"):
         records_of("dubia_val")
 
 
@@ -71,7 +71,7 @@ def test_labels_of_another_size_are_an_error(tmp_path):
 def test_the_error_for_label_values_out_of_range_names_file_and_values(dubai, cfg):
     path = dubai / "labels" / "tile1_001.png"
     Image.fromarray(np.full((97, 131), 9, np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"tile1_001.png holds ids \[9\]: permitted are 0 to 4 and 255"):
+    with pytest.raises(ValueError, match=r"tile1_001.png holds ids \[9\]: they must be 0 to 4 or 255"):
         TrainingMapper(cfg)(records_of("dubai_train")[0])
 
 

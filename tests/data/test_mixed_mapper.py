@@ -340,7 +340,7 @@ def test_every_loss_term_has_a_gradient_in_a_batch_of_all_kinds(data, cfg):
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
     loss.VISION_CENTRIC = 1.0
-    with pytest.raises(ValueError, match="VISION_CENTRIC take every label for complete.*set them to 0"):
+    with pytest.raises(ValueError, match="VISION_CENTRIC need complete labels.*set them to 0"):
         SkySenseO(cfg).losses(samples)
 
 
@@ -377,7 +377,7 @@ def test_a_sample_is_a_function_of_seed_and_index():
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2.5), (1, -1)])
 def test_invalid_sampling_weights_are_an_error(weights):
-    with pytest.raises(ValueError, match="one whole number from 1 on for each of the 2 sets"):
+    with pytest.raises(ValueError, match="give one whole number, 1 or more, for each of the 2 sets"):
         check_weights(weights, 2)
     with pytest.raises(ValueError, match="DATASETS.WEIGHTS"):
         mixed(weights)

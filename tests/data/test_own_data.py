@@ -55,7 +55,7 @@ def test_a_folder_of_ones_own_is_found_by_path_and_by_name(mine, cfg, call):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("classes: [water]\nsuffix: .png", r"holds \['suffix'\]: permitted are classes"),
+        ("classes: [water]\nsuffix: .png", r"holds the unknown keys \['suffix'\]: use classes"),
         ("classes: []", r"'classes' is \[\]: it must list the classes"),
         ("classes: [{id: 4, name: a}]", r"ids must run 0, 1, 2, ... in order, found \[4\]"),
         ("classes: [a, a]", r"'classes' has \['a'\] for two classes"),
@@ -64,27 +64,30 @@ def test_a_folder_of_ones_own_is_found_by_path_and_by_name(mine, cfg, call):
         ("classes: water", "'classes' is 'water': it must list the classes"),
         ("name: a", "has no 'classes'"),
         ("classes: [1, 2]", "'classes', entry 0 is 1: .* names"),
-        ("classes: [{name: a, colour: [1, 2, 3]}]", r"entry 0 \('a'\) has \['colour'\]: permitted are id, name"),
+        ("classes: [{name: a, colour: [1, 2, 3]}]", r"entry 0 \('a'\) has \['colour'\]: keys must be among id, name"),
         ("classes: [{name: a, synonyms: lake}]", "has synonyms 'lake': it must be a list of words"),
         ("classes: [{name: a, synonyms: [1]}]", r"has synonyms \[1\]: it must be a list of words"),
-        ("classes: [{name: a, color: blue}]", "has color 'blue': permitted are three numbers from 0 to 255"),
-        ("classes: [{name: a, color: [300, -5]}]", r"has color \[300, -5\]: permitted are three numbers from 0 to 255"),
-        ("classes: [{name: a, color: [0, 0, 256]}]", r"has color \[0, 0, 256\]: permitted are three numbers"),
-        ("classes: [{name: a, background: 1}]", "has background 1: permitted is true or false"),
-        ("classes: [a]\nignore:", "'ignore' is None: permitted is a whole number from 0 to 65534, or a list"),
-        ("classes: [a]\nignore: ['255']", r"'ignore' is \['255'\]: permitted is a whole number"),
-        ("classes: [a]\nignore: 70000", "'ignore' is 70000: permitted"),
-        ("classes: [a]\nignore: -1", "'ignore' is -1: permitted"),
-        ("classes: [a]\nignore: none", "'ignore' is 'none': permitted"),
-        ("classes: [a]\nignore: true", "'ignore' is True: permitted"),
-        ("classes: [a]\noffset:", "'offset' is None: permitted is a whole number from 0 to 65534"),
-        ("classes: [a]\noffset: -1", "'offset' is -1: permitted"),
-        ("classes: [a]\noffset: 1.5", "'offset' is 1.5: permitted"),
+        ("classes: [{name: a, color: blue}]", "has color 'blue': it must be three numbers from 0 to 255"),
+        ("classes: [{name: a, color: [300, -5]}]", r"has color \[300, -5\]: it must be three numbers from 0 to 255"),
+        ("classes: [{name: a, color: [0, 0, 256]}]", r"has color \[0, 0, 256\]: it must be three numbers"),
+        ("classes: [{name: a, background: 1}]", "has background 1: it must be true or false"),
+        ("classes: [a]\nignore:", "'ignore' is None: it must be a whole number from 0 to 65534, or a list"),
+        ("classes: [a]\nignore: ['255']", r"'ignore' is \['255'\]: it must be a whole number"),
+        ("classes: [a]\nignore: 70000", "'ignore' is 70000: it must be"),
+        ("classes: [a]\nignore: -1", "'ignore' is -1: it must be"),
+        ("classes: [a]\nignore: none", "'ignore' is 'none': it must be"),
+        ("classes: [a]\nignore: true", "'ignore' is True: it must be"),
+        ("classes: [a]\noffset:", "'offset' is None: it must be a whole number from 0 to 65534"),
+        ("classes: [a]\noffset: -1", "'offset' is -1: it must be"),
+        ("classes: [a]\noffset: 1.5", "'offset' is 1.5: it must be"),
         ("classes: [a]\nname: 7", "'name' is 7: it must be text"),
         (f"classes: {[f'c{i}' for i in range(256)]}", "'classes' has 256 classes: at most 255"),
         ("classes: ['a|b']", r"'classes' has 'a.b': write further words as synonyms"),
         ("classes: [{name: a, synonyms: [B]}, b]", "'classes' has the word 'b' for 'a' and for 'b': give each"),
-        ("classes: [a]\nname: ../b", "'name' is '../b': files are named after it, so at most 100 characters without"),
+        (
+            "classes: [a]\nname: ../b",
+            "'name' is '../b': files are named after it, so write at most 100 characters, without",
+        ),
         ("classes: [a]\nname: " + "x" * 101, "'name' is 'x.*: files are named after it"),
         ("classes: [", "is not YAML"),
         ("classes: " + "[" * 5000, "is nested too deeply"),
@@ -95,10 +98,10 @@ def test_a_folder_of_ones_own_is_found_by_path_and_by_name(mine, cfg, call):
         ("classes: [a, null]", "'classes', entry 1 is None"),
         ("classes: [yes, no]", "'classes', entry 0 is True: .* names"),
         ("classes: [{name: [a]}]", r"entry 0 is {'name': \['a'\]}"),
-        ("- water\n- road", r"holds \['water', 'road'\]: permitted are classes"),
-        ("classes: [a]\nignore: [[255]]", r"'ignore' is \[\[255\]\]: permitted"),
-        ("classes: [a]\nignore: .nan", "'ignore' is nan: permitted"),
-        ("classes: [{name: a, background: 'yes'}]", "has background 'yes': permitted is true or false"),
+        ("- water\n- road", r"holds the unknown keys \['water', 'road'\]: use classes"),
+        ("classes: [a]\nignore: [[255]]", r"'ignore' is \[\[255\]\]: it must be"),
+        ("classes: [a]\nignore: .nan", "'ignore' is nan: it must be"),
+        ("classes: [{name: a, background: 'yes'}]", "has background 'yes': it must be true or false"),
         (
             "a: &a [x, x, x, x, x, x, x, x, x]\n"
             + "".join(
@@ -106,7 +109,7 @@ def test_a_folder_of_ones_own_is_found_by_path_and_by_name(mine, cfg, call):
                 for x, y in zip("abcdefghijk", "bcdefghijkl")
             )
             + "classes: [a]\nname: *l",
-            r"holds \['a', 'b', .*permitted are classes",
+            r"holds the unknown keys \['a', 'b', .*use classes",
         ),
         ("classes: [&a [x, x], [*a, *a]]", r"'classes', entry 0 is \['x', 'x'\]"),
     ],
@@ -145,14 +148,18 @@ def test_captions_are_read_with_and_without_a_byte_order_mark(tmp_path, encoding
         ("a.csv", "image;caption\na.png;a road\n", "has columns separated by ';': .* separate them with commas"),
         ("a.csv", "image,caption,image\n", "has the column 'image' twice: give each column its own name"),
         ("a.csv", 'image,caption\na.png,"' + "x" * 140_000, "is not CSV: field larger than field limit"),
-        ("a.jsonl", '{"image": 5, "caption": "a road"}\n', "line 1: 'image' is 5: text or null is permitted"),
-        ("a.jsonl", '{"image": "a.png", "captions": ["a", {}]}\n', "line 1: a caption is an object of 0: text is"),
+        ("a.jsonl", '{"image": 5, "caption": "a road"}\n', "line 1: 'image' is 5: it must be text or null"),
+        (
+            "a.jsonl",
+            '{"image": "a.png", "captions": ["a", {}]}\n',
+            "line 1: a caption is an object of 0: it must be text",
+        ),
         ("a.jsonl", "[" * 100_000 + "\n", "line 1: .* is nested too deeply"),
         ("a.jsonl", '{"image": "a.png", "caption": "a road"}\n["b"]\n', "line 2: .* is not a JSON object"),
         (
             "a.jsonl",
             '{"image": "a.png", "caption": 7}\n',
-            "line 1: 'caption' is 7: a list or text or null is permitted",
+            "line 1: 'caption' is 7: it must be a list or text or null",
         ),
         ("a.jsonl", "image\n", "line 1: 'image' is not JSON"),
     ],
@@ -166,7 +173,7 @@ def test_a_wrong_line_of_captions_is_named(tmp_path, name, text, says):
 def test_a_folder_that_is_not_a_data_set_is_an_error(mine, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no dataset.yaml, which lists the classes"):
         find(str(tmp_path))
-    with pytest.raises(KeyError, match="has no split 'test': there are train, val"):
+    with pytest.raises(KeyError, match="has no split 'test'; its splits are train, val"):
         find(f"{mine}:test")
     (mine / "dataset.yaml").write_text("name: dubai\nclasses: [a]")
     own_spec.cache_clear()

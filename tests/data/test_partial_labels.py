@@ -141,7 +141,7 @@ def table(tmp_path, monkeypatch):
 
 def test_mistakes_in_the_concept_table_are_named(table):
     assert table().above.tolist() == [[True, False], [True, True]]
-    with pytest.raises(KeyError, match="'moon' is not a concept of concepts.json; there are: tree, forest"):
+    with pytest.raises(KeyError, match="'moon' is not a concept of concepts.json; choose one of tree, forest"):
         table().index("moon")
     with pytest.raises(ValueError, match="forest names 'wood', which is not a concept"):
         table(concepts={"forest": {"is": ["wood"]}})

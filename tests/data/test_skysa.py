@@ -101,11 +101,11 @@ def test_each_defect_in_the_graph_file_is_counted():
     assert graph.names == ("Lake", "pond", "forest", "road")
     assert graph.scores.tolist() == [[0, 9, 3, 4], [0] * 4, [0] * 4, [0] * 4]
     assert odd == {
-        "pairs that come again (the last counts)": 1,
+        "repeated pairs (the last counts)": 1,
         "scores in quotes or brackets, corrected": 1,
         "scores that are not integers": 1,
         "scores not from 1 to 10": 1,
-        "relations of a name to itself or to nothing": 1,
+        "relations of a class to itself or to an empty name": 1,
         "lines that are not a relation": 1,
         "lines without {tuple_delimiter}, or with too few fields": 1,
     }
@@ -120,7 +120,7 @@ def test_a_file_with_wrong_delimiters_shows_the_expected_format(tmp_path):
     g = tmp_path / "g.json"
     for body, says in (
         ('{"names": ["a"]}', "g.json has no 'edges'"),
-        ('{"names": "a", "edges": []}', "g.json: 'names' is \"a\": a list is permitted"),
+        ('{"names": "a", "edges": []}', "g.json: 'names' is \"a\": it must be a list"),
         (
             '{"names": ["a", "b"], "edges": [[0, 1, 5]]}',
             "an entry of 'edges' is not .from, to, score, source.: two of 2",
@@ -185,9 +185,9 @@ def test_a_graph_is_directed_and_survives_a_file(tmp_path):
 def test_invalid_scores_are_an_error():
     with pytest.raises(ValueError, match="scores must be 1 to 10; found 0 to 0"):
         RelationGraph.of_edges(["a", "b"], np.array([(0, 1, 0, 0)]))
-    with pytest.raises(ValueError, match=r"scores go up to 11: permitted are 1 to 10"):
+    with pytest.raises(ValueError, match=r"scores go up to 11: they must be 1 to 10"):
         RelationGraph(("a",), np.full((1, 1), 11, np.uint8))
-    with pytest.raises(ValueError, match=r"scores are \(2, 2\), names 1: a square"):
+    with pytest.raises(ValueError, match=r"scores are \(2, 2\), names 1: they must be"):
         RelationGraph(("a",), np.zeros((2, 2), np.uint8))
 
 

@@ -293,7 +293,7 @@ def test_superpixels_follow_clear_edges(mini):
 
 
 def test_a_missing_argument_of_a_method_raises_an_error(mini, words_only, tmp_path):
-    with pytest.raises(ValueError, match="unknown method 'magic': superpixels, words, everything, sam are permitted"):
+    with pytest.raises(ValueError, match="unknown method 'magic': choose one of superpixels, words, everything, sam"):
         proposer("magic", mini)
     with pytest.raises(ValueError, match="--method sam needs --sam FILE"):
         proposer("sam", None)
@@ -353,7 +353,7 @@ def test_a_published_folder_can_be_used_as_a_data_set_by_its_path(halves, mini):
     publish(halves, val=0.25)
     assert len(records_of(f"{halves / 'set'}:train")) == 3
     assert records_of(f"{halves / 'set'}:val")[0]["names"] == ("road", "tree")
-    with pytest.raises(KeyError, match="has no split 'graph_train': there are train, val"):
+    with pytest.raises(KeyError, match="has no split 'graph_train'; its splits are train, val"):
         records_of(f"{halves / 'set'}:graph_train")
 
 

@@ -42,7 +42,7 @@ def test_names_by_features_and_by_masks_equal_a_naive_computation(mini):
         odds = {n: np.exp((value - cosines[0][1]) / 0.05) for n, value in cosines}
         for n, value in candidates:
             assert value == pytest.approx(odds[n] / sum(odds.values()), abs=0.01)
-    with pytest.raises(ValueError, match="unknown way of naming 'ear': features or masks are permitted"):
+    with pytest.raises(ValueError, match="unknown way of naming 'ear': choose features or masks"):
         VocabularyNamer(mini, words, "ear")
 
 

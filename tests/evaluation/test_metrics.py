@@ -70,7 +70,7 @@ def test_none_counts_as_an_error_but_is_no_class():
 
 
 def test_an_id_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="id 7: permitted are 0 to 4 and 255"):
+    with pytest.raises(ValueError, match="id 7: ids must be 0 to 4, or 255"):
         confusion(np.array([[7]]), np.array([[0]]), 5, 255)
 
 

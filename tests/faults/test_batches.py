@@ -169,7 +169,7 @@ def test_mistakes_of_an_archive_are_answered_before_ray_starts(tmp_path, call):
     words = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--classes")
     code, _, err = call("tools/segment_archive.py", *words, "road", "--save", "geotif")
     assert code == 2
-    assert "--save 'geotif': ['geotif'] is not among geotiff" in err
+    assert "--save 'geotif': unknown formats ['geotif']: choose among geotiff" in err
     code, _, err = call("tools/segment_archive.py", *words, "none", "--background", "road")
     assert (code, "a class is called 'none'" in err) == (2, True), err
 

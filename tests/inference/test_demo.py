@@ -111,7 +111,7 @@ def test_a_bad_image_does_not_stop_the_batch(call, image, tmp_path):
         ({"--classes": "road,road"}, "stands for two classes"),
         ({"--weights": "nowhere"}, "no weights at 'nowhere'"),
         ({"--config-file": "nowhere.yaml"}, "no config at 'nowhere.yaml'"),
-        ({"--save": "overlay,movie"}, "['movie'] is not among overlay"),
+        ({"--save": "overlay,movie"}, "unknown formats ['movie']: choose among overlay"),
         ({"--threshold": "1.5"}, "--threshold 1.5 is out of range: 0 to 1"),
         ({"--device": "tpu"}, "device 'tpu' is not known"),
     ],

@@ -314,7 +314,7 @@ def test_an_image_is_encoded_once_for_several_prompts(monkeypatch):
     [
         ({}, "neither a point nor a box"),
         ({"points": [(1, 1)]}, "1 points with 0 labels"),
-        ({"points": [(1, 1)], "labels": [2]}, r"point labels \[2\]: permitted are 1"),
+        ({"points": [(1, 1)], "labels": [2]}, r"point labels \[2\]: they must be 1"),
         ({"points": [(70, 1)], "labels": [1]}, r"\(70, 1\) lies outside the image, which is 70 x 50"),
         ({"box": (9, 9, 3, 20)}, r"box \(9, 9, 3, 20\) is empty: give x0, y0, x1, y1 with x0 < x1"),
         ({"box": (9, 9, 9, 20)}, "is empty"),

@@ -360,7 +360,7 @@ def test_a_mistake_is_a_message_only_and_everything_stays(visit, town, tmp_path)
     (tmp_path / "bad.png").write_bytes(town.read_bytes()[:900])
     unchanged(lambda: page.set_input_files("#file", tmp_path / "bad.png"), "bad.png is cut short or damaged")
     (tmp_path / "bad.txt").write_text("no image")
-    unchanged(lambda: page.set_input_files("#file", tmp_path / "bad.txt"), "'bad.txt' is no image that is accepted")
+    unchanged(lambda: page.set_input_files("#file", tmp_path / "bad.txt"), "'bad.txt' is not an accepted image")
     (tmp_path / "huge.png").write_bytes(bytes(1100 << 10))
     unchanged(lambda: page.set_input_files("#file", tmp_path / "huge.png"), "huge.png has 1 MB, and 1 MB are allowed")
     page.locator("#words").fill("road,,tree")
@@ -369,7 +369,7 @@ def test_a_mistake_is_a_message_only_and_everything_stays(visit, town, tmp_path)
     assert page.locator("#words").input_value() == "road,,tree"
     page.locator("#words").fill(",".join("abcdefgh" * 9))
     page.wait_for_timeout(600)
-    unchanged(lambda: page.locator("#words").press("Enter"), "72 words, and 64 are allowed here")
+    unchanged(lambda: page.locator("#words").press("Enter"), "72 words; 64 are allowed here")
 
 
 @needs_chromium
@@ -403,7 +403,7 @@ def test_own_files_are_dropped_scaled_and_kept_over_a_reload(visit, town, tmp_pa
     page.get_by_text("scaled down from 700 x 300 pixels").wait_for()
     Image.new("L", (700, 700)).save(tmp_path / "huge.png")
     page.set_input_files("#file", tmp_path / "huge.png")
-    page.get_by_text("huge.png has 700 x 700 pixels and 400,000 in all are allowed").wait_for()
+    page.get_by_text("huge.png has 700 x 700 pixels, more than the 400,000 allowed").wait_for()
     assert page.locator(".shot").count() == 3
 
     page.reload(wait_until="domcontentloaded")

@@ -100,6 +100,6 @@ def test_the_prompt_loop(session, tmp_path):
     lines = "point 40 30\nbox 20 10 60 40\nname\nname road,tree\nbuilding, water\neverything 3\nquit"
     Dialogue(session, tmp_path / "out", lambda: MANY, stdin=io.StringIO(lines), stdout=said).cmdloop()
     assert said.getvalue().count(" pixels, predicted IoU ") == 2
-    assert "SAM 3 is asked class by class: give words" in said.getvalue()
+    assert "SAM 3 compares class by class: give words" in said.getvalue()
     assert "tree" in said.getvalue()
     assert "error" not in said.getvalue()

@@ -256,9 +256,9 @@ def test_a_batch_changes_nothing(folder, images):
 
 def test_keys_out_of_range(folder):
     tower = Sam3Tower.from_pretrained(folder)
-    with pytest.raises(ValueError, match="MODEL.SAM3.FUSE 'sum' is not known: semantic, instances, max"):
+    with pytest.raises(ValueError, match="unknown MODEL.SAM3.FUSE 'sum': choose one of semantic, instances, max"):
         Sam3(tower=tower, fuse="sum")
-    with pytest.raises(ValueError, match="MODEL.SAM3.PRESENCE 'both' is not known: none, window, image"):
+    with pytest.raises(ValueError, match="unknown MODEL.SAM3.PRESENCE 'both': choose one of none, window, image"):
         Sam3(tower=tower, presence="both")
     with pytest.raises(ValueError, match="MODEL.SAM3.WEAK_PHRASE 1.5 is out of range"):
         Sam3(tower=tower, weak_phrase=1.5)
@@ -407,7 +407,7 @@ def test_what_has_no_vector_says_so(folder):
     assert {name for name, _ in ranked} == {"road", "tree"}
     probabilities = seen.class_probabilities(Vocabulary.parse("road,tree")).mean((1, 2))
     assert dict(ranked) == pytest.approx(dict(zip(("road", "tree"), probabilities.tolist())), abs=1e-3)
-    with pytest.raises(ValueError, match="SAM 3 compares no region with words by vectors"):
+    with pytest.raises(ValueError, match="SAM 3 has no vectors to compare a region with words"):
         seen.cosines(seen.embed(region), Vocabulary.parse("road,tree"))
     with pytest.raises(ValueError, match="SAM 3 has no vector of an image"):
         seen.model.tower.encode_image(torch.zeros(1, 3, SIDE, SIDE))

@@ -103,7 +103,7 @@ def test_the_keys_change_the_dense_map_and_nothing_else(name, dim):
         torch.testing.assert_close(first.pooled, other.pooled)
     cfg = config()
     cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = ["qk"]
-    with pytest.raises(ValueError, match="ATTENTION \\['qk'\\] is not known: qq, kk, vv, or none"):
+    with pytest.raises(ValueError, match=r"ATTENTION \['qk'\]: use qq, kk, vv, or \[\]"):
         OpenCLIPTower(cfg)
 
 
@@ -130,9 +130,9 @@ def test_probabilities_are_the_softmax_of_debiased_cosines():
                 total = sum(math.exp(c / 0.1) for c in cosines)
                 want = torch.tensor([math.exp(c / 0.1) / total for c in cosines])
                 torch.testing.assert_close(logits[b, : len(cosines), y, x].sigmoid(), want, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="TrainingFreeHead compares words, and there is one only: add background"):
+    with pytest.raises(ValueError, match="TrainingFreeHead compares words, and there is only one: add background"):
         head(seen, Queries(text[:, :1], valid[:, :1]))
-    with pytest.raises(ValueError, match="TRAINING_FREE.UPSAMPLING 'cubic' is not known: bilinear, bilateral"):
+    with pytest.raises(ValueError, match="unknown TRAINING_FREE.UPSAMPLING 'cubic': choose one of bilinear, bilateral"):
         TrainingFreeHead(upsampling="cubic")
 
 
@@ -194,7 +194,7 @@ def test_affinity_cell_by_cell():
 
 def test_an_affinity_that_is_not_there_says_so(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="AFFINITY 'vit_no_such' cannot be had .*leave it empty to do without"):
+    with pytest.raises(ValueError, match="AFFINITY 'vit_no_such' cannot be loaded .*leave it empty to do without"):
         SkySenseO(config(AFFINITY="vit_no_such"))
 
 

@@ -58,7 +58,7 @@ def test_the_image_of_an_item(item):
 )
 def test_other_json_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match="a.json is no item of STAC"):
+    with pytest.raises(ValueError, match="a.json is not a STAC item"):
         item_image(tmp_path / "a.json")
 
 

@@ -170,14 +170,14 @@ def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
 def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):
     code, out, body = run("DATASETS.TEST", "rsivqa_test")
     assert code == 2
-    assert "SkySenseO does no vqa; give one that does by MODEL.VQA.WEIGHTS" in out
+    assert "SkySenseO does not support vqa; set MODEL.VQA.WEIGHTS to a model that does" in out
     assert body is None
     code, out, _ = run("TEST.CLASS_THRESHOLDS", "[['watr', 0.5]]")
     assert code == 2
     assert "TEST.CLASS_THRESHOLDS has ['watr'], which no set of DATASETS.TEST has" in out
     code, out, _ = run("TEST.PREDICTIONS", "['gif']")
     assert code == 2
-    assert "TEST.PREDICTIONS ['gif'] are not known: coco, png" in out
+    assert "unknown TEST.PREDICTIONS ['gif']: choose among coco, png" in out
 
 
 def test_published_numbers_stand_beside_ours():

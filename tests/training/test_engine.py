@@ -345,7 +345,7 @@ def test_the_learning_rate_follows_the_batch(cfg):
     cfg.SOLVER.LR_RULE = "linear"
     assert learning_rate(cfg) == pytest.approx(4e-3)
     cfg.SOLVER.LR_RULE = "cubic"
-    with pytest.raises(ValueError, match="SOLVER.LR_RULE 'cubic' is not known: linear, sqrt"):
+    with pytest.raises(ValueError, match="unknown SOLVER.LR_RULE 'cubic': choose one of linear, sqrt"):
         learning_rate(cfg)
 
 

@@ -124,7 +124,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ((*CONFIG, "DATASETS.TRAIN", "('mars_train',)"), "unknown data set 'mars_train'"),
         (
             (*CONFIG, "--eval-only", "TEST.WORDS", "guess"),
-            "TEST.WORDS 'guess' is not known: names, synonyms or heldout",
+            "unknown TEST.WORDS 'guess': choose names, synonyms or heldout",
         ),
         ((*CONFIG, "--eval-only", "TEST.WORDS", "heldout"), "TEST.HELDOUT_FILE '' is not a file"),
         ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' is not available"),
@@ -133,7 +133,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
         ((*CONFIG, "MODEL.LOSS.PRESENCE", "0.0"), "leaves the presence head untrained"),
         ((*CONFIG, "MODEL.LOSS.BAGS", "0.5"), "are for INPUT.MAPPER 'mixed', not 'labels'"),
-        ((*CONFIG, "DATASETS.WEIGHTS", "(1, 2)"), "one whole number from 1 on for each of the 1 sets"),
+        ((*CONFIG, "DATASETS.WEIGHTS", "(1, 2)"), "give one whole number, 1 or more, for each of the 1 sets"),
     ],
 )
 def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):

@@ -81,5 +81,5 @@ def test_a_language_model_that_is_not_there(tmp_path):
 
 
 def test_an_unknown_precision(llama):
-    with pytest.raises(ValueError, match="PRECISION 'int4' is not known: bf16, fp32"):
+    with pytest.raises(ValueError, match="PRECISION 'int4': choose one of bf16, fp32"):
         LlavaVQA(vqa_config(llama, rank=0, precision="int4"))

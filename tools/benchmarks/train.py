@@ -67,7 +67,7 @@ def config(args: argparse.Namespace, precision: str, losses: str):
         chosen = losses.split("+")
         unknown = sorted(set(chosen) - set(TERMS))
         if unknown:
-            raise ValueError(f"unknown losses {unknown}: {', '.join(TERMS)} are permitted")
+            raise ValueError(f"unknown losses {unknown}: choose among {', '.join(TERMS)}")
         for term in TERMS:
             key = term.upper()
             cfg.MODEL.LOSS[key] = (cfg.MODEL.LOSS[key] or 0.4) if term in chosen else 0.0

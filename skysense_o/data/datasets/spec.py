@@ -39,7 +39,7 @@ class DatasetSpec:
     counts: dict[str, int] = field(default_factory=dict)  # split -> expected number of images, or of questions for vqa
     prepare: str = ""  # command that makes the folders; "": used as published
     crop: tuple[int, int, int] = (0, 0, 0)  # width, height, overlap of the windows that `prepare` cuts; 0: whole images
-    one_class: bool = False  # label 0 is only "not that class", so no word can be asked for it
+    one_class: bool = False  # label 0 is only "not that class", so it cannot be used as a word
     graph: str = ""  # file of the relation graph, for splits named graph_*
     note: str = ""
 

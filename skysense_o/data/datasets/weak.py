@@ -37,7 +37,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         gsd="0.3 to 0.6",
         counts={"train": 80, "val": 20},
         one_class=True,
-        note="0 is 'not road' and says nothing about other words; tools/evaluate_words.py evaluates it",
+        note="0 is 'not road' and unknown for other words; tools/evaluate_words.py evaluates it",
     ),
     DatasetSpec(
         name="oam_buildings",
@@ -54,7 +54,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         gsd="about 0.1",
         counts={"train": 118, "val": 29},
         one_class=True,
-        note="0 is 'not building' and says nothing about other words; tools/evaluate_words.py evaluates it",
+        note="0 is 'not building' and unknown for other words; tools/evaluate_words.py evaluates it",
     ),
     DatasetSpec(
         name="simd",

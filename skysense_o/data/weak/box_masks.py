@@ -15,8 +15,8 @@ from skysense_o.sample import IGNORE
 
 LEAST, MOST = 0.12, 0.97  # limits of the share of its box that a mask fills; other masks are rejected
 ROUNDS = 4  # iterations of GrabCut
-LONGEST = 160  # longer side of a box for GrabCut, in pixels; larger boxes are reduced
-SMALLEST = 48  # smaller ones are enlarged
+LONGEST = 160  # longest side of a box for GrabCut, in pixels; larger boxes are reduced
+SMALLEST = 48  # boxes whose longer side is below this are enlarged
 
 BoxMask = Callable[[np.ndarray, tuple[int, int, int, int]], "np.ndarray | None"]
 
@@ -59,7 +59,7 @@ def grabcut_mask(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarra
 
 
 def ellipse_mask(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The largest ellipse in a box: tree crowns are round. Arguments and result as `grabcut_mask`; never None."""
+    """The largest ellipse in a box, for round objects such as tree crowns. Arguments and result: see `grabcut_mask`."""
     width, height = box[2] - box[0], box[3] - box[1]
     y, x = np.mgrid[:height, :width]
     return ((x + 0.5) / width * 2 - 1) ** 2 + ((y + 0.5) / height * 2 - 1) ** 2 <= 1

@@ -18,7 +18,7 @@ def ragged_cells(side: int, count: int, wobble: float = 0.08) -> np.ndarray:
         return np.zeros((side, side), np.uint8)
     cells = np.random.permutation(9)[:count]
     seeds = (np.stack([cells // 3, cells % 3], axis=1) + np.random.uniform(0.1, 0.9, (count, 2))) / 3
-    stretch = np.random.uniform(0.6, 1.7)  # long cells, too
+    stretch = np.random.uniform(0.6, 1.7)  # makes long cells as well
     y, x = (_wobbling(side, wobble) for _ in range(2))
     x, y = x * stretch, y.T / stretch
     nearest, labels = None, np.zeros((side, side), np.uint8)

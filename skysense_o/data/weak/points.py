@@ -1,5 +1,7 @@
-"""Labels from points (Bearman et al., What's the point, ECCV 2016): a small disc around a point is the class,
-pixels far from all points are not, and pixels between are unknown.
+"""Labels from points (Bearman et al., What's the point, ECCV 2016).
+
+A small disc around a point is labelled as the class, pixels far from all points as "not the class"; pixels between are
+unknown.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ def point_labels(
     """Points -> a label image, uint8 (H,W), with the values of `box_masks`: c, classes + c, IGNORE.
 
     Args:
-        size: (H,W). points: x, y, class, all of one class. classes: how many there are.
+        size: (H,W). points: x, y, class, all of one class. classes: number of classes.
         disc: radius in pixels of the positive disc around a point.
-        far: distance in pixels from which on pixels are negative; 0: there are no negatives.
+        far: pixels at least this far from all points are negative, in pixels; 0: there are no negatives.
     """
     labels = np.full(size, IGNORE, np.uint8)
     if not points:

@@ -13,7 +13,7 @@ FINER = 4  # polygons are filled in a larger image, as OpenCV fills each pixel t
 
 
 def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) -> np.ndarray:
-    """Shapes -> a label image, uint8 (H,W), with values of `box_masks`: c inside, 2 classes outside of all shapes.
+    """Shapes -> a label image, uint8 (H,W), with values of `box_masks`: c in a shape of class c, 2 x classes outside.
 
     Later shapes are drawn over earlier ones. Pixels outside of a shape but at most `margin` from it are IGNORE, also in
     shapes of other classes. A polygon within another of the same shape is a hole.
@@ -21,7 +21,7 @@ def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) ->
     Args:
         size: (H,W).
         shapes: dicts with "class" (its id), "polygons", "circles" and "margin", see `read_shapes`.
-        classes: how many there are.
+        classes: number of classes.
     """
     labels = np.full(size, 2 * classes, np.uint8)
     masks = [shape_mask(size, shape) for shape in shapes]

@@ -41,7 +41,7 @@ def krippendorff_alpha(units: Iterable[Sequence]) -> float:
     """Krippendorff's alpha: 1 for full agreement, 0 for the agreement expected by chance.
 
     Args:
-        units: per item the labels that it was given. Items with fewer than two labels are ignored.
+        units: for each item, its labels. Items with fewer than two labels are ignored.
 
     Returns:
         alpha; NaN if no item has two labels, or all labels are the same.

@@ -62,8 +62,8 @@ def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
         tile -> its annotations. Images that are not tiles of this review, and those without annotations, are left out.
 
     Raises:
-        ValueError: an entry has not the form that COCO describes, a mask has not its tile's size or covers no pixel, or
-            an annotation has a category that the file does not list.
+        ValueError: an entry is not in COCO's format, a mask is not of its tile's size or covers no pixel, or an
+            annotation has a category that the file does not list.
     """
     names = {}
     for place, row in enumerate(take(data, "categories", list, "the COCO file"), 1):

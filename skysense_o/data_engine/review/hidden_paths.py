@@ -1,8 +1,8 @@
-"""Hide where on the server the files lie.
+"""Hide the server's file paths from the browser.
 
 Gradio's protocol holds the server's path of each file: the answer to an upload is a path, and the browser sends it back
-with the next event. So a page made with Gradio sees a path, and an alias in its place is the only way to hide the
-true one, which may hold a user's name (TMPDIR) and the names of others' folders.
+with the next event. The true path may contain a user's name (TMPDIR) and the names of others' folders, so the
+browser gets an alias in its place.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TEXT = (b"text/html", b"application/json", b"text/event-stream", b"text/plain")
 class HiddenPaths:
     """ASGI middleware: replace a folder's path with an alias in what is sent, and back in what is received.
 
-    The alias has the length of the path, so that content lengths stay right. Each message is replaced by itself: a path
-    that a server splits between two messages would not be hidden. Servers of small JSON do not split it.
+    The alias has the length of the path, so that content lengths stay right. Messages are processed one by one: a path
+    that a server splits between two messages would not be hidden. Servers do not split small JSON.
 
     Args:
         app: the application.

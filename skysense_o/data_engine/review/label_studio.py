@@ -82,7 +82,7 @@ def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[
         Results of types that are not read are there with `unread`, their type.
 
     Raises:
-        ValueError: an entry has not the form that Label Studio writes, or a mask has not its tile's size.
+        ValueError: an entry is not in Label Studio's format, or a mask is not of its tile's size.
     """
     imported = {}
     for place, task in enumerate(checked(tasks, list, "the file"), 1):
@@ -105,7 +105,7 @@ def _annotator(annotation: dict, reviewer: str, where: str) -> str:
 
 
 def _by_id(results: list, where: str) -> list[list[dict]]:
-    """The results of an annotation, those with one id together, in order."""
+    """The results of an annotation, grouped by id, in order."""
     groups: dict[str, list[dict]] = {}
     for place, row in enumerate(results):
         number = take(row, "id", (str, int, type(None)), f"{where}, a result", None)
@@ -139,7 +139,7 @@ def _drawing(row: dict, shape: str, size: tuple[int, int], tile: str) -> np.ndar
     if drawn != tuple(size):
         raise ValueError(f"{tile} has {size[1]} x {size[0]} pixels, and was annotated at {drawn[1]} x {drawn[0]}")
     if take(row, "image_rotation", float, where, 0):
-        raise ValueError(f"{where} was drawn on a turned image: turn the image back in Label Studio")
+        raise ValueError(f"{where} was drawn on a rotated image: rotate the image back in Label Studio")
     value = take(row, "value", dict, where)
     if shape == "brush":
         try:
@@ -162,7 +162,7 @@ def _drawing(row: dict, shape: str, size: tuple[int, int], tile: str) -> np.ndar
         turn = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)
         outline = np.stack([np.cos(turn), np.sin(turn)], axis=1)
     outline = outline * (across, down) * scale
-    # Label Studio turns a rectangle around its first corner and an ellipse around its centre, in pixels, clockwise.
+    # Label Studio rotates a rectangle around its first corner and an ellipse around its centre, in pixels, clockwise.
     turned = outline @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return polygons_mask([(turned + np.array([x, y]) * scale).ravel().tolist()], size)
 
@@ -200,7 +200,7 @@ def unpack_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
         ValueError: the runs do not make an image of this size.
     """
     if not all(isinstance(byte, int) and 0 <= byte < 256 for byte in packed):
-        raise ValueError("a brush mask is not a list of bytes: whole numbers from 0 to 255 are permitted")
+        raise ValueError("a brush mask is not a list of bytes: give whole numbers from 0 to 255")
     bits = "".join(f"{byte:08b}" for byte in packed)
     position = 0
 
@@ -215,7 +215,7 @@ def unpack_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
     if total != 4 * size[0] * size[1]:
         raise ValueError(f"a brush mask has {total} values, but {size[1]} x {size[0]} pixels have 4 values each")
     if word != WORD:
-        raise ValueError(f"a brush mask has values of {word} bits: {WORD} are permitted")
+        raise ValueError(f"a brush mask has values of {word} bits: expected {WORD}")
     sizes = [read(4) + 1 for _ in range(4)]
     values = np.zeros(total, np.uint8)
     index = 0

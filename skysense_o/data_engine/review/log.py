@@ -26,7 +26,7 @@ TYPES = {
     "tile": str, "region": int, "reviewer": str, "action": str, "name": (str, type(None)), "into": (int, type(None)),
     "box": (list, type(None)), "time": str, "mask": (str, type(None)), "round": int,
 }  # fmt: skip
-"""Types of a decision's values in JSON."""
+"""JSON types of a decision's values."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ class Decision:
         """
         row = checked(parse_json(line, "the line"), dict, "the line")
         if unknown := set(row) - set(TYPES):
-            raise ValueError(f"unknown keys {', '.join(sorted(unknown))}: {', '.join(TYPES)} are permitted")
+            raise ValueError(f"unknown keys {', '.join(sorted(unknown))}: use only {', '.join(TYPES)}")
         needed = {f.name for f in fields(cls) if f.default is MISSING}
         values = {name: take(row, name, TYPES[name], "the line") for name in TYPES if name in needed or name in row}
         decision = cls(**values)
         if decision.action not in ACTIONS:
-            raise ValueError(f"unknown action {decision.action!r}: {', '.join(ACTIONS)} are permitted")
+            raise ValueError(f"unknown action {decision.action!r}: choose one of {', '.join(ACTIONS)}")
         if decision.action in ("merge", "split") and not isinstance(decision.into, int):
             raise ValueError(f"a {decision.action} needs 'into', the number of a region")
         box = None if decision.box is None else tuple(checked(n, int, "a number of 'box'") for n in decision.box)
         if (box is None and decision.action == "split") or (box is not None and len(box) != 4):
-            raise ValueError("'box' is four whole numbers, and a split needs it")
+            raise ValueError("a split needs 'box', four whole numbers")
         return replace(decision, box=box)
 
     def content(self) -> tuple:

@@ -1,4 +1,4 @@
-"""Conversion of masks to and from run lengths (RLE), polygons and boxes. Alphabet: H W pixels."""
+"""Conversion of masks to and from run lengths (RLE), polygons and boxes. Shape letters: H W pixels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pycocotools import mask as coco_mask
 from skysense_o.text_files import checked
 
 FARTHEST = 100_000
-"""Coordinates of polygons, in pixels, are at most this."""
+"""Largest absolute coordinate of a polygon, in pixels."""
 MOST_BITS = 60
-"""A run length of more bits is of no image."""
+"""Largest number of bits of a run length; no image has longer runs."""
 
 
 def rle_of(mask: np.ndarray) -> dict:
@@ -69,7 +69,7 @@ def _runs(counts: str) -> list[int]:
 def polygons_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
     """Rasterise polygons.
 
-    Everything is checked first, since pycocotools ends the process on coordinates that are not finite or huge.
+    Coordinates are checked first, because pycocotools crashes the process if they are not finite or are huge.
 
     Args:
         polygons: flat lists x0, y0, x1, y1, ... in pixels, or lists of points [x, y].
@@ -79,8 +79,8 @@ def polygons_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
         The union of the polygons, bool (H,W).
 
     Raises:
-        ValueError: no polygon; a polygon has less than three points, an odd number of coordinates, or coordinates that
-            are no numbers, not finite or beyond FARTHEST.
+        ValueError: no polygon; a polygon has fewer than three points, an odd number of coordinates, or coordinates that
+            are not numbers, not finite or beyond FARTHEST.
     """
     flat = [_flat_polygon(polygon) for polygon in checked(polygons, list, "the segmentation")]
     if not flat:
@@ -93,10 +93,10 @@ def _flat_polygon(polygon) -> list[float]:
     for value in checked(polygon, list, "a polygon"):
         point = value if isinstance(value, list) else [value]
         if isinstance(value, list) and len(value) != 2:
-            raise ValueError(f"a point of a polygon has {len(value)} coordinates: 2 are permitted")
+            raise ValueError(f"a point of a polygon has {len(value)} coordinates: expected 2")
         numbers += [float(checked(number, float, "a coordinate of a polygon")) for number in point]
     if len(numbers) < 6 or len(numbers) % 2:
-        raise ValueError(f"a polygon has {len(numbers)} numbers: 6 or more, x and y in turn, are permitted")
+        raise ValueError(f"a polygon has {len(numbers)} numbers: expected 6 or more, x and y in turn")
     if max(map(abs, numbers)) > FARTHEST:
-        raise ValueError(f"a polygon reaches {max(map(abs, numbers)):g} pixels: at most {FARTHEST:,} are permitted")
+        raise ValueError(f"a polygon reaches {max(map(abs, numbers)):g} pixels: expected at most {FARTHEST:,}")
     return numbers

@@ -112,7 +112,7 @@ class ReviewPage:
 
     def _region(self, position: ReviewPosition, view, mask) -> str:
         if not position.region:
-            return "<b>Pixels of no region</b>: split a region off with a box, or continue."
+            return "<b>Pixels outside all regions</b>: split a region off with a box, or continue."
         proposed, last = self.review.proposed(position.tile, view, position.region), view.last.get(position.region)
         rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
         box = f"{columns[0]} {rows[0]} {columns[-1] + 1} {rows[-1] + 1}" if len(rows) else "empty"

@@ -16,7 +16,7 @@ from skysense_o.interactive.limits import Limits
 def guarded(callback: Callable) -> Callable:
     """Show errors of a callback as a message on the page; all outputs stay as they are.
 
-    The text of a user error is shown. Any other error goes to the log, and the page only says that there was one.
+    The text of a user error is shown. Any other error goes to the log, and the page shows only that there was one.
     """
     import gradio as gr
 
@@ -59,7 +59,7 @@ def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:
     """
     numbers = text.split()[:4]
     if len(numbers) < 4 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"{text!r} is no box: x0 y0 x1 y1, in pixels of the image as it is shown")
+        raise ValueError(f"{text!r} is not a box: write x0 y0 x1 y1, in pixels of the image as shown")
     x0, y0, x1, y1 = (int(number) // zoom for number in numbers)
     return box_between((x0, y0), (x1, y1))
 

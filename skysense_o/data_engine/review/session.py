@@ -59,7 +59,7 @@ class View:
         numbers, cuts, last = list(regions), [], {}
         for decision in decisions:
             if decision.region not in numbers and (decision.region, decision.action) != (REST, "split"):
-                continue  # on a piece whose split was undone
+                continue  # a decision on a piece whose split was undone
             if decision.action == "split":
                 cuts.append(decision)
                 numbers.append(decision.into)
@@ -69,7 +69,7 @@ class View:
         return cls(tuple(dict.fromkeys(numbers)), tuple(cuts), last)
 
     def root(self, region: int) -> int:
-        """The region that it is finally merged into; itself if it is not merged."""
+        """The region that `region` is finally merged into; `region` itself if it is not merged."""
         seen = set()
         while region in self.last and self.last[region].action == "merge" and region not in seen:
             seen.add(region)
@@ -91,7 +91,7 @@ class View:
         return verdicts
 
     def origin(self, region: int) -> int:
-        """The proposed region that a piece was split off from; itself if it is a proposed region."""
+        """The proposed region that a piece was split off from; a proposed region is its own origin."""
         parents = {cut.into: cut.region for cut in self.cuts}
         while region in parents:
             region = parents[region]
@@ -205,13 +205,14 @@ class Review:
         if region == REST and region not in view.regions and action != "split":
             raise ValueError("these pixels are in no region: split a region off with a box first")
         if region not in view.regions and region != REST:
-            raise ValueError(f"no region {region} in {decision.tile}: {', '.join(map(str, view.regions))}")
+            there = ", ".join(map(str, view.regions))
+            raise ValueError(f"no region {region} in {decision.tile}; its regions are {there}")
         if action in ("accept", "rename") and not decision.name:
             raise ValueError("no name: name the region, or reject it")
         if action == "merge":
             if decision.into not in view.regions:
                 known = ", ".join(str(r) for r in view.regions if r != region)
-                raise ValueError(f"no region {decision.into} to merge with: {known}")
+                raise ValueError(f"no region {decision.into} to merge with; choose one of {known}")
             if view.root(decision.into) == view.root(region):
                 raise ValueError(f"{region} and {decision.into} are merged already")
         if action == "split":
@@ -241,7 +242,7 @@ class Review:
             other: whose decisions are copied.
 
         Raises:
-            ValueError: the other reviewer merged it into a piece that this reviewer does not have.
+            ValueError: the other reviewer merged the region into a piece that this reviewer does not have.
         """
         mine, theirs = self.view(reviewer, tile), self.view(other, tile)
         decisions = [d for d in (*theirs.cuts, *theirs.last.values()) if _within(theirs, d.region, region)]

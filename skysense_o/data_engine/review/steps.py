@@ -89,7 +89,7 @@ class ReviewActions:
         return following, message
 
     def _beyond(self, position: ReviewPosition, step: int, undecided: bool) -> ReviewPosition | None:
-        """The next (step 1) or previous (step -1) region, around the end of the list; None if there is none."""
+        """The next (step 1) or previous (step -1) region; the list wraps around. None if there is none."""
         here = [(position.tile, *item) for item in self._items(position)][::step]
         k = next((k + 1 for k, (_, region, _) in enumerate(here) if region == position.region), 0)
         others = self.review.walk(position.reviewer, position.round, position.tile, step)

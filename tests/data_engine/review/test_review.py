@@ -122,10 +122,10 @@ def test_repeating_a_decision_adds_no_line(review, say):
 @pytest.mark.parametrize(
     ("region", "action", "what", "match"),
     [
-        (9, "reject", {}, "no region 9 in town0_00000000: 1, 2, 3"),
+        (9, "reject", {}, "no region 9 in town0_00000000; its regions are 1, 2, 3"),
         (0, "reject", {}, "these pixels are in no region: split a region off with a box first"),
         (1, "rename", {"name": "  "}, "no name: name the region, or reject it"),
-        (1, "merge", {"into": 7}, "no region 7 to merge with: 2, 3"),
+        (1, "merge", {"into": 7}, "no region 7 to merge with; choose one of 2, 3"),
         (1, "merge", {"into": 1}, "1 and 1 are merged already"),
         (1, "split", {"box": (0, 0, 50, 40)}, "contains all of region 1: draw one that contains a part of it"),
         (1, "split", {"box": (60, 0, 70, 40)}, "contains nothing of region 1"),
@@ -428,13 +428,13 @@ def test_the_image_highlights_the_current_region(review, tile):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"reviewer": 3}, "'reviewer' is 3: text is permitted"),
-        ({"name": 7}, "'name' is 7: text or null is permitted"),
-        ({"region": "1"}, "'region' is \"1\": a whole number is permitted"),
+        ({"reviewer": 3}, "'reviewer' is 3: it must be text"),
+        ({"name": 7}, "'name' is 7: it must be text or null"),
+        ({"region": "1"}, "'region' is \"1\": it must be a whole number"),
         ({"region": True}, "'region' is true"),
         ({"tile": None}, "'tile' is null"),
-        ({"action": "split", "into": 9}, "a split needs it"),
-        ({"box": [1, 2, 3]}, "'box' is four whole numbers"),
+        ({"action": "split", "into": 9}, "a split needs 'box'"),
+        ({"box": [1, 2, 3]}, "a split needs 'box', four whole numbers"),
         ({"mood": 1}, "unknown keys mood"),
     ],
 )

@@ -202,22 +202,25 @@ def test_all_formats_of_coco_masks_are_read(review, tile):
     [
         ({"segmentation": {"counts": "91"}}, "annotation 1: run lengths of 10 pixels do not make a mask of 120 x 80"),
         ({"segmentation": {"counts": [9600, -1, 1]}}, "annotation 1: run lengths of 9600 pixels do not make a mask"),
-        ({"segmentation": {"counts": [9600, "a"]}}, 'annotation 1: a run length is "a": a whole number is permitted'),
+        ({"segmentation": {"counts": [9600, "a"]}}, 'annotation 1: a run length is "a": it must be a whole number'),
         ({"segmentation": {"counts": "P" * 99}}, "annotation 1: run lengths hold 'P', which is not COCO's compressed"),
         ({"segmentation": {"size": [1, 1]}}, "annotation 1: the segmentation has no 'counts'"),
-        ({"segmentation": [[1, 1, 5, 5]]}, "annotation 1: a polygon has 4 numbers: 6 or more"),
+        ({"segmentation": [[1, 1, 5, 5]]}, "annotation 1: a polygon has 4 numbers: expected 6 or more"),
         ({"segmentation": [[1, 1, 9, 1, 9, 9, 3]]}, "annotation 1: a polygon has 7 numbers"),
         ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "annotation 1: a coordinate of a polygon is NaN"),
         ({"segmentation": [[1, 1, 9, float("inf"), 9, 9]]}, "annotation 1: a coordinate of a polygon is Infinity"),
-        ({"segmentation": [[1, 1, 9, 1e30, 9, 9]]}, "annotation 1: a polygon reaches 1e[+]30 pixels: at most 100,000"),
+        (
+            {"segmentation": [[1, 1, 9, 1e30, 9, 9]]},
+            "annotation 1: a polygon reaches 1e[+]30 pixels: expected at most 100,000",
+        ),
         ({"segmentation": [[1, 1, 9, None, 9, 9]]}, "annotation 1: a coordinate of a polygon is null"),
         ({"segmentation": [[500, 500, 600, 500, 600, 600]]}, "annotation 1: its mask covers no pixel"),
-        ({"segmentation": "all"}, "annotation 1: 'segmentation' is \"all\": a list or an object or null is permitted"),
+        ({"segmentation": "all"}, "annotation 1: 'segmentation' is \"all\": it must be a list or an object or null"),
         ({"segmentation": None, "bbox": [1, 2]}, "annotation 1: it has neither polygons nor run lengths, nor a box"),
         ({"category_id": 8}, "annotation 1 has category 8, which the file does not list"),
-        ({"category_id": [1]}, "annotation 1: 'category_id' is a list of 1: a whole number or text is permitted"),
+        ({"category_id": [1]}, "annotation 1: 'category_id' is a list of 1: it must be a whole number or text"),
         ({"image_id": {}}, "annotation 1: 'image_id' is an object of 0"),
-        ({"region": "x"}, "annotation 1: 'region' is \"x\": a whole number or null is permitted"),
+        ({"region": "x"}, "annotation 1: 'region' is \"x\": it must be a whole number or null"),
     ],
 )
 def test_errors_in_a_coco_file(review, change, match):
@@ -248,11 +251,11 @@ def test_a_coco_polygon_of_points_is_read(review, tile):
 @pytest.mark.parametrize(
     ("path", "value", "match"),
     [
-        (("categories", 0, "name"), 3, "category 1 of the file: 'name' is 3: text is permitted"),
+        (("categories", 0, "name"), 3, "category 1 of the file: 'name' is 3: it must be text"),
         (("categories", 0, "id"), [], "category 1 of the file: 'id' is a list of 0"),
-        (("images", 0), "x", 'image 1 of the file is "x": an object is permitted'),
+        (("images", 0), "x", 'image 1 of the file is "x": it must be an object'),
         (("images", 0, "file_name"), None, "image 1 of the file: 'file_name' is null"),
-        (("annotations", 1), None, "annotation number 2 of the file is null: an object is permitted"),
+        (("annotations", 1), None, "annotation number 2 of the file is null: it must be an object"),
     ],
 )
 def test_a_coco_file_of_the_wrong_shape_says_where(review, path, value, match):
@@ -289,15 +292,15 @@ def test_errors_in_a_label_studio_file(review, tile):
     box = {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["car"]}
     for row, match in (
         ({**shape_of(**box), "original_width": 7}, "120 x 80 pixels, and was annotated at 7"),
-        ({**shape_of(**box), "image_rotation": 90}, "was drawn on a turned image"),
-        (shape_of(**{**box, "x": float("nan")}), "'x' is NaN: a number is permitted"),
-        (shape_of(**{**box, "x": 1e300}), "at most 100,000 are permitted"),
-        (shape_of(**{**box, "width": None}), "'width' is null: a number is permitted"),
-        (shape_of(points=[[0, 0], [9, 9]], polygonlabels=["car"]), "a polygon has 4 numbers: 6 or more"),
+        ({**shape_of(**box), "image_rotation": 90}, "was drawn on a rotated image"),
+        (shape_of(**{**box, "x": float("nan")}), "'x' is NaN: it must be a number"),
+        (shape_of(**{**box, "x": 1e300}), "at most 100,000"),
+        (shape_of(**{**box, "width": None}), "'width' is null: it must be a number"),
+        (shape_of(points=[[0, 0], [9, 9]], polygonlabels=["car"]), "a polygon has 4 numbers: expected 6 or more"),
         (shape_of(points=[[0, 0], [9], [1, 2]], polygonlabels=["car"]), "without two coordinates"),
-        (shape_of(**{**box, "rectanglelabels": [3]}), "a label is 3: text is permitted"),
+        (shape_of(**{**box, "rectanglelabels": [3]}), "a label is 3: it must be text"),
         (shape_of(format="rle", rle=[1, 999], brushlabels=["car"]), "is not a list of bytes"),
-        ("row", 'is "row": an object is permitted'),
+        ("row", 'is "row": it must be an object'),
     ):
         with pytest.raises(ValueError, match=match):
             imported(review, tile, row)

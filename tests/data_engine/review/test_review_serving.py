@@ -13,7 +13,7 @@ from skysense_o.data_engine.review.serving import dragged_box
 def test_a_box_that_is_told_is_understood_or_refused():
     assert dragged_box("90 10 31 70 12345", 3) == (10, 3, 31, 24)
     for text in ("", "1 2 3", "1 2 3 x", "-1 2 3 4"):
-        with pytest.raises(ValueError, match=f"'{text}' is no box: x0 y0 x1 y1, in pixels"):
+        with pytest.raises(ValueError, match=f"'{text}' is not a box: write x0 y0 x1 y1, in pixels"):
             dragged_box(text, 1)
 
 
