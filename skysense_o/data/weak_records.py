@@ -156,7 +156,7 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
 
 
 def _scene_of(spec: DatasetSpec, image: str) -> str | None:
-    """The scene class of <folder of a class>/<image>, as in `concepts.json`; None for images that lie in no such folder."""
+    """The scene class of <folder of a class>/<image>, as in `concepts.json`; None without a folder."""
     if "/" not in image:
         return None
     scenes = load_classes(spec.folder)

@@ -28,6 +28,7 @@ SYMMETRIES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 )
 """The symmetries of a square but the identity: seen from above, a scene has no preferred direction."""
 
+
 @torch.no_grad()
 def evaluate_pairs(
     model: nn.Module,

@@ -73,10 +73,15 @@ class PromptedImage:
         return not hasattr(self.model, "embed_regions")
 
     @torch.inference_mode()
-    def predict_text(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
-        """Segment the image with classes; see `SkySenseO.predict` for the result."""
+    def predict_text(self, vocabulary: Vocabulary, reduce: Reduce, size: tuple[int, int] | None = None) -> Prediction:
+        """Segment the image with classes; see `SkySenseO.predict` for the result.
+
+        Args:
+            size: (height,width) of the result; None for the size of the image.
+        """
+        sizes = [size or self.size]
         with self.precision():
-            return self.model.predict_text(self.image_embedding, [self.transform], [vocabulary], [self.size], reduce)[0]
+            return self.model.predict_text(self.image_embedding, [self.transform], [vocabulary], sizes, reduce)[0]
 
     @torch.inference_mode()
     def class_probabilities(self, vocabulary: Vocabulary) -> Tensor:
