@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skysense_o import geometry
-from skysense_o.clicks import box_from_mask
+from skysense_o.clicks import box_from_mask, parts_at
 from skysense_o.sample import Prediction, Reduce
 from skysense_o.vocabulary import Vocabulary
 
@@ -98,6 +98,9 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float]:
         """Predict the mask of one object from points, a box or both.
 
+        With foreground points, only the connected parts of the mask that contain one are returned: a click means an
+        object, not everything that looks like it.
+
         Args:
             points: N points x,y, in pixels of the image.
             labels: per point 1 for foreground (inside the mask) or 0 for background (outside).
@@ -112,7 +115,8 @@ class PromptedImage:
         """
         points, labels, box = self._check(points, labels, box)
         logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
-        return (self.to_image(logits)[0] > 0).cpu().numpy(), float(iou_pred[0].clamp(0, 1))
+        mask = (self.to_image(logits)[0] > 0).cpu().numpy()
+        return parts_at(mask, points[labels == 1].int().tolist()), float(iou_pred[0].clamp(0, 1))
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
