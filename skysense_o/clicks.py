@@ -1,9 +1,12 @@
-"""Clicks and boxes made from a known mask, to train and to evaluate prompts.
+"""Clicks and boxes made from a known mask, to train and to evaluate prompts; the part of a mask that a click means.
+H W pixels; a point is (x, y) of a pixel.
 
 Nothing here is random: the same masks give the same clicks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -29,6 +32,24 @@ def components(labels: np.ndarray, min_pixels: int) -> list[np.ndarray]:
         count, parts, stats, _ = cv2.connectedComponentsWithStats((labels == value).astype(np.uint8), connectivity=8)
         masks += [parts == i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= min_pixels]
     return masks
+
+
+def parts_at(mask: np.ndarray, points: Sequence[Sequence[int]]) -> np.ndarray:
+    """The connected parts of a mask (8-connectivity) that contain at least one of the points.
+
+    Args:
+        mask: bool (H,W).
+        points: (x, y) of pixels.
+
+    Returns:
+        bool (H,W); the mask itself if no point lies in it.
+
+    >>> parts_at(np.array([[True, False, True]]), [(2, 0)]).tolist()
+    [[False, False, True]]
+    """
+    _, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    hit = {int(parts[y, x]) for x, y in points} - {0}
+    return np.isin(parts, list(hit)) if hit else mask
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from tabulate import tabulate
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
 from skysense_o.config import default_config, merge_file
+from skysense_o.data.training_facts import training_facts
 from skysense_o.errors import exit_code
 from skysense_o.evaluation.words import TESTS, Asker
 from skysense_o.inference.predictor import Predictor
@@ -44,18 +45,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_model(weights: str, config_file: str | None):
-    """Load a model from shipped weights or a weights file; a run's checkpoint (.pth) also needs the YAML of the run."""
+    """Load a model from shipped weights or a weights file; a run's checkpoint (.pth) also needs the YAML of the run.
+
+    Returns:
+        The model, and the least and greatest metres per pixel of its training.
+    """
     if not config_file:
-        return Predictor.from_pretrained(weights).model
+        predictor = Predictor.from_pretrained(weights)
+        return predictor.model, predictor.known_gsd
     cfg = default_config()
     merge_file(cfg, config_file)
     cfg.MODEL.WEIGHTS, cfg.MODEL.ALLOW_MISSING = weights, []
-    return build_model(cfg).eval()
+    return build_model(cfg).eval(), training_facts(cfg.DATASETS.TRAIN)[2]
 
 
 def run() -> int:
     args = parser().parse_args()
-    asker = Asker(load_model(args.weights, args.config_file), args.limit)
+    model, known_gsd = load_model(args.weights, args.config_file)
+    asker = Asker(model, args.limit, known_gsd)
     numbers: dict[str, dict[str, float]] = {}
     for name in args.only:
         try:

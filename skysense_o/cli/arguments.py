@@ -124,6 +124,10 @@ def _segmentation(p: ArgumentParser) -> None:
     p.add_argument("--background", default="", metavar="WORDS", help="background words, which become 'none' (id 0)")
     p.add_argument("--window", type=int, metavar="PX", help="segment in windows of PX pixels; always done for scenes")
     p.add_argument("--overlap", type=int, metavar="PX", help="overlap of windows (default: a quarter)")
+    p.add_argument(
+        "--pixel-size", type=float, metavar="M",
+        help="metres per pixel of plain images, as 0.02 for a drone's; images far finer than the training are reduced",
+    )  # fmt: skip
 
 
 def _limit(p: ArgumentParser) -> None:

@@ -104,6 +104,7 @@ def _segment_image(request: Request, predictor, path: Path, stem: str) -> tuple[
         probabilities="probabilities" in request.formats,
         window=args.window,
         overlap=args.overlap,
+        pixel_size=args.pixel_size,
     )
     settings = {
         "weights": predictor.source,
@@ -113,6 +114,7 @@ def _segment_image(request: Request, predictor, path: Path, stem: str) -> tuple[
         "precision": args.precision,
         "device": str(predictor.model.device),
         "threshold": segmentation.threshold,
+        "pixel_size": args.pixel_size,
         "input": printable(path.name),
     }
     folder, colors, share = Path(args.output), request.colors, request.min_share

@@ -19,6 +19,7 @@ from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.image_hash import alike, image_hash
 from skysense_o.data.labels import BadData, id_table, read_labels, to_ids
 from skysense_o.data.records import read_split
+from skysense_o.data.weak.shapes import UNKNOWN_SHAPE
 from skysense_o.image_io import RGBImage
 from skysense_o.sample import IGNORE
 
@@ -232,7 +233,7 @@ def _look_at_shapes(spec: DatasetSpec, record: dict, report: SplitReport, digest
     names, (height, width) = load_classes(spec.class_table_name).classes, size
     digest.update(repr(record["shapes"]).encode())
     for shape in record["shapes"]:
-        name = names[shape["class"]]
+        name = "unknown" if shape["class"] == UNKNOWN_SHAPE else names[shape["class"]]
         _add(report, name, len(shape["polygons"]) + len(shape["circles"]))
         outside = [
             ("polygon", polygon)

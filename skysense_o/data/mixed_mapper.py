@@ -63,6 +63,7 @@ class MixedMapper:
         self.box_masks, self.captions = box_masks, captions
         self.scenes, self.prompts = scenes or [], prompts
         self._pure = [r for r in self.scenes if _scene(r).whole is not None]
+        self._outlines: dict[tuple[str, str], np.ndarray] = {}  # data set and file -> labels, as drawing them is slow
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -141,9 +142,14 @@ class MixedMapper:
         return *crop, says, own[:0]
 
     def _outlined(self, record: dict):
-        image = read_record_image(record)
-        count = len(load_classes(spec_of(record["dataset"]).class_table_name))
-        labels = shape_labels(image.shape[:2], record["shapes"], count)
+        image = _kept_image(record["file_name"])
+        count, key = (
+            len(load_classes(spec_of(record["dataset"]).class_table_name)),
+            (record["dataset"], record["file_name"]),
+        )
+        if key not in self._outlines:
+            self._outlines[key] = shape_labels(image.shape[:2], record["shapes"], count)
+        labels = self._outlines[key]
         says, own = object_says(record["dataset"])
         says = says.copy()
         says[-1] = outside_says(record)

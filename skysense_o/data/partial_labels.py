@@ -99,13 +99,15 @@ def _outside_shapes(record: dict) -> np.ndarray:
     A more general concept (water is above sea) is NO as well, if nothing else below it can be in the image.
     """
     concepts, table = load_concepts(), spec_of(record["dataset"]).class_table_name
-    scene = concepts.scenes[record["kind"]]
-    says = np.where(concepts.scene_says(scene) == NO, NO, UNKNOWN).astype(np.int8)
+    says, may = np.full(len(concepts), UNKNOWN, np.int8), ()
+    if record["kind"]:
+        scene = concepts.scenes[record["kind"]]
+        says, may = np.where(concepts.scene_says(scene) == NO, NO, UNKNOWN).astype(np.int8), scene.may
     for concept in [concepts.of_class(table, c) for c in record["complete"]]:
         says[concepts.above[:, concept]] = NO
     for concept in [concepts.of_class(table, c) for c in record["complete"]]:
         wider = concepts.above[concept]
-        for parent in set(np.flatnonzero(wider & ~concepts.place)) - {concept, *scene.may}:
+        for parent in set(np.flatnonzero(wider & ~concepts.place)) - {concept, *may}:
             if (says[concepts.above[:, parent] & ~wider] == NO).all():
                 says[parent] = NO
     return says

@@ -33,13 +33,18 @@ def training_facts(names: Sequence[str]) -> tuple[list[str], list[str], list[flo
         table = metadata.get("class_table")
         sets.append(name)
         specs = [spec for spec, _ in find(name)] if not is_caption_source(name) else []
-        metres += [float(n) for spec in specs if spec.task in PIXEL_TASKS for n in NUMBER.findall(spec.gsd)]
+        metres += [metre for spec in specs if spec.task in PIXEL_TASKS for metre in stated_metres(spec.gsd)]
         for class_name, synonyms in _classes(table) if table else ():
             words.setdefault(class_name, {}).update(dict.fromkeys(synonyms))
     classes = [
         "|".join((name, *(word for word in synonyms if word != name))) for name, synonyms in sorted(words.items())
     ]
     return classes, sets, [min(metres), max(metres)] if metres else []
+
+
+def stated_metres(gsd: str) -> list[float]:
+    """The numbers in a data set's `gsd`: "0.01 to 0.02" -> [0.01, 0.02]."""
+    return [float(number) for number in NUMBER.findall(gsd)]
 
 
 def _classes(table: str) -> list[tuple[str, tuple[str, ...]]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.data.language import index_file
+from skysense_o.data.weak.shapes import UNKNOWN_SHAPE
 from skysense_o.image_io import images_in
 from skysense_o.text_files import REQUIRED, checked, numbers, read_json_file, read_json_lines, take
 
@@ -107,8 +108,10 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read `datasets/shapes/<index>`, JSON lines {"image", "class", "complete", "polygons", "circles", "margin"}.
 
     A line has the outlines of one class in one image: polygons [[x, y], ...] and circles [x, y, radius], in pixels.
-    `complete`: the image has no other objects of the class. `margin`: width in pixels of the unknown rim (default 1).
-    A record has the lines of one image: `shapes` with class ids, `complete` (ids), and the scene class `kind`.
+    `complete`: the image has no other objects of the class; a complete line without outlines says that it has none.
+    `margin`: width in pixels of the unknown rim (default 1). Class "unknown": nothing is known about pixels inside.
+    A record has the lines of one image: `shapes` with class ids (UNKNOWN_SHAPE for "unknown"), `complete` (ids), and
+    the scene class `kind`, None where the image's folder does not name one.
 
     Raises:
         ValueError: a class that is not in the table, no shape, a polygon of fewer than 3 points, or no radius.
@@ -128,7 +131,7 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
     """The checked content of one line of `read_shapes`."""
     name = take(entry, "class", str, where)
-    if name not in names:
+    if name not in (*names, "unknown"):
         raise ValueError(
             f"{where}: {name!r} is not a class of datasets/classes/{table}.json, which has {', '.join(names)}"
         )
@@ -137,7 +140,8 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
         for polygon in take(entry, "polygons", list, where, [])
     ]
     circles = [numbers(one, 3, f"{where}: a circle") for one in take(entry, "circles", list, where, [])]
-    if not polygons and not circles:
+    complete, margin = take(entry, "complete", bool, where), take(entry, "margin", float, where, 1)
+    if not polygons and not circles and not complete:
         raise ValueError(f"{where} has neither polygons nor circles: add one or remove the line")
     for polygon in polygons:
         if len(polygon) < 3:
@@ -145,16 +149,16 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
     for circle in circles:
         if not circle[2] > 0:
             raise ValueError(f"{where}: the circle {circle} (x, y, radius) needs a radius above 0")
-    complete, margin = take(entry, "complete", bool, where), take(entry, "margin", float, where, 1)
     if not 0 <= margin <= 100:
         raise ValueError(f"{where}: the margin {margin} is out of range: 0 to 100 pixels")
-    return {
-        "class": names.index(name), "complete": complete, "margin": margin, "polygons": polygons, "circles": circles,
-    }  # fmt: skip
+    label, complete = (UNKNOWN_SHAPE, False) if name == "unknown" else (names.index(name), complete)
+    return {"class": label, "complete": complete, "margin": margin, "polygons": polygons, "circles": circles}
 
 
-def _scene_of(spec: DatasetSpec, image: str) -> str:
-    """The scene class of <folder of a class>/<image>, as in `concepts.json`."""
+def _scene_of(spec: DatasetSpec, image: str) -> str | None:
+    """The scene class of <folder of a class>/<image>, as in `concepts.json`; None without a folder."""
+    if "/" not in image:
+        return None
     scenes = load_classes(spec.folder)
     return f"{spec.folder}/{scenes.classes[scenes.folders.index(Path(image).parent.name)]}"
 

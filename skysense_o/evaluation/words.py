@@ -12,7 +12,9 @@ from skysense_o.data.captions import read_record_image
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.mapper import read_image_and_labels
+from skysense_o.data.training_facts import stated_metres
 from skysense_o.evaluation.coverage import BoxCounts, count_boxes, coverage
+from skysense_o.inference.pixel_size import reduced, reduction
 from skysense_o.sample import IGNORE
 from skysense_o.vocabulary import Vocabulary
 
@@ -58,10 +60,10 @@ BESIDE = ("road", "parking lot", "grass", "tree", "bare land", "building", "shru
 
 
 class Asker:
-    """A model, and the number of images of each set to evaluate it on."""
+    """A model, the number of images of each set to evaluate it on, and the metres per pixel of its training."""
 
-    def __init__(self, model: nn.Module, limit: int = 0) -> None:
-        self.model, self.limit = model, limit
+    def __init__(self, model: nn.Module, limit: int = 0, known_gsd: Sequence[float] = ()) -> None:
+        self.model, self.limit, self.known_gsd = model, limit, known_gsd
 
     def records(self, name: str) -> list[dict]:
         """All records of a set, or `limit` of them, evenly spread."""
@@ -70,10 +72,21 @@ class Asker:
             return records
         return [records[i] for i in np.linspace(0, len(records) - 1, self.limit).round().astype(int)]
 
-    def __call__(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
-        """uint8 (H,W,3) -> (H,W), the index of each pixel's word; "tree|vegetation" is one word with a synonym."""
+    def __call__(self, image: np.ndarray, words: Sequence[str], pixel_size: float | None = None) -> np.ndarray:
+        """Segment an image with words.
+
+        Args:
+            image: uint8 (H,W,3).
+            words: "tree|vegetation" is one word with a synonym.
+            pixel_size: metres per pixel, see `Predictor`.
+
+        Returns:
+            (H,W), the index of the word that each pixel gets.
+        """
         vocabulary = Vocabulary.of([tuple(word.split("|")) for word in words])
-        sample = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "vocabulary": vocabulary}
+        small = reduced(image, reduction(pixel_size, self.known_gsd))
+        sample = {"image": torch.from_numpy(small.transpose(2, 0, 1).copy()), "vocabulary": vocabulary}
+        sample |= {"height": image.shape[0], "width": image.shape[1]}
         return self.model.predict([sample], "labels")[0]["labels"].cpu().numpy()
 
 
@@ -96,7 +109,9 @@ def ask_land(ask: Asker) -> Numbers:
 
 
 def ask_drone(ask: Asker) -> Numbers:
-    """Compute the mIoU of six words on a set that no training used; pixels of other classes are ignored."""
+    """Compute the mIoU of six words on a set that no training used; other classes are ignored. Its images, whose pixels
+    have 1 to 2 cm, are reduced to the finest pixels of training, see `reduction`.
+    """
     return {"semantic_drone_test": _mean_iou(ask, "semantic_drone_test", DRONE)}
 
 
@@ -155,7 +170,9 @@ def _mean_iou(ask: Asker, name: str, classes: dict[str, tuple[int, ...]]) -> dic
     both, either = np.zeros(len(classes)), np.zeros(len(classes))
     for record in ask.records(name):
         image, labels = read_image_and_labels(record)
-        found, known = ask(image, words), np.isin(labels, [c for these in classes.values() for c in these])
+        stated = stated_metres(spec_of(record["dataset"]).gsd)
+        found = ask(image, words, sum(stated) / len(stated) if stated else None)
+        known = np.isin(labels, [c for these in classes.values() for c in these])
         for k, these in enumerate(classes.values()):
             mine, meant = (found == k) & known, np.isin(labels, these)
             both[k] += (mine & meant).sum()

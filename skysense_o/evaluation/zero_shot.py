@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,12 @@ from skysense_o.text_files import read_lines
 from skysense_o.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+SYMMETRIES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+    *(partial(np.rot90, k=k) for k in (1, 2, 3)),
+    *(lambda image, k=k: np.rot90(image[:, ::-1], k) for k in range(4)),
+)
+"""The symmetries of a square but the identity: seen from above, a scene has no preferred direction."""
 
 
 @torch.no_grad()
@@ -45,7 +52,7 @@ def evaluate_pairs(
         templates: P sentences with one "{}". The embedding of a phrase is the normalised mean over the sentences.
         side: images are resized to this square, in pixels, if the tower has no `scene_side`.
         figure: path of the confusion matrix, without suffix; None: not written.
-        flips: average the embeddings of an image and its mirror image.
+        flips: average the embeddings of an image, its three rotations by 90 degrees, and the mirror images of these.
 
     Returns:
         Classification: top1 with its 95 % interval top1_low and top1_high (Wilson), top5, chance (1/C), and per_class,
@@ -131,8 +138,8 @@ def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int
         images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
         vectors[chosen] = image_vectors(tower, images)
         if flips:
-            mirrored = image_vectors(tower, [image[:, ::-1] for image in images])
-            vectors[chosen] = F.normalize(vectors[chosen] + mirrored, dim=-1)
+            others = [image_vectors(tower, [symmetry(image) for image in images]) for symmetry in SYMMETRIES]
+            vectors[chosen] = F.normalize(vectors[chosen] + sum(others), dim=-1)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(vectors)
     return vectors

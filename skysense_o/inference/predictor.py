@@ -25,6 +25,7 @@ from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.familiarity import TrainingWords, describe_unfamiliar
 from skysense_o.inference.hub import HubModel
+from skysense_o.inference.pixel_size import at_full_size, reduced, reduction
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, classes_by_id, fold_background, mark_nodata
 from skysense_o.inference.sliding import segment_array, window_probabilities
@@ -187,6 +188,7 @@ class Predictor(HubModel):
         probabilities: bool = False,
         window: int | None = None,
         overlap: int | None = None,
+        pixel_size: float | None = None,
     ) -> Segmentation:
         """Segment one image.
 
@@ -202,13 +204,15 @@ class Predictor(HubModel):
             window, overlap: segment the image in windows of this size and overlap, in pixels, because it is too large
                 for one pass (see `sliding.segment_array`). There is no presence then. A georeferenced file is always
                 segmented in windows, as `demo.py` does, unless probabilities are requested.
+            pixel_size: metres on the ground per pixel, for images that are not georeferenced. An image with much finer
+                pixels than those of training, as of drones, is reduced for the model; the result has its full size.
 
         Returns:
             Labels and scores, see `Segmentation`.
 
         Raises:
-            ValueError: invalid classes (see `Vocabulary.of`), a threshold out of range, a window that does not fit the
-                model, or windows for an image that is already encoded as a whole.
+            ValueError: invalid classes (see `Vocabulary.of`), a threshold or pixel size out of range, a window that
+                does not fit the model, or one of the last two for an image that is already encoded as a whole.
             ImageError, FileNotFoundError: the image cannot be read.
         """
         vocabulary = as_vocabulary(classes, background)
@@ -216,17 +220,22 @@ class Predictor(HubModel):
         threshold = self.threshold_for(vocabulary, threshold)
         if window is not None and probabilities:
             raise ValueError("probabilities of all classes are not kept in windows: leave out window or probabilities")
-        if window is not None and isinstance(image, PromptedImage):
-            raise ValueError("this image is already encoded as a whole: leave out window, or pass the image itself")
+        given = "window" if window is not None else "pixel_size" if pixel_size is not None else None
+        if given and isinstance(image, PromptedImage):
+            raise ValueError(f"this image is already encoded as a whole: leave out {given}, or pass the image itself")
+        factor = reduction(pixel_size, self.known_gsd)
         read = None if isinstance(image, PromptedImage) else self._read(image)
         if window is not None or (read is not None and read.record.georeferenced and not probabilities):
-            pixels = torch.tensor(read.filled(self.fill)).permute(2, 0, 1)
+            factor = 1.0 if read.record.georeferenced else factor
+            pixels = torch.tensor(reduced(read.filled(self.fill), factor)).permute(2, 0, 1)
             model = self.window_model(vocabulary, lambda: pixels)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=model)
+            labels, score = at_full_size(labels, score, read.size)
             classes, labels = fold_background(vocabulary, labels, score, threshold)
             return mark_nodata(Segmentation(classes, labels, score, vocabulary, threshold=threshold), read.valid)
-        encoded = image if read is None else self._encode(read)
-        out = encoded.predict_text(vocabulary, "probabilities" if probabilities else "labels")
+        encoded = image if read is None else self._encode(read, factor)
+        reduce = "probabilities" if probabilities else "labels"
+        out = encoded.predict_text(vocabulary, reduce, read and read.size)
         per_class = out.get("sem_seg")
         score, labels = (out["score"], out["labels"]) if per_class is None else per_class.max(dim=0)
         presence = out.get("presence")
@@ -249,8 +258,8 @@ class Predictor(HubModel):
             logger.warning("%s: %s", printable(image) if isinstance(image, (str, Path)) else "the image", note)
         return read
 
-    def _encode(self, read: RGBImage) -> PromptedImage:
-        return PromptedImage(self.model, read.filled(self.fill), self.in_precision, read.valid)
+    def _encode(self, read: RGBImage, factor: float = 1.0) -> PromptedImage:
+        return PromptedImage(self.model, reduced(read.filled(self.fill), factor), self.in_precision, read.valid)
 
     def set_image(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> PromptedImage:
         """Encode an image once, to segment it several times: with classes, clicks, boxes or regions.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skysense_o import geometry
-from skysense_o.clicks import box_from_mask
+from skysense_o.clicks import box_from_mask, parts_at
 from skysense_o.sample import Prediction, Reduce
 from skysense_o.vocabulary import Vocabulary
 
@@ -73,10 +73,15 @@ class PromptedImage:
         return not hasattr(self.model, "embed_regions")
 
     @torch.inference_mode()
-    def predict_text(self, vocabulary: Vocabulary, reduce: Reduce) -> Prediction:
-        """Segment the image with classes; see `SkySenseO.predict` for the result."""
+    def predict_text(self, vocabulary: Vocabulary, reduce: Reduce, size: tuple[int, int] | None = None) -> Prediction:
+        """Segment the image with classes; see `SkySenseO.predict` for the result.
+
+        Args:
+            size: (height,width) of the result; None for the size of the image.
+        """
+        sizes = [size or self.size]
         with self.precision():
-            return self.model.predict_text(self.image_embedding, [self.transform], [vocabulary], [self.size], reduce)[0]
+            return self.model.predict_text(self.image_embedding, [self.transform], [vocabulary], sizes, reduce)[0]
 
     @torch.inference_mode()
     def class_probabilities(self, vocabulary: Vocabulary) -> Tensor:
@@ -93,6 +98,9 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float]:
         """Predict the mask of one object from points, a box or both.
 
+        With foreground points, only the connected parts of the mask that contain one are returned: a click means an
+        object, not everything that looks like it.
+
         Args:
             points: N points x,y, in pixels of the image.
             labels: per point 1 for foreground (inside the mask) or 0 for background (outside).
@@ -107,7 +115,8 @@ class PromptedImage:
         """
         points, labels, box = self._check(points, labels, box)
         logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
-        return (self.to_image(logits)[0] > 0).cpu().numpy(), float(iou_pred[0].clamp(0, 1))
+        mask = (self.to_image(logits)[0] > 0).cpu().numpy()
+        return parts_at(mask, points[labels == 1].int().tolist()), float(iou_pred[0].clamp(0, 1))
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

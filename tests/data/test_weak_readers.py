@@ -119,7 +119,7 @@ def test_shapes_of_an_image_are_one_record(outlined):
             "'moon base' is not a class of datasets/classes/ucmerced_shapes.json, which has tennis",
         ),
         ({"polygons": [[[1, 1], [9, 9]]]}, "has 2 points: at least 3 are needed"),
-        ({"polygons": []}, "has neither polygons nor circles"),
+        ({"polygons": [], "complete": False}, "has neither polygons nor circles"),
         ({"circles": [[9, 9, 0]]}, r"the circle \[9, 9, 0\] \(x, y, radius\) needs a radius above 0"),
     ],
 )

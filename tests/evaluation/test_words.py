@@ -66,7 +66,7 @@ class Painter(Asker):
         super().__init__(None, limit)
         self.asked: list[tuple[str, ...]] = []
 
-    def __call__(self, image, asked):
+    def __call__(self, image, asked, pixel_size=None):
         self.asked.append(tuple(asked))
         labels = np.ones(image.shape[:2], np.int64)
         labels[28:44] = 0
@@ -113,6 +113,8 @@ def test_the_command_writes_what_compare_results_reads(data, call, small_model, 
 
 
 class Shown:
+    known_gsd = (0.1, 0.6)
+
     def __init__(self, model) -> None:
         self.model = model
 

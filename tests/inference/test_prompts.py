@@ -12,6 +12,7 @@ from skysense_o.clicks import box_between, box_from_mask, components, corrective
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.geometry import ImageTransform
+from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import Features, Queries
 from skysense_o.modeling.prompt_encoder import _likeness, _nearness, _points, _where
@@ -332,3 +333,19 @@ def test_prompts_for_weights_without_prompts_are_an_error(words_only):
     image = words_only.set_image(np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(ValueError, match="take words only"):
         image.prompt([(1, 1)], [1])
+
+
+def test_a_click_returns_only_the_connected_part_that_it_is_in(monkeypatch):
+    """The mask may also cover similar objects elsewhere; those belong to the mask only if they are clicked, too."""
+    logits = -torch.ones(1, 16, 16)
+    logits[0, 2:6, 2:6] = logits[0, 10:14, 10:14] = 1
+    image = PromptedImage(SkySenseO(prompt_config()).eval(), np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr(image, "predict_prompts", lambda *prompt: (logits, torch.zeros(1)))
+    both, _ = image.prompt(box=(0, 0, 64, 64))
+    left, _ = image.prompt([(16, 16), (48, 48)], [1, 0])
+    assert both[48, 48]
+    assert left[16, 16]
+    assert not left[32:, 32:].any()
+    assert (left[:32, :32] == both[:32, :32]).all()
+    assert (image.prompt([(16, 16), (48, 48)], [1, 1])[0] == both).all()
+    assert (image.prompt([(30, 60)], [1])[0] == both).all()  # the click is in none of them

@@ -144,6 +144,30 @@ WEAK: tuple[DatasetSpec, ...] = (
         gsd="0.3",
         note="outlines of objects in images of UC Merced's train split: datasets/shapes",
     ),
+    *(
+        DatasetSpec(
+            name=f"{source}_land",
+            task="shapes",
+            format="shapes",
+            folder=folder,
+            class_file="land_shapes",
+            index=f"{source}_land.jsonl",
+            images="images",
+            image_suffix=".jpg",
+            splits={"train": "*"},
+            homepage=homepage,
+            licence=f"images as {of}; outlines are this project's own",
+            citation="",
+            gsd=gsd,
+            note=f"outlined land cover in images of {of}'s train split: datasets/shapes",
+        )
+        for source, folder, of, gsd, homepage in (
+            ("ucmerced", "ucmerced", "ucmerced", "0.3", "http://weegee.vision.ucmerced.edu/datasets/landuse.html"),
+            ("rsicd", "rsicd", "rsicd_scenes", "", "https://github.com/201528014227051/RSICD_optimal"),
+            ("simd", "vehicles", "simd", "0.2 to 0.5", "https://github.com/ihians/simd"),
+            ("harbor", "ships", "harbor_ships", "", "https://pypi.org/project/ships-detection"),
+        )
+    ),
     DatasetSpec(
         name="rsicd_scenes",
         task="classification",

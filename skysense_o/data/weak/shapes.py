@@ -9,6 +9,8 @@ import numpy as np
 
 from skysense_o.sample import IGNORE
 
+UNKNOWN_SHAPE = -1
+"""The class id of shapes inside of which nothing is known."""
 FINER = 4  # polygons are filled in a larger image, as OpenCV fills each pixel that an edge touches
 
 
@@ -16,7 +18,8 @@ def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) ->
     """Shapes -> a label image, uint8 (H,W), with values of `box_masks`: c in a shape of class c, 2 x classes outside.
 
     Later shapes are drawn over earlier ones. Pixels outside of a shape but at most `margin` from it are IGNORE, also in
-    shapes of other classes. A polygon within another of the same shape is a hole.
+    shapes of other classes, and so are all pixels in shapes of UNKNOWN_SHAPE. A polygon within another of the same
+    shape is a hole.
 
     Args:
         size: (H,W).
@@ -26,11 +29,14 @@ def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) ->
     labels = np.full(size, 2 * classes, np.uint8)
     masks = [shape_mask(size, shape) for shape in shapes]
     for shape, mask in zip(shapes, masks):
-        labels[mask > 0] = shape["class"]
+        if shape["class"] != UNKNOWN_SHAPE:
+            labels[mask > 0] = shape["class"]
     for shape, mask in zip(shapes, masks):
         reach = 2 * round(shape["margin"]) + 1
         near = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))) > mask
         labels[near & (labels != shape["class"])] = IGNORE
+        if shape["class"] == UNKNOWN_SHAPE:
+            labels[mask > 0] = IGNORE
     return labels
 
 
@@ -51,6 +57,8 @@ def shape_boxes(shapes: Sequence[dict]) -> list[list[float]]:
     """The box around each polygon and circle: x0, y0, x1, y1, class. Circles may reach out of the image."""
     boxes = []
     for shape in shapes:
+        if shape["class"] == UNKNOWN_SHAPE:
+            continue
         for polygon in shape["polygons"]:
             (x0, y0), (x1, y1) = np.min(polygon, 0), np.max(polygon, 0)
             boxes.append([float(x0), float(y0), float(x1), float(y1), shape["class"]])
