@@ -33,7 +33,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         container = container_of_bytes(data[:64])
         if container is None:
-            raise ImageError(f"{name} is truncated or not an image")
+            raise ImageError(f"{name} is cut short or not an image")
         return stored_image(data, container, name, max_pixels=0)  # images that are cut into windows may be large
     except ImageError as error:
         raise BadData(f"{error}: download it again from its publisher") from error

@@ -145,11 +145,11 @@ def test_mistakes_in_the_concept_table_are_named(table):
         table().index("moon")
     with pytest.raises(ValueError, match="forest names 'wood', which is not a concept"):
         table(concepts={"forest": {"is": ["wood"]}})
-    with pytest.raises(ValueError, match="tree is 'of' dubai/woods, which is not a class"):
+    with pytest.raises(ValueError, match="tree has dubai/woods under 'of', which is not a class"):
         table(concepts={"tree": {"of": ["dubai/woods"]}})
     with pytest.raises(ValueError, match="rsicd/forest names 'fir', which is not a concept"):
         table(scenes={"rsicd/forest": {"may": ["fir"]}})
-    with pytest.raises(KeyError, match="no concept of concepts.json is 'of' dubai/water: add one"):
+    with pytest.raises(KeyError, match="no concept of concepts.json has dubai/water under 'of': add it"):
         table().of_class("dubai", 0)
 
 
