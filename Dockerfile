@@ -15,6 +15,8 @@ COPY . /source
 RUN sh /source/tools/docker_install.sh /source /opt/skysense-o "$TORCH"
 
 FROM python:${PYTHON}-slim-bookworm
+# rasterio's wheel needs libexpat, which slim images lack.
+RUN apt-get update -q && apt-get install -q -y --no-install-recommends libexpat1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/skysense-o /opt/skysense-o
 RUN useradd --uid 1000 --create-home skysense && mkdir /data && chown skysense /data
 # A home for whatever user runs it; nothing is asked of the hub.

@@ -40,6 +40,15 @@ class PointBody(Body):
     inside: bool = True
 
 
+class BoxBody(Body):
+    """Two opposite corners, in pixels of the shown grid."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
 def visitor_of(request: Request, page: Page) -> Visitor:
     """The visitor who sent a request; status 409 for a cookie that is not known."""
     visitor = page.visitors.find(request.cookies.get(COOKIE))

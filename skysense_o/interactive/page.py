@@ -190,10 +190,7 @@ class Page:
 
     def box(self, image: OpenImage, x0: float, y0: float, x1: float, y1: float) -> None:
         """Begin a region by two opposite corners of a box, on the grid that the browser shows."""
-        height, width = image.session.image.rgb.shape[:2]
-        corners = np.array([self._place(image, x, y) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))])
-        (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
-        image.session.draw_box(max(0, left), max(0, top), min(width, right), min(height, bottom))
+        image.session.draw_box(*self._box(image, x0, y0, x1, y1))
         self._name_region(image)
 
     def undo(self, image: OpenImage) -> None:
@@ -242,15 +239,21 @@ class Page:
         """Write the ZIP file of all results."""
         export_zip(image.session)
 
-    def preview(self, image: OpenImage, x: float, y: float, inside: bool) -> bytes | None:
+    def preview_click(self, image: OpenImage, x: float, y: float, inside: bool) -> bytes | None:
         """The mask that a click would give, as PNG on the grid that the browser shows; None if the image is at work."""
+        return self._previewed(image, lambda session: session.preview_click(*self._pixel(image, x, y), inside))
+
+    def preview_box(self, image: OpenImage, x0: float, y0: float, x1: float, y1: float) -> bytes | None:
+        """The mask that a box would give, see `preview_click`; None also for an empty box."""
+        return self._previewed(image, lambda session: session.preview_box(*self._box(image, x0, y0, x1, y1)))
+
+    def _previewed(self, image: OpenImage, mask_of: Callable[[Session], np.ndarray]) -> bytes | None:
         session = image.session
         if not session.lock.acquire(blocking=False):
             return None
         try:
             with session.in_use():
-                mask = session.preview(*self._pixel(image, x, y), inside)
-                return map_png(session, [mask.astype(np.uint8)])
+                return map_png(session, [mask_of(session).astype(np.uint8)])
         except ClosedSession:
             return None
         finally:
@@ -264,6 +267,13 @@ class Page:
     def _place(self, image: OpenImage, x: float, y: float) -> tuple[float, float]:
         """Position on the shown grid -> position in pixels of the image."""
         return (x, y) if image.session.map is None else image.session.map.pixel(x, y)
+
+    def _box(self, image: OpenImage, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+        """Two opposite corners on the shown grid -> the half-open XYXY box in pixels of the image that holds them."""
+        height, width = image.session.image.rgb.shape[:2]
+        corners = np.array([self._place(image, x, y) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))])
+        (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
+        return max(0, left), max(0, top), min(width, right), min(height, bottom)
 
     def _pixel(self, image: OpenImage, x: float, y: float) -> tuple[float, float]:
         x, y = self._place(image, x, y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import IO
 from urllib.parse import quote
@@ -13,11 +13,19 @@ from urllib.parse import quote
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
-from skysense_o.interactive.access import Body, PointBody, image_of, session_of, visitor_of
+from skysense_o.interactive.access import Body, BoxBody, PointBody, image_of, session_of, visitor_of
 from skysense_o.interactive.exports import run_settings
 from skysense_o.interactive.job_queue import JobQueue
 from skysense_o.interactive.page import Page
-from skysense_o.interactive.view import class_png, connected_part, encoded, map_png, thumbnail, words_and_colors
+from skysense_o.interactive.view import (
+    class_png,
+    connected_part,
+    encoded,
+    map_png,
+    numbered_part,
+    thumbnail,
+    words_and_colors,
+)
 
 KEPT = {"cache-control": "private, max-age=3600"}
 """For answers whose address changes when they do."""
@@ -84,9 +92,11 @@ def _add_images(app: FastAPI, page: Page) -> None:
         return _png(None if pixels is None else encoded(pixels, "png", compress_level=1))
 
     @app.get("/api/images/{key}/part")
-    def part(request: Request, key: str, x: float, y: float):
+    def part(request: Request, key: str, x: float = 0, y: float = 0, name: str = "", number: int = 1):
         with session_of(request, page, key) as session:
             try:
+                if name:
+                    return numbered_part(session, name, number)
                 return connected_part(session, *map(int, session.map.pixel(x, y) if session.map else (x, y)))
             except (ValueError, OverflowError) as error:
                 raise HTTPException(422, str(error)) from error
@@ -95,10 +105,17 @@ def _add_images(app: FastAPI, page: Page) -> None:
 def _add_answers(app: FastAPI, page: Page, queue: JobQueue) -> None:
     """Add requests that are too short to wait in the queue, and files to download."""
 
-    @app.post("/api/preview/{key}")
-    async def preview(request: Request, key: str, body: PointBody):
+    async def preview(request: Request, key: str, mask_of: Callable):
         shown = image_of(request, page, key)
-        return _png(await queue.run_if_idle(lambda: page.preview(shown, body.x, body.y, body.inside)))
+        return _png(await queue.run_if_idle(lambda: mask_of(shown)))
+
+    @app.post("/api/preview/{key}/click")
+    async def preview_click(request: Request, key: str, body: PointBody):
+        return await preview(request, key, lambda shown: page.preview_click(shown, body.x, body.y, body.inside))
+
+    @app.post("/api/preview/{key}/box")
+    async def preview_box(request: Request, key: str, body: BoxBody):
+        return await preview(request, key, lambda shown: page.preview_box(shown, body.x0, body.y0, body.x1, body.y1))
 
     @app.post("/api/familiar")
     async def familiar(request: Request, body: TypedBody):

@@ -24,6 +24,7 @@ from skysense_o.image_io import read_image
 from skysense_o.interactive.access import (
     COOKIE,
     Body,
+    BoxBody,
     PageGuard,
     PointBody,
     image_of,
@@ -48,15 +49,6 @@ class WordsBody(Body):
     words: str
     background: str = ""
     threshold: float = Field(0.0, ge=0, le=1)
-
-
-class BoxBody(Body):
-    """Two opposite corners, in pixels of the shown grid."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
 
 
 class QuestionBody(Body):

@@ -189,9 +189,13 @@ class Session:
         """Begin a region by a half-open XYXY box: its mask, or the box itself for weights without prompts."""
         return self._select(Prompt(box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))))
 
-    def preview(self, x: float, y: float, inside: bool = True) -> np.ndarray:
+    def preview_click(self, x: float, y: float, inside: bool = True) -> np.ndarray:
         """The mask bool (H,W) that `click` would give; nothing changes."""
         return self._predict(self._with_point(x, y, inside))[0]
+
+    def preview_box(self, x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
+        """The mask bool (H,W) that `draw_box` would give; nothing changes."""
+        return self._predict(Prompt(box=(x0, y0, x1, y1)))[0]
 
     def undo(self) -> Region | None:
         """Undo the latest click or box; returns the region before it, or None.

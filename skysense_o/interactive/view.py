@@ -94,14 +94,7 @@ def thumbnail(rgb: np.ndarray, side: int = 160) -> bytes:
 
 
 def connected_part(session: Session, x: int, y: int) -> dict | None:
-    """The connected pixels of one class around a pixel.
-
-    Args:
-        x, y: pixel of the image.
-
-    Returns:
-        class, pixels, area_m2 or None, mean score, and rings: outlines as lists of (x, y) on the grid that the browser
-        shows; None where there are no data.
+    """The connected pixels of one class around a pixel of the image; see `numbered_part`. None where there are no data.
 
     Raises:
         ValueError: the session has no segmentation yet, or the pixel is outside the image.
@@ -113,15 +106,55 @@ def connected_part(session: Session, x: int, y: int) -> dict | None:
         raise ValueError(f"({x}, {y}) lies outside the image, which is {width} x {height} (x, y)")
     if found.valid is not None and not found.valid[y, x]:
         return None
-    same = (found.labels == found.labels[y, x]).astype(np.uint8)
-    _, parts = cv2.connectedComponents(same, connectivity=4)
-    part = parts == parts[y, x]
+    parts, order = _parts(session, int(found.labels[y, x]))
+    return _described(session, parts, order, int(np.flatnonzero(order == parts[y, x])[0]))
+
+
+def numbered_part(session: Session, name: str, number: int) -> dict:
+    """One of the connected parts of a class.
+
+    Args:
+        name: of the class.
+        number: from 1, the largest part.
+
+    Returns:
+        name, number, parts (how many there are), pixels, area_m2 or None, mean score, rings (outlines as lists of
+        (x, y)) and inside (x, y, far from the outline), both on the grid that the browser shows.
+
+    Raises:
+        ValueError: the session has no such class, or the class no part of this number.
+    """
+    classes = session.found.classes if session.found else ()
+    if name not in classes:
+        raise ValueError(f"there is no class {name!r}, there are: {', '.join(classes) or 'none yet'}")
+    parts, order = _parts(session, classes.index(name))
+    if not 1 <= number <= len(order):
+        raise ValueError(f"there is no part {number} of {name!r}, which has {len(order)}")
+    return _described(session, parts, order, number - 1)
+
+
+def _parts(session: Session, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each pixel's part of a class, int32 (H,W), 0 elsewhere; and these numbers, the largest part first."""
+    found = session.found
+    same = found.labels == label if found.valid is None else (found.labels == label) & found.valid
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(same.astype(np.uint8), connectivity=4)
+    return parts, 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")
+
+
+def _described(session: Session, parts: np.ndarray, order: np.ndarray, k: int) -> dict:
+    part = parts == order[k]
+    depth = cv2.distanceTransform(np.pad(part, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    inside = np.array([[x + 0.5, y + 0.5]])
     return {
-        "name": found.classes[int(found.labels[y, x])],
+        "name": session.found.classes[int(session.found.labels[y, x])],
+        "number": k + 1,
+        "parts": len(order),
         "pixels": int(part.sum()),
         "area_m2": square_metres(session, part),
-        "score": float(found.score[part].mean()),
+        "score": float(session.found.score[part].mean()),
         "rings": outlines(session, part),
+        "inside": (inside if session.map is None else session.map.places(inside))[0].tolist(),
     }
 
 

@@ -22,7 +22,14 @@ from skysense_o.interactive.dialogue import Dialogue
 from skysense_o.interactive.exports import export, export_zip, repeat_command, run_settings
 from skysense_o.interactive.opening import OpenedImage, open_upload, smaller_scene
 from skysense_o.interactive.session import Session
-from skysense_o.interactive.view import class_png, class_rows, connected_part, map_png, words_and_colors
+from skysense_o.interactive.view import (
+    class_png,
+    class_rows,
+    connected_part,
+    map_png,
+    numbered_part,
+    words_and_colors,
+)
 from skysense_o.vocabulary import Vocabulary
 
 NAMES = Vocabulary.parse("water,road,tree")
@@ -169,7 +176,8 @@ def test_clicks_go_on_with_the_region_and_are_undone(prompted, image, tmp_path):
     with pytest.raises(ValueError, match="nothing to undo"):
         session.undo()
     first = session.click(30, 30)
-    would = session.preview(60, 50, inside=False)
+    would = session.preview_click(60, 50, inside=False)
+    boxed = session.preview_box(10, 20, 70, 50)
     assert session.region is first, "a preview changes nothing"
     region = session.click(60, 50, inside=False)
     assert np.array_equal(region.mask, would)
@@ -177,6 +185,7 @@ def test_clicks_go_on_with_the_region_and_are_undone(prompted, image, tmp_path):
     assert np.array_equal(region.mask, mask)
     assert region.iou_pred == iou_pred
     assert session.draw_box(70, 50, 10, 20).prompt.box == (10, 20, 70, 50)
+    assert np.array_equal(session.region.mask, boxed)
     assert np.array_equal(session.undo().mask, mask), "the box is gone and both points are back"
     assert np.array_equal(session.undo().mask, first.mask)
     assert session.undo() is None
@@ -228,7 +237,15 @@ def test_a_connected_part_is_measured_and_outlined(session):
     assert corners.min(0).tolist() == [30, 10] or np.allclose(corners.min(0), [30, 10], atol=0.3)
     assert np.allclose(corners.max(0), [50, 20], atol=0.3)
     assert outer
-    assert connected_part(session, 36, 13)["pixels"] == 15, "the hole is a part by itself"
+    hole = connected_part(session, 36, 13)
+    assert hole["pixels"] == 15, "the hole is a part by itself"
+    assert (hole["number"], hole["parts"]) == (2, 2)
+    assert numbered_part(session, hole["name"], 2) == hole, "parts are numbered from the largest"
+    assert connected_part(session, *map(int, hole["inside"])) == hole
+    with pytest.raises(ValueError, match="no part 3 of 'water', which has 2"):
+        numbered_part(session, "water", 3)
+    with pytest.raises(ValueError, match="no class 'sea', there are: "):
+        numbered_part(session, "sea", 1)
     with pytest.raises(ValueError, match="lies outside the image, which is 90 x 60"):
         connected_part(session, 90, 0)
 

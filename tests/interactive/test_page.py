@@ -273,6 +273,8 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     page.mouse.down()
     page.mouse.move(*at(page, 0.1, 0.4), steps=3)
     page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # first upwards, then back
+    page.locator(".leaflet-picks-pane canvas").wait_for()
+    assert not page.locator("#region").is_visible(), "a preview is no region"
     changed(page, page.mouse.up)
     assert pixels_of_region(page) > 0
     changed(page, page.get_by_role("button", name="Find everything like it").click)
@@ -286,6 +288,56 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     page.keyboard.press("ArrowDown")
     page.wait_for_timeout(600)
     changed(page, lambda: page.keyboard.press("Enter"))
+    assert pixels_of_region(page) > 0
+
+
+@needs_chromium
+def test_fingers_pinch_pan_and_drag_boxes(visit):
+    """By touch events of the browser itself: a box by finger was once taken for scrolling."""
+    page = visit(390, 844, has_touch=True, is_mobile=True)
+    touches = page.context.new_cdp_session(page)
+
+    def fingers(*path) -> None:
+        """Move fingers along a path of positions; each is a list of (x, y), one for each finger."""
+        for k, places in enumerate(path):
+            points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+            kind = "touchMove" if k else "touchStart"
+            touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+            page.wait_for_timeout(30)
+        touches.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def width() -> float:
+        return at(page, 1, 0)[0] - at(page, 0, 0)[0]
+
+    def pinch(*radii) -> None:
+        x, y = at(page, 0.5, 0.5)
+        fingers(*([(x - r, y), (x + r, y)] for r in radii))
+        page.wait_for_timeout(600)  # the map comes to rest
+
+    shown = page.locator("#map").get_attribute("data-shown")
+    for tool in ("Move", "Add", "Box"):
+        page.get_by_role("radio", name=tool, exact=True).tap()
+        page.locator("#fit").tap()
+        page.wait_for_timeout(600)
+        whole = width()
+        pinch(30, 50, 70, 90)
+        assert width() > 1.5 * whole, tool
+        assert page.evaluate("visualViewport.scale") == 1, "the map is zoomed, and not the page"
+        assert page.locator("#map").get_attribute("data-shown") == shown, "a pinch is no click and no box"
+        pinch(90, 70, 50)
+    page.get_by_role("radio", name="Move", exact=True).tap()
+    before, (x, y) = at(page, 0, 0), at(page, 0.5, 0.5)
+    fingers([(x, y)], [(x + 20, y + 10)], [(x + 40, y + 20)], [(x + 60, y + 30)])
+    page.wait_for_timeout(600)
+    assert at(page, 0, 0)[0] > before[0] + 30
+    page.locator("#fit").tap()
+    page.wait_for_timeout(600)
+    page.get_by_role("radio", name="Box").tap()
+    changed(page, lambda: fingers(*([at(page, 0.2 + k / 20, 0.2 + k / 20)] for k in range(9))))
+    assert pixels_of_region(page) > 0
+    changed(page, page.get_by_role("button", name="Undo").tap)
+    page.get_by_role("radio", name="Add").tap()
+    changed(page, lambda: page.touchscreen.tap(*at(page, 0.25, 0.4)))
     assert pixels_of_region(page) > 0
 
 
@@ -317,6 +369,14 @@ def test_a_geotiff_is_a_map(visit, tmp_path):
     popup.wait_for()
     assert re.search(r"m², [\d,]+ pixels\s+mean confidence \d+ %", popup.inner_text())
     assert page.locator(".leaflet-marks-pane path").count() == 1, "its outline"
+    name, number, parts = re.search(r"(\w+)\n.*?([\d,]+) of ([\d,]+)", popup.inner_text(), re.S).groups()
+    number, parts = (int(text.replace(",", "")) for text in (number, parts))
+    for step in (1, 2):  # the second press needs no aim: the button keeps the focus
+        page.keyboard.press("Enter") if step == 2 else page.get_by_role("button", name="The next smaller part").click()
+        popup.get_by_text(f"{(number + step - 1) % parts + 1:,} of {parts:,}").wait_for()
+    assert popup.inner_text().startswith(name)
+    assert page.locator(".leaflet-marks-pane path").count() == 1
+    page.keyboard.press("0")
     assert not page.locator("#basemap-choice").is_visible(), "there is none by default"
 
     with page.expect_download() as download:
@@ -336,7 +396,7 @@ def test_a_geotiff_is_a_map(visit, tmp_path):
     with rasterio.open(tmp_path / "foz_30m_labels.tif") as got, rasterio.open(ROOT / "demo/foz_30m.tif") as given:
         assert (got.crs, got.transform, got.shape) == (given.crs, given.transform, given.shape)
     with page.expect_download() as download:
-        page.get_by_role("link", name="Run as JSON").click()
+        page.get_by_role("link", name="Settings as JSON").click()
     assert json.loads(download.value.path().read_text())["input"] == "foz_30m.tif"
 
 

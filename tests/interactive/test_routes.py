@@ -187,7 +187,10 @@ def test_words_only_weights_take_boxes_and_say_so(visitor):
     assert state["region"]["box"] == [[10, 9], [51, 9], [51, 40], [10, 40]]
     assert len(state["region"]["names"]) == 2
     assert "take words only" in result(client.post(f"/api/images/{key}/click", json={"x": 1, "y": 1}))["error"]
-    assert client.post(f"/api/preview/{key}", json={"x": 1, "y": 1}).status_code == 204
+    assert client.post(f"/api/preview/{key}/click", json={"x": 1, "y": 1}).status_code == 204
+    assert client.post(f"/api/preview/{key}/box", json=box).status_code == 200
+    outside = {"x0": -9, "y0": 5, "x1": -2, "y1": 9}
+    assert client.post(f"/api/preview/{key}/box", json=outside).status_code == 204, "an empty box has no mask"
 
 
 # Maps
@@ -269,6 +272,9 @@ def test_a_scene_is_served_as_a_map(visitor):
     part = client.get(f"{base}/part", params={"x": width / 2, "y": height / 2}).json()
     assert part["area_m2"] == pytest.approx(part["pixels"] * 900)
     assert client.get(f"{base}/part", params={"x": -5, "y": 0}).status_code == 422
+    last = client.get(f"{base}/part", params={"name": part["name"], "number": part["parts"]}).json()
+    assert last["pixels"] <= part["pixels"]
+    assert client.get(f"{base}/part", params={"name": part["name"], "number": 0}).status_code == 422
     x, y = tile_of(12, *np.mean(state["map"]["bounds"], axis=0))
     answer = client.get(f"{base}/tiles/12/{int(x)}/{int(y)}.png")
     assert Image.open(io.BytesIO(answer.content)).size == (256, 256)

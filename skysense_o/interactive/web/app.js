@@ -25,7 +25,8 @@ const viewer = new Viewer($("#map"), {
   hover: (x, y) => { tell(x, y); soon(x, y); },
   leave: () => { $("#readout").replaceChildren(); noGhost(); },
   use: (x, y) => (viewer.tool === "move" ? measure(x, y) : act("Selecting", "click", { x, y, inside: viewer.tool === "add" })),
-  box: (x0, y0, x1, y1) => act("Selecting", "box", { x0, y0, x1, y1 }),
+  boxing: (x0, y0, x1, y1) => previewed("box", { x0, y0, x1, y1 }),
+  box: (x0, y0, x1, y1) => { noGhost(); act("Selecting", "box", { x0, y0, x1, y1 }); },
   moved: () => { if ($("#map").matches(".keys #map:focus-visible")) { placeCross(); tell(...viewer.center()); } },
 }, insets);
 
@@ -211,18 +212,28 @@ function coordinates(x, y) {
   return image.map.units === "m" ? [degrees, `${panel.number(own[0])} m E, ${panel.number(own[1])} m N`] : [degrees];
 }
 
-// What a click would select, shown when the pointer rests.
+// What a click or box would select, shown when the pointer rests.
 let resting = 0, looking = null;
 function soon(x, y) {
+  if (viewer.tool === "box") return;
+  if (phone() || viewer.tool === "move" || !viewer.isInside(x, y)) noGhost();
+  else previewed("click", { x, y, inside: viewer.tool === "add" });
+}
+
+function previewed(action, body) {
   noGhost();
-  if (!image || !about.prompts || phone() || !["add", "cut"].includes(viewer.tool) || !viewer.isInside(x, y) || card.controller) return;
-  resting = setTimeout(async () => {
-    looking = new AbortController();
-    try {
-      const map = await decode(await postForBlob(`/api/preview/${image.id}`, { x, y, inside: viewer.tool === "add" }, looking.signal));
-      if (looking && !looking.signal.aborted) viewer.drawGhost(map);
-    } catch { /* a preview is not worth a message */ }
-  }, 140);
+  if (!image || !about.prompts || card.controller) return;
+  resting = setTimeout(() => preview(`/api/preview/${image.id}/${action}`, body, looking = new AbortController()), 140);
+}
+
+// The server gives no mask while it is at work, as on the preview before: asked again a few times.
+async function preview(path, body, { signal }, tries = 8) {
+  try {
+    const map = await decode(await postForBlob(path, body, signal));
+    if (signal.aborted) return;
+    if (map) viewer.drawGhost(map);
+    else if (tries) setTimeout(() => signal.aborted || preview(path, body, { signal }, tries - 1), 250);
+  } catch { /* a preview is not worth a message */ }
 }
 
 function noGhost() {
@@ -236,9 +247,17 @@ async function measure(x, y) {
   if (!image?.classes) return;
   try {
     const part = await get(`/api/images/${image.id}/part?x=${x}&y=${y}`);
-    if (!part) return;
-    viewer.drawPart(part.rings, [x, y], panel.element("div", {},
-      panel.element("b", {}, part.name), panel.size(part.pixels, part.area_m2), panel.element("br"), `mean confidence ${Math.round(100 * part.score)} %`));
+    if (part) viewer.drawPart(part.rings, [x, y], panel.partCard(part, stepTo));
+  } catch (error) { await failed(error); }
+}
+
+// The parts of a class one by one, the largest first.
+async function stepTo(name, number, pressed) {
+  try {
+    const part = await get(`/api/images/${image.id}/part?name=${encodeURIComponent(name)}&number=${number}`);
+    const content = panel.partCard(part, stepTo);
+    viewer.drawPart(part.rings, part.inside, content, true);
+    content.querySelector(`[data-step="${pressed}"]`)?.focus();
   } catch (error) { await failed(error); }
 }
 

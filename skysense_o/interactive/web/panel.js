@@ -48,6 +48,18 @@ export function drawChips(rows, hidden, on) {
   if (focused) [...list.querySelectorAll("[data-name]")].find(chip => chip.dataset.name === focused)?.focus();
 }
 
+// What is known about one part of a class, with buttons to the next and the one before.
+export function partCard(part, step) {
+  const to = (way, text, label) => element("button", {
+    type: "button", data: { step: way }, aria: { label }, title: label,
+    onclick: () => step(part.name, (part.number - 1 + way + part.parts) % part.parts + 1, way),
+  }, text);
+  return element("div", { className: "part" },
+    element("b", {}, part.name), size(part.pixels, part.area_m2), element("br"), `mean confidence ${Math.round(100 * part.score)} %`,
+    part.parts > 1 ? element("div", { className: "steps" },
+      to(-1, "‹", "The next larger part"), element("span", {}, `${number(part.number)} of ${number(part.parts)}`), to(1, "›", "The next smaller part")) : null);
+}
+
 export function drawRegion(region, on) {
   const section = $("#region");
   section.hidden = !region;
@@ -56,6 +68,7 @@ export function drawRegion(region, on) {
   const names = region.names.map(([name, cosine]) => element("li", {}, element("span", {}, name), element("span", {}, cosine.toFixed(3))));
   const parts = [
     element("div", {}, element("b", {}, "Region"), `: ${size(region.pixels, region.area_m2)}, ${quality}`),
+    names.length ? element("small", {}, "Most similar classes, by cosine") : null,
     names.length ? element("ol", { aria: { label: "Most similar classes and their cosines" } }, ...names) : null,
     element("div", { className: "row" },
       element("button", { type: "button", onclick: on.like, disabled: !region.pixels }, "Find everything like it"),

@@ -4,7 +4,17 @@ import { paint, parseColour, regionColour } from "./masks.js";
 
 const L = window.L;
 const YELLOW = [255, 210, 0];
+const SMALL = 24;  // pixels of the window
 const VECTOR = { color: "#ffd200", weight: 3, fillOpacity: 0.08, interactive: false };
+
+// Between two zoom levels tiles are scaled, and the ground would shine through between them: each is a pixel larger.
+const Tiles = L.TileLayer.extend({
+  _initTile(tile) {
+    L.TileLayer.prototype._initTile.call(this, tile);
+    const { x, y } = this.getTileSize();
+    Object.assign(tile.style, { width: `${x + 1}px`, height: `${y + 1}px` });
+  },
+});
 
 const Canvas = L.ImageOverlay.extend({
   _initImage() {
@@ -14,7 +24,7 @@ const Canvas = L.ImageOverlay.extend({
 });
 
 export class Viewer {
-  // on: {hover(x, y), leave(), use(x, y), box(x0, y0, x1, y1), moved()}; insets() tells what covers the map at its edges.
+  // on: {hover(x, y), leave(), use(x, y), boxing(x0, y0, x1, y1), box(x0, y0, x1, y1), moved()}; insets() tells what covers the map at its edges.
   constructor(element, on, insets) {
     Object.assign(this, { element, on, insets, views: new Map(), tool: "move", opacity: 0.5, hidden: new Set() });
     element.addEventListener("keydown", event => this.onKey(event));
@@ -48,7 +58,7 @@ export class Viewer {
       this.nw = L.CRS.EPSG3857.project(L.latLng(ne[0], sw[1]));
       this.se = L.CRS.EPSG3857.project(L.latLng(sw[0], ne[1]));
       this.bounds = L.latLngBounds(sw, ne);
-      L.tileLayer(`/api/images/${image.id}/tiles/{z}/{x}/{y}.png`, {
+      new Tiles(`/api/images/${image.id}/tiles/{z}/{x}/{y}.png`, {
         bounds: this.bounds, maxNativeZoom: image.map.native_zoom, maxZoom: 30, noWrap: true, updateWhenZooming: false,
       }).addTo(map);
       L.control.scale({ imperial: false, position: "bottomright", maxWidth: 120 }).addTo(map);
@@ -168,14 +178,25 @@ export class Viewer {
     if (this.corner) L.circleMarker(this.latLng(this.corner), { radius: 5, weight: 2, color: "#000", fillColor: "#ffd200", fillOpacity: 1, interactive: false, pane }).addTo(marks);
   }
 
-  // The outline of one part of a class, and what is known about it.
-  drawPart(rings, xy, content) {
+  // The outline of one part of a class, and what is known about it. With `look`, the map moves to it where it is out of
+  // view or too small to be seen.
+  drawPart(rings, xy, content, look = false) {
     this.clearPart();
     const outline = L.polygon(rings.map(ring => ring.map(p => this.latLng(p))), { ...VECTOR, color: "#fff", fillOpacity: 0.06, pane: "marks" });
+    if (look) this.lookAt(outline.getBounds());
     const popup = L.popup({ autoPanPaddingTopLeft: [this.insets().left, 90], autoPanPaddingBottomRight: [16, this.insets().bottom] })
       .setLatLng(this.latLng(xy)).setContent(content);
     this.part = { outline: outline.addTo(this.map), popup: popup.openOn(this.map) };
     popup.once("remove", () => outline.remove());
+  }
+
+  lookAt(bounds) {
+    const { left, top, right, bottom } = this.insets(), size = this.map.getSize();
+    const [a, b] = [bounds.getNorthWest(), bounds.getSouthEast()].map(corner => this.map.latLngToContainerPoint(corner));
+    const seen = a.x >= left && a.y >= top && b.x <= size.x - right && b.y <= size.y - bottom;
+    if (seen && Math.max(b.x - a.x, b.y - a.y) >= SMALL) return;
+    const zoom = Math.max(this.map.getZoom(), this.place ? this.place.native_zoom + 1 : 1);
+    this.map.fitBounds(bounds.pad(1), { paddingTopLeft: [left, top], paddingBottomRight: [right, bottom], maxZoom: zoom, animate: false });
   }
 
   clearPart() {
@@ -216,7 +237,7 @@ export class Viewer {
   }
 
   onDown(event) {
-    if (this.start) { this.dropFrame(); return; }  // a second finger: this is a pinch
+    if (this.start) { this.dropFrame(); this.on.leave(); return; }  // a second finger: this is a pinch
     if (this.tool !== "box" || event.button !== 0 || !this.map || event.target.closest(".leaflet-control, .leaflet-popup")) return;
     this.start = this.gridOf(this.map.mouseEventToLatLng(event));
     this.from = [event.clientX, event.clientY];
@@ -224,24 +245,24 @@ export class Viewer {
 
   onDrag(event) {
     if (!this.start || Math.hypot(event.clientX - this.from[0], event.clientY - this.from[1]) < 5) return;
-    const [x, y] = this.clamped(event), [x0, y0] = this.start;
+    const [x, y] = this.clamped(event), [x0, y0] = this.begun();
+    this.on.boxing(x0, y0, x, y);
     const corners = [[x0, y0], [x, y0], [x, y], [x0, y]].map(p => this.latLng(p));
     if (this.frame) this.frame.setLatLngs(corners);
     else this.frame = L.polygon(corners, { ...VECTOR, pane: "marks" }).addTo(this.map);
   }
 
   onUp(event) {
-    const start = this.start, drawn = this.frame;
+    const start = this.start && this.begun(), drawn = this.frame;
     this.dropFrame();
-    if (!start || !drawn) return;
-    const [x, y] = this.clamped(event);
-    this.on.box(Math.min(Math.max(start[0], 0), this.width), Math.min(Math.max(start[1], 0), this.height), x, y);
+    if (start && drawn) this.on.box(...start, ...this.clamped(event));
   }
 
-  clamped(event) {
-    const [x, y] = this.gridOf(this.map.mouseEventToLatLng(event));
-    return [Math.min(Math.max(x, 0), this.width), Math.min(Math.max(y, 0), this.height)];
-  }
+  clamped(event) { return this.within(this.gridOf(this.map.mouseEventToLatLng(event))); }
+
+  begun() { return this.within(this.start); }
+
+  within([x, y]) { return [Math.min(Math.max(x, 0), this.width), Math.min(Math.max(y, 0), this.height)]; }
 
   dropFrame() {
     this.frame?.remove();
