@@ -247,7 +247,7 @@ def test_label_not_road_denies_road_and_says_nothing_else(data):
     denied = {name for c, name in enumerate(names) if says[0, c] == NO}
     assert denied <= {"road", "freeway", "overpass"}
     common = {name for c, name in enumerate(names) if says[0, c] == MAYBE}
-    assert len(common) == CANDIDATES, "it is one of these"
+    assert len(common) >= CANDIDATES, "it is one of these"
     assert common < set(COMMON) - {"road"}
 
 

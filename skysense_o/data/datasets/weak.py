@@ -156,16 +156,23 @@ WEAK: tuple[DatasetSpec, ...] = (
             image_suffix=".jpg",
             splits={"train": "*"},
             homepage=homepage,
-            licence=f"images as {of}; outlines are this project's own",
+            licence=f"images {terms}; outlines are this project's own",
             citation="",
             gsd=gsd,
             note=f"outlined land cover in images of {of}'s train split: datasets/shapes",
         )
-        for source, folder, of, gsd, homepage in (
-            ("ucmerced", "ucmerced", "ucmerced", "0.3", "http://weegee.vision.ucmerced.edu/datasets/landuse.html"),
-            ("rsicd", "rsicd", "rsicd_scenes", "", "https://github.com/201528014227051/RSICD_optimal"),
-            ("simd", "vehicles", "simd", "0.2 to 0.5", "https://github.com/ihians/simd"),
-            ("harbor", "ships", "harbor_ships", "", "https://pypi.org/project/ships-detection"),
+        for source, folder, of, gsd, terms, homepage in (
+            (
+                "ucmerced",
+                "ucmerced",
+                "ucmerced",
+                "0.3",
+                "public domain (USGS)",
+                "http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+            ),
+            ("rsicd", "rsicd", "rsicd_scenes", "", "for research", "https://github.com/201528014227051/RSICD_optimal"),
+            ("simd", "vehicles", "simd", "0.2 to 0.5", "published for research", "https://github.com/ihians/simd"),
+            ("harbor", "ships", "harbor_ships", "", "none stated", "https://pypi.org/project/ships-detection"),
         )
     ),
     DatasetSpec(
