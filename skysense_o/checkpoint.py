@@ -62,6 +62,25 @@ class Report:
         return "; ".join(lines)
 
 
+OTHER_USES = {
+    "EmbeddedVQA": "is for whole images (--task classify or ask)",
+    "LlavaVQA": "answers questions (--task ask)",
+    "ImageTextPretraining": "is where a training begins (MODEL.WEIGHTS)",
+}
+"""What weights are for that make no masks, by their META_ARCHITECTURE."""
+
+
+def check_makes_masks(cfg, path: Path) -> None:
+    """Check that weights are of a model that makes masks.
+
+    Raises:
+        WeightsError: they are for something else, which the message says.
+    """
+    other = OTHER_USES.get(cfg.MODEL.META_ARCHITECTURE)
+    if other:
+        raise WeightsError(f"{path.name} makes no masks: it {other}; for masks give mini, or weights trained for them")
+
+
 def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool = False) -> tuple[nn.Module, Report]:
     """Build the model of a config directly from the weights of a file.
 

@@ -171,7 +171,7 @@ def read_csv(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str,
 
     def rows() -> Iterator[tuple[int, dict[str, str]]]:
         with _csv_errors(path), open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, columns)
+            reader = csv.DictReader(file, columns, strict=True)
             next(reader, None)
             for row in reader:
                 if None in row:
@@ -182,7 +182,7 @@ def read_csv(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str,
                 yield reader.line_num, {name: text or "" for name, text in row.items()}
 
     with _csv_errors(path), open(path, newline="", encoding="utf-8-sig") as file:
-        columns = [name.strip() for name in next(csv.reader(file), [])]
+        columns = [name.strip() for name in next(csv.reader(file, strict=True), [])]
     twice = next((name for name in columns if columns.count(name) > 1), None)
     other = next((sign for sign in ";\t" if len(columns) == 1 and sign in columns[0]), None)
     if twice is not None or other:

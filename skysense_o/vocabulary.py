@@ -6,6 +6,7 @@ Shape letters: C classes, T phrases, D embedding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -165,6 +166,10 @@ def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequenc
     return Vocabulary.of(split_words(classes) or [""] if isinstance(classes, str) else classes, extra)
 
 
+LIST_MARKER = re.compile(r"[-*+] |\d+ ?[.:)] ")
+"""What people write before the entries of a list."""
+
+
 def read_class_file(path: str | Path) -> list[str]:
     """Read a file with one class per line and bars between synonyms; lines that begin with # are comments.
 
@@ -173,11 +178,12 @@ def read_class_file(path: str | Path) -> list[str]:
     """
     lines = [(number, line) for number, line in numbered_lines(path) if not line.startswith("#")]
     for number, line in lines:
-        sign = next((sign for sign in ",\t" + OTHER_SIGNS if sign in line), None)
+        marker = LIST_MARKER.match(line)
+        sign = next((sign for sign in "," + OTHER_SIGNS if sign in line), marker and marker[0])
         if sign:
             raise ValueError(
-                f"{path}, line {number}: {line[:100]!r} has {sign!r}: write one class per line, synonyms with bars, and"
-                " comments on lines of their own"
+                f"{path}, line {number}: {line[:100]!r} has {sign!r}: write one class per line, synonyms with bars,"
+                " nothing around them, and comments on lines of their own"
             )
     if not lines:
         raise ValueError(f"{path} has no class: write one per line")

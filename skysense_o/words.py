@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-OTHER_SIGNS = ";；，、#\n"
-"""Signs that people often write between classes or before comments, although commas separate classes."""
+OTHER_SIGNS = ';；؛，、،｜#"•\t\n\0\x85\u2028\u2029'
+"""Signs that people write between or around classes, or before comments; commas separate classes."""
 
 
 def split_words(text: str, refused: str = OTHER_SIGNS) -> list[str]:

@@ -93,6 +93,19 @@ def test_missing_empty_wrong_and_truncated_files_are_errors(tmp_path):
             read_image(tmp_path / name)
 
 
+def test_tiffs_that_pillow_cannot_decode_are_read_with_gdal(tmp_path):
+    """They were "cut short or damaged": YCbCr without JPEG, and WebP, which Pillow's libtiff does not have."""
+    rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
+    y, x = np.mgrid[0:40, 0:60]
+    rgb = np.stack([x * 4, y * 6, 255 - x * 2 - y * 2], -1).astype(np.uint8)
+    Image.fromarray(rgb).convert("YCbCr").save(tmp_path / "ycbcr.tif")
+    shape = {"height": 40, "width": 60, "count": 3, "dtype": "uint8", "photometric": "RGB"}
+    with rasterio.open(tmp_path / "webp.tif", "w", compress="webp", webp_lossless=True, **shape) as file:
+        file.write(rgb.transpose(2, 0, 1))
+    assert np.abs(read_image(tmp_path / "ycbcr.tif").rgb.astype(int) - rgb).max() <= 4
+    assert np.array_equal(read_image(tmp_path / "webp.tif").rgb, rgb)
+
+
 def test_the_stretch_is_measured_on_a_sample_of_valid_pixels():
     """The stretch of a large array is estimated from a sample; non-finite values are excluded and marked invalid."""
     array = np.linspace(0, 50_000, 3000 * 1200 * 3, dtype=np.float32).reshape(3000, 1200, 3)

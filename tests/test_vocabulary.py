@@ -28,7 +28,7 @@ def test_the_same_word_twice_is_an_error(text):
         Vocabulary.parse(text)
 
 
-@pytest.mark.parametrize("sign", [";", "；", "，", "、", "\n", " # "])
+@pytest.mark.parametrize("sign", [*";；؛，、،｜•\t\n\0\x85\u2028", " # ", '", "'])
 def test_other_signs_between_classes_are_an_error_that_says_how_to_write_them(sign):
     for words in ({"text": f"road{sign}tree"}, {"text": "sea", "background": f"road{sign}tree"}):
         with pytest.raises(ValueError, match=r'the class names .* have .*: write them as "building,road"'):
@@ -49,7 +49,13 @@ def test_a_file_of_classes_has_one_per_line_and_comments(tmp_path, encoding):
         (b"sea\nroad, tree\n", r"words.txt, line 2: 'road, tree' has ','"),
         (b"road;tree", r"line 1: 'road;tree' has ';'"),
         ("road，tree".encode(), "line 1: .* has '，'"),
-        ("road、tree".encode(), "line 1: .* has '、': write one class per line, synonyms with bars, and comments on"),
+        ("road、tree".encode(), "line 1: .* has '、': write one class per line, synonyms with bars, nothing"),
+        ("building｜house".encode(), "line 1: .* has '｜': write one class per line, synonyms with bars"),
+        (b"# list\n- sea\n- road", "line 2: '- sea' has '- ': .* nothing around them, and comments on lines of"),
+        (b"1. sea\n2. road", "line 1: '1. sea' has '1. '"),
+        (b"0: sea", "line 1: '0: sea' has '0: '"),
+        (b'"sea"', """line 1: '"sea"' has '"'"""),
+        (b"sea\0", r"has '.x00'"),
         (b"road # paved", "line 1: 'road # paved' has '#'"),
         (b"1\troad", r"line 1: '1.troad' has '.t'"),
         (b"# nothing\n\n", "words.txt has no class: write one per line"),

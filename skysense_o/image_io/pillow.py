@@ -63,7 +63,9 @@ class Header:
         bands, extra = self.tags.get(277, 1), _tuple(self.tags, 338, 0)
         # Tag 42112 holds GDAL's band descriptions, which may declare an alpha band. Else a fourth band is not alpha.
         special = _NODATA in self.tags or (bands > 3 and (42112 in self.tags or bands > 4)) or len(extra) > 1
-        # Pillow rejects some valid JPEG 2000 files.
+        # Pillow rejects some valid JPEG 2000 files, WebP in TIFF (its libtiff has none), and YCbCr without JPEG.
+        compression = self.tags.get(259, 1)
+        special = special or compression == 50001 or (self.tags.get(262) == 6 and compression not in (6, 7))
         return self.mode is not None and not self.deep and not special and self.container != "JPEG2000"
 
 

@@ -19,7 +19,14 @@ from PIL import Image
 from torch import nn
 
 from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import WeightsError, build_with_weights, find_weights, read_config, weights_hash
+from skysense_o.checkpoint import (
+    WeightsError,
+    build_with_weights,
+    check_makes_masks,
+    find_weights,
+    read_config,
+    weights_hash,
+)
 from skysense_o.config import default_config, merge_file, merge_text, model_config
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
@@ -112,9 +119,9 @@ class Predictor(HubModel):
             WeightsError: the weights cannot be read, or do not fit the config.
             ValueError: an unknown device, or one that this machine does not have.
         """
-        path = find_weights(weights, **download)
-        chosen = choose_device(device)
+        path, chosen = find_weights(weights, **download), choose_device(device)
         cfg = config_of(path, config_file)
+        check_makes_masks(cfg, path)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
         logger.log(logging.INFO if report.passed_over else logging.DEBUG, "%s: %s", path.name, report)
         model.tower.prepare_inference()

@@ -259,7 +259,7 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():
-        folder, period = cfg.OUTPUT_DIR, max(1, min(LOG_PERIOD, cfg.SOLVER.MAX_ITER // 5))  # short runs: five lines
+        folder, period = cfg.OUTPUT_DIR, max(4, min(LOG_PERIOD, cfg.SOLVER.MAX_ITER // 5))  # short runs: five lines
         writers: list[Callable] = [
             CommonMetricPrinter(cfg.SOLVER.MAX_ITER, window_size=period),
             JSONWriter(f"{folder}/metrics.json", window_size=period),

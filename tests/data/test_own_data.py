@@ -148,6 +148,7 @@ def test_captions_are_read_with_and_without_a_byte_order_mark(tmp_path, encoding
         ("a.csv", "image;caption\na.png;a road\n", "has columns separated by ';': .* separate them with commas"),
         ("a.csv", "image,caption,image\n", "has the column 'image' twice: give each column its own name"),
         ("a.csv", 'image,caption\na.png,"' + "x" * 140_000, "is not CSV: field larger than field limit"),
+        ("a.csv", 'image,caption\na.png,"a road\nb.png,sea\n', "is not CSV: unexpected end of data"),
         ("a.jsonl", '{"image": 5, "caption": "a road"}\n', "line 1: 'image' is 5: it must be text or null"),
         (
             "a.jsonl",

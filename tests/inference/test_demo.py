@@ -197,6 +197,13 @@ def test_more_classes_change_no_mask_of_the_shipped_model(mini, image):
     assert np.abs(many[:2] - few).max() < 1e-6
 
 
+def test_weights_for_whole_images_say_what_they_are_for(call, image, tmp_path):
+    """The error was "No object named 'EmbeddedVQA' found in 'META_ARCH' registry!"."""
+    code, _, err = call(DEMO, "--input", image, "--weights", "mini_vqa", "--classes", "road", "--output", tmp_path)
+    assert code == 2
+    assert "mini_vqa.safetensors makes no masks: it is for whole images (--task classify or ask); for masks give" in err
+
+
 def test_a_threshold_out_of_range_is_an_error(mini, image):
     with pytest.raises(ValueError, match="threshold 2 is out of range: 0 to 1"):
         mini(image, "road", threshold=2)

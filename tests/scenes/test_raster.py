@@ -10,13 +10,14 @@ import pytest
 pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
 import rasterio
 from made_scenes import UTM, fields, write_scene
+from pyproj import Geod, Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.warp import transform_geom
 
 from skysense_o.image_io import ImageError
 from skysense_o.scenes.check import check_formats
-from skysense_o.scenes.pixel_area import ground_known
+from skysense_o.scenes.pixel_area import PixelAreas, ground_known
 from skysense_o.scenes.raster import Raster
 
 FILL = (100, 110, 120)
@@ -167,8 +168,41 @@ def test_pixels_in_degrees_have_geodesic_areas(tmp_path):
 
 
 def test_areas_in_feet_become_square_metres(tmp_path):
-    with Raster(write_scene(tmp_path / "s.tif", fields(40, 50), crs="EPSG:2263")) as raster:
+    new_york = {"crs": "EPSG:2263", "transform": Affine(2, 0, 1e6, 0, -2, 2e5)}
+    with Raster(write_scene(tmp_path / "s.tif", fields(40, 50), **new_york)) as raster:
         assert raster.areas.gsd == pytest.approx(2 * 0.3048, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("crs", "origin", "side", "in_plane"),
+    [
+        ("EPSG:3857", (1e6, 7e6), 10, 2.77),
+        ("EPSG:3413", (1e5, 1e5), 100, 0.94),
+        ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", (-1e6, 1e6), 3000, 0.96),
+        ("EPSG:4807", (5, 50), 1e-4, None),  # grads from Paris
+        ("EPSG:32612", (5e5, 49e5), 10, 1.0),
+    ],
+)
+def test_areas_are_those_on_the_ground_in_every_projection(crs, origin, side, in_plane):
+    """In Web Mercator they were 2.8 times too large at 53 degrees north, and grads were taken for degrees."""
+    grid = Affine(side, 0, origin[0], 0, -side, origin[1])
+    areas = PixelAreas(rasterio.crs.CRS.from_user_input(crs), grid, (40, 60))
+    corners = np.array([grid @ corner for corner in ((30, 20), (31, 20), (31, 21), (30, 21))])
+    degrees = Transformer.from_crs(crs, 4326, always_xy=True).transform(*corners.T)
+    truth = abs(Geod(ellps="WGS84").polygon_area_perimeter(*degrees)[0])
+    found = areas.at(np.array([20]), np.array([30])).item()
+    assert found == pytest.approx(truth, rel=1e-3)
+    assert areas.gsd == pytest.approx(truth**0.5, rel=1e-3)
+    if in_plane is not None:
+        assert side**2 / truth == pytest.approx(in_plane, rel=0.01)
+
+
+def test_beyond_its_projection_a_pixel_has_its_area_in_the_plane():
+    """The corner of an image of the whole earth, as a satellite far away sees it, is no place on it."""
+    crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
+    areas = PixelAreas(crs, Affine(3e5, 0, -6e6, 0, -3e5, 6e6), (40, 40))
+    assert areas.at(np.array([0]), np.array([0])).item() == 3e5**2
+    assert areas.at(np.array([20]), np.array([20])).item() == pytest.approx(3e5**2, rel=0.02)
 
 
 LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'

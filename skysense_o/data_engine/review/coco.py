@@ -62,31 +62,37 @@ def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
         tile -> its annotations. Images that are not tiles of this review, and those without annotations, are left out.
 
     Raises:
-        ValueError: an entry is not in COCO's format, a mask is not of its tile's size or covers no pixel, or an
-            annotation has a category that the file does not list.
+        ValueError: an entry is not in COCO's format, a mask is not of its tile's size or covers no pixel, an id stands
+            for two images or categories, or an annotation has one that the file does not list.
     """
-    names = {}
-    for place, row in enumerate(take(data, "categories", list, "the COCO file"), 1):
-        where = f"category {place} of the file"
-        names[take(row, "id", ID, where)] = take(row, "name", str, where)
-    tiles = {}
-    for place, row in enumerate(take(data, "images", list, "the COCO file"), 1):
-        where = f"image {place} of the file"
-        tiles[take(row, "id", ID, where)] = tile_of(review, take(row, "file_name", str, where))
+    names = _by_id(data, "categories", "category", "name")
+    tiles = {number: tile_of(review, name) for number, name in _by_id(data, "images", "image", "file_name").items()}
     regions: dict[str, list[ExchangedRegion]] = {}
     for place, row in enumerate(take(data, "annotations", list, "the COCO file"), 1):
         number = take(row, "id", ID, f"annotation number {place} of the file", place)
         where = f"annotation {number}"
-        tile = tiles.get(take(row, "image_id", ID, where))
+        image, category = (str(take(row, key, ID, where)) for key in ("image_id", "category_id"))
+        for kind, number, listed in (("image", image, tiles), ("category", category, names)):
+            if number not in listed:
+                raise ValueError(f"{where} has {kind} {number}, which the file does not list")
+        tile = tiles[image]
         if tile is None:
             continue
-        category = take(row, "category_id", ID, where)
-        if category not in names:
-            raise ValueError(f"{where} has category {category}, which the file does not list")
         mask, exact = _mask(row, review.tiles.labels(tile).shape, where)
         region = take(row, "region", (int, type(None)), where, None)
         regions.setdefault(tile, []).append(ExchangedRegion(mask, names[category], region, exact))
     return regions
+
+
+def _by_id(data: dict, key: str, kind: str, value: str) -> dict[str, str]:
+    """Id -> name of the images or categories. An id may be a number in one place and text in another."""
+    found: dict[str, str] = {}
+    for place, row in enumerate(take(data, key, list, "the COCO file"), 1):
+        where = f"{kind} {place} of the file"
+        number, name = str(take(row, "id", ID, where)), take(row, value, str, where)
+        if found.setdefault(number, name) != name:
+            raise ValueError(f"{where}: id {number} stands for {found[number]!r} and for {name!r}: give each its own")
+    return found
 
 
 def _mask(row: dict, size: tuple[int, int], where: str) -> tuple[np.ndarray, bool]:
@@ -95,6 +101,10 @@ def _mask(row: dict, size: tuple[int, int], where: str) -> tuple[np.ndarray, boo
     try:
         if isinstance(segmentation, dict):
             mask = rle_mask(take(segmentation, "counts", (str, list), "the segmentation"), size)
+            if segmentation.get("size", [*size]) != [*size]:
+                raise ValueError(
+                    f"its mask has the size {segmentation['size']}, and its tile {[*size]} (height, width)"
+                )
         elif segmentation and any(segmentation):
             mask = polygons_mask([polygon for polygon in segmentation if polygon != []], size)
         else:
