@@ -52,7 +52,7 @@ def run() -> int:
     from skysense_o.scenes.options import FORMATS, SceneOptions, SceneOutputs, parse_bytes
     from skysense_o.scenes.ray_archive import segment_archive
 
-    classes_by_id(vocabulary, None)  # raises an error if a class has the name of id 0
+    classes_by_id(vocabulary, None)  # raises an error if a class is called "none", the name of id 0
     scene_tools()  # raises an error if the extra "geo" is missing
     formats = [word.strip() for word in args.save.split(",") if word.strip()]
     unknown = [word for word in formats if word not in FORMATS]

@@ -70,7 +70,7 @@ def classes_by_id(vocabulary: Vocabulary, threshold: float | None) -> tuple[str,
     """The class of each id, see `fold_background`.
 
     Raises:
-        ValueError: a class has the name of id 0.
+        ValueError: a class is called "none", the name of id 0.
     """
     if threshold is None and not any(vocabulary.background):
         return vocabulary.classes

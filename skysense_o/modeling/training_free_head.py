@@ -134,7 +134,9 @@ class Affinity(nn.Module):
     def __init__(
         self, vit: nn.Module, tower_look: tuple[Tensor, Tensor], look: tuple[Tensor, Tensor], shift: float, scale: float
     ) -> None:
-        """vit: a timm model with any input size. tower_look, look: mean and std (3,1,1) in 0..255 of tower and ViT."""
+        """vit: a timm model with any input size. tower_look, look: the pixel mean and std, (3,1,1) in
+        0..255, that the tower and the ViT expect.
+        """
         super().__init__()
         self.vit, self.shift, self.scale = vit.eval().requires_grad_(False), shift, scale
         self.patch = vit.patch_embed.patch_size[0]

@@ -348,4 +348,4 @@ def test_a_click_returns_only_the_connected_part_that_it_is_in(monkeypatch):
     assert not left[32:, 32:].any()
     assert (left[:32, :32] == both[:32, :32]).all()
     assert (image.prompt([(16, 16), (48, 48)], [1, 1])[0] == both).all()
-    assert (image.prompt([(30, 60)], [1])[0] == both).all()  # the click is in none of them
+    assert (image.prompt([(30, 60)], [1])[0] == both).all()  # outside of both parts: the whole mask

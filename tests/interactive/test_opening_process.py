@@ -118,7 +118,7 @@ def children() -> list[str]:
 def test_it_ends_by_itself_when_the_server_is_gone(png, folder, decoder):
     decoder("ctypes.PyDLL(None).sleep(600)")
     order = f'["{png}", "{folder}", 1000, 1000, 1]'
-    command = [sys.executable, "-c", "from skysense_o.interactive.opening_process import main; main()", order]
+    command = [sys.executable, "-c", "from skysense_o.interactive.opening_process import open_one; open_one()", order]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
     assert subprocess.run(command, env=environment, timeout=300).returncode == -signal.SIGALRM
 
