@@ -52,7 +52,7 @@ class Sam3(nn.Module):
         """
         Args:
             tower: the model itself. template: with one "{}", for all phrases.
-            fuse: how a phrase's probability is computed, before it is multiplied by presence: its semantic map, its best
+            fuse: how a phrase's probability is computed, before it is multiplied by presence: semantic map, best
                 instance (mask times score), or per pixel the larger of the two ("max").
             presence: what that probability is multiplied by: nothing, or the phrase's presence in the window or in the
                 whole image. Without windows the last two are the same.

@@ -39,7 +39,7 @@ def decoder(tmp_path, monkeypatch):
         (tmp_path / "code/sitecustomize.py").write_text(
             "import ctypes, os, sys\n"
             f"def decode(*_, **__):\n    {code}\n"
-            "if 'main()' in ' '.join(sys.orig_argv):\n"
+            "if 'open_one()' in ' '.join(sys.orig_argv):\n"
             "    import PIL.ImageFile\n    PIL.ImageFile.ImageFile.load = decode\n"
         )
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}")
