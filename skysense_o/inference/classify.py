@@ -17,9 +17,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry, meta_arch, vqa  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import build_with_weights, find_weights, load_weights
+from skysense_o.checkpoint import build_with_weights, config_of, find_weights, load_weights
 from skysense_o.device import choose_device
-from skysense_o.inference.predictor import config_of
 from skysense_o.modeling import build_tower
 from skysense_o.text_bank import TextBank
 from skysense_o.vocabulary import Vocabulary

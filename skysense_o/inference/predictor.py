@@ -14,20 +14,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from PIL import Image
 from torch import nn
 
 from skysense_o import meta_arch, sam3  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import (
-    WeightsError,
     build_with_weights,
     check_makes_masks,
+    config_of,
     find_weights,
-    read_config,
     weights_hash,
 )
-from skysense_o.config import default_config, merge_file, merge_text, model_config
+from skysense_o.config import model_config
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.familiarity import TrainingWords, describe_unfamiliar
@@ -283,27 +281,3 @@ class Predictor(HubModel):
         (('road', 'tree'), ('none', 'water'))
         """
         return self._encode(self._read(image))
-
-
-def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNode:
-    """The config of a model for inference: from a YAML, or else from the weights file.
-
-    Raises:
-        FileNotFoundError: no such YAML.
-        WeightsError: no YAML is given, and the weights do not contain their config.
-    """
-    cfg = default_config()
-    if path is not None and path.is_dir():
-        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the only model that comes as a folder; loading fails for another
-    if config_file:
-        merge_file(cfg, config_file)
-    elif path is None or path.is_file():
-        stored = read_config(path)
-        if stored is None:
-            raise WeightsError(
-                f"{path} does not hold its config: give a YAML (--config-file, config_file=), or the .safetensors that"
-                " training writes"
-            )
-        merge_text(cfg, stored, f"in {path}")
-    cfg.MODEL.TOWER.PRETRAINED = False  # the weights come from the checkpoint
-    return cfg

@@ -16,9 +16,9 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from tabulate import tabulate
 
-from skysense_o.checkpoint import find_weights
+from skysense_o.checkpoint import config_of, find_weights
 from skysense_o.device import choose_device
-from skysense_o.inference.predictor import Predictor, config_of
+from skysense_o.inference.predictor import Predictor
 from skysense_o.published import published_name
 from tools.benchmarks.machine import describe, memory, reset_peak
 from tools.benchmarks.model import random_state

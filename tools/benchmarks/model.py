@@ -26,9 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from skysense_o import geometry
-from skysense_o.checkpoint import LARGE, build_with_weights, find_weights, load_state
+from skysense_o.checkpoint import LARGE, build_with_weights, config_of, find_weights, load_state
 from skysense_o.device import choose_device, has_bf16
-from skysense_o.inference.predictor import config_of
 from skysense_o.modeling import Queries
 from skysense_o.sam3 import Sam3
 from skysense_o.vocabulary import Vocabulary
