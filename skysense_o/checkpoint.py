@@ -27,6 +27,8 @@ __all__ = [  # includes names of weight_files.py and weight_paths.py, so that us
     "Report",
     "WeightsError",
     "build_with_weights",
+    "check_makes_masks",
+    "config_of",
     "find_weights",
     "load_sam_decoder",
     "load_state",
@@ -61,6 +63,30 @@ class Report:
                 shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
                 lines.append(f"{len(names)} {title.replace('_', ' ')}: {shown}")
         return "; ".join(lines)
+
+
+def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNode:
+    """The config of a model for inference: from a YAML, or else from the weights file.
+
+    Raises:
+        FileNotFoundError: no such YAML.
+        WeightsError: no YAML is given, and the weights do not contain their config.
+    """
+    cfg = default_config()
+    if path is not None and path.is_dir():
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the only model that comes as a folder; loading fails for another
+    if config_file:
+        merge_file(cfg, config_file)
+    elif path is None or path.is_file():
+        stored = read_config(path)
+        if stored is None:
+            raise WeightsError(
+                f"{path} does not hold its config: give a YAML (--config-file, config_file=), or the .safetensors that"
+                " training writes"
+            )
+        merge_text(cfg, stored, f"in {path}")
+    cfg.MODEL.TOWER.PRETRAINED = False  # the weights come from the checkpoint
+    return cfg
 
 
 OTHER_USES = {

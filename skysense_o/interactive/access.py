@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from skysense_o.interactive.closing import ClosedSession
 from skysense_o.interactive.opening import UPLOADS
 from skysense_o.interactive.page import Page
-from skysense_o.interactive.session import ClosedSession, Session
+from skysense_o.interactive.session import Session
 from skysense_o.interactive.visitors import OpenImage, Visitor
 
 COOKIE = "skysense_o_visitor"

@@ -51,7 +51,7 @@ def open_isolated(path: Path, folder: Path, limits: Limits) -> OpenedImage:
     root = str(Path(skysense_o.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import open_one; open_one()", order],
+        [sys.executable, "-c", f"from {__name__} import open_and_answer; open_and_answer()", order],
         env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     name, deadline = printable(path.name), time.monotonic() + limits.seconds
@@ -84,7 +84,7 @@ def _answer_of(code: int, name: str, folder: Path) -> OpenedImage:
     return OpenedImage(rgb, answer["name"], scene, valid, tuple(answer["notes"]), full)
 
 
-def open_one() -> None:
+def open_and_answer() -> None:
     """The process: open one image, and leave arrays and a line of JSON in the folder."""
     path, folder, pixels, read_pixels, seconds = json.loads(sys.argv[1])
     _limit(MEMORY + MEMORY_PER_PIXEL * read_pixels, seconds)

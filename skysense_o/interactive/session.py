@@ -8,8 +8,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from skysense_o.inference.export import palette_of
 from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation
+from skysense_o.interactive.closing import Closable
 from skysense_o.interactive.opening import OpenedImage
 from skysense_o.interactive.region import Prompt, Region
 from skysense_o.interactive.timed_work import check_time, report_progress
@@ -42,11 +43,7 @@ MOST_UNDO = 100
 """Number of clicks and boxes that can be undone."""
 
 
-class ClosedSession(ValueError):
-    """The session was closed."""
-
-
-class Session:
+class Session(Closable):
     """An image, its features, and the latest answers. `close` deletes its folder.
 
     Nothing of shape (C,H,W) or (K,H,W) is kept.
@@ -65,8 +62,7 @@ class Session:
         self.folder.mkdir(exist_ok=True)
         self.lock = threading.Lock()
         """Held by a request while it works on the session."""
-        self.closed = False
-        self._users, self._door = 0, threading.Lock()
+        super().__init__()
         self.map: MapView | None = None
         """The map of the image; None if its location on the ground is unknown."""
         self.found: Segmentation | None = None
@@ -80,37 +76,6 @@ class Session:
     def _in_precision(self) -> AbstractContextManager:
         check_time()
         return self.predictor.in_precision()
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep the session's memory and files in this context, even if it is closed meanwhile.
-
-        Raises:
-            ClosedSession: it is closed already.
-        """
-        with self._door:
-            if self.closed:
-                raise ClosedSession("this image is closed: open it again")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._door:
-                self._users -= 1
-                last = self.closed and self._users == 0
-            if last:
-                self._free()
-
-    def close(self) -> None:
-        """Let nobody begin to use the session; delete its folder and free its memory once nobody does.
-
-        Closing twice is allowed.
-        """
-        with self._door:
-            again, self.closed = self.closed, True
-            unused = self._users == 0
-        if unused and not again:
-            self._free()
 
     def _free(self) -> None:
         if self.map is not None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, draw_scene
 
+from skysense_o.interactive.closing import ClosedSession
 from skysense_o.interactive.limits import Limits
 from skysense_o.interactive.opening import OpenedImage, open_upload
 from skysense_o.interactive.page import Page
-from skysense_o.interactive.session import ClosedSession, Session
+from skysense_o.interactive.session import Session
 from skysense_o.interactive.visitors import OpenImage
 
 pytest.importorskip("fastapi", reason='the web page needs fastapi: pip install -e ".[app]"')

@@ -39,7 +39,7 @@ def decoder(tmp_path, monkeypatch):
         (tmp_path / "code/sitecustomize.py").write_text(
             "import ctypes, os, sys\n"
             f"def decode(*_, **__):\n    {code}\n"
-            "if 'open_one()' in ' '.join(sys.orig_argv):\n"
+            "if 'open_and_answer()' in ' '.join(sys.orig_argv):\n"
             "    import PIL.ImageFile\n    PIL.ImageFile.ImageFile.load = decode\n"
         )
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}")
@@ -118,7 +118,12 @@ def children() -> list[str]:
 def test_it_ends_by_itself_when_the_server_is_gone(png, folder, decoder):
     decoder("ctypes.PyDLL(None).sleep(600)")
     order = f'["{png}", "{folder}", 1000, 1000, 1]'
-    command = [sys.executable, "-c", "from skysense_o.interactive.opening_process import open_one; open_one()", order]
+    command = [
+        sys.executable,
+        "-c",
+        "from skysense_o.interactive.opening_process import open_and_answer; open_and_answer()",
+        order,
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
     assert subprocess.run(command, env=environment, timeout=300).returncode == -signal.SIGALRM
 
