@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Start a web page that segments images and GeoTIFFs by words, clicks and boxes, and offers the results as files.
 
-python demo/app.py
-python demo/app.py --weights output/prompts/model_final.safetensors --port 7861
+skysense-o app        (or python demo/app.py)
+skysense-o app --weights output/prompts/model_final.safetensors --port 7861
 
 docs/security.md explains what to do before other people may connect.
 """
@@ -26,9 +26,9 @@ from skysense_o.interactive.limits import Limits, parse_size
 
 SCENES = 5
 """Names of the whole image that are shown."""
-EXAMPLES = (  # title, file, words; demo/README.md describes the results
+EXAMPLES = (  # title, file, words and a threshold; demo/README.md describes the results
     ("Road in a forest", "yellowstone_0.4m.jpg", "road, vegetation"),
-    ("River and town (GeoTIFF)", "foz_30m.tif", "water, vegetation, building"),
+    ("River and town (GeoTIFF)", "foz_30m.tif", "water|river|lake", 0.9),
     ("Town and fields", "fields_30m.jpg", "vegetation, building, land"),
 )
 
@@ -111,7 +111,7 @@ def make_page(args: argparse.Namespace, limits: Limits, root: Path):
 
     predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
     tasks = whole_image_tasks(load_vqa_model(args.answerer, args.device)) if args.answerer else (None, None)
-    examples = [Example(title, HERE / file, words) for title, file, words in EXAMPLES]
+    examples = [Example(title, HERE / file, *words) for title, file, *words in EXAMPLES]
     return Page(predictor, root, limits, *tasks, examples, args.basemap)
 
 

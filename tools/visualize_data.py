@@ -3,10 +3,10 @@
 
 For data sets with boxes, points or outlines, it shows whole images with these drawn in.
 
-python tools/visualize_data.py dubai_train --output output/dubai.png
-python tools/visualize_data.py skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
-python tools/visualize_data.py simd_train --output output/boxes.png
-python tools/visualize_data.py path/to/my/folder --output output/mine.png --opts INPUT.CROP_SIZE 512
+skysense-o data show dubai_train --output output/dubai.png        (or python tools/visualize_data.py dubai_train ...)
+skysense-o data show skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
+skysense-o data show simd_train --output output/boxes.png
+skysense-o data show path/to/my/folder --output output/mine.png --opts INPUT.CROP_SIZE 512
 """
 
 import argparse

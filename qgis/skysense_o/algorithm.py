@@ -22,17 +22,15 @@ from qgis.core import (
 from .command import Cancelled, CommandError, run, scene_command
 from .style import write_label_style
 
+# QGIS makes a paragraph of each line.
 HELP = """Segments a raster of any size: a class for every pixel, out of the classes that you name.
-
-<b>Classes</b>: separated by commas, synonyms by bars: <i>building|house, road, tree</i>. Each pixel gets the best
+<b>Classes</b>: separated by commas, synonyms by bars: <i>building|house, road, tree</i>. Each pixel gets the best \
 class, so name everything that covers much of the image. One class alone is compared with a threshold of 0.5.
 <b>Background</b>: classes that compete and are not drawn.
 <b>Threshold</b>: pixels whose best class is less probable get no class.
 <b>Ground sampling distance</b>: resample the image to so many metres per pixel for the model; 0: do not.
 <b>Smallest region</b>: smaller polygons are left out, in square metres.
-
 The shipped model knows aerial images with 0.1 to 1 m per pixel. Look at the result before you use it.
-
 A cancelled run resumes if the same files are chosen again."""
 
 

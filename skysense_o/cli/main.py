@@ -95,8 +95,10 @@ def run_command(words: Sequence[str] | None = None) -> int:
     script, named = _script_of(words)
     if script:
         sys.argv = [f"skysense-o {' '.join(words[:named])}", *words[named:]]
-        runpy.run_path(str(shipped_file(script)), run_name="__main__")  # ends the process itself
-        return 0
+        path = shipped_file(script)
+        # Not runpy.run_path, which puts the script's name into sys.argv, and so into its help.
+        exec(compile(path.read_text(), path, "exec"), {"__name__": "__main__", "__file__": str(path)})
+        return 0  # most scripts end the process themselves
     args = _parser(*words[:1]).parse_args(words)
     if args.completion:
         return exit_code(lambda: _print_completion(args.completion))

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from skysense_o.interactive.timed_work import TooLate, check_time
 
 BEAT = 0.05
 """Seconds between two looks at whether the request was stopped."""
-MEMORY, MEMORY_PER_PIXEL = 3 << 30, 32
-"""Address space of the process in bytes: libraries, and what a decoder takes per pixel that it may read."""
+MEMORY, MEMORY_PER_PIXEL = 1 << 30, 32
+"""Address space in bytes beside torch's libraries: GDAL, and what a decoder takes per pixel that it may read."""
 ANSWER, ARRAYS = "opened.json", "opened.npz"
 
 
@@ -100,12 +101,14 @@ def open_and_answer() -> None:
 
 
 def _limit(memory: int, seconds: float) -> None:
-    """End this process when it takes more, even if the server is gone."""
+    """End this process when it takes so much memory more than now, even if the server is gone."""
     if sys.platform == "win32":
         return
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with suppress(OSError):  # there is no /proc on a Mac, which does not enforce this limit either
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # without a handler: the system ends the process
 

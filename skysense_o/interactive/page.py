@@ -36,11 +36,12 @@ SceneNames = Callable[[np.ndarray], Sequence[tuple[str, float]]]
 
 @dataclass(frozen=True)
 class Example:
-    """An image that comes with the page, and words that suit it."""
+    """An image that comes with the page, and words and a threshold that suit it."""
 
     title: str
     path: Path
     words: str
+    threshold: float = 0.0
 
 
 class Page:
@@ -148,7 +149,7 @@ class Page:
             image = self._open(visitor, example.path)
             image.example = number
         visitor.current = image.key
-        return self.locked(image, self.segment, example.words, "", 0.0)
+        return self.locked(image, self.segment, example.words, "", example.threshold)
 
     def _open(self, visitor: Visitor, path: Path) -> OpenImage:
         with ExitStack() as undo:

@@ -5,6 +5,7 @@ All polygons of a scene are in memory: about 1 kB per polygon and 16 bytes per v
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -24,6 +25,7 @@ from skysense_o.scenes.regions import Regions
 from skysense_o.whole_files import whole
 
 MAX_POLYGONS = 1_000_000
+warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # of a plain image, which has none
 LAST_CHANGE = "2000-01-01T00:00:00.000Z"
 """Date written into every GeoPackage, so that the same polygons give the same bytes."""
 

@@ -51,7 +51,7 @@ def app():
 def served(app, mini, tmp_path_factory):
     """Serve the page with all its features and low limits; return (address, page)."""
     root = tmp_path_factory.mktemp("skysense_o_page")
-    examples = [Example(title, ROOT / "demo" / file, words) for title, file, words in app.EXAMPLES]
+    examples = [Example(title, ROOT / "demo" / file, *words) for title, file, *words in app.EXAMPLES]
     limits = Limits(pixels=200_000, read_pixels=400_000, upload_bytes=1 << 20, jobs=1, seconds=600)
     answer = lambda rgb, question: f"{question} {rgb.shape[1]} wide"  # noqa: E731
     page = Page(mini, root, limits, answer, lambda rgb: [("forest", 0.5)], examples)
