@@ -37,6 +37,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.RECOMPUTE = (
         False  # recompute the tower's activations in the backward pass: less memory, 1/3 more time
     )
+    # In inference on a CPU, store linear layers as oneDNN multiplies them. SkySenseCLIP only; loading takes longer.
+    cfg.MODEL.TOWER.PACKED = False
     cfg.MODEL.TOWER.LORA_RANK = 0  # rank of LoRA updates of the tower's attention, which is frozen then; 0: no LoRA
 
     # SkySenseCLIP, with the sizes of the published weights.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skysense_o.modeling.decoder import MaskDecoder, Queries
 from skysense_o.modeling.tower import Features
-from skysense_o.modeling.window_attention import from_windows, region_mask, shift_regions, to_windows
+from skysense_o.modeling.window_attention import window_mask, window_order
 
 NOT_SCORED = -100.0  # logit of a phrase that was not among the `max_classes` best
 
@@ -172,38 +172,26 @@ class SpatialBlock(nn.Module):
         return tuple(F.linear(guide, f.weight[:, f.out_features :], f.bias) for f in (self.q, self.k))
 
     def forward(self, x: Tensor, guide: tuple[Tensor, Tensor]) -> Tensor:
-        y = self.norm1(x)
-        q, k = (
-            F.linear(y, f.weight[:, : f.out_features]) + added for f, added in zip((self.q, self.k), guide, strict=True)
-        )
-        x = x + self.proj(self._attend(q, k, self.v(y)))
+        x = x + self._attend(self.norm1(x), guide)
         return x + self.mlp(self.norm2(x))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Window attention, (B,t,h,w,d) each; the map is padded to whole windows and padded tokens are masked."""
-        b, t, height, width, _ = q.shape
-        window = self.window
-        shift = window // 2 if self.shifted and min(height, width) > window else 0
-        bottom, right = -height % window, -width % window
-        mask = self._mask(height + bottom, width + right, shift, bottom, right, q) if shift or bottom or right else None
-        windows = []
-        for x in (q, k, v):
-            x = F.pad(x.flatten(0, 1), (0, 0, 0, right, 0, bottom)) if bottom or right else x.flatten(0, 1)
-            x = to_windows(x.roll((-shift, -shift), (1, 2)) if shift else x, window)
-            windows.append(x.unflatten(-1, (self.heads, -1)).transpose(1, 2))
-        added = None if mask is None else mask[:, None].repeat(b * t, 1, 1, 1)
-        out = F.scaled_dot_product_attention(*windows, attn_mask=added).transpose(1, 2).flatten(2)
-        out = from_windows(out, window, height + bottom, width + right)
-        out = out.roll((shift, shift), (1, 2)) if shift else out
-        return out[:, :height, :width].unflatten(0, (b, t))
-
-    def _mask(self, height: int, width: int, shift: int, bottom: int, right: int, like: Tensor) -> Tensor:
-        regions = shift_regions(height, width, self.window, shift, like.device) if shift else None
-        regions = regions if regions is not None else torch.zeros(height, width, dtype=torch.int, device=like.device)
-        real = torch.ones(height, width, dtype=torch.bool, device=like.device)
-        real[height - bottom :], real[:, width - right :] = False, False
-        regions = regions.masked_fill(~real.roll((-shift, -shift), (0, 1)), -1)
-        return region_mask(regions, self.window).to(like.dtype)
+    def _attend(self, y: Tensor, guide: tuple[Tensor, Tensor]) -> Tensor:
+        """Window attention of (B,t,h,w,d); the map is padded to whole windows and padded tokens are masked."""
+        b, t, height, width, d = y.shape
+        shift = self.window // 2 if self.shifted and min(height, width) > self.window else 0
+        into, back = window_order(height, width, self.window, shift, y.device)
+        into = into.where(into < height * width, 0)  # as padding is masked, any token can stand for it
+        mask = window_mask(height, width, self.window, shift, True, y.device)
+        y = y.reshape(b * t, height * width, d).index_select(1, into).unflatten(0, (b, t))
+        q, k = (
+            F.linear(y, f.weight[:, : f.out_features]) + added.flatten(2, 3).index_select(2, into)
+            for f, added in zip((self.q, self.k), guide, strict=True)
+        )
+        by_head = (-1, self.window**2, self.heads, d // self.heads)
+        windows = [x.reshape(by_head).transpose(1, 2) for x in (q, k, self.v(y))]
+        added = None if mask is None else mask[:, None].to(q.dtype).repeat(b * t, 1, 1, 1)
+        read = F.scaled_dot_product_attention(*windows, attn_mask=added).transpose(1, 2)
+        return self.proj(read.reshape(b * t, -1, d).index_select(1, back)).view(b, t, height, width, d)
 
 
 class ClassLayer(nn.Module):
