@@ -37,6 +37,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.RECOMPUTE = (
         False  # recompute the tower's activations in the backward pass: less memory, 1/3 more time
     )
+    # In inference on a CPU, store linear layers as oneDNN multiplies them. SkySenseCLIP only; loading takes longer.
+    cfg.MODEL.TOWER.PACKED = False
     cfg.MODEL.TOWER.LORA_RANK = 0  # rank of LoRA updates of the tower's attention, which is frozen then; 0: no LoRA
 
     # SkySenseCLIP, with the sizes of the published weights.
@@ -80,6 +82,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.HIDDEN = 128
     head.WINDOW = 12
     head.PAD_LEN = 256  # class attention is padded to this number of phrases; other values change every mask
+    head.PRUNE = 0.0  # drop phrases whose cosine is nowhere within this of the best, after the first layer; 0: none
     head.MAX_CLASSES = 256  # only this number of best phrases is decoded, as published; 0: all
 
     # TrainingFreeHead: masks from a tower without training.
@@ -241,7 +244,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 MODEL_KEYS = ("META_ARCHITECTURE", "KNOWN", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS",
-    "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES", "TRAINING_FREE",
+    "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES", "PRUNE", "TRAINING_FREE",
 )  # fmt: skip
 
 

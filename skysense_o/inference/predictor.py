@@ -123,6 +123,8 @@ class Predictor(HubModel):
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
         logger.log(logging.INFO if report.passed_over else logging.DEBUG, "%s: %s", path.name, report)
         model.tower.prepare_inference()
+        if cfg.MODEL.TOWER.PACKED and chosen.type == "cpu":
+            model.tower.pack()
         known = cfg.MODEL.KNOWN
         gsd = known.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
         model = model.to(chosen, memory_format=torch.channels_last)

@@ -8,15 +8,17 @@ channels, e channels per head, h w grid.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from skysense_o.modeling.cost_layers import ClassLayer, GuidedUp, SpatialLayer
 from skysense_o.modeling.decoder import MaskDecoder, Queries
 from skysense_o.modeling.tower import Features
-from skysense_o.modeling.window_attention import from_windows, region_mask, shift_regions, to_windows
 
 NOT_SCORED = -100.0  # logit of a phrase that was not among the `max_classes` best
 
@@ -40,6 +42,7 @@ class CostAggregationHead(MaskDecoder):
         window: int = 12,
         pad_len: int = 256,
         max_classes: int = 256,
+        prune: float = 0.0,
         image_guidance: int = 128,
         text_guidance: int = 128,
         pyramid_guidance: tuple[int, int] = (256, 128),
@@ -56,10 +59,17 @@ class CostAggregationHead(MaskDecoder):
             window: side of the attention windows, in grid cells.
             pad_len: attention over phrases is padded with a learned token to this number of phrases; 0: no padding.
             max_classes: if there are more phrases, only those with the largest cosines are decoded; 0: no limit.
+            prune: in inference, a phrase is dropped after the first layer if its cosine lies more than this below the
+                best phrase's in every cell; 0: no phrase is.
             image_guidance, text_guidance, pyramid_guidance, decoder_guidance, decoder_dims: numbers of channels.
+
+        Raises:
+            ValueError: prune is negative.
         """
         super().__init__()
-        self.max_classes = max_classes
+        if prune < 0:
+            raise ValueError(f"MODEL.SEM_SEG_HEAD.PRUNE {prune}: give a difference of cosines above 0, or 0 for none")
+        self.max_classes, self.prune = max_classes, prune
         self.pyramid_guidance = nn.ModuleList(
             nn.Conv2d(c, g, 1) for c, g in zip(pyramid_channels, pyramid_guidance, strict=True)
         )
@@ -86,6 +96,7 @@ class CostAggregationHead(MaskDecoder):
             "window": head.WINDOW,
             "pad_len": head.PAD_LEN,
             "max_classes": head.MAX_CLASSES,
+            "prune": head.PRUNE,
         }
 
     def forward(self, features: Features, queries: Queries, chunk: int | None = None) -> tuple[Tensor, None, None]:
@@ -108,6 +119,18 @@ class CostAggregationHead(MaskDecoder):
         self, features: Features, correlation: Tensor, text: Tensor, valid: Tensor, chunk: int | None
     ) -> Tensor:
         """(B,T,P,h,w) cosines -> (B,T,4h,4w) logits, in chunks of phrases that share only the sums of `ClassLayer`."""
+        if not self.prune or self.training:
+            return self._layers(features, correlation, text, valid, chunk)
+        parts = []
+        for b in range(len(text)):  # which phrases are dropped must not depend on the other images
+            pyramid = tuple(level[b : b + 1] for level in features.pyramid)
+            one = replace(features, dense=features.dense[b : b + 1], pyramid=pyramid)
+            parts.append(self._layers(one, *(x[b : b + 1] for x in (correlation, text, valid)), chunk))
+        return torch.cat(parts)
+
+    def _layers(
+        self, features: Features, correlation: Tensor, text: Tensor, valid: Tensor, chunk: int | None
+    ) -> Tensor:
         image_guide = self.image_guidance(features.dense).relu()
         text_guide = self.text_guidance(F.normalize(text.mean(dim=2), dim=-1, eps=1e-12)).relu()
         pyramid = [conv(level) for conv, level in zip(self.pyramid_guidance, features.pyramid, strict=True)]
@@ -116,12 +139,25 @@ class CostAggregationHead(MaskDecoder):
         chunk = chunk or text.shape[1]
         parts = [self._embed(part) for part in correlation.split(chunk, dim=1)]
         guides, valids = text_guide.split(chunk, dim=1), valid.split(chunk, dim=1)
+        kept = None
         for spatial, over_names in zip(self.spatial, self.over_names, strict=True):
             guide = spatial.project_guide(image_guide)
             parts = [spatial(part, guide) for part in parts]
-            sums = over_names.sums(parts, guides, valids)
+            sums = over_names.sums(parts, guides, valids, 0 if kept is None else text.shape[1] - len(kept))
             parts = [over_names(part, words, sums) for part, words in zip(parts, guides, strict=True)]
-        return torch.cat([self._decode(part, details) for part in parts], dim=1)
+            if self.prune and not self.training and kept is None:
+                kept = self._can_win(correlation, valid)
+                parts = torch.cat(parts, dim=1)[:, kept].split(chunk, dim=1)
+                guides, valids = text_guide[:, kept].split(chunk, dim=1), valid[:, kept].split(chunk, dim=1)
+        logits = torch.cat([self._decode(part, details) for part in parts], dim=1)
+        if kept is None:
+            return logits
+        return logits.new_full((*text.shape[:2], *logits.shape[2:]), NOT_SCORED).index_copy(1, kept, logits)
+
+    def _can_win(self, correlation: Tensor, valid: Tensor) -> Tensor:
+        """Indices of the phrases whose cosine comes within `prune` of the best one somewhere in the one image."""
+        cosine = correlation[0].mean(dim=1).masked_fill(~valid[0, :, None, None], float("-inf"))
+        return (cosine >= cosine.amax(0) - self.prune).flatten(1).any(1).nonzero()[:, 0]
 
     def _embed(self, correlation: Tensor) -> Tensor:
         """(B,t,P,h,w) -> (B,t,h,w,d)."""
@@ -135,166 +171,3 @@ class CostAggregationHead(MaskDecoder):
         for up, detail in zip(self.up, details, strict=True):
             x = up(x, detail, t)
         return self.predict(x)[:, 0].unflatten(0, (b, t))
-
-
-class SpatialLayer(nn.Module):
-    """Two window-attention blocks over space, the second one shifted, applied to each phrase separately."""
-
-    def __init__(self, dim: int, guidance: int, heads: int, window: int) -> None:
-        super().__init__()
-        self.guide_norm = nn.LayerNorm(guidance)
-        self.blocks = nn.ModuleList(SpatialBlock(dim, guidance, heads, window, shifted) for shifted in (False, True))
-
-    def project_guide(self, guide: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Image guidance (B,g,h,w) -> for each block the terms (B,1,h,w,d) of queries and keys; once per image."""
-        guide = self.guide_norm(guide.permute(0, 2, 3, 1))[:, None]
-        return [block.project_guide(guide) for block in self.blocks]
-
-    def forward(self, x: Tensor, guide: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """(B,t,h,w,d) -> the same shape."""
-        for block, added in zip(self.blocks, guide, strict=True):
-            x = block(x, added)
-        return x
-
-
-class SpatialBlock(nn.Module):
-    """Pre-norm window attention without position bias; queries and keys also get the image guidance."""
-
-    def __init__(self, dim: int, guidance: int, heads: int, window: int, shifted: bool) -> None:
-        super().__init__()
-        self.heads, self.window, self.shifted = heads, window, shifted
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.q, self.k = nn.Linear(dim + guidance, dim), nn.Linear(dim + guidance, dim)
-        self.v, self.proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-    def project_guide(self, guide: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(F.linear(guide, f.weight[:, f.out_features :], f.bias) for f in (self.q, self.k))
-
-    def forward(self, x: Tensor, guide: tuple[Tensor, Tensor]) -> Tensor:
-        y = self.norm1(x)
-        q, k = (
-            F.linear(y, f.weight[:, : f.out_features]) + added for f, added in zip((self.q, self.k), guide, strict=True)
-        )
-        x = x + self.proj(self._attend(q, k, self.v(y)))
-        return x + self.mlp(self.norm2(x))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Window attention, (B,t,h,w,d) each; the map is padded to whole windows and padded tokens are masked."""
-        b, t, height, width, _ = q.shape
-        window = self.window
-        shift = window // 2 if self.shifted and min(height, width) > window else 0
-        bottom, right = -height % window, -width % window
-        mask = self._mask(height + bottom, width + right, shift, bottom, right, q) if shift or bottom or right else None
-        windows = []
-        for x in (q, k, v):
-            x = F.pad(x.flatten(0, 1), (0, 0, 0, right, 0, bottom)) if bottom or right else x.flatten(0, 1)
-            x = to_windows(x.roll((-shift, -shift), (1, 2)) if shift else x, window)
-            windows.append(x.unflatten(-1, (self.heads, -1)).transpose(1, 2))
-        added = None if mask is None else mask[:, None].repeat(b * t, 1, 1, 1)
-        out = F.scaled_dot_product_attention(*windows, attn_mask=added).transpose(1, 2).flatten(2)
-        out = from_windows(out, window, height + bottom, width + right)
-        out = out.roll((shift, shift), (1, 2)) if shift else out
-        return out[:, :height, :width].unflatten(0, (b, t))
-
-    def _mask(self, height: int, width: int, shift: int, bottom: int, right: int, like: Tensor) -> Tensor:
-        regions = shift_regions(height, width, self.window, shift, like.device) if shift else None
-        regions = regions if regions is not None else torch.zeros(height, width, dtype=torch.int, device=like.device)
-        real = torch.ones(height, width, dtype=torch.bool, device=like.device)
-        real[height - bottom :], real[:, width - right :] = False, False
-        regions = regions.masked_fill(~real.roll((-shift, -shift), (0, 1)), -1)
-        return region_mask(regions, self.window).to(like.dtype)
-
-
-class ClassLayer(nn.Module):
-    """Linear attention over the phrases, separately at each cell of a map pooled by 2.
-
-    Phrases are padded with a learned token. All padding is equal: it is computed once and multiplied by its count.
-    """
-
-    def __init__(self, dim: int, guidance: int, heads: int, pad_len: int) -> None:
-        super().__init__()
-        self.heads, self.pad_len = heads, pad_len
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.q, self.k = nn.Linear(dim + guidance, dim), nn.Linear(dim + guidance, dim)
-        self.v = nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
-        if pad_len:
-            self.padding_token = nn.Parameter(torch.zeros(1, 1, dim))
-            self.padding_guide = nn.Parameter(torch.zeros(1, 1, guidance))
-
-    def sums(
-        self, parts: list[Tensor], guides: tuple[Tensor, ...], valids: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """The sums of linear attention over all phrases; per chunk (B,t,h,w,d), (B,t,g), (B,t); float32 or better.
-
-        Returns:
-            sum f(k) v (B,h',w',heads,e,e), and sum f(k) (B,h',w',heads,e).
-        """
-        values, weights, count = 0, 0, 0
-        for part, guide, valid in zip(parts, guides, valids, strict=True):
-            key, value = self._key_value(self._pool(part), guide[:, :, None, None])
-            key = key * valid[:, :, None, None, None, None]
-            values = values + torch.einsum("bthwne,bthwnf->bhwnef", key, value)
-            weights, count = weights + key.sum(1), count + valid.sum(1)
-        if self.pad_len:
-            key, value = self._key_value(self.padding_token, self.padding_guide)  # (1,1,heads,e)
-            missing = (self.pad_len - count).clamp(min=0)[:, None, None, None, None].to(key.dtype)
-            values = values + missing[..., None] * torch.einsum("xyne,xynf->xynef", key, value)
-            weights = weights + missing * key
-        return values, weights
-
-    def forward(self, x: Tensor, guide: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
-        """(B,t,h,w,d) and (B,t,g) -> the same shape as x."""
-        p = self._pool(x)
-        query = _positive(self._heads(self._guided(self.q, self.norm1(p), guide[:, :, None, None])))
-        total = torch.einsum("bthwne,bhwne->bthwn", query, sums[1]) + 1e-6
-        read = torch.einsum("bthwne,bhwnef->bthwnf", query, sums[0]) / total[..., None]
-        p = p + read.flatten(-2).to(p.dtype)
-        p = p + self.mlp(self.norm2(p))
-        up = F.interpolate(p.flatten(0, 1).permute(0, 3, 1, 2), x.shape[2:4], mode="bilinear", align_corners=True)
-        return x + up.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
-
-    def _pool(self, x: Tensor) -> Tensor:
-        pooled = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2, ceil_mode=True)
-        return pooled.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
-
-    def _key_value(self, p: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.norm1(p)
-        wide = torch.promote_types(y.dtype, torch.float32)  # in bf16, sums over hundreds of phrases are 2 % wrong
-        key = _positive(self._heads(self._guided(self.k, y, guide)).to(wide))
-        return key, self._heads(self.v(y)).to(wide)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
-
-    @staticmethod
-    def _guided(linear: nn.Linear, y: Tensor, guide: Tensor) -> Tensor:
-        """Linear(cat[y, guide]), where the guide is the same at every cell."""
-        dim = linear.out_features
-        return F.linear(y, linear.weight[:, :dim]) + F.linear(guide, linear.weight[:, dim:], linear.bias)
-
-
-class GuidedUp(nn.Module):
-    """Upsample by 2 and add detail from the image; its part of the first convolution is computed once per image."""
-
-    def __init__(self, dim: int, guidance: int, out: int) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose2d(dim, dim - guidance, 2, stride=2)
-        self.conv1 = nn.Conv2d(dim, out, 3, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(max(1, out // 16), out)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(max(1, out // 16), out)
-
-    def forward(self, x: Tensor, detail: Tensor, phrases: int) -> Tensor:
-        """x (B*t,dim,h,w), detail (B,guidance,2h,2w) -> (B*t,out,2h,2w)."""
-        x = self.up(x)
-        split = x.shape[1]
-        own = F.conv2d(x, self.conv1.weight[:, :split], padding=1).unflatten(0, (-1, phrases))
-        shared = F.conv2d(detail, self.conv1.weight[:, split:], padding=1)[:, None]
-        x = self.norm1((own + shared).flatten(0, 1)).relu()
-        return self.norm2(self.conv2(x)).relu()
-
-
-def _positive(x: Tensor) -> Tensor:
-    return F.elu(x) + 1

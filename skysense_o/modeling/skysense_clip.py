@@ -13,6 +13,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from skysense_o.modeling.clip_text import encode_tokens
+from skysense_o.modeling.packed import pack_linears
 from skysense_o.modeling.swin_v2 import SwinV2
 from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 
@@ -87,6 +88,10 @@ class SkySenseCLIP(Tower):
     def recompute(self) -> None:
         super().recompute()
         self.text.set_grad_checkpointing()
+
+    def pack(self) -> None:
+        blocks = [block for stage in self.visual.stages for block in stage.blocks] + [*self.text.transformer.resblocks]
+        pack_linears(part for block in blocks for part in (block.attn, block.mlp))
 
     def text_parameters(self) -> Iterable[nn.Parameter]:
         return self.text.parameters()

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from skysense_o.modeling.packed import linear
 from skysense_o.modeling.weight_cache import WeightCache
-from skysense_o.modeling.window_attention import from_windows, region_mask, shift_regions, to_windows
+from skysense_o.modeling.window_attention import window_mask, window_order
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -172,35 +173,34 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, shift: int) -> Tensor:
         """Window attention on a map (B,H,W,C), shifted by `shift` tokens; returns the same shape.
 
-        As in the published code, padded tokens are not masked. They are zeros plus the biases, so the map is padded
-        after the linear layer, which then runs on real tokens only.
+        As in the published code, padded tokens are not masked. They are zeros plus the biases, so the linear layer runs
+        on real tokens only, and its bias stands for the padding.
         """
-        (height, width), window = x.shape[1:3], self.window
-        bottom, right = -height % window, -width % window
+        (height, width), n = x.shape[1:3], self.window**2
+        shift = shift if min(height, width) > self.window else 0
+        into, back = window_order(height, width, self.window, shift, x.device)
+        mask = window_mask(height, width, self.window, shift, False, x.device)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        if bottom or right:
-            x = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, right, 0, bottom)) + bias
+        tokens = x.flatten(1, 2)
+        if len(into) == len(back):
+            qkv = linear(self.qkv, tokens.index_select(1, into), bias)
         else:
-            x = F.linear(x, self.qkv.weight, bias)
-        padded = x.shape[1:3]
-        shift = shift if min(height, width) > window else 0
-        mask = None
-        if shift:
-            x = x.roll((-shift, -shift), (1, 2))
-            mask = region_mask(shift_regions(*padded, window, shift, x.device), window)
-        x = from_windows(self._in_windows(to_windows(x, window), mask), window, *padded)
-        if shift:
-            x = x.roll((shift, shift), (1, 2))
-        # Contiguous: else the linear layer becomes one product per row, each with its own copy of the weight.
-        return self.proj(x[:, :height, :width].contiguous())
+            qkv = linear(self.qkv, tokens, bias)
+            qkv = torch.cat([qkv, bias.to(qkv.dtype).expand(len(qkv), 1, -1)], dim=1).index_select(1, into)
+        read = self._in_windows(qkv.unflatten(1, (-1, n)).flatten(0, 1), mask).unflatten(0, (len(x), -1))
+        return self.proj(read.flatten(1, 2).index_select(1, back)).view(x.shape)
 
     def _in_windows(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """Attention inside windows: (B*M,N,3C), ordered by image; mask (M,N,N), added to the logits -> (B*M,N,C)."""
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=MAX_LOG_SCALE).exp().to(q.dtype)
-        k, added = F.normalize(k, dim=-1), self.position_bias().to(q.dtype)
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))
+        length = torch.linalg.vector_norm(qkv[:, :, :2], dim=-1, keepdim=True).clamp(min=1e-12)
+        scale = self.logit_scale.clamp(max=MAX_LOG_SCALE).exp().to(qkv.dtype)
+        unit = qkv[:, :, :2] * (torch.stack([scale, torch.ones_like(scale)])[..., 0] / length)
+        q, k, v = (x.transpose(1, 2) for x in (*unit.unbind(2), qkv[:, :, 2]))
+        # Four axes: with three, the attention is not fused.
+        added = self.position_bias().to(qkv.dtype)[None]
         if mask is not None:
-            added = (added + mask[:, None].to(q.dtype)).repeat(len(qkv) // len(mask), 1, 1, 1)
+            added = torch.cat([added + mask[:, None].to(qkv.dtype)] * (len(qkv) // len(mask)))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=1.0)
         return x.transpose(1, 2).flatten(2)
 

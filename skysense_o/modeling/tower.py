@@ -101,6 +101,9 @@ class Tower(nn.Module):
         Afterwards the tower neither trains nor fits a checkpoint. Calling it twice is allowed.
         """
 
+    def pack(self) -> None:
+        """Store the weights of linear layers as a CPU multiplies them (MODEL.TOWER.PACKED); as `prepare_inference`."""
+
     def text_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that `encode_text` depends on."""
         raise NotImplementedError

@@ -1,8 +1,11 @@
-"""Cut maps into windows for attention, and back. B images, H W tokens, C channels, M windows, N tokens."""
+"""Cut maps into windows for attention. B images, H W tokens, C channels, M windows, N tokens."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 APART = -100.0  # added to the logit of two tokens that must not attend to each other
@@ -26,10 +29,56 @@ def to_windows(x: Tensor, window: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, window * window, c)
 
 
-def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Join windows (B*M,N,C) to a map (B,H,W,C), the inverse of `to_windows`."""
-    x = x.reshape(-1, height // window, width // window, window, window, x.shape[-1])
-    return x.transpose(2, 3).reshape(x.shape[0], height, width, -1)
+@lru_cache(maxsize=64)
+def window_order(height: int, width: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How the tokens of a map are ordered by windows, and back; shifting and padding are part of the order.
+
+    Args:
+        height, width: of the map; it is padded to whole windows at the bottom and the right.
+        window: window side, in tokens.
+        shift: number of tokens by which the windows are moved down and right.
+
+    Returns:
+        (M*N), the index of each window's tokens in the flat map, H*W for padding; and (H*W), where each token of the
+        map is in that order.
+
+    >>> into, back = window_order(2, 3, 2, 0, torch.device("cpu"))
+    >>> into.tolist(), back.tolist()
+    ([0, 1, 3, 4, 2, 6, 5, 6], [0, 1, 4, 2, 3, 6])
+    """
+    with torch.inference_mode(False):  # else a training could not use what an evaluation has cached
+        places = torch.arange(height * width, device=device).view(height, width)
+        places = F.pad(places, (0, -width % window, 0, -height % window), value=height * width)
+        into = to_windows(places.roll((-shift, -shift), (0, 1))[None, :, :, None], window).flatten()
+        return into, into.argsort(stable=True)[: height * width]
+
+
+@lru_cache(maxsize=64)
+def window_mask(
+    height: int, width: int, window: int, shift: int, hide_padding: bool, device: torch.device
+) -> Tensor | None:
+    """The mask (M,N,N) for the order of `window_order`: APART between tokens that are no neighbours on the map, else 0.
+
+    Args:
+        hide_padding: padding is apart from all tokens, too.
+
+    Returns:
+        None where nothing is apart.
+    """
+    bottom, right = -height % window, -width % window
+    hide_padding = hide_padding and bool(bottom or right)
+    if not shift and not hide_padding:
+        return None
+    with torch.inference_mode(False):
+        height, width = height + bottom, width + right
+        regions = torch.zeros(height, width, dtype=torch.int, device=device)
+        if shift:
+            regions = shift_regions(height, width, window, shift, device)
+        if hide_padding:
+            real = torch.ones(height, width, dtype=torch.bool, device=device)
+            real[height - bottom :], real[:, width - right :] = False, False
+            regions = regions.masked_fill(~real.roll((-shift, -shift), (0, 1)), -1)
+        return region_mask(regions, window)
 
 
 def shift_regions(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,39 @@ def test_an_invalid_phrase_changes_nothing():
     valid[:, 3:] = False
     many = decoder(16)(features, Queries(queries.text * valid[..., None, None], valid))[0]
     torch.testing.assert_close(many[:, :3], few, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_pruned_phrases_are_not_scored_and_the_others_change_little():
+    """Of ten phrases, the last four lie opposite to a direction that all cells share."""
+    arrays = stored("aggregator")
+    features, queries = inputs(arrays, "text10", torch.float32)
+    away = torch.nn.functional.normalize(torch.ones(40), dim=0)
+    features = replace(features, dense=features.dense + 3 * features.dense.std() * 40**0.5 * away[:, None, None])
+    signs = torch.tensor([1.0] * 6 + [-1.0] * 4)
+    text = torch.nn.functional.normalize(queries.text, dim=-1) + 2 * signs[:, None, None] * away
+    queries = Queries(text, queries.valid)
+    head, rows = decoder(16), []
+    plain = head(features, queries)[0]
+    head.spatial[1].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+
+    head.prune = 2.0  # as far apart as cosines can be
+    torch.testing.assert_close(head(features, queries)[0], plain, atol=1e-5, rtol=0)
+
+    rows.clear()
+    head.prune = 0.7
+    pruned = head(features, queries, 4)[0]
+    assert rows == [4, 2] * len(queries.text)
+    assert (pruned[:, 6:] == -100).all()
+    assert (pruned[:, :6] - plain[:, :6]).abs().mean() < 0.2 * plain.std()
+    one = replace(features, dense=features.dense[:1], pyramid=tuple(level[:1] for level in features.pyramid))
+    alone = head(one, Queries(queries.text[:1], queries.valid[:1]))[0]
+    torch.testing.assert_close(pruned[:1], alone, atol=1e-5, rtol=0)
+
+
+def test_a_negative_margin_of_pruning_is_an_error():
+    with pytest.raises(ValueError, match=r"PRUNE -0.1: give a difference of cosines above 0, or 0"):
+        CostAggregationHead(dim=8, pyramid_channels=(4, 4), prune=-0.1)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (6, 6), (13, 20), (1, 9)])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,6 +37,9 @@ from tools.benchmarks.machine import LONG, describe, matrix_peak, memory, reset_
 PARTS = ("text", "image", "decoder", "resize")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+PACKED = {torch.ops.mkldnn._linear_pointwise: lambda x, w, *_, out_shape, **__: 2 * math.prod(x) * out_shape[-1]}
+"""FLOPs of packed linear layers, which torch's counter does not know."""
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     p.add_argument("--repeats", type=int, default=3, help="number of calls; the median counts (default: 3)")
     p.add_argument("--all-names", action="store_true", help="decode all classes without a limit (MAX_CLASSES 0)")
+    p.add_argument("--plain", action="store_true", help="linear layers as they are (MODEL.TOWER.PACKED False)")
     p.add_argument("--compile", action="store_true", help="compile the image tower with torch.compile")
     p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     return p
@@ -92,7 +97,8 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     weights = args.weights or ("" if args.config_file else "mini")
     if weights:
         path = find_weights(weights)
-        model, _ = build_with_weights(config_of(path, args.config_file), path, half)
+        cfg = config_of(path, args.config_file)
+        model, _ = build_with_weights(cfg, path, half)
     else:
         cfg = config_of(None, args.config_file)
         if cfg.MODEL.META_ARCHITECTURE == "Sam3":
@@ -102,6 +108,8 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
         load_state(model, random_state(model, half), "random numbers")
     if args.all_names and hasattr(getattr(model, "sem_seg_head", None), "max_classes"):
         model.sem_seg_head.max_classes = 0
+    if cfg.MODEL.TOWER.PACKED and device.type == "cpu" and not args.plain:
+        model.tower.pack()
     model = model.to(device, memory_format=torch.channels_last)
     if args.compile:
         model.tower.encode_image = torch.compile(model.tower.encode_image)
@@ -167,7 +175,7 @@ def _case(model, device, precision: str, batch: int, names: int, args, peak: flo
         parts = _sam3_steps if isinstance(model, Sam3) else _steps
         steps = parts(model, image, words, batch)
         for name, step in steps.items():
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
                 took = seconds(step, device, 1)
             if took < LONG:
                 took = seconds(step, device, args.repeats)
