@@ -289,27 +289,3 @@ def _external_prefixes(model: nn.Module) -> tuple[str, ...]:
     head = getattr(getattr(model, "sem_seg_head", None), "installed", ())
     prefixes = [f"tower.{prefix}" for prefix in model.tower.installed] + [f"sem_seg_head.{prefix}" for prefix in head]
     return (*prefixes, *getattr(model, "external", ()))
-
-
-def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNode:
-    """The config of a model for inference: from a YAML, or else from the weights file.
-
-    Raises:
-        FileNotFoundError: no such YAML.
-        WeightsError: no YAML is given, and the weights do not contain their config.
-    """
-    cfg = default_config()
-    if path is not None and path.is_dir():
-        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the only model that comes as a folder; loading fails for another
-    if config_file:
-        merge_file(cfg, config_file)
-    elif path is None or path.is_file():
-        stored = read_config(path)
-        if stored is None:
-            raise WeightsError(
-                f"{path} does not hold its config: give a YAML (--config-file, config_file=), or the .safetensors that"
-                " training writes"
-            )
-        merge_text(cfg, stored, f"in {path}")
-    cfg.MODEL.TOWER.PRETRAINED = False  # the weights come from the checkpoint
-    return cfg
