@@ -117,7 +117,7 @@ def children() -> list[str]:
 
 def test_it_ends_by_itself_when_the_server_is_gone(png, folder, decoder):
     decoder("ctypes.PyDLL(None).sleep(600)")
-    order = f'["{png}", "{folder}", 1000, 1000, 1]'
+    order = f'["{png}", "{folder}", 10000, 10000, 1]'
     command = [
         sys.executable,
         "-c",
