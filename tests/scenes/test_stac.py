@@ -49,7 +49,7 @@ def test_the_image_of_an_item(item):
     with pytest.raises(ValueError, match="2 assets that are images: choose one with --asset KEY: visual, second"):
         item_image(item)
     assert item_image(item, "second") == item.parent / "s.tif"
-    with pytest.raises(ValueError, match="has no asset 'third': visual, thumbnail, metadata, second"):
+    with pytest.raises(ValueError, match="has no asset 'third'; its assets are visual, thumbnail, metadata, second"):
         item_image(item, "third")
 
 
