@@ -59,6 +59,7 @@ class MapView:
                 self.gsd = results.areas.gsd
                 try:
                     self._place(results)
+                    self._table = self._coordinates()
                 except (RasterioError, CPLE_BaseError) as error:  # a part outside the projection's domain
                     raise ValueError(f"its projection cannot be shown on this map ({error})") from error
             self.raster = Raster(full or path)
@@ -70,6 +71,7 @@ class MapView:
         height, width = raster.size
         self.crs, self.affine = raster.file.crs, raster.file.transform
         corners = raster.file.bounds
+        self.middle = (corners.left + corners.right) / 2
         south_north = transform_bounds(self.crs, DEGREES, *corners)[1::2]
         if not all(math.isfinite(v) and abs(v) < 85 for v in south_north):
             raise ValueError("scenes beyond 85 degrees north or south have no place on this map")
@@ -91,8 +93,6 @@ class MapView:
 
     def described(self) -> dict:
         """Description of the map as JSON for the browser."""
-        y, x = np.meshgrid(*(np.linspace(0, n, LATTICE) for n in self.shape), indexing="ij")
-        table = [transform(MERCATOR, crs, *self.grid @ (x.ravel(), y.ravel())) for crs in (self.crs, DEGREES)]
         return {
             "bounds": self.bounds,
             "shape": self.shape,
@@ -100,16 +100,31 @@ class MapView:
             "gsd": self.gsd,
             "crs": self.crs.to_string() if len(self.crs.to_string()) < 40 else "CRS of the file",
             "units": "m" if self.crs.is_projected else "degrees",
-            "lattice": [np.round(np.stack(columns, 1), 7).tolist() for columns in table],
+            "lattice": self._table,
         }
+
+    def _coordinates(self) -> list[list[list[float]]]:
+        """The coordinates of LATTICE x LATTICE points of the grid, in the scene's CRS and in degrees."""
+        y, x = np.meshgrid(*(np.linspace(0, n, LATTICE) for n in self.shape), indexing="ij")
+        table = [transform(MERCATOR, crs, *self.grid @ (x.ravel(), y.ravel())) for crs in (self.crs, DEGREES)]
+        return [np.round(np.stack(columns, 1), 7).tolist() for columns in table]
+
+    def _near(self, x: np.ndarray) -> np.ndarray:
+        """Longitudes as the scene counts them, whose own may run from 0 to 360; x of other CRSs as they are."""
+        if not self.crs.is_geographic:
+            return x
+        return x + 360 * np.round((self.middle - x) / 360)
 
     def pixel(self, x: float, y: float) -> tuple[float, float]:
         """(x, y) of the grid -> (x, y) of the scene, both in pixels."""
-        return ~self.affine @ tuple(v[0] for v in transform(MERCATOR, self.crs, *([v] for v in self.grid @ (x, y))))
+        (x,), (y,) = transform(MERCATOR, self.crs, *([v] for v in self.grid @ (x, y)))
+        return ~self.affine @ (float(self._near(np.float64(x))), y)
 
     def places(self, xy: np.ndarray) -> np.ndarray:
         """(N,2) x,y in pixels of the scene -> (N,2) of the grid."""
-        columns, rows = transform(self.crs, MERCATOR, *self.affine @ (xy[:, 0], xy[:, 1]))
+        x, y = self.affine @ (xy[:, 0], xy[:, 1])
+        x = np.where(x > 180, x - 360, x) if self.crs.is_geographic else x
+        columns, rows = transform(self.crs, MERCATOR, x, y)
         return np.stack(~self.grid @ (np.asarray(columns), np.asarray(rows)), axis=1)
 
     def warp(self, values: np.ndarray, outside: int) -> np.ndarray:
@@ -155,7 +170,7 @@ class MapView:
         """The pixels of the scene in a box of Web Mercator, or None."""
         left, bottom, right, top = transform_bounds(MERCATOR, self.crs, *box, densify_pts=9)
         x, y = ~self.raster.file.transform @ (
-            np.array([left, right, right, left]),
+            self._near(np.array([left, right, right, left])),
             np.array([bottom, bottom, top, top]),
         )
         if not (np.isfinite(x).all() and np.isfinite(y).all()):

@@ -261,6 +261,40 @@ def test_labels_lie_on_the_map_where_their_pixels_do(scene):
     assert set(np.unique(warped)) == {0, 7, 255}, "outside of the scene is outside"
 
 
+def test_longitudes_may_run_from_0_to_360(tmp_path):
+    """Tiles of such a scene were empty, and clicks on it lay outside."""
+    scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
+    from rasterio.transform import from_origin
+
+    from skysense_o.interactive.map_view import MapView
+
+    grid = {"crs": "EPSG:4326", "transform": from_origin(200, 50, 1e-4, 1e-4)}
+    view = MapView(scenes.write_scene(tmp_path / "s.tif", scenes.fields(40, 60), **grid))
+    (south, west), (north, east) = view.bounds
+    assert (west, east) == pytest.approx((-160, -159.994))
+    xy = np.array([[30.0, 20.0], [0.0, 0.0], [60.0, 40.0]])
+    assert np.allclose([view.pixel(*place) for place in view.places(xy)], xy, atol=1e-3)
+    x, y = tile_of(view.native_zoom, (south + north) / 2, (west + east) / 2)
+    assert view.tile(view.native_zoom, int(x), int(y))[..., 3].any()
+    view.close()
+
+
+def test_a_scene_that_reaches_beyond_its_projection_is_shown_without_a_map(words_only, tmp_path):
+    """The whole earth as a satellite sees it: opening it was an error of the server."""
+    scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
+    from rasterio.transform import from_origin
+
+    disk = {"crs": "+proj=geos +h=35785831 +lon_0=0 +sweep=y", "transform": from_origin(-6e6, 6e6, 2e5, 2e5)}
+    scenes.write_scene(tmp_path / "earth.tif", scenes.fields(40, 60), **disk)
+    page = Page(words_only, tmp_path, Limits(seconds=600))
+    client = TestClient(create_app(page))
+    client.get("/api/state")
+    content = (tmp_path / "earth.tif").read_bytes()
+    state = result(client.post("/api/upload", params={"name": "earth.tif"}, content=content))["result"]
+    assert state["map"] is None
+    assert "shown without a map: its projection cannot be shown on this map" in state["notes"][-1]
+
+
 def test_a_scene_is_served_as_a_map(visitor):
     pytest.importorskip("rasterio", reason="needs the extra geo")
     client = visitor()
