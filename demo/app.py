@@ -21,6 +21,7 @@ from skysense_o.cpu_threads import set_thread_environment
 
 set_thread_environment()  # before torch is imported
 
+from skysense_o.cli.arguments import add_backend
 from skysense_o.errors import exit_code, install_extra
 from skysense_o.interactive.limits import Limits, parse_size
 
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_backend(p)
     p.add_argument("--host", default="127.0.0.1", help="address to bind (default: localhost only)")
     p.add_argument("--port", type=int, default=7860)
     limits, g = Limits(), p.add_argument_group("limits")
@@ -109,7 +111,7 @@ def make_page(args: argparse.Namespace, limits: Limits, root: Path):
     from skysense_o.inference.predictor import Predictor
     from skysense_o.interactive.page import Example, Page
 
-    predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file)
+    predictor = Predictor.from_pretrained(args.weights, args.device, args.config_file, backend=args.backend)
     tasks = whole_image_tasks(load_vqa_model(args.answerer, args.device)) if args.answerer else (None, None)
     examples = [Example(title, HERE / file, *words) for title, file, *words in EXAMPLES]
     return Page(predictor, root, limits, *tasks, examples, args.basemap)

@@ -5,7 +5,7 @@ Shape letters: B images, T phrases, C classes, P templates, D embedding, H W pix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -64,6 +64,9 @@ class SkySenseO(nn.Module):
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
+        self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = (
+            None  # the image half; see inference/backend.py
+        )
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -129,6 +132,9 @@ class SkySenseO(nn.Module):
         Returns:
             The input of `sem_seg_head.decode`; dense features (B,D,h,w); one transform per image.
         """
+        if self.exported is not None:
+            x, transforms = geometry.prepare(images, self.tower)
+            return *self.exported(x), transforms
         features, transforms = self._encode_images(images)
         return self.sem_seg_head.refine(features), features.dense, transforms
 

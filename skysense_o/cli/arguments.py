@@ -112,6 +112,13 @@ def _model(p: ArgumentParser, weights: str) -> None:
     p.add_argument("--config-file", metavar="FILE", help="config, for weights that do not contain it")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster where supported")
+    add_backend(p)
+
+
+def add_backend(p: ArgumentParser) -> None:
+    """Add --backend."""
+    text = "what runs the image half of mini on a CPU; auto: onnx where it can (default: torch)"
+    p.add_argument("--backend", default="torch", choices=("torch", "onnx", "openvino", "auto"), help=text)
 
 
 def _save(p: ArgumentParser, default: str) -> None:

@@ -44,7 +44,9 @@ def run_task(args: Namespace) -> int:
 def _load_predictor(args: Namespace):
     from skysense_o.inference.predictor import Predictor
 
-    return Predictor.from_pretrained(args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint)
+    return Predictor.from_pretrained(
+        args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint, args.backend
+    )
 
 
 def _segment(request: Request) -> int:

@@ -35,15 +35,15 @@ class ImageHalf(nn.Module):
     decoder has a presence head.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
         super().__init__()
-        self.tower, self.head = model.tower, model.sem_seg_head
+        self.tower, self.head, self.chunk = model.tower, model.sem_seg_head, chunk
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         x = (image - self.tower.pixel_mean) / self.tower.pixel_std
         text = text[None, :, None].expand(image.shape[0], -1, -1, -1)
         valid = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        logits, presence, _ = self.head(self.tower.encode_image(x), Queries(text, valid))
+        logits, presence, _ = self.head(self.tower.encode_image(x), Queries(text, valid), self.chunk)
         return (logits,) if presence is None else (logits, presence)
 
 
@@ -74,29 +74,13 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
             f"{type(model.tower).__name__} with {type(head or model).__name__} cannot be exported yet:"
             " MiniTower with SAMMaskHead can"
         )
-    half, divisor = ImageHalf(copy.deepcopy(model)).float().cpu().eval(), model.tower.divisor
+    half, divisor = copy.deepcopy(ImageHalf(model)).float().cpu().eval(), model.tower.divisor
     half.tower.prepare_inference()  # with fixed padding, the sizes stay simple expressions while tracing
     names = ["logits", *["presence"] * (model.sem_seg_head.presence is not None)]
-    batch, height, width, phrases = (
-        torch.export.Dim("B", min=1, max=MAX_BATCH),
-        *(divisor * torch.export.Dim(side, min=1, max=MAX_SIDE // divisor) for side in ("rows", "columns")),
-        torch.export.Dim("T", min=1, max=MAX_PHRASES),
-    )
-    # All sizes differ, because torch.export assumes that sizes which are equal in the example are always equal.
-    example = torch.zeros(2, 3, 3 * divisor, 4 * divisor), F.normalize(torch.randn(5, model.tower.dim), dim=-1)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            half,
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image", "text"],
-            output_names=names,
-            dynamic_shapes=({0: batch, 2: height, 3: width}, {0: phrases}),
-            verbose=False,
-        )
+    text = F.normalize(torch.randn(5, model.tower.dim), dim=-1)
+    phrases = {0: torch.export.Dim("T", min=1, max=MAX_PHRASES)}
     with whole(path) as part:
-        program.save(str(part))
+        write_graph(half, part, {"text": (text, phrases)}, names)
     description = {
         "inputs": {
             "image": f"float32 (B,3,H,W), RGB, 0..255; H and W multiples of {divisor}: pad right and bottom",
@@ -123,6 +107,34 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
     }
     write_json(path.with_suffix(".json"), description)
     return description
+
+
+@torch.no_grad()
+def write_graph(half: nn.Module, path: Path, others: dict[str, tuple[Tensor, dict]], outputs: Sequence[str]) -> None:
+    """Write the graph of a module with a `tower`, whose first input is an image (B,3,H,W) of any size.
+
+    Args:
+        others: name of each further input -> an example and its dynamic axes.
+        outputs: names of the outputs.
+    """
+    divisor = half.tower.divisor
+    batch, rows, columns = (
+        torch.export.Dim("B", min=1, max=MAX_BATCH),
+        *(divisor * torch.export.Dim(side, min=1, max=MAX_SIDE // divisor) for side in ("rows", "columns")),
+    )
+    # All sizes differ, because torch.export assumes that sizes which are equal in the example are always equal.
+    image = torch.zeros(2, 3, 3 * divisor, 4 * divisor)
+    program = torch.onnx.export(
+        half,
+        (image, *(example for example, _ in others.values())),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image", *others],
+        output_names=list(outputs),
+        dynamic_shapes=({0: batch, 2: rows, 3: columns}, *(axes for _, axes in others.values())),
+        verbose=False,
+    )
+    program.save(str(path))
 
 
 def difference(predictor: Predictor, path: Path, sizes: Sequence[tuple[int, int, int, int]]) -> float:

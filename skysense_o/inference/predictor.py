@@ -28,6 +28,7 @@ from skysense_o.checkpoint import (
 from skysense_o.config import model_config
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
+from skysense_o.inference.backend import use_backend
 from skysense_o.inference.familiarity import TrainingWords, describe_unfamiliar
 from skysense_o.inference.hub import HubModel
 from skysense_o.inference.pixel_size import at_full_size, reduced, reduction
@@ -78,7 +79,7 @@ class Predictor(HubModel):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision {precision!r}: choose fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
-        self.config = config
+        self.config, self.backend = config, "torch"
         self.known_classes, self.known_gsd, self._warned = tuple(known_classes), tuple(known_gsd), set[str]()
         self._training_words = TrainingWords(model.tower, known_classes, model.text_bank) if known_classes else None
         if precision == "bf16" and not has_bf16(model.device):
@@ -97,6 +98,7 @@ class Predictor(HubModel):
         config_file: str | Path | None = None,
         precision: Precision = "fp32",
         trust_checkpoint: bool = False,
+        backend: str = "torch",
         **download: Any,
     ) -> Predictor:
         """Build a model and load its weights.
@@ -110,12 +112,13 @@ class Predictor(HubModel):
                 writes as .safetensors do).
             precision: fp32, or bf16 for more speed and half the memory on hardware that supports it.
             trust_checkpoint: also read pickles, which executes any code in them.
+            backend: torch, onnx, openvino or auto: what runs the image half on a CPU, see `use_backend`.
             download: revision, token, cache_dir, local_files_only, ...; see huggingface_hub.hf_hub_download.
 
         Raises:
             FileNotFoundError: no such weights or config.
             WeightsError: the weights cannot be read, or do not fit the config.
-            ValueError: an unknown device, or one that this machine does not have.
+            ValueError: an unknown device or backend, or one that this machine does not have.
         """
         path, chosen = find_weights(weights, **download), choose_device(device)
         cfg = config_of(path, config_file)
@@ -130,6 +133,7 @@ class Predictor(HubModel):
         model = model.to(chosen, memory_format=torch.channels_last)
         predictor = cls(model, str(weights), path, precision, known.CLASSES, gsd, model_config(cfg).dump())
         predictor.config_in_file = config_file is None
+        predictor.backend = use_backend(predictor, backend)
         return predictor
 
     @property

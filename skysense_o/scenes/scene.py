@@ -258,6 +258,7 @@ def _settings(
         "overlap": plan.rows.overlap,
         "strips": len(plan.strips),
         **getattr(predictor.model, "settings", {}),
+        **({} if predictor.backend == "torch" else {"backend": predictor.backend}),
         "processes": processes,
     }
 

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
+from modeling.test_published import build, published_state
 from torch import nn
 
 from skysense_o.checkpoint import load_state
 from skysense_o.modeling import packed
 from skysense_o.modeling.packed import PackedLinear, pack_linears
-from tests.modeling.test_published import build, published_state
 
 
 @torch.no_grad()

@@ -62,14 +62,26 @@ def test_variants_take_turns():
         return lambda image, text: calls.append(name) or image + plus
 
     found = {REFERENCE: variant("a", 0), "other": variant("b", 0.25)}
-    rows = compare(found, torch.zeros(1), torch.zeros(1), repeats=3)
+    rows = compare(found, torch.zeros(1, 2, 4, 4), torch.zeros(1), repeats=3)
     assert calls == ["a", "b"] * 4
     assert [row["difference"] for row in rows] == [0, 0.25]
+    assert [row["changed"] for row in rows] == [0, 0]
     assert rows[0]["ratio"] == rows[0]["cpu_ratio"] == (1, 1, 1)
     for row in rows:
         median, least, greatest = row["wall_ms"]
         assert 0 < least <= median <= greatest
     assert "other" in as_table(rows)
+
+
+def test_a_model_with_random_weights_plain_and_packed(call, tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
+    words = ("--config-file", tmp_path / "small.yaml", "--names", 3, "--repeats", 1, "--json", tmp_path / "rows.json")
+    code, out, err = call("tools/benchmark.py", "compare", *words)
+    assert code == 0, err
+    assert "other labels" in out
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert {"torch fp32", "torch fp32 packed"} <= set(rows)
+    assert rows["torch fp32 packed"]["difference"] < TOLERANCE
 
 
 @pytest.mark.slow

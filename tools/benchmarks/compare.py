@@ -2,11 +2,14 @@
 
   python tools/benchmark.py compare                                 the shipped model, 512 x 512, 10 classes
   python tools/benchmark.py compare --size 1024 --names 100 --repeats 20
+  python tools/benchmark.py compare --config-file configs/skysense_o/skysense_o.yaml --size 384 --names 16 --repeats 5
 
 Each round calls every variant once. The table gives median, minimum and maximum of the wall time and of the CPU time of
-all threads in milliseconds, of the speed relative to torch in fp32, and the largest difference of the logits from torch
-in fp32. All variants run the exported part of the model, which computes masks from an image and embedded words. ONNX
-Runtime and OpenVINO are compared where they are installed (extras onnx and openvino).
+all threads in milliseconds, of the speed relative to torch in fp32, the largest difference of the logits from torch in
+fp32, and the share of mask cells whose best class is another. All variants run the exported part of the model, which
+computes masks from an image and embedded words. ONNX Runtime and OpenVINO are compared where they are installed (extras
+onnx and openvino). With --config-file, a model with random weights runs in torch, with plain linear layers and with
+packed ones (MODEL.TOWER.PACKED).
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from skysense_o.device import has_bf16
 from skysense_o.inference.onnx import ImageHalf, export_onnx
 from skysense_o.inference.predictor import Predictor
+from skysense_o.modeling import Tower
 from tools.benchmarks.machine import describe
+from tools.benchmarks.model import random_model
 
 REFERENCE = "torch fp32"
 Variant = Callable[[Tensor, Tensor], Tensor]
@@ -38,6 +43,7 @@ Variant = Callable[[Tensor, Tensor], Tensor]
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="mini", metavar="W", help="weights of a model that can be exported (mini)")
+    p.add_argument("--config-file", metavar="FILE", help="a model with random weights, in place of --weights")
     p.add_argument("--size", type=int, default=512, help="side of the image in pixels, a multiple of 32 (default: 512)")
     p.add_argument("--names", type=int, default=10, help="number of classes (default: 10)")
     p.add_argument("--repeats", type=int, default=11, help="number of rounds (default: 11)")
@@ -47,41 +53,44 @@ def parser() -> argparse.ArgumentParser:
 
 def run() -> int:
     args = parser().parse_args()
-    predictor = Predictor.from_pretrained(args.weights, "cpu")
-    if args.size % predictor.model.tower.divisor:
-        raise ValueError(f"--size {args.size}: give a multiple of {predictor.model.tower.divisor}")
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(variants(predictor, Path(folder)), *example(predictor, args.size, args.names), args.repeats)
+        if args.config_file:
+            found, tower = random_variants(args.config_file)
+            size = tower.input_size or _checked(args.size, tower)
+        else:
+            predictor = Predictor.from_pretrained(args.weights, "cpu")
+            tower = predictor.model.tower
+            size = _checked(args.size, tower)
+            found = variants(predictor, Path(folder))
+        rows = compare(found, *example(tower.dim, size, args.names), args.repeats)
     machine = describe(torch.device("cpu"))
     print(machine)
-    print(as_table(found))
+    print(as_table(rows))
     if args.json:
-        Path(args.json).write_text(json.dumps({"machine": machine, "rows": found}, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     return 0
 
 
-def example(predictor: Predictor, size: int, names: int) -> tuple[Tensor, Tensor]:
-    """Return a random image (1,3,size,size), float in 0..255, and random unit vectors (names,D) as embedded words."""
+def _checked(size: int, tower: Tower) -> int:
+    if size % tower.divisor:
+        raise ValueError(f"--size {size}: give a multiple of {tower.divisor}")
+    return size
+
+
+def example(dim: int, size: int, names: int) -> tuple[Tensor, Tensor]:
+    """Return a random image (1,3,size,size), float in 0..255, and random unit vectors (names,dim) as embedded words."""
     torch.manual_seed(0)
     coarse = torch.rand(1, 3, size // 16, size // 16) * 255
     image = F.interpolate(coarse, (size, size), mode="bilinear")
-    return image, F.normalize(torch.randn(names, predictor.model.tower.dim), dim=-1)
+    return image, F.normalize(torch.randn(names, dim), dim=-1)
 
 
 def variants(predictor: Predictor, folder: Path) -> dict[str, Variant]:
     """Return every variant that this machine can run, torch in fp32 first; export the model to `folder`."""
-    half, threads = ImageHalf(predictor.model).eval(), torch.get_num_threads()
-
-    def plain(image: Tensor, text: Tensor) -> Tensor:
-        return half(image.contiguous(memory_format=torch.channels_last), text)[0]
-
-    def autocast(image: Tensor, text: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return plain(image, text).float()
-
-    found: dict[str, Variant] = {REFERENCE: plain}
+    threads = torch.get_num_threads()
+    found = {REFERENCE: _torch(predictor.model, False)}
     if has_bf16(torch.device("cpu")):
-        found["torch bf16"] = autocast
+        found["torch bf16"] = _torch(predictor.model, True)
     if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
         print("ONNX Runtime is not compared: pip install -e '.[onnx]'")
         return found
@@ -95,6 +104,29 @@ def variants(predictor: Predictor, folder: Path) -> dict[str, Variant]:
     if has_bf16(torch.device("cpu")):
         found["openvino bf16"] = _openvino(path, threads, "bf16")
     return found
+
+
+def random_variants(config_file: str) -> tuple[dict[str, Variant], Tower]:
+    """A model of this config with random weights, in each precision, plain and packed; and its tower."""
+    found: dict[str, Variant] = {}
+    for half in (False, True) if has_bf16(torch.device("cpu")) else (False,):
+        for packed in (False, True):
+            model = random_model(config_file, half)
+            if packed:
+                model.tower.pack()
+            del model.tower.text  # words are vectors here, and several models must fit into memory
+            found[f"torch {'bf16' if half else 'fp32'}{' packed' if packed else ''}"] = _torch(model, half)
+    return found, model.tower
+
+
+def _torch(model: nn.Module, autocast: bool) -> Variant:
+    half = ImageHalf(model, model.phrase_chunk).eval()
+
+    def call(image: Tensor, text: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return half(image.contiguous(memory_format=torch.channels_last), text)[0].float()
+
+    return call
 
 
 def _onnxruntime(path: Path, threads: int) -> Variant:
@@ -142,6 +174,7 @@ def compare(found: dict[str, Variant], image: Tensor, text: Tensor, repeats: int
             "ratio": _spread([a / b for a, b in zip(wall[REFERENCE], wall[name])]),
             "cpu_ratio": _spread([a / b for a, b in zip(cpu[REFERENCE], cpu[name])]),
             "difference": float((logits[name] - logits[REFERENCE]).abs().max()),
+            "changed": float((logits[name].argmax(1) != logits[REFERENCE].argmax(1)).float().mean()),
         }
         for name in found
     ]
@@ -154,13 +187,22 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 
 def as_table(rows: list[dict]) -> str:
     """Format the rows of `compare` as a table."""
-    headers = ["variant", "wall ms", "CPU ms", "times as fast, wall", "times as fast, CPU", "difference of logits"]
+    headers = [
+        "variant",
+        "wall ms",
+        "CPU ms",
+        "times as fast, wall",
+        "times as fast, CPU",
+        "difference of logits",
+        "other labels",
+    ]
     body = [
         [
             row["variant"],
             *("{:.0f} ({:.0f} to {:.0f})".format(*row[key]) for key in ("wall_ms", "cpu_ms")),
             *("{:.2f} ({:.2f} to {:.2f})".format(*row[key]) for key in ("ratio", "cpu_ratio")),
             f"{row['difference']:.0e}",
+            f"{100 * row['changed']:.2g} %",
         ]
         for row in rows
     ]

@@ -103,9 +103,7 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
         cfg = config_of(None, args.config_file)
         if cfg.MODEL.META_ARCHITECTURE == "Sam3":
             return random_sam3(cfg.MODEL.SAM3.PHRASE_CHUNK, half).to(device).requires_grad_(False)
-        with torch.device("meta"):
-            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).eval()
-        load_state(model, random_state(model, half), "random numbers")
+        model = random_model(args.config_file, half)
     if args.all_names and hasattr(getattr(model, "sem_seg_head", None), "max_classes"):
         model.sem_seg_head.max_classes = 0
     if cfg.MODEL.TOWER.PACKED and device.type == "cpu" and not args.plain:
@@ -114,6 +112,15 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     if args.compile:
         model.tower.encode_image = torch.compile(model.tower.encode_image)
     return model.requires_grad_(False)  # otherwise FlopCounterMode misses operations
+
+
+def random_model(config_file: str, half: bool = False) -> nn.Module:
+    """The model of a config with random weights."""
+    cfg = config_of(None, config_file)
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).eval()
+    load_state(model, random_state(model, half), "random numbers")
+    return model.requires_grad_(False)
 
 
 def random_sam3(phrase_chunk: int, half: bool = False) -> nn.Module:
