@@ -184,7 +184,8 @@ export class Viewer {
     this.clearPart();
     const outline = L.polygon(rings.map(ring => ring.map(p => this.latLng(p))), { ...VECTOR, color: "#fff", fillOpacity: 0.06, pane: "marks" });
     if (look) this.lookAt(outline.getBounds());
-    const popup = L.popup({ autoPanPaddingTopLeft: [this.insets().left, 90], autoPanPaddingBottomRight: [16, this.insets().bottom] })
+    const { left, top, bottom } = this.insets(), readout = innerWidth > 760 ? 0 : 70;
+    const popup = L.popup({ autoPanPaddingTopLeft: [left, top + readout], autoPanPaddingBottomRight: [16, bottom] })
       .setLatLng(this.latLng(xy)).setContent(content);
     this.part = { outline: outline.addTo(this.map), popup: popup.openOn(this.map) };
     popup.once("remove", () => outline.remove());
