@@ -227,7 +227,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.TEST.WINDOW = 0  # side of sliding windows; 0: whole images; -1: the model's own
     cfg.TEST.OVERLAP = -1  # overlap of the windows in pixels; -1: a quarter of WINDOW
     cfg.TEST.SCALES = [1.0]  # relative sizes whose probabilities are averaged
-    cfg.TEST.FLIPS = False  # also average over mirrored images
+    cfg.TEST.FLIPS = False  # average over mirrored images; in classification over the 8 symmetries of a square
     cfg.TEST.BACKGROUND = []  # words for everything else; their pixels get the background class, or none
     cfg.TEST.THRESHOLD = 0.0  # least probability of the best class; pixels below it are background. 0: off
     cfg.TEST.CLASS_THRESHOLDS = []  # [class, threshold] pairs that override THRESHOLD

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from skysense_o.cli.arguments import ALL_FORMATS
 from skysense_o.image_io import RGBImage, find_images, is_georeferenced, printable, read_image, stems_of
+from skysense_o.inference.pixel_size import reduction
 from skysense_o.inference.segmentation import classes_by_id
 from skysense_o.scenes.georeference import scene_tools
 from skysense_o.scenes.options import SCENE_FORMATS, SceneOptions, SceneOutputs, parse_bytes
@@ -103,6 +104,7 @@ def _check_values(args: Namespace) -> list[str]:
         raise ValueError(f"--save {args.save!r}: {what}: choose among {', '.join(ALL_FORMATS)}")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is out of range: 0 to 1")
+    reduction(args.pixel_size, ())  # raises an error if it is out of range
     if min(args.min_area, args.simplify) < 0:
         raise ValueError("--min-area and --simplify are out of range: 0 or more")
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):

@@ -117,6 +117,7 @@ def _segment_image(request: Request, predictor, path: Path, stem: str) -> tuple[
         "device": str(predictor.model.device),
         "threshold": segmentation.threshold,
         "pixel_size": args.pixel_size,
+        **({} if predictor.backend == "torch" else {"backend": predictor.backend}),
         "input": printable(path.name),
     }
     folder, colors, share = Path(args.output), request.colors, request.min_share

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -132,7 +133,11 @@ def use_backend(predictor: Predictor, backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "torch" if _missing("onnx") or _why_not(predictor, "onnx") else "onnx"
+        try:
+            return use_backend(predictor, "torch" if _missing("onnx") or _why_not(predictor, "onnx") else "onnx")
+        except (OSError, RuntimeError) as error:  # no room for the export, or a package that does not fit
+            logger.warning("backend torch in place of onnx: %s", next(iter(str(error).splitlines()), error))
+            backend = "torch"
     if backend == "torch":
         predictor.model.exported = None
         return backend
@@ -169,7 +174,8 @@ def _why_not(predictor: Predictor, backend: str) -> str:
 def exported_file(predictor: Predictor) -> Path:
     """The exported image half of a predictor's weights: from the cache, if its bytes are those once written, or new."""
     torch_version = torch.__version__.partition("+")[0]
-    path = cache_folder() / f"{predictor.sha256[:32]}-{predictor.precision}-{FORMAT}-torch{torch_version}.onnx"
+    model = f"{predictor.sha256[:32]}-{sha256((predictor.config or '').encode()).hexdigest()[:12]}"
+    path = cache_folder() / f"{model}-{predictor.precision}-{FORMAT}-torch{torch_version}.onnx"
     record = path.with_suffix(".json")
     try:
         if json.loads(record.read_text())["onnx_sha256"] == weights_hash(path):
@@ -177,8 +183,14 @@ def exported_file(predictor: Predictor) -> Path:
     except (OSError, ValueError, KeyError):  # absent, or not complete
         pass
     logger.info("exporting the image half of %s to %s, once", predictor.source, path)
-    _export(predictor.model, path)
-    write_json(record, {"weights": predictor.source, "sha256": predictor.sha256, "onnx_sha256": weights_hash(path)})
+    own = path.with_name(
+        f"{path.stem}-{os.getpid()}.onnx"
+    )  # other processes may export the same weights at this moment
+    _export(predictor.model, own)
+    body = {"weights": predictor.source, "sha256": predictor.sha256, "onnx_sha256": weights_hash(own)}
+    write_json(own.with_suffix(".json"), body)
+    os.replace(own, path)
+    os.replace(own.with_suffix(".json"), record)
     return path
 
 

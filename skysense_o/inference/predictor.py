@@ -236,8 +236,9 @@ class Predictor(HubModel):
             raise ValueError(f"this image is already encoded as a whole: leave out {given}, or pass the image itself")
         factor = reduction(pixel_size, self.known_gsd)
         read = None if isinstance(image, PromptedImage) else self._read(image)
-        if window is not None or (read is not None and read.record.georeferenced and not probabilities):
-            factor = 1.0 if read.record.georeferenced else factor
+        georeferenced = read is not None and read.record.georeferenced
+        factor = 1.0 if georeferenced else factor
+        if window is not None or (georeferenced and not probabilities):
             pixels = torch.tensor(reduced(read.filled(self.fill), factor)).permute(2, 0, 1)
             model = self.window_model(vocabulary, lambda: pixels)
             labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=model)

@@ -50,9 +50,11 @@ def open_isolated(path: Path, folder: Path, limits: Limits) -> OpenedImage:
     """
     order = json.dumps([os.fspath(path), os.fspath(folder), limits.pixels, limits.read_pixels, limits.seconds])
     root = str(Path(skysense_o.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    paths = [path for path in (root, os.environ.get("PYTHONPATH")) if path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    code = "import sys; sys.path[:] = filter(None, sys.path)"  # nothing is imported from the current folder
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import open_and_answer; open_and_answer()", order],
+        [sys.executable, "-c", f"{code}; from {__name__} import open_and_answer; open_and_answer()", order],
         env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     name, deadline = printable(path.name), time.monotonic() + limits.seconds
@@ -69,7 +71,7 @@ def open_isolated(path: Path, folder: Path, limits: Limits) -> OpenedImage:
 
 
 def _answer_of(code: int, name: str, folder: Path) -> OpenedImage:
-    if code == -signal.SIGALRM:
+    if code < 0 and signal.Signals(-code).name == "SIGALRM":  # which Windows does not have
         raise TooLate(f"{name} could not be read within the time limit")
     if code < 0:
         raise ImageError(f"{name} makes its decoder fail ({signal.Signals(-code).name}): it is damaged, or too large")

@@ -65,14 +65,32 @@ def test_an_export_is_made_once_and_again_if_its_bytes_have_changed(weights, mon
     real = backend._export
     monkeypatch.setattr(backend, "_export", lambda model, path: (made.append(path), real(model, path)))
     predictor = Predictor.from_pretrained(weights, "cpu", backend="onnx")
-    assert not made or made[0].is_file()
     made.clear()
     path = backend.exported_file(predictor)
     assert not made
     path.write_bytes(path.read_bytes()[:-1])
     assert backend.exported_file(predictor) == path
-    assert made == [path]
+    assert [one.parent for one in made] == [path.parent]
+    assert sorted(one.suffix for one in path.parent.glob(f"{path.stem}*")) == [".json", ".onnx"], (
+        "no other file is left"
+    )
     assert predictor.sha256[:32] in path.name
+
+
+def test_another_config_of_the_same_weights_has_an_export_of_its_own(weights, monkeypatch):
+    """HEADS changes the graph, but not the shape of any tensor."""
+    predictor = Predictor.from_pretrained(weights, "cpu")
+    monkeypatch.setattr(backend, "_export", lambda model, path: path.write_bytes(b"a graph"))
+    first = backend.exported_file(predictor)
+    predictor.config += "\n# another"
+    assert backend.exported_file(predictor) != first
+
+
+def test_auto_is_torch_where_the_export_cannot_be_kept(weights, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SKYSENSE_O_CACHE", str(tmp_path / "file/cache"))
+    assert Predictor.from_pretrained(weights, "cpu", backend="auto").backend == "torch"
+    assert "backend torch in place of onnx" in caplog.text
 
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor does not multiply bfloat16")

@@ -74,3 +74,23 @@ def test_the_command_takes_the_pixel_size(tmp_path, call):
     body = json.loads((tmp_path / "out/drone.json").read_text())
     assert body["settings"]["pixel_size"] == 0.02
     assert Image.open(tmp_path / "out/drone_labels.png").size == (400, 300)
+
+
+def test_a_pixel_size_out_of_range_is_reported_before_the_weights_are_loaded(tmp_path, call):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    options = ("--classes", "road", "--pixel-size", "0", "--output", tmp_path / "out")
+    code, _, err = call("demo/demo.py", "--input", tmp_path / "a.png", *options)
+    assert code == 2
+    assert "pixel size 0.0 is out of range: metres per pixel, above 0" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_pixel_size_of_a_georeferenced_file_is_its_own(predictor, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 128), np.uint8)
+    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(5e5, 5e6, 0.3, 0.3)}
+    with rasterio.open(tmp_path / "a.tif", "w", "GTiff", 128, 128, 3, dtype="uint8", **place) as file:
+        file.write(pixels)
+    for options in ({}, {"probabilities": True}):
+        given = predictor(tmp_path / "a.tif", "road,tree", pixel_size=0.02, **options)
+        assert (given.labels == predictor(tmp_path / "a.tif", "road,tree", **options).labels).all()

@@ -140,3 +140,11 @@ def test_a_decoder_that_crashes_or_fills_the_memory_is_an_error_of_its_file(png,
     decoder(code)
     with pytest.raises(ImageError, match=says):
         open_isolated(png, folder, LIMITS)
+
+
+def test_it_imports_nothing_from_the_current_folder(png, folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/zipfile.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert open_isolated(png, folder, LIMITS).rgb.shape == (30, 40, 3)
