@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from skysense_o.inference.drawing import NONE_COLOR, Color
+from skysense_o.inference.segmentation import Segmentation
 from skysense_o.interactive.session import Session
 from skysense_o.words import OTHER_SIGNS, split_words
 
@@ -99,15 +100,16 @@ def connected_part(session: Session, x: int, y: int) -> dict | None:
     Raises:
         ValueError: the session has no segmentation yet, or the pixel is outside the image.
     """
-    found, (height, width) = session.found, session.image.rgb.shape[:2]
+    found = session.found  # read once: a request that runs may replace it meanwhile
+    height, width = session.image.rgb.shape[:2]
     if found is None:
         raise ValueError("nothing to measure yet: segment some words first")
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(f"({x}, {y}) lies outside the image, which is {width} x {height} (x, y)")
     if found.valid is not None and not found.valid[y, x]:
         return None
-    parts, order = _parts(session, int(found.labels[y, x]))
-    return _described(session, parts, order, int(np.flatnonzero(order == parts[y, x])[0]))
+    parts, order = _parts(found, int(found.labels[y, x]))
+    return _described(session, found, parts, order, int(np.flatnonzero(order == parts[y, x])[0]))
 
 
 def numbered_part(session: Session, name: str, number: int) -> dict:
@@ -124,35 +126,35 @@ def numbered_part(session: Session, name: str, number: int) -> dict:
     Raises:
         ValueError: the session has no such class, or the class no part of this number.
     """
-    classes = session.found.classes if session.found else ()
+    found = session.found  # read once, as in `connected_part`
+    classes = found.classes if found else ()
     if name not in classes:
         raise ValueError(f"there is no class {name!r}, there are: {', '.join(classes) or 'none yet'}")
-    parts, order = _parts(session, classes.index(name))
+    parts, order = _parts(found, classes.index(name))
     if not 1 <= number <= len(order):
         raise ValueError(f"there is no part {number} of {name!r}, which has {len(order)}")
-    return _described(session, parts, order, number - 1)
+    return _described(session, found, parts, order, number - 1)
 
 
-def _parts(session: Session, label: int) -> tuple[np.ndarray, np.ndarray]:
+def _parts(found: Segmentation, label: int) -> tuple[np.ndarray, np.ndarray]:
     """Number of each pixel's part of a class, int32 (H,W), 0 elsewhere; and these numbers, the largest part first."""
-    found = session.found
     same = found.labels == label if found.valid is None else (found.labels == label) & found.valid
     _, parts, stats, _ = cv2.connectedComponentsWithStats(same.astype(np.uint8), connectivity=4)
     return parts, 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")
 
 
-def _described(session: Session, parts: np.ndarray, order: np.ndarray, k: int) -> dict:
+def _described(session: Session, found: Segmentation, parts: np.ndarray, order: np.ndarray, k: int) -> dict:
     part = parts == order[k]
     depth = cv2.distanceTransform(np.pad(part, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     inside = np.array([[x + 0.5, y + 0.5]])
     return {
-        "name": session.found.classes[int(session.found.labels[y, x])],
+        "name": found.classes[int(found.labels[y, x])],
         "number": k + 1,
         "parts": len(order),
         "pixels": int(part.sum()),
         "area_m2": square_metres(session, part),
-        "score": float(session.found.score[part].mean()),
+        "score": float(found.score[part].mean()),
         "rings": outlines(session, part),
         "inside": (inside if session.map is None else session.map.places(inside))[0].tolist(),
     }

@@ -139,14 +139,15 @@ class CostAggregationHead(MaskDecoder):
         chunk = chunk or text.shape[1]
         parts = [self._embed(part) for part in correlation.split(chunk, dim=1)]
         guides, valids = text_guide.split(chunk, dim=1), valid.split(chunk, dim=1)
-        kept = None
+        kept, dropped = None, 0
         for spatial, over_names in zip(self.spatial, self.over_names, strict=True):
             guide = spatial.project_guide(image_guide)
             parts = [spatial(part, guide) for part in parts]
-            sums = over_names.sums(parts, guides, valids, 0 if kept is None else text.shape[1] - len(kept))
+            sums = over_names.sums(parts, guides, valids, dropped)
             parts = [over_names(part, words, sums) for part, words in zip(parts, guides, strict=True)]
             if self.prune and not self.training and kept is None:
                 kept = self._can_win(correlation, valid)
+                dropped = int(valid.sum() - valid[:, kept].sum())
                 parts = torch.cat(parts, dim=1)[:, kept].split(chunk, dim=1)
                 guides, valids = text_guide[:, kept].split(chunk, dim=1), valid[:, kept].split(chunk, dim=1)
         logits = torch.cat([self._decode(part, details) for part in parts], dim=1)

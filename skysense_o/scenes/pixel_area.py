@@ -70,8 +70,8 @@ class PixelAreas:
         crs = CRS.from_wkt(crs.to_wkt())
         if crs.is_projected:
             self.constant = abs(transform.determinant) * crs.axis_info[0].unit_conversion_factor ** 2
-            few = np.nan_to_num(_geodesic(crs, transform, size, 3), nan=self.constant)
-            if (abs(few / self.constant - 1) <= DISTORTION).all():
+            few = _geodesic(crs, transform, size, 3)
+            if (abs(few / self.constant - 1) <= DISTORTION).all():  # False where an area is not a number
                 return
         areas = _geodesic(crs, transform, size, LATTICE)
         self.lattice = np.where(np.isfinite(areas), areas, self.constant)  # a scene may reach beyond its projection

@@ -250,6 +250,20 @@ def test_a_connected_part_is_measured_and_outlined(session):
         connected_part(session, 90, 0)
 
 
+def test_a_part_is_of_one_segmentation_even_if_another_replaces_it_meanwhile(session, monkeypatch):
+    """It had the outline of one segmentation and the name of the other, or its class was missing in the other."""
+    before = session.segment(["water", "road", "tree"])
+    before.labels[:] = 0
+    before.labels[10:20, 30:50] = 2
+    part = connected_part(session, 31, 11)
+    after = replace(before, classes=("sea",), labels=np.zeros_like(before.labels))
+    for measure in (lambda: connected_part(session, 31, 11), lambda: numbered_part(session, part["name"], 1)):
+        reads = iter([before])
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, "found", property(lambda _: next(reads, after)), raising=False)  # noqa: B023
+            assert measure() == part
+
+
 def test_words_may_have_colours():
     text = "road #e83cc8, building|house #f00,tree"
     words, colors = words_and_colors(text)

@@ -228,6 +228,20 @@ def test_pruned_phrases_are_not_scored_and_the_others_change_little():
     torch.testing.assert_close(pruned[:1], alone, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("prune", [0.0, 2.0])
+def test_phrases_that_are_not_valid_change_nothing(prune):
+    """With pruning they were counted as dropped phrases, so that less padding was added."""
+    features, queries = inputs(stored("aggregator"), "text10", torch.float32)
+    head = decoder(16)
+    head.prune = prune
+    valid = queries.valid.clone()
+    valid[:, 3:] = False
+    together = head(features, Queries(queries.text, valid))[0]
+    alone = head(features, Queries(queries.text[:, :3], valid[:, :3]))[0]
+    torch.testing.assert_close(together[:, :3], alone, atol=1e-5, rtol=0)
+
+
 def test_a_negative_margin_of_pruning_is_an_error():
     with pytest.raises(ValueError, match=r"PRUNE -0.1: give a difference of cosines above 0, or 0"):
         CostAggregationHead(dim=8, pyramid_channels=(4, 4), prune=-0.1)

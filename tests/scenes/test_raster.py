@@ -205,6 +205,18 @@ def test_beyond_its_projection_a_pixel_has_its_area_in_the_plane():
     assert areas.at(np.array([20]), np.array([20])).item() == pytest.approx(3e5**2, rel=0.02)
 
 
+def test_an_image_of_the_whole_earth_has_larger_pixels_near_its_edge():
+    """They had the area of the middle: most points that were compared with the plane lay beyond the earth."""
+    crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
+    grid = Affine(3e4, 0, -6e6, 0, -3e4, 6e6)
+    areas = PixelAreas(crs, grid, (400, 400))
+    corners = np.array([grid @ corner for corner in ((320, 200), (321, 200), (321, 201), (320, 201))])
+    degrees = Transformer.from_crs(crs, 4326, always_xy=True).transform(*corners.T)
+    truth = abs(Geod(ellps="WGS84").polygon_area_perimeter(*degrees)[0])
+    assert truth > 1.4 * 3e4**2
+    assert areas.at(np.array([200]), np.array([320])).item() == pytest.approx(truth, rel=0.05)
+
+
 LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
 
 
