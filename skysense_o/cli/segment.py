@@ -45,7 +45,13 @@ def _load_predictor(args: Namespace):
     from skysense_o.inference.predictor import Predictor
 
     return Predictor.from_pretrained(
-        args.weights, args.device, args.config_file, args.precision, args.trust_checkpoint, args.backend
+        args.weights,
+        args.device,
+        args.config_file,
+        args.precision,
+        args.trust_checkpoint,
+        args.backend,
+        whole_images=args.task == "classify",
     )
 
 

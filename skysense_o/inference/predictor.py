@@ -99,6 +99,7 @@ class Predictor(HubModel):
         precision: Precision = "fp32",
         trust_checkpoint: bool = False,
         backend: str = "torch",
+        whole_images: bool = False,
         **download: Any,
     ) -> Predictor:
         """Build a model and load its weights.
@@ -113,6 +114,7 @@ class Predictor(HubModel):
             precision: fp32, or bf16 for more speed and half the memory on hardware that supports it.
             trust_checkpoint: also read pickles, which executes any code in them.
             backend: torch, onnx, openvino or auto: what runs the image half on a CPU, see `use_backend`.
+            whole_images: also accept weights that make no masks, for `classify`.
             download: revision, token, cache_dir, local_files_only, ...; see huggingface_hub.hf_hub_download.
 
         Raises:
@@ -122,7 +124,8 @@ class Predictor(HubModel):
         """
         path, chosen = find_weights(weights, **download), choose_device(device)
         cfg = config_of(path, config_file)
-        check_makes_masks(cfg, path)
+        if not whole_images:
+            check_makes_masks(cfg, path)
         model, report = build_with_weights(cfg, path, half=precision == "bf16", trust=trust_checkpoint)
         logger.log(logging.INFO if report.passed_over else logging.DEBUG, "%s: %s", path.name, report)
         model.tower.prepare_inference()

@@ -43,7 +43,7 @@ def ground_known(crs, transform: Affine, size: tuple[int, int]) -> bool:
     longitudes, latitudes = corners.T
     # Grids of centers may reach past a pole.
     pixel = unit * sum(map(abs, transform[:6]), -abs(transform.c) - abs(transform.f))
-    return max(map(abs, latitudes)) <= 90 + pixel and max(longitudes) - min(longitudes) <= 360 + pixel
+    return bool(max(map(abs, latitudes)) <= 90 + pixel and max(longitudes) - min(longitudes) <= 360 + pixel)
 
 
 class PixelAreas:

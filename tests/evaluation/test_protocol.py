@@ -128,7 +128,8 @@ def test_retrieval_words_come_from_a_file_for_each_class_table(tmp_path):
 
 def test_mistakes_are_named():
     with pytest.raises(
-        FileNotFoundError, match="TEST.PROTOCOL 'best' is neither a file nor a protocol: flips, multiscale"
+        FileNotFoundError,
+        match="TEST.PROTOCOL 'best' is neither a file nor a protocol: choose one of flips, multiscale",
     ):
         protocol_file("best")
     with pytest.raises(ValueError, match=r"\[1.5\] are out of range: 0 to 1"):

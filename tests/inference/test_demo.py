@@ -113,7 +113,7 @@ def test_a_bad_image_does_not_stop_the_batch(call, image, tmp_path):
         ({"--config-file": "nowhere.yaml"}, "no config at 'nowhere.yaml'"),
         ({"--save": "overlay,movie"}, "unknown formats ['movie']: choose among overlay"),
         ({"--threshold": "1.5"}, "--threshold 1.5 is out of range: 0 to 1"),
-        ({"--device": "tpu"}, "device 'tpu' is not known"),
+        ({"--device": "tpu"}, "unknown device 'tpu': choose auto, cpu"),
     ],
 )
 def test_wrong_arguments_get_one_line_code_2_and_no_output(call, image, tmp_path, changes, says):

@@ -369,7 +369,7 @@ def test_real_scenes_have_every_export_and_their_areas_add_up(tmp_path, mini, na
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real scenes of ../shared/data/scenes")
 def test_no_seams_on_a_real_scene(mini):
-    """With overlap, labels change at window borders no more often than elsewhere; without overlap they do.
+    """Labels change more often at borders of windows without overlap; the overlap removes 90 % of that excess.
 
     Changes are counted relative to those of the whole scene predicted in one window, so the content of the scene
     cancels out. Only lines on the grid of 16 pixels are compared.
@@ -390,8 +390,9 @@ def test_no_seams_on_a_real_scene(mini):
             border &= inside
             excess[overlap, axis] = (mine[border].sum() / its[border].sum()) / (mine[other].sum() / its[other].sum())
     print("changes at borders relative to elsewhere, by overlap and axis:", excess)
-    assert max(excess[64, 0], excess[64, 1]) < 1.05
     assert min(excess[0, 0], excess[0, 1]) > 1.25, "the test can tell"
+    for axis in (0, 1):
+        assert excess[64, axis] - 1 < 0.1 * (excess[0, axis] - 1)
 
 
 def test_without_gdal_images_work_and_scenes_say_what_to_install(tmp_path):

@@ -30,4 +30,4 @@ def test_an_unknown_loss_is_named(call):
         "tools/benchmark.py", "train", "--config-file", ROOT / "configs/mini/finetune.yaml", "--losses", "bce+x"
     )
     assert code == 2
-    assert "unknown losses ['x']: bce, focal" in err
+    assert "unknown losses ['x']: choose among bce, focal" in err

@@ -64,7 +64,7 @@ def test_lines_that_are_not_decisions_are_reported(review, work, capsys):
     review.log.path.parent.mkdir()
     review.log.path.write_text('[1]\n{"tile": "a", "region": 1, "reviewer": "b", "action": "eat"}\n')
     command(work, "--agreement")
-    assert "unknown action 'eat': accept, rename" in capsys.readouterr().err
+    assert "unknown action 'eat': choose one of accept, rename" in capsys.readouterr().err
     assert len(Review(work).log.bad) == 2
 
 
