@@ -25,7 +25,6 @@ ALLOWED = {
     "image_io/reading.py": "a temporary copy for GDAL",
     "inference/onnx.py": "the temporary name that its callers get from `whole`",
     "interactive/opening_process.py": "a session's own folder; the server reads it after the process has ended well",
-    "interactive/page.py": "a copy of an upload in the session's own folder",
     "interactive/routes.py": "an upload, in a temporary folder",
     "scenes/label_store.py": "the work folder of a scene; its journal says what is complete",
 }
