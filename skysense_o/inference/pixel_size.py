@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 FINER = 2.0
@@ -48,6 +47,8 @@ def reduced(rgb: np.ndarray, factor: float) -> np.ndarray:
     """
     if factor == 1:
         return rgb
+    import cv2  # not above: `reduction` also checks a command line, which is answered at once
+
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
 
@@ -56,6 +57,8 @@ def at_full_size(labels: np.ndarray, score: np.ndarray, size: tuple[int, int]) -
     """Enlarge labels and scores (h,w) of a reduced image to (H,W): the nearest label, interpolated scores."""
     if labels.shape == size:
         return labels, score
+    import cv2
+
     width_height = size[::-1]
     return (
         cv2.resize(labels, width_height, interpolation=cv2.INTER_NEAREST_EXACT),
