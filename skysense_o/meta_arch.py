@@ -64,9 +64,8 @@ class SkySenseO(nn.Module):
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
-        self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = (
-            None  # the image half; see inference/backend.py
-        )
+        # The image half in another runtime, see inference/backend.py; None: torch.
+        self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = None
 
     @classmethod
     def from_config(cls, cfg) -> dict:

@@ -1,7 +1,7 @@
 """Run the image half of a model, its tower and `SAMMaskHead.refine`, in ONNX Runtime or OpenVINO.
 
 That half takes nine tenths of an answer. Words, clicks and masks are computed by torch as before. The exported file is
-made once for each file of weights and kept in a cache. Alphabet: B images, D embedding, H W pixels, h w grid.
+made once for each file of weights and kept in a cache. Shape letters: B images, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations

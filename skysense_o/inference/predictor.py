@@ -242,10 +242,8 @@ class Predictor(HubModel):
         georeferenced = read is not None and read.record.georeferenced
         factor = 1.0 if georeferenced else factor
         if window is not None or (georeferenced and not probabilities):
-            pixels = torch.tensor(reduced(read.filled(self.fill), factor)).permute(2, 0, 1)
-            model = self.window_model(vocabulary, lambda: pixels)
-            labels, score = segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=model)
-            labels, score = at_full_size(labels, score, read.size)
+            found = self._in_windows(reduced(read.filled(self.fill), factor), vocabulary, window, overlap)
+            labels, score = at_full_size(*found, read.size)
             classes, labels = fold_background(vocabulary, labels, score, threshold)
             return mark_nodata(Segmentation(classes, labels, score, vocabulary, threshold=threshold), read.valid)
         encoded = image if read is None else self._encode(read, factor)
@@ -265,6 +263,13 @@ class Predictor(HubModel):
             threshold,
         )
         return mark_nodata(segmentation, encoded.valid)
+
+    def _in_windows(
+        self, rgb: np.ndarray, vocabulary: Vocabulary, window: int | None, overlap: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        pixels = torch.tensor(rgb).permute(2, 0, 1)
+        model = self.window_model(vocabulary, lambda: pixels)
+        return segment_array(pixels, vocabulary, self.model, window, overlap, probabilities=model)
 
     def _read(self, image: str | Path | np.ndarray | Image.Image | RGBImage) -> RGBImage:
         """Read an image, and log how it was converted unless the caller has read it."""

@@ -1,6 +1,6 @@
 """The layers of `CostAggregationHead`: over space, over phrases, and upsampling with detail from the image.
 
-Alphabet: B images, T phrases, t phrases of one chunk, d hidden channels, g guidance channels, e channels per head,
+Shape letters: B images, T phrases, t phrases of one chunk, d hidden channels, g guidance channels, e channels per head,
 h w grid.
 """
 

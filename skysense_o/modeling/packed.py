@@ -55,13 +55,15 @@ def pack_linears(modules: Iterable[nn.Module]) -> int:
     Returns:
         The number of packed layers; 0 where this machine's torch cannot pack them, which is logged.
     """
-    if not _works():
-        logger.warning("linear layers are not packed: torch %s has other operators for it", torch.__version__)
-        return 0
-    count = 0
+    count, works = 0, {}
     for module in modules:
         for (name, child), (then, activation) in pairwise([*module.named_children(), ("", None)]):
             if not isinstance(child, nn.Linear) or child.weight.dtype not in TOLERANCE:
+                continue
+            dtype = child.weight.dtype
+            if dtype not in works and not works.setdefault(dtype, _works(dtype)):
+                logger.warning("linear layers in %s are not packed: this torch or this processor cannot do it", dtype)
+            if not works[dtype]:
                 continue
             gelu = isinstance(module, nn.Sequential) and isinstance(activation, nn.GELU)
             setattr(module, name, PackedLinear(child, gelu))
@@ -71,19 +73,15 @@ def pack_linears(modules: Iterable[nn.Module]) -> int:
     return count
 
 
-def _works() -> bool:
-    """Whether packed layers agree with plain ones, in both types."""
+def _works(dtype: torch.dtype) -> bool:
+    """Whether packed layers of a type agree with plain ones."""
     if not torch.backends.mkldnn.is_available():
         return False
-    generator = torch.Generator().manual_seed(0)
-    layer, x = nn.Linear(48, 40), torch.randn(5, 48, generator=generator)
-    for dtype, tolerance in TOLERANCE.items():
-        try:
-            with torch.autocast("cpu", enabled=False):
-                want = F.gelu(layer.to(dtype)(x.to(dtype)))
-                got = PackedLinear(layer, gelu=True)(x)
-        except (AttributeError, RuntimeError):  # no such operator, or not for this processor
-            return False
-        if (got - want).abs().max() > tolerance * want.abs().max():
-            return False
-    return True
+    layer, x = nn.Linear(48, 40, dtype=dtype), torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.autocast("cpu", enabled=False):
+            want = F.gelu(layer(x.to(dtype)))
+            got = PackedLinear(layer, gelu=True)(x)
+    except (AttributeError, RuntimeError):  # no such operator, or not for this processor
+        return False
+    return bool((got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max())
