@@ -91,6 +91,14 @@ def where(page) -> tuple[int, int]:
     return int(re.match(r"town(\d+)", position["tile"])[1]), position["region"]
 
 
+def wait_until_at(page, place: tuple[int, int]) -> None:
+    """Wait until the page shows this (index of the tile, region)."""
+    until = time.monotonic() + WAIT / 1000
+    while where(page) != place:
+        assert time.monotonic() < until, f"the page stays at {where(page)}"
+        time.sleep(0.05)
+
+
 def decided(page) -> int:
     return int(re.search(r"(\d+) of \d+ regions", page.locator("#progress").inner_text())[1])
 
@@ -249,11 +257,9 @@ def test_clicks_errors_and_suggestions(visit, server):
     for _ in range(3):
         press(erin, "a")
         press(page, "x")
-    shown = page.locator("#region").inner_text()
+    wait_until_at(page, (2, 2))
     page.keyboard.press("n")
-    until = time.monotonic() + 60
-    while page.locator("#region").inner_text() == shown and time.monotonic() < until:
-        time.sleep(0.05)  # otherwise the answer to "n" would clear what is typed meanwhile
+    wait_until_at(page, (2, 3))  # otherwise the answer to "n" would clear what is typed meanwhile
     press(page, "r", "<b>odd</b>", "Enter")
     assert "is <b>odd</b>" in page.locator("#said").inner_text(), "names are text, not HTML"
     history = Review(server.work).log.history
