@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from skysense_o.errors import USER_ERRORS, message
-from skysense_o.interactive.timed_work import StoppedByUser, TimedRequest, TimedWork
+from skysense_o.interactive.current_request import StoppedByUser, TimedRequest
+from skysense_o.interactive.timed_work import TimedWork
 
 BEAT = 0.25
 """Seconds between two checks whether the user is still connected."""

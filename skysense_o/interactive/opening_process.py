@@ -21,14 +21,14 @@ import numpy as np
 import skysense_o
 from skysense_o.errors import USER_ERRORS, message
 from skysense_o.image_io import ImageError, gdal_settings, printable
+from skysense_o.interactive.current_request import TooLate, check_time
 from skysense_o.interactive.limits import Limits
 from skysense_o.interactive.opening import OpenedImage, open_upload, smaller_scene
-from skysense_o.interactive.timed_work import TooLate, check_time
 
 BEAT = 0.05
 """Seconds between two looks at whether the request was stopped."""
 MEMORY, MEMORY_PER_PIXEL = 1 << 30, 32
-"""Address space in bytes beside torch's libraries: GDAL, and what a decoder takes per pixel that it may read."""
+"""Bytes of address space beside what is mapped at the start: for GDAL, and per pixel that the process may read."""
 ANSWER, ARRAYS = "opened.json", "opened.npz"
 
 

@@ -16,13 +16,14 @@ import numpy as np
 from skysense_o.data.open_world import open_world
 from skysense_o.inference.predictor import Predictor
 from skysense_o.interactive.closing import ClosedSession
+from skysense_o.interactive.current_request import TooLate, check_time
 from skysense_o.interactive.exports import export_zip
 from skysense_o.interactive.image_state import image_state
 from skysense_o.interactive.limits import Limits
 from skysense_o.interactive.opening_process import open_isolated
 from skysense_o.interactive.session import Session
 from skysense_o.interactive.session_store import SessionStore
-from skysense_o.interactive.timed_work import TimedWork, TooLate, check_time
+from skysense_o.interactive.timed_work import TimedWork
 from skysense_o.interactive.view import map_png, words_and_colors
 from skysense_o.interactive.visitors import OpenImage, Visitor, Visitors
 from skysense_o.vocabulary import Vocabulary

@@ -26,9 +26,9 @@ from skysense_o.inference.predictor import Predictor
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation
 from skysense_o.interactive.closing import Closable
+from skysense_o.interactive.current_request import check_time, report_progress
 from skysense_o.interactive.opening import OpenedImage
 from skysense_o.interactive.region import Prompt, Region
-from skysense_o.interactive.timed_work import check_time, report_progress
 from skysense_o.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

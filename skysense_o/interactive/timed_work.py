@@ -5,7 +5,6 @@ Python cannot stop a thread, so work that is late or stopped ends at its next mo
 
 from __future__ import annotations
 
-import contextvars
 import ctypes
 import logging
 import threading
@@ -13,10 +12,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
+
+from skysense_o.interactive.current_request import StoppedByUser, TimedRequest, TooLate, current
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -24,52 +24,10 @@ MOST_LATE = 8
 """Largest number of late requests that still hold a thread; at this number new requests are refused."""
 
 
-class TooLate(ValueError):
-    """A request took longer than its time limit."""
-
-
-class StoppedByUser(ValueError):
-    """The user stopped a request, or has left."""
-
-
-@dataclass
-class TimedRequest:
-    """One request.
-
-    Args:
-        report: is called with the share of the work that is done, 0..1.
-        stop: is completed to stop the work.
-        deadline: of `time.monotonic`.
-    """
-
-    report: Callable[[float], None] = lambda share: None
-    stop: Future = field(default_factory=Future)
-    deadline: float = float("inf")
-
-
-_current: contextvars.ContextVar[TimedRequest | None] = contextvars.ContextVar("request", default=None)
-
-
 def give_memory_back() -> None:
     """Return freed memory to the system. glibc keeps it per thread, and each request has its own thread."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def check_time() -> None:
-    """Raise TooLate or StoppedByUser if the current request is late or stopped. The model calls it before each step."""
-    request = _current.get()
-    if request is not None and request.stop.done():
-        raise StoppedByUser("stopped")
-    if request is not None and time.monotonic() > request.deadline:
-        raise TooLate("the time limit is over")
-
-
-def report_progress(share: float) -> None:
-    """Report to the user of the current request which share of the work is done, 0..1."""
-    request = _current.get()
-    if request is not None:
-        request.report(share)
 
 
 class TimedWork:
@@ -102,7 +60,7 @@ class TimedWork:
         def run() -> None:
             torch.set_num_threads(self.threads)
             request.deadline = time.monotonic() + self.seconds
-            _current.set(request)
+            current.set(request)
             try:
                 result.set_result(work(*args))
             except BaseException as error:

@@ -10,6 +10,7 @@ each; then the user uploads another image. Each answer must contain the user's o
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -80,11 +81,15 @@ class Server:
         self.address = line.split(" is at ")[1].split()[0]
 
     def memory(self) -> dict[str, float]:
-        """Return resident memory of the process and its children in MiB: "now", and "highest", the sum of the peaks."""
+        """Return resident memory in MiB: "now", of the process and its children; "highest", the largest peak of one."""
         now, highest = 0, 0
-        pids = [self.process.pid, *map(int, self._children())]
-        for pid in pids:
-            status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        for pid in [self.process.pid, *map(int, self._children())]:
+            try:
+                status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # a process that opened an upload has just ended
+            if "VmRSS" not in status:
+                continue  # it has ended, and its parent has not yet asked for its exit code
             now += int(status["VmRSS"].split()[0])
             highest = max(highest, int(status["VmHWM"].split()[0]))
         return {"now": now / 1024, "highest": highest / 1024}
@@ -102,8 +107,11 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _children(self) -> list[str]:
-        pid = self.process.pid
-        return [c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+        children = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
+                children += (task / "children").read_text().split()
+        return children
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -23,19 +23,12 @@ from conftest import ROOT, draw_scene
 from PIL import Image
 
 from skysense_o.image_io import ImageError
+from skysense_o.interactive.current_request import StoppedByUser, TimedRequest, TooLate, check_time, report_progress
 from skysense_o.interactive.limits import Limits, parse_size
 from skysense_o.interactive.opening import UPLOADS, OpenedImage, open_upload
 from skysense_o.interactive.session import Session
 from skysense_o.interactive.session_store import SessionStore
-from skysense_o.interactive.timed_work import (
-    MOST_LATE,
-    StoppedByUser,
-    TimedRequest,
-    TimedWork,
-    TooLate,
-    check_time,
-    report_progress,
-)
+from skysense_o.interactive.timed_work import MOST_LATE, TimedWork
 from skysense_o.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.faults

@@ -14,10 +14,11 @@ from conftest import ROOT
 from PIL import Image
 
 from skysense_o.image_io import ImageError
+from skysense_o.interactive.current_request import StoppedByUser, TimedRequest, TooLate
 from skysense_o.interactive.limits import Limits
 from skysense_o.interactive.opening import open_upload
 from skysense_o.interactive.opening_process import open_isolated
-from skysense_o.interactive.timed_work import StoppedByUser, TimedRequest, TimedWork, TooLate
+from skysense_o.interactive.timed_work import TimedWork
 
 pytestmark = pytest.mark.faults
 LIMITS = Limits(seconds=120)
@@ -53,6 +54,12 @@ def png(tmp_path):
     rgba[:5, :, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "a.png")
     return tmp_path / "a.png"
+
+
+def test_the_process_does_not_import_torch():
+    """Torch takes seconds to import, and the user waits for the process."""
+    code = "import sys, skysense_o.interactive.opening_process; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_a_plain_image_is_what_open_upload_gives(png, folder):

@@ -131,6 +131,15 @@ def at(page, x: float, y: float) -> tuple[float, float]:
     return box["x"] + box["width"] * x, box["y"] + box["height"] * y
 
 
+def comes_to_rest(page) -> None:
+    """Wait until the map has stood still for half a second."""
+    still, before = 0, None
+    while still < 5:
+        page.wait_for_timeout(100)
+        now = at(page, 0, 0), at(page, 1, 1)
+        still, before = still + 1 if now == before else 0, now
+
+
 MASKS = """() => { const canvas = document.querySelector('.leaflet-masks-pane canvas');
   const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
   let shown = 0, strongest = 0;
@@ -284,9 +293,9 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     page.locator("#map").focus()
     page.keyboard.press("Enter")  # sets a corner at the cross; the next Enter sets the other corner
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(600)
+    comes_to_rest(page)
     page.keyboard.press("ArrowDown")
-    page.wait_for_timeout(600)
+    comes_to_rest(page)
     changed(page, lambda: page.keyboard.press("Enter"))
     assert pixels_of_region(page) > 0
 
@@ -312,13 +321,13 @@ def test_fingers_pinch_pan_and_drag_boxes(visit):
     def pinch(*radii) -> None:
         x, y = at(page, 0.5, 0.5)
         fingers(*([(x - r, y), (x + r, y)] for r in radii))
-        page.wait_for_timeout(600)  # the map comes to rest
+        comes_to_rest(page)
 
     shown = page.locator("#map").get_attribute("data-shown")
     for tool in ("Move", "Add", "Box"):
         page.get_by_role("radio", name=tool, exact=True).tap()
         page.locator("#fit").tap()
-        page.wait_for_timeout(600)
+        comes_to_rest(page)
         whole = width()
         pinch(30, 50, 70, 90)
         assert width() > 1.5 * whole, tool
@@ -328,10 +337,10 @@ def test_fingers_pinch_pan_and_drag_boxes(visit):
     page.get_by_role("radio", name="Move", exact=True).tap()
     before, (x, y) = at(page, 0, 0), at(page, 0.5, 0.5)
     fingers([(x, y)], [(x + 20, y + 10)], [(x + 40, y + 20)], [(x + 60, y + 30)])
-    page.wait_for_timeout(600)
+    comes_to_rest(page)
     assert at(page, 0, 0)[0] > before[0] + 30
     page.locator("#fit").tap()
-    page.wait_for_timeout(600)
+    comes_to_rest(page)
     page.get_by_role("radio", name="Box").tap()
     changed(page, lambda: fingers(*([at(page, 0.2 + k / 20, 0.2 + k / 20)] for k in range(9))))
     assert pixels_of_region(page) > 0

@@ -173,7 +173,14 @@ WEAK: tuple[DatasetSpec, ...] = (
             ("rsicd", "rsicd", "rsicd_scenes", "", "for research", "https://github.com/201528014227051/RSICD_optimal"),
             ("simd", "vehicles", "simd", "0.2 to 0.5", "published for research", "https://github.com/ihians/simd"),
             ("harbor", "ships", "harbor_ships", "", "none stated", "https://pypi.org/project/ships-detection"),
-            ("oam", "buildings", "oam_buildings", "about 0.1", "CC BY 4.0 (OpenAerialMap)", "https://openaerialmap.org"),
+            (
+                "oam",
+                "buildings",
+                "oam_buildings",
+                "about 0.1",
+                "CC BY 4.0 (OpenAerialMap)",
+                "https://openaerialmap.org",
+            ),
             ("czech", "czech", "czech_landcover", "about 0.15", "of the Czech land survey", "https://ags.cuzk.gov.cz"),
             (
                 "naip",
