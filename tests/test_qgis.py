@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from importlib import import_module
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypat
     values = values_of(tmp_path, BACKGROUND="tree", THRESHOLD=0.4, MIN_AREA=10.0)
     found = algorithm.createInstance()
     found.initAlgorithm()
-    results = found.processAlgorithm(values, None, feedback)
+    results = found.processAlgorithm(values, qgis_stub.Context(), feedback)
     assert results == {"LABELS": values["LABELS"], "REGIONS": values["REGIONS"]}
     assert (tmp_path / "found/labels.tif").read_text() == "labels"
     assert (tmp_path / "found/regions.gpkg").read_text() == "regions"
@@ -86,19 +87,29 @@ def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypat
     assert "['PYTHONIOENCODING', 'PYTHONUNBUFFERED']" in said, "nothing of QGIS's Python and GDAL"
 
 
+def test_a_label_map_that_qgis_loads_gets_the_names_of_its_classes(plugin, tmp_path):
+    """Regression: its legend was the numbers 0 to 255."""
+    values = values_of(tmp_path, REGIONS="")
+    context = qgis_stub.Context(values["LABELS"])
+    plugin.algorithms[0].processAlgorithm(values, context, qgis_stub.Feedback())
+    styles, layer = [], SimpleNamespace(loadNamedStyle=lambda file: styles.append(file), triggerRepaint=lambda: None)
+    context.styled[values["LABELS"]].postProcessLayer(layer, context, None)
+    assert styles == [str(tmp_path / "found/labels.qml")]
+
+
 def test_files_of_others_in_its_folder_stay(plugin, tmp_path):
     """It deleted the folder with all that was in it."""
     folder = tmp_path / "found/labels_skysense_o"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
-    plugin.algorithms[0].processAlgorithm(values_of(tmp_path), None, qgis_stub.Feedback())
+    plugin.algorithms[0].processAlgorithm(values_of(tmp_path), qgis_stub.Context(), qgis_stub.Feedback())
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
     assert (tmp_path / "found/labels.tif").is_file()
 
 
 def test_polygons_are_optional(plugin, tmp_path):
     feedback = qgis_stub.Feedback()
-    results = plugin.algorithms[0].processAlgorithm(values_of(tmp_path, REGIONS=""), None, feedback)
+    results = plugin.algorithms[0].processAlgorithm(values_of(tmp_path, REGIONS=""), qgis_stub.Context(), feedback)
     assert list(results) == ["LABELS"]
     assert "--save=geotiff,json'" in "\n".join(feedback.lines)
 
@@ -107,7 +118,7 @@ def test_cancel_ends_the_command_and_keeps_its_progress(plugin, tmp_path, monkey
     monkeypatch.setenv("SLEEP", "1")
     pid = tmp_path / "found/labels_skysense_o/pid"
     feedback = qgis_stub.Feedback(lambda self: pid.is_file() and pid.read_text() != "")
-    assert plugin.algorithms[0].processAlgorithm(values_of(tmp_path), None, feedback) == {}
+    assert plugin.algorithms[0].processAlgorithm(values_of(tmp_path), qgis_stub.Context(), feedback) == {}
     deadline = time.time() + 30
     while _alive(int(pid.read_text())) and time.time() < deadline:
         time.sleep(0.1)
@@ -127,14 +138,14 @@ def test_errors_are_those_of_the_command_or_say_what_to_set(plugin, tmp_path, mo
     algorithm, feedback = plugin.algorithms[0], qgis_stub.Feedback()
     wrong = qgis_stub.ProcessingException
     with pytest.raises(wrong, match="no such weights"):
-        algorithm.processAlgorithm(values_of(tmp_path, CLASSES="fail"), None, feedback)
+        algorithm.processAlgorithm(values_of(tmp_path, CLASSES="fail"), qgis_stub.Context(), feedback)
     with pytest.raises(wrong, match="must be a file: .*url=.*export the layer first"):
-        algorithm.processAlgorithm(values_of(tmp_path, INPUT="type=xyz&url=x"), None, feedback)
+        algorithm.processAlgorithm(values_of(tmp_path, INPUT="type=xyz&url=x"), qgis_stub.Context(), feedback)
     with pytest.raises(wrong, match="no classes: name at least one"):
-        algorithm.processAlgorithm(values_of(tmp_path, CLASSES=" "), None, feedback)
+        algorithm.processAlgorithm(values_of(tmp_path, CLASSES=" "), qgis_stub.Context(), feedback)
     monkeypatch.setenv("SKYSENSE_O_COMMAND", "no-such-program-here scene")
     with pytest.raises(wrong, match="'no-such-program-here' cannot be started .*set the command in Settings"):
-        algorithm.processAlgorithm(values_of(tmp_path), None, feedback)
+        algorithm.processAlgorithm(values_of(tmp_path), qgis_stub.Context(), feedback)
 
 
 def test_the_setting_is_the_command_unless_the_environment_has_one(plugin, monkeypatch):
@@ -162,7 +173,7 @@ def test_the_real_command_reports_progress_and_writes_what_qgis_loads(plugin, tm
     monkeypatch.setenv("SKYSENSE_O_COMMAND", f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'demo/demo.py'))}")
     feedback = qgis_stub.Feedback()
     values = values_of(tmp_path, INPUT=str(ROOT / "demo/foz_30m.tif"), CLASSES="water,forest")
-    results = plugin.algorithms[0].processAlgorithm(values, None, feedback)
+    results = plugin.algorithms[0].processAlgorithm(values, qgis_stub.Context(), feedback)
     assert feedback.progress[-1] == 100
     with rasterio.open(results["LABELS"]) as file:
         assert file.tags()["CLASS_0"] == "water"

@@ -11,6 +11,7 @@ from qgis.core import (
     QgsProcessing,
     QgsProcessingAlgorithm,
     QgsProcessingException,
+    QgsProcessingLayerPostProcessorInterface,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterDestination,
@@ -32,6 +33,26 @@ class, so name everything that covers much of the image. One class alone is comp
 <b>Smallest region</b>: smaller polygons are left out, in square metres.
 The shipped model knows aerial images with 0.1 to 1 m per pixel. Look at the result before you use it.
 A cancelled run resumes if the same files are chosen again."""
+
+
+class LabelStyle(QgsProcessingLayerPostProcessorInterface):
+    """Gives a label map its legend of class names once QGIS has loaded it.
+
+    Args:
+        style: the style file (QML).
+    """
+
+    kept: dict[Path, LabelStyle] = {}
+    """By style file. QGIS does not own these objects, and needs them after the algorithm has ended."""
+
+    def __init__(self, style: Path) -> None:
+        super().__init__()
+        self.style = style
+        self.kept[style] = self
+
+    def postProcessLayer(self, layer, context, feedback) -> None:
+        layer.loadNamedStyle(str(self.style))
+        layer.triggerRepaint()
 
 
 class SegmentByWords(QgsProcessingAlgorithm):
@@ -116,7 +137,9 @@ class SegmentByWords(QgsProcessingAlgorithm):
             raise QgsProcessingException(str(error)) from error
         found = {self.LABELS: labels}
         shutil.move(folder / f"{source.stem}_labels.tif", labels)
-        write_label_style(folder / f"{source.stem}.json", Path(labels))
+        style = write_label_style(folder / f"{source.stem}.json", Path(labels))
+        if context.willLoadLayerOnCompletion(labels):
+            context.layerToLoadOnCompletionDetails(labels).setPostProcessor(LabelStyle(style))
         if regions:
             shutil.move(folder / f"{source.stem}.gpkg", regions)
             found[self.REGIONS] = regions

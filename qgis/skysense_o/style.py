@@ -7,15 +7,17 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 
-def write_label_style(facts: Path, labels: Path) -> None:
-    """Write `<labels>.qml`, which QGIS applies when it loads the label map.
+def write_label_style(facts: Path, labels: Path) -> Path:
+    """Write `<labels>.qml`, which QGIS applies when a user adds the label map to a project; return its path.
 
     Args:
         facts: JSON file of the run, with id, name and color of each class.
         labels: the label map.
     """
     classes = json.loads(facts.read_text(encoding="utf-8"))["classes"]
-    labels.with_suffix(".qml").write_text(label_style(classes), encoding="utf-8")
+    style = labels.with_suffix(".qml")
+    style.write_text(label_style(classes), encoding="utf-8")
+    return style
 
 
 def label_style(classes: list[dict]) -> str:

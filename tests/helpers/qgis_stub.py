@@ -101,6 +101,23 @@ class Feedback:
         self.commands.append(line)
 
 
+class _PostProcessor:
+    """Stub of QgsProcessingLayerPostProcessorInterface."""
+
+
+class Context:
+    """Stub of QgsProcessingContext: `loaded` are results that QGIS loads at the end, `styled` their post-processors."""
+
+    def __init__(self, *loaded: str) -> None:
+        self.loaded, self.styled = loaded, {}
+
+    def willLoadLayerOnCompletion(self, layer: str) -> bool:
+        return layer in self.loaded
+
+    def layerToLoadOnCompletionDetails(self, layer: str):
+        return SimpleNamespace(setPostProcessor=lambda processor: self.styled.__setitem__(layer, processor))
+
+
 class ProcessingException(Exception):
     """Stub of QgsProcessingException."""
 
@@ -137,6 +154,7 @@ def load_plugin(monkeypatch) -> tuple[ModuleType, Registry]:
         setattr(core, f"QgsProcessingParameter{name}", _Parameter)
     core.QgsProcessingParameterNumber = _Number
     core.QgsProcessingParameterDefinition = SimpleNamespace(FlagAdvanced=2)
+    core.QgsProcessingLayerPostProcessorInterface = _PostProcessor
     core.QgsProcessing = SimpleNamespace(TypeVectorPolygon=2)
     core.QgsProcessingAlgorithm, core.QgsProcessingProvider = _Algorithm, _Provider
     core.QgsProcessingException = ProcessingException
