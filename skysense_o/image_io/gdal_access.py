@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 from skysense_o.errors import install_extra
 from skysense_o.image_io.files import ImageError, container_of, is_beside, printable
+from skysense_o.image_io.jp2_boxes import check_boxes
 from skysense_o.image_io.pillow import header_of
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
         )
     if not remote and container == "VRT":
         _check_vrt(path)
+    if container == "JPEG2000":
+        check_boxes(path)
     driver = None if remote else DRIVERS[container] if container != "ENVI" or _is_envi(path) else "EHdr"
     try:
         file = rasterio.open(path, driver=driver)
@@ -182,3 +185,5 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
             raise ImageError(f"{name} refers to {text!r}, which is not an image of a known kind")
         if container == "VRT":
             _check_vrt(source, depth + 1)
+        if container == "JPEG2000":
+            check_boxes(source)
