@@ -44,6 +44,7 @@ class SkySenseO(nn.Module):
         phrase_chunk: int = 256,
         reference_compat: bool = False,
         gsd: float = 0.0,
+        box_regions: bool = False,
     ) -> None:
         """
         Args:
@@ -57,6 +58,7 @@ class SkySenseO(nn.Module):
             phrase_chunk: phrases decoded at a time in inference.
             reference_compat: see `ImageTransform.restore`.
             gsd: metres per pixel of the training images; 0: unknown. For information only.
+            box_regions: a box without clicks selects a region of the label maps, see `PromptedImage.prompt`.
         """
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
@@ -64,6 +66,7 @@ class SkySenseO(nn.Module):
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
+        self.box_regions = box_regions
         # The image half in another runtime, see inference/backend.py; None: torch.
         self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = None
 
@@ -82,6 +85,7 @@ class SkySenseO(nn.Module):
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
             "reference_compat": cfg.MODEL.REFERENCE_COMPAT,
             "gsd": cfg.MODEL.GSD,
+            "box_regions": cfg.MODEL.SEM_SEG_HEAD.BOX_REGIONS,
         }
 
     @property

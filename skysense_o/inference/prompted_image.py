@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skysense_o import geometry
+from skysense_o import box_regions, geometry
 from skysense_o.clicks import box_from_mask, parts_at
 from skysense_o.sample import Prediction, Reduce
 from skysense_o.vocabulary import Vocabulary
@@ -99,7 +100,9 @@ class PromptedImage:
         """Predict the mask of one object from points, a box or both.
 
         With foreground points, only the connected parts of the mask that contain one are returned: a click means an
-        object, not everything that looks like it.
+        object, not everything that looks like it. With a box alone, a model with MODEL.SEM_SEG_HEAD.BOX_REGIONS returns
+        the region of its label maps that fits the box best, see `BoxRegions`; the predicted IoU is then only an
+        estimate: it is that of the decoder's mask.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -115,8 +118,17 @@ class PromptedImage:
         """
         points, labels, box = self._check(points, labels, box)
         logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
+        own = self.has_region_vectors and self.model.box_regions  # SAM 3 was trained with boxes
+        region = self._box_regions.mask(box.tolist()) if own and not len(points) else None
+        if region is not None:
+            return region, float(iou_pred[0].clamp(0, 1))
         mask = (self.to_image(logits)[0] > 0).cpu().numpy()
         return parts_at(mask, points[labels == 1].int().tolist()), float(iou_pred[0].clamp(0, 1))
+
+    @cached_property
+    def _box_regions(self) -> box_regions.BoxRegions:
+        maps = (self.predict_text(Vocabulary.of(classes), "labels")["labels"] for classes in box_regions.CLASSES)
+        return box_regions.BoxRegions([labels.cpu().numpy() for labels in maps])
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
