@@ -22,6 +22,8 @@ CLASSES = (
     ),
 )  # fmt: skip
 """Two lists of classes, coarse and fine; each gives a label map, and each of its regions is a candidate."""
+LONGEST = 1024
+"""Longest side of a label map: a box should be answered while the user drags it."""
 SMALLEST = 0.02
 """Smallest candidate, as a share of the box."""
 AREA, OUTSIDE = 0.75, 0.75
@@ -31,11 +33,13 @@ AREA, OUTSIDE = 0.75, 0.75
 class BoxRegions:
     """The regions of one or more label maps of an image."""
 
-    def __init__(self, label_maps: Sequence[np.ndarray]) -> None:
+    def __init__(self, label_maps: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> None:
         """
         Args:
-            label_maps: class indices (H,W) of small non-negative integers.
+            label_maps: class indices (h,w) of one size, small non-negative integers.
+            size: (H,W) of the image; None if the maps have its size.
         """
+        self.size = size or label_maps[0].shape
         self.maps = [(labels, *_connected(labels)) for labels in label_maps]
 
     def mask(self, box: Sequence[float]) -> np.ndarray | None:
@@ -49,9 +53,11 @@ class BoxRegions:
             box: (x0, y0, x1, y1) inside the image, not empty.
 
         Returns:
-            bool (H,W), inside the box; None if no class covers `SMALLEST` of it.
+            bool (H,W), inside the box (up to a pixel of the map); None if no class covers `SMALLEST` of it.
         """
-        x0, y0, x1, y1 = int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
+        scales = [map_side / side for map_side, side in zip(self.maps[0][0].shape[::-1], self.size[::-1])] * 2
+        corners = [side * scale for side, scale in zip(box, scales)]
+        (x0, y0), (x1, y1) = map(int, corners[:2]), (int(np.ceil(v - 1e-6)) for v in corners[2:])
         best, chosen = -np.inf, None
         for labels, ids, areas in self.maps:
             crop, parts = labels[y0:y1, x0:x1], ids[y0:y1, x0:x1]
@@ -69,9 +75,9 @@ class BoxRegions:
                         best, chosen = score, candidate
         if chosen is None:
             return None
-        mask = np.zeros(self.maps[0][0].shape, bool)
+        mask = np.zeros(self.maps[0][0].shape, np.uint8)
         mask[y0:y1, x0:x1] = chosen
-        return mask
+        return cv2.resize(mask, self.size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
 def _connected(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

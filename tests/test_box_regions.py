@@ -44,6 +44,12 @@ def test_a_box_may_have_fractions_of_pixels(labels):
     assert BoxRegions([labels]).mask((15.2, 16.4, 24.5, 23.5)).sum() == 10 * 8 - 12
 
 
+def test_maps_may_be_smaller_than_the_image(labels):
+    mask = BoxRegions([labels], (120, 80)).mask((30, 48, 50, 72))
+    assert mask.shape == (120, 80)
+    assert (mask == np.kron((labels == ROOF) & (np.arange(40) > 10), np.ones((3, 2), bool))).all()
+
+
 def test_regions_far_smaller_than_the_box_are_no_candidates():
     labels = np.arange(64 * 64).reshape(64, 64) % 100
     assert BoxRegions([labels.astype(np.uint8)]).mask((0, 0, 64, 64)) is None

@@ -127,8 +127,10 @@ class PromptedImage:
 
     @cached_property
     def _box_regions(self) -> box_regions.BoxRegions:
-        maps = (self.predict_text(Vocabulary.of(classes), "labels")["labels"] for classes in box_regions.CLASSES)
-        return box_regions.BoxRegions([labels.cpu().numpy() for labels in maps])
+        scale = min(1.0, box_regions.LONGEST / max(self.size))
+        size = tuple(max(1, round(side * scale)) for side in self.size)
+        maps = (self.predict_text(Vocabulary.of(classes), "labels", size)["labels"] for classes in box_regions.CLASSES)
+        return box_regions.BoxRegions([labels.cpu().numpy() for labels in maps], self.size)
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
