@@ -57,7 +57,7 @@ def load_plain(path: Path) -> Any:
     """Read a weights file without executing code: tensors in dicts, lists and plain values.
 
     Raises:
-        WeightsError: the file is damaged, or holds more than that.
+        WeightsError: the file is damaged, or holds values of other types.
     """
     try:
         if path.suffix == ".safetensors":
@@ -83,7 +83,7 @@ def _unreadable(path: Path, error: Exception, more_than_tensors: bool = False) -
 
 
 def _wrapped(table) -> str | None:
-    """The key under which a checkpoint keeps its table of tensors; None if the table is this one."""
+    """The key under which a checkpoint keeps its table of tensors; None if the checkpoint itself is the table."""
     if not isinstance(table, dict):
         return None
     return next((key for key in WRAPPERS if isinstance(table.get(key), dict)), None)
@@ -148,7 +148,7 @@ def read_config(path: Path) -> str | None:
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("config")
-    except Exception as error:  # see load_plain
+    except Exception as error:  # damaged files raise many types of errors
         raise _unreadable(path, error) from error
 
 

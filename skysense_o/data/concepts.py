@@ -70,7 +70,7 @@ class Concepts:
         """What every pixel of an image of this scene class means for each concept, int8 (K,).
 
         Args:
-            mentioned: concept -> least share in percent, for what else is known to be in the image (its captions).
+            mentioned: concept -> least share in percent, of what else is in the image according to its captions.
         """
         shown = {**(mentioned or {}), **scene.shows}
         related = self.above | self.above.T
@@ -79,7 +79,7 @@ class Concepts:
         if scene.whole is not None:
             possible |= self.fits[:, scene.whole] & ~self.place
         if scene.whole is None and scene.place is None:
-            possible |= self.place  # it may lie in any place; a homogeneous scene and a place exclude other places
+            possible |= self.place  # any place, unless the scene has one or is homogeneous
         says = np.where(possible, UNKNOWN, NO).astype(np.int8)
         for concept, share in shown.items():
             above = self.above[concept]
@@ -124,7 +124,7 @@ def load_concepts() -> Concepts:
         for other in entry.get("with", ()):
             beside[index_of[name], at(other, name)] = True
     beside |= beside.T
-    # What is beside a concept is beside all that is below it, on both sides.
+    # If two concepts may lie side by side ("with"), so may all concepts below the one and all below the other.
     fits = (above.astype(int) @ beside @ above.T) > 0
     fits |= above | above.T
     place = np.array([entry.get("kind") == "place" for entry in entries.values()])

@@ -105,7 +105,7 @@ class RelationGraph:
         return np.flatnonzero(fits)
 
     def positives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Indices of the names, without `names`, to which any of `names` has a score from `low` to `high`."""
+        """Indices of the other names to which any of `names` has a score from `low` to `high`."""
         own = self.indices(names)
         rows = self.scores[own]
         fits = ((rows >= max(low, LOWEST)) & (rows <= high)).any(axis=0)

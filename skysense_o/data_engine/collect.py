@@ -38,8 +38,8 @@ LEAST_VALID = 0.5
 
 @dataclass
 class Cut:
-    """A part of an image. row, column: of its first pixel, in the image. pixels: uint8 (H,W,3), None where too
-    little of it is valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres per pixel or NaN).
+    """A part of an image. row, column: position of its first pixel in the image. pixels: uint8 (H,W,3), None where
+    too few pixels are valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres per pixel or NaN).
     """
 
     row: int
@@ -50,7 +50,7 @@ class Cut:
 
 @dataclass
 class Collected:
-    """What one call did. sources: images read now. errors: {"source", "error"}. empty: parts without data."""
+    """What one call did. sources: number of images it read. errors: {"source", "error"}. empty: parts without data."""
 
     sources: int = 0
     tiles: int = 0

@@ -36,10 +36,10 @@ class Counts:
         """Add one image.
 
         Args:
-            row: its catalogue row.
+            row: the catalogue row of the image.
             labels: uint8 (H,W), indices into `names` or IGNORE.
-            names: its classes.
-            annotation: its regions.
+            names: classes of the image.
+            annotation: regions of the image.
             split: "train" or "val".
         """
         pixels = np.bincount(labels.ravel(), minlength=256)

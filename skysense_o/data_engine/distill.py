@@ -155,7 +155,7 @@ def teach(
     trained = [p for p in model.parameters() if p.requires_grad]
     progress = tqdm(range(start, steps), unit="step", desc="distil")
     for step in progress:
-        torch.manual_seed(seed * 1_000_003 + step)  # the noise on the words
+        torch.manual_seed(seed * 1_000_003 + step)  # seeds the noise that is added to the words
         images, targets = zip(*(masks.sample(seed, step * batch + i) for i in range(batch)))
         loss = divergence(model, images, targets, masks.vocabulary)
         optimizer.zero_grad()

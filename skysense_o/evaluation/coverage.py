@@ -13,12 +13,12 @@ Masks = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class BoxCounts:
-    """Counts of one word over many images."""
+    """How well the mask of one word fits the boxes of its class, summed over images."""
 
-    boxes: int = 0
-    hit: int = 0
-    pixels: int = 0
-    inside: int = 0
+    boxes: int = 0  # all boxes
+    hit: int = 0  # boxes that count as found, see `hit_share`
+    pixels: int = 0  # pixels of the mask in images that have boxes
+    inside: int = 0  # pixels of the mask inside a box, in the same images
 
     @property
     def hit_share(self) -> float:

@@ -257,7 +257,7 @@ class GDALImage:
         return np.concatenate(parts, axis=1)
 
     def _any_valid_values(self) -> np.ndarray:
-        """Valid values from the first strip that has any, for rasters whose sample has none."""
+        """Valid values from the first strip that has valid values, for rasters whose sample has none."""
         for strip in self.strips():
             shape, window = (len(strip), self.size[1]), Window(0, strip.start, self.size[1], len(strip))
             raw = self.read(window, shape)

@@ -28,7 +28,7 @@ def palette_of(
 
     Args:
         classes: class per id.
-        given: RGB per class, without "none"; they are changed where they are too similar, see `colors_for`.
+        given: RGB per class, without "none"; colors that are too similar are changed, see `colors_for`.
         has_none: whether id 0 stands for pixels of no class; None: if it is called "none".
         shares: 0..1 per id. Of more than 12 classes, those with the largest shares get clearly different colors.
 

@@ -98,8 +98,8 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float]:
         """Predict the mask of one object from points, a box or both.
 
-        With foreground points, only the connected parts of the mask that contain one are returned: a click means an
-        object, not everything that looks like it.
+        With foreground points, only those connected parts of the mask are returned that contain a foreground point: a
+        click means one object, not everything that looks like this object.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -198,7 +198,7 @@ class PromptedImage:
             regions: (K,D), see `embed`.
 
         Returns:
-            (K,C), -1..1; for a class with synonyms, that of the best one.
+            (K,C), -1..1; for a class with synonyms, the cosine of the best synonym.
 
         Raises:
             ValueError: the model has no region vectors in the space of the words.

@@ -20,7 +20,7 @@ def folder_until_stopped(prefix: str) -> Iterator[tuple[Path, threading.Event]]:
     Call it in the main thread.
 
     Args:
-        prefix: of the folder's name.
+        prefix: beginning of the folder's name.
 
     Yields:
         The folder, and an event that a signal sets.

@@ -25,8 +25,8 @@ MOST_LATE = 8
 
 
 def give_memory_back() -> None:
-    """Return freed memory to the system. glibc keeps it per thread, and each request has its own thread."""
-    with suppress(OSError, AttributeError):  # another C library
+    """Return freed memory to the system. glibc keeps freed memory per thread, and each request has its own thread."""
+    with suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 

@@ -21,7 +21,7 @@ from skysense_o.words import OTHER_SIGNS, split_words
 SCORE_STEP = 4
 """Scores are sent in 64 steps, which makes the file three times smaller."""
 MOST_CORNERS = 4000
-"""Most corners of an outline that is sent; a finer outline is simplified."""
+"""Largest number of corners of an outline that is sent; an outline with more corners is simplified."""
 _COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
 
 
@@ -116,7 +116,7 @@ def numbered_part(session: Session, name: str, number: int) -> dict:
     """One of the connected parts of a class.
 
     Args:
-        name: of the class.
+        name: name of the class.
         number: from 1, the largest part.
 
     Returns:

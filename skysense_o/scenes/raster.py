@@ -60,7 +60,7 @@ class Raster(GDALImage):
             ValueError: gsd or aoi for a raster whose location on the ground is unknown; an area of interest that is
                 empty or does not touch the raster.
         """
-        self.shapes: list | None = None  # set after measuring the stretch, which does not depend on them
+        self.shapes: list | None = None  # set after the stretch, which must not depend on the area of interest
         super().__init__(path, bands, remote=remote)
         try:
             if self.stretch is None and self.all_valid:

@@ -58,11 +58,11 @@ def segment_archive(
 
     Args:
         scenes: path, and stem of the result files, per scene.
-        outputs: which files to write, and where; its stem is not used.
+        outputs: which files to write, and where; `outputs.stem` is not used.
         options: how scenes are read and cut into windows.
         weights, device: see `Predictor.from_pretrained`.
         workers: number of scenes in parallel.
-        cpus, gpus: per worker.
+        cpus, gpus: number per worker.
         address: address of a running cluster; None to start one on this machine.
 
     Returns:

@@ -173,7 +173,7 @@ def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel,
         dtype: data type of the weights.
 
     Raises:
-        FileNotFoundError: not a folder with such a model, not in the local cache, and not downloadable.
+        FileNotFoundError: the model is neither a folder nor in the local cache, and cannot be downloaded.
     """
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)

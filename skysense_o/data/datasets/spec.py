@@ -27,10 +27,10 @@ class DatasetSpec:
     splits: dict[str, str] = field(default_factory=dict)  # split -> pattern of image stems, or what the format needs
     images: str = "img_dir/{split}"
     labels: str = "ann_dir/{split}"
-    image_suffix: str = ".png"  # alternatives separated by bars: ".jpg|.tif"
+    image_suffix: str = ".png"  # suffixes to try, separated by bars: ".jpg|.tif"
     label_suffix: str = ".png"
-    index: str = ""  # file that lists images, captions or questions; alternatives separated by bars
-    class_file: str = ""  # datasets/classes/<class_file>.json; default: the name; "-": records have names
+    index: str = ""  # file that lists images, captions or questions; files to try are separated by bars
+    class_file: str = ""  # datasets/classes/<class_file>.json; default: the name; "-": each record lists its classes
     ignore: tuple[int, ...] = (255,)  # label values that belong to no class
     offset: int = 0  # label value of class 0
     aliases: dict[str, str] = field(default_factory=dict)  # another name -> split

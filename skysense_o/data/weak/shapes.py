@@ -11,7 +11,7 @@ from skysense_o.sample import IGNORE
 
 UNKNOWN_SHAPE = -1
 """The class id of shapes inside of which nothing is known."""
-FINER = 4  # polygons are filled in a larger image, as OpenCV fills each pixel that an edge touches
+FINER = 4  # polygons are filled in a larger image, because OpenCV fills every pixel that an edge touches
 
 
 def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) -> np.ndarray:
