@@ -9,7 +9,7 @@ python tools/build_graph.py --by scores --scores pairs.csv --output output/graph
 --by text compares the classes' text embeddings by cosine. --by images compares class prototypes by cosine: the mean of
 the image tower's dense features over the pixels of each class (over whole images for scene classification). --by scores
 reads a CSV of from,to,score. Cosines become scores by their rank among all pairs: the least similar tenth gets 1, the
-most similar tenth 10. The file records the source of each score. INPUT.GRAPH FILE uses it in training.
+most similar tenth 10. The file records the source of each score. INPUT.GRAPH FILE uses the graph in training.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The request that a thread works on: its deadline, its stop button and its progress.
 
-Without torch, because the process that opens an upload imports it and should start quickly.
+This module does not import torch, because the process that opens an upload imports it and should start quickly.
 """
 
 from __future__ import annotations
