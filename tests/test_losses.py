@@ -155,7 +155,7 @@ def test_vision_centric_equals_its_naive_twin(regions, pairs):
         total, names = 0.0, [t for t in range(T) if valid[b, t]]
         for i in names:
             for j in names:
-                if present[b, i] and i != j:  # S_v is 1 on the diagonal, so it adds nothing
+                if present[b, i] and i != j:  # on the diagonal S_v is 1, so these terms are 0
                     region = torch.nn.functional.normalize(pooled[b, i], dim=0)
                     bce = -torch.log(1 - torch.sigmoid(region @ text[b, j] / 0.1))
                     total += ((1 - visual_similarity[b, i, j]) * max(alike[b, i, j], 0) * bce) ** 2

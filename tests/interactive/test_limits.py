@@ -96,7 +96,7 @@ def test_no_upload_causes_a_request(listener, tmp_path, suffix):
 
 
 def test_the_same_files_do_cause_requests_where_remote_data_is_allowed(listener, tmp_path):
-    """Where remote data is allowed, the same files do cause requests, so the test of uploads can fail."""
+    """Where remote data is allowed, the same files do cause requests: the test that uploads cause none can fail."""
     pytest.importorskip("rasterio", reason="needs the extra geo")
     from skysense_o.image_io.gdal_access import gdal_settings, open_dataset
 
