@@ -26,7 +26,7 @@ from skysense_o.data.labels import BadData
 from skysense_o.data.prepare import Groups, Recipe
 from skysense_o.data.prepare_command import main
 
-SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: size of a pixel; a pixel and its coordinates
+SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: the size of a pixel; one pixel and its coordinates on the ground
 ROAD_METRES, METRES_A_DEGREE = 4.0, 111_320.0
 
 

@@ -21,7 +21,7 @@ from skysense_o.weight_files import read_config, read_weights
 from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, weights_hash
 from skysense_o.whole_files import whole
 
-__all__ = [  # includes names of weight_files.py and weight_paths.py, so that users need one import
+__all__ = [  # also has names of weight_files.py and weight_paths.py, so that one import is enough
     "SHIPPED",
     "SUFFIXES",
     "Report",

@@ -58,7 +58,7 @@ def _first_on_full_disk(error: BaseException) -> BaseException:
     """The error that names the file that did not fit. On a full disk, closing other files fails later as well."""
     found, later, seen = error, None, error
     while is_full_disk(error) and seen is not None:
-        # This project's own errors have no strerror. Of two, the one raised `from` the other says more.
+        # Errors raised by this project have no strerror. If one was raised `from` the other, the later one says more.
         if is_full_disk(seen) and seen.strerror is None and (later is None or later.__cause__ is not seen):
             found = seen
         later, seen = (seen if is_full_disk(seen) and seen.strerror is None else None), seen.__context__

@@ -16,7 +16,7 @@ from torch import Tensor
 from skysense_o.losses import mask_dice, mean_of_means
 from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 
-ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials, and whose gradient is finite
+ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials but has a finite gradient
 
 
 def says_table(says: Sequence[Tensor], names: int) -> Tensor:

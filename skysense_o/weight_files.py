@@ -72,7 +72,7 @@ def load_plain(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception, more_than_tensors: bool = False) -> WeightsError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if "nsupported" in line] or lines  # torch prints the reason below its advice
+    lines = [line for line in lines if "nsupported" in line] or lines  # torch prints the reason after some advice
     reason = lines[0].removesuffix(":")[:200] if lines else type(error).__name__
     if not isinstance(error, (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)) and lines:
         reason = f"{type(error).__name__}: {reason}"
@@ -153,7 +153,7 @@ def read_config(path: Path) -> str | None:
 
 
 def _skysense_clip(blob: dict) -> dict[str, Tensor]:
-    """The tensors of `skysense_clip.ckpt`: the towers under "clip", with `visual.X` replaced by `backbone_gep.X`."""
+    """The tensors of `skysense_clip.ckpt`: the towers under "clip", where `backbone_gep.X` replaces `visual.X`."""
     state = dict(blob["clip"])
     model = blob.get("model")
     for name, tensor in model.items() if isinstance(model, dict) else ():

@@ -188,7 +188,7 @@ def test_published_regional_losses_equal_their_naive_twins(regions, pairs, graph
 
 def test_chunks_of_names_change_no_loss_and_no_gradient():
     g = torch.Generator().manual_seed(5)
-    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)  # each loss resizes them to the labels
+    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)  # each loss resizes logits
     sem_seg, valid = torch.randint(0, 7, (B, H, W), generator=g), torch.ones(B, 7, dtype=torch.bool)
     for loss in (losses.pixel_bce, losses.focal, losses.dice):
         whole, chunked = loss(logits, sem_seg, valid), loss(logits, sem_seg, valid, chunk=3)

@@ -82,7 +82,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
             dense = model.tower.encode_image(x).dense[0].float()
         height, width = dense.shape[1:]
         cells = np.full((height, width), IGNORE)
-        # A cell gets the class at its centre. The image is padded on the right and at the bottom.
+        # A grid cell gets the class at its centre. The image is padded on the right and at the bottom.
         y = ((np.arange(height) + 0.5) * transforms[0].padded[0] / height).astype(int)
         z = ((np.arange(width) + 0.5) * transforms[0].padded[1] / width).astype(int)
         inside = np.ix_(y < image.shape[0], z < image.shape[1])

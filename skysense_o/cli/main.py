@@ -96,7 +96,7 @@ def run_command(words: Sequence[str] | None = None) -> int:
     if script:
         sys.argv = [f"skysense-o {' '.join(words[:named])}", *words[named:]]
         path = shipped_file(script)
-        # Not runpy.run_path, which puts the script's name into sys.argv, and so into its help.
+        # runpy.run_path would put the script's name into sys.argv, and so into the help text.
         exec(compile(path.read_text(), path, "exec"), {"__name__": "__main__", "__file__": str(path)})
         return 0  # most scripts end the process themselves
     args = _parser(*words[:1]).parse_args(words)
@@ -146,7 +146,7 @@ def _named(function: str):
 def _script_of(words: Sequence[str]) -> tuple[str, int]:
     """The script that runs a command line, and how many words name the script; ("", 0) if a module here runs it.
 
-    These scripts come with the code. They have options of their own and are run as they are.
+    The scripts come with the code. They have their own options and are run unchanged.
     """
     if words[:1] == ["app"]:
         return "demo/app.py", 1

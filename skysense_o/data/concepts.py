@@ -23,7 +23,7 @@ class SceneContents:
     """The concepts in images of one scene class. All concepts that cannot occur with them are absent."""
 
     whole: int | None  # concept of every pixel
-    place: int | None  # kind of place that every pixel belongs to, such as a harbour
+    place: int | None  # kind of place to which every pixel belongs, such as a harbour
     shows: dict[int, int]  # concept -> least share in percent
     may: tuple[int, ...]
 
@@ -37,7 +37,7 @@ class Concepts:
     kinds: tuple[tuple[str, ...], ...]  # words for a part of a concept: "wheat field" for crop field
     says: np.ndarray  # int8 (K,K)
     above: np.ndarray  # bool (K,K): row is, or is below, column
-    fits: np.ndarray  # bool (K,K), symmetric: the two may be seen in one pixel
+    fits: np.ndarray  # bool (K,K), symmetric: both concepts may be seen in one pixel
     place: np.ndarray  # bool (K,)
     classes: dict[str, int]  # "<table>/<class>" -> concept
     nots: dict[str, int]  # "<table>/<class>" -> the concept that such a pixel is not
@@ -79,7 +79,7 @@ class Concepts:
         if scene.whole is not None:
             possible |= self.fits[:, scene.whole] & ~self.place
         if scene.whole is None and scene.place is None:
-            possible |= self.place  # any place, unless the scene has one or is homogeneous
+            possible |= self.place  # a scene that names no place may lie in any place
         says = np.where(possible, UNKNOWN, NO).astype(np.int8)
         for concept, share in shown.items():
             above = self.above[concept]

@@ -85,7 +85,7 @@ class Batches:
         self.skipped: dict[str, None] = {}  # messages, in the order of their arrival
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        with held_signals():  # a worker handles signals itself, once it has left this process group
+        with held_signals():  # a worker unblocks signals itself, after it has left this process group
             batches = iter(self.loader)
         for batch in batches:
             for sample in batch:

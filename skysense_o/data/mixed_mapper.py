@@ -63,7 +63,7 @@ class MixedMapper:
         self.box_masks, self.captions = box_masks, captions
         self.scenes, self.prompts = scenes or [], prompts
         self._pure = [r for r in self.scenes if _scene(r).whole is not None]
-        self._outlines: dict[tuple[str, str], np.ndarray] = {}  # data set and file -> labels, as drawing them is slow
+        self._outlines: dict[tuple[str, str], np.ndarray] = {}  # data set and file -> labels, drawn once
 
     @classmethod
     def from_config(cls, cfg) -> dict:

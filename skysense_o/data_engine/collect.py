@@ -80,7 +80,7 @@ def collect(
     cut = {(line["source"], line["row"], line["column"]) for line in journal.lines if "row" in line}
     for path in tqdm(images, unit="image", desc="collect"):
         try:
-            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # hides this machine's path
+            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # hides the path
             if key in finished:
                 continue
             for part in cuts(path, side, gsd, lambda row, column, key=key: (key, row, column) in cut):

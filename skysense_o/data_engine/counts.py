@@ -30,7 +30,7 @@ class Counts:
     sizes: list[int] = field(default_factory=list)  # pixels per region-text pair
     labelled: int = 0  # labelled pixels
     total_pixels: int = 0
-    gsd: list[float] = field(default_factory=list)  # metres per pixel, of images where it is known
+    gsd: list[float] = field(default_factory=list)  # metres per pixel of the images for which it is known
 
     def add(self, row: dict, labels: np.ndarray, names: list[str], annotation: TileAnnotation, split: str) -> None:
         """Add one image.

@@ -134,7 +134,7 @@ def images(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> It
         try:
             image = load_image(path).filled()
         except BadData:
-            if window is not None:  # a test image: leaving it out could hide a leak
+            if window is not None:  # an unreadable test image is an error, because leaving it out could hide a leak
                 raise
             continue
         yield (

@@ -71,7 +71,7 @@ def label_softly(work: WorkFolder, teacher: Predictor, vocabulary: Vocabulary) -
         masks = seen.predict_text(vocabulary, "probabilities")["sem_seg"].float()
         cells = tuple(max(1, -(-side // STRIDE)) for side in masks.shape[-2:])
         grid = F.adaptive_avg_pool2d(masks[None], cells)[0]
-        write_map(path, (grid * 255).round().byte().flatten(0, 1).cpu().numpy())  # one class below the other
+        write_map(path, (grid * 255).round().byte().flatten(0, 1).cpu().numpy())  # class below class
     return errors
 
 
@@ -99,7 +99,7 @@ class SoftMasks:
     def sample(self, seed: int, number: int) -> tuple[Tensor, Tensor]:
         """A crop with random rotation, flip and colours: uint8 (3,H,W), and probabilities (C,H/4,W/4).
 
-        Tiles are shuffled anew for each pass over them.
+        Tiles are shuffled again for each pass over all tiles.
         """
         epoch, place = divmod(number, len(self.rows))
         row = self.rows[np.random.default_rng((seed, epoch)).permutation(len(self.rows))[place]]

@@ -73,7 +73,7 @@ def decoding(name: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageError(f"{name} needs more memory than there is: cut it into tiles") from error
-    except Exception as error:  # decoders raise many types for damaged files
+    except Exception as error:  # decoders raise many types of errors
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 

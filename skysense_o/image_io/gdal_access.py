@@ -99,7 +99,7 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
         raise ImageError(f"{name} has a name that is not UTF-8, which GDAL cannot open: rename it") from error
     except ImageError:
         raise
-    except Exception as error:  # GDAL raises many types
+    except Exception as error:  # GDAL raises many types of errors
         reason = str(error) if remote else f"{error}; or it is a {container} of a kind that GDAL does not read"
         raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 

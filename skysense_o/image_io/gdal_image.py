@@ -131,7 +131,7 @@ class GDALImage:
             ImageError: the file is cut short or damaged there.
         """
         try:
-            # rasterio does not read bands of different types together, as a VRT may have them
+            # A VRT may have bands of different types, which rasterio does not read together.
             same = len({self.file.dtypes[b - 1] for b in self.bands}) == 1
             parts = [
                 self.file.read(
@@ -144,7 +144,7 @@ class GDALImage:
                 for bands in ([self.bands] if same else [[band] for band in self.bands])
             ]
             return parts[0] if same else np.concatenate(parts)
-        except Exception as error:  # GDAL raises many types
+        except Exception as error:  # GDAL raises many types of errors
             row = int(window.row_off)
             raise ImageError(
                 f"{self.name} is cut short or damaged: rows {row} to {row + int(window.height)} cannot be read"

@@ -61,9 +61,9 @@ class Header:
     def pillow_is_enough(self) -> bool:
         """Whether Pillow can read the file completely: 8 bits, no declared nodata, no additional bands."""
         bands, extra = self.tags.get(277, 1), _tuple(self.tags, 338, 0)
-        # Tag 42112 holds GDAL's band descriptions, which may declare a fourth band as alpha; without them it is not.
+        # Tag 42112 holds GDAL's band descriptions, which may declare a fourth band as alpha; otherwise it is not.
         special = _NODATA in self.tags or (bands > 3 and (42112 in self.tags or bands > 4)) or len(extra) > 1
-        # Pillow rejects some valid JPEG 2000 files, WebP in TIFF (its libtiff has none), and YCbCr without JPEG.
+        # Pillow rejects some valid JPEG 2000 files, WebP in TIFF (Pillow's libtiff lacks WebP), and YCbCr without JPEG.
         compression = self.tags.get(259, 1)
         special = special or compression == 50001 or (self.tags.get(262) == 6 and compression not in (6, 7))
         return self.mode is not None and not self.deep and not special and self.container != "JPEG2000"

@@ -91,7 +91,7 @@ def generate_masks(
     boxes = masks_to_boxes(logits > 0)
     selected = nms(boxes, ious, overlap)[:most]
     masks = np.concatenate([(image.to_image(logits[k : k + 1]) > 0).cpu().numpy() for k in selected.tolist()])
-    not_empty = masks.any((1, 2))  # a mask that lies only in the padding is empty after cropping
+    not_empty = masks.any((1, 2))  # masks that lay only in the padding are empty now
     masks, selected = masks[not_empty], selected[torch.from_numpy(not_empty).to(selected.device)]
     if not len(masks):
         return []

@@ -106,7 +106,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Run:
         if not hasattr(own, "request"):  # each thread needs its own request
             own.request = model.create_infer_request()
         found = own.request.infer({"image": x})
-        return [np.array(found[i]) for i in range(len(model.outputs))]  # copied, because the next call overwrites them
+        return [np.array(found[i]) for i in range(len(model.outputs))]  # copied: the next call overwrites found
 
     return run
 
@@ -136,7 +136,7 @@ def use_backend(predictor: Predictor, backend: str) -> str:
     if backend == "auto":
         try:
             return use_backend(predictor, "torch" if _missing("onnx") or _why_not(predictor, "onnx") else "onnx")
-        except (OSError, RuntimeError) as error:  # no room for the export, or a package that does not fit
+        except (OSError, RuntimeError) as error:  # no disk space for the export, or an unsuitable package version
             logger.warning("backend torch in place of onnx: %s", next(iter(str(error).splitlines()), error))
             backend = "torch"
     if backend == "torch":

@@ -201,7 +201,7 @@ class PromptedImage:
             (K,C), -1..1; for a class with synonyms, the cosine of the best synonym.
 
         Raises:
-            ValueError: the model has no region vectors in the space of the words.
+            ValueError: the model has no region vectors in the text space.
         """
         if not self.has_region_vectors:
             raise ValueError("SAM 3 has no vectors to compare a region with words: name by masks, or use other weights")
@@ -223,8 +223,8 @@ class PromptedImage:
             top: number of classes to return.
 
         Returns:
-            Per region (class, cosine) pairs, the best first; see `cosines`. SAM 3 has no region vectors in the
-            space of the words; for it, the class's mean probability inside the region, 0..1.
+            Per region (class, cosine) pairs, the best first; see `cosines`. For SAM 3, which has no region
+            vectors in the text space, the class's mean probability inside the region, 0..1.
         """
         if not self.has_region_vectors:
             grid = self.class_probabilities(vocabulary)

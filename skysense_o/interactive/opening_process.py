@@ -122,7 +122,7 @@ def kept(image: OpenedImage, folder: Path) -> OpenedImage:
         return image
     try:
         copy = _written_anew(source, folder / "scene.tif")
-    except Exception as error:  # GDAL raises many types; the RGB bands were read
+    except Exception as error:  # GDAL raises many types of errors
         note = f"shown without its place on the ground: it cannot be copied ({next(iter(str(error).splitlines()), '')})"
         return replace(image, scene=None, full=None, notes=(*image.notes, note))
     if image.full is None:

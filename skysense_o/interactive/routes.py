@@ -63,7 +63,7 @@ def create_app(page: Page) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_):
-        # Requests outside the queue (tiles, masks as PNG) use these threads: no more at once than jobs.
+        # Requests outside the queue (tiles, masks as PNG) use these threads, so no more of them run at once than jobs.
         to_thread.current_default_thread_limiter().total_tokens = max(2, page.limits.jobs)
         cleaner = asyncio.create_task(_clean(page))
         yield

@@ -100,7 +100,7 @@ def connected_part(session: Session, x: int, y: int) -> dict | None:
     Raises:
         ValueError: the session has no segmentation yet, or the pixel is outside the image.
     """
-    found = session.found  # read once: a request that runs may replace it meanwhile
+    found = session.found  # read once, because another request may replace `session.found`
     height, width = session.image.rgb.shape[:2]
     if found is None:
         raise ValueError("nothing to measure yet: segment some words first")

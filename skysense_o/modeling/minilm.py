@@ -50,7 +50,7 @@ def load_minilm() -> tuple[BertModel, Tokenizer]:
     state = {k.removeprefix("bert."): v for k, v in load_file(path).items()}
     state = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
     model.load_state_dict(state)
-    # The file's tokenizer pads to 128 tokens; here it does not, and the attention mask is made from the true lengths.
+    # The file's settings pad to 128 tokens. Here nothing is padded, and the attention mask is made from true lengths.
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)

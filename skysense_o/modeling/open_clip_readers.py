@@ -1,4 +1,4 @@
-"""Dense features of open_clip's image encoders, in the space of the text.
+"""Dense features of open_clip's image encoders, in the text space.
 
 Shape letters: B images, L tokens, C channels, D embedding, h w grid.
 """

@@ -48,7 +48,7 @@ class Features:
     pyramid: tuple[Tensor, ...]  # (B,C1,2h,2w), then (B,C2,4h,4w)
     pooled: Tensor  # (B,D), in the text space
     stages: tuple[Tensor, ...] = ()  # maps of the backbone, finest first, if the tower gives them
-    image: Tensor | None = None  # (B,3,h0,w0) as the tower was given it, for decoders that are guided by its edges
+    image: Tensor | None = None  # (B,3,h0,w0), the tower's input, for decoders that follow the edges of the image
 
 
 class Tower(nn.Module):
@@ -58,9 +58,9 @@ class Tower(nn.Module):
     stride: int  # stride of the dense map, in input pixels
     pyramid_channels: tuple[int, ...]
     input_size: int | None = None  # images are resized to a square of this side; None: only padded to `divisor`
-    divisor: int  # the sides of the input are multiples of it
+    divisor: int  # the sides of the input are multiples of this number
     scene_side: int = 0  # side of the square to which whole images are resized for classification; 0: any size
-    installed: tuple[str, ...] = ()  # name prefixes of frozen weights from an installed package; checkpoints lack them
+    installed: tuple[str, ...] = ()  # name prefixes of frozen weights from an installed package, not in checkpoints
 
     def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         """

@@ -74,7 +74,7 @@ class PixelAreas:
             if (abs(few / self.constant - 1) <= DISTORTION).all():  # NaN areas give False
                 return
         areas = _geodesic(crs, transform, size, LATTICE)
-        self.lattice = np.where(np.isfinite(areas), areas, self.constant)  # a scene may reach beyond its projection
+        self.lattice = np.where(np.isfinite(areas), areas, self.constant)  # NaN: beyond the projection
 
     def at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Areas of the pixels at these rows and columns, which count from 0 and may be fractions."""

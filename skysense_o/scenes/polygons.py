@@ -102,7 +102,7 @@ def write_geopackage(
                 "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
                 "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
                 "description": "one color per class", "owner": "", "ui": "",
-                "update_time": LAST_CHANGE,  # QGIS ignores the table without this column
+                "update_time": LAST_CHANGE,  # without this column, QGIS ignores the table of styles
             }  # fmt: skip
             pyogrio.write_dataframe(pandas.DataFrame([style]), target, layer="layer_styles", driver="GPKG", append=True)
     finally:

@@ -157,7 +157,7 @@ class Raster(GDALImage):
             # pyogrio takes "!" and ";" in names for addresses inside archives
             source = BytesIO(Path(path).read_bytes()) if {"!", ";"} & set(str(path)) else path
             table = geopandas.read_file(source)
-        except Exception as error:  # pyogrio and GDAL raise many types
+        except Exception as error:  # pyogrio and GDAL raise many types of errors
             reason = str(error).split(";")[0]
             raise ValueError(f"{path} is not a readable vector file ({reason}): give GeoJSON or GeoPackage") from error
         if "geometry" not in table or table.geometry.is_empty.all() or not table.geometry.notna().any():

@@ -166,7 +166,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """Evaluate all data sets of DATASETS.TEST during training -> `<data set>/<metric>` -> value."""
     register_folders(cfg.DATASETS.FOLDERS)
-    model.text_bank.weights_changed()  # the weights may now be those of the moving average
+    model.text_bank.weights_changed()  # the text tower may now have the weights of the moving average
     numbers: dict[str, float] = {}
     for name in test_sets(cfg)[0]:
         body = evaluate_set(cfg, model, name)

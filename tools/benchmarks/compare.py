@@ -114,7 +114,7 @@ def random_variants(config_file: str) -> tuple[dict[str, Variant], Tower]:
             model = random_model(config_file, half)
             if packed:
                 model.tower.pack()
-            del model.tower.text  # words are vectors here, and several models must fit into memory
+            del model.tower.text  # text embeddings are given, so the text encoder is dropped to save memory
             found[f"torch {'bf16' if half else 'fp32'}{' packed' if packed else ''}"] = _torch(model, half)
     return found, model.tower
 

@@ -167,7 +167,7 @@ class DecisionLog:
     def _read(self, file) -> None:
         file.seek(self._offset)
         data = file.read()
-        if data and not data.endswith(b"\n"):  # its writer died: end the incomplete line
+        if data and not data.endswith(b"\n"):  # a writer died while writing: end its incomplete line
             try:
                 file.write(b"\n")
                 data += b"\n"
