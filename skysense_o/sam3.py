@@ -284,7 +284,7 @@ def _full_size(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _joined(classes: dict[int, list], size: tuple[int, int], device: torch.device) -> Instances:
-    """The instances that the phrases of each class have found -> those of an image."""
+    """The instances that the phrases of each class have found -> all instances of an image."""
     labels, scores = [], [torch.zeros(0, device=device)]
     boxes, masks = [torch.zeros(0, 4, device=device)], [torch.zeros(0, *size, dtype=torch.bool, device=device)]
     for c, answers in sorted(classes.items()):

@@ -102,7 +102,7 @@ class TextBank:
         """Encode each string in a batch of one, for training.
 
         The rounding errors of an embedding depend on the rest of its batch. A resumed run sees the words in another
-        order, so with larger batches its weights would differ from those of an uninterrupted run.
+        order, so with larger batches the weights of that run would differ from those of an uninterrupted run.
         """
         for string in strings:
             if (key, string) not in self._single:

@@ -20,7 +20,7 @@ CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 
 @dataclass(frozen=True)
 class SceneContents:
-    """The concepts in images of one scene class. All concepts that cannot occur with them are absent."""
+    """The concepts in images of one scene class. A concept that cannot occur beside or in these concepts is absent."""
 
     whole: int | None  # concept of every pixel
     place: int | None  # kind of place to which every pixel belongs, such as a harbour
@@ -148,8 +148,10 @@ def load_concepts() -> Concepts:
 
 
 def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """The words of each concept, those of its classes included, and its kinds. A word of several concepts belongs to
-    the one with that name, else to the most specific one: "river" is not a synonym of water here.
+    """For each concept its words, which include the words of its classes, and its kinds.
+
+    A word of several concepts is kept for the concept of that name, else for the most specific concept: "river" is the
+    word of the concept river, and not a synonym of water.
     """
     listed, parts = [], []
     for name, entry in entries.items():

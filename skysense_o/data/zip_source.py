@@ -27,7 +27,7 @@ class Entry:
 
 
 def entries_of(paths: list[str | Path]) -> list[Entry]:
-    """List all files of folders and zips, and of zips in them.
+    """List all files of folders and zips, and of zips inside folders and zips.
 
     Unpacked files come first, so that an unpacked copy of a file is used before one in a zip.
 

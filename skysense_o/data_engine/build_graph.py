@@ -25,7 +25,7 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
 
     The score of two classes combines three measures: the cosine of their prototypes (mean feature over their regions),
     the cosine of their text embeddings, and how often they occur in the same image. Classes that reviewers renamed into
-    each other get the highest score. Region features are cached in graph/features; the rest is computed by each call.
+    each other get the highest score. Region features are cached in graph/features; each call computes everything else.
 
     Args:
         work: the work folder, after step "name".

@@ -1,4 +1,4 @@
-"""Step 2: leave out near-duplicate tiles, and tiles that show the same as an image of a test set.
+"""Step 2: leave out near-duplicates of other tiles, and tiles that duplicate an image of a test set.
 
 Duplicates are found first by perceptual hash, as in tools/check_dataset.py, then by the image tower's embeddings.
 faiss does the nearest neighbour search. Shape letters: N tiles, D embedding.

@@ -3,8 +3,8 @@
 Shape letters: B images, C classes, H W pixels, h w grid.
 
 Two steps share a work folder of the data engine. `label_softly` writes soft/<tile>.png, the teacher's probabilities,
-and resumes an interrupted run. `teach` trains on them; a sample is a function of seed and index, so a resumed run
-ends with the same weights as an uninterrupted one.
+and resumes an interrupted run. `teach` trains on these masks. A sample is a function of seed and index, so a resumed
+run ends with the weights of an uninterrupted run.
 """
 
 from __future__ import annotations

@@ -49,14 +49,15 @@ def _span(low: float, high: float) -> slice:
 
 
 def coverage(shares: np.ndarray, kinds: Sequence[str], words: Sequence[str], own: dict[str, tuple[str, ...]]) -> dict:
-    """Test whether each word covers at least 1 % of the images of its own kinds, and less than 0.5 % of all others.
+    """Test whether each word covers at least 1 % of the images of its own scene classes, and less than 0.5 % of others.
 
     Args:
         shares: (N,C), the share of each image's pixels per word. kinds: N scene classes. own: word -> its scene
             classes.
 
     Returns:
-        word -> (share in its own images, share in the others, whether both hold); means over images.
+        word -> (mean share in images of its own scene classes, mean share in all other images, whether both conditions
+        hold).
     """
     found = {}
     for word, these in own.items():

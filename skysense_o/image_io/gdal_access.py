@@ -52,7 +52,7 @@ def has_geo() -> bool:
 def gdal_settings(remote: bool = False) -> Iterator[None]:
     """Configure GDAL: a small cache (GDAL takes 5 % of the memory), a time limit, no network unless `remote`.
 
-    Images without georeference are allowed, so rasterio's warnings about them are not shown.
+    Images without georeference are allowed, so rasterio's warnings about such images are not shown.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
@@ -146,7 +146,7 @@ def has_side_file(path: Path) -> bool:
 
 
 def _is_envi(path: Path) -> bool:
-    """Whether the header file of raw values is in ENVI's format; otherwise it is in Esri's."""
+    """Whether the header file of raw values is in ENVI's format; other header files are in Esri's format."""
     for header in (path.with_suffix(".hdr"), path.with_name(path.name + ".hdr"), path.with_suffix(".HDR")):
         if header.is_file():
             with open(header, "rb") as file:

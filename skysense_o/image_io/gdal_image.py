@@ -1,7 +1,7 @@
 """Read rasters with GDAL: which bands become RGB, which pixels are valid, and one stretch for the whole raster.
 
-`scenes.raster.Raster` extends it, and `read_image` uses it for files that Pillow cannot read completely, so both give
-the same pixels. Shape letters: H W pixels of the file as stored, h w pixels that are requested.
+`scenes.raster.Raster` extends `GDALImage`, and `read_image` uses it for files that Pillow cannot read completely, so
+both give the same pixels. Shape letters: H W pixels of the file as stored, h w pixels that are requested.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class GDALImage:
         """
         Args:
             path: path of the raster.
-            bands: three band numbers from 1, or one; None for those that the file declares as red, green and blue, or
-                else the first three, or the first.
+            bands: three band numbers from 1, or one; None for the bands that the file declares as red, green and blue,
+                or else the first three, or the first.
             remote: see `open_dataset`.
             name: the image's name, for messages; None: the path.
             max_pixels: see `check_pixels`; no limit by default, because a raster is read in windows.

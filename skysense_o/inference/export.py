@@ -49,7 +49,7 @@ def listed(rows: Sequence[dict], min_share: float) -> list[dict]:
 
     Args:
         rows: with key "share", 0..1.
-        min_share: 0 for all rows in their order; else those with at least this share, the largest first.
+        min_share: 0 for all rows in their order; else only rows with at least this share, the largest first.
 
     >>> listed([{"id": 0, "share": 0.0005}, {"id": 1, "share": 0.3}, {"id": 2, "share": 0.6995}], 0.001)
     [{'id': 2, 'share': 0.6995}, {'id': 1, 'share': 0.3}]

@@ -1,4 +1,4 @@
-"""Write the results of a session in all formats, those of scenes included, and pack them into one ZIP file."""
+"""Write the results of a session in all formats, including the formats of scenes, and pack them into one ZIP file."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Page:
         }
 
     def state(self, visitor: Visitor) -> dict:
-        """All images of a visitor, and the one that is shown."""
+        """All images of a visitor, and the image that is shown."""
         dropped, visitor.closed_for_room = visitor.closed_for_room, 0
         images = [{"id": image.key, "name": image.session.file_name} for image in list(visitor.images.values())]
         return {"images": images, "current": visitor.current, "notice": DROPPED if dropped else None}

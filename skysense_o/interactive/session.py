@@ -275,7 +275,7 @@ class Session(Closable):
 
 
 def _nbytes(value) -> int:
-    """Bytes of an array, a tensor, or all of them in a container or an object."""
+    """Bytes of an array or tensor, or of all arrays and tensors inside a dict, a sequence or an object."""
     if isinstance(value, (np.ndarray, Tensor)):
         return value.nbytes
     if isinstance(value, (list, tuple)):

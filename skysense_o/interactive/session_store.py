@@ -9,7 +9,7 @@ from skysense_o.interactive.session import Session
 
 
 class SessionStore:
-    """Keeps track of open sessions and closes the one that was idle longest when there are too many.
+    """Keeps track of open sessions and closes the session that was idle longest when there are too many.
 
     Args:
         most: number of sessions.

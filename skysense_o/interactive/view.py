@@ -56,7 +56,7 @@ def class_rows(session: Session) -> list[dict]:
 def class_png(session: Session) -> bytes:
     """The class and score per pixel as PNG: class = red + 256 blue, score = green / 255.
 
-    Pixels without data, and those outside the scene, have the class `found.nodata`.
+    Pixels without data, and pixels outside of the scene, have the class `found.nodata`.
     """
     found = session.found
     labels = found.labels if found.valid is None else np.where(found.valid, found.labels, found.nodata)
@@ -124,7 +124,7 @@ def numbered_part(session: Session, name: str, number: int) -> dict:
         (x, y)) and inside (x, y, far from the outline), both on the grid that the browser shows.
 
     Raises:
-        ValueError: the session has no such class, or the class no part of this number.
+        ValueError: the session has no such class, or the class has no part of this number.
     """
     found = session.found  # read once, as in `connected_part`
     classes = found.classes if found else ()

@@ -76,6 +76,6 @@ def attention_heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, T
 
 
 def after_attention(block: ResidualAttentionBlock, x: Tensor, read: Tensor) -> Tensor:
-    """The rest of a block: x (N,L,C) and the result of its attention heads (N,heads,L,C/heads) -> (N,L,C)."""
+    """Finish a block: x (N,L,C) and the result of the attention heads (N,heads,L,C/heads) -> (N,L,C)."""
     x = x + block.ls_1(block.attn.out_proj(read.transpose(1, 2).flatten(2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -102,7 +102,7 @@ class Tower(nn.Module):
         """
 
     def pack(self) -> None:
-        """Store the weights of linear layers as a CPU multiplies them (MODEL.TOWER.PACKED); see `prepare_inference`."""
+        """Pack linear layers for a CPU (MODEL.TOWER.PACKED), see `pack_linears`; see `prepare_inference`."""
 
     def text_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that `encode_text` depends on."""

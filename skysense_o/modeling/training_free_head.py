@@ -182,7 +182,7 @@ def joint_bilateral(maps: Tensor, image: Tensor, scale: int, spatial_sigma: floa
     """Upsample maps along the edges of an image (joint bilateral upsampling, Kopf et al. 2007).
 
     Args:
-        maps: (B,T,h,w). image: (B,3,h0,w0) over the same place, at least as fine as the result.
+        maps: (B,T,h,w). image: (B,3,h0,w0) of the same area, at least as fine as the result.
 
     Returns:
         (B,T,h*scale,w*scale): means of the cells within `RADIUS`, weighted by how near they are (sigma in cells) and

@@ -141,7 +141,7 @@ def instance_regions(
 ) -> Regions:
     """Merge the instances of all windows into objects, and write the object index of each pixel to `path`.
 
-    Where objects overlap, the pixel belongs to the one with the higher score.
+    Where objects overlap, the pixel belongs to the object with the higher score.
 
     Args:
         folder: folder of `instances_*.jsonl`.

@@ -30,7 +30,7 @@ class Raster(GDALImage):
 
     Attributes:
         size: (H,W). model_size: (h,w), the size that the model sees.
-        bands, stretch, notes: which bands are used, how their values are converted to 8 bits, and remarks on both.
+        bands, stretch, notes: which bands are used, how their values are converted to 8 bits, and remarks for the user.
         areas: the area of each pixel on the ground.
 
     >>> from skysense_o.image_io import gdal_settings

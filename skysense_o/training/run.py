@@ -105,7 +105,7 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
 
 
 def load_records(cfg: CfgNode) -> list[list[dict]]:
-    """The records of each data set of DATASETS.TRAIN; DATALOADER.SKIP_BAD leaves out those whose files are missing."""
+    """The records of each data set of DATASETS.TRAIN; DATALOADER.SKIP_BAD leaves out records with missing files."""
     return [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
 
 

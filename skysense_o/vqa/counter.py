@@ -40,7 +40,7 @@ class Counter(nn.Module):
         Args:
             channels: channels of each map of `counting_maps`; maps finer than the grid have twice as many.
             text_dim: D.
-            answers: normalised answers; the counter predicts the M numbers among them.
+            answers: normalised answers; the counter predicts the M numbers among these answers.
             width: number of hidden channels.
             dropout: dropout rate of whole channels.
         """

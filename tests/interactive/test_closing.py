@@ -107,7 +107,7 @@ def test_a_request_at_work_ends_although_its_image_is_closed_and_the_next_is_tol
 
 
 def test_closing_at_any_moment_is_no_error_of_the_server(page, client, answered):
-    """Regression: requests in parallel on images that were closed meanwhile used to get status 500 now and then."""
+    """Regression: requests in parallel on images that were closed meanwhile sometimes got status 500."""
     chance, statuses = random.Random(0), []
     paths = ("", "/image.jpg", "/thumbnail.jpg", "/classes.png", "/regions.png", "/part?x=9&y=9", "/run.json")
     for k in range(16):

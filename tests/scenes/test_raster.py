@@ -206,7 +206,7 @@ def test_beyond_its_projection_a_pixel_has_its_area_in_the_plane():
 
 
 def test_an_image_of_the_whole_earth_has_larger_pixels_near_its_edge():
-    """Regression: all pixels used to get the area of those in the middle, as most checked points lie off the earth."""
+    """Regression: all pixels used to get the area of the middle ones, because most checked points lie off the earth."""
     crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
     grid = Affine(3e4, 0, -6e6, 0, -3e4, 6e6)
     areas = PixelAreas(crs, grid, (400, 400))

@@ -14,7 +14,7 @@ Task = Literal["segmentation", "classification", "image-text", "vqa", "boxes", "
 class DatasetSpec:
     """One data set. Its splits have names such as `dubai_val`; `aliases` are names that other projects use.
 
-    Folders are relative to `<DETECTRON2_DATASETS>/<folder>`; "{split}" in them stands for the name of the split.
+    Folders are relative to `<DETECTRON2_DATASETS>/<folder>`; "{split}" in a path stands for the name of the split.
     """
 
     name: str

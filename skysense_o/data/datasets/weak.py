@@ -1,5 +1,5 @@
 """Data sets with partial labels (boxes, points, shapes, scene classes, one class against the rest), and two land-cover
-sets that are used with them.
+sets that training uses together with these.
 """
 
 from __future__ import annotations
