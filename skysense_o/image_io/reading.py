@@ -45,8 +45,8 @@ def read_image(
     """Read an image file of any kind and depth.
 
     8-bit values are not changed. Other values are stretched to 0..255, from the 2nd to the 98th percentile of the valid
-    pixels, with one stretch for all bands. Of more than three bands, the reader uses those declared
-    as red, green and blue, or else the first three. Images that are not georeferenced are turned upright according to EXIF.
+    pixels, with one stretch for all bands. Of more than three bands, the bands that the file declares as red, green and
+    blue are used, or else the first three. Images that are not georeferenced are turned upright according to EXIF.
 
     Args:
         source: a file, or its bytes.

@@ -102,7 +102,7 @@ class Tower(nn.Module):
         """
 
     def pack(self) -> None:
-        """Pack linear layers for a CPU (MODEL.TOWER.PACKED), see `pack_linears`; see `prepare_inference`."""
+        """Pack linear layers for a CPU, see `pack_linears`. Then the tower neither trains nor fits a checkpoint."""
 
     def text_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that `encode_text` depends on."""
