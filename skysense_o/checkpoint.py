@@ -180,7 +180,7 @@ def load_weights(
 def load_state(
     model: nn.Module, state: dict[str, Tensor], source: str | Path, allow_missing: Sequence[str] = ()
 ) -> Report:
-    """Copy a state dict into a model, ours or a published one.
+    """Copy a state dict, of this project or as published, into a model.
 
     A model on the meta device takes the tensors themselves instead of copies.
 

@@ -5,7 +5,7 @@ this size without keeping the aspect ratio. `ImageTransform.restore` is the inve
 squeeze, crops the padding and resizes.
 
 Pixel coordinates: pixel i covers [i, i + 1). A point (x, y) names a pixel and means its centre. A box is half-open
-XYXY, (x0, y0, x1, y1): pixel (x1 - 1, y1 - 1) is the last one inside.
+XYXY, (x0, y0, x1, y1): pixel (x1 - 1, y1 - 1) is the last pixel inside.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[ImageT
 
     Returns:
         x (B,3,h0,w0) float, normalised; and one `ImageTransform` per image. Without a fixed input size all images are
-        padded to the size of the largest one, rounded up to a multiple of `divisor`.
+        padded to the size of the largest image, rounded up to a multiple of `divisor`.
 
     >>> from types import SimpleNamespace
     >>> mean, std = torch.full((3, 1, 1), 127.5), torch.full((3, 1, 1), 127.5)

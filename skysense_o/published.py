@@ -90,7 +90,7 @@ def to_ours(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename our tensors to their published names, the inverse of `to_ours`.
 
-    Names that are already published ones stay.
+    Names that already are published names stay.
     """
 
     def name_of(name: str) -> str:

@@ -55,7 +55,7 @@ class TextBank:
     def __call__(
         self, tower: Tower, vocabularies: Sequence[Vocabulary], templates: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
-        """Encode the vocabularies of a batch, padded to the number of phrases of the longest one.
+        """Encode the vocabularies of a batch, padded to the number of phrases of the longest vocabulary.
 
         Args:
             tower: the text tower.

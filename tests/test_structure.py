@@ -14,7 +14,7 @@ from conftest import ROOT, load_script
 
 from skysense_o.config import default_config
 
-# Modules in import order: each may import itself and earlier ones, except for the pairs in FORBIDDEN.
+# Modules in import order: each may import itself and earlier modules, except for the pairs in FORBIDDEN.
 ROOMS = [
     "sample", "memory_limit", "errors", "cpu_threads", "shipped_files", "whole_files", "run_lock", "words",
     "renamed_keys", "text_files", "config", "byte_cache", "image_io", "device", "parallel", "best_class", "geometry",

@@ -212,7 +212,7 @@ def _look_at_labels(
 
 
 def _look_at_objects(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
-    """Count boxes or points by class; report every wrong one, not only the first."""
+    """Count boxes or points by class; report every wrong box or point, not only the first."""
     names, (height, width) = load_classes(spec.class_table_name).classes, size
     objects = record["boxes" if spec.task == "boxes" else "points"]
     digest.update(np.array(objects, np.float64).tobytes())

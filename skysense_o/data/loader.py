@@ -39,7 +39,7 @@ class NumberedSamples(Dataset):
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The shuffle of an epoch, int64 (len(records),); the latest one is kept: shuffling 5 million takes 0.25 s."""
+        """The shuffle of an epoch, int64 (len(records),); the latest shuffle is kept: 5 million take 0.25 s."""
         if epoch != self._epoch:
             self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
             self._epoch = epoch

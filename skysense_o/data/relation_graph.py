@@ -211,7 +211,7 @@ def _saved_graph(body: dict, path: str) -> RelationGraph:
 
 
 def parse_relations(lines: Iterable[str], path: str) -> tuple[RelationGraph, dict[str, int]]:
-    """Parse Sky-SA's text -> graph, and defect -> number of lines. Of repeated pairs, the last one counts."""
+    """Parse Sky-SA's text -> graph, and defect -> number of lines. If a pair is repeated, the last line counts."""
     odd: Counter = Counter()
     names: dict[str, int] = {}
     spelled: list[str] = []

@@ -90,7 +90,7 @@ def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]
     Args:
         work: the work folder, after step "collect".
         find: divides an image into regions, see `proposer`.
-        least: smallest region in pixels; smaller ones join the neighbour with the longest shared border.
+        least: smallest region in pixels; smaller regions join the neighbour with the longest shared border.
 
     Returns:
         {"tile", "error"} for each tile that could not be read.

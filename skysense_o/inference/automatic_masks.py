@@ -64,7 +64,7 @@ def generate_masks(
         iou_pred: minimum predicted IoU of a mask, 0..1. The default is low, because the mini model predicts low values.
         stability_score: minimum stability of a mask, 0..1. With 0.4, three images gave 12, 17 and 79 regions that cover
             51, 65 and 99 % of the image; with 0.6 they gave 0, 2 and 14 regions.
-        overlap: of two masks whose boxes have a larger IoU, only the better one is kept (non-maximum suppression).
+        overlap: of two masks whose boxes have a larger IoU, only the better mask is kept (non-maximum suppression).
         most: maximum number of masks.
         progress: is called with the share of the clicks that are done, 0..1.
 

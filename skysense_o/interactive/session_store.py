@@ -50,7 +50,7 @@ class SessionStore:
                     del self._sessions[key]
 
     def remove(self, session: Session | None) -> None:
-        """Close a session; nothing happens for None or a closed one."""
+        """Close a session; nothing happens for None or a closed session."""
         if session is not None:
             with self._lock:
                 self._sessions.pop(id(session), None)

@@ -79,7 +79,7 @@ class Visitors:
         return len(self._visitors)
 
     def of(self, cookie: str | None) -> tuple[str, Visitor]:
-        """The visitor of a cookie, or a new one with a new cookie. Images that the server has closed are forgotten."""
+        """The visitor of a cookie, or a new visitor and cookie. Images that the server has closed are forgotten."""
         surplus = []
         with self._lock:
             if cookie is None or cookie not in self._visitors:

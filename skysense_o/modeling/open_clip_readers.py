@@ -162,7 +162,7 @@ class TimmViTReader:
     """Reads a ViT of timm without class token, such as SigLIP's (Zhai et al. 2023), which pools by attention.
 
     Dense map: the model's pooling is applied to each cell alone, so the map is in the space of the pooled vector. With
-    attention pooling this equals MaskCLIP's value path, applied in the pooling.
+    attention pooling this is MaskCLIP's value path, inside the pooling layer.
     Pyramid, attention and residual: as in `ViTReader`.
     """
 

@@ -74,7 +74,7 @@ def pack_linears(modules: Iterable[nn.Module]) -> int:
 
 
 def _works(dtype: torch.dtype) -> bool:
-    """Whether packed layers of a type agree with plain ones."""
+    """Whether packed layers of a type agree with plain layers."""
     if not torch.backends.mkldnn.is_available():
         return False
     layer, x = nn.Linear(48, 40, dtype=dtype), torch.randn(5, 48, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ MAX_LOG_SCALE = math.log(100)
 
 
 class SwinV2(nn.Module):
-    """Four stages at strides 4, 8, 16 and 16; the last one doubles the channels without merging tokens."""
+    """Four stages at strides 4, 8, 16 and 16; the last stage doubles the channels without merging tokens."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class Tower(nn.Module):
     def layers(self) -> list[list[nn.Module]]:
         """The layers of the image encoder from input to output, each a list of modules, for layer-wise decay.
 
-        Modules in no layer are treated as coming after the last one.
+        Modules in no layer are treated as if they came after the last layer.
         """
         raise NotImplementedError
 

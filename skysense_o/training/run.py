@@ -189,7 +189,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
 
 
 def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
-    register_folders(cfg.DATASETS.FOLDERS)  # this process may not be the one that ran `check_config`
+    register_folders(cfg.DATASETS.FOLDERS)  # `check_config` may have run in another process
     training_sets = load_records(cfg)
     fill_known(cfg)
     accelerator = build_accelerator(cfg)

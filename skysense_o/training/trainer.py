@@ -181,7 +181,7 @@ class Validate(HookBase):
         """
         Args:
             period: number of steps; 0: only at the end.
-            evaluate: returns metrics by name; the first one chooses the best model, larger is better.
+            evaluate: returns metrics by name; the first metric chooses the best model, larger is better.
             checkpointer: saves the best model.
         """
         self.period, self.evaluate, self.checkpointer = period, evaluate, checkpointer

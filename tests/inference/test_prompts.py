@@ -154,7 +154,7 @@ def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkey
 
 
 def test_likeness_is_high_where_features_resemble_the_clicked_ones():
-    """Similarity is high where features resemble the clicked ones: the left is foreground, the right background."""
+    """Similarity is high where features resemble the clicked features: foreground is left, background is right."""
     look = torch.zeros(1, 2, 4, 8)
     look[:, 0, :, :4], look[:, 1, :, 4:] = 1.0, 1.0
     points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])

@@ -85,7 +85,7 @@ def double() -> SkySenseO:
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["x0", "x1", "x2"])
 def test_every_stage_of_the_image_tower(double, case):
-    """The image tower's stages equal the published ones. x0: padded windows; x1: odd sizes; x2: a map of one window."""
+    """The tower's stages equal the published stages. x0: padded windows; x1: odd sizes; x2: a map of one window."""
     want = stored("visual")
     for j, got in enumerate(double.tower.visual(want[case].double())):
         torch.testing.assert_close(got, want[f"{case}_stage{j}"], atol=1e-5, rtol=0)
@@ -112,7 +112,7 @@ def test_dense_and_pooled_features(double):
 
 @torch.no_grad()
 def test_pooled_features_and_text_share_a_space(model):
-    """Classification logits equal the published ones; users had reported almost random predictions."""
+    """Classification logits equal the published logits; users had reported almost random predictions."""
     want, texts = stored("encode_image"), stored("text")["texts"].tolist()
     pooled = torch.nn.functional.normalize(model.tower.encode_image(want["x"]).pooled, dim=-1)
     logits = model.tower.logit_scale.exp() * pooled @ model.tower.encode_text(texts).T
@@ -272,7 +272,7 @@ def predict(model: SkySenseO, arrays: dict, case: str, names: Vocabulary) -> tor
 
 @pytest.mark.parametrize("case", cases("inference_divisible"))
 def test_masks_end_to_end(model, case):
-    """For sides that are multiples of 32, where the published code needs no padding, masks equal the published ones."""
+    """For sides that are multiples of 32, where the published code needs no padding, masks equal its masks."""
     arrays = stored("inference_divisible")
     got = predict(model, arrays, case, Vocabulary.of(arrays["names"].tolist()))
     torch.testing.assert_close(got, arrays[case], atol=1e-4, rtol=0)

@@ -9,7 +9,7 @@ all threads in milliseconds, of the speed relative to torch in fp32, the largest
 fp32, and the share of mask cells whose best class differs from torch in fp32. All variants run the exported part of the
 model, which computes masks from an image and text embeddings. ONNX Runtime and OpenVINO are compared where they are
 installed (extras onnx and openvino). With --config-file, a model with random weights runs in torch, with plain linear
-layers and with packed ones (MODEL.TOWER.PACKED).
+layers and with packed layers (MODEL.TOWER.PACKED).
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def as_table(rows: list[dict]) -> str:
 
 
 def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Module:
-    """Build the model with its weights, or with random ones, which have the same speed and memory."""
+    """Build the model with its weights, or with random weights, which give the same speed and memory."""
     weights = args.weights or ("" if args.config_file else "mini")
     if weights:
         path = find_weights(weights)

@@ -199,7 +199,7 @@ def _write(file: io.FileIO, data: bytes) -> None:
 
 
 def _apply(standing: list[Decision], decision: Decision) -> None:
-    """Append a decision to the valid ones; an undo removes the latest one on its region instead."""
+    """Append a decision to the valid decisions; an undo instead removes the latest decision on its region."""
     if decision.action != "undo":
         standing.append(decision)
         return

@@ -182,7 +182,7 @@ class Review:
         return self.tiles.known(tile).get(view.origin(region), Proposed("", 0.0, ()))
 
     def decide(self, decision: Decision) -> Decision:
-        """Check a decision and write it, unless an equal one is valid already.
+        """Check a decision and write it, unless an equal decision is already valid.
 
         Returns:
             the decision that is valid now.
