@@ -19,7 +19,7 @@ FROM python:${PYTHON}-slim-bookworm
 RUN apt-get update -q && apt-get install -q -y --no-install-recommends libexpat1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/skysense-o /opt/skysense-o
 RUN useradd --uid 1000 --create-home skysense && mkdir /data && chown skysense /data
-# A home for whatever user runs it; nothing is asked of the hub.
+# A home folder for any user who runs the container; the Hugging Face hub is not contacted.
 ENV PATH=/opt/skysense-o/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
 USER skysense
 WORKDIR /data

@@ -9,7 +9,7 @@ python=$(sh tools/setup.sh)
     echo "Installing the test tools ..." >&2
     "$python" -m pip install --quiet --disable-pip-version-check -e ".[test]" >&2
 }
-# PASSIVE: spinning threads slow down other processes on the same cores; tests with subprocesses took ten times as long.
+# PASSIVE: spinning threads slow down other processes on the same cores; without it, tests with subprocesses took ten times as long.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 if [ "${1:-}" = --all ]; then
     shift

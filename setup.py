@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-DATA = {  # folder -> which of its files
+DATA = {  # folder -> patterns of the files that are copied into the wheel
     ".": ("require-detectron2.txt", "require-nodeps.txt"),
     "tools": ("visualize_data.py",),
     "configs": ("**/*.yaml",),

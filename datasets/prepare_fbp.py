@@ -4,11 +4,11 @@ colour.
 
 python datasets/prepare_fbp.py --source Five-Billion-Pixels
 
-    Image__8bit_NirRGB/GF2_PMS1__*.tif                      four bands, near infrared first: it is dropped
+    Image__8bit_NirRGB/GF2_PMS1__*.tif                      four bands; the first (near infrared) is dropped
     Annotation__index/GF2_PMS1__*_24label.png               0 unlabelled, 1 industrial area ... 24 airport
 
 Layout and ids: the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html). Windows and split are ours:
-every fifth scene is val, or those of --val-list.
+val is every fifth scene, or the scenes in --val-list.
 """
 
 import sys

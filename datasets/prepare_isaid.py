@@ -7,8 +7,8 @@ python datasets/prepare_isaid.py --source iSAID
     iSAID/{train,val}/Semantic_masks/images.zip        images/P0000_instance_color_RGB.png
 
 zipped or unpacked. Layout, colours and windows are those of mmsegmentation's documentation and converter (docs/en/
-user_guides/2_dataset_prepare.md); 33,978 windows for training and 11,644 for validation are its numbers. Images
-that are smaller than a window stay unchanged. Labels of the test split are not public.
+user_guides/2_dataset_prepare.md); 33,978 windows for training and 11,644 for validation are the numbers of the
+documentation. Images that are smaller than a window stay unchanged. Labels of the test split are not public.
 """
 
 import sys

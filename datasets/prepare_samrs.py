@@ -8,9 +8,9 @@ python datasets/prepare_samrs.py --source SIOR --set sior
     */gray/*.png                                        one channel: 0 to 17, 36 or 19; 255 not annotated
     train.txt, valid.txt                                one stem per line
 
-Values, lists and folder names are those of the publishers' code (github.com/ViTAE-Transformer/SAMRS: Generate
-Dataset/ mapping.py; Pretraining and Finetuning/Encoder_Decoder/main_pretrain.py). We have not tried it on
-the download itself: if its folders have other names, the error shows the expected ones.
+Values, lists and folder names are those of the publishers' code (github.com/ViTAE-Transformer/SAMRS: Generate Dataset/
+mapping.py; Pretraining and Finetuning/Encoder_Decoder/main_pretrain.py). We have not tried the script on the download
+itself: if its folders have other names, the error shows the expected names.
 """
 
 import sys

@@ -26,7 +26,7 @@ from skysense_o.data.labels import BadData
 from skysense_o.data.prepare import Groups, Recipe
 from skysense_o.data.prepare_command import main
 
-SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: size of a pixel; a pixel and its coordinates
+SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: the size of a pixel; one pixel and its coordinates on the ground
 ROAD_METRES, METRES_A_DEGREE = 4.0, 111_320.0
 
 
@@ -69,7 +69,7 @@ def draw(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
         geometry = feature["geometry"] or {"type": "None"}
         lines = {"LineString": lambda g: [g["coordinates"]], "MultiLineString": lambda g: g["coordinates"]}
         for line in lines.get(geometry["type"], lambda g: [])(geometry):
-            # 0 is the centre of the first pixel in Pillow, its corner in GeoTIFF.
+            # Coordinate 0 is the centre of the first pixel in Pillow, and its corner in GeoTIFF.
             corners = [(column + (p[0] - x0) / scale_x - 0.5, row + (y0 - p[1]) / scale_y - 0.5) for p in line]
             pencil.line(corners, fill=1, width=width, joint="curve")
     return np.asarray(ids)

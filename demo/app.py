@@ -26,7 +26,7 @@ from skysense_o.errors import exit_code, install_extra
 from skysense_o.interactive.limits import Limits, parse_size
 
 SCENES = 5
-"""Names of the whole image that are shown."""
+"""Number of class names of the whole image that are shown."""
 EXAMPLES = (  # title, file, words and a threshold; demo/README.md describes the results
     ("Road in a forest", "yellowstone_0.4m.jpg", "road, vegetation"),
     ("River and town (GeoTIFF)", "foz_30m.tif", "water|river|lake", 0.9),

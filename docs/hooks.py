@@ -60,7 +60,7 @@ def rewritten(markdown: str, source: str, page: str) -> str:
             return match[0]
         file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
         if not (ROOT / file).exists():
-            return match[0]  # mkdocs reports it
+            return match[0]  # mkdocs reports the broken link
         to = PAGES.get(file) or (file.removeprefix("docs/") if file.startswith("docs/") else "")
         if not to:
             return text

@@ -8,8 +8,8 @@ from cachetools import LFUCache
 def byte_cache(max_bytes: int) -> LFUCache:
     """A dictionary that drops the least frequently used values when it is full.
 
-    Training reads each image once per epoch, in a new order. If half of the images fit, this policy finds 41 % of them
-    in the cache; dropping the least recently used ones would find 16 %.
+    Training reads each image once per epoch, in a new order. If half of the images fit, 41 % of the reads find
+    their image in this cache, and 16 % would in a cache that drops the least recently used values.
 
     Args:
         max_bytes: bound of the total size. A larger value raises ValueError; `cachetools.cached` then skips the cache.

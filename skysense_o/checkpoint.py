@@ -21,7 +21,7 @@ from skysense_o.weight_files import read_config, read_weights
 from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, weights_hash
 from skysense_o.whole_files import whole
 
-__all__ = [  # includes names of weight_files.py and weight_paths.py, so that users need one import
+__all__ = [  # also has names of weight_files.py and weight_paths.py, so that one import is enough
     "SHIPPED",
     "SUFFIXES",
     "Report",
@@ -52,7 +52,7 @@ class Report:
     missing: list[str] = field(default_factory=list)  # in the model, not in the file
     unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
     misshaped: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)  # missing, but allowed to be: keep their initial values
+    new: list[str] = field(default_factory=list)  # missing but allowed to be missing: they keep their initial values
     passed_over: list[str] = field(default_factory=list)  # in the file, ignored on purpose
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
     """
     cfg = default_config()
     if path is not None and path.is_dir():
-        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # the only model that comes as a folder; loading fails for another
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # only SAM 3 is a folder; loading any other folder fails
     if config_file:
         merge_file(cfg, config_file)
     elif path is None or path.is_file():
@@ -101,7 +101,7 @@ def check_makes_masks(cfg, path: Path) -> None:
     """Check that weights are of a model that makes masks.
 
     Raises:
-        WeightsError: they are for something else, which the message says.
+        WeightsError: the weights are for another task, which the message names.
     """
     other = OTHER_USES.get(cfg.MODEL.META_ARCHITECTURE)
     if other:
@@ -111,15 +111,14 @@ def check_makes_masks(cfg, path: Path) -> None:
 def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool = False) -> tuple[nn.Module, Report]:
     """Build the model of a config directly from the weights of a file.
 
-    No parameter is initialised first, and tensors that need no cast stay memory-mapped.
+    No parameter is initialised first, and tensors that need no cast stay memory-mapped. For a folder (SAM 3), the model
+    itself reads the weights.
 
     Args:
         cfg: the model's config.
         path: see `read_weights`.
         half: cast large tensors to bfloat16.
         trust: see `read_weights`.
-
-    A folder is read by the model itself.
 
     Returns:
         The model in eval mode, and the report.
@@ -144,7 +143,7 @@ def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool
 
 
 def _typed(state: dict[str, Tensor], half: bool) -> dict[str, Tensor]:
-    """Cast floating-point tensors to float32, or large ones to bfloat16; no copy where the type is right."""
+    """Cast floating-point tensors to float32, or large ones to bfloat16; tensors of the right type are not copied."""
 
     def typed(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -181,7 +180,7 @@ def load_weights(
 def load_state(
     model: nn.Module, state: dict[str, Tensor], source: str | Path, allow_missing: Sequence[str] = ()
 ) -> Report:
-    """Copy a state dict into a model, ours or a published one.
+    """Copy a state dict, of this project or as published, into a model.
 
     A model on the meta device takes the tensors themselves instead of copies.
 

@@ -1,4 +1,4 @@
-"""Clicks and boxes made from a known mask, to train and to evaluate prompts; the part of a mask that a click means.
+"""Make clicks and boxes from known masks, to train and evaluate prompts; find the part of a mask that a click means.
 H W pixels; a point is (x, y) of a pixel.
 
 Nothing here is random: the same masks give the same clicks.

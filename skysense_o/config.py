@@ -21,28 +21,29 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.GSD = 0.0  # metres per pixel of the training images, to warn about other scales; 0: unknown
 
-    # What the weights were trained on; training fills it in, and inference warns about words and scenes far from it.
+    # What the weights were trained on. Training fills these keys in, and inference warns about other words and scales.
     cfg.MODEL.KNOWN = CfgNode()
-    cfg.MODEL.KNOWN.CLASSES = []  # each with its synonyms, separated by bars; [] if unknown
+    cfg.MODEL.KNOWN.CLASSES = []  # each class with its synonyms, separated by bars; [] if unknown
     cfg.MODEL.KNOWN.DATASETS = []
     cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown
 
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
     cfg.MODEL.TOWER.NAME = "MiniTower"
-    cfg.MODEL.TOWER.PRETRAINED = True  # start the image encoder from ImageNet; False if a checkpoint follows
-    cfg.MODEL.TOWER.SCENE_SIDE = 0  # whole images are resized to this square, as in pretraining; 0: INPUT.CROP_SIZE
+    cfg.MODEL.TOWER.PRETRAINED = True  # start the image encoder from ImageNet weights; False if a checkpoint is loaded
+    cfg.MODEL.TOWER.SCENE_SIDE = 0  # side to which whole images are resized, as in pretraining; 0: INPUT.CROP_SIZE
     cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 image takes 0.14 s on 2 cores
 
     cfg.MODEL.TOWER.RECOMPUTE = (
         False  # recompute the tower's activations in the backward pass: less memory, 1/3 more time
     )
-    # In inference on a CPU, store linear layers as oneDNN multiplies them. SkySenseCLIP only; loading takes longer.
+    # In inference on a CPU, store linear layers in the order in which oneDNN multiplies them, which is faster.
+    # For SkySenseCLIP only; loading takes longer.
     cfg.MODEL.TOWER.PACKED = False
-    cfg.MODEL.TOWER.LORA_RANK = 0  # rank of LoRA updates of the tower's attention, which is frozen then; 0: no LoRA
+    cfg.MODEL.TOWER.LORA_RANK = 0  # rank of LoRA updates of the tower's attention, which is then frozen; 0: no LoRA
 
     # SkySenseCLIP, with the sizes of the published weights.
-    cfg.MODEL.TOWER.INPUT_SIZE = 384  # images are resized to this square; 0: original size
+    cfg.MODEL.TOWER.INPUT_SIZE = 384  # side of the square to which images are resized; 0: original size
     cfg.MODEL.TOWER.SWIN = CfgNode()
     cfg.MODEL.TOWER.SWIN.DIM = 352
     cfg.MODEL.TOWER.SWIN.DEPTHS = [2, 2, 18, 2]
@@ -62,10 +63,10 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.OPEN_CLIP.NAME = "ViT-B-32"  # a model name of open_clip, or hf-hub:org/repo, or local-dir:folder
     cfg.MODEL.TOWER.OPEN_CLIP.WEIGHTS = ""  # a file (RemoteCLIP, GeoRSCLIP) or a tag of open_clip (laion2b_s34b_b79k)
 
-    cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = []  # in a ViT's last block: qq, kk, vv; []: its value path (MaskCLIP)
-    cfg.MODEL.TOWER.OPEN_CLIP.RESIDUAL = False  # with ATTENTION: keep that block's residual and feed-forward layer
+    cfg.MODEL.TOWER.OPEN_CLIP.ATTENTION = []  # of a ViT's last block: qq, kk, vv; []: only its values (MaskCLIP)
+    cfg.MODEL.TOWER.OPEN_CLIP.RESIDUAL = False  # with ATTENTION: keep the last block's residual and feed-forward layer
 
-    # The mask decoder. SAMMaskHead: sizes of Segment Anything, so that its weights fit.
+    # The mask decoder. SAMMaskHead has the sizes of Segment Anything, so that weights of Segment Anything fit.
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "SAMMaskHead"
     head.WIDTH = 256
@@ -83,19 +84,19 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.HIDDEN = 128
     head.WINDOW = 12
     head.PAD_LEN = 256  # class attention is padded to this number of phrases; other values change every mask
-    head.PRUNE = 0.0  # drop phrases whose cosine is nowhere within this of the best, after the first layer; 0: none
+    head.PRUNE = 0.0  # after the first layer, drop phrases whose cosine is everywhere this far below the best; 0: none
     head.MAX_CLASSES = 256  # only this number of best phrases is decoded, as published; 0: all
 
     # TrainingFreeHead: masks from a tower without training.
     head.TRAINING_FREE = CfgNode()
-    head.TRAINING_FREE.TEMPERATURE = 0.02  # softmax temperature over phrases; CLIP itself was trained to about 0.01
+    head.TRAINING_FREE.TEMPERATURE = 0.02  # softmax temperature over phrases; the one that CLIP learned is about 0.01
     head.TRAINING_FREE.GLOBAL_BIAS = 0.3  # share of the global token that is subtracted from each cell (SegEarth-OV)
     head.TRAINING_FREE.UPSAMPLING = "bilateral"  # bilinear, or bilateral: along the image's edges, SCALE times finer
     head.TRAINING_FREE.SCALE = 4
     head.TRAINING_FREE.SPATIAL_SIGMA = 0.7  # cells
     head.TRAINING_FREE.COLOUR_SIGMA = 0.4  # in values of the normalised image
     head.TRAINING_FREE.AFFINITY = ""  # a DINOv2 or DINOv3 ViT of timm whose features group cells; "": none
-    head.TRAINING_FREE.AFFINITY_SHIFT = 1.2  # cells below this factor times the mean cosine are apart (ProxyCLIP)
+    head.TRAINING_FREE.AFFINITY_SHIFT = 1.2  # cosines below this factor times their mean do not count (ProxyCLIP)
     head.TRAINING_FREE.AFFINITY_SCALE = 3.0  # scale of the cosines in the softmax over cells (ProxyCLIP)
 
     # SAM 3 (MODEL.META_ARCHITECTURE Sam3; MODEL.WEIGHTS hf://facebook/sam3 or a folder).
@@ -109,17 +110,17 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # Questions about images (MODEL.META_ARCHITECTURE EmbeddedVQA or LlavaVQA).
     cfg.MODEL.VQA = vqa_model = CfgNode()
-    # Weights of the model that answers questions when another model is evaluated. If it can, it also does
-    # classification and captions.
+    # Weights of the model that answers questions when another model is evaluated. If this model can classify images
+    # and compare captions, it does so as well.
     vqa_model.WEIGHTS = ""
     vqa_model.ANSWERS = []  # EmbeddedVQA: list of possible answers; empty: all answers of DATASETS.TRAIN
-    vqa_model.SIDE = 256  # images are resized to this square
+    vqa_model.SIDE = 256  # side of the square to which images are resized
     vqa_model.WIDTH = 256
     vqa_model.GRID = 8  # the image is pooled to a grid of GRID x GRID cells
     vqa_model.DROPOUT = 0.3  # a high rate, as a few thousand questions are soon memorised
     vqa_model.COUNTING = False  # EmbeddedVQA: numbers are counted with a density map
     vqa_model.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaVQA: name or folder for transformers; as published
-    vqa_model.LANGUAGE_LORA_RANK = 0  # rank of LoRA updates of the language model; 0: it is frozen
+    vqa_model.LANGUAGE_LORA_RANK = 0  # rank of LoRA updates of the language model; 0: the model is frozen
     vqa_model.PRECISION = "bf16"  # precision of the language model: bf16 or fp32
     vqa_model.MOST_TOKENS = 16  # longest answer, in tokens; answers are words or phrases
 
@@ -147,15 +148,15 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.PRESENCE = 0.1
     loss.REGION = 0.0
     loss.REGION_PUBLISHED = 0.0  # region loss of the published code: BCE of min-max scaled cosines
-    loss.VISION_CENTRIC = 0.0  # the paper's form; its weight there is 0.4, as that of the region loss
+    loss.VISION_CENTRIC = 0.0  # the paper's form; the paper gives it and the region loss the weight 0.4
     loss.VISION_CENTRIC_PUBLISHED = 0.0  # the published code's form, which differs from the paper's
     loss.PROMPT = 0.0  # clicks and boxes: Dice, BCE, and squared error of the predicted IoU
     loss.PROMPT_ROUNDS = 2  # predictions per prompt and step, with a corrective click between them
-    loss.REGION_TEMPERATURE = 0.07  # initial value of CLIP
+    loss.REGION_TEMPERATURE = 0.07  # initial temperature of CLIP
     loss.REGION_UPSCALE = 0  # 16: pool regions from the published code's feature map (269.7 M parameters); 0: off
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels are negatives of every class, as published
-    loss.BAGS = 0.0  # words that are known to be somewhere in an image, without a position
-    loss.CANDIDATES = 0.0  # pixels that are not a set's only class have one of the common classes
+    loss.BAGS = 0.0  # words that are known to be somewhere in an image, but not where
+    loss.CANDIDATES = 0.0  # in sets of one class: the other pixels show one of several common classes
     loss.CAPTIONS = 0.0  # choose the caption of an image among several; for whole images in mixed training
     loss.GRID = 2  # label pixels per cell of the losses, in each direction, for partly labelled samples
     loss.CLASS_CHUNK = 64  # classes per chunk of the pixel losses; affects memory, not results
@@ -177,9 +178,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.MAPPER = "labels"
     cfg.INPUT.POINTS = ""  # annotated objects for VQA.COUNTING: a file of datasets/points, or a full path
     cfg.INPUT.CROP_SIZE = 256  # side of training crops, in pixels
-    cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # drawn log-uniformly; wide, as the ground sampling distance is seldom known
+    cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # drawn log-uniformly; wide, because the pixel size is seldom known
     cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # draw again if one class fills more of a crop; 1.0: never
-    cfg.INPUT.TURN = True  # rotate by multiples of 90 degrees, as aerial images have no upright direction
+    cfg.INPUT.TURN = True  # rotate by multiples of 90 degrees, because aerial images have no upright direction
     cfg.INPUT.COLOR_JITTER = 1.0  # strength; 1 as in SSD: brightness +-32, contrast and saturation 0.5..1.5, hue +-18
 
     cfg.INPUT.PROMPTS = 0  # clicks and boxes per image; required if MODEL.LOSS.PROMPT is above 0
@@ -188,15 +189,15 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.SYNONYMS = True  # draw a class's name or one of its synonyms
     cfg.INPUT.DISTRACTORS = 4  # negative classes per sample, from INPUT.DISTRACTOR_FILE
     cfg.INPUT.DISTRACTOR_FILE = "distractors.txt"  # a file of datasets/classes, one class per line
-    cfg.INPUT.TEXT_BATCH = 0  # classes per sample in total; published: 100; 0: those of the image and DISTRACTORS
-    cfg.INPUT.GRAPH = ""  # relation graph to draw negatives from; splits named graph_* have their own
-    cfg.INPUT.SAMPLING_HYPER = [1, 3, 9, 10]  # scores of negatives and of too similar classes, as published
+    cfg.INPUT.TEXT_BATCH = 0  # classes per sample in total; published: 100; 0: the image's and DISTRACTORS more
+    cfg.INPUT.GRAPH = ""  # relation graph to draw negatives from; splits named graph_* have their own graph
+    cfg.INPUT.SAMPLING_HYPER = [1, 3, 9, 10]  # lowest, highest score of negatives; of too similar classes; published
 
     # Mixed training (INPUT.MAPPER mixed).
     cfg.INPUT.BOX_MASKS = ""  # output folder of tools/box_masks.py; required by data sets with boxes
-    cfg.INPUT.WORDS = 14  # classes per sample, those of the image first
+    cfg.INPUT.WORDS = 14  # classes per sample; the classes of the image come first
     cfg.INPUT.HYPERNYMS = 0.3  # probability of adding a more general word for a class of the image
-    cfg.INPUT.CAPTIONS = 32  # captions to choose from per image, its own included
+    cfg.INPUT.CAPTIONS = 32  # captions to choose from per image, the image's own included
 
     # Data.
     cfg.DATASETS.WEIGHTS = ()  # samples per round of each set of TRAIN, whole numbers; (): in proportion to size
@@ -207,7 +208,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.SOLVER.GROUPS = [[".", 1.0, 1e-4]]
     cfg.SOLVER.PRECISION = "auto"  # no, bf16, fp16 (Accelerate's mixed precision), or bf16 where the processor has it
     cfg.SOLVER.ACCUMULATION = 1  # micro-batches per step; IMS_PER_BATCH is the total per step
-    cfg.SOLVER.LR_BATCH = 0  # batch size of BASE_LR; for another one, LR_RULE scales it. 0: no scaling
+    cfg.SOLVER.LR_BATCH = 0  # batch size that BASE_LR is for; LR_RULE scales BASE_LR for others; 0: no scaling
     cfg.SOLVER.LR_RULE = "sqrt"  # sqrt (for Adam: Malladi et al. 2022) or linear (for SGD: Goyal et al. 2017)
     cfg.SOLVER.LAYER_DECAY = 1.0  # learning rate of a layer of the image tower, relative to the layer above
     cfg.SOLVER.CHECKPOINTS_KEPT = 3  # number of latest checkpoints to keep; 0: all
@@ -218,21 +219,21 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.TEST.WORDS = "names"
     cfg.TEST.HELDOUT_FILE = ""
     cfg.TEST.PROMPTS = False  # evaluate clicks and boxes as well
-    cfg.TEST.IMAGES = 1  # comparison images of this number of best, middle and worst images
+    cfg.TEST.IMAGES = 1  # number of comparison sheets of the best images, and as many of the median and the worst
     cfg.TEST.PREDICTIONS = []  # formats of stored segmentations: coco (sem_seg_predictions.json), png
 
     # The protocol of segmentation; see evaluation/protocol.py.
-    cfg.TEST.PROTOCOL = ""  # a name of configs/protocols, or a file; KEY VALUE on the command line override it
-    cfg.TEST.SHORT_SIDE = 0  # resize the shorter side of images to this; published: 640; 0: original size
+    cfg.TEST.PROTOCOL = ""  # a name in configs/protocols, or a file; KEY VALUE pairs override its keys
+    cfg.TEST.SHORT_SIDE = 0  # length to which the shorter side of images is resized; published: 640; 0: original
     cfg.TEST.LONG_SIDE = 0  # largest longer side after resizing; published: 2560; 0: no limit
     cfg.TEST.WINDOW = 0  # side of sliding windows; 0: whole images; -1: the model's own
     cfg.TEST.OVERLAP = -1  # overlap of the windows in pixels; -1: a quarter of WINDOW
     cfg.TEST.SCALES = [1.0]  # relative sizes whose probabilities are averaged
     cfg.TEST.FLIPS = False  # average over mirrored images; in classification over the 8 symmetries of a square
-    cfg.TEST.BACKGROUND = []  # words for everything else; their pixels get the background class, or none
-    cfg.TEST.THRESHOLD = 0.0  # least probability of the best class; pixels below it are background. 0: off
+    cfg.TEST.BACKGROUND = []  # words for everything else; their pixels get the background class, or no class
+    cfg.TEST.THRESHOLD = 0.0  # least probability of the best class; less probable pixels are background. 0: off
     cfg.TEST.CLASS_THRESHOLDS = []  # [class, threshold] pairs that override THRESHOLD
-    cfg.TEST.RETRIEVAL = ""  # file of more words per class, as o1.json; {} stands for the class table's name
+    cfg.TEST.RETRIEVAL = ""  # file with more words per class, such as o1.json; {} stands for the class table
 
     cfg.TEST.TEMPLATES = ""  # file with one template per line, for scene classes; "": MODEL.TEMPLATES
 
@@ -241,7 +242,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.TEST.EVAL_PERIOD = 0
 
 
-# The keys that describe a model, stored with its weights; the others describe a run.
+# The keys that describe a model and are stored with its weights; all other keys describe a run.
 MODEL_KEYS = ("META_ARCHITECTURE", "KNOWN", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
     "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS", "BOX_REGIONS",

@@ -1,6 +1,6 @@
 """How many CPU threads to use, and how they wait.
 
-Imports no torch: OpenMP reads its settings when torch is imported.
+This module must not import torch: OpenMP reads its settings when torch is imported.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def cpu_quota(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")
 
     Args:
         root: where the control groups are mounted, of version 1 or 2.
-        membership: the file that names those of this process.
+        membership: the file that names the control groups of this process.
 
     Returns:
-        The least quota of its groups and their parents; None without one.
+        The least quota of these groups and their parents; None if no group has a quota.
     """
     groups = {"/"}
     if membership.is_file():
@@ -45,14 +45,14 @@ def _words(file: Path) -> list[str]:
 
 
 def _ratio(words: list[str]) -> float | None:
-    """The quota of the words "quota period", in microseconds; "max" or -1: none."""
+    """CPUs from the words "quota period", both in microseconds; None if the quota is "max" or -1, that is, no limit."""
     if len(words) != 2 or words[0] == "max" or int(words[0]) <= 0:
         return None
     return int(words[0]) / int(words[1])
 
 
 def available_cores() -> int:
-    """CPUs that this process may keep busy: by its affinity and by its quota, at least 1."""
+    """Number of CPUs that this process may keep busy: the lower of its affinity and its quota, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
@@ -61,8 +61,8 @@ def available_cores() -> int:
 def set_thread_environment() -> None:
     """Set how OpenMP's threads wait, and how many there are, unless the user did. Call it before torch is imported.
 
-    Threads that wait by spinning take the cores from threads that have work. Beside other programs, or under a quota of
-    CPU time, a model then runs ten times slower. Passive waiting costs a few percent on an idle machine.
+    Threads that wait by spinning take the cores from threads that have work. If other programs run, or under a quota
+    of CPU time, this makes a model ten times slower. Passive waiting costs a few percent on an idle machine.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

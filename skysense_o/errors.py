@@ -50,15 +50,15 @@ def message(error: BaseException) -> str:
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error means that the disk, or the user's share of it, is full: then no other file of a batch fits."""
+    """Whether an error means that the disk, or the user's share of it, is full, so that no further file fits."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _first_on_full_disk(error: BaseException) -> BaseException:
-    """The error that names the file that did not fit. On a full disk each file that is closed later fails as well."""
+    """The error that names the file that did not fit. On a full disk, closing other files fails later as well."""
     found, later, seen = error, None, error
     while is_full_disk(error) and seen is not None:
-        # An error raised by this project has no strerror; one that was raised from another error is more precise.
+        # Errors raised by this project have no strerror. If one was raised `from` the other, the later one says more.
         if is_full_disk(seen) and seen.strerror is None and (later is None or later.__cause__ is not seen):
             found = seen
         later, seen = (seen if is_full_disk(seen) and seen.strerror is None else None), seen.__context__

@@ -1,10 +1,11 @@
 """From images to the model's input and back. Shape letters: B images, T phrases, C classes, H W pixels, h w grid.
 
-`prepare` normalises and pads. For a tower with a fixed input size it also squeezes: it resizes to that square without
-keeping the aspect ratio. `ImageTransform.restore` is the inverse: it undoes the squeeze, crops the padding and resizes.
+`prepare` normalises and pads. For a tower with a fixed input size it also squeezes: it resizes images to a square of
+this size without keeping the aspect ratio. `ImageTransform.restore` is the inverse: it undoes the
+squeeze, crops the padding and resizes.
 
 Pixel coordinates: pixel i covers [i, i + 1). A point (x, y) names a pixel and means its centre. A box is half-open
-XYXY, (x0, y0, x1, y1): pixel (x1 - 1, y1 - 1) is the last one inside.
+XYXY, (x0, y0, x1, y1): pixel (x1 - 1, y1 - 1) is the last pixel inside.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ class ImageTransform:
         return {"sem_seg": torch.cat(maps)} if reduce == "probabilities" else {"labels": labels, "score": best}
 
     def _best_class(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> tuple[Tensor, Tensor]:
-        """Labels and scores (height,width) of `_to_image`'s result, computed without all classes at full size."""
+        """Labels and scores (height,width) of `_to_image`'s result, without resizing all classes to full size."""
         if reference_compat:
             grid, spans = grid[:, : self.size[0], : self.size[1]], size
         else:
@@ -222,7 +223,7 @@ def image_transform_for(size: tuple[int, int], tower: Tower) -> ImageTransform:
 def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[ImageTransform]]:
     """Normalise images, pad them with the mean colour at the right and the bottom, and stack them into a batch.
 
-    A tower with a fixed input size also gets them resized to that square.
+    For a tower with a fixed input size, images are also resized to a square of this size.
 
     Args:
         images: uint8 (3,H,W) each, RGB, any sizes.
@@ -230,7 +231,7 @@ def prepare(images: Sequence[Tensor], tower: Tower) -> tuple[Tensor, list[ImageT
 
     Returns:
         x (B,3,h0,w0) float, normalised; and one `ImageTransform` per image. Without a fixed input size all images are
-        padded to the size of the largest one, rounded up to a multiple of `divisor`.
+        padded to the size of the largest image, rounded up to a multiple of `divisor`.
 
     >>> from types import SimpleNamespace
     >>> mean, std = torch.full((3, 1, 1), 127.5), torch.full((3, 1, 1), 127.5)

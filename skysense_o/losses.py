@@ -193,8 +193,8 @@ def vision_centric(
 def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Tensor) -> Tensor:
     """Binary cross-entropy of whether a class is in the image.
 
-    A class is present if a pixel has it. It is absent if every pixel is labelled and none has it. Otherwise this is
-    unknown, and the class does not count.
+    A class is present if a pixel has it. It is absent if every pixel is labelled and none has it. Otherwise its
+    presence is unknown, and the class does not count.
 
     Args:
         presence: (B,T) logits.
@@ -226,8 +226,8 @@ def _at_labels(logits: Tensor, sem_seg: Tensor) -> Tensor:
 
 
 def _per_class(term: Callable, logits: Tensor, sem_seg: Tensor, chunk: int | None) -> Tensor:
-    """(B,T): term(full-size logits, masks) of each chunk of classes. Several chunks are recomputed in the backward
-    pass, to save memory.
+    """(B,T): term(full-size logits, masks), one chunk of classes at a time. If there are several chunks, each is
+    recomputed in the backward pass, to save memory.
     """
 
     def part(some: Tensor, first: int) -> Tensor:
@@ -254,7 +254,7 @@ def mean_of_means(each: Tensor, weight: Tensor, counts: Tensor | None = None) ->
 
     Args:
         each: (B,...) values.
-        weight: (B,...) bool or weights. A sample whose weights are all 0 contributes 0.
+        weight: (B,...) numbers or bool. A sample whose weights are all 0 contributes 0.
         counts: (B,) bool; False: the sample contributes 0. None: all count.
 
     >>> mean_of_means(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[True, False], [True, True]]))

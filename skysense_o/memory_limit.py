@@ -1,6 +1,6 @@
 """Report in one line that a limit on memory (ulimit -v) is too low, before a library fails because of it.
 
-Imports nothing that needs memory, so it can run before torch is imported.
+This module imports nothing that needs much memory, so that it can run before torch is imported.
 """
 
 from __future__ import annotations

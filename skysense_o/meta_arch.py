@@ -50,7 +50,7 @@ class SkySenseO(nn.Module):
         Args:
             tower: encodes images and text.
             sem_seg_head: the mask decoder.
-            templates: P sentences with one "{}" each; the embedding of a phrase is their mean.
+            templates: P sentences with one "{}" each; the embedding of a phrase is the mean over the sentences.
             objective: losses for words.
             prompt_objective: losses for clicks and boxes.
             region_projection: the published code's region map; None: regions are pooled from the dense features.
@@ -67,7 +67,7 @@ class SkySenseO(nn.Module):
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
         self.box_regions = box_regions
-        # The image half in another runtime, see inference/backend.py; None: torch.
+        # Runs the image half (tower and refinement) in another runtime, see inference/backend.py; None: torch runs it.
         self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = None
 
     @classmethod
@@ -113,7 +113,7 @@ class SkySenseO(nn.Module):
         """Predict windows of one size.
 
         Args:
-            windows: uint8 (B,3,H,W). Sides are multiples of the tower's divisor, or those of its fixed input size.
+            windows: uint8 (B,3,H,W). Sides are multiples of the tower's divisor, or equal its fixed input size.
             vocabulary: C classes.
 
         Returns:
@@ -146,7 +146,7 @@ class SkySenseO(nn.Module):
         return replace(self.tower.encode_image(x), image=x), transforms
 
     def class_probabilities(self, image_embedding: object, batch: int, vocabulary: Vocabulary) -> Tensor:
-        """(B,C,h',w') at the masks' own grid, of `batch` images from `embed_images`."""
+        """Class probabilities (B,C,h',w') on the masks' own grid, for the `batch` images of an image embedding."""
         text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
         queries = Queries(text.expand(batch, -1, -1, -1), valid.expand(batch, -1))
         logits, _, _ = self.sem_seg_head.decode(image_embedding, queries, self.phrase_chunk)
@@ -157,7 +157,7 @@ class SkySenseO(nn.Module):
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample], reduce: Reduce) -> list[Prediction]:
-        """Predict samples of any sizes and vocabularies. Samples of one padded size form a batch; no result changes."""
+        """Predict samples of any sizes and vocabularies. Samples of equal padded size form a batch."""
         transforms = [geometry.image_transform_for(tuple(sample["image"].shape[-2:]), self.tower) for sample in samples]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, transform in enumerate(transforms):
@@ -234,7 +234,7 @@ class SkySenseO(nn.Module):
         return logits, iou_pred
 
     def _encode_phrases(self, phrases: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Phrases of R images, as they are -> unit vectors (R,N,D) and which of them are real (R,N)."""
+        """Phrases of R images, without a template -> unit vectors (R,N,D), and bool (R,N), False for padding."""
         asked = [Vocabulary(tuple(p), tuple((w,) for w in p), (False,) * len(p)) for p in phrases]
         text, valid = self.text_bank(self.tower, asked, ("{}",))
         return text[:, :, 0], valid

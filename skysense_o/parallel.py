@@ -1,6 +1,6 @@
-"""Run windows in parallel on a CPU, one thread each.
+"""Run windows in parallel on a CPU, each in one thread.
 
-This is faster than one window on all cores, which synchronise after every layer.
+This is faster than one window at a time on all cores, because cores that share a window synchronise after every layer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class OrderedThreadPool:
     def __enter__(self) -> OrderedThreadPool:
         if self.count > 1:
             self.threads = torch.get_num_threads()
-            # set_num_threads is per thread, and new threads inherit the latest value.
+            # torch.set_num_threads applies to the calling thread, and new threads inherit the latest value.
             self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
         return self
 

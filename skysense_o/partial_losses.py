@@ -1,7 +1,7 @@
 """Training losses for partial labels. Shape letters: B images, T phrases, V label values, H W pixels.
 
 A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each phrase and pixel. UNKNOWN is not a negative: it adds nothing.
-If every target is known, each loss here equals the one in `losses.py`.
+If every target is known, each loss here equals the loss in `losses.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from skysense_o.losses import mask_dice, mean_of_means
 from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 
-ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials, and whose gradient is finite
+ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials but has a finite gradient
 
 
 def says_table(says: Sequence[Tensor], names: int) -> Tensor:
-    """(V,C) int8 tables of a batch -> (B,names,256): what each label value means for each phrase; the rest UNKNOWN."""
+    """(V,C) int8 tables of a batch -> (B,T,256), T = names: what each label value means for each phrase, or UNKNOWN."""
     table = torch.full((len(says), names, 256), UNKNOWN, dtype=torch.int8)
     for row, one in zip(table, says):
         row[: one.shape[1], : one.shape[0]] = one.T
@@ -28,7 +28,7 @@ def says_table(says: Sequence[Tensor], names: int) -> Tensor:
 
 
 def partial_targets(sem_seg: Tensor, table: Tensor) -> Tensor:
-    """(B,H,W) label values and a `says_table` table -> (B,T,H,W) int8: YES, NO or UNKNOWN (also bags and MAYBE)."""
+    """(B,H,W) label values and a `says_table` -> (B,T,H,W) int8: YES, NO or UNKNOWN (also for bags and MAYBE)."""
     table = torch.where((table > YES) | (table == MAYBE), UNKNOWN, table)
     return torch.stack([one[:, values] for one, values in zip(table, sem_seg)])
 
@@ -40,15 +40,15 @@ def partial_bce(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def partial_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
-    """Focal loss (Lin et al. 2017): as `partial_bce`, with its weights."""
+    """Focal loss (Lin et al. 2017): `partial_bce` with the focal weights gamma and alpha."""
     each = sigmoid_focal_loss(logits, (target == YES).to(logits.dtype), alpha=alpha, gamma=gamma)
     return mean_of_means(each, target != UNKNOWN)
 
 
 def partial_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy in which each phrase that is YES in a pixel competes with all that are NO there.
+    """Cross-entropy in which each phrase that is YES in a pixel competes with all phrases that are NO in this pixel.
 
-    The terms of a pixel are averaged over its YES phrases, then over the pixels that have one.
+    The terms of a pixel are averaged over its YES phrases, then over the pixels that have a YES phrase.
     """
     yes = target == YES
     against = logits.masked_fill(target != NO, ABSENT).logsumexp(dim=1, keepdim=True)
@@ -60,8 +60,9 @@ def partial_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def candidates(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
-    """Learning from candidate labels (Jin and Ghahramani 2002): a pixel has one of its MAYBE phrases, so their sum
-    competes with the phrases that are NO. The mean over the pixels with a MAYBE; a sample without any gives 0.
+    """Learning from candidate labels (Jin and Ghahramani 2002): a pixel has one of its MAYBE phrases, so the sum
+    of their probabilities competes with the phrases that are NO. The loss is the mean over the pixels with a MAYBE
+    phrase; a sample without such a pixel contributes 0.
 
     Without this term, a set of one class makes all other phrases improbable in its images, where they are only NO.
 
@@ -83,7 +84,7 @@ def bags(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
     """Multiple-instance learning (Pathak et al. 2015). If a label value means "at least n percent are this phrase", its
     pixels are a bag, and the n percent with the highest logits are trained as positives.
 
-    The mean over the bags of a sample; a sample without any gives 0.
+    The loss is the mean over the bags of a sample; a sample without bags contributes 0.
 
     Args:
         logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `says_table`; n from 2 to 100 makes a bag.
@@ -101,7 +102,7 @@ def bags(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
 
 
 def partial_presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
-    """BCE of "is the phrase in the image?": yes if a pixel is YES or a bag has it, no if all are NO, else skipped.
+    """BCE of "is the phrase in the image?": yes if a pixel or a bag has it, no if all pixels are NO, else skipped.
 
     Args:
         scores: (B,T) logits. Others as in `bags` and `partial_bce`.
@@ -114,7 +115,7 @@ def partial_presence(scores: Tensor, target: Tensor, sem_seg: Tensor, table: Ten
 
 
 def opposed_names(sem_seg: Tensor, table: Tensor) -> Tensor:
-    """(B,T,T) bool: phrase j is NO wherever phrase i is YES, so that j is a negative for the region of i."""
+    """(B,T,T) bool, [i, j]: phrase j is NO wherever phrase i is YES, so that j is a negative for the region of i."""
     counts = torch.zeros(len(table), 256, device=table.device)
     counts.scatter_add_(1, sem_seg.flatten(1), torch.ones_like(sem_seg.flatten(1), dtype=counts.dtype))
     yes, doubtful = (table == YES).to(counts.dtype), (table != NO).to(counts.dtype)
@@ -132,7 +133,7 @@ def partial_region_contrast(
 ) -> Tensor:
     """`losses.region_contrast` in which a region's negatives are only the phrases that it is known not to be.
 
-    against: (B,T,T) bool, see `opposed_names`; the region first.
+    against: (B,T,T) bool, region by phrase, see `opposed_names`.
     """
     scores = torch.einsum("bid,bjd->bij", F.normalize(regions, dim=-1, eps=1e-6), text.float()) / temperature
     own = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
@@ -142,13 +143,13 @@ def partial_region_contrast(
 
 
 def caption_contrast(pooled: Tensor, text: Tensor, valid: Tensor, rows: Sequence[int], temperature: float) -> Tensor:
-    """Cross-entropy of choosing an image's caption, the first, among N (Radford et al. 2021, image to text).
+    """Cross-entropy of choosing an image's caption, the first of N captions (Radford et al. 2021, image to text).
 
     Args:
         pooled: (B,D) of the whole batch. text: (R,N,D) unit vectors for the images `rows`. valid: (R,N).
 
     Returns:
-        Scalar; images without captions count as 0, so that the term's size does not depend on how few there are.
+        Scalar: the sum over the R images divided by B, so that a batch with few captions gives a small loss.
     """
     scores = torch.einsum("rd,rnd->rn", F.normalize(pooled[list(rows)].float(), dim=-1), text.float()) / temperature
     scores = scores.masked_fill(~valid, ABSENT)

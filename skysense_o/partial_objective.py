@@ -14,7 +14,7 @@ from skysense_o.objective import Objective, full_precision
 from skysense_o.sample import NO, YES, Sample
 
 Encode = Callable[[Sequence[Sequence[str]]], tuple[Tensor, Tensor]]
-"""Phrases of R images -> unit vectors (R,N,D) and which of them are real (R,N)."""
+"""Phrases of R images -> unit vectors (R,N,D), and bool (R,N), False for padding."""
 
 KNOWN_TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "region", "bags", "candidates", "captions")
 
@@ -70,7 +70,7 @@ def partial_terms(
 
 
 def _says(sample: Sample) -> Tensor:
-    """(V,C); in a completely labelled sample, value v means yes for class v and no for all others."""
+    """A sample's table `says` (V,C); if all is labelled, value v means yes for class v and no for other classes."""
     if "says" in sample:
         return sample["says"]
     count = len(sample["vocabulary"])

@@ -53,8 +53,9 @@ class ImageTextPretraining(nn.Module):
             image_text, image_image, reconstruction: weight of each term; a term of weight 0 is not computed.
             sigmoid: pairwise sigmoid loss (Zhai et al. 2023) instead of the softmax over the batch.
             image_temperature: temperature of the image-image term.
-            chunk: number of images and captions whose activations are in memory at once. The others are recomputed in
-                the backward pass, so a batch of any size fits (compare gradient caching, Gao et al. 2021). 0: all.
+            chunk: number of images and captions whose activations are in memory at once. The
+                activations of other chunks are recomputed in the backward pass, so a batch of any size fits (compare
+                gradient caching, Gao et al. 2021). 0: all are in memory.
         """
         super().__init__()
         self.tower, self.text_bank, self.chunk, self.sigmoid = tower, TextBank(), chunk, sigmoid
@@ -90,10 +91,10 @@ class ImageTextPretraining(nn.Module):
         """Compute the weighted losses of this process.
 
         Args:
-            samples: B from `CaptionMapper`, with `view` and `hidden` where their terms have a weight.
+            samples: B from `CaptionMapper`, with `view` and `hidden` if the terms that use these have a weight.
 
         Returns:
-            "loss_image_text", "loss_image_image" and "loss_reconstruction", those with a weight above 0.
+            "loss_image_text", "loss_image_image" and "loss_reconstruction", without terms of weight 0.
         """
         x, _ = geometry.prepare([s["image"] for s in samples], self.tower)
         terms, pooled = {}, None
@@ -116,7 +117,7 @@ class ImageTextPretraining(nn.Module):
         return {f"loss_{name}": weight * terms[name] for name, weight in self.weights.items()}
 
     def _image_text(self, pooled: Tensor, text: Tensor, captions: Sequence[str]) -> Tensor:
-        """Images with the same caption are not negatives of each other."""
+        """The image-text loss, in which images with the same caption are not negatives of each other."""
         hashes = [int.from_bytes(hashlib.sha256(c.encode()).digest()[:7], "big") for c in captions]
         scale = self.pretraining["scale"].clamp(max=LARGEST_SCALE).exp()
         ids = torch.tensor(hashes, device=pooled.device)

@@ -26,7 +26,7 @@ class PromptObjective:
     def __init__(self, weight: float, rounds: int) -> None:
         """
         Args:
-            weight: weight of both losses.
+            weight: weight of the mask loss and of the IoU loss.
             rounds: number of decoder passes per step, at least 1.
 
         Raises:
@@ -82,7 +82,7 @@ def prompt_terms(logits: Tensor, iou_pred: Tensor, target: Tensor, known: Tensor
         known: bool (B,K,H,W); False where the label is ignored.
 
     Returns:
-        BCE + Dice, and the squared error of the predicted IoU; means over the prompts of an image, then over images.
+        BCE + Dice, and the squared error of the predicted IoU; averaged over the prompts of an image, then over images.
     """
     not_empty = target.flatten(2).any(-1)
     bce = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none") * known

@@ -54,7 +54,7 @@ _RENAMES = [
 ]
 
 # Tensors of a published file that our model does not have: buffers that we recompute, the sentence encoder of a
-# training loss, and 269.7 M parameters of the region loss (MODEL.LOSS.REGION_UPSCALE 16 keeps those).
+# training loss, and 269.7 M parameters of the region loss (MODEL.LOSS.REGION_UPSCALE 16 keeps these parameters).
 NOT_NEEDED = re.compile(
     r"^tokennizer_model\.|^pixel_shuffle_|\.relative_(coords_table|position_index)$|\.swin_block\.block_2\.attn_mask$"
 )
@@ -90,7 +90,7 @@ def to_ours(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename our tensors to their published names, the inverse of `to_ours`.
 
-    Names that are already published ones stay.
+    Names that already are published names stay.
     """
 
     def name_of(name: str) -> str:
@@ -123,7 +123,7 @@ def from_sam(state: dict[str, Tensor]) -> dict[str, Tensor]:
         name in the head -> tensor; {} for any other checkpoint.
     """
     tensors_of: dict[str, list[Tensor]] = {}
-    for name in sorted(state):  # iou_token before mask_tokens, point embeddings by index
+    for name in sorted(state):  # sorted: iou_token comes before mask_tokens, and point embeddings are in order
         for pattern, replacement in _SAM:
             if re.search(pattern, name):
                 tensors_of.setdefault(re.sub(pattern, replacement, name), []).append(state[name])

@@ -1,4 +1,4 @@
-"""The region losses of the published code, which differ from those in its paper (see `losses.py` for our reading).
+"""The region losses of the published code. They differ from the paper; `losses.py` has our reading of the paper.
 
 B images, T classes, D embedding.
 """
@@ -18,7 +18,7 @@ def published_region_scores(regions: Tensor, text: Tensor, valid: Tensor) -> Ten
     As in the published code, classes that are not in the image count as regions, with cosine 0 to all classes.
 
     Returns:
-        (B,T,T), region by class; 0 where one of them is padding.
+        (B,T,T), region by class; 0 where the region or the class is padding.
     """
     pairs = valid[:, :, None] & valid[:, None, :]
     scores = region_cosines(regions, text)
@@ -48,7 +48,7 @@ def published_vision_centric(
         present: (B,T) bool, classes in the image.
         valid: (B,T) bool, False for padding.
         similarity: (B,T,T) S_t.
-        visual_similarity: (B,T,T) score / 10. Pairs that the graph does not have are 0, and so is their factor.
+        visual_similarity: (B,T,T) score / 10. A pair that the graph does not have is 0, and so is its factor.
             None: there is no graph, and the factor is 1.
 
     Returns:

@@ -42,7 +42,7 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             file.close()
-        if is_new:  # so that a run that failed early leaves no empty folder
+        if is_new:  # this lock made the folder: remove it if the run has failed early and left it empty
             with suppress(OSError):
                 path.parent.rmdir()
 
@@ -69,7 +69,7 @@ def _acquired(path: Path, folder: Path, cure: str) -> IO | None:
             return None
         if _is_same(file, path):
             break
-        file.close()  # the previous holder has just removed the file
+        file.close()  # the previous holder has just removed this file: open the new one
     file.truncate(0)
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
@@ -85,7 +85,7 @@ def _is_same(file: IO, path: Path) -> bool:
 
 
 def _holder(path: Path) -> dict:
-    """The process that wrote the lock; {} if it has not written yet."""
+    """What the holder of the lock wrote about itself; {} if it has not written yet."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -4,7 +4,7 @@ Shape letters: B images, T phrases, N image-phrase pairs, C classes, Q queries, 
 
 For each phrase SAM 3 predicts a semantic map, Q instances (masks with scores) and a presence score. This module turns
 them into the probability of a class, in steps with ideas of SegEarth-OV3 and ProC-SAM3: fuse the semantic map with the
-instances, multiply by presence, drop weak phrases, take the best phrase of the class. Each has a key in MODEL.SAM3.
+instances, multiply by presence, drop weak phrases, take a class's best phrase. Each step has a key in MODEL.SAM3.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Sam3(nn.Module):
             fuse: how a phrase's probability is computed, before it is multiplied by presence: semantic map, best
                 instance (mask times score), or per pixel the larger of the two ("max").
             presence: what that probability is multiplied by: nothing, or the phrase's presence in the window or in the
-                whole image. Without windows the last two are the same.
+                whole image. Without windows, window and image are the same.
             weak_phrase: phrases with less presence count as absent; 0: off.
             instance_score: lowest score of an instance (presence included, as SAM 3 defines it).
-            instances: whether boxes and polygons are SAM 3's instances; else the regions of the label map.
+            instances: whether boxes and polygons are SAM 3's instances; if False, they are regions of the label map.
             phrase_chunk: pairs of an image and a phrase at a time; affects memory, not results.
             gsd: metres per pixel of the training images, for a warning; 0: unknown.
 
@@ -108,7 +108,7 @@ class Sam3(nn.Module):
 
     @property
     def settings(self) -> dict:
-        """The settings that results depend on, beside the weights; for records."""
+        """The settings, besides the weights, on which results depend; for records."""
         keys = ("fuse", "presence", "weak_phrase", "instance_score")
         return {f"sam3_{key}": getattr(self, key) for key in keys}
 
@@ -159,7 +159,7 @@ class Sam3(nn.Module):
     def predict_windows(self, windows: Tensor, vocabulary: Vocabulary, presence: Tensor | None = None) -> Tensor:
         """uint8 (B,3,H,W) of the model's own square -> (B,C,h,w) probabilities, H / `stride` cells high.
 
-        presence: (T,) of the phrases in the whole image (`image_presence`), to gate by instead of each window's own.
+        presence: (T,) of the phrases in the whole image (`image_presence`), used instead of the presence per window.
         """
         embedding, _, _ = self.embed_images(list(windows))
         grid = self.class_probabilities(embedding, len(windows), vocabulary, presence)
@@ -170,7 +170,7 @@ class Sam3(nn.Module):
     def class_probabilities(
         self, image_embedding: Sam3Embedding, batch: int, vocabulary: Vocabulary, presence: Tensor | None = None
     ) -> Tensor:
-        """(B,C,h,w) at the masks' own grid, of `batch` images that `embed_images` has encoded."""
+        """Class probabilities (B,C,h,w) on the masks' own grid, for the `batch` images of an image embedding."""
         return torch.stack(self._classes(image_embedding, [vocabulary] * batch, presence)[0])
 
     @torch.no_grad()
@@ -197,7 +197,7 @@ class Sam3(nn.Module):
         return grids, found
 
     def _phrase_maps(self, answer: Sam3Answer, pairs: Sequence[tuple[int, int]], presence: Tensor | None) -> Tensor:
-        """(N,h,w) probabilities of phrases, fused and gated."""
+        """(N,h,w) probabilities of phrases, after fusing with instances and multiplying by presence."""
         maps = answer.semantic
         if self.fuse != "semantic":
             best = (answer.masks.float().sigmoid_() * answer.scores[..., None, None]).amax(1)
@@ -233,7 +233,7 @@ class Sam3(nn.Module):
         presence: Tensor | None = None,
     ) -> list[Instances]:
         """The instances of each foreground class, for each phrase as `Sam3Processor.post_process_instance_segmentation`
-        computes them. An instance that two phrases of a class have found is kept once.
+        computes them. An instance that two phrases of a class have found is kept only once.
 
         Args:
             sizes: (H,W) of the images, or any other size for masks and boxes.
@@ -250,7 +250,7 @@ class Sam3(nn.Module):
                     continue
                 keep = scores[n] > least
                 boxes = answer.boxes[n, keep] * answer.boxes.new_tensor(sizes[b][::-1]).repeat(2)
-                if keep.any():  # masks one by one: all of them in float would not fit into memory
+                if keep.any():  # masks one by one: all masks in float would not fit into memory
                     masks = torch.stack([_full_size(mask, sizes[b]) > 0.5 for mask in answer.masks[n, keep]])
                     found[b].setdefault(c, []).append((scores[n, keep], boxes, masks))
         return [_joined(classes, size, self.device) for classes, size in zip(found, sizes)]
@@ -284,7 +284,7 @@ def _full_size(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _joined(classes: dict[int, list], size: tuple[int, int], device: torch.device) -> Instances:
-    """The instances that the phrases of each class have found -> those of an image."""
+    """The instances that the phrases of each class have found -> all instances of an image."""
     labels, scores = [], [torch.zeros(0, device=device)]
     boxes, masks = [torch.zeros(0, 4, device=device)], [torch.zeros(0, *size, dtype=torch.bool, device=device)]
     for c, answers in sorted(classes.items()):

@@ -15,8 +15,8 @@ IGNORE = 255
 """Label of pixels without a class; they are neither trained on nor evaluated."""
 
 MAYBE, UNKNOWN, NO, YES = -2, -1, 0, 1
-"""What a label value means for a class. Of several MAYBE classes the pixel has one. A number n from 2 to 100 means: at
-least n percent of the pixels with this label value."""
+"""What a label value means for a class. A pixel whose value is MAYBE for several classes has one of them. A number n
+from 2 to 100 means: at least n percent of the pixels with this label value have the class."""
 
 Reduce = Literal["labels", "probabilities"]
 
@@ -35,14 +35,14 @@ class Sample(TypedDict):
 
     image: Tensor  # uint8 (3,H,W), RGB
     vocabulary: Vocabulary
-    height: NotRequired[int]  # size of the output; default: that of the image
+    height: NotRequired[int]  # size of the output; default: size of the image
     width: NotRequired[int]
     sem_seg: NotRequired[Tensor]  # int64 (H,W): index into vocabulary.classes, or IGNORE; needed in training
     says: NotRequired[
         Tensor
     ]  # int8 (V,C): what label value v means for class c: 1 yes, 0 no, -1 unknown, n > 1: at least n
     # percent of its pixels; without it label value v means yes for class v and no for all others
-    captions: NotRequired[tuple[str, ...]]  # the first is of this image, the others are of other images
+    captions: NotRequired[tuple[str, ...]]  # the first describes this image, the others describe other images
     visual_similarity: NotRequired[
         Tensor
     ]  # float (C,C) in 0..1, how alike two classes look (score / 10), 0 where unknown
@@ -53,7 +53,7 @@ class Sample(TypedDict):
     answer: NotRequired[str]  # in the training of question answering
     points: NotRequired[Tensor]  # float (K,2), x, y of the objects to count, as fractions of width and height
     file_name: NotRequired[str]
-    skipped: NotRequired[list[str]]  # why the loader skipped records before this one; it removes the key
+    skipped: NotRequired[list[str]]  # reasons for records skipped before this one; the loader removes the key
 
 
 class Prediction(TypedDict):

@@ -1,6 +1,6 @@
 """Find the data files that come with the code: class tables, configs, points, examples.
 
-In a checkout they are in its folders `configs`, `datasets` and `demo`. A wheel holds copies of them, in the same tree,
+In a checkout these files are in the folders `configs`, `datasets` and `demo`. A wheel holds copies in the same tree
 below `skysense_o/_data` (see setup.py).
 """
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 256
 ENCODING = Lock()
-"""Held while strings are encoded: windows that run in parallel need the same ones, so only the first encodes them."""
+"""Held while strings are encoded: windows in parallel need the same strings, so only the first window encodes them."""
 
 
 class TextBank:
@@ -45,7 +45,7 @@ class TextBank:
 
     def __init__(self) -> None:
         self._vectors: dict[tuple[str, str], Tensor] = {}
-        self._single: dict[tuple[str, str], Tensor] = {}  # cache of training, see `_encode_singly`
+        self._single: dict[tuple[str, str], Tensor] = {}  # the cache in training, see `_encode_singly`
         self._fingerprint: str | None = None
 
     def weights_changed(self) -> None:
@@ -55,7 +55,7 @@ class TextBank:
     def __call__(
         self, tower: Tower, vocabularies: Sequence[Vocabulary], templates: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
-        """Encode the vocabularies of a batch, padded to the number of phrases of the longest one.
+        """Encode the vocabularies of a batch, padded to the number of phrases of the longest vocabulary.
 
         Args:
             tower: the text tower.
@@ -102,7 +102,7 @@ class TextBank:
         """Encode each string in a batch of one, for training.
 
         The rounding errors of an embedding depend on the rest of its batch. A resumed run sees the words in another
-        order, so with larger batches its weights would differ from those of an uninterrupted run.
+        order, so with larger batches the weights of that run would differ from those of an uninterrupted run.
         """
         for string in strings:
             if (key, string) not in self._single:
@@ -129,7 +129,7 @@ class TextBank:
             save_file({"vectors": vectors.cpu().contiguous()}, part, metadata={"keys": json.dumps(keys)})
 
     def load(self, path: str | Path) -> None:
-        """Add the embeddings of a file written by `export`. They are used only for a tower with the same weights."""
+        """Add the embeddings of a file written by `export`, for use with a tower that has the same weights."""
         with safe_open(str(path), "pt") as file:
             keys, vectors = json.loads(file.metadata()["keys"]), file.get_tensor("vectors")
         self._vectors.update((tuple(key), vector) for key, vector in zip(keys, vectors))

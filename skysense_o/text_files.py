@@ -27,7 +27,7 @@ KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice in one mapping, of which YAML would silently keep the last."""
+    """A YAML loader that refuses a key that comes twice in a mapping; plain YAML silently keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -237,7 +237,7 @@ def take(row: Any, key: str, kinds: type | tuple[type, ...], where: str, default
     """Get a checked value of a JSON object; see `checked`.
 
     Args:
-        row: what was read; anything but an object is an error.
+        row: what was read; a value that is not an object is an error.
         key, default: the value where the key is missing; without a default, a missing key is an error.
     """
     if not isinstance(row, dict):
@@ -257,7 +257,7 @@ def numbers(value: Any, count: int, where: str) -> list[float]:
 
 
 def shown(value: Any) -> str:
-    """A value of YAML for a message, cut. Not `repr`, which never ends where aliases repeat each other.
+    """A value of YAML as text for a message, cut; `repr` would never end where aliases repeat each other.
 
     >>> shown({"a": [1, 2], "b": "x" * 500})
     "{'a': [1, 2], 'b': 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'}"
@@ -270,7 +270,7 @@ _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 
 
 
 def _short(value: Any) -> str:
-    """A value for a message, cut; not `repr`, which fails on deeply nested values."""
+    """A value as text for a message, cut; `repr` would fail on deeply nested values."""
     if isinstance(value, list | dict):
         return f"{KINDS[type(value)]} of {len(value)}"
     return json.dumps(value)[:80]

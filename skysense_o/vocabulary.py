@@ -44,7 +44,7 @@ class Vocabulary:
         Args:
             classes: one entry per class: a name "road", synonyms "road|street", or a sequence of synonyms. The first
                 synonym is the name of the class.
-            background: names of background classes, in the same form; they come after the others.
+            background: background classes, in the same form; they come after the other classes.
 
         Raises:
             ValueError: no classes, a blank name, or the same word for two classes (case is ignored).
@@ -167,7 +167,7 @@ def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequenc
 
 
 LIST_MARKER = re.compile(r"[-*+] |\d+ ?[.:)] ")
-"""What people write before the entries of a list."""
+"""Bullets and numbers that people write before the entries of a list."""
 
 
 def read_class_file(path: str | Path) -> list[str]:

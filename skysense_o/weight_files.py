@@ -57,7 +57,7 @@ def load_plain(path: Path) -> Any:
     """Read a weights file without executing code: tensors in dicts, lists and plain values.
 
     Raises:
-        WeightsError: the file is damaged, or holds more than that.
+        WeightsError: the file is damaged, or holds values of other types.
     """
     try:
         if path.suffix == ".safetensors":
@@ -72,7 +72,7 @@ def load_plain(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception, more_than_tensors: bool = False) -> WeightsError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if "nsupported" in line] or lines  # torch prints the reason below its advice
+    lines = [line for line in lines if "nsupported" in line] or lines  # torch prints the reason after some advice
     reason = lines[0].removesuffix(":")[:200] if lines else type(error).__name__
     if not isinstance(error, (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)) and lines:
         reason = f"{type(error).__name__}: {reason}"
@@ -83,7 +83,7 @@ def _unreadable(path: Path, error: Exception, more_than_tensors: bool = False) -
 
 
 def _wrapped(table) -> str | None:
-    """The key under which a checkpoint keeps its table of tensors; None if the table is this one."""
+    """The key under which a checkpoint keeps its table of tensors; None if the checkpoint itself is the table."""
     if not isinstance(table, dict):
         return None
     return next((key for key in WRAPPERS if isinstance(table.get(key), dict)), None)
@@ -148,12 +148,12 @@ def read_config(path: Path) -> str | None:
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("config")
-    except Exception as error:  # see load_plain
+    except Exception as error:  # damaged files raise many types of errors
         raise _unreadable(path, error) from error
 
 
 def _skysense_clip(blob: dict) -> dict[str, Tensor]:
-    """The tensors of `skysense_clip.ckpt`: the towers under "clip", with `visual.X` replaced by `backbone_gep.X`."""
+    """The tensors of `skysense_clip.ckpt`: the towers under "clip", where `backbone_gep.X` replaces `visual.X`."""
     state = dict(blob["clip"])
     model = blob.get("model")
     for name, tensor in model.items() if isinstance(model, dict) else ():

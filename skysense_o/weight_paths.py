@@ -14,10 +14,10 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)(?:/(?P<file>[^#]+))?")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_LIBRARY = "skysense_o"
-"""Marks the config.json that `Predictor.save_pretrained` writes, in contrast to one of transformers."""
+"""Marks a config.json that `Predictor.save_pretrained` wrote, in contrast to a config.json of transformers."""
 HUB_WEIGHTS = "model.safetensors"
 FOLDER_FILES = ("*.json", "*.txt", "*.safetensors")
-"""Files to download of a model that is a whole repository: configs, tokenizer, weights."""
+"""Files to download for a model that is a whole repository: configs, tokenizer, weights."""
 
 
 class WeightsError(ValueError):
@@ -31,8 +31,8 @@ def find_weights(name: str | Path, **download: Any) -> Path:
 
     Args:
         name: a path, the name of shipped weights such as "mini", or hf://org/repo/file. `#sha256=...` at the end makes
-            another hash an error. A folder that `Predictor.save_pretrained` wrote, or a repository of it: org/repo. A
-            model of transformers (SAM 3) is a folder with a config.json, or hf://org/repo.
+            another hash an error. Also a folder that `Predictor.save_pretrained` wrote, or org/repo for such a
+            folder on the hub; and for a model of transformers (SAM 3) a folder with a config.json, or hf://org/repo.
         download: revision, cache_dir, token, ...; see huggingface_hub.hf_hub_download.
 
     Returns:
@@ -87,7 +87,7 @@ def _from_hub(address: str, download: dict[str, Any]) -> Path:
         if match["file"] is None:
             return Path(snapshot_download(match["repo"], allow_patterns=FOLDER_FILES, **download))
         return Path(hf_hub_download(match["repo"], match["file"], **download))
-    except (OSError, ValueError) as error:  # every error of the hub library is one of these
+    except (OSError, ValueError) as error:  # all errors of the hub library are of these types
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"{address} is not in the local cache and could not be downloaded ({why}): check HF_HUB_OFFLINE, HF_TOKEN"

@@ -19,7 +19,7 @@ def test_labels_and_scores_are_those_of_a_full_size_interpolation(monkeypatch, c
     full = F.interpolate(grid.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)[0]
     score, labels = full.max(dim=0)
     y, x = (interpolated_neighbors(pixels, n, pixels) for pixels, n in zip(size, cells))
-    # `_best_everywhere` is what `best_class` calls on a GPU.
+    # On a GPU, `best_class` calls `_best_everywhere`.
     got_labels, got_score = (module._best_everywhere if everywhere else best_class)(grid, y, x)
     assert got_labels.dtype == torch.int32
     assert torch.equal(got_labels.long(), labels)

@@ -76,7 +76,7 @@ def test_every_script_sets_its_threads_before_it_imports_anything_large(path):
         if isinstance(statement, ast.Expr) and ast.unparse(statement) == "set_thread_environment()":
             break
         if isinstance(statement, ast.ImportFrom) and statement.module.startswith("skysense_o.cli"):
-            break  # skysense_o.cli calls it on import
+            break  # importing skysense_o.cli calls set_thread_environment()
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             before.append(statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name)
     else:

@@ -62,7 +62,7 @@ def test_commands_are_ones_that_the_parsers_take(page):
 
 
 def takes(config: str, changes: list[str]) -> None:
-    """Check that the YAML exists and has the changed keys; MODEL.LOSS.TVERSKY is left out, as a page says to add it."""
+    """Check that the YAML exists and has the changed keys, except MODEL.LOSS.TVERSKY, which a page adds."""
     cfg, pairs = default_config(), list(zip(changes[::2], changes[1::2], strict=True))
     cfg.merge_from_file(str(ROOT / config))
     words = [word for pair in pairs if pair[0] != "MODEL.LOSS.TVERSKY" for word in pair]
@@ -78,7 +78,7 @@ def registered(monkeypatch):
 
     for registry in (SEM_SEG_HEADS_REGISTRY, TOWER_REGISTRY):
         rest = {key: value for key, value in registry._obj_map.items() if key not in ("ResNetTower", "CosineHead")}
-        # Whoever follows the page has these in the package already, so hide them.
+        # If somebody has followed the page, these names are already registered, so hide them.
         monkeypatch.setattr(registry, "_obj_map", rest)
 
 
@@ -118,7 +118,7 @@ def test_the_page_s_loss_against_its_twin():
     means = []
     for b in range(2):
         each = []
-        for name in range(2):  # the third class is absent from the image
+        for name in range(2):  # class 2 has no pixel in either image, so it has no loss
             both = wrong = lost = 0.0
             for y in range(5):
                 for x in range(6):

@@ -94,7 +94,7 @@ def test_missing_empty_wrong_and_truncated_files_are_errors(tmp_path):
 
 
 def test_tiffs_that_pillow_cannot_decode_are_read_with_gdal(tmp_path):
-    """They were "cut short or damaged": YCbCr without JPEG, and WebP, which Pillow's libtiff does not have."""
+    """Regression: TIFFs of YCbCr without JPEG, or of WebP, used to be called damaged, as Pillow cannot decode them."""
     rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
     y, x = np.mgrid[0:40, 0:60]
     rgb = np.stack([x * 4, y * 6, 255 - x * 2 - y * 2], -1).astype(np.uint8)

@@ -155,7 +155,7 @@ def test_vision_centric_equals_its_naive_twin(regions, pairs):
         total, names = 0.0, [t for t in range(T) if valid[b, t]]
         for i in names:
             for j in names:
-                if present[b, i] and i != j:  # S_v is 1 on the diagonal, so it adds nothing
+                if present[b, i] and i != j:  # on the diagonal S_v is 1, so these terms are 0
                     region = torch.nn.functional.normalize(pooled[b, i], dim=0)
                     bce = -torch.log(1 - torch.sigmoid(region @ text[b, j] / 0.1))
                     total += ((1 - visual_similarity[b, i, j]) * max(alike[b, i, j], 0) * bce) ** 2
@@ -188,7 +188,7 @@ def test_published_regional_losses_equal_their_naive_twins(regions, pairs, graph
 
 def test_chunks_of_names_change_no_loss_and_no_gradient():
     g = torch.Generator().manual_seed(5)
-    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)  # each loss resizes them to the labels
+    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)  # each loss resizes logits
     sem_seg, valid = torch.randint(0, 7, (B, H, W), generator=g), torch.ones(B, 7, dtype=torch.bool)
     for loss in (losses.pixel_bce, losses.focal, losses.dice):
         whole, chunked = loss(logits, sem_seg, valid), loss(logits, sem_seg, valid, chunk=3)

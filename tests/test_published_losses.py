@@ -1,7 +1,7 @@
 """Tests that our copy of the published losses gives the published code's values and gradients on small random weights.
 
 `tests/reference/published_losses.npz` holds two runs of the published code: classes sampled with a relation graph, and
-an image with one class. (Its labels of overlapping masks are left out: here a pixel has one class.)
+an image with one class. (The published labels of overlapping masks are left out, because here a pixel has one class.)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def model():
 
 
 def sample(arrays, case) -> dict:
-    """Return the inputs that the published code had; S_v contains the graph's scores, 0 without an edge."""
+    """Return the inputs that the published code had; S_v contains the graph's scores, and 0 where there is no edge."""
     names = arrays[f"{case}_texts"].tolist()
     sem_seg = arrays["sem_seg_one" if case == "one" else "sem_seg"].long()
     graph = json.loads(str(arrays["graph_json"]))
@@ -72,7 +72,7 @@ def test_values_and_gradients_of_the_published_losses(model, arrays, case, monke
     assert set(names) <= set(ours), sorted(set(names) - set(ours))[:5]
     norms, sums = arrays[f"{case}_grad_norms"], arrays[f"{case}_grad_sums"]
     for name, norm, total in zip(names, norms.tolist(), sums.tolist()):
-        noise = 1e-3 * norm * ours[name].numel() ** 0.5 + 2e-5  # of a sum of that many numbers in single precision
+        noise = 1e-3 * norm * ours[name].numel() ** 0.5 + 2e-5  # rounding error of such a sum in single precision
         assert ours[name].norm().item() == pytest.approx(norm, rel=5e-3, abs=2e-5), name
         assert ours[name].sum().item() == pytest.approx(total, rel=5e-3, abs=noise), name
     for key in [k for k in arrays if k.startswith(f"{case}_grad/")]:

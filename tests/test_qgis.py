@@ -98,7 +98,7 @@ def test_a_label_map_that_qgis_loads_gets_the_names_of_its_classes(plugin, tmp_p
 
 
 def test_files_of_others_in_its_folder_stay(plugin, tmp_path):
-    """It deleted the folder with all that was in it."""
+    """Regression: the plugin used to delete the folder of its results with everything in it."""
     folder = tmp_path / "found/labels_skysense_o"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")

@@ -14,7 +14,7 @@ from conftest import ROOT, load_script
 
 from skysense_o.config import default_config
 
-# Modules in import order: each may import itself and earlier ones, except for the pairs in FORBIDDEN.
+# Modules in import order: each may import itself and earlier modules, except for the pairs in FORBIDDEN.
 ROOMS = [
     "sample", "memory_limit", "errors", "cpu_threads", "shipped_files", "whole_files", "run_lock", "words",
     "renamed_keys", "text_files", "config", "byte_cache", "image_io", "device", "parallel", "best_class", "geometry",
@@ -101,7 +101,7 @@ def test_every_key_we_declare_is_read():
     source = "\n".join(p.read_text() for p in PACKAGE.rglob("*.py") if p.name != "config.py")
     keys = [name for name in leaves(default_config()) if re.search(rf"\b{name.split('.')[-1]} = ", declared)]
     assert len(keys) > 30
-    # LR_SCHEDULER_NAME is Detectron2's own key and is read there; only its default is set here.
+    # Detectron2 itself reads its key LR_SCHEDULER_NAME; this project only sets the default.
     unread = [k for k in keys if f".{k.split('.')[-1]}" not in source and k != "SOLVER.LR_SCHEDULER_NAME"]
     assert unread == []
 
@@ -174,7 +174,7 @@ def test_no_module_is_long():
     assert {path: n for path, n in lengths.items() if n > 300} == {}
 
 
-# These modules open files made by this project or that are not images; all others use skysense_o/image_io.
+# These modules open files made by this project or that are not images; all other modules use skysense_o/image_io.
 OPENS = re.compile(r"\bImage\.open\(|\bcv2\.im(read|decode)\(|\brasterio\.open\(")
 MAY_OPEN = {
     "data_engine/work_folder.py": "maps of the data engine",

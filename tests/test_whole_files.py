@@ -128,7 +128,7 @@ def test_weights_stay_whole_and_equal_weights_give_equal_bytes(small_model, cfg,
 
 
 def test_of_several_errors_on_a_full_disk_the_first_is_told(tmp_path):
-    """Regression: the error with file and size used to be replaced by that of a log file closed later."""
+    """Regression: the error with file and size used to be replaced by the error of a log file closed later."""
     from skysense_o.errors import message
 
     def closed_later():

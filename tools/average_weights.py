@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Average the weights of a model before and after a fine-tuning, which often keeps what both are good at.
+"""Average the weights of a model before and after a fine-tuning, which often keeps the strengths of both.
 
   python tools/average_weights.py output/outlines/model_final.safetensors output/broad_long/model_final.safetensors \\
       output/average.safetensors --share 0.6
 
-The result is share x the first + (1 - share) x the second file (Wortsman et al., Robust fine-tuning of zero-shot
-models, CVPR 2022). It only makes sense if one was trained from the other. The config, and tensors that only the first
-file has, are those of the first.
+The result is share x the first file + (1 - share) x the second file (Wortsman et al., Robust fine-tuning of zero-shot
+models, CVPR 2022). Averaging only makes sense if one of the models was trained from the other. The config, and tensors
+that only the first file has, come from the first file.
 """
 
 import argparse

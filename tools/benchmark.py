@@ -8,7 +8,7 @@
   python tools/benchmark.py train     time and memory of a training step, by batch, precision and losses
   python tools/benchmark.py scene     a large scene: memory, windows per second, resuming after a kill
 
-Compare only numbers from one run: machines differ, and shared ones are noisy.
+Compare only numbers from one run: machines differ, and shared machines are noisy.
 """
 
 import argparse

@@ -9,7 +9,7 @@ python tools/build_graph.py --by scores --scores pairs.csv --output output/graph
 --by text compares the classes' text embeddings by cosine. --by images compares class prototypes by cosine: the mean of
 the image tower's dense features over the pixels of each class (over whole images for scene classification). --by scores
 reads a CSV of from,to,score. Cosines become scores by their rank among all pairs: the least similar tenth gets 1, the
-most similar tenth 10. The file records the source of each score. INPUT.GRAPH FILE uses it in training.
+most similar tenth 10. The file records the source of each score. INPUT.GRAPH FILE uses the graph in training.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def features(model, records: list[dict], names: int) -> Iterator[tuple[np.ndarra
             dense = model.tower.encode_image(x).dense[0].float()
         height, width = dense.shape[1:]
         cells = np.full((height, width), IGNORE)
-        # A cell gets the class at its centre. The image is padded on the right and at the bottom.
+        # A grid cell gets the class at its centre. The image is padded on the right and at the bottom.
         y = ((np.arange(height) + 0.5) * transforms[0].padded[0] / height).astype(int)
         z = ((np.arange(width) + 0.5) * transforms[0].padded[1] / width).astype(int)
         inside = np.ix_(y < image.shape[0], z < image.shape[1])

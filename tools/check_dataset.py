@@ -6,8 +6,8 @@ python tools/check_dataset.py dubai
 python tools/check_dataset.py loveda_val --json loveda_val.json
 python tools/check_dataset.py path/to/my/folder
 
-It reports images without labels, truncated files, labels that differ in size from their image, ids out of range,
-classes without pixels, and images that look the same in two splits. The exit code is 1 if there is a problem.
+The script reports images without labels, truncated files, labels that differ in size from their image, ids out of
+range, classes without pixels, and images that look the same in two splits. The exit code is 1 if there is a problem.
 """
 
 import argparse

@@ -5,7 +5,7 @@
   python tools/compare_results.py output/reproduce --write    write the measured values into the table
 
 A row of the table has a run (a subfolder of the given folder), a data set, a metric and its value in percent. The exit
-code is 1 if a value differs by more than the tolerance; metrics that were not run are listed and do not count.
+code is 1 if a value differs by more than the tolerance; metrics that were not measured are listed and do not count.
 """
 
 import argparse

@@ -8,7 +8,7 @@
   python tools/convert_checkpoint.py sam_vit_b.pth decoder.safetensors --config-file configs/mini/prompts.yaml
 
 Only the mask decoder of a Segment Anything checkpoint is converted. Tensors without a parameter in the model keep their
-names, so that converting back is lossless; --inference drops them.
+names, so that converting back is lossless; --inference drops these tensors.
 """
 
 import argparse

@@ -5,8 +5,8 @@
   python tools/distill.py --work work --teacher hf://facebook/sam3 --classes "building|house,road" --output output/small
 
 The first command cuts the images into tiles. The second writes the teacher's soft masks into the work folder and trains
-the student of --config-file on them; run again, it resumes. The demo and run_eval.sh
-accept the student's weights, OUTPUT/student.safetensors.
+the student of --config-file on them; run the second command again to resume it. The demo and run_eval.sh accept the
+student's weights, OUTPUT/student.safetensors.
 """
 
 import argparse

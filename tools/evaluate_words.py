@@ -5,8 +5,8 @@ python tools/evaluate_words.py mini
 python tools/evaluate_words.py output/broad/model_final.safetensors --only roads objects --limit 20
 python tools/evaluate_words.py output/broad/model_0000999.pth --config-file configs/mini/broad.yaml
 
-It prints a table; --output also writes results.json, which tools/compare_results.py reads. Missing data sets are
-reported and left out. It takes about four minutes on one core.
+The script prints a table; --output also writes results.json, which tools/compare_results.py reads. Missing data sets
+are reported and left out. All data sets take about four minutes on one core.
 """
 
 import argparse

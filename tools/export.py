@@ -5,8 +5,8 @@
   python tools/export.py --weights output/mini/model_final.safetensors --output mine.onnx --words "building|house,road"
 
 mini.json, in the same folder, describes inputs and outputs. --words also writes text embeddings (mini.npz: names,
-phrases, phrase_to_class, text), so that a program needs no language model. The exported file is checked against torch
-with onnxruntime.
+phrases, phrase_to_class, text), so that a program that uses the file needs no language model. The exported file is
+checked against torch with onnxruntime.
 """
 
 import argparse

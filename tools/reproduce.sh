@@ -3,7 +3,7 @@
 #
 #   DETECTRON2_DATASETS=/where/your/data/is bash tools/reproduce.sh OUTPUT_DIR
 #
-# It takes some minutes on two cores. Finished evaluations are not repeated; missing data sets are listed and skipped.
+# The script takes some minutes on two cores. Finished evaluations are not repeated; missing data sets are listed and skipped.
 set -eu
 out=${1:?usage: bash tools/reproduce.sh OUTPUT_DIR}
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install what the other scripts need, and print the path of the Python to use: that of the active environment, otherwise
-# that of .venv, which is created here.
+# Install what the other scripts need, and print the path of the Python to use: the Python of the active environment, or
+# else of .venv, which is created here.
 #
 #   python=$(sh tools/setup.sh)
 #

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw a contact sheet of training samples: augmented crops, their labels, and the classes sampled for them.
 
-For data sets with boxes, points or outlines, it shows whole images with these drawn in.
+For data sets with boxes, points or outlines, it shows whole images with these objects drawn in.
 
 skysense-o data show dubai_train --output output/dubai.png        (or python tools/visualize_data.py dubai_train ...)
 skysense-o data show skysa_graph_train --count 12 --opts INPUT.TEXT_BATCH 100
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
-    """Draw an image next to its labels; a legend below lists present classes in colour and absent ones in grey."""
+    """Draw an image next to its labels; a legend below lists present classes in colour and absent classes in grey."""
     from skysense_o.inference.drawing import overlay
     from skysense_o.sample import IGNORE
 

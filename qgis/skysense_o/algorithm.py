@@ -144,7 +144,7 @@ class SegmentByWords(QgsProcessingAlgorithm):
             shutil.move(folder / f"{source.stem}.gpkg", regions)
             found[self.REGIONS] = regions
         (folder / f"{source.stem}.json").unlink()
-        with suppress(OSError):  # what this run did not write stays, and the folder with it
+        with suppress(OSError):  # files that this run did not write stay, and so does their folder
             folder.rmdir()
         return found
 

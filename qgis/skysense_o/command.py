@@ -17,7 +17,7 @@ from pathlib import Path
 
 DEFAULT_COMMAND = "skysense-o scene"
 PERCENT = re.compile(r"(\d{1,3})%\|[^\]]*\]?")
-"""A progress bar of tqdm, from its percentage on."""
+"""The part of a tqdm progress bar that begins with the percentage."""
 SECONDS_TO_STOP = 20.0
 FOREIGN = ("PYTHON", "GDAL_", "PROJ_", "QT_", "QGIS_", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_")
 """Beginnings of the environment variables that QGIS sets for its own Python and libraries."""
@@ -95,7 +95,7 @@ def run(
 
     Raises:
         Cancelled: `is_cancelled` returned True.
-        CommandError: the command cannot be started, or ends with an error; the message has its last lines.
+        CommandError: the command cannot be started, or fails; the message has the last lines of the command's output.
     """
     try:
         process = subprocess.Popen(
@@ -104,7 +104,7 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=clean_environment(os.environ),
-            start_new_session=True,  # on Windows without effect
+            start_new_session=True,  # no effect on Windows
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except OSError as error:
@@ -132,23 +132,23 @@ def run(
             percent = PERCENT.search(text)
             if percent:
                 set_progress(min(100.0, float(percent[1])))
-                text = text[percent.end() :].strip()  # a message may follow without a new line
+                text = text[percent.end() :].strip()  # a message may follow the bar on the same line
             if text:
                 last.append(text)
                 tell(text)
     if process.wait():
         raise CommandError("\n".join(last) or f"{command[0]} ended with exit code {process.returncode}")
-    set_progress(100.0)  # a scene of few windows ends before its bar is drawn again
+    set_progress(100.0)  # the bar of a scene with few windows may end below 100
 
 
 def clean_environment(environment) -> dict[str, str]:
-    """The environment of the command: that of QGIS without what belongs to its own Python, GDAL and Qt."""
+    """The environment of the command: the one of QGIS without the variables for QGIS's own Python, GDAL and Qt."""
     kept = {key: value for key, value in environment.items() if not key.startswith(FOREIGN)}
     return {**kept, "SKYSENSE_O_PROGRESS": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def _read(stream, pieces: queue.Queue[bytes]) -> None:
-    """Pass on what a stream has, as soon as it has it, and an empty piece at its end."""
+    """Pass on each piece of a stream as soon as it arrives, and an empty piece at the end of the stream."""
     with stream:
         while piece := stream.read1(65536):
             pieces.put(piece)

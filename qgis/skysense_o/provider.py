@@ -17,7 +17,7 @@ SETTING = "SKYSENSE_O_COMMAND"
 
 
 def command_line() -> str:
-    """The command to call: from the environment, else from the settings."""
+    """The command to call, from the environment variable, else from QGIS's settings."""
     return os.environ.get(SETTING) or ProcessingConfig.getSetting(SETTING) or DEFAULT_COMMAND
 
 

@@ -19,7 +19,7 @@ def parser_of(description: str, add_arguments: Callable[[ArgumentParser], None])
 
 
 def add_demo_arguments(p: ArgumentParser) -> None:
-    """Add the options of demo/demo.py: those of all tasks."""
+    """Add the options of demo/demo.py: the options of all tasks."""
     p.add_argument("--input", nargs="+", required=True, metavar="FILE", help=INPUT)
     _words(p)
     _interactive(p)
@@ -55,7 +55,7 @@ def add_segment_arguments(p: ArgumentParser, save: str = "overlay,labels,json") 
 
 
 def add_scene_arguments(p: ArgumentParser) -> None:
-    """Add the options of `skysense-o scene`: those of segment, with other files saved."""
+    """Add the options of `skysense-o scene`: the same as for segment, with other default formats of --save."""
     add_segment_arguments(p, "geotiff,gpkg,overlay,json")
 
 

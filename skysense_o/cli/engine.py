@@ -179,7 +179,7 @@ def run_engine(args: Namespace) -> int:
         steps = [step for step in RUN if step != "review"] if args.step == "all" else [args.step]
         for step in steps:
             errors += RUN[step](work, args)
-            args.restart = False  # the first step has removed the files of the others
+            args.restart = False  # the first step has also removed the files of the later steps
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "detectron2":
             raise

@@ -96,7 +96,7 @@ def run_command(words: Sequence[str] | None = None) -> int:
     if script:
         sys.argv = [f"skysense-o {' '.join(words[:named])}", *words[named:]]
         path = shipped_file(script)
-        # Not runpy.run_path, which puts the script's name into sys.argv, and so into its help.
+        # runpy.run_path would put the script's name into sys.argv, and so into the help text.
         exec(compile(path.read_text(), path, "exec"), {"__name__": "__main__", "__file__": str(path)})
         return 0  # most scripts end the process themselves
     args = _parser(*words[:1]).parse_args(words)
@@ -109,7 +109,11 @@ def run_command(words: Sequence[str] | None = None) -> int:
 
 
 def _parser(*complete: str) -> ArgumentParser:
-    """The parser; only the commands in `complete` have their options, as importing those of all would take time."""
+    """Build the argument parser.
+
+    Only the subcommands named in `complete` get their options: adding options imports the command's module, and
+    importing every module is slow.
+    """
     parser = ArgumentParser(
         prog="skysense-o",
         description=skysense_o.__doc__,
@@ -140,9 +144,9 @@ def _named(function: str):
 
 
 def _script_of(words: Sequence[str]) -> tuple[str, int]:
-    """The script that runs these words, and how many of them name it; "" if a module of this folder does.
+    """The script that runs a command line, and how many words name the script; ("", 0) if a module here runs it.
 
-    These scripts come with the code. They have options of their own and are run as they are.
+    The scripts come with the code. They have their own options and are run unchanged.
     """
     if words[:1] == ["app"]:
         return "demo/app.py", 1

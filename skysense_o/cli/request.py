@@ -65,8 +65,8 @@ def check_request(args: Namespace) -> Request:
     """Check all arguments and files that can be checked without torch.
 
     Raises:
-        ValueError, FileNotFoundError: a wrong argument or missing file. A single image is opened here, so it may also
-            be that the image cannot be read.
+        ValueError, FileNotFoundError: a wrong argument, a missing file, or a single image that cannot be read. A single
+            image is read here; several images are read later.
     """
     formats = _check_values(args)
     args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")
@@ -74,7 +74,7 @@ def check_request(args: Namespace) -> Request:
     if not args.input:
         raise ValueError("no image: give files, folders or globs in quotes")
     given = find_images(args.input)
-    named = {Path(word) for word in args.input}  # a pattern for images may match other JSON
+    named = {Path(word) for word in args.input}  # only STAC items that are named in full: patterns may match other JSON
     is_item = {path: path.suffix == ".json" and path in named for path in given}
     paths = [item_image(path, args.asset) if is_item[path] else path for path in given]
     items = {image: path for image, path in zip(paths, given) if image != path}
@@ -104,7 +104,7 @@ def _check_values(args: Namespace) -> list[str]:
         raise ValueError(f"--save {args.save!r}: {what}: choose among {', '.join(ALL_FORMATS)}")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is out of range: 0 to 1")
-    reduction(args.pixel_size, ())  # raises an error if it is out of range
+    reduction(args.pixel_size, ())  # raises an error if the pixel size is out of range
     if min(args.min_area, args.simplify) < 0:
         raise ValueError("--min-area and --simplify are out of range: 0 or more")
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):

@@ -27,7 +27,7 @@ def run_task(args: Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless irregularities of TIFFs
-    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # the numbers of regions in the work folder
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # regions.tif in the work folder has none
     try:
         request = check_request(args)
     except Exception as error:

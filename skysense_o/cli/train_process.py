@@ -109,7 +109,7 @@ def start_training(args: Namespace) -> int:
         torch.distributed.destroy_process_group()
         return 0
     if args.num_gpus * args.num_machines > 1:
-        for number in (signal.SIGINT, signal.SIGTERM):  # pass it on: the processes finish their step and save
+        for number in (signal.SIGINT, signal.SIGTERM):  # the processes finish their step and save
             signal.signal(number, lambda number, frame: [os.kill(p.pid, number) for p in active_children()])
     try:
         launch(_main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, cfg))

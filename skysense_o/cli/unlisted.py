@@ -34,7 +34,7 @@ def install_detectron2() -> None:
     if subprocess.run([sys.executable, "-c", "import detectron2.modeling"], capture_output=True).returncode == 0:
         return
     site = Path(sysconfig.get_paths()["purelib"])
-    stray = site / "tools"  # the wheel also contains a package of this name, which would shadow this project's
+    stray = site / "tools"  # Detectron2's wheel also contains a package "tools", which would hide this project's
     had_tools = stray.exists()
     words = ["--only-binary=:all:", "--implementation", "cp", "--python-version", "3.10", "--target", str(site)]
     _pip("--no-deps", *words, "--require-hashes", "-r", str(shipped_file("require-detectron2.txt")))

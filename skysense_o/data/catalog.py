@@ -134,7 +134,7 @@ def records_of(name: str, skip_bad: bool = False) -> list[dict]:
     if name in found and "spec" not in MetadataCatalog.get(name).as_dict():
         return DatasetCatalog.get(name)  # registered by other code
     splits = find(name)
-    if name not in found:  # a path, or a whole row: evaluation looks its classes up by this name
+    if name not in found:  # evaluation looks up the classes by the name of a path or of a whole set
         spec = splits[0][0]
         MetadataCatalog.get(name).set(class_table=spec.class_table_name, ignore_label=IGNORE, task=spec.task)
     if len(splits) == 1:

@@ -58,7 +58,7 @@ class SplitReport:
 
 
 def check_data_set(name: str, limit: int | None = None, progress: bool = True) -> list[SplitReport]:
-    """Check the splits of a data set; for a whole data set, those that do not overlap by intention.
+    """Check the splits that a name stands for; for a whole data set, leave out splits that are meant to overlap others.
 
     Args:
         name: see `catalog.find`.
@@ -77,7 +77,7 @@ def check_data_set(name: str, limit: int | None = None, progress: bool = True) -
     for spec, split in splits:
         try:
             reports.append(check_split(spec, split, limit, progress))
-        except FileNotFoundError as error:  # some of several splits may not be installed
+        except FileNotFoundError as error:  # of several splits, some may not be installed
             missing = missing or error
             if len(splits) > 1:
                 own = Path(spec.key).is_absolute()
@@ -212,7 +212,7 @@ def _look_at_labels(
 
 
 def _look_at_objects(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
-    """Count boxes or points by class; report every wrong one, not only the first."""
+    """Count boxes or points by class; report every wrong box or point, not only the first."""
     names, (height, width) = load_classes(spec.class_table_name).classes, size
     objects = record["boxes" if spec.task == "boxes" else "points"]
     digest.update(np.array(objects, np.float64).tobytes())
@@ -257,7 +257,7 @@ def _add(report: SplitReport, name: str, count: int) -> None:
 
 
 def _bytes(record: dict) -> bytes:
-    """The bytes of a JPEG file, because decoders differ in the last bit."""
+    """The bytes of a JPEG file, for the manifest: its pixels depend on the decoder, in their last bit."""
     with open(record["file_name"], "rb") as file:
         file.seek(record["at"][0] if "at" in record else 0)
         return file.read(record["at"][1] if "at" in record else -1)

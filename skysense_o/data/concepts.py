@@ -20,10 +20,10 @@ CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 
 @dataclass(frozen=True)
 class SceneContents:
-    """The concepts in images of one scene class. All concepts that cannot occur with them are absent."""
+    """The concepts in images of one scene class. A concept that cannot occur beside or in these concepts is absent."""
 
     whole: int | None  # concept of every pixel
-    place: int | None  # kind of place that every pixel belongs to, such as a harbour
+    place: int | None  # kind of place to which every pixel belongs, such as a harbour
     shows: dict[int, int]  # concept -> least share in percent
     may: tuple[int, ...]
 
@@ -37,7 +37,7 @@ class Concepts:
     kinds: tuple[tuple[str, ...], ...]  # words for a part of a concept: "wheat field" for crop field
     says: np.ndarray  # int8 (K,K)
     above: np.ndarray  # bool (K,K): row is, or is below, column
-    fits: np.ndarray  # bool (K,K), symmetric: the two may be seen in one pixel
+    fits: np.ndarray  # bool (K,K), symmetric: both concepts may be seen in one pixel
     place: np.ndarray  # bool (K,)
     classes: dict[str, int]  # "<table>/<class>" -> concept
     nots: dict[str, int]  # "<table>/<class>" -> the concept that such a pixel is not
@@ -70,7 +70,7 @@ class Concepts:
         """What every pixel of an image of this scene class means for each concept, int8 (K,).
 
         Args:
-            mentioned: concept -> least share in percent, for what else is known to be in the image (its captions).
+            mentioned: concept -> least share in percent, of what else is in the image according to its captions.
         """
         shown = {**(mentioned or {}), **scene.shows}
         related = self.above | self.above.T
@@ -79,7 +79,7 @@ class Concepts:
         if scene.whole is not None:
             possible |= self.fits[:, scene.whole] & ~self.place
         if scene.whole is None and scene.place is None:
-            possible |= self.place  # it may lie in any place; a homogeneous scene and a place exclude other places
+            possible |= self.place  # a scene that names no place may lie in any place
         says = np.where(possible, UNKNOWN, NO).astype(np.int8)
         for concept, share in shown.items():
             above = self.above[concept]
@@ -124,7 +124,7 @@ def load_concepts() -> Concepts:
         for other in entry.get("with", ()):
             beside[index_of[name], at(other, name)] = True
     beside |= beside.T
-    # What is beside a concept is beside all that is below it, on both sides.
+    # If two concepts may lie side by side ("with"), so may all concepts below the one and all below the other.
     fits = (above.astype(int) @ beside @ above.T) > 0
     fits |= above | above.T
     place = np.array([entry.get("kind") == "place" for entry in entries.values()])
@@ -148,8 +148,10 @@ def load_concepts() -> Concepts:
 
 
 def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """The words of each concept, those of its classes included, and its kinds. A word of several concepts belongs to
-    the one with that name, else to the most specific one: "river" is not a synonym of water here.
+    """For each concept its words, which include the words of its classes, and its kinds.
+
+    A word of several concepts is kept for the concept of that name, else for the most specific concept: "river" is the
+    word of the concept river, and not a synonym of water.
     """
     listed, parts = [], []
     for name, entry in entries.items():

@@ -15,7 +15,7 @@ HASH_SIDE = 16
 def image_hash(image: Image.Image) -> np.ndarray:
     """Difference hash: whether each cell of a 16 x 16 grid is brighter than its right neighbour.
 
-    It is robust to resizing and compression. For uniform surfaces it is noise.
+    The hash is robust to resizing and compression. For uniform surfaces it is noise.
 
     Returns:
         uint8 (32,).

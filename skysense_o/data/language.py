@@ -16,7 +16,7 @@ TEXT_COLUMNS = ("title_multi_objects", "title", "title_raw", "caption", "caption
 
 
 def index_file(spec: DatasetSpec, split: str) -> Path:
-    """The first existing index file of a data set, of the alternatives in `spec.index`, which bars separate.
+    """The first of the files in `spec.index`, which bars separate, that exists.
 
     Raises:
         FileNotFoundError: none of the files exists.
@@ -30,10 +30,10 @@ def index_file(spec: DatasetSpec, split: str) -> Path:
 
 
 def image_folder(spec: DatasetSpec) -> Path:
-    """The first existing image folder of a data set, of the alternatives in `spec.images`, which bars separate.
+    """The first of the image folders in `spec.images`, which bars separate, that exists.
 
     Raises:
-        FileNotFoundError: none of the files exists.
+        FileNotFoundError: none of the folders exists.
     """
     for name in spec.images.split("|"):
         if (spec.root / name).is_dir():

@@ -39,7 +39,7 @@ class NumberedSamples(Dataset):
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The shuffle of an epoch, int64 (len(records),); the last one is kept, as it takes 0.25 s for 5 million."""
+        """The shuffle of an epoch, int64 (len(records),); the latest shuffle is kept: 5 million take 0.25 s."""
         if epoch != self._epoch:
             self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
             self._epoch = epoch
@@ -85,7 +85,7 @@ class Batches:
         self.skipped: dict[str, None] = {}  # messages, in the order of their arrival
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        with held_signals():  # a worker handles signals itself, once it has left this process group
+        with held_signals():  # a worker unblocks signals itself, after it has left this process group
             batches = iter(self.loader)
         for batch in batches:
             for sample in batch:
@@ -120,7 +120,7 @@ def start_worker(worker: int) -> None:
     if not PROCESS_GROUPS:
         return
     os.setpgid(0, 0)
-    while signal.sigpending() & set(SIGNALS):  # sent to the old group since the fork
+    while signal.sigpending() & set(SIGNALS):  # signals sent to the old process group since the fork
         signal.sigwait(SIGNALS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

@@ -45,7 +45,7 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
     if "names" in record:
         count = len(record.get("ids", record["names"]))
         labels = to_ids(stored, id_table(count), count, label_path)
-        if "ids" in record:  # repeated names were merged
+        if "ids" in record:  # `ids` exists where repeated names were merged
             merged = np.full(256, IGNORE, np.uint8)
             merged[:count] = record["ids"]
             labels = merged[labels]

@@ -29,7 +29,7 @@ from skysense_o.text_files import checked, read_json_file, read_json_lines, take
 OBJECT_SIDE = (24.0, 128.0)  # target side of the chosen object, in pixels
 LARGEST_SCALE = 4.0
 SCENES_AT_ONCE = (0.35, 0.25, 0.25, 0.15)  # probabilities of 1, 2, 3, 4 images in a mosaic
-POINTS = {"disc": 2.5, "far": 24.0}  # pixels; for trees at 0.6 m per pixel, whose crowns have about 10 pixels
+POINTS = {"disc": 2.5, "far": 24.0}  # in pixels; crowns of trees are about 10 pixels wide at 0.6 m per pixel
 POINT_SCALE = (1.0, 2.5)  # smallest and largest scale of images with points
 MARKS = {"car": (2.5, 30.0), "boat": (3.0, 40.0), "mobile home": (5.0, 60.0), "building": (7.0, 90.0)}
 
@@ -63,7 +63,7 @@ class MixedMapper:
         self.box_masks, self.captions = box_masks, captions
         self.scenes, self.prompts = scenes or [], prompts
         self._pure = [r for r in self.scenes if _scene(r).whole is not None]
-        self._outlines: dict[tuple[str, str], np.ndarray] = {}  # data set and file -> labels, as drawing them is slow
+        self._outlines: dict[tuple[str, str], np.ndarray] = {}  # data set and file -> labels, drawn once
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -134,10 +134,10 @@ class MixedMapper:
         labels = point_labels(image.shape[:2], record["points"], count, disc, far)
         crop = Augmentation(self.side, POINT_SCALE).crop(image, labels)
         says, own = object_says(record["dataset"])
-        if "kind" in record:  # more is known about the whole image
+        if "kind" in record:  # the scene class says more about the image
             concepts, says = load_concepts(), says.copy()
             more = concepts.scene_says(concepts.scenes[record["kind"]], said_of(record))
-            more = np.where(more > YES, UNKNOWN, more)  # in the image, but not necessarily in these pixels
+            more = np.where(more > YES, UNKNOWN, more)  # "somewhere in the image" says nothing about one pixel
             says[count:] = np.where(says[count:] == UNKNOWN, more, says[count:])
         return *crop, says, own[:0]
 
@@ -189,7 +189,7 @@ class MixedMapper:
         return tuple(found)
 
     def _caption(self, record: dict, few: bool = False) -> str:
-        """A caption of an image. `few`: choose from few texts, so that less text has to be encoded."""
+        """Draw a caption for an image. `few`: draw from few texts, so that fewer texts have to be encoded."""
         texts = captions_of(record)
         if texts and np.random.rand() < 0.5 and not few:
             return texts[np.random.randint(len(texts))]
@@ -242,7 +242,7 @@ def _scene(record: dict):
 
 
 def captions_of(record: dict) -> list[str]:
-    """The captions of a record, or those of its image in the captions.jsonl of its data set."""
+    """The captions of a record; without own captions, the captions of its image in the data set's captions.jsonl."""
     if "captions" in record:
         return record["captions"]
     path = Path(record["file_name"])
@@ -273,7 +273,7 @@ def _spoken() -> list[tuple[re.Pattern, int, int]]:
 
 
 def said_of(record: dict) -> dict[int, int]:
-    """Concept -> least share in percent, for concepts in at least two captions, or in the only one."""
+    """Concept -> least share in percent, for concepts named by two captions, or by the only caption of the image."""
     texts = [text.lower() for text in captions_of(record)]
     least = min(2, len(texts))
     said = {}

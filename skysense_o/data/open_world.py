@@ -11,7 +11,7 @@ from skysense_o.vocabulary import Vocabulary
 
 
 def open_world(background: Sequence[str] = ()) -> tuple[Vocabulary, Sequence[tuple[int, int, int]] | None]:
-    """The classes of Sky-SA's relation graph if it is installed, else those of `open_world.json`.
+    """The classes of Sky-SA's relation graph if it is installed, else the classes of `open_world.json`.
 
     Args:
         background: words for everything else.

@@ -49,7 +49,7 @@ def own_spec(path: str) -> DatasetSpec:
         FileNotFoundError: there is no such folder, no dataset.yaml, or no img_dir.
         ValueError: a dataset.yaml that cannot be used. The message names the file, the key and what is permitted.
     """
-    folder = Path(os.path.expanduser(path))  # unlike Path.expanduser, it keeps ~name if there is no such user
+    folder = Path(os.path.expanduser(path))  # os.path.expanduser keeps ~name if there is no such user
     if (folder / INDEX).is_file() and not (folder / OWN).is_file():
         return _skysa_spec(folder)
     if not (folder / OWN).is_file():

@@ -17,19 +17,20 @@ from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 from skysense_o.vocabulary import Vocabulary
 
 NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_crowns": ("tree", 1000)}
-"""Data set -> (classes whose objects are all boxed, number of objects per image up to which that holds)."""
+"""Data set -> (concept whose objects all have a box, largest number of boxes per image for which this is true)."""
 
 
 COMMON = ("vegetation", "tree", "grass", "bare land", "water", "building", "road", "paved area")
-"""Common land cover: a pixel that is not the one class of a set is one of these."""
+"""Common land cover. In a set with a single labelled class, each other pixel shows one of these concepts."""
 CANDIDATES = 4
 """Number of common land-cover concepts in a sample's vocabulary."""
 
 
 @lru_cache
 def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """For a data set with label images: yes, no or unknown per label value and concept, int8 (V,K); and the concepts of
-    its classes, which exclude each other.
+    """What the label values of a data set with label images mean: yes, no or unknown per value and concept, int8 (V,K).
+
+    Also returns the concepts of the classes. A pixel of one class is "no" for the concepts of the other classes.
     """
     concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
@@ -50,7 +51,7 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache
 def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """For a data set with boxes or points: like `class_says`, for the 2 C + 1 values of `weak.box_masks`."""
+    """`class_says` for a data set with boxes or points, whose label values are the 2 C + 1 of `weak.box_masks`."""
     concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
     count = len(classes)
@@ -68,7 +69,7 @@ def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def object_values(record: dict) -> np.ndarray:
-    """bool (256,): the label values of masks of classes or objects, in contrast to background, discs and scenes."""
+    """bool (256,): which label values mean masks of classes or objects, not background, discs at points, or scenes."""
     values, classes = np.zeros(256, bool), load_classes(spec_of(record["dataset"]).class_table_name)
     if "sem_seg_file_name" in record:
         values[: len(classes)] = ~np.array(classes.background)
@@ -78,7 +79,7 @@ def object_values(record: dict) -> np.ndarray:
 
 
 def outside_says(record: dict) -> np.ndarray:
-    """int8 (K,): what a pixel outside of all boxes or shapes means; mostly unknown, as not all objects have one."""
+    """int8 (K,): what a pixel outside of all boxes or shapes means; mostly unknown, as some objects have neither."""
     concepts = load_concepts()
     says = np.full(len(concepts), UNKNOWN, np.int8)
     dataset = record["dataset"]
@@ -94,9 +95,9 @@ def outside_says(record: dict) -> np.ndarray:
 
 
 def _outside_shapes(record: dict) -> np.ndarray:
-    """int8 (K,): NO for complete classes and for what their images cannot show.
+    """int8 (K,): NO for classes whose objects all have a shape, and for concepts that the scene class excludes.
 
-    A more general concept (water is above sea) is NO as well, if nothing else below it can be in the image.
+    A more general concept (water is above sea) is NO as well, if no other concept below it can be in the image.
     """
     concepts, table = load_concepts(), spec_of(record["dataset"]).class_table_name
     says, may = np.full(len(concepts), UNKNOWN, np.int8), ()
@@ -115,11 +116,11 @@ def _outside_shapes(record: dict) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WordChooser:
-    """Chooses the words of a sample: its own concepts, sometimes more general ones, and negatives.
+    """Chooses the words of a sample: the sample's concepts, sometimes more general concepts, and negatives.
 
     Args:
         synonyms: draw one of a concept's words, for negatives also one of its kinds; else use its name.
-        count: number of words, or more if the sample has more concepts of its own.
+        count: number of words; more if the sample alone has more concepts.
         hypernyms: probability of adding a more general word.
     """
 
@@ -128,7 +129,7 @@ class WordChooser:
     hypernyms: float
 
     def __call__(self, labels: np.ndarray, says: np.ndarray, own: np.ndarray) -> tuple[Vocabulary, np.ndarray]:
-        """Uses NumPy's global generator.
+        """Choose words, with NumPy's global generator.
 
         Args:
             labels: uint8 (H,W), label values or IGNORE.

@@ -172,7 +172,7 @@ def _stems(lines: Iterable[str], stems: Collection[str], source: str) -> Iterato
 
 
 def windows(height: int, width: int, crop: tuple[int, int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Windows that cover an image; the last ones are shifted to end at its borders.
+    """Windows that cover an image; the last windows are shifted to end at the image's borders.
 
     Args:
         height, width: size of the image, in pixels.

@@ -23,7 +23,7 @@ from skysense_o.vocabulary import Vocabulary
 
 POINTS_FOLDER = CLASSES_FOLDER.parent / "points"
 OTHERS = 1 / 3
-"""Probability of asking about another annotated kind of object instead; 1/2 if the asked kind is not annotated."""
+"""Probability of asking about another annotated kind of object; 1/2 if the kind in the question is not annotated."""
 
 
 @cached(byte_cache(KEPT_BYTES), key=lambda record: (record["file_name"], record.get("at")))
@@ -92,7 +92,7 @@ def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
         file: a file of `datasets/points`, or a full path.
 
     Returns:
-        image, as `image_key` has it -> kind of object -> points.
+        key of the image (see `image_key`) -> kind of object -> points.
 
     Raises:
         FileNotFoundError: there is no such file.

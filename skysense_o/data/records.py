@@ -127,7 +127,7 @@ def class_folders(spec: DatasetSpec) -> Path:
 
 
 def _plain(name: str) -> str:
-    """A class name for comparison: copies have DenseResidential, dense_residential or "dense residential"."""
+    """A class name for comparison: copies of a set write DenseResidential, dense_residential or "dense residential"."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 

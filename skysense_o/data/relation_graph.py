@@ -105,7 +105,7 @@ class RelationGraph:
         return np.flatnonzero(fits)
 
     def positives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Indices of the names, without `names`, to which any of `names` has a score from `low` to `high`."""
+        """Indices of the other names to which any of `names` has a score from `low` to `high`."""
         own = self.indices(names)
         rows = self.scores[own]
         fits = ((rows >= max(low, LOWEST)) & (rows <= high)).any(axis=0)
@@ -211,7 +211,7 @@ def _saved_graph(body: dict, path: str) -> RelationGraph:
 
 
 def parse_relations(lines: Iterable[str], path: str) -> tuple[RelationGraph, dict[str, int]]:
-    """Parse Sky-SA's text -> graph, and defect -> number of lines. Of repeated pairs, the last one counts."""
+    """Parse Sky-SA's text -> graph, and defect -> number of lines. If a pair is repeated, the last line counts."""
     odd: Counter = Counter()
     names: dict[str, int] = {}
     spelled: list[str] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from skysense_o.data.datasets.spec import DatasetSpec
 from skysense_o.text_files import checked, parse_json, take
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # the last one is RS5M's
+IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "img_content")  # img_content: in RS5M
 TEXTS = ("txt", "caption")
 
 

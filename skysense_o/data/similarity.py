@@ -29,7 +29,7 @@ def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     Returns:
         (T,T); NaN for classes without features.
     """
-    mean = sums.sum(0) / max(1, counts.sum())  # the part that all classes share
+    mean = sums.sum(0) / max(1, counts.sum())  # subtracted, because all classes share it
     with np.errstate(invalid="ignore", divide="ignore"):
         prototypes = sums / counts[:, None] - mean
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)

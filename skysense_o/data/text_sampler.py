@@ -24,8 +24,8 @@ class TextSampler:
         batch: number of classes in total, in place of `count`; 0: not used. If the image has more classes, a random
             part of them is kept.
         graph: file of a relation graph to draw negatives from, in place of `pool`.
-        thresholds: lowest and highest score of a negative, then of a class that is too similar to be one. The published
-            code uses [1, 3, 9, 10], whatever its config has.
+        thresholds: lowest and highest score of a negative, then of a class that is too similar to be a negative. The
+            published code uses [1, 3, 9, 10], whatever its config has.
 
     Raises:
         ValueError: thresholds out of order.
@@ -51,10 +51,10 @@ class TextSampler:
 
         Args:
             own: the classes of the data set, or of one image.
-            graph: file of the data set's relation graph, used before the sampler's own.
+            graph: file of the data set's relation graph; it replaces the sampler's own graph.
 
         Returns:
-            the vocabulary, and the indices of the own classes that it starts with (None: all).
+            the vocabulary, and the indices of the classes of `own` with which it starts (None: all).
         """
         table = own if isinstance(own, ClassTable) else None
         classes = list(table.classes if table else own)
@@ -78,7 +78,7 @@ class TextSampler:
     def _related(
         self, graph: RelationGraph, own: ClassTable | tuple[str, ...], classes: Sequence[str]
     ) -> tuple[str, ...]:
-        """Negatives of the graph; if it has none, all of its names that are not too similar."""
+        """Negatives from the graph; if it has none for these classes, all names that are not too similar to them."""
         low, high, near, nearest = self.thresholds
         pool = without_overlap(tuple(graph.names[i] for i in graph.negatives(classes, low, high)), own)
         if pool:

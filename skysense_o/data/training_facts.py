@@ -17,7 +17,7 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def training_facts(names: Sequence[str]) -> tuple[list[str], list[str], list[float]]:
-    """The facts of a training on these data sets.
+    """The facts that the weights of a training on these data sets record.
 
     Args:
         names: as in DATASETS.TRAIN. Sets without classes, such as captions, add only their name.

@@ -108,7 +108,7 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read `datasets/shapes/<index>`, JSON lines {"image", "class", "complete", "polygons", "circles", "margin"}.
 
     A line has the outlines of one class in one image: polygons [[x, y], ...] and circles [x, y, radius], in pixels.
-    `complete`: the image has no other objects of the class; a complete line without outlines says that it has none.
+    `complete`: the image has no other objects of the class; without outlines, it has no object of the class at all.
     `margin`: width in pixels of the unknown rim (default 1). Class "unknown": nothing is known about pixels inside.
     A record has the lines of one image: `shapes` with class ids (UNKNOWN_SHAPE for "unknown"), `complete` (ids), and
     the scene class `kind`, None where the image's folder does not name one.

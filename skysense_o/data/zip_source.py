@@ -27,7 +27,7 @@ class Entry:
 
 
 def entries_of(paths: list[str | Path]) -> list[Entry]:
-    """List all files of folders and zips, and of zips in them.
+    """List all files of folders and zips, and of zips inside folders and zips.
 
     Unpacked files come first, so that an unpacked copy of a file is used before one in a zip.
 
@@ -40,7 +40,7 @@ def entries_of(paths: list[str | Path]) -> list[Entry]:
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
             plain = [p for p in files if p.suffix.lower() != ".zip"]
-            # The name of the folder comes first: for some publishers it is the split.
+            # `name` begins with the folder's own name, because for some publishers this is the split.
             found += [Entry(f"{path.resolve().name}/{p.relative_to(path).as_posix()}", p) for p in plain]
             for p in files:
                 if p.suffix.lower() == ".zip":

@@ -35,7 +35,7 @@ class TileAnnotation:
 
         Returns:
             uint8 (H,W), indices into the list; IGNORE for unlabelled pixels and for classes beyond the 255th; and the
-            list of classes, the one with most pixels first.
+            list of classes, the class with most pixels first.
         """
         ids = sorted(self.classes)
         sizes = np.bincount(self.regions.ravel(), minlength=max(ids, default=0) + 1)

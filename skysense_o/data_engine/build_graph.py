@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) -> RelationGraph:
-    """Compute how similar the classes of the set are; writes graph/graph.json and graph/skysa_graph.jsonl.
+    """Compute how similar the classes of the set are; write graph/graph.json and graph/skysa_graph.jsonl.
 
     The score of two classes combines three measures: the cosine of their prototypes (mean feature over their regions),
     the cosine of their text embeddings, and how often they occur in the same image. Classes that reviewers renamed into
-    each other get the highest score. Region features are cached in graph/features; the rest is computed by each call.
+    each other get the highest score. Region features are cached in graph/features; each call computes everything else.
 
     Args:
         work: the work folder, after step "name".
@@ -52,7 +52,7 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
         vectors = _features(work, predictor, row, annotation.regions)
         sums = np.zeros((len(classes), vectors.shape[1])) if sums is None else sums
         for k, name in annotation.classes.items():
-            if k:  # the rest region has no features of its own
+            if k:  # region 0 (pixels of no region) has no feature vector
                 sums[index[name]] += vectors[k - 1]
                 counts[index[name]] += 1
     measures = {

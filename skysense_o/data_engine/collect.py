@@ -38,8 +38,8 @@ LEAST_VALID = 0.5
 
 @dataclass
 class Cut:
-    """A part of an image. row, column: of its first pixel, in the image. pixels: uint8 (H,W,3), None where too
-    little of it is valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres per pixel or NaN).
+    """A part of an image. row, column: position of its first pixel in the image. pixels: uint8 (H,W,3), None where
+    too few pixels are valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres per pixel or NaN).
     """
 
     row: int
@@ -50,7 +50,7 @@ class Cut:
 
 @dataclass
 class Collected:
-    """What one call did. sources: images read now. errors: {"source", "error"}. empty: parts without data."""
+    """What one call did. sources: number of images it read. errors: {"source", "error"}. empty: parts without data."""
 
     sources: int = 0
     tiles: int = 0
@@ -80,7 +80,7 @@ def collect(
     cut = {(line["source"], line["row"], line["column"]) for line in journal.lines if "row" in line}
     for path in tqdm(images, unit="image", desc="collect"):
         try:
-            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # hides this machine's path
+            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # hides the path
             if key in finished:
                 continue
             for part in cuts(path, side, gsd, lambda row, column, key=key: (key, row, column) in cut):

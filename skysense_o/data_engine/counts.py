@@ -30,16 +30,16 @@ class Counts:
     sizes: list[int] = field(default_factory=list)  # pixels per region-text pair
     labelled: int = 0  # labelled pixels
     total_pixels: int = 0
-    gsd: list[float] = field(default_factory=list)  # metres per pixel, of images where it is known
+    gsd: list[float] = field(default_factory=list)  # metres per pixel of the images for which it is known
 
     def add(self, row: dict, labels: np.ndarray, names: list[str], annotation: TileAnnotation, split: str) -> None:
         """Add one image.
 
         Args:
-            row: its catalogue row.
+            row: the catalogue row of the image.
             labels: uint8 (H,W), indices into `names` or IGNORE.
-            names: its classes.
-            annotation: its regions.
+            names: classes of the image.
+            annotation: regions of the image.
             split: "train" or "val".
         """
         pixels = np.bincount(labels.ravel(), minlength=256)

@@ -1,6 +1,6 @@
-"""Step 2: leave out near-duplicate tiles, and tiles that show the same as an image of a test set.
+"""Step 2: leave out near-duplicates of other tiles, and tiles that duplicate an image of a test set.
 
-Duplicates are found first by perceptual hash (the one of tools/check_dataset.py), then by the image tower's embeddings.
+Duplicates are found first by perceptual hash, as in tools/check_dataset.py, then by the image tower's embeddings.
 faiss does the nearest neighbour search. Shape letters: N tiles, D embedding.
 """
 
@@ -55,7 +55,7 @@ def deduplicate(
 
     Returns:
         the rows of duplicates.parquet, one per tile: {"tile", "kept", "of", "why", "distance"}; "of" is the tile or
-        test image that it duplicates.
+        test image that this tile duplicates.
 
     Raises:
         ValueError: bits or distance out of range.
@@ -134,7 +134,7 @@ def images(vectors: Vectors, names: Sequence[str], reads: dict, what: str) -> It
         try:
             image = load_image(path).filled()
         except BadData:
-            if window is not None:  # a test image: leaving it out could hide a leak
+            if window is not None:  # an unreadable test image is an error, because leaving it out could hide a leak
                 raise
             continue
         yield (

@@ -3,8 +3,8 @@
 Shape letters: B images, C classes, H W pixels, h w grid.
 
 Two steps share a work folder of the data engine. `label_softly` writes soft/<tile>.png, the teacher's probabilities,
-and resumes an interrupted run. `teach` trains on them; a sample is a function of seed and index, so a resumed run
-ends with the same weights as an uninterrupted one.
+and resumes an interrupted run. `teach` trains on these masks. A sample is a function of seed and index, so a resumed
+run ends with the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def label_softly(work: WorkFolder, teacher: Predictor, vocabulary: Vocabulary) -
         masks = seen.predict_text(vocabulary, "probabilities")["sem_seg"].float()
         cells = tuple(max(1, -(-side // STRIDE)) for side in masks.shape[-2:])
         grid = F.adaptive_avg_pool2d(masks[None], cells)[0]
-        write_map(path, (grid * 255).round().byte().flatten(0, 1).cpu().numpy())  # one class below the other
+        write_map(path, (grid * 255).round().byte().flatten(0, 1).cpu().numpy())  # class below class
     return errors
 
 
@@ -99,7 +99,7 @@ class SoftMasks:
     def sample(self, seed: int, number: int) -> tuple[Tensor, Tensor]:
         """A crop with random rotation, flip and colours: uint8 (3,H,W), and probabilities (C,H/4,W/4).
 
-        Tiles are shuffled anew for each pass over them.
+        Tiles are shuffled again for each pass over all tiles.
         """
         epoch, place = divmod(number, len(self.rows))
         row = self.rows[np.random.default_rng((seed, epoch)).permutation(len(self.rows))[place]]
@@ -155,7 +155,7 @@ def teach(
     trained = [p for p in model.parameters() if p.requires_grad]
     progress = tqdm(range(start, steps), unit="step", desc="distil")
     for step in progress:
-        torch.manual_seed(seed * 1_000_003 + step)  # the noise on the words
+        torch.manual_seed(seed * 1_000_003 + step)  # seeds the noise that is added to the words
         images, targets = zip(*(masks.sample(seed, step * batch + i) for i in range(batch)))
         loss = divergence(model, images, targets, masks.vocabulary)
         optimizer.zero_grad()

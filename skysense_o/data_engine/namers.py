@@ -1,4 +1,4 @@
-"""Namers: classifiers of regions over a vocabulary. `vlm_namer` has those that answer in free text.
+"""Namers: classifiers of regions over a vocabulary. Namers that answer in free text are in `vlm_namer`.
 
 Shape letters: R regions, C classes, D embedding, H W pixels, h w grid.
 """
@@ -61,7 +61,7 @@ class VocabularyNamer:
             the decoder's per-pixel probabilities over the region.
 
     Raises:
-        ValueError: `by` is neither.
+        ValueError: `by` is neither "features" nor "masks".
     """
 
     free = False

@@ -32,8 +32,8 @@ def paint_masks(masks: np.ndarray, iou_pred: np.ndarray, size: tuple[int, int]) 
 def tidy(labels: np.ndarray, least: int) -> np.ndarray:
     """Split a label map into connected regions and merge those of fewer than `least` pixels into a neighbour.
 
-    A small piece joins the neighbour with the longest shared border, the smallest piece first. This applies to pieces
-    of the rest (label 0), too. A piece without a neighbour, the whole image, stays as it is.
+    A small piece joins the neighbour with the longest shared border, the smallest piece first. Small
+    pieces of the rest (label 0) are merged as well. A piece that fills the whole image has no neighbour and stays.
 
     Args:
         labels: integers (H,W), 0 for the rest.

@@ -49,7 +49,7 @@ def proposer(
         regions: for "superpixels"; above 1 gives fewer regions, below 1 more.
 
     Raises:
-        ValueError: unknown method, or an argument that it needs is missing.
+        ValueError: unknown method, or an argument that the method needs is missing.
     """
     if method == "sam":
         from skysense_o.data_engine.sam import sam_masks
@@ -90,7 +90,7 @@ def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]
     Args:
         work: the work folder, after step "collect".
         find: divides an image into regions, see `proposer`.
-        least: smallest region in pixels; smaller ones join the neighbour with the longest shared border.
+        least: smallest region in pixels; smaller regions join the neighbour with the longest shared border.
 
     Returns:
         {"tile", "error"} for each tile that could not be read.
@@ -125,8 +125,8 @@ def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:
         score: float (H,W).
 
     Returns:
-        {"region", "box", "pixels", "score"} per region. box: [x0, y0, x1, y1] in pixels, half-open. score: its mean,
-        0..1.
+        {"region", "box", "pixels", "score"} per region. box: [x0, y0, x1, y1] in pixels, half-open. score: mean over
+        the region, 0..1.
     """
     ids, inverse = np.unique(regions, return_inverse=True)
     inverse = inverse.ravel()

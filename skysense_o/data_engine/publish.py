@@ -72,7 +72,7 @@ def publish(
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Rename `new` to `target`. The old target stays beside it as <name>.old until the new one is in place."""
+    """Rename `new` to `target`. The old target stays beside it as <name>.old until `new` is in place."""
     old = target.with_name(f"{target.name}.old")
     if target.is_dir():
         shutil.rmtree(old, ignore_errors=True)

@@ -16,8 +16,8 @@ LONGITUDE_LATITUDE = 4326
 def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dict[str, str]:
     """Assign each tile to "train" or "val".
 
-    These stay together: tiles of one source image; georeferenced sources whose footprints touch; sources in one
-    `group`. Whole groups are drawn at random for val until it has its share.
+    The following stay together: tiles of one source image; georeferenced sources whose footprints touch; sources in one
+    `group`. Whole groups are drawn at random for val until val has its share.
 
     Args:
         rows: catalogue rows.

@@ -33,7 +33,7 @@ def superpixels(seen: PromptedImage, rgb: np.ndarray, regions: float = 1.0) -> t
         regions: factor of the merge distance; above 1 gives fewer regions, below 1 more.
 
     Returns:
-        int (H,W), each pixel's region from 1; float32 (H,W), cosine of its superpixel with the region's mean, 0..1.
+        int (H,W), each pixel's region from 1; float32 (H,W), cosine of the pixel's superpixel with the region's mean.
     """
     count = max(1, rgb.shape[0] * rgb.shape[1] // SUPERPIXEL)
     parts = slic(rgb, n_segments=count, compactness=10, start_label=0, channel_axis=-1)

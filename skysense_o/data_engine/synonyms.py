@@ -1,4 +1,4 @@
-"""Merge synonyms among free-text names: similar by the text tower and, if a relation graph is given, visually."""
+"""Merge free-text names that are synonyms: similar by the text tower and, if a relation graph is given, visually."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class WorkFolder:
             yield
         except (ValueError, KeyError, OSError):
             if step not in steps and not any((self / name).exists() for name in WRITES[step]):
-                write_json(path, steps)  # a wrong option: nothing ran, so nothing is recorded
+                write_json(path, steps)  # an option was wrong, so the step did not run
             raise
 
     def options(self, step: str) -> dict:

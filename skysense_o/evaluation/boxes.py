@@ -14,7 +14,7 @@ from skysense_o.text_files import read_json_file
 
 
 def box_average_precision(truth: dict, results: list[dict], most: int = 1000) -> dict:
-    """Compare boxes, for instance those of `demo.py --save boxes`, with annotations.
+    """Compare boxes, for instance from `demo.py --save boxes`, with annotations.
 
     Args:
         truth: content of a COCO annotation file: images, categories, and annotations with bbox.

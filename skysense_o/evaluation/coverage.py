@@ -13,12 +13,12 @@ Masks = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class BoxCounts:
-    """Counts of one word over many images."""
+    """How well the mask of one word fits the boxes of its class, summed over images."""
 
-    boxes: int = 0
-    hit: int = 0
-    pixels: int = 0
-    inside: int = 0
+    boxes: int = 0  # all boxes
+    hit: int = 0  # boxes that count as found, see `hit_share`
+    pixels: int = 0  # pixels of the mask in images that have boxes
+    inside: int = 0  # pixels of the mask inside a box, in the same images
 
     @property
     def hit_share(self) -> float:
@@ -49,14 +49,15 @@ def _span(low: float, high: float) -> slice:
 
 
 def coverage(shares: np.ndarray, kinds: Sequence[str], words: Sequence[str], own: dict[str, tuple[str, ...]]) -> dict:
-    """Test whether each word covers at least 1 % of the images of its own kinds, and less than 0.5 % of all others.
+    """Test whether each word covers at least 1 % of the images of its own scene classes, and less than 0.5 % of others.
 
     Args:
         shares: (N,C), the share of each image's pixels per word. kinds: N scene classes. own: word -> its scene
             classes.
 
     Returns:
-        word -> (share in its own images, share in the others, whether both hold); means over images.
+        word -> (mean share in images of its own scene classes, mean share in all other images, whether both conditions
+        hold).
     """
     found = {}
     for word, these in own.items():

@@ -64,7 +64,7 @@ def evaluate_prompts(
     return {**numbers, "parts": len(rows)}
 
 
-Masks = list[tuple[np.ndarray, np.ndarray]]  # each component, and the mask predicted from its box
+Masks = list[tuple[np.ndarray, np.ndarray]]  # (a component, the mask that is predicted from the component's box) pairs
 
 
 def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]], Masks]:

@@ -32,7 +32,7 @@ from skysense_o.vocabulary import Vocabulary, read_retrieval_words
 
 FOLDER = shipped_file("configs/protocols")
 FLIPS = ((), (-1,), (-2,), (-2, -1))
-WHOLE = 2**50  # bytes, no limit: to average views, all classes of the whole image are in memory
+WHOLE = 2**50  # bytes: no limit, because averaging views needs all classes of the whole image in memory
 
 
 def protocol_file(name: str) -> Path:
@@ -60,7 +60,7 @@ class Protocol:
         window: side of sliding windows in pixels; 0: the whole image at once; -1: the model's default.
         overlap: overlap of windows in pixels; -1: a quarter of the window.
         scales: scales of test-time augmentation; the probabilities are averaged.
-        flips: average over flips, too.
+        flips: also average over mirrored images.
         background: names of background classes.
         threshold: minimum probability of the best class; below it a pixel has no class.
         class_thresholds: (class, threshold) pairs that replace `threshold`.

@@ -168,7 +168,7 @@ def question_table(numbers: dict[str, float]) -> str:
 
 
 def _shuffled(files: list[str], seed: int) -> list[str]:
-    """The images in random order. The wrong-image baseline asks each image's questions about the next, cyclically."""
+    """The images in random order. The wrong-image baseline asks each image's questions about the next one."""
     if len(files) < 2:
         raise ValueError(f"all questions are about {files[0]!r}: the shuffled baseline needs at least two images")
     return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]

@@ -109,8 +109,9 @@ def ask_land(ask: Asker) -> Numbers:
 
 
 def ask_drone(ask: Asker) -> Numbers:
-    """Compute the mIoU of six words on a set that no training used; other classes are ignored. Its images, whose pixels
-    have 1 to 2 cm, are reduced to the finest pixels of training, see `reduction`.
+    """Compute the mIoU of six words on a set that no training used; other classes are ignored.
+
+    Images of this set have pixels of 1 to 2 cm. They are reduced to the finest pixel size of training, see `reduction`.
     """
     return {"semantic_drone_test": _mean_iou(ask, "semantic_drone_test", DRONE)}
 

@@ -1,4 +1,4 @@
-"""Image files: the container (found by the first bytes), side files, the limit of pixels, errors."""
+"""Image files: the file format (found by the first bytes), side files, the limit of pixels, errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAGIC = {
     "AAIGrid": (b"ncols", b"NCOLS"),
 }
 PILLOW = ("TIFF", "PNG", "JPEG", "JPEG2000", "GIF", "BMP", "WEBP", "PNM")
-"""Containers that Pillow reads; others need GDAL."""
+"""File formats that Pillow reads; others need GDAL."""
 
 
 class ImageError(ValueError):
@@ -73,13 +73,13 @@ def decoding(name: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageError(f"{name} needs more memory than there is: cut it into tiles") from error
-    except Exception as error:  # decoders raise many types for damaged files
+    except Exception as error:  # decoders raise many types of errors
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 
 
 def container_of(path: Path) -> str | None:
-    """Determine the container of a file from its first bytes.
+    """Determine the format of an image file from its first bytes.
 
     Returns:
         A key of _MAGIC, "WEBP", "VRT", "ENVI" (raw values with a .hdr file), or None if unknown.
@@ -109,7 +109,7 @@ def container_of(path: Path) -> str | None:
 
 
 def container_of_bytes(head: bytes) -> str | None:
-    """The container of a file with these first bytes; None if unknown, or if it has none (VRT, ENVI)."""
+    """The format of a file with these first bytes; None if unknown, or if they do not show it (VRT, ENVI)."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     return next((kind for kind, heads in _MAGIC.items() if head.startswith(heads)), None)

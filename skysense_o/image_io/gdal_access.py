@@ -1,8 +1,8 @@
 """Open files with GDAL safely: only local rasters of known kinds. Needs the extra "geo".
 
 A file from somebody else may contain a network address instead of pixels (WMS, WMTS, WCS, a VRT with /vsicurl/...), and
-GDAL would fetch it. So a file is opened only with the driver of its container; a VRT only if it refers to nothing but
-local images; and GDAL's network file systems are off. `remote=True` allows all of these.
+GDAL would fetch it. So a file is opened only with the driver for the format that its first bytes show, and a VRT only
+if all files that it names are local images. GDAL's network file systems are off. `remote=True` lifts all three limits.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ DRIVERS = {
     "TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "JPEG2000": "JP2OpenJPEG", "GIF": "GIF", "BMP": "BMP",
     "WEBP": "WEBP", "PNM": "PNM", "HFA": "HFA", "NITF": "NITF", "VRT": "VRT", "ENVI": "ENVI", "AAIGrid": "AAIGrid",
 }  # fmt: skip
-"""GDAL driver per container. Raw values with a header file (ENVI) may need the driver EHdr instead."""
+"""GDAL driver per file format. Raw values with a header file (ENVI) may need the driver EHdr instead."""
 _NO_GEOREFERENCE_INSIDE = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PNM")
-"""Containers that only a side file can georeference, so most such files need not be opened with GDAL."""
+"""File formats that only a side file can georeference, so most such files need not be opened with GDAL."""
 GDAL_CACHE = 64 * 2**20
 HTTP_TIMEOUT = 20
 VRT_DEPTH = 4
@@ -52,14 +52,14 @@ def has_geo() -> bool:
 def gdal_settings(remote: bool = False) -> Iterator[None]:
     """Configure GDAL: a small cache (GDAL takes 5 % of the memory), a time limit, no network unless `remote`.
 
-    Images without georeference are allowed, so rasterio's warnings about them are not shown.
+    Images without georeference are allowed, so rasterio's warnings about such images are not shown.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
     options = {"GDAL_CACHEMAX": GDAL_CACHE, "GDAL_HTTP_TIMEOUT": HTTP_TIMEOUT, "GDAL_HTTP_CONNECTTIMEOUT": HTTP_TIMEOUT}
-    options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # with it GDAL would accept a truncated PNG
-    if not remote:  # no file has this suffix, so GDAL opens none on a network
+    options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # this optimisation would accept a truncated PNG
+    if not remote:  # no file has this suffix, so GDAL opens no file on a network
         options |= {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".no-remote-files", "GDAL_HTTP_PROXY": "127.0.0.1:9"}
     with rasterio.Env(**options), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -99,7 +99,7 @@ def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
         raise ImageError(f"{name} has a name that is not UTF-8, which GDAL cannot open: rename it") from error
     except ImageError:
         raise
-    except Exception as error:  # GDAL raises many types
+    except Exception as error:  # GDAL raises many types of errors
         reason = str(error) if remote else f"{error}; or it is a {container} of a kind that GDAL does not read"
         raise ImageError(f"{name} is cut short or damaged ({reason})") from error
 
@@ -119,7 +119,7 @@ def is_georeferenced(path: Path, remote: bool = False) -> bool:
 
 
 def has_georeference(path: Path, container: str | None, side_file: bool, remote: bool = False) -> bool:
-    """As `is_georeferenced`, for a caller that already knows the container and whether there is a side file."""
+    """As `is_georeferenced`, for a caller that already knows the file format and whether there is a side file."""
     if container is None:
         maybe = remote
     elif container in _NO_GEOREFERENCE_INSIDE:
@@ -146,7 +146,7 @@ def has_side_file(path: Path) -> bool:
 
 
 def _is_envi(path: Path) -> bool:
-    """Whether the header file of raw values is in ENVI's format; otherwise it is in Esri's."""
+    """Whether the header file of raw values is in ENVI's format; other header files are in Esri's format."""
     for header in (path.with_suffix(".hdr"), path.with_name(path.name + ".hdr"), path.with_suffix(".HDR")):
         if header.is_file():
             with open(header, "rb") as file:

@@ -1,7 +1,7 @@
 """Read rasters with GDAL: which bands become RGB, which pixels are valid, and one stretch for the whole raster.
 
-`scenes.raster.Raster` extends it, and `read_image` uses it for files that Pillow cannot read completely, so both give
-the same pixels. Shape letters: H W pixels of the file as stored, h w pixels that are requested.
+`scenes.raster.Raster` extends `GDALImage`, and `read_image` uses it for files that Pillow cannot read completely, so
+both give the same pixels. Shape letters: H W pixels of the file as stored, h w pixels that are requested.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class GDALImage:
         """
         Args:
             path: path of the raster.
-            bands: three band numbers from 1, or one; None for those that the file declares as red, green and blue, or
-                else the first three, or the first.
+            bands: three band numbers from 1, or one; None for the bands that the file declares as red, green and blue,
+                or else the first three, or the first.
             remote: see `open_dataset`.
             name: the image's name, for messages; None: the path.
             max_pixels: see `check_pixels`; no limit by default, because a raster is read in windows.
@@ -131,7 +131,7 @@ class GDALImage:
             ImageError: the file is cut short or damaged there.
         """
         try:
-            # rasterio does not read bands of different types together, as a VRT may have them
+            # A VRT may have bands of different types, which rasterio does not read together.
             same = len({self.file.dtypes[b - 1] for b in self.bands}) == 1
             parts = [
                 self.file.read(
@@ -144,7 +144,7 @@ class GDALImage:
                 for bands in ([self.bands] if same else [[band] for band in self.bands])
             ]
             return parts[0] if same else np.concatenate(parts)
-        except Exception as error:  # GDAL raises many types
+        except Exception as error:  # GDAL raises many types of errors
             row = int(window.row_off)
             raise ImageError(
                 f"{self.name} is cut short or damaged: rows {row} to {row + int(window.height)} cannot be read"
@@ -257,7 +257,7 @@ class GDALImage:
         return np.concatenate(parts, axis=1)
 
     def _any_valid_values(self) -> np.ndarray:
-        """Valid values from the first strip that has any, for rasters whose sample has none."""
+        """Valid values from the first strip that has valid values, for rasters whose sample has none."""
         for strip in self.strips():
             shape, window = (len(strip), self.size[1]), Window(0, strip.start, self.size[1], len(strip))
             raw = self.read(window, shape)

@@ -29,7 +29,7 @@ class Header:
     """The properties of a file that are known before it is decoded.
 
     Attributes:
-        container: see `container_of`.
+        container: the file format, see `container_of`.
         mode: Pillow's mode of the image; None if Pillow cannot decode the file.
         size: (H,W) of the upright image; None if unknown.
         deep: whether values have more than 8 bits.
@@ -61,9 +61,9 @@ class Header:
     def pillow_is_enough(self) -> bool:
         """Whether Pillow can read the file completely: 8 bits, no declared nodata, no additional bands."""
         bands, extra = self.tags.get(277, 1), _tuple(self.tags, 338, 0)
-        # Tag 42112 holds GDAL's band descriptions, which may declare an alpha band. Else a fourth band is not alpha.
+        # Tag 42112 holds GDAL's band descriptions, which may declare a fourth band as alpha; otherwise it is not.
         special = _NODATA in self.tags or (bands > 3 and (42112 in self.tags or bands > 4)) or len(extra) > 1
-        # Pillow rejects some valid JPEG 2000 files, WebP in TIFF (its libtiff has none), and YCbCr without JPEG.
+        # Pillow rejects some valid JPEG 2000 files, WebP in TIFF (Pillow's libtiff lacks WebP), and YCbCr without JPEG.
         compression = self.tags.get(259, 1)
         special = special or compression == 50001 or (self.tags.get(262) == 6 and compression not in (6, 7))
         return self.mode is not None and not self.deep and not special and self.container != "JPEG2000"
@@ -104,7 +104,7 @@ def header_of(source: Path | bytes, container: str) -> Header:
 
 
 def stored_image(source: Path | bytes, container: str, name: str, max_pixels: int | None = None) -> Image.Image:
-    """Decode an image with Pillow. It is as stored, except that Pillow turns TIFFs upright itself.
+    """Decode an image with Pillow. Pixels stay as they are stored, except that Pillow itself turns TIFFs upright.
 
     Args:
         source: a file, or its bytes.
@@ -176,7 +176,7 @@ def _reduces(image: Image.Image, container: str) -> bool:
     """Whether Pillow would reduce 16-bit values to their upper 8 bits."""
     for tile in image.tile:
         if ";16" in str(tile[3]):
-            return container != "BMP"  # in a BMP it is 16 bits per pixel, not per channel
+            return container != "BMP"  # "16" in a BMP means 16 bits per pixel, not per channel
         if container == "PNM" and isinstance(tile[3], tuple) and tile[3][-1] > 255:
             return True
     return False

@@ -45,14 +45,14 @@ def read_image(
     """Read an image file of any kind and depth.
 
     8-bit values are not changed. Other values are stretched to 0..255, from the 2nd to the 98th percentile of the valid
-    pixels, with one stretch for all bands. Of more than three bands, those that the file declares as red, green and
+    pixels, with one stretch for all bands. Of more than three bands, the bands that the file declares as red, green and
     blue are used, or else the first three. Images that are not georeferenced are turned upright according to EXIF.
 
     Args:
         source: a file, or its bytes.
         max_pixels: see `check_pixels`.
         name: name for messages, if `source` is bytes.
-        alone: refuse containers that refer to other files (VRT, HFA, ENVI); for files from untrusted sources.
+        alone: refuse file formats that refer to other files (VRT, HFA, ENVI); for files from untrusted sources.
 
     Raises:
         FileNotFoundError: no such file.
@@ -205,7 +205,7 @@ def _by_gdal(source: Path | bytes, name: str, header: Header, georeferenced: boo
 def _without_gdal(
     source: Path | bytes, name: str, header: Header, georeferenced: bool, max_pixels: int | None
 ) -> RGBImage:
-    """Read with Pillow or OpenCV; files that those would read wrongly are refused."""
+    """Read with Pillow or OpenCV; refuse files that Pillow and OpenCV would read wrongly."""
     if header.container not in PILLOW:
         raise ImageError(f"{name} is a {header.container} raster, which needs: {install_extra('geo')}")
     lost = (WHAT_IS_LOST,) if georeferenced else ()

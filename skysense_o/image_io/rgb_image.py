@@ -20,7 +20,7 @@ class ReadRecord:
     """How an image was converted.
 
     Attributes:
-        container: "PNG", "TIFF", ..., or "array".
+        container: the file format: "PNG", "TIFF", ..., or "array".
         bands: indices of the bands that were used, from 1.
         dtype: the type of the stored values.
         stretch: (value that became 0, value that became 255), the same for all bands; None for 8-bit values.

@@ -63,8 +63,8 @@ def generate_masks(
         side: points along the longer side of the image; the shorter side has the same spacing.
         iou_pred: minimum predicted IoU of a mask, 0..1. The default is low, because the mini model predicts low values.
         stability_score: minimum stability of a mask, 0..1. With 0.4, three images gave 12, 17 and 79 regions that cover
-            51, 65 and 99 % of them; with 0.6 there were 0, 2 and 14.
-        overlap: of two masks whose boxes have a larger IoU, only the better one is kept (non-maximum suppression).
+            51, 65 and 99 % of the image; with 0.6 they gave 0, 2 and 14 regions.
+        overlap: of two masks whose boxes have a larger IoU, only the better mask is kept (non-maximum suppression).
         most: maximum number of masks.
         progress: is called with the share of the clicks that are done, 0..1.
 
@@ -91,7 +91,7 @@ def generate_masks(
     boxes = masks_to_boxes(logits > 0)
     selected = nms(boxes, ious, overlap)[:most]
     masks = np.concatenate([(image.to_image(logits[k : k + 1]) > 0).cpu().numpy() for k in selected.tolist()])
-    not_empty = masks.any((1, 2))  # masks that lie in the padding only are empty now
+    not_empty = masks.any((1, 2))  # masks that lay only in the padding are empty now
     masks, selected = masks[not_empty], selected[torch.from_numpy(not_empty).to(selected.device)]
     if not len(masks):
         return []

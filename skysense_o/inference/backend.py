@@ -1,7 +1,8 @@
 """Run the image half of a model, its tower and `SAMMaskHead.refine`, in ONNX Runtime or OpenVINO.
 
-That half takes nine tenths of an answer. Words, clicks and masks are computed by torch as before. The exported file is
-made once for each file of weights and kept in a cache. Shape letters: B images, D embedding, H W pixels, h w grid.
+The image half takes nine tenths of the time of an answer. Torch computes the rest: words, clicks and masks. The
+exported file is made once for each weights file and kept in a cache.
+Shape letters: B images, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class ExportedEncoder:
         return ImageEmbedding(threes, (key, value), canvas, tuple(x.shape[-2:])), dense
 
     def _run(self) -> Run:
-        """The graph for as many threads as torch has here: one per window where several windows run at a time."""
+        """The graph for as many threads as torch uses in this thread: 1 where several windows run in parallel."""
         threads = torch.get_num_threads()
         with self._lock:
             if threads not in self._open:
@@ -93,7 +94,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Run:
     import openvino
 
     cores = available_cores()
-    streams = cores if threads == 1 else 1  # one thread each means that several windows run at a time
+    streams = cores if threads == 1 else 1  # 1: several windows run in parallel, each in a stream
     settings = {
         "INFERENCE_NUM_THREADS": max(threads, streams),
         "NUM_STREAMS": streams,
@@ -102,10 +103,10 @@ def _openvino(path: Path, threads: int, precision: str) -> Run:
     model, own = openvino.Core().compile_model(str(path), "CPU", settings), threading.local()
 
     def run(x: np.ndarray) -> list[np.ndarray]:
-        if not hasattr(own, "request"):  # a request serves one thread
+        if not hasattr(own, "request"):  # each thread needs its own request
             own.request = model.create_infer_request()
         found = own.request.infer({"image": x})
-        return [np.array(found[i]) for i in range(len(model.outputs))]  # the request reuses its memory
+        return [np.array(found[i]) for i in range(len(model.outputs))]  # copied: the next call overwrites found
 
     return run
 
@@ -120,22 +121,22 @@ def use_backend(predictor: Predictor, backend: str) -> str:
     """Let a predictor's image half run in a backend.
 
     Args:
-        backend: one of BACKENDS. auto is ONNX Runtime where it is installed and can run the predictor, else torch: the
-            only case in which another backend was faster (RESULTS.md).
+        backend: one of BACKENDS. auto is ONNX Runtime where it is installed and can run the predictor (which
+            excludes bf16), else torch; RESULTS.md has the measurements behind this choice.
 
     Returns:
         The backend that is used from now on.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run this model, device or precision.
-        ModuleNotFoundError: its package is not installed.
+        ModuleNotFoundError: the backend's package is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: {', '.join(BACKENDS)}")
     if backend == "auto":
         try:
             return use_backend(predictor, "torch" if _missing("onnx") or _why_not(predictor, "onnx") else "onnx")
-        except (OSError, RuntimeError) as error:  # no room for the export, or a package that does not fit
+        except (OSError, RuntimeError) as error:  # no disk space for the export, or an unsuitable package version
             logger.warning("backend torch in place of onnx: %s", next(iter(str(error).splitlines()), error))
             backend = "torch"
     if backend == "torch":
@@ -172,7 +173,7 @@ def _why_not(predictor: Predictor, backend: str) -> str:
 
 
 def exported_file(predictor: Predictor) -> Path:
-    """The exported image half of a predictor's weights: from the cache, if its bytes are those once written, or new."""
+    """The file of the exported image half: from the cache if it has its recorded hash, else exported now."""
     torch_version = torch.__version__.partition("+")[0]
     model = f"{predictor.sha256[:32]}-{sha256((predictor.config or '').encode()).hexdigest()[:12]}"
     path = cache_folder() / f"{model}-{predictor.precision}-{FORMAT}-torch{torch_version}.onnx"

@@ -91,7 +91,7 @@ def _add_row(
 ) -> Tensor:
     """Add the windows of row k that have data to the buffer. Returns the buffer, now on the model's device."""
     rows, cols = plan.rows, plan.cols
-    skip = max(0, top - rows.starts[k] // rows.stride)  # rows of cells above the buffer
+    skip = max(0, top - rows.starts[k] // rows.stride)  # rows of cells of the window that lie above the buffer
     at = max(0, rows.starts[k] // rows.stride - top)
     used = [c for c, flag in zip(columns, row.has_data) if flag]
     left = cols.starts[columns[0]]
@@ -118,7 +118,7 @@ def resolve(band: Band, plan: Plan, strip: range) -> tuple[Tensor, Tensor]:
 
 
 def _neighbors(axis: Axis, pixels: range, first: int, cells: int) -> Neighbors:
-    """The cells around each pixel.
+    """The cell before and the cell after each pixel.
 
     Args:
         first: index on the axis of the first of the `cells` cells. The last cell is its own neighbor.

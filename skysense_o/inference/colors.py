@@ -41,15 +41,15 @@ def colors_for(
 
     A class gets its given color, or else the customary one. There are two exceptions: the color is too similar to that
     of another class, or it is the blue of water while the class is not water but another class is. Such a class, and a
-    class without a color, gets one that differs from all others as much as possible.
+    class without a color, gets the color that differs most from all other colors.
 
     Args:
         classes: C names, the most important first.
         given: RGB per class, 0..255, for instance of a class table; None for customary colors.
-        taken: other colors that classes must differ from.
+        taken: other colors, from which the colors of the classes must differ.
 
     Returns:
-        C unequal colors. Those of the first 12 classes differ by at least 20 in CIEDE2000.
+        C unequal colors. The colors of the first 12 classes differ by at least 20 in CIEDE2000.
 
     >>> colors_for(["water", "road", "river"])[:2]
     [(38, 120, 226), (232, 60, 200)]
@@ -203,13 +203,13 @@ class _Search:
         """The candidate that differs most from the chosen colors.
 
         Args:
-            least: for water a blue one is preferred if it differs by this much.
+            least: for water, the most different blue is taken if it differs by at least this much.
             water: whether the class is water.
-            any_water: whether any class is water; then others get no blue.
+            any_water: whether any class is water; then other classes get no blue.
         """
         if water and self.nearest[self.blue].max() >= least:
             allowed = self.blue
         else:
             allowed = ~self.blue if any_water and not water else np.ones(len(self.rgb), bool)
-        nearest = self.nearest if self.chosen else 100 - np.abs(self.lab[:, 0] - 55)  # the first is of medium lightness
+        nearest = self.nearest if self.chosen else 100 - np.abs(self.lab[:, 0] - 55)  # first: medium lightness
         return tuple(self.rgb[np.where(allowed, nearest, -np.inf).argmax()].tolist())

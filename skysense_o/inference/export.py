@@ -28,7 +28,7 @@ def palette_of(
 
     Args:
         classes: class per id.
-        given: RGB per class, without "none"; they are changed where they are too similar, see `colors_for`.
+        given: RGB per class, without "none"; colors that are too similar are changed, see `colors_for`.
         has_none: whether id 0 stands for pixels of no class; None: if it is called "none".
         shares: 0..1 per id. Of more than 12 classes, those with the largest shares get clearly different colors.
 
@@ -49,7 +49,7 @@ def listed(rows: Sequence[dict], min_share: float) -> list[dict]:
 
     Args:
         rows: with key "share", 0..1.
-        min_share: 0 for all rows in their order; else those with at least this share, the largest first.
+        min_share: 0 for all rows in their order; else only rows with at least this share, the largest first.
 
     >>> listed([{"id": 0, "share": 0.0005}, {"id": 1, "share": 0.3}, {"id": 2, "share": 0.6995}], 0.001)
     [{'id': 2, 'share': 0.6995}, {'id': 1, 'share': 0.3}]

@@ -27,7 +27,7 @@ class TrainingWords:
         Args:
             tower: its text encoder compares words.
             classes: training classes, each with its synonyms separated by bars; empty if unknown.
-            text_bank: the model's text bank, so that a word is encoded once; None: a new one.
+            text_bank: the model's text bank, so that a word is encoded once; None: a new text bank.
         """
         self.tower, self.classes = tower, [entry.split("|") for entry in classes]
         self.text_bank = text_bank or TextBank()

@@ -1,4 +1,4 @@
-"""Save models as folders of the Hugging Face hub: config.json, model.safetensors, README.md."""
+"""Save a model in the form of a Hugging Face repository: a folder with config.json, model.safetensors, README.md."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ segmentation = predictor("town.jpg", "building|house,road,tree")
 
 
 class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segmentation", tags=["remote-sensing"]):
-    """`save_pretrained` and `push_to_hub` as `huggingface_hub.ModelHubMixin` has them.
+    """Gives `Predictor` the methods `save_pretrained` and `push_to_hub` of `huggingface_hub.ModelHubMixin`.
 
     Attributes:
         model, source, path: see `Predictor`.
         config: YAML of the model.
-        config_in_file: whether `path` holds it, too.
+        config_in_file: whether the file `path` also holds this YAML.
     """
 
     model: torch.nn.Module
@@ -64,7 +64,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
         write_json(save_directory / "config.json", {"library_name": HUB_LIBRARY, "model": tree})
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
-        """The card beside the weights file, or else a card made from the config."""
+        """The model card beside the weights file, else a card made from the config."""
         own = self.path.with_suffix(".md") if self.path is not None else None
         if own is not None and own.is_file():
             text = re.sub(r"^# .*\n+", "", own.read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
 
 
 def _facts(tree: dict) -> str:
-    """The lines of a card on a model's parts and training, from its config."""
+    """The lines of a model card that describe the model's parts and training, from its config."""
     known, head = tree.get("KNOWN", {}), tree["SEM_SEG_HEAD"]["NAME"]
     classes = ", ".join(str(words).split("|")[0] for words in known.get("CLASSES", ()))
     rows = {
@@ -90,7 +90,7 @@ def _facts(tree: dict) -> str:
 
 
 def _fits_half(state: dict[str, Tensor]) -> bool:
-    """Whether half precision stores every value exactly, as when the weights were read from it."""
+    """Whether half precision stores every value exactly, as it does if the weights were read from half precision."""
     return all(
         torch.equal(tensor, tensor.to(torch.float16).to(tensor.dtype))
         for tensor in state.values()

@@ -138,7 +138,7 @@ def write_graph(half: nn.Module, path: Path, others: dict[str, tuple[Tensor, dic
 
 
 def difference(predictor: Predictor, path: Path, sizes: Sequence[tuple[int, int, int, int]]) -> float:
-    """Compare the logits of the file in onnxruntime with those of the model in torch.
+    """Compare the logits of the file in onnxruntime with the logits of the model in torch.
 
     Args:
         sizes: (B, H, W, T) of each random input.

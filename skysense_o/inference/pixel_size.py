@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 FINER = 2.0
-"""An image is reduced if its pixels are at least so many times smaller than the smallest of training."""
+"""An image is reduced if its pixels are at least this many times finer than the finest pixels of training."""
 
 
 def reduction(pixel_size: float | None, known: Sequence[float]) -> float:
-    """The factor by which an image is reduced before it is segmented: 1 for none, else below 1 / FINER.
+    """The factor by which an image is resized before it is segmented: 1 (unchanged), or less than 1 / FINER.
 
-    The pixels of the reduced image have the size of the finest ones of training.
+    The pixels of the reduced image are as large on the ground as the finest pixels of training.
 
     Args:
         pixel_size: metres on the ground per pixel of the image; None if unknown.
@@ -47,7 +47,7 @@ def reduced(rgb: np.ndarray, factor: float) -> np.ndarray:
     """
     if factor == 1:
         return rgb
-    import cv2  # not above: `reduction` also checks a command line, which is answered at once
+    import cv2  # here, so that checks of a command line (`reduction`) do not wait for the import of cv2
 
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)

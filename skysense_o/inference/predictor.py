@@ -66,11 +66,11 @@ class Predictor(HubModel):
         """
         Args:
             model: a SkySenseO on its device; is put into eval mode.
-            source: name of its weights, for records.
-            path: file of its weights, or None.
+            source: name of the model's weights, for records.
+            path: the weights file, or None.
             precision: fp32 or bf16.
-            known_classes: classes of its training, with synonyms behind bars; requests for others get a warning.
-            known_gsd: least and greatest metres per pixel of its training.
+            known_classes: classes of the training, with synonyms behind bars; requests for other classes get a warning.
+            known_gsd: least and greatest metres per pixel of the training images.
             config: YAML of the model, with which it can be saved.
 
         Raises:
@@ -109,8 +109,8 @@ class Predictor(HubModel):
                 hf://org/repo/file; a folder of `save_pretrained`, or "org/repo" after `push_to_hub`; SAM 3 as
                 hf://facebook/sam3 or a folder of it.
             device: auto, cpu, cuda, cuda:1, ... or mps.
-            config_file: YAML of the model; needed for weights that do not contain their config (those that this project
-                writes as .safetensors do).
+            config_file: YAML of the model; needed for weights that do not contain their config; the .safetensors
+                that this project writes contain it.
             precision: fp32, or bf16 for more speed and half the memory on hardware that supports it.
             trust_checkpoint: also read pickles, which executes any code in them.
             backend: torch, onnx, openvino or auto: what runs the image half on a CPU, see `use_backend`.
@@ -216,17 +216,17 @@ class Predictor(HubModel):
                 for a single class without background words.
             probabilities: also return the probabilities of all classes.
             window, overlap: segment the image in windows of this size and overlap, in pixels, because it is too large
-                for one pass (see `sliding.segment_array`). There is no presence then. A georeferenced file is always
-                segmented in windows, as `demo.py` does, unless probabilities are requested.
-            pixel_size: metres on the ground per pixel, for images that are not georeferenced. An image with much finer
-                pixels than those of training, as of drones, is reduced for the model; the result has its full size.
+                for one pass (see `sliding.segment_array`). The result then has no presence. A georeferenced file is
+                always segmented in windows, as `demo.py` does, unless probabilities are requested.
+            pixel_size: metres on the ground per pixel, for images that are not georeferenced. If its pixels are
+                much finer than those of training (drones), the image is reduced for the model; the result has its size.
 
         Returns:
             Labels and scores, see `Segmentation`.
 
         Raises:
-            ValueError: invalid classes (see `Vocabulary.of`), a threshold or pixel size out of range, a window that
-                does not fit the model, or one of the last two for an image that is already encoded as a whole.
+            ValueError: invalid classes (see `Vocabulary.of`); a threshold or pixel size out of range; a window that
+                does not fit the model; window with probabilities; window or pixel_size for an encoded image.
             ImageError, FileNotFoundError: the image cannot be read.
         """
         vocabulary = as_vocabulary(classes, background)

@@ -99,10 +99,9 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float]:
         """Predict the mask of one object from points, a box or both.
 
-        With foreground points, only the connected parts of the mask that contain one are returned: a click means an
-        object, not everything that looks like it. With a box alone, a model with MODEL.SEM_SEG_HEAD.BOX_REGIONS returns
-        the region of its label maps that fits the box best, see `BoxRegions`; the predicted IoU is then only an
-        estimate: it is that of the decoder's mask.
+        With foreground points, only those connected parts of the mask are returned that contain a foreground point: a
+        click means one object. With a box alone, a model with MODEL.SEM_SEG_HEAD.BOX_REGIONS returns the region of its
+        label maps that fits the box best (`BoxRegions`), with the predicted IoU of its decoder's mask as an estimate.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -212,10 +211,10 @@ class PromptedImage:
             regions: (K,D), see `embed`.
 
         Returns:
-            (K,C), -1..1; for a class with synonyms, that of the best one.
+            (K,C), -1..1; for a class with synonyms, the cosine of the best synonym.
 
         Raises:
-            ValueError: the model has no region vectors in the space of the words.
+            ValueError: the model has no region vectors in the text space.
         """
         if not self.has_region_vectors:
             raise ValueError("SAM 3 has no vectors to compare a region with words: name by masks, or use other weights")
@@ -237,8 +236,8 @@ class PromptedImage:
             top: number of classes to return.
 
         Returns:
-            Per region (class, cosine) pairs, the best first; see `cosines`. SAM 3 has no region vectors in the
-            space of the words; for it, the class's mean probability inside the region, 0..1.
+            Per region (class, cosine) pairs, the best first; see `cosines`. For SAM 3, which has no region
+            vectors in the text space, the class's mean probability inside the region, 0..1.
         """
         if not self.has_region_vectors:
             grid = self.class_probabilities(vocabulary)

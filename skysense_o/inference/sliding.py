@@ -18,7 +18,7 @@ MEMORY = 2 * 2**30
 """Bytes that may be used beyond the weights, by default."""
 BATCH = {"cpu": 1}
 OTHER_BATCH = 8
-"""Windows per call of the model: one is enough to occupy a CPU, but not a GPU."""
+"""Windows per call of the model on a GPU. One window is enough to occupy a CPU, but not a GPU."""
 BYTES_PER_PIXEL, BYTES_PER_PROBABILITY = 400, 40
 """Approximate memory of a window while the model runs: per pixel, and per class and cell of the mask grid. Measured
 with the mini model: a window of 512 x 512 pixels and 100 classes takes 0.1 to 0.2 GiB."""
@@ -89,7 +89,8 @@ def batch_size(device: torch.device) -> int:
 def thread_count(model: SkySenseO, batch: int, plan: Plan, memory: int = MEMORY) -> int:
     """Number of windows to run in parallel.
 
-    A small model on a CPU runs one window per core, within a quarter of the memory; otherwise one at a time.
+    A small model on a CPU runs one window per core, within a quarter of the memory. A large model, or a GPU, runs one
+    window at a time.
     """
     size = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
     if model.device.type != "cpu" or batch > 1 or size > LARGE:

@@ -17,7 +17,7 @@ from skysense_o.geometry import padded_size
 
 WINDOW = 512
 OVERLAP = 0.25
-"""Default size of a window in pixels, and its default overlap as a share of the size."""
+"""Default size of a window in pixels, and default overlap of windows as a share of this size."""
 BLENDING_SHARE = 0.5
 """Share of the memory for blending; the rest is for the activations of the model and for pixels that are read ahead."""
 BLOCK = 512
@@ -82,7 +82,7 @@ class Axis:
         return tuple((shape / total[start // self.stride :][:n]).float() for start in self.starts)
 
     def position(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """For pixels of the result, the cell before each, and the fraction 0..1 towards the next cell.
+        """For each pixel of the result: the cell before it, and the fraction 0..1 of the way to the next cell.
 
         This is the rule of bilinear interpolation with `align_corners=False`.
         """
@@ -110,7 +110,7 @@ class Axis:
         """Number of pixels of the result, from its start, that are final after windows 0 to k were added."""
         if k + 1 == len(self.starts):
             return self.target
-        complete = self.starts[k + 1] // self.stride  # a pixel is final when the cell after it is final
+        complete = self.starts[k + 1] // self.stride  # a pixel is interpolated from two cells, so both must be final
         return max(0, math.ceil((complete - 0.5) * self.stride * self.target / self.length - 0.5 - 1e-9))
 
     def first_window(self, pixel: int) -> int:

@@ -118,7 +118,8 @@ class PageGuard:
             await self.app(scope, receive, send)
             return
         site = Headers(scope=scope).get("sec-fetch-site")
-        looked_at = scope["method"] in ("GET", "HEAD") and not scope["path"].startswith("/api/")  # a link to the page
+        # A link on another site may open the page, but other sites may not call the API.
+        looked_at = scope["method"] in ("GET", "HEAD") and not scope["path"].startswith("/api/")
         if site in ("cross-site", "same-site") and not looked_at:
             await JSONResponse({"error": "requests from other sites are refused"}, 403)(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""What may be closed while requests use it: memory and files stay until the last of them has ended."""
+"""Sessions that may be closed while requests use them: memory and files stay until the last request has ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Closable(ABC):
     """A session that is closed at once, and freed when nobody uses it any more.
 
     Attributes:
-        closed: nobody can begin to use it.
+        closed: no further request can begin to use the session.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,10 @@ class Closable(ABC):
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the session's memory and files in this context, even if it is closed meanwhile.
+        """Keep the session's memory and files in this context, even if the session is closed meanwhile.
 
         Raises:
-            ClosedSession: it is closed already.
+            ClosedSession: the session is closed already.
         """
         with self._door:
             if self.closed:
@@ -44,7 +44,7 @@ class Closable(ABC):
                 self._free()
 
     def close(self) -> None:
-        """Let nobody begin to use the session; delete its folder and free its memory once nobody does.
+        """Close the session to new requests; once no request uses it, delete its folder and free its memory.
 
         Closing twice is allowed.
         """

@@ -1,6 +1,6 @@
 """The request that a thread works on: its deadline, its stop button and its progress.
 
-Without torch, because the process that opens an upload imports it and should start quickly.
+This module does not import torch, because the process that opens an upload imports it and should start quickly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TimedRequest:
     Args:
         report: is called with the share of the work that is done, 0..1.
         stop: is completed to stop the work.
-        deadline: of `time.monotonic`.
+        deadline: value of `time.monotonic()` at which the request is late.
     """
 
     report: Callable[[float], None] = lambda share: None

@@ -1,4 +1,4 @@
-"""Write the results of a session in all formats, those of scenes included, and pack them into one ZIP file."""
+"""Write the results of a session in all formats, including the formats of scenes, and pack them into one ZIP file."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def weights_name(session: Session) -> str:
 def repeat_command(session: Session) -> str | None:
     """The command line that repeats the segmentation; None if regions of the image were among the classes.
 
-    A scene is segmented in windows there, so its borders may differ by some pixels.
+    The command segments a scene in windows, so borders between classes may differ by some pixels.
 
     Raises:
         ValueError: the session has no segmentation yet.

@@ -35,9 +35,9 @@ LATTICE = 9
 class MapView:
     """A scene as the map shows it.
 
-    A tile reads its own window only, from the file's overviews where the map is zoomed out. It has the stretch of the
-    whole scene, which is also what the model sees; a library for tiles (rio-tiler) would stretch in its own way, and
-    open files without our checks.
+    A tile reads its own window only, from the file's overviews where the map is zoomed out. Its values are
+    stretched like the whole scene, so the map shows what the model sees; a library for tiles (rio-tiler) would stretch
+    in its own way, and open files without our checks.
 
     Attributes:
         shape: (h,w). bounds: ((south, west), (north, east)) in degrees. native_zoom: zoom level of full detail.
@@ -47,7 +47,7 @@ class MapView:
         """
         Args:
             path: a scene whose location on the ground is known; results have its size.
-            full: the same scene with more pixels, for the tiles.
+            full: the same scene with more pixels, from which the tiles are read.
 
         Raises:
             ValueError: the scene cannot be shown in Web Mercator, which ends at 85 degrees, or parts of it lie
@@ -60,7 +60,7 @@ class MapView:
                 try:
                     self._place(results)
                     self._table = self._coordinates()
-                except (RasterioError, CPLE_BaseError) as error:  # a part outside the projection's domain
+                except (RasterioError, CPLE_BaseError) as error:  # part of the scene is outside the projection
                     raise ValueError(f"its projection cannot be shown on this map ({error})") from error
             self.raster = Raster(full or path)
         finer = math.sqrt(math.prod(self.raster.size) / math.prod(results.size))
@@ -110,7 +110,7 @@ class MapView:
         return [np.round(np.stack(columns, 1), 7).tolist() for columns in table]
 
     def _near(self, x: np.ndarray) -> np.ndarray:
-        """Longitudes as the scene counts them, whose own may run from 0 to 360; x of other CRSs as they are."""
+        """Longitudes in the scene's range, which may be 0 to 360 in place of -180 to 180; other x are unchanged."""
         if not self.crs.is_geographic:
             return x
         return x + 360 * np.round((self.middle - x) / 360)

@@ -85,7 +85,7 @@ def scaled_down(image: OpenedImage, max_pixels: int) -> OpenedImage:
         return image
     factor = (max_pixels / (height * width)) ** 0.5
     size = max(1, int(width * factor)), max(1, int(height * factor))
-    if size[0] * size[1] > max_pixels:  # one row or column, and the other side is too long by itself
+    if size[0] * size[1] > max_pixels:  # after rounding up to one row or column, the other side alone is too long
         size = min(size[0], max_pixels), min(size[1], max_pixels)
     rgb = np.asarray(Image.fromarray(image.rgb).resize(size, Image.Resampling.BOX))
     valid = image.valid

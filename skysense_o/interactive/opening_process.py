@@ -1,7 +1,7 @@
-"""Open a stranger's image in a process of its own, which is killed when it is late.
+"""Open a stranger's image in a separate process, which is killed when it takes too long.
 
-A decoder that hangs, crashes or fills the memory takes this process along, and not the server. What the server gets are
-arrays, a line of JSON, and for a scene a GeoTIFF that the process wrote anew: it decodes no byte of the upload itself.
+A decoder that hangs, crashes or fills the memory ends only this process, and not the server. The server decodes no byte
+of the upload: it gets arrays, a line of JSON, and for a scene a GeoTIFF that this process has written.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from skysense_o.interactive.limits import Limits
 from skysense_o.interactive.opening import OpenedImage, open_upload, smaller_scene
 
 BEAT = 0.05
-"""Seconds between two looks at whether the request was stopped."""
+"""Seconds between two checks whether the request was stopped."""
 MEMORY, MEMORY_PER_PIXEL = 1 << 30, 32
-"""Bytes of address space beside what is mapped at the start: for GDAL, and per pixel that the process may read."""
+"""Bytes of address space that the process may take beyond its start: for GDAL, and per pixel for the decoder."""
 ANSWER, ARRAYS = "opened.json", "opened.npz"
 
 
 def open_isolated(path: Path, folder: Path, limits: Limits) -> OpenedImage:
-    """Open an image as `open_upload` does, in a process of its own.
+    """Open an image as `open_upload` does, in a separate process.
 
     Args:
         path: the file; it is not needed afterwards.
@@ -71,12 +71,12 @@ def open_isolated(path: Path, folder: Path, limits: Limits) -> OpenedImage:
 
 
 def _answer_of(code: int, name: str, folder: Path) -> OpenedImage:
-    if code < 0 and signal.Signals(-code).name == "SIGALRM":  # which Windows does not have
+    if code < 0 and signal.Signals(-code).name == "SIGALRM":  # Windows has no SIGALRM
         raise TooLate(f"{name} could not be read within the time limit")
     if code < 0:
         raise ImageError(f"{name} makes its decoder fail ({signal.Signals(-code).name}): it is damaged, or too large")
     if code:
-        raise RuntimeError(f"the process that opened {name} ended with exit code {code}")  # it told why on stderr
+        raise RuntimeError(f"the process that opened {name} ended with exit code {code}")  # stderr has the reason
     answer = json.loads((folder / ANSWER).read_bytes())
     if "error" in answer:
         raise {"FileNotFoundError": FileNotFoundError}.get(answer["kind"], ImageError)(answer["error"])
@@ -88,7 +88,7 @@ def _answer_of(code: int, name: str, folder: Path) -> OpenedImage:
 
 
 def open_and_answer() -> None:
-    """The process: open one image, and leave arrays and a line of JSON in the folder."""
+    """Main function of the process: open one image, and write arrays and a line of JSON into the folder."""
     path, folder, pixels, read_pixels, seconds = json.loads(sys.argv[1])
     _limit(MEMORY + MEMORY_PER_PIXEL * read_pixels, seconds)
     try:
@@ -103,26 +103,26 @@ def open_and_answer() -> None:
 
 
 def _limit(memory: int, seconds: float) -> None:
-    """End this process when it takes so much memory more than now, even if the server is gone."""
+    """Limit this process to this many more bytes of memory and this time; the limits hold even if the server ends."""
     if sys.platform == "win32":
         return
     import resource
 
-    with suppress(OSError):  # there is no /proc on a Mac, which does not enforce this limit either
+    with suppress(OSError):  # a Mac has no /proc, and does not enforce this limit
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # without a handler: the system ends the process
+    signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # the signal has no handler, so the system ends the process
 
 
 def kept(image: OpenedImage, folder: Path) -> OpenedImage:
-    """The image with a GeoTIFF of its scene in `folder`, and one of its size if it was scaled down."""
+    """The image with a copy of its scene in `folder`; if it was scaled down, also with a copy of the scaled size."""
     source = image.scene or image.full
     if source is None:
         return image
     try:
         copy = _written_anew(source, folder / "scene.tif")
-    except Exception as error:  # GDAL raises many types; the RGB bands were read
+    except Exception as error:  # GDAL raises many types of errors
         note = f"shown without its place on the ground: it cannot be copied ({next(iter(str(error).splitlines()), '')})"
         return replace(image, scene=None, full=None, notes=(*image.notes, note))
     if image.full is None:

@@ -54,8 +54,8 @@ class Page:
         limits: limits of each user.
         answer: (rgb uint8 (H,W,3), question) -> text; None without a VQA model.
         scene_names: rgb -> (class, cosine) of the whole image, the best first; None without a model for it.
-        examples: the first one is shown when the page opens.
-        basemap: address of map tiles with {z}, {x} and {y}, which people may switch on; "" for none.
+        examples: the first example is shown when the page opens.
+        basemap: address of map tiles with {z}, {x} and {y}; people may switch the tiles on. "": no tiles.
     """
 
     def __init__(
@@ -104,13 +104,13 @@ class Page:
         }
 
     def state(self, visitor: Visitor) -> dict:
-        """All images of a visitor, and the one that is shown."""
+        """All images of a visitor, and the image that is shown."""
         dropped, visitor.closed_for_room = visitor.closed_for_room, 0
         images = [{"id": image.key, "name": image.session.file_name} for image in list(visitor.images.values())]
         return {"images": images, "current": visitor.current, "notice": DROPPED if dropped else None}
 
     def familiar(self, words: Sequence[str]) -> dict[str, str]:
-        """Word -> a sentence, for those that are far from all training words or not among them."""
+        """Word -> a sentence, for each word that is no training word, or is far from all of them."""
         told = {}
         for word in dict.fromkeys(words):
             for sentence in self.predictor.unfamiliar(Vocabulary.of([word])):
@@ -122,7 +122,7 @@ class Page:
     def locked(self, image: OpenImage, callback: Callable, *args) -> dict:
         """Run a callback on an image while nothing else works on it; returns the image's state."""
         session = image.session
-        # Shorter than the time limit, so that waiting for one's own last request does not count as late.
+        # Shorter than the time limit, so that a request that waits for the same user's last request is not late itself.
         if not session.lock.acquire(timeout=self.limits.seconds / 2):
             raise TooLate("your last request still runs: wait for it")
         try:
@@ -141,7 +141,7 @@ class Page:
         return self.locked(self._open(visitor, path), lambda image: None)
 
     def example(self, visitor: Visitor, number: int) -> dict:
-        """Open an example, or show it if it is open, and segment its words."""
+        """Show an example, opening it if necessary, and segment its words."""
         if not 0 <= number < len(self.examples):
             raise ValueError(f"there is no example {number}")
         example = self.examples[number]
@@ -243,7 +243,7 @@ class Page:
         export_zip(image.session)
 
     def preview_click(self, image: OpenImage, x: float, y: float, inside: bool) -> bytes | None:
-        """The mask that a click would give, as PNG on the grid that the browser shows; None if the image is at work."""
+        """The mask that a click would give, as PNG on the grid that the browser shows; None if the image is busy."""
         return self._previewed(image, lambda session: session.preview_click(*self._pixel(image, x, y), inside))
 
     def preview_box(self, image: OpenImage, x0: float, y0: float, x1: float, y1: float) -> bytes | None:

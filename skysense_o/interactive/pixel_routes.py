@@ -28,7 +28,7 @@ from skysense_o.interactive.view import (
 )
 
 KEPT = {"cache-control": "private, max-age=3600"}
-"""For answers whose address changes when they do."""
+"""Header of answers that a browser may cache, because a changed answer has another address."""
 CHUNK = 1 << 20
 """Bytes that are read at once of a file to download."""
 

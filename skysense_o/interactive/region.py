@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Prompt:
-    """The clicks and the box that a region was made from.
+    """The clicks and the box from which a region was made.
 
     Args:
         points: (x, y) pixels of the points.
@@ -32,7 +32,7 @@ class Region:
     Args:
         mask: bool (H,W).
         iou_pred: predicted IoU of the mask; None if the box itself is the region (weights without prompts).
-        prompt: the clicks and box that it was made from.
+        prompt: the clicks and the box from which the region was made.
     """
 
     mask: np.ndarray

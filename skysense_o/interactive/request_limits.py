@@ -60,7 +60,7 @@ class RequestLimits:
 
 
 def wrong_json(body: bytes) -> str | None:
-    """Why a JSON body is refused: an http address in place of a file, or nested too deeply. None if it is not."""
+    """Why a JSON body is refused: an http address in place of a file, or too deep nesting. None if it is accepted."""
     try:
         values = [json.loads(body)]
     except RecursionError:
@@ -80,7 +80,7 @@ def wrong_json(body: bytes) -> str | None:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files in a folder and its subfolders. Files that vanish meanwhile count 0."""
+    """Bytes of all files in a folder and its subfolders. Files that are deleted meanwhile count 0."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -108,7 +108,7 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Give the body once, then what else comes."""
+    """A `receive` that returns the body that was already read, and then the messages that follow it."""
     pending = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
@@ -118,7 +118,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
-    """Pass messages on, and end the body where it exceeds the limit: the reader then reports a broken upload."""
+    """A `receive` that ends the body where it exceeds the limit; the reader then reports a broken upload."""
     seen = 0
 
     async def counted() -> Message:

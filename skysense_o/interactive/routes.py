@@ -63,7 +63,7 @@ def create_app(page: Page) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_):
-        # Requests outside the queue (tiles, masks as PNG) use these threads: no more at once than jobs.
+        # Requests outside the queue (tiles, masks as PNG) use these threads, so no more of them run at once than jobs.
         to_thread.current_default_thread_limiter().total_tokens = max(2, page.limits.jobs)
         cleaner = asyncio.create_task(_clean(page))
         yield
@@ -186,7 +186,7 @@ def _add_requests(app: FastAPI, page: Page, queue: JobQueue) -> None:
 
 
 async def _stored(request: Request, name: str, root: Path, most: int) -> Path:
-    """Store the body of an upload in a new folder below `root`; nothing is left of one that is broken off or too large.
+    """Store the body of an upload in a new folder below `root`; delete it if it is broken off or too large.
 
     Args:
         most: bytes that are allowed.
@@ -203,7 +203,7 @@ async def _stored(request: Request, name: str, root: Path, most: int) -> Path:
         return path
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, ClientDisconnect):  # RequestLimits also causes it, for an upload that is too large
+        if isinstance(error, ClientDisconnect):  # an upload that is too large also ends with this error
             raise HTTPException(413, "the upload was broken off, or is too large") from error
         raise
 

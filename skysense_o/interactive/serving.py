@@ -20,7 +20,7 @@ def folder_until_stopped(prefix: str) -> Iterator[tuple[Path, threading.Event]]:
     Call it in the main thread.
 
     Args:
-        prefix: of the folder's name.
+        prefix: beginning of the folder's name.
 
     Yields:
         The folder, and an event that a signal sets.
@@ -42,7 +42,7 @@ def folder_until_stopped(prefix: str) -> Iterator[tuple[Path, threading.Event]]:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         tempfile.tempdir = temporary
-        for _ in range(20):  # a request that still runs may write meanwhile
+        for _ in range(20):  # a request that still runs may write files while the folder is deleted
             if folder is not None and folder.exists():
                 shutil.rmtree(folder, ignore_errors=True)
         for number, handler in before.items():

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from skysense_o.scenes.pixel_area import PixelAreas
 
 MOST_VALUES = 100_000_000
-"""Most bytes for the masks of all proposals, and most values of exported probabilities."""
+"""Largest number of bytes for the masks of all proposals, and of values of exported probabilities."""
 
 
 MOST_UNDO = 100
@@ -163,7 +163,7 @@ class Session(Closable):
         return self._predict(Prompt(box=(x0, y0, x1, y1)))[0]
 
     def undo(self) -> Region | None:
-        """Undo the latest click or box; returns the region before it, or None.
+        """Undo the latest click or box; returns the region before that click or box, or None.
 
         Raises:
             ValueError: nothing to undo.
@@ -200,9 +200,9 @@ class Session(Closable):
         self.region, self._before, self.examples, self.proposal_labels = None, [], {}, None
 
     def naming(self, vocabulary: Vocabulary) -> Vocabulary | None:
-        """The classes to name regions with: the given ones, or for SAM 3 those of the latest segmentation (else None).
+        """The classes to name regions with: the given vocabulary.
 
-        SAM 3 would have to decode a mask for each of the given classes.
+        SAM 3 would have to decode a mask for each class, so it gets the classes of the latest segmentation, or None.
         """
         if self.seen.has_region_vectors:
             return vocabulary
@@ -275,7 +275,7 @@ class Session(Closable):
 
 
 def _nbytes(value) -> int:
-    """Bytes of an array, a tensor, or all of them in a container or an object."""
+    """Bytes of an array or tensor, or of all arrays and tensors inside a dict, a sequence or an object."""
     if isinstance(value, (np.ndarray, Tensor)):
         return value.nbytes
     if isinstance(value, (list, tuple)):

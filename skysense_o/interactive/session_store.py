@@ -9,7 +9,7 @@ from skysense_o.interactive.session import Session
 
 
 class SessionStore:
-    """Keeps track of open sessions and closes the one that was idle longest when there are too many.
+    """Keeps track of open sessions and closes the session that was idle longest when there are too many.
 
     Args:
         most: number of sessions.
@@ -50,7 +50,7 @@ class SessionStore:
                     del self._sessions[key]
 
     def remove(self, session: Session | None) -> None:
-        """Close a session; nothing happens for None or a closed one."""
+        """Close a session; nothing happens for None or a closed session."""
         if session is not None:
             with self._lock:
                 self._sessions.pop(id(session), None)

@@ -25,8 +25,8 @@ MOST_LATE = 8
 
 
 def give_memory_back() -> None:
-    """Return freed memory to the system. glibc keeps it per thread, and each request has its own thread."""
-    with suppress(OSError, AttributeError):  # another C library
+    """Return freed memory to the system. glibc keeps freed memory per thread, and each request has its own thread."""
+    with suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
@@ -35,7 +35,7 @@ class TimedWork:
 
     Args:
         seconds: time limit per request.
-        jobs: requests that run in parallel; the caller enforces it. Each gets an equal share of torch's threads.
+        jobs: number of requests in parallel, which the caller enforces. Each gets an equal share of torch's threads.
     """
 
     def __init__(self, seconds: float, jobs: int = 1) -> None:
@@ -46,11 +46,11 @@ class TimedWork:
         """The result of `work(*args)`.
 
         Args:
-            request: to report progress to, and to be stopped by.
+            request: receives the progress, and can stop the work.
 
         Raises:
             TooLate: no result in time, or too many late requests still run.
-            StoppedByUser: the request was stopped. What `work` raises is raised as it is.
+            StoppedByUser: the request was stopped. Errors of `work` are raised unchanged.
         """
         if self.late >= MOST_LATE:
             raise TooLate("the server is busy with requests that take too long: try again in some minutes")

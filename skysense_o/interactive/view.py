@@ -21,7 +21,7 @@ from skysense_o.words import OTHER_SIGNS, split_words
 SCORE_STEP = 4
 """Scores are sent in 64 steps, which makes the file three times smaller."""
 MOST_CORNERS = 4000
-"""Most corners of an outline that is sent; a finer outline is simplified."""
+"""Largest number of corners of an outline that is sent; an outline with more corners is simplified."""
 _COLOR = re.compile(r"\s*#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\s*$")
 
 
@@ -56,7 +56,7 @@ def class_rows(session: Session) -> list[dict]:
 def class_png(session: Session) -> bytes:
     """The class and score per pixel as PNG: class = red + 256 blue, score = green / 255.
 
-    Pixels without data, and those outside the scene, have the class `found.nodata`.
+    Pixels without data, and pixels outside of the scene, have the class `found.nodata`.
     """
     found = session.found
     labels = found.labels if found.valid is None else np.where(found.valid, found.labels, found.nodata)
@@ -100,7 +100,7 @@ def connected_part(session: Session, x: int, y: int) -> dict | None:
     Raises:
         ValueError: the session has no segmentation yet, or the pixel is outside the image.
     """
-    found = session.found  # read once: a request that runs may replace it meanwhile
+    found = session.found  # read once, because another request may replace `session.found`
     height, width = session.image.rgb.shape[:2]
     if found is None:
         raise ValueError("nothing to measure yet: segment some words first")
@@ -116,7 +116,7 @@ def numbered_part(session: Session, name: str, number: int) -> dict:
     """One of the connected parts of a class.
 
     Args:
-        name: of the class.
+        name: name of the class.
         number: from 1, the largest part.
 
     Returns:
@@ -124,7 +124,7 @@ def numbered_part(session: Session, name: str, number: int) -> dict:
         (x, y)) and inside (x, y, far from the outline), both on the grid that the browser shows.
 
     Raises:
-        ValueError: the session has no such class, or the class no part of this number.
+        ValueError: the session has no such class, or the class has no part of this number.
     """
     found = session.found  # read once, as in `connected_part`
     classes = found.classes if found else ()

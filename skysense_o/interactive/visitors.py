@@ -79,7 +79,7 @@ class Visitors:
         return len(self._visitors)
 
     def of(self, cookie: str | None) -> tuple[str, Visitor]:
-        """The visitor of a cookie, or a new one with a new cookie. Images that were closed for others are forgotten."""
+        """The visitor of a cookie, or a new visitor and cookie. Images that the server has closed are forgotten."""
         surplus = []
         with self._lock:
             if cookie is None or cookie not in self._visitors:
@@ -96,11 +96,11 @@ class Visitors:
         return cookie, visitor
 
     def find(self, cookie: str | None) -> Visitor | None:
-        """The visitor of a cookie; None for one that is not known."""
+        """The visitor of a cookie; None for an unknown cookie."""
         return self.of(cookie)[1] if cookie in self._visitors else None
 
     def add(self, visitor: Visitor, image: OpenImage) -> None:
-        """Show an image; the visitor's oldest is closed if there are too many."""
+        """Show an image; the visitor's oldest image is closed if there are too many."""
         with self._lock:
             visitor.images[image.key] = image
             visitor.current = image.key

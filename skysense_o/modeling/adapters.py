@@ -16,7 +16,7 @@ ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original$")
 
 
 def recompute_layers(layers: Iterable[nn.Module]) -> None:
-    """Recompute the activations of each layer in the backward pass instead of storing them; same results.
+    """Recompute the activations of each layer in the backward pass instead of storing them; results do not change.
 
     Args:
         layers: modules whose `forward` is replaced, for training only.
@@ -86,6 +86,6 @@ def merge_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_original_names(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """Rename the tensors of a model without low-rank updates so that they fit a model with them; `ours`: its names."""
+    """Rename the tensors of a model without low-rank updates to fit a model with them, whose names are `ours`."""
     table = {ORIGINAL.sub(r".\1", name): name for name in ours if ORIGINAL.search(name)}
     return {table.get(name, name): tensor for name, tensor in state.items()}

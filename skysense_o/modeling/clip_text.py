@@ -25,8 +25,9 @@ def is_plain(text: nn.Module) -> bool:
 def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
     """Encode strings; equals open_clip's `text(tokens)` at a fraction of the cost.
 
-    The attention is causal. So tokens after the end of a string have no effect and are cut off. And the tokens that all
-    strings start with, such as the first words of a template, have the same activations in all of them and run once.
+    The attention is causal. So tokens after the end of a string have no effect and are cut off. The tokens with which
+    all strings start, such as the first words of a template, have the same activations in all strings and are computed
+    once.
 
     Args:
         text: a text tower that `is_plain`.
@@ -75,6 +76,6 @@ def attention_heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, T
 
 
 def after_attention(block: ResidualAttentionBlock, x: Tensor, read: Tensor) -> Tensor:
-    """The rest of a block: x (N,L,C) and what its heads have read (N,heads,L,C/heads) -> (N,L,C)."""
+    """Finish a block: x (N,L,C) and the result of the attention heads (N,heads,L,C/heads) -> (N,L,C)."""
     x = x + block.ls_1(block.attn.out_proj(read.transpose(1, 2).flatten(2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

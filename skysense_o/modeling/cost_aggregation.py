@@ -52,7 +52,7 @@ class CostAggregationHead(MaskDecoder):
         """
         Args:
             dim: D of the tower.
-            pyramid_channels: channels of the tower's finer maps, coarse to fine.
+            pyramid_channels: channels of the tower's pyramid, coarse to fine.
             templates: P.
             hidden: d.
             heads, layers: number of attention heads and of layers.
@@ -60,7 +60,7 @@ class CostAggregationHead(MaskDecoder):
             pad_len: attention over phrases is padded with a learned token to this number of phrases; 0: no padding.
             max_classes: if there are more phrases, only those with the largest cosines are decoded; 0: no limit.
             prune: in inference, a phrase is dropped after the first layer if its cosine lies more than this below the
-                best phrase's in every cell; 0: no phrase is.
+                best phrase's in every cell; 0: no phrase is dropped.
             image_guidance, text_guidance, pyramid_guidance, decoder_guidance, decoder_dims: numbers of channels.
 
         Raises:
@@ -156,7 +156,7 @@ class CostAggregationHead(MaskDecoder):
         return logits.new_full((*text.shape[:2], *logits.shape[2:]), NOT_SCORED).index_copy(1, kept, logits)
 
     def _can_win(self, correlation: Tensor, valid: Tensor) -> Tensor:
-        """Indices of the phrases whose cosine comes within `prune` of the best one somewhere in the one image."""
+        """Indices of phrases whose cosine comes within `prune` of the best cosine in some cell; for one image."""
         cosine = correlation[0].mean(dim=1).masked_fill(~valid[0, :, None, None], float("-inf"))
         return (cosine >= cosine.amax(0) - self.prune).flatten(1).any(1).nonzero()[:, 0]
 

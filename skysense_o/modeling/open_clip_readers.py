@@ -1,4 +1,4 @@
-"""Dense features of open_clip's image encoders, in the space of the text.
+"""Dense features of open_clip's image encoders, in the text space.
 
 Shape letters: B images, L tokens, C channels, D embedding, h w grid.
 """
@@ -34,8 +34,8 @@ def reader_of(
         attention, residual: see `ViTReader`.
 
     Raises:
-        ValueError: not a plain ViT or ConvNeXt, or one whose pooling has no map in the text space; unknown attention,
-            or attention for a model that is not a ViT.
+        ValueError: not a plain ViT or ConvNeXt; a model whose pooling gives no map in the text space; unknown
+            attention, or attention for a model that is not a ViT.
     """
     wrong = [kind for kind in attention if kind not in SELF_ATTENTION]
     if wrong:
@@ -59,12 +59,12 @@ def reader_of(
 
 
 def _levels(depth: int) -> tuple[int, int]:
-    """Blocks at two thirds and one third of the depth; the earlier one has the finer detail."""
+    """Indices of the blocks at two thirds and one third of the depth; the earlier block has the finer detail."""
     return max(0, 2 * depth // 3 - 1), max(0, depth // 3 - 1)
 
 
 def _pyramid(outputs: dict[int, Tensor], levels: Sequence[int]) -> tuple[Tensor, ...]:
-    """Maps (B,C,h,w) of blocks -> the same, the first 2 and the second 4 times as fine."""
+    """Maps (B,C,h,w) of two blocks -> the pyramid: the first map enlarged by 2, the second by 4."""
     return tuple(
         F.interpolate(outputs[level], scale_factor=2 ** (k + 1), mode="bilinear", align_corners=False)
         for k, level in enumerate(levels)
@@ -74,13 +74,15 @@ def _pyramid(outputs: dict[int, Tensor], levels: Sequence[int]) -> tuple[Tensor,
 class ViTReader:
     """Reads a ViT.
 
-    Dense map: the value projection of the last block (MaskCLIP, Zhou et al. 2022), or its output tokens if the model
-    pools by their mean. Finer maps: the blocks at two thirds and one third of the depth, upsampled.
+    Dense map: the value projection of the last block (MaskCLIP, Zhou et al. 2022), or the block's output tokens if the
+    model pools by the mean of the tokens. Pyramid: the outputs of the blocks at two thirds and one third of the depth,
+    upsampled.
 
-    attention: another attention of the last block: tokens attend to tokens with similar queries (qq), keys (kk) or
-    values (vv); the weights of several are added (Wang et al. 2024, SCLIP: qq and kk; Lan et al. 2024, ClearCLIP: qq;
-    SegEarth-OV: all).
-    residual: keep that block's residual connection and feed-forward layer, as SCLIP does; the others leave them out.
+    attention: replaces the attention of the last block: tokens attend to tokens with similar queries (qq), keys (kk) or
+    values (vv); the results of several kinds are added (Wang et al. 2024, SCLIP: qq and kk; Lan et al. 2024, ClearCLIP:
+    qq; SegEarth-OV: all).
+    residual: keep the last block's residual connection and feed-forward layer, as SCLIP does. ClearCLIP and SegEarth-OV
+    leave both out.
     """
 
     def __init__(self, visual: VisionTransformer, attention: Sequence[str] = (), residual: bool = False) -> None:
@@ -123,7 +125,7 @@ def _positions(visual: VisionTransformer, size: tuple[int, int]) -> Tensor:
 
 
 def self_attention(block: ResidualAttentionBlock, x: Tensor, kinds: Sequence[str], residual: bool = False) -> Tensor:
-    """The last block with other attention, see `ViTReader`; x (B,L,C) -> (B,L,C)."""
+    """The last block with the attention that `ViTReader` describes; x (B,L,C) -> (B,L,C)."""
     read = _read(attention_heads(block, x), kinds)
     if residual:
         return after_attention(block, x, read)
@@ -160,8 +162,8 @@ class TimmViTReader:
     """Reads a ViT of timm without class token, such as SigLIP's (Zhai et al. 2023), which pools by attention.
 
     Dense map: the model's pooling is applied to each cell alone, so the map is in the space of the pooled vector. With
-    attention pooling this equals MaskCLIP's value path, applied in the pooling.
-    Finer maps, attention and residual: as in `ViTReader`.
+    attention pooling this is MaskCLIP's value path, inside the pooling layer.
+    Pyramid, attention and residual: as in `ViTReader`.
     """
 
     def __init__(self, visual: TimmModel, attention: Sequence[str] = (), residual: bool = False) -> None:
@@ -202,8 +204,8 @@ def timm_self_attention(block: Block, x: Tensor, kinds: Sequence[str], residual:
 
 
 class ConvNeXtReader:
-    """Reads a ConvNeXt. Dense map: the last stage (stride 32), normalised and projected per cell. Finer maps: the two
-    stages before it.
+    """Reads a ConvNeXt. Dense map: the last stage (stride 32), normalised and projected per cell. Pyramid: the two
+    stages before the last.
     """
 
     stride = 32

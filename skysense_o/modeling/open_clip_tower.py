@@ -51,7 +51,7 @@ def preprocessing(name: str, weights: str, built: dict) -> dict:
 
 @TOWER_REGISTRY.register()
 class OpenCLIPTower(Tower):
-    """ViT (CLIP's and SigLIP's) and ConvNeXt models, at any input size; others are an error."""
+    """ViT models (CLIP's and SigLIP's) and ConvNeXt models, at any input size; other models are an error."""
 
     @configurable
     def __init__(
@@ -99,9 +99,9 @@ class OpenCLIPTower(Tower):
                 f" downloaded ({str(error).strip().splitlines()[0]}): check HF_HUB_OFFLINE and the network"
             ) from error
         weights = part.WEIGHTS if cfg.MODEL.TOWER.PRETRAINED else ""
-        quiet = nullcontext() if weights else without_warnings_of("open_clip")  # it warns that the weights are random
+        quiet = nullcontext() if weights else without_warnings_of("open_clip")  # open_clip warns of random weights
         try:
-            with quiet, torch.device("cpu"):  # open_clip creates buffers that are in no checkpoint
+            with quiet, torch.device("cpu"):  # open_clip's buffers are in no checkpoint
                 clip = open_clip.create_model(part.NAME, pretrained=weights or None)
         except RuntimeError as error:
             raise ValueError(
@@ -113,7 +113,7 @@ class OpenCLIPTower(Tower):
         return {"clip": clip, "tokenizer": tokenizer, "name": part.NAME, **keys}
 
     def encode_image(self, x: Tensor) -> Features:
-        """x (B,3,h0,w0), sides multiples of `divisor` -> dense map at `stride`, two finer maps, pooled vector."""
+        """x (B,3,h0,w0), sides multiples of `divisor` -> dense map at `stride`, pyramid of two maps, pooled vector."""
         return self.reader(self.clip.visual, x)
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:

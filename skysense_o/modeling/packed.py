@@ -1,7 +1,7 @@
 """Linear layers whose weight is stored in the order in which oneDNN multiplies, for inference on a CPU.
 
-Without this, each call reorders the weight anew. The operators are those that torch.compile uses; they are no public
-interface of torch, so `pack_linears` changes nothing where they are absent or disagree with the plain layer.
+With plain layers, each call reorders the weight again. The operators are those that torch.compile uses. They are not a
+public interface of torch, so `pack_linears` changes nothing where they are absent or disagree with the plain layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, with a GELU after it if wanted, in the type of its weight; it has no parameters.
+    """A linear layer, optionally followed by a GELU, in the type of its weight; the module has no parameters.
 
     >>> layer = nn.Linear(8, 4)
     >>> with torch.no_grad():
@@ -44,13 +44,13 @@ class PackedLinear(nn.Module):
 
 
 def linear(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer with another bias than its own."""
+    """Apply a linear layer, plain or packed, with another bias than its own."""
     return layer(x, bias) if isinstance(layer, PackedLinear) else F.linear(x, layer.weight, bias)
 
 
 @torch.no_grad()
 def pack_linears(modules: Iterable[nn.Module]) -> int:
-    """Replace the linear layers that are direct children of these modules, and the GELU after one, in place.
+    """Pack, in place, the linear layers that are direct children of these modules, each with a GELU that follows it.
 
     Returns:
         The number of packed layers; 0 where this machine's torch cannot pack them, which is logged.
@@ -74,7 +74,7 @@ def pack_linears(modules: Iterable[nn.Module]) -> int:
 
 
 def _works(dtype: torch.dtype) -> bool:
-    """Whether packed layers of a type agree with plain ones."""
+    """Whether packed layers of a type agree with plain layers."""
     if not torch.backends.mkldnn.is_available():
         return False
     layer, x = nn.Linear(48, 40, dtype=dtype), torch.randn(5, 48, generator=torch.Generator().manual_seed(0))

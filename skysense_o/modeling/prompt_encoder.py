@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skysense_o.modeling.decoder import Queries
 
-INSIDE, CORNER = 1, 2  # rows of `kind`: 0 background point, 1 foreground point, 2 and 3 the corners of a box
+INSIDE, CORNER = 1, 2  # rows of `kind`: 0 background point, 1 foreground point, 2 and 3 corners of a box
 NEAR = 0.1  # decay length of a click's proximity map, as a fraction of the image's sides
 NEARNESS, LIKENESS = 3, 3  # number of proximity maps and of similarity maps
 LOOK, MIX = 24, 16  # channels of the appearance features, and of the final convolutions
@@ -29,7 +29,8 @@ class PromptEncoder(nn.Module):
 
     In Segment Anything the prompt also changes the image features. Here the image is refined once for all queries.
     Instead each prompt adds maps to its mask logits: its location, the inside of the box, the proximity of foreground
-    and background clicks, and the similarity to the features under it. A few convolutions combine them, per prompt.
+    and background clicks, and the similarity to the features under the prompt. A few convolutions combine these maps,
+    separately for each prompt.
     """
 
     def __init__(self, width: int) -> None:
@@ -52,7 +53,7 @@ class PromptEncoder(nn.Module):
         Args:
             queries: with K prompts per image.
             size: (h0,w0) of the prepared image.
-            position: the position encoding of the head, so that a click and the cell under it have the same code.
+            position: the position encoding of the head, which gives a click and the cell under it the same code.
 
         Returns:
             tokens (B,K,M,width), the mask token first; mask (B,K,M) bool, False for padding.
@@ -101,8 +102,9 @@ class PromptEncoder(nn.Module):
 def _where(weights: Tensor, position: PositionEmbeddingRandom, grid: tuple[int, int]) -> Tensor:
     """Product of weights (B,K,2J) and the position encoding of each cell, divided by sqrt(2J): (B,K,h',w').
 
-    The encoding of a cell is the sines, then the cosines of J angles a_x + a_y. By sin(a + b) and cos(a + b) the
-    product is a matrix product over J of one factor per row and one per column: the encoding (2J,h',w') is never made.
+    The encoding of a cell is the sines, then the cosines of J angles a_x + a_y. By the formulas for sin(a + b)
+    and cos(a + b), the product is a matrix product over J of a factor per row and a factor per column, so the encoding
+    (2J,h',w') is never built.
     """
     frequencies = position.positional_encoding_gaussian_matrix
     a_x, a_y = (

@@ -9,7 +9,7 @@ from skysense_o.sample import IGNORE
 
 
 class RegionProjection(nn.Module):
-    """Sums conv1(pixel_shuffle(conv0(dense), s)) under each mask without computing that map.
+    """Sums the map conv1(pixel_shuffle(conv0(dense), s)) under each mask without computing the map.
 
     The published code computes the map, of size 1024 x 384 x 384, and sums it under each mask. Sums and both
     convolutions are linear, so here the masks are summed first, per position inside a cell, with the same result.

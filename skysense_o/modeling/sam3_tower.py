@@ -33,21 +33,21 @@ TRACKER_NAMES = {r"^tracker_model\.": ""}
 
 @dataclass
 class Sam3Embedding:
-    """B images, encoded once by the vision encoder, for any phrases, boxes and clicks."""
+    """B images that the vision encoder has encoded once, for any phrases, boxes and clicks."""
 
     maps: tuple[Tensor, ...]  # (B,D,h,w) each, finest first
     positions: tuple[Tensor, ...]  # position encodings of the same sizes
-    hidden: Tensor  # (B,hw,C), before the neck: the tracker has a neck of its own
+    hidden: Tensor  # (B,hw,C), before the detector's neck, because the tracker has its own neck
 
     def of(self, index: Sequence[int]) -> Sam3Embedding:
-        """Image `index[n]` for each of N pairs; where all are the same one nothing is copied."""
+        """The embedding of N pairs, whose images are `index`; nothing is copied if all pairs have the same image."""
         if len(set(index)) == 1:
             pick = lambda x: x[index[0] : index[0] + 1].expand(len(index), *x.shape[1:])  # noqa: E731
         else:
             pick = lambda x: x[list(index)]  # noqa: E731
         return Sam3Embedding(tuple(map(pick, self.maps)), tuple(map(pick, self.positions)), pick(self.hidden))
 
-    # Names under which `Sam3Model` reads them.
+    # The names under which `Sam3Model` reads the fields above.
     @property
     def fpn_hidden_states(self) -> tuple[Tensor, ...]:
         return self.maps
@@ -73,7 +73,7 @@ class Sam3Answer:
 class Sam3Tower(Tower):
     """SAM 3's detector, and its tracker (clicks and boxes) where there is one.
 
-    Images are squeezed to a square. There are no vectors of images or regions in the space of the words.
+    Images are squeezed to a square. SAM 3 has no vectors of images or regions in the text space.
     """
 
     divisor = 1
@@ -151,7 +151,7 @@ class Sam3Tower(Tower):
         ).last_hidden_state
 
     def answer(self, embedding: Sam3Embedding, tokens: Tensor, valid: Tensor) -> Sam3Answer:
-        """Run the detector. embedding: of N pairs (`Sam3Embedding.of`). tokens (N,L,D), valid (N,L): their phrases."""
+        """Run the detector. embedding: of N pairs (`Sam3Embedding.of`). tokens (N,L,D), valid (N,L): the phrases."""
         out = self.detector(
             vision_embeds=embedding,
             text_embeds=BaseModelOutputWithPooling(pooler_output=tokens),
@@ -184,7 +184,7 @@ class Sam3Tower(Tower):
                 given |= {"input_points": xy[some][None, None], "input_labels": kinds[some][None, None]}
             if not box.isnan().any():
                 given["input_boxes"] = box[None, None]
-            # As in SAM 2: one click is ambiguous, so the best of three masks; several clicks or a box mean one.
+            # As in SAM 2: one click is ambiguous, so the best of three masks is taken; other prompts give one mask.
             out = self.tracker(**given, multimask_output=int(some.sum()) == 1 and "input_boxes" not in given)
             best = int(out.iou_scores[0, 0].argmax())
             masks.append(out.pred_masks[0, 0, best])
@@ -230,7 +230,7 @@ class PhraseBank:
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
         self._key: tuple | None = None
-        self._lock = Lock()  # windows that run side by side ask for the same words
+        self._lock = Lock()  # windows that run in parallel need the same words
 
     def weights_changed(self) -> None:
         """Drop the cache if the text encoder has other weights now."""
@@ -262,7 +262,7 @@ def _loaded(kind: type, folder: Path, renamed: dict[str, str] | None = None) -> 
         ValueError: files that cannot be read, or that lack parameters of the model.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # else it warns about the folder's other models
+    logging.set_verbosity_error()  # transformers warns about the folder's other models
     logging.disable_progress_bar()
     try:
         model, found = kind.from_pretrained(

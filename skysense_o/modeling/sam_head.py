@@ -4,8 +4,8 @@ Shape letters: B images, T phrases, K prompts, M tokens per query, S shared toke
 
 It is built from the modules of Segment Anything (Kirillov et al. 2023), with the same sizes, so that SAM's decoder
 weights fit. One thing differs: learned tokens, shared by all queries, refine the image once, and a query's tokens
-attend to it without changing it. So a mask does not depend on the other queries, and phrases can be decoded in chunks
-with the same result.
+attend to the image without changing it. So a mask does not depend on the other queries, and phrases can be decoded in
+chunks with the same result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from skysense_o.modeling.tower import Features
 
 @dataclass
 class ImageEmbedding:
-    """The refined image, which all queries read. Its keys and values are projected once, not per call."""
+    """The refined image, which all queries read. Keys and values are projected once, not per call."""
 
     layers: list[tuple[Tensor, Tensor, Tensor]]  # per layer keys, values (B,heads,hw,e) and shared tokens (B,S,width)
     final: tuple[Tensor, Tensor]  # keys and values of the final attention
@@ -63,7 +63,7 @@ class SAMMaskHead(MaskDecoder):
         """
         Args:
             dim: D of the tower.
-            pyramid_channels: channels of the tower's two finer maps, coarse to fine.
+            pyramid_channels: channels of the two maps of the tower's pyramid, coarse to fine.
             width, depth, heads, mlp: sizes of the two-way transformer (SAM: 256, 2, 8, 2048).
             shared: S, number of learned tokens that refine the image (SAM: 5, one for IoU and four for masks).
             presence: predict for each phrase whether it is in the image at all.
@@ -71,7 +71,7 @@ class SAMMaskHead(MaskDecoder):
             stride: stride of the tower's dense map, in input pixels.
         """
         super().__init__()
-        # Normalised: the entries of a unit vector are tiny beside tokens and position encodings of unit variance.
+        # Text is normalised: entries of a unit vector are tiny beside tokens and position encodings of unit variance.
         self.image_projection = nn.Sequential(nn.Conv2d(dim, width, 1), LayerNorm2d(width))
         self.text_projection = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
         self.position = PositionEmbeddingRandom(width // 2)
@@ -175,7 +175,7 @@ class SAMMaskHead(MaskDecoder):
         return self.transformer.norm_final_attn(tokens + read.view_as(tokens))
 
     def _upscale(self, keys: Tensor, features: Features) -> Tensor:
-        """(B,hw,width) -> (B,width/8,4h,4w), adding the finer maps of the pyramid."""
+        """(B,hw,width) -> (B,width/8,4h,4w), adding the maps of the pyramid."""
         h, w = features.dense.shape[-2:]
         x = keys.transpose(1, 2).unflatten(2, (h, w))
         x = F.gelu(self.norm(self.up1(x) + self.skip1(features.pyramid[0])))
@@ -191,7 +191,7 @@ def _read_layer(
     shared: Tensor | None = None,
     shared_origin: Tensor | None = None,
 ) -> Tensor:
-    """The token half of a SAM block: tokens (B,T,M,width) attend to those of their query, to shared ones, to the image.
+    """The token half of a SAM block: tokens (B,T,M,width) attend to their query's and to shared tokens, then the image.
 
     Args:
         origin: the tokens before the first layer, their position encoding.

@@ -22,7 +22,7 @@ MAX_LOG_SCALE = math.log(100)
 
 
 class SwinV2(nn.Module):
-    """Four stages at strides 4, 8, 16 and 16; the last one doubles the channels without merging tokens."""
+    """Four stages at strides 4, 8, 16 and 16; the last stage doubles the channels without merging tokens."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class TokenMerge(nn.Module):
     """C -> 2C channels, followed by a norm.
 
     Merges 2 x 2 tokens; the weight's columns are ordered by channel, then token, the reverse of Swin. With `keep_size`
-    each token is repeated four times instead, which equals one linear map with each four columns summed.
+    each token is repeated four times instead, which equals a linear map whose groups of four columns are summed.
     """
 
     def __init__(self, dim: int, keep_size: bool) -> None:
@@ -173,8 +173,8 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, shift: int) -> Tensor:
         """Window attention on a map (B,H,W,C), shifted by `shift` tokens; returns the same shape.
 
-        As in the published code, padded tokens are not masked. They are zeros plus the biases, so the linear layer runs
-        on real tokens only, and its bias stands for the padding.
+        As in the published code, padded tokens are not masked. They are zero, so the linear layer runs on real tokens
+        only, and the layer's bias is the result for padded tokens.
         """
         (height, width), n = x.shape[1:3], self.window**2
         shift = shift if min(height, width) > self.window else 0
@@ -197,7 +197,7 @@ class WindowAttention(nn.Module):
         scale = self.logit_scale.clamp(max=MAX_LOG_SCALE).exp().to(qkv.dtype)
         unit = qkv[:, :, :2] * (torch.stack([scale, torch.ones_like(scale)])[..., 0] / length)
         q, k, v = (x.transpose(1, 2) for x in (*unit.unbind(2), qkv[:, :, 2]))
-        # Four axes: with three, the attention is not fused.
+        # The mask has four axes, because with three torch does not fuse the attention.
         added = self.position_bias().to(qkv.dtype)[None]
         if mask is not None:
             added = torch.cat([added + mask[:, None].to(qkv.dtype)] * (len(qkv) // len(mask)))

@@ -48,7 +48,7 @@ class Features:
     pyramid: tuple[Tensor, ...]  # (B,C1,2h,2w), then (B,C2,4h,4w)
     pooled: Tensor  # (B,D), in the text space
     stages: tuple[Tensor, ...] = ()  # maps of the backbone, finest first, if the tower gives them
-    image: Tensor | None = None  # (B,3,h0,w0) as the tower was given it, for decoders that are guided by its edges
+    image: Tensor | None = None  # (B,3,h0,w0), the tower's input, for decoders that follow the edges of the image
 
 
 class Tower(nn.Module):
@@ -57,10 +57,10 @@ class Tower(nn.Module):
     dim: int  # D
     stride: int  # stride of the dense map, in input pixels
     pyramid_channels: tuple[int, ...]
-    input_size: int | None = None  # images are resized to this square; None: native size, padded to `divisor`
-    divisor: int  # the sides of the input are multiples of it
-    scene_side: int = 0  # for classification, images are resized to this square, as in pretraining; 0: any size
-    installed: tuple[str, ...] = ()  # name prefixes of frozen weights from an installed package; checkpoints lack them
+    input_size: int | None = None  # images are resized to a square of this side; None: only padded to `divisor`
+    divisor: int  # the sides of the input are multiples of this number
+    scene_side: int = 0  # side of the square to which whole images are resized for classification; 0: any size
+    installed: tuple[str, ...] = ()  # name prefixes of frozen weights from an installed package, not in checkpoints
 
     def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         """
@@ -68,7 +68,7 @@ class Tower(nn.Module):
             pixel_mean, pixel_std: mean and standard deviation of RGB in 0..255, for `geometry.prepare`.
         """
         super().__init__()
-        # They are in no checkpoint, so they need values even if the model is built on the meta device.
+        # Mean and std are in no checkpoint, so they need values even if the model is built on the meta device.
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
 
@@ -83,7 +83,7 @@ class Tower(nn.Module):
     def layers(self) -> list[list[nn.Module]]:
         """The layers of the image encoder from input to output, each a list of modules, for layer-wise decay.
 
-        Modules in no layer are treated as coming after the last one.
+        Modules in no layer are treated as if they came after the last layer.
         """
         raise NotImplementedError
 
@@ -98,11 +98,11 @@ class Tower(nn.Module):
     def prepare_inference(self) -> None:
         """Rewrite layers of a loaded tower for speed, with the same results up to rounding.
 
-        Afterwards the tower neither trains nor fits a checkpoint. Calling it twice is allowed.
+        Afterwards the tower neither trains nor fits a checkpoint. Calling this method twice is allowed.
         """
 
     def pack(self) -> None:
-        """Store the weights of linear layers as a CPU multiplies them (MODEL.TOWER.PACKED); as `prepare_inference`."""
+        """Pack linear layers for a CPU, see `pack_linears`. Then the tower neither trains nor fits a checkpoint."""
 
     def text_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that `encode_text` depends on."""

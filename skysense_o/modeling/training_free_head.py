@@ -49,11 +49,11 @@ class TrainingFreeHead(MaskDecoder):
     ) -> None:
         """
         Args:
-            temperature: the cosines are divided by it. global_bias: share of the unit global token that is subtracted
+            temperature: divides the cosines. global_bias: share of the unit global token that is subtracted
                 from each unit cell; 0: none.
             upsampling: bilinear (done later, when masks are resized) or bilateral, to a grid `scale` times finer.
             spatial_sigma: in cells. colour_sigma: in units of the normalised image.
-            affinity: see `Affinity`; None: none.
+            affinity: averages similar cells, see `Affinity`; None: no averaging.
 
         Raises:
             ValueError: an unknown upsampling, or a number that is not above 0.
@@ -86,7 +86,7 @@ class TrainingFreeHead(MaskDecoder):
     def forward(
         self, features: Features, queries: Queries, chunk: int | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """See MaskDecoder; no presence. All phrases at once, whatever the chunk, since they compete."""
+        """See MaskDecoder; presence is None. Phrases compete, so all are decoded at once, whatever `chunk` is."""
         return self.decode(self.refine(features), queries, chunk)
 
     def refine(self, features: Features) -> Features:
@@ -128,7 +128,7 @@ class TrainingFreeHead(MaskDecoder):
 class Affinity(nn.Module):
     """Replace each cell by the mean of the cells that a self-supervised ViT (DINOv2, DINOv3) finds similar.
 
-    Weights: softmax over scale * (cosine - shift * mean cosine), where that is above 0; each cell counts itself.
+    Weights: softmax of scale * (cosine - shift * mean cosine) over the cell itself and all cells where this is >= 0.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ def joint_bilateral(maps: Tensor, image: Tensor, scale: int, spatial_sigma: floa
     """Upsample maps along the edges of an image (joint bilateral upsampling, Kopf et al. 2007).
 
     Args:
-        maps: (B,T,h,w). image: (B,3,h0,w0) over the same place, at least as fine as the result.
+        maps: (B,T,h,w). image: (B,3,h0,w0) of the same area, at least as fine as the result.
 
     Returns:
         (B,T,h*scale,w*scale): means of the cells within `RADIUS`, weighted by how near they are (sigma in cells) and
@@ -202,11 +202,11 @@ def joint_bilateral(maps: Tensor, image: Tensor, scale: int, spatial_sigma: floa
             colour = ((coarse[:, :, rows][..., cols] - fine) ** 2).sum(1, keepdim=True)
             weight = torch.exp(-far / (2 * spatial_sigma**2) - colour / (2 * colour_sigma**2)) * inside
             total, weights = total + weight * maps[:, :, rows][..., cols], weights + weight
-    nearest = maps[:, :, ny][..., nx]  # used where no cell has the pixel's colour
+    nearest = maps[:, :, ny][..., nx]  # for pixels whose colour resembles that of no cell
     return torch.where(weights > 1e-12, total / weights.clamp(min=1e-12), nearest)
 
 
 def _cells(n: int, scale: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each pixel of the finer grid: its position in cells (centres are whole numbers), and the cell it lies in."""
+    """For each pixel of the finer grid: its position in cells (centres are whole numbers), and the cell around it."""
     fine = torch.arange(n * scale, device=device)
     return (fine + 0.5) / scale - 0.5, fine // scale

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class WeightCache:
-    """Caches a tensor that is computed from parameters, until they change. It is in no state dict.
+    """Caches a tensor that is computed from parameters until a parameter changes. The tensor is in no state dict.
 
     With gradients enabled nothing is cached.
 

@@ -31,22 +31,22 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def window_order(height: int, width: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How the tokens of a map are ordered by windows, and back; shifting and padding are part of the order.
+    """The order of a map's tokens by windows, and the order back; both include shifting and padding.
 
     Args:
-        height, width: of the map; it is padded to whole windows at the bottom and the right.
+        height, width: size of the map, which is padded to whole windows at the bottom and the right.
         window: window side, in tokens.
         shift: number of tokens by which the windows are moved down and right.
 
     Returns:
-        (M*N), the index of each window's tokens in the flat map, H*W for padding; and (H*W), where each token of the
-        map is in that order.
+        (M*N), the index of each window's tokens in the flat map, H*W for padding; and (H*W), the place of each
+        token of the map in this order.
 
     >>> into, back = window_order(2, 3, 2, 0, torch.device("cpu"))
     >>> into.tolist(), back.tolist()
     ([0, 1, 3, 4, 2, 6, 5, 6], [0, 1, 4, 2, 3, 6])
     """
-    with torch.inference_mode(False):  # else a training could not use what an evaluation has cached
+    with torch.inference_mode(False):  # otherwise training could not use tensors that an evaluation has cached
         places = torch.arange(height * width, device=device).view(height, width)
         places = F.pad(places, (0, -width % window, 0, -height % window), value=height * width)
         into = to_windows(places.roll((-shift, -shift), (0, 1))[None, :, :, None], window).flatten()
@@ -60,10 +60,10 @@ def window_mask(
     """The mask (M,N,N) for the order of `window_order`: APART between tokens that are no neighbours on the map, else 0.
 
     Args:
-        hide_padding: padding is apart from all tokens, too.
+        hide_padding: also APART between padding and the tokens of the map.
 
     Returns:
-        None where nothing is apart.
+        The mask; None if it is 0 everywhere.
     """
     bottom, right = -height % window, -width % window
     hide_padding = hide_padding and bool(bottom or right)

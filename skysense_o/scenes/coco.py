@@ -15,7 +15,7 @@ from skysense_o.scenes.regions import Regions
 COLUMNS = 256
 """Columns of the scene that are read at a time."""
 IMAGE_ID = 1
-"""A file describes one scene."""
+"""Id of the only image in a file, because a file describes one scene."""
 
 
 def coco_dataset(regions: Regions, size: tuple[int, int], classes: Sequence[str], first: int, file_name: str) -> dict:
@@ -77,7 +77,7 @@ def _rle(regions: Regions, size: tuple[int, int]) -> list[dict]:
 
 def _counts(starts: np.ndarray, lengths: np.ndarray, size: tuple[int, int]) -> dict:
     """Encode alternating lengths, outside and inside the region, with pycocotools."""
-    joins = np.append(starts[1:] == starts[:-1] + lengths[:-1], False)  # the run continues in the next columns
+    joins = np.append(starts[1:] == starts[:-1] + lengths[:-1], False)  # True: the run continues in the next columns
     begins = starts[np.append(True, ~joins[:-1])]
     ends = (starts + lengths)[~joins]
     edges = np.stack([begins, ends], axis=1).ravel()

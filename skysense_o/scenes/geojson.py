@@ -40,7 +40,7 @@ def write_geojson(table: geopandas.GeoDataFrame, path: Path, pixel: float | None
         raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco")
     decimals = LEAST_DECIMALS
     if pixel:
-        decimals = math.ceil(-math.log10(pixel / METRES_PER_DEGREE)) + 2  # a pixel is 100 steps or more
+        decimals = math.ceil(-math.log10(pixel / METRES_PER_DEGREE)) + 2  # a pixel is 100 or more last digits
     decimals = min(max(decimals, LEAST_DECIMALS), MOST_DECIMALS)
     try:
         geometry = to_longitudes(np.asarray(table.geometry.values), table.crs, decimals)
@@ -62,7 +62,7 @@ def plain_name(path: Path, suffix: str = "") -> Iterator[Path]:
 
     Args:
         path: the file to write.
-        suffix: the suffix that the driver expects; GDAL warns of another one.
+        suffix: the suffix that the driver expects, because GDAL warns of any other suffix.
     """
     if {"!", ";"} & set(str(path)):
         with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:
     Args:
         geometry: N polygons.
         crs: their CRS.
-        decimals: coordinates are rounded to this many.
+        decimals: number of decimals to which coordinates are rounded.
 
     Returns:
         N polygons or multi-polygons in longitude -180..180 and latitude, valid as rounded.
@@ -110,7 +110,7 @@ def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:
 
 
 def _areas_of(shape: shapely.Geometry) -> shapely.Geometry:
-    """The polygons of a shape, without lines and points, which repairing may leave behind."""
+    """The polygons of a shape, without the lines and points that its repair may have left."""
     if not isinstance(shape, shapely.GeometryCollection) or isinstance(shape, shapely.MultiPolygon):
         return shape
     return shapely.union_all([part for part in shape.geoms if part.area > 0])

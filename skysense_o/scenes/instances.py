@@ -84,7 +84,7 @@ def collect_instances(
         if (k, c) not in done
     ]
     with full_disk_told(path), open(path, "a") as file:
-        file.write("\n" if file.tell() else "")  # ends a line that an interrupted run left incomplete
+        file.write("\n" if file.tell() else "")  # ends the line that an interrupted run left incomplete
         for k, c in tqdm(todo, unit="window", desc=f"{raster.path.name}: instances", disable=not progress):
             window = _extent(plan.cols, c) + _extent(plan.rows, k)
             (x0, x1), (y0, y1) = window[:2], window[2:]
@@ -141,7 +141,7 @@ def instance_regions(
 ) -> Regions:
     """Merge the instances of all windows into objects, and write the object index of each pixel to `path`.
 
-    Where objects overlap, the pixel belongs to the one with the higher score.
+    Where objects overlap, the pixel belongs to the object with the higher score.
 
     Args:
         folder: folder of `instances_*.jsonl`.

@@ -1,6 +1,6 @@
 """Labels and scores of a scene on disk while it is segmented: two plain arrays, and a journal of the finished rows.
 
-A run that was killed leaves them behind, and the next run resumes from the journal. Rows enter the journal only after
+A killed run leaves these files behind, and the next run resumes from the journal. Rows enter the journal only after
 their bytes were synced to disk.
 """
 
@@ -76,7 +76,7 @@ class LabelStore:
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
-            except ValueError:  # this line was being written when the run was killed
+            except ValueError:  # the run was killed while it wrote this line
                 continue
             done[entry["strip"]] = entry["rows"]
         return done

@@ -19,13 +19,13 @@ class SceneOptions:
     """How a scene is read, cut into windows and labelled.
 
     Attributes:
-        bands: three band numbers from 1, or one; None for those that the file declares as RGB, else the first three.
+        bands: three band numbers from 1, or one; None for the bands that the file declares as RGB, or the first 3.
         gsd: resample to this ground sampling distance for the model, in metres per pixel; None for the raster's.
         aoi: vector file; pixels outside its polygons get no label. None for the whole raster.
         window, overlap: in pixels; None for the defaults, see `plan_windows`.
         memory: bytes that may be used beyond the weights.
-        threshold: 0..1; pixels whose best class is less probable get id 0, "none". None for none, but 0.5 for a single
-            class.
+        threshold: 0..1; pixels whose best class is less probable get id 0, "none". None for no threshold, but 0.5
+            for a single class.
         batch: windows per call of the model; None for 1 on a CPU, 8 on a GPU.
         remote: allow files that refer to data on a network.
 

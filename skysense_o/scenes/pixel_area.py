@@ -21,7 +21,7 @@ def ground_known(crs, transform: Affine, size: tuple[int, int]) -> bool:
     square metres, GeoJSON, areas of interest and --gsd depend on it.
 
     Args:
-        crs: rasterio's, or None.
+        crs: a CRS of rasterio, or None.
         transform: the transform from pixels to the CRS.
         size: (H,W) in pixels.
 
@@ -49,8 +49,8 @@ def ground_known(crs, transform: Affine, size: tuple[int, int]) -> bool:
 class PixelAreas:
     """The area of each pixel of a scene in square metres.
 
-    It is the area on the ellipsoid. In a projected CRS it is the area in the plane, unless the two differ by more than
-    DISTORTION, as in Web Mercator (2.8 times at 53 degrees north).
+    In a geographic CRS this is the area on the ellipsoid. In a projected CRS it is the area in the plane, or on the
+    ellipsoid where the two differ by more than DISTORTION (Web Mercator: 2.8 times at 53 degrees north).
 
     Attributes:
         known: see `ground_known`; if False, areas are in pixels.
@@ -59,7 +59,7 @@ class PixelAreas:
     def __init__(self, crs, transform: Affine, size: tuple[int, int]) -> None:
         """
         Args:
-            crs: rasterio's, or None.
+            crs: a CRS of rasterio, or None.
             transform: the transform from pixels to the CRS.
             size: (H,W) of the scene.
         """
@@ -71,10 +71,10 @@ class PixelAreas:
         if crs.is_projected:
             self.constant = abs(transform.determinant) * crs.axis_info[0].unit_conversion_factor ** 2
             few = _geodesic(crs, transform, size, 3)
-            if (abs(few / self.constant - 1) <= DISTORTION).all():  # False where an area is not a number
+            if (abs(few / self.constant - 1) <= DISTORTION).all():  # NaN areas give False
                 return
         areas = _geodesic(crs, transform, size, LATTICE)
-        self.lattice = np.where(np.isfinite(areas), areas, self.constant)  # a scene may reach beyond its projection
+        self.lattice = np.where(np.isfinite(areas), areas, self.constant)  # NaN: beyond the projection
 
     def at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Areas of the pixels at these rows and columns, which count from 0 and may be fractions."""

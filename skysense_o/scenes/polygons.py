@@ -1,6 +1,6 @@
 """Write regions as polygons: a GeoPackage with a style for QGIS, or GeoJSON.
 
-All polygons of a scene are in memory: about 1 kB per polygon and 16 bytes per vertex. MAX_POLYGONS limits them.
+All polygons of a scene are in memory: about 1 kB per polygon and 16 bytes per vertex. MAX_POLYGONS limits their number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skysense_o.scenes.regions import Regions
 from skysense_o.whole_files import whole
 
 MAX_POLYGONS = 1_000_000
-warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # of a plain image, which has none
+warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # plain images have none
 LAST_CHANGE = "2000-01-01T00:00:00.000Z"
 """Date written into every GeoPackage, so that the same polygons give the same bytes."""
 
@@ -68,7 +68,7 @@ def polygons(
                 if number:
                     parts[int(number) - 1].append(shapely.geometry.shape(geometry))
     shape = np.empty(len(regions), object)
-    for i, pieces in enumerate(parts):  # an instance may be seen in pieces, a region of the label map never is
+    for i, pieces in enumerate(parts):  # an instance may have several pieces, a region has one
         shape[i] = pieces[0] if len(pieces) == 1 else shapely.MultiPolygon(pieces)
     if simplify and len(regions):
         # GDAL omits the vertices on a straight side where two neighbours meet. GEOS needs them to find shared borders.
@@ -102,7 +102,7 @@ def write_geopackage(
                 "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
                 "styleName": "classes", "styleQML": qgis_style(classes, colors), "styleSLD": "", "useAsDefault": True,
                 "description": "one color per class", "owner": "", "ui": "",
-                "update_time": LAST_CHANGE,  # QGIS ignores the table without this column
+                "update_time": LAST_CHANGE,  # without this column, QGIS ignores the table of styles
             }  # fmt: skip
             pyogrio.write_dataframe(pandas.DataFrame([style]), target, layer="layer_styles", driver="GPKG", append=True)
     finally:

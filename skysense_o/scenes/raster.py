@@ -30,7 +30,7 @@ class Raster(GDALImage):
 
     Attributes:
         size: (H,W). model_size: (h,w), the size that the model sees.
-        bands, stretch, notes: which bands are used, how their values are converted to 8 bits, and remarks on both.
+        bands, stretch, notes: which bands are used, how their values are converted to 8 bits, and remarks for the user.
         areas: the area of each pixel on the ground.
 
     >>> from skysense_o.image_io import gdal_settings
@@ -60,7 +60,7 @@ class Raster(GDALImage):
             ValueError: gsd or aoi for a raster whose location on the ground is unknown; an area of interest that is
                 empty or does not touch the raster.
         """
-        self.shapes: list | None = None  # set after measuring the stretch, which does not depend on them
+        self.shapes: list | None = None  # set after the stretch, which must not depend on the area of interest
         super().__init__(path, bands, remote=remote)
         try:
             if self.stretch is None and self.all_valid:
@@ -157,7 +157,7 @@ class Raster(GDALImage):
             # pyogrio takes "!" and ";" in names for addresses inside archives
             source = BytesIO(Path(path).read_bytes()) if {"!", ";"} & set(str(path)) else path
             table = geopandas.read_file(source)
-        except Exception as error:  # pyogrio and GDAL raise many types
+        except Exception as error:  # pyogrio and GDAL raise many types of errors
             reason = str(error).split(";")[0]
             raise ValueError(f"{path} is not a readable vector file ({reason}): give GeoJSON or GeoPackage") from error
         if "geometry" not in table or table.geometry.is_empty.all() or not table.geometry.notna().any():

@@ -58,11 +58,11 @@ def segment_archive(
 
     Args:
         scenes: path, and stem of the result files, per scene.
-        outputs: which files to write, and where; its stem is not used.
+        outputs: which files to write, and where; `outputs.stem` is not used.
         options: how scenes are read and cut into windows.
         weights, device: see `Predictor.from_pretrained`.
         workers: number of scenes in parallel.
-        cpus, gpus: per worker.
+        cpus, gpus: number per worker.
         address: address of a running cluster; None to start one on this machine.
 
     Returns:
@@ -74,7 +74,7 @@ def segment_archive(
     """
     if workers < 1:
         raise ValueError(f"--workers {workers} is out of range: 1 or more")
-    # Ray's readers need CPUs besides those of the workers; without them, readers and workers wait for each other.
+    # Ray's readers need CPUs besides those of the workers; without these CPUs, readers and workers block each other.
     local = {} if address else {"num_cpus": int(workers * cpus) + 2, "object_store_memory": OBJECT_STORE}
     ray = _ray()
     ray.init(address=address, include_dashboard=False, log_to_driver=False, **local)

@@ -2,7 +2,7 @@
 
 Two pixels of one class are connected where they share a side (4-connectivity). A band is a range of rows. The part of a
 region within one band is called a piece. Memory: 4 bytes per pixel of a band, and about 100 bytes per piece;
-MAX_PIECES limits them.
+MAX_PIECES limits the number of pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from skysense_o.scenes.pixel_area import PixelAreas
 from skysense_o.whole_files import full_disk_told
 
 MAX_PIECES = 10_000_000
-"""About 1 GB."""
+"""Largest number of pieces; so many take about 1 GB."""
 
 
 def runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ class Regions:
 
 
 class _Pieces:
-    """The pieces of all bands so far: their sums and boxes, and which of them touch across the border of two bands."""
+    """The pieces of all bands so far: their sums and boxes, and which pieces touch across the border of two bands."""
 
     def __init__(self) -> None:
         self.columns: list[np.ndarray] = []

@@ -93,10 +93,10 @@ def run_scene(
 
 @contextmanager
 def _locked(folder: Path, stem: str, processes: PartialState | None) -> Iterator[None]:
-    """Lock a scene's work folder for all processes of a run; process 0 holds it and informs the others.
+    """Lock a scene's work folder for all processes of a run; process 0 holds the lock and informs the others.
 
     Raises:
-        OSError: another run holds it.
+        OSError: another run holds the lock.
     """
     with ExitStack() as stack:
         problem = ""

@@ -119,7 +119,7 @@ def _label(
     raster, work = scene.raster, scene.work
     with torch.inference_mode():
         probabilities = predictor.window_model(vocabulary, lambda: _overview(raster, plan.rows.window))
-    forced = bool(os.environ.get("SKYSENSE_O_PROGRESS"))  # for programs that read the bar, such as the QGIS plugin
+    forced = bool(os.environ.get("SKYSENSE_O_PROGRESS"))  # set by programs that read the bar, such as the QGIS plugin
     hidden = not progress or (False if forced else None)  # tqdm: None hides the bar unless stderr is a terminal
     bar = tqdm(total=_count(plan, share), unit="window", desc=raster.path.name, leave=False, disable=hidden)
 
@@ -219,7 +219,7 @@ def _count(plan: Plan, share: range) -> int:
 
 
 def _windows_before(plan: Plan, strip: range, share: range, begin: int) -> int:
-    """Number of windows of a strip that an earlier run has finished; `begin` is the first row that is left."""
+    """Number of windows of a strip that an earlier run has finished; `begin` is the first row that is not finished."""
     if begin >= share.stop:
         done = len(plan.rows.touching(plan.rows.span(share)))
     else:

@@ -35,10 +35,10 @@ def item_image(path: Path, key: str | None = None) -> Path:
 
     Args:
         path: the JSON file of the item.
-        key: key of the asset; None for the only one that is an image and not a thumbnail or overview.
+        key: key of the asset; None for the only asset that is an image and not a thumbnail or overview.
 
     Raises:
-        ValueError: not an item, no such asset or several, or an asset that is not a local file.
+        ValueError: not an item; no such asset, or several; an asset that is not a local file.
         FileNotFoundError: no such file.
     """
     if not path.is_file():
@@ -72,7 +72,7 @@ def _local(item: Path, href: str) -> Path:
     address = urlparse(href)
     if address.scheme == "file":
         return Path(unquote(address.path))
-    if len(address.scheme) > 1:  # a single letter is a drive
+    if len(address.scheme) > 1:  # a single letter is a drive of Windows
         raise ValueError(f"{item}: {href} is not a local file: download it, and give its path as the asset's href")
     return item.parent / href
 
@@ -148,7 +148,7 @@ def _footprint(raster: Raster) -> tuple[dict, list[float]]:
 
 
 def _time(raster: Raster, source_item: Path | None) -> tuple[datetime, str]:
-    """When the image was taken, as far as that is known, and where this was read."""
+    """When the image was taken, or the best estimate of it, and the source of this time."""
     if source_item:
         properties = read_json_file(source_item).get("properties") or {}
         stated = properties.get("datetime") or properties.get("start_datetime")

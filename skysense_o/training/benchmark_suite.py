@@ -101,7 +101,7 @@ def _inputs(cfg: CfgNode, name: str, records: list[dict], hashes: dict) -> dict:
 
 
 def _read_back(path: Path, key: str) -> dict | None:
-    """The finished result with this key, on all processes, or None."""
+    """The finished result with this key, for all processes; None if there is none."""
     body = None
     if comm.is_main_process() and path.is_file():
         try:
@@ -144,5 +144,5 @@ def _record(cfg: CfgNode, inputs: dict, seconds: float, memory: float) -> dict:
 def _row(name: str) -> str:
     try:
         return find(name)[0][0].name
-    except KeyError:  # a data set that is not in our table
+    except KeyError:  # the data set is not in our table
         return MetadataCatalog.get(name).name

@@ -27,7 +27,7 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         """
         Args:
-            model: parameters that are frozen now are left out.
+            model: parameters that are frozen at this moment are left out.
             decay: largest decay, 0..1.
         """
         self.decay, self.updates = decay, 0
@@ -65,7 +65,7 @@ class MovingAverage:
         return {"updates": self.updates, "trained": self.other}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore from `state_dict`. The model must have the averaged weights, and gets the trained ones."""
+        """Restore from `state_dict`. The model must have the averaged weights, and gets the trained weights."""
         self.updates = state["updates"]
         for name, value in state["trained"].items():
             self.other[name].copy_(value)

@@ -76,10 +76,10 @@ def no_words_for(name: str) -> str:
 
 
 def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
-    """The data sets to evaluate: those of DATASETS.TEST, or for "all" every installed one.
+    """The data sets to evaluate: those that DATASETS.TEST names, or for "all" every installed data set.
 
     Returns:
-        their names, and for "all" also data set -> why it is left out, with the command that prepares it.
+        names of the data sets; and for "all" also data set -> why it is left out, with the command that prepares it.
     """
     if tuple(cfg.DATASETS.TEST) != ALL:
         return list(cfg.DATASETS.TEST), {}
@@ -89,7 +89,7 @@ def test_sets(cfg: CfgNode) -> tuple[list[str], dict[str, str]]:
             records_of(name, cfg.DATALOADER.SKIP_BAD)
         except FileNotFoundError as error:
             command = spec.prepare or f"get it from {spec.homepage}"
-            own_folder = spec.folder in ("", spec.name)  # a shared folder may be there for another data set
+            own_folder = spec.folder in ("", spec.name)  # a shared folder may exist for another set
             left_out[name] = f"{error}" if spec.root.is_dir() and own_folder else f"not found: {command}"
             continue
         reason = able(cfg, spec.task) or no_words_for(name)
@@ -166,7 +166,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
 def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """Evaluate all data sets of DATASETS.TEST during training -> `<data set>/<metric>` -> value."""
     register_folders(cfg.DATASETS.FOLDERS)
-    model.text_bank.weights_changed()  # these may be the weights of the moving average
+    model.text_bank.weights_changed()  # the text tower may now have the weights of the moving average
     numbers: dict[str, float] = {}
     for name in test_sets(cfg)[0]:
         body = evaluate_set(cfg, model, name)
@@ -186,8 +186,8 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
         vqa_model: the model for questions; None: see `vqa_model_of`.
 
     Returns:
-        {"numbers": metric -> 0..1, ...} with more keys by task. Metrics: those of `segmentation_metrics` (the mean over
-        several vocabularies), of `evaluate_pairs`, or of `evaluate_questions`.
+        {"numbers": metric -> 0..1, ...} with more keys by task. Metrics: see `segmentation_metrics` (with several
+        vocabularies, the mean over them), `evaluate_pairs` and `evaluate_questions`.
     """
     records, folder = records_of(name, cfg.DATALOADER.SKIP_BAD), Path(cfg.OUTPUT_DIR) / "inference"
     task = task_of(name)
@@ -206,7 +206,7 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
         if comm.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / f"{file_stem(name)}_predictions.json", json.dumps(rows, indent=0))
-        # The first metric chooses the best checkpoint; questions that people wrote are the harder ones.
+        # The first metric chooses the best checkpoint. Questions that people wrote are harder, so they are preferred.
         first = "model/human" if "model/human" in numbers else "model/overall"
         return {"numbers": {first: numbers[first], **numbers}}
     table = MetadataCatalog.get(name).get("class_table")
@@ -254,7 +254,7 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
 
 
 def training_questions(cfg: CfgNode, name: str) -> list[dict]:
-    """Training questions for the question-only baseline: of the same data set, else of DATASETS.TRAIN."""
+    """Training questions for the question-only baseline, from the same data set, else from DATASETS.TRAIN."""
     spec = find(name)[0][0]
     names = [f"{spec.name}_train"] if "train" in spec.splits else list(cfg.DATASETS.TRAIN)
     try:
@@ -265,5 +265,5 @@ def training_questions(cfg: CfgNode, name: str) -> list[dict]:
 
 
 def vqa_model_of(cfg: CfgNode, model: nn.Module) -> VQAModel:
-    """The model itself if it answers questions, else the one of MODEL.VQA.WEIGHTS."""
+    """The model itself if it answers questions, else the model that MODEL.VQA.WEIGHTS names."""
     return model if hasattr(model, "answer") else load_vqa_model(cfg.MODEL.VQA.WEIGHTS, cfg.MODEL.DEVICE)

@@ -43,7 +43,7 @@ from skysense_o.vqa import normalise
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
 MAPPERS = {"mixed": MixedMapper, "labels": TrainingMapper, "captions": CaptionMapper, "questions": QuestionMapper}
-# For each mapper the keys of its records; a record has at least one of them.
+# For each mapper, keys of records; a record must have at least one of these keys.
 NEEDS = {
     "mixed": ("sem_seg_file_name", "boxes", "points", "shapes", "label"),
     "labels": ("sem_seg_file_name",),
@@ -105,7 +105,7 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
 
 
 def load_records(cfg: CfgNode) -> list[list[dict]]:
-    """The records of each data set of DATASETS.TRAIN; DATALOADER.SKIP_BAD leaves out those whose files are missing."""
+    """The records of each data set of DATASETS.TRAIN; DATALOADER.SKIP_BAD leaves out records with missing files."""
     return [records_of(name, cfg.DATALOADER.SKIP_BAD) for name in cfg.DATASETS.TRAIN]
 
 
@@ -122,7 +122,7 @@ def _check_points(cfg: CfgNode, records: Sequence[dict]) -> None:
 
 
 def _stored_config(cfg: CfgNode) -> CfgNode | None:
-    """The config in the starting weights; None if they have none."""
+    """The config that the starting weights contain; None if they contain none."""
     path, stored = find_weights(cfg.MODEL.WEIGHTS), default_config()
     text = read_config(path)
     if text:
@@ -144,7 +144,7 @@ def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
 
 
 def fill_known(cfg: CfgNode) -> None:
-    """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its own data sets."""
+    """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its data sets."""
     config = _stored_config(cfg) if cfg.MODEL.WEIGHTS else None
     stored = dict(config.MODEL.KNOWN) if config is not None else {}
     loss = cfg.MODEL.LOSS
@@ -189,7 +189,7 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
 
 
 def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
-    register_folders(cfg.DATASETS.FOLDERS)  # this may be another process than that of `check_config`
+    register_folders(cfg.DATASETS.FOLDERS)  # `check_config` may have run in another process
     training_sets = load_records(cfg)
     fill_known(cfg)
     accelerator = build_accelerator(cfg)
@@ -230,7 +230,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     )
     numbers: dict[str, float] = {}
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
-    trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: after writing the metrics
+    trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: the metrics are written first
     wrapped.train()
     stopped = None
     try:
@@ -240,7 +240,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     finally:
         if comm.is_main_process():
             plot_metrics(Path(cfg.OUTPUT_DIR))
-    comm.synchronize()  # a launcher kills the other processes as soon as one has left
+    comm.synchronize()  # a launcher kills the other processes as soon as one process ends
     if stopped:
         raise stopped
     return numbers
@@ -255,7 +255,7 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer.optimizer, scheduler),
         FollowWeights(checkpointer.ema),
-        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # first, as the evaluation may fail
+        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # before the evaluation, which may fail
         Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():

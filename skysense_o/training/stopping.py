@@ -22,7 +22,7 @@ from skysense_o.whole_files import whole
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_SIGNAL = 2.0
-"""Signals closer together than this (s) count as one."""
+"""Signals that arrive within this time (in seconds) count as one signal."""
 
 
 class Stopped(SystemExit):
@@ -32,9 +32,9 @@ class Stopped(SystemExit):
 class StopOnSignal(HookBase):
     """On Ctrl-C or SIGTERM, finishes the step, saves a checkpoint, prints the command to resume, and exits.
 
-    Any process may receive the signal; all processes stop after the same step. A second signal kills the run at once.
-    But a signal within SAME_SIGNAL of the first is ignored, because a terminal's Ctrl-C reaches each process twice:
-    directly and through the launcher.
+    Any process may receive the signal; all processes stop after the same step. A signal within SAME_SIGNAL
+    seconds of the first is ignored, because a terminal's Ctrl-C reaches each process twice: directly and through the
+    launcher. Any later signal kills the run at once.
     """
 
     def __init__(self, checkpointer: RunCheckpointer, device: torch.device) -> None:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def join_processes(cfg) -> bool:
-    """Join the process group of torchrun or `accelerate launch`, which is described in the environment.
+    """Join the process group of torchrun or `accelerate launch`, which environment variables describe.
 
     Args:
         cfg: the run's config.
@@ -97,7 +97,7 @@ def _precision(name: str, device: torch.device) -> str:
 
 
 class Trainer(SimpleTrainer):
-    """Trainer in which one `run_step` is one optimiser step over SOLVER.ACCUMULATION micro-batches."""
+    """A trainer whose `run_step` is one optimiser step over SOLVER.ACCUMULATION micro-batches."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Trainer(SimpleTrainer):
                 accelerator.backward(sum(losses.values()))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
-                    if not torch.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step
+                    if not torch.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
                         raise dump(
                             f"gradient norm {norm} in step {self.iter + 1}", losses, samples, self.iter, self.folder
                         )
@@ -181,7 +181,7 @@ class Validate(HookBase):
         """
         Args:
             period: number of steps; 0: only at the end.
-            evaluate: returns metrics by name; the first one chooses the best model, larger is better.
+            evaluate: returns metrics by name; the first metric chooses the best model, larger is better.
             checkpointer: saves the best model.
         """
         self.period, self.evaluate, self.checkpointer = period, evaluate, checkpointer

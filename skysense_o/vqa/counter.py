@@ -15,7 +15,7 @@ from skysense_o.modeling import Features
 from skysense_o.vqa.vqa_model import choice_loss
 
 CELLS = 32
-"""G, cells of the density map in each direction: 8 pixels per cell at an input of 256; a car at 0.3 m has about two."""
+"""G, cells of the density map in each direction: 8 pixels per cell at an input of 256; a car at 0.3 m fills two."""
 MARKED = 3.0
 """Weight of the density loss, relative to the loss on the count."""
 
@@ -40,7 +40,7 @@ class Counter(nn.Module):
         Args:
             channels: channels of each map of `counting_maps`; maps finer than the grid have twice as many.
             text_dim: D.
-            answers: normalised answers; the counter predicts the M numbers among them.
+            answers: normalised answers; the counter predicts the M numbers among these answers.
             width: number of hidden channels.
             dropout: dropout rate of whole channels.
         """
@@ -102,7 +102,7 @@ class Counter(nn.Module):
 
 
 def counting_maps(features: Features) -> list[Tensor]:
-    """All maps of a tower as input of the counter; maps finer than G x G are pooled to it by mean and maximum."""
+    """All maps of a tower as input of the counter; maps finer than G x G are pooled to G x G by mean and maximum."""
     maps = []
     for m in (features.dense, *features.pyramid, *features.stages):
         m = m.float()

@@ -31,7 +31,8 @@ KEPT_BYTES = 4 * 2**30
 class EmbeddedVQA(nn.Module):
     """Scores a fixed list of answers from the features of a frozen tower on a grid.
 
-    The question attends to the grid cells, and also sums the cells that match it. A two-layer head scores the answers.
+    The question attends to the grid cells, and also sums the cells that match the question. A two-layer head scores
+    the answers.
     If the best answer is a number and there is a counter, the counter decides on the number.
     """
 
@@ -88,7 +89,7 @@ class EmbeddedVQA(nn.Module):
                     f"MODEL.VQA.SIDE {side} with COUNTING: this tower needs a multiple of {tower.divisor}, such as"
                     f" {max(1, round(side / tower.divisor)) * tower.divisor}"
                 )
-            with torch.no_grad():  # to get the number of channels; also works on the meta device
+            with torch.no_grad():  # a trial run that gives the number of channels; also works on the meta device
                 features = tower.encode_image(
                     torch.zeros(1, 3, input_side, input_side, device=next(tower.parameters()).device)
                 )
@@ -156,7 +157,7 @@ class EmbeddedVQA(nn.Module):
 
     @torch.no_grad()
     def count(self, images: Sequence[Tensor], text: Tensor) -> list[int]:
-        """Count objects, averaged over the four rotations of each image by 90 degrees.
+        """Count objects, averaged over the four rotations of each image by multiples of 90 degrees.
 
         Args:
             images: B, uint8 (3,H,W).
@@ -189,7 +190,7 @@ class EmbeddedVQA(nn.Module):
         query = self.question(text)
         keys = self.project(self.norm(cells)) + self.position
         attended, _ = self.attention(query[:, None], keys, keys, need_weights=False)
-        gates = (self.fits(keys) * query[:, None]).sigmoid()  # unlike attention weights, they need not sum to 1
+        gates = (self.fits(keys) * query[:, None]).sigmoid()  # unlike attention weights, gates need not sum to 1
         matched = (gates * self.value(keys)).sum(1) / self.grid
         return self.head(torch.cat([query, attended[:, 0], matched, keys.mean(1) * query], 1))
 
@@ -219,7 +220,7 @@ class EmbeddedVQA(nn.Module):
             features = self.encode_images([sample["image"]])
             maps = [self.grid_features(features), *(counting_maps(features) if self.counter is not None else ())]
             batch[name] = [m[0].half().cpu() for m in maps]
-            with suppress(ValueError):  # larger than the whole cache
+            with suppress(ValueError):  # the value is larger than the whole cache
                 self._cache[name] = batch[name]
         rows = zip(*(batch[s["file_name"]] for s in samples))
         return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]  # autocast cannot stack halves

@@ -21,7 +21,7 @@ from skysense_o.sample import Sample
 from skysense_o.text_bank import TextBank
 from skysense_o.vqa.vqa_model import squared
 
-# The published prompt of LLaVA-1.5, before and after the image; the weights depend on it.
+# The published prompt of LLaVA-1.5, before and after the image. Its weights were trained with this prompt.
 BEFORE = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed,"
     " and polite answers to the human's questions. USER: "
@@ -62,7 +62,7 @@ class LlavaVQA(nn.Module):
         super().__init__()
         self.tower, self.language = tower.requires_grad_(False), language.requires_grad_(False)
         self.tokenizer, self.side, self.most_tokens = tokenizer, side, most_tokens
-        self.text_bank = TextBank()  # load_state expects one
+        self.text_bank = TextBank()  # load_state expects a text bank
         size = language.get_input_embeddings().embedding_dim
         self.projector = nn.Sequential(nn.Linear(tower.dim, size), nn.GELU(), nn.Linear(size, size))
         self.external = () if lora_rank else ("language.",)
@@ -173,7 +173,7 @@ def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel,
         dtype: data type of the weights.
 
     Raises:
-        FileNotFoundError: not a folder with such a model, not in the local cache, and not downloadable.
+        FileNotFoundError: the model is neither a folder nor in the local cache, and cannot be downloaded.
     """
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)

@@ -51,7 +51,7 @@ def test_the_examples_of_each_command_are_ones_that_it_takes(name, capsys):
 
 @pytest.mark.parametrize("words", [("app",), ("data", "show"), ("data", "prepare", "wbs_si")])
 def test_scripts_run_as_commands(words):
-    # In a subprocess, because the web page's script ends its own process.
+    # Each command runs in a subprocess, because the web page's script ends its own process.
     command = [sys.executable, "-m", "skysense_o", *words, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,9 +17,9 @@ from skysense_o.vocabulary import Vocabulary
 BOXES = ("vehicles", "ships", "crowns", "trees")
 NEW = ("czech", "roads", "buildings", *BOXES, "rsicd", "scenes12", "ucmerced")
 TRAINED = ("dubai", *NEW)
-"""The tables whose words training may draw; held-out words are far from all of them."""
+"""The tables whose words training may draw; held-out words must be far from all these words."""
 MARKED = ("ucmerced_marks", "ucmerced_shapes", "land_shapes")
-"""Classes in images of other tables, which have the held-out words."""
+"""Tables that have no held-out words, because their images also belong to a table of TRAINED, which has some."""
 TESTED = (*NEW, "drone")
 HELDOUT = json.loads((ROOT / "tests/reference/heldout_words.json").read_text())
 SEA_BLUE = (38, 120, 226)

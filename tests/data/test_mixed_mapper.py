@@ -29,7 +29,7 @@ SETS = ("epfl_roads_train", "simd_train", "urban_trees_train", "rsicd_scenes_tra
 
 @pytest.fixture
 def data(tmp_path, monkeypatch, call):
-    """Make one tiny data set of each kind, and the masks of its boxes."""
+    """Make one tiny data set of each kind, and masks for those with boxes."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for make in (trees.roads, trees.vehicles, trees.trees, trees.rsicd):
         make(tmp_path)

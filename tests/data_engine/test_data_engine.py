@@ -217,7 +217,7 @@ def test_regions_are_connected_and_small_ones_are_merged():
     labels = np.zeros((40, 50), int)
     labels[:, 20:] = 5
     labels[5:8, 30:33] = 9  # nine pixels: too small
-    labels[20:30, 2:12] = 5  # the same label in another place
+    labels[20:30, 2:12] = 5  # the same label in a second place
     labels[39, 0] = 7
     regions = tidy(labels, 20)
     assert regions.dtype == np.uint16
@@ -260,7 +260,7 @@ def test_merging_regions_equals_the_naive_form(least):
 
 
 def test_merging_ten_thousand_pieces_takes_little_time():
-    """With a sorted list in place of a heap the time grew with the square of the number of pieces."""
+    """Regression: with a sorted list in place of a heap, the time used to grow with the square of the pieces."""
     pieces = label(np.random.default_rng(0).integers(0, 5, (128, 128)), connectivity=1, background=-1) - 1
     assert pieces.max() > 9000
     begun = time.process_time()

@@ -83,7 +83,7 @@ def test_views_and_windows_of_a_local_model_agree_with_the_whole(name, words):
 
 
 def test_scales_are_averaged():
-    """Testing at several scales leaves a uniform image's labels unchanged and changes those of a checkerboard."""
+    """Testing at several scales does not change the labels of a uniform image, but changes those of a checkerboard."""
     even = {"image": torch.full((3, 64, 64), 90, dtype=torch.uint8), "vocabulary": WORDS}
     even["image"][1] = 200
     assert (protocol("multiscale").labels(Local(), even) == 1).all()

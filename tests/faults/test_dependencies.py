@@ -1,7 +1,7 @@
 """Tests that neither an installed package nor a lower bound in the requirements has a known vulnerability.
 
-pip-audit needs a network, so the vulnerable ranges are stored in known_vulnerable.json, with date and source. It also
-lists those that are accepted, with the reason.
+pip-audit needs a network, so the vulnerable ranges are stored in known_vulnerable.json, with date and source. This file
+also lists the vulnerabilities that are accepted, with the reason.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ WRITERS = {
     "copy", "write_table", "write_dataframe",
 }  # fmt: skip
 MODULES = ("np", "torch", "cv2", "shutil", "parquet", "pyogrio")
-"""`copy` and `write_table` count only as functions of these modules; of other objects they write nothing."""
+"""Only in these modules do functions called `copy` or `write_table` write files; methods of other objects do not."""
 OURS = ("graph", "checkpointer")
 """Objects whose own `save` uses `whole`."""
 TARGETS = ("part", "temporary", "stream", "data", "file", "target")
-"""Names of what `whole` yields, of open files, and of buffers in memory."""
+"""Names of variables that hold the temporary path from `whole`, an open file, or a buffer in memory."""
 ALLOWED = {
     "data_engine/publish.py": "a folder that is renamed when it is complete",
     "data_engine/counts.py": "the same folder",
@@ -44,7 +44,7 @@ def direct_writes(text: str) -> list[str]:
         elif name in ("copy", "write_table", "write_dataframe"):
             writes = is_module
         elif name in ("write_text", "save") and owner is None:
-            writes = False  # functions of this project, which use `whole_files.whole`
+            writes = False  # these are functions of this project, which use `whole_files.whole`
         elif name == "save" and getattr(owner, "attr", getattr(owner, "id", "")) in OURS:
             writes = False
         else:

@@ -62,7 +62,7 @@ def fill(folder: Path, left: int = 0) -> None:
 
 
 def told(run) -> str:
-    """Run a command that must fail; return the last line it prints, as progress bars may precede it."""
+    """Run a command that must fail; return the last line that it prints, because progress bars may precede it."""
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         assert exit_code(run) == 2

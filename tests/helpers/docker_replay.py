@@ -1,4 +1,4 @@
-"""Runs the Dockerfile without docker: each step as root in a folder with Debian and Python, by chroot.
+"""Run the Dockerfile without docker: each step runs as root, by chroot, in a folder with Debian and Python.
 
     python tests/helpers/docker_replay.py BASE WORK [--build-arg TORCH=cuda] [--share /opt/wheels] [--env PIP_CERT]
 
@@ -7,7 +7,7 @@ BASE is a folder with what the FROM lines name, Debian 12 and Python 3.11 in BAS
     debootstrap --variant=minbase bookworm BASE \\
         --include=ca-certificates,netbase,tzdata,libssl3,libffi8,libsqlite3-0,libreadline8
 
---share and --env give the steps files and variables of this machine that pip needs here; they are no part of the image.
+--share and --env give the steps files and variables of this machine that pip needs; the image does not contain them.
 At the end the container's command and its healthcheck run as the container's user.
 """
 
@@ -50,7 +50,7 @@ def _pattern(rule: str) -> re.Pattern:
 
 
 def context(root: Path) -> list[str]:
-    """The files that .dockerignore leaves: the last rule that matches a path, or a folder above it, decides."""
+    """The files that .dockerignore keeps: the last rule that matches a path, or a folder above the path, decides."""
     rules = [line.strip() for line in (root / ".dockerignore").read_text().splitlines()]
     rules = [(not rule.startswith("!"), _pattern(rule.lstrip("!"))) for rule in rules if rule and rule[0] != "#"]
     left = []
@@ -151,7 +151,7 @@ class Replay:
         self.stage.healthcheck = json.loads(rest.partition("CMD")[2])
 
     def inside(self, words: list[str], **options) -> subprocess.Popen:
-        """Start a command in the current stage, as its user, with its variables and /proc, in mounts of its own."""
+        """Start a command in the current stage, as the stage's user, with its variables, /proc and its own mounts."""
         stage, mounts = self.stage, ["mount -t proc proc proc", "mount --bind /dev dev"]
         for path in ("/etc/resolv.conf", "/etc/hosts", *map(str, self.share)):
             inside = stage.folder / path.strip("/")
@@ -190,7 +190,7 @@ def main() -> None:
     given = dict(pair.split("=", 1) for pair in args.build_arg)
     replay = Replay(Path(__file__).parents[2], args.base, args.work.resolve(), given, args.share, args.env)
     stage = replay.build()
-    replay.outside, replay.share = {}, []  # the container has none of them
+    replay.outside, replay.share = {}, []  # the running container does not see them
     page = replay.inside([*stage.entrypoint, *stage.command])
     try:
         for _ in range(60):

@@ -304,7 +304,7 @@ def scenes(root: Path, name: str) -> int:
 
 
 def skysa(root: Path, images: int = 6) -> Path:
-    """Write a set like Sky-SA: repeated names, an empty list, a path of its publisher's disk, a relation graph."""
+    """Write a set like Sky-SA: repeated names, an empty list, a path on its publisher's disk, a relation graph."""
     folder, rng = root / "skysa", np.random.default_rng(0)
     lines = []
     lists = [["lake", "forest"], ["road", "car", "road"], ["roof"], [], ["lake", "pond", "Forest"], ["car"]]

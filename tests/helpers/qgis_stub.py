@@ -28,7 +28,7 @@ class _Number(_Parameter):
 
 
 class _Algorithm:
-    """Stub of QgsProcessingAlgorithm: parameter values come from a dictionary, otherwise from their defaults."""
+    """Stub of QgsProcessingAlgorithm: the value of a parameter comes from a dictionary, or else is its default."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, _Parameter] = {}

@@ -1,4 +1,4 @@
-"""The image half in ONNX Runtime or OpenVINO: the same masks, exported once for each file of weights."""
+"""Tests that ONNX Runtime and OpenVINO give torch's masks, and that a weights file is exported only once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = "building|house,road,water"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A small random model on disk, and a cache that all tests of this module share."""
+    """Save a small random model and set a cache for exports, which all tests of this module share; return its path."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +78,7 @@ def test_an_export_is_made_once_and_again_if_its_bytes_have_changed(weights, mon
 
 
 def test_another_config_of_the_same_weights_has_an_export_of_its_own(weights, monkeypatch):
-    """HEADS changes the graph, but not the shape of any tensor."""
+    """Configs must have separate exports: HEADS, for example, changes the graph, but not the shape of any tensor."""
     predictor = Predictor.from_pretrained(weights, "cpu")
     monkeypatch.setattr(backend, "_export", lambda model, path: path.write_bytes(b"a graph"))
     first = backend.exported_file(predictor)

@@ -42,7 +42,7 @@ def test_classes_give_all_kinds_of_files(call, image, tmp_path):
     arrays = np.load(out / "town_probabilities.npz")
     assert arrays["probabilities"].shape == (3, 70, 90)
     assert arrays["class_names"].tolist() == ["building", "road", "tree"]
-    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # half precision, so ties may differ
+    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # saved in half precision, so ties may differ
     body = json.loads((out / "town.json").read_text())
     assert [(c["id"], c["name"]) for c in body["classes"]] == [(0, "building"), (1, "road"), (2, "tree")]
     assert [c["pixels"] for c in body["classes"]] == np.bincount(labels.ravel(), minlength=3).tolist()
@@ -198,7 +198,7 @@ def test_more_classes_change_no_mask_of_the_shipped_model(mini, image):
 
 
 def test_weights_for_whole_images_say_what_they_are_for(call, image, tmp_path):
-    """The error was "No object named 'EmbeddedVQA' found in 'META_ARCH' registry!"."""
+    """Regression: the error used to be "No object named 'EmbeddedVQA' found in 'META_ARCH' registry!"."""
     code, _, err = call(DEMO, "--input", image, "--weights", "mini_vqa", "--classes", "road", "--output", tmp_path)
     assert code == 2
     assert "mini_vqa.safetensors makes no masks: it is for whole images (--task classify or ask); for masks give" in err

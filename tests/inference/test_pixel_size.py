@@ -1,4 +1,4 @@
-"""Images whose pixels are much finer than those of training, as from drones, are reduced before they are segmented."""
+"""Tests that images with much finer pixels than training images (drones) are reduced before they are segmented."""
 
 from __future__ import annotations
 

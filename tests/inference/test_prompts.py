@@ -131,7 +131,7 @@ def test_the_product_with_the_position_encoding_equals_its_naive_twin(head):
 
 
 def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkeypatch):
-    """The decoder computes what depends only on the image once; the second prompt reuses it and gets the same masks."""
+    """The part that depends only on the image is computed once; a second prompt reuses it and gets the same masks."""
     calls = []
     with torch.no_grad():
         image, fresh = head.refine(features), head.refine(features)
@@ -154,7 +154,7 @@ def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkey
 
 
 def test_likeness_is_high_where_features_resemble_the_clicked_ones():
-    """Similarity is high where features resemble the clicked ones: the left is foreground, the right background."""
+    """Similarity is high where features resemble the clicked features: foreground is left, background is right."""
     look = torch.zeros(1, 2, 4, 8)
     look[:, 0, :, :4], look[:, 1, :, 4:] = 1.0, 1.0
     points, labels = torch.tensor([[[[3.0, 3.0], [28.0, 9.0], [0.0, 0.0]]]]), torch.tensor([[[1, 0, -1]]])
@@ -336,7 +336,7 @@ def test_prompts_for_weights_without_prompts_are_an_error(words_only):
 
 
 def test_a_click_returns_only_the_connected_part_that_it_is_in(monkeypatch):
-    """The mask may also cover similar objects elsewhere; those belong to the mask only if they are clicked, too."""
+    """The predicted mask may cover similar objects elsewhere; these are returned only if they are clicked, too."""
     logits = -torch.ones(1, 16, 16)
     logits[0, 2:6, 2:6] = logits[0, 10:14, 10:14] = 1
     image = PromptedImage(SkySenseO(prompt_config()).eval(), np.zeros((64, 64, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Images that are closed while requests on them are under way: each request is answered, or told that it is closed."""
+"""Tests that requests on images that are closed meanwhile get an answer, or an error that says the image is closed."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def client(page):
 
 @pytest.fixture(scope="module")
 def answered(words_only):
-    """A plain image and a scene, with their answers to two words."""
+    """Return (image, segmentation by two words) for a plain image and for a scene."""
     opened = [OpenedImage(draw_scene(np.random.default_rng(0), 60, 90)[0], "town.png")]
     opened += [open_upload(ROOT / "demo/foz_30m.tif")]
     return [(image, Session(words_only, image).segment(["water", "land"])) for image in opened]
 
 
 def add(page: Page, client: TestClient, image: OpenedImage, found) -> OpenImage:
-    """The image, open and answered, as a visitor's own."""
+    """Open an image for the client's visitor, with its segmentation."""
     session = Session(page.predictor, image, page.root / f"session_{time.monotonic_ns()}")
     session.found = found
     session.proposal_labels = found.labels.astype(np.uint8)
@@ -75,7 +75,7 @@ def test_who_began_to_use_a_session_may_finish(answered, words_only, tmp_path):
 
 
 def test_a_map_that_is_under_way_is_sent_although_its_image_is_closed(page, client, answered, monkeypatch):
-    """It was status 500, because the image's memory was gone."""
+    """Regression: the answer used to be status 500, because the image's memory had been freed."""
     shown, begun, closed = add(page, client, *answered[0]), threading.Event(), threading.Event()
     real = pixel_routes.class_png
 
@@ -107,7 +107,7 @@ def test_a_request_at_work_ends_although_its_image_is_closed_and_the_next_is_tol
 
 
 def test_closing_at_any_moment_is_no_error_of_the_server(page, client, answered):
-    """All kinds of requests in parallel on images that are closed meanwhile; some answers were status 500."""
+    """Regression: requests in parallel on images that were closed meanwhile sometimes got status 500."""
     chance, statuses = random.Random(0), []
     paths = ("", "/image.jpg", "/thumbnail.jpg", "/classes.png", "/regions.png", "/part?x=9&y=9", "/run.json")
     for k in range(16):

@@ -251,7 +251,7 @@ def test_a_connected_part_is_measured_and_outlined(session):
 
 
 def test_a_part_is_of_one_segmentation_even_if_another_replaces_it_meanwhile(session, monkeypatch):
-    """It had the outline of one segmentation and the name of the other, or its class was missing in the other."""
+    """Regression: a part used to mix two segmentations: the outline from one, the name from the other or from none."""
     before = session.segment(["water", "road", "tree"])
     before.labels[:] = 0
     before.labels[10:20, 30:50] = 2

@@ -96,7 +96,7 @@ def test_no_upload_causes_a_request(listener, tmp_path, suffix):
 
 
 def test_the_same_files_do_cause_requests_where_remote_data_is_allowed(listener, tmp_path):
-    """Where remote data is allowed, the same files do cause requests, so the test of uploads can fail."""
+    """Where remote data is allowed, the same files do cause requests: the test that uploads cause none can fail."""
     pytest.importorskip("rasterio", reason="needs the extra geo")
     from skysense_o.image_io.gdal_access import gdal_settings, open_dataset
 
@@ -152,7 +152,7 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     image = OpenedImage(draw_scene(np.random.default_rng(0), 200, 300)[0], "town.png")
     session = Session(mini, image, tmp_path / "session")
     session.segment(["water"])
-    session.draw_box(10, 10, 90, 60)  # clicks and boxes compute their image features here, once
+    session.draw_box(10, 10, 90, 60)  # the first click or box computes image features once, so do this before measuring
     session.clear()
     few = session.nbytes
     session.segment([f"class {i}" for i in range(31)])

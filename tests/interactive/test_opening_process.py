@@ -1,4 +1,4 @@
-"""Images of strangers are opened in a process of their own: the same result, and no harm by what hangs or crashes."""
+"""Tests that opening an image in a separate process gives the same result, and that its decoder may hang or crash."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def decoder(tmp_path, monkeypatch):
-    """A function that puts code in the place of Pillow's decoders, in new processes."""
+    """Return a function that replaces Pillow's decoders by the given code in new processes."""
 
     def becomes(code: str) -> None:
         (tmp_path / "code").mkdir()
@@ -98,8 +98,8 @@ def test_errors_are_those_of_open_upload(tmp_path, folder):
 
 
 def test_a_decoder_that_hangs_is_killed_and_its_thread_is_free(png, folder, decoder):
-    """It kept its thread for good, and after eight such files the page refused everybody."""
-    decoder("ctypes.PyDLL(None).sleep(600)")  # holds Python's lock, as C code that hangs does
+    """Regression: such a decoder used to keep its thread for good; after eight of them the page refused everybody."""
+    decoder("ctypes.PyDLL(None).sleep(600)")  # holds Python's global lock, as C code that hangs may do
     work = TimedWork(4.0)
     for _ in range(2):
         with pytest.raises(TooLate, match="time limit"):
@@ -114,7 +114,7 @@ def test_a_decoder_that_hangs_is_killed_and_its_thread_is_free(png, folder, deco
     request.stop.set_result(None)
     with pytest.raises(StoppedByUser):
         TimedWork(60)(open_isolated, png, folder, LIMITS, request=request)
-    deadline = time.monotonic() + 30  # the request has its answer before its thread has ended the process
+    deadline = time.monotonic() + 30  # the thread ends the process after the request has its answer
     while children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not children(), "no process is left"

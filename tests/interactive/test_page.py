@@ -148,7 +148,7 @@ MASKS = """() => { const canvas = document.querySelector('.leaflet-masks-pane ca
 
 
 def masks(page) -> tuple[float, float]:
-    """Return the share of pixels with a mask, and the strongest opacity, 0 to 255."""
+    """Return the share of pixels with a mask, and the opacity (0 to 255) of the most opaque pixel."""
     return tuple(page.evaluate(MASKS))
 
 
@@ -254,7 +254,7 @@ def test_classes_opacity_and_split_change_the_view_and_ask_nothing(visit):
     page.keyboard.press("s")
     assert not divider.is_visible()
     assert page.evaluate(clip) in ("", "none")
-    assert [url for url in requests if not url.endswith("/familiar")] == []  # which asks about the words once, late
+    assert [url for url in requests if not url.endswith("/familiar")] == []  # /familiar is asked once, late
 
 
 @needs_chromium
@@ -302,7 +302,7 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
 
 @needs_chromium
 def test_fingers_pinch_pan_and_drag_boxes(visit):
-    """By touch events of the browser itself: a box by finger was once taken for scrolling."""
+    """The browser itself sends the touch events. Regression: drawing a box by finger used to scroll the page."""
     page = visit(390, 844, has_touch=True, is_mobile=True)
     touches = page.context.new_cdp_session(page)
 
@@ -374,13 +374,13 @@ def test_a_geotiff_is_a_map(visit, tmp_path):
         "was => Math.abs(document.querySelector('#map canvas').getBoundingClientRect().width - was) < 5", arg=wide
     )
     page.mouse.click(*at(page, 0.5, 0.5))
-    popup = page.locator(".leaflet-popup-content").last  # the ones before it fade away
+    popup = page.locator(".leaflet-popup-content").last  # earlier popups are still fading out
     popup.wait_for()
     assert re.search(r"m², [\d,]+ pixels\s+mean confidence \d+ %", popup.inner_text())
     assert page.locator(".leaflet-marks-pane path").count() == 1, "its outline"
     name, number, parts = re.search(r"(\w+)\n.*?([\d,]+) of ([\d,]+)", popup.inner_text(), re.S).groups()
     number, parts = (int(text.replace(",", "")) for text in (number, parts))
-    for step in (1, 2):  # the second press needs no aim: the button keeps the focus
+    for step in (1, 2):  # the second press is Enter, because the button keeps the focus
         page.keyboard.press("Enter") if step == 2 else page.get_by_role("button", name="The next smaller part").click()
         popup.get_by_text(f"{(number + step - 1) % parts + 1:,} of {parts:,}").wait_for()
     assert popup.inner_text().startswith(name)

@@ -262,7 +262,7 @@ def test_labels_lie_on_the_map_where_their_pixels_do(scene):
 
 
 def test_longitudes_may_run_from_0_to_360(tmp_path):
-    """Tiles of such a scene were empty, and clicks on it lay outside."""
+    """Regression: tiles of a scene with longitudes above 180 used to be empty, and clicks on it lay outside."""
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     from rasterio.transform import from_origin
 
@@ -280,7 +280,7 @@ def test_longitudes_may_run_from_0_to_360(tmp_path):
 
 
 def test_a_scene_that_reaches_beyond_its_projection_is_shown_without_a_map(words_only, tmp_path):
-    """The whole earth as a satellite sees it: opening it was an error of the server."""
+    """Regression: opening an image of the whole earth, as a satellite sees it, used to be an error of the server."""
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     from rasterio.transform import from_origin
 

@@ -69,7 +69,7 @@ def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size
     """In a tower trained to classify colours, the dense map's mean ranks the colours like the pooled vector."""
     torch.manual_seed(0)
     tower, generator = OpenCLIPTower(config(name)), torch.Generator().manual_seed(1)
-    # Random features suffice, and its convolutions are slow to train.
+    # ConvNeXt is not trained: its random features suffice, and its convolutions are slow to train.
     if name == "tiny-convnext":
         tower.clip.visual.trunk.eval().requires_grad_(False)
     for parameter in tower.parameters():

@@ -1,4 +1,4 @@
-"""Linear layers packed for a CPU give what the plain ones give."""
+"""Tests that linear layers packed for a CPU give the results of plain layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_packed_layer_has_the_outputs_of_the_plain_one_for_any_number_of_rows(
     mlp = nn.Sequential(nn.Linear(40, 64), nn.GELU(), nn.Linear(64, 24)).to(dtype)
     plain = copy.deepcopy(mlp)
     assert pack_linears([mlp]) == 2
-    assert not list(mlp.parameters())  # the weight is held once
+    assert not list(mlp.parameters())  # the plain weights are gone, so each weight is in memory once
     for shape in ((1, 40), (7, 40), (2, 33, 40)):
         x = torch.randn(shape, dtype=dtype)
         torch.testing.assert_close(mlp(x), plain(x), atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)

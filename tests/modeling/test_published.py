@@ -85,7 +85,7 @@ def double() -> SkySenseO:
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["x0", "x1", "x2"])
 def test_every_stage_of_the_image_tower(double, case):
-    """The image tower's stages equal the published ones. x0: padded windows; x1: odd sizes; x2: a map of one window."""
+    """The tower's stages equal the published stages. x0: padded windows; x1: odd sizes; x2: a map of one window."""
     want = stored("visual")
     for j, got in enumerate(double.tower.visual(want[case].double())):
         torch.testing.assert_close(got, want[f"{case}_stage{j}"], atol=1e-5, rtol=0)
@@ -112,7 +112,7 @@ def test_dense_and_pooled_features(double):
 
 @torch.no_grad()
 def test_pooled_features_and_text_share_a_space(model):
-    """Classification logits equal the published ones; users had reported almost random predictions."""
+    """Classification logits equal the published logits; users had reported almost random predictions."""
     want, texts = stored("encode_image"), stored("text")["texts"].tolist()
     pooled = torch.nn.functional.normalize(model.tower.encode_image(want["x"]).pooled, dim=-1)
     logits = model.tower.logit_scale.exp() * pooled @ model.tower.encode_text(texts).T
@@ -202,7 +202,7 @@ def test_an_invalid_phrase_changes_nothing():
 
 @torch.no_grad()
 def test_pruned_phrases_are_not_scored_and_the_others_change_little():
-    """Of ten phrases, the last four lie opposite to a direction that all cells share."""
+    """Of ten phrases the last four are dropped, because they lie opposite to a direction that all cells share."""
     arrays = stored("aggregator")
     features, queries = inputs(arrays, "text10", torch.float32)
     away = torch.nn.functional.normalize(torch.ones(40), dim=0)
@@ -214,7 +214,7 @@ def test_pruned_phrases_are_not_scored_and_the_others_change_little():
     plain = head(features, queries)[0]
     head.spatial[1].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
 
-    head.prune = 2.0  # as far apart as cosines can be
+    head.prune = 2.0  # cosines cannot be farther apart, so no phrase is dropped
     torch.testing.assert_close(head(features, queries)[0], plain, atol=1e-5, rtol=0)
 
     rows.clear()
@@ -231,7 +231,7 @@ def test_pruned_phrases_are_not_scored_and_the_others_change_little():
 @torch.no_grad()
 @pytest.mark.parametrize("prune", [0.0, 2.0])
 def test_phrases_that_are_not_valid_change_nothing(prune):
-    """With pruning they were counted as dropped phrases, so that less padding was added."""
+    """Regression: pruning used to count invalid phrases as dropped phrases, and then added less padding."""
     features, queries = inputs(stored("aggregator"), "text10", torch.float32)
     head = decoder(16)
     head.prune = prune
@@ -272,7 +272,7 @@ def predict(model: SkySenseO, arrays: dict, case: str, names: Vocabulary) -> tor
 
 @pytest.mark.parametrize("case", cases("inference_divisible"))
 def test_masks_end_to_end(model, case):
-    """For sides that are multiples of 32, where the published code needs no padding, masks equal the published ones."""
+    """For sides that are multiples of 32, where the published code needs no padding, masks equal its masks."""
     arrays = stored("inference_divisible")
     got = predict(model, arrays, case, Vocabulary.of(arrays["names"].tolist()))
     torch.testing.assert_close(got, arrays[case], atol=1e-4, rtol=0)
@@ -391,9 +391,9 @@ def test_to_safetensors_and_back_bit_for_bit(call, published_file):
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(call, published_file):
-    """The order of the metadata, and so the SHA-256, once differed from run to run."""
+    """Regression: the order of the metadata, and so the SHA-256, used to differ from run to run."""
     folder, _ = published_file
-    paths = [folder / f"{k}.safetensors" for k in range(6)]  # two entries come in either order
+    paths = [folder / f"{k}.safetensors" for k in range(6)]  # six, as order may be right by chance
     for path in paths:
         assert call(CONVERT, folder / "model_final.pth", path, "--config-file", folder / "small.yaml")[0] == 0
     assert len({path.read_bytes() for path in paths}) == 1

@@ -81,7 +81,7 @@ def test_random_weights_tell_words_and_images_apart(theirs, images):
 
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_semantic_maps_are_theirs(folder, theirs, images, count):
-    """Semantic maps equal those of transformers, in chunks of three pairs and for two images of odd sizes."""
+    """Semantic maps equal transformers' maps, in chunks of three pairs and for two images of odd sizes."""
     model = sam3(folder, fuse="semantic", presence="none", phrase_chunk=3)
     found = asked(model, images, Vocabulary.of(words(count)))
     for image, prediction in zip(images, found):

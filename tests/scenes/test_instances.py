@@ -26,7 +26,7 @@ from skysense_o.vocabulary import Vocabulary
 logging.disable_progress_bar()
 GRID = 28
 SHIPS = ((10, 8, 30, 20), (40, 30, 70, 44), (44, 60, 66, 100), (100, 90, 118, 110))
-"""x0,y0,x1,y1; the second and third lie across borders between windows. Even, so that they fit the masks' grid."""
+"""x0,y0,x1,y1. The second and third ship lie across borders of windows. All are even, to fit the masks' grid."""
 
 
 class BrightTower(Tower):
@@ -161,7 +161,7 @@ def test_an_interrupted_run_asks_no_window_twice(scene, tmp_path, monkeypatch):
         run(predictor, scene, tmp_path / "out")
     monkeypatch.setattr(predictor.model, "instances", instances)
     with open(tmp_path / "out" / "harbour.work" / "instances_0.jsonl", "a") as file:
-        file.write('{"index": [9')  # an incomplete line
+        file.write('{"index": [9')  # an incomplete line, as a killed run leaves it
     run(predictor, scene, tmp_path / "out")
     assert predictor.model.tower.asked == calls
     for name in ("harbour_boxes.json", "harbour_coco.json"):

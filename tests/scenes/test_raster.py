@@ -179,12 +179,12 @@ def test_areas_in_feet_become_square_metres(tmp_path):
         ("EPSG:3857", (1e6, 7e6), 10, 2.77),
         ("EPSG:3413", (1e5, 1e5), 100, 0.94),
         ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", (-1e6, 1e6), 3000, 0.96),
-        ("EPSG:4807", (5, 50), 1e-4, None),  # grads from Paris
+        ("EPSG:4807", (5, 50), 1e-4, None),  # unit: grads, counted from Paris
         ("EPSG:32612", (5e5, 49e5), 10, 1.0),
     ],
 )
 def test_areas_are_those_on_the_ground_in_every_projection(crs, origin, side, in_plane):
-    """In Web Mercator they were 2.8 times too large at 53 degrees north, and grads were taken for degrees."""
+    """Regression: areas used to be 2.8 times too large in Web Mercator at 53 degrees; grads were read as degrees."""
     grid = Affine(side, 0, origin[0], 0, -side, origin[1])
     areas = PixelAreas(rasterio.crs.CRS.from_user_input(crs), grid, (40, 60))
     corners = np.array([grid @ corner for corner in ((30, 20), (31, 20), (31, 21), (30, 21))])
@@ -198,7 +198,7 @@ def test_areas_are_those_on_the_ground_in_every_projection(crs, origin, side, in
 
 
 def test_beyond_its_projection_a_pixel_has_its_area_in_the_plane():
-    """The corner of an image of the whole earth, as a satellite far away sees it, is no place on it."""
+    """In the corner of an image of the whole earth, as a satellite sees it, there is no earth, so the plane decides."""
     crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
     areas = PixelAreas(crs, Affine(3e5, 0, -6e6, 0, -3e5, 6e6), (40, 40))
     assert areas.at(np.array([0]), np.array([0])).item() == 3e5**2
@@ -206,7 +206,7 @@ def test_beyond_its_projection_a_pixel_has_its_area_in_the_plane():
 
 
 def test_an_image_of_the_whole_earth_has_larger_pixels_near_its_edge():
-    """They had the area of the middle: most points that were compared with the plane lay beyond the earth."""
+    """Regression: all pixels used to get the area of the middle ones, because most checked points lie off the earth."""
     crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
     grid = Affine(3e4, 0, -6e6, 0, -3e4, 6e6)
     areas = PixelAreas(crs, grid, (400, 400))

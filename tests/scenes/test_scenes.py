@@ -216,7 +216,7 @@ def dies_after(monkeypatch, writes: int, error: Exception):
 
 
 def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
-    """Interrupt a run and resume it; return the model calls of an uninterrupted run and of the resumed one."""
+    """Interrupt a run and resume it; return the model calls of an uninterrupted and of the resumed run."""
     path = write_scene(tmp_path / "s.tif", fields(280, 560))
     formats, calls = ("geotiff", "confidence", "areas", "coco"), []
     window_model = predictor.window_model

@@ -1,4 +1,4 @@
-"""Weights before and after a fine-tuning are averaged into one file, which loads like any other."""
+"""Tests that weights before and after a fine-tuning are averaged into one file, which loads like any weights file."""
 
 from __future__ import annotations
 

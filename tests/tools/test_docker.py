@@ -1,4 +1,4 @@
-"""The Dockerfile: what is sent to its build, and, where a base is given, its steps without docker."""
+"""Tests of the Dockerfile: the files that its build gets and, if a base folder is given, its steps without docker."""
 
 from __future__ import annotations
 

@@ -193,7 +193,8 @@ def test_a_run_ends_with_nan_in_one_line(call, dubai, tmp_path):
         # Regression: the loader processes used to end first, and the run then ended with a traceback.
         (1, signal.SIGTERM, os.killpg, 2),
         (2, signal.SIGTERM, os.kill, 0),
-        (2, signal.SIGINT, os.killpg, 1),  # Ctrl-C in a terminal signals every process, and the first one forwards it
+        # A terminal's Ctrl-C reaches each training process twice: directly, and through the launcher.
+        (2, signal.SIGINT, os.killpg, 1),
     ],
 )
 @pytest.mark.slow
@@ -295,7 +296,7 @@ def test_run_json_and_plot(dubai, tmp_path):
 
 
 def test_twenty_steps_print_five_lines_and_every_point_is_in_the_plot(dubai, tmp_path, caplog, monkeypatch):
-    """They once printed one line, and a line of one point is invisible in metrics.png."""
+    """Regression: twenty steps used to print one line, and a curve with one point is invisible in metrics.png."""
     from matplotlib.axes import Axes
 
     drawn, plot = {}, Axes.plot
@@ -386,7 +387,7 @@ def test_recomputed_layers_give_the_same_gradients(name):
 
 
 def test_low_rank_updates(tmp_path):
-    """LoRA updates start at zero, train instead of attention matrices, load plain weights, and merge on export."""
+    """With LoRA, a model starts from plain weights, trains only the updates, and merges them when it is saved."""
     plain = SkySenseO(swin_config())
     cfg = swin_config(LORA_RANK=2)
     model = SkySenseO(cfg)

@@ -26,7 +26,7 @@ ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
 
 def blobs(generator, many=64):
-    """Return noise maps with up to five bright cells per channel, the channel asked about (one-hot), counts, points."""
+    """Return noise maps with up to five bright cells per channel, the channel to count (one-hot), counts and points."""
     numbers = torch.randint(6, (many, 2), generator=generator)
     kinds = torch.randint(2, (many,), generator=generator)
     maps, points = torch.rand(many, 4, CELLS, CELLS, generator=generator), []
@@ -200,11 +200,11 @@ def test_each_number_goes_to_its_question(cars, monkeypatch):
 
 
 def test_a_rotated_image_has_the_same_count(cars):
-    """The count distribution, averaged over four rotations, is the same for a rotated image; a single one is not."""
+    """Averaged over four rotations, the count distribution does not change with the image's rotation; else it does."""
     torch.manual_seed(0)
     model, shares = EmbeddedVQA(counting_config(cars)).eval(), []
     with torch.no_grad():
-        model.counter.near.weight.normal_(std=3.0)  # so that the result depends on what is to the left and above
+        model.counter.near.weight.normal_(std=3.0)  # large asymmetric weights, so that a rotation changes the result
         model.counter.sharpness.bias.fill_(-5)
     model.counter.register_forward_hook(lambda module, given, gives: shares.append(gives[0].softmax(1)))
     image, text = torch.randint(256, (3, 64, 64), dtype=torch.uint8), model._encode(["How many cars?"])

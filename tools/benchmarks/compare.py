@@ -6,10 +6,10 @@
 
 Each round calls every variant once. The table gives median, minimum and maximum of the wall time and of the CPU time of
 all threads in milliseconds, of the speed relative to torch in fp32, the largest difference of the logits from torch in
-fp32, and the share of mask cells whose best class is another. All variants run the exported part of the model, which
-computes masks from an image and embedded words. ONNX Runtime and OpenVINO are compared where they are installed (extras
-onnx and openvino). With --config-file, a model with random weights runs in torch, with plain linear layers and with
-packed ones (MODEL.TOWER.PACKED).
+fp32, and the share of mask cells whose best class differs from torch in fp32. All variants run the exported part of the
+model, which computes masks from an image and text embeddings. ONNX Runtime and OpenVINO are compared where they are
+installed (extras onnx and openvino). With --config-file, a model with random weights runs in torch, with plain linear
+layers and with packed layers (MODEL.TOWER.PACKED).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _checked(size: int, tower: Tower) -> int:
 
 
 def example(dim: int, size: int, names: int) -> tuple[Tensor, Tensor]:
-    """Return a random image (1,3,size,size), float in 0..255, and random unit vectors (names,dim) as embedded words."""
+    """Return a random image (1,3,size,size), float in 0..255, and random text embeddings, unit vectors (names,dim)."""
     torch.manual_seed(0)
     coarse = torch.rand(1, 3, size // 16, size // 16) * 255
     image = F.interpolate(coarse, (size, size), mode="bilinear")
@@ -107,14 +107,14 @@ def variants(predictor: Predictor, folder: Path) -> dict[str, Variant]:
 
 
 def random_variants(config_file: str) -> tuple[dict[str, Variant], Tower]:
-    """A model of this config with random weights, in each precision, plain and packed; and its tower."""
+    """A model of this config with random weights, in each precision, with plain and packed layers; and the tower."""
     found: dict[str, Variant] = {}
     for half in (False, True) if has_bf16(torch.device("cpu")) else (False,):
         for packed in (False, True):
             model = random_model(config_file, half)
             if packed:
                 model.tower.pack()
-            del model.tower.text  # words are vectors here, and several models must fit into memory
+            del model.tower.text  # text embeddings are given, so the text encoder is dropped to save memory
             found[f"torch {'bf16' if half else 'fp32'}{' packed' if packed else ''}"] = _torch(model, half)
     return found, model.tower
 

@@ -4,7 +4,7 @@ python tools/benchmark.py data
 python tools/benchmark.py data --dataset dubai_train --crop 256 --workers 0,1,2
 
 Without --dataset, 16 random images of 512 x 512 (JPEG, with PNG labels) are made in a temporary folder. Decoded images
-are not cached here, as if the data set were larger than memory; training caches what fits.
+are not cached here, as if the data set were larger than memory; training caches as many images as fit.
 """
 
 import argparse

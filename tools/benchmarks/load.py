@@ -1,7 +1,7 @@
 """Measure time and memory of loading a weights file until every weight has been read.
 
 python tools/benchmark.py load                                                      the shipped weights
-python tools/benchmark.py load --config-file configs/skysense_o/skysense_o.yaml     a random checkpoint of that size
+python tools/benchmark.py load --config-file configs/skysense_o/skysense_o.yaml     a random checkpoint of that model
 """
 
 from __future__ import annotations

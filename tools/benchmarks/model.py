@@ -93,7 +93,7 @@ def as_table(rows: list[dict]) -> str:
 
 
 def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Module:
-    """Build the model with its weights, or with random ones, which have the same speed and memory."""
+    """Build the model with its weights, or with random weights, which give the same speed and memory."""
     weights = args.weights or ("" if args.config_file else "mini")
     if weights:
         path = find_weights(weights)
@@ -219,7 +219,7 @@ def _steps(model: nn.Module, image: torch.Tensor, words: Vocabulary, batch: int)
 
 
 def _sam3_steps(model: Sam3, image: torch.Tensor, words: Vocabulary, batch: int) -> dict[str, Callable[[], object]]:
-    """Return the steps of a call of SAM 3: the vision encoder runs once per image, all else once per phrase.
+    """Return the steps of a call of SAM 3: the vision encoder runs once per image, all other parts once per phrase.
 
     Each step reuses the result of the step before, because an image takes minutes on a CPU.
     """

@@ -1,4 +1,4 @@
-"""Measure large scenes: windows per second, also of the model alone, memory beyond the weights, and resuming.
+"""Measure large scenes: windows per second (of the run and of the model alone), memory beyond the weights, resuming.
 
 python tools/benchmark.py scene --width 30000 --height 2048 --names 100
 python tools/benchmark.py scene --width 30000 --height 30000 --names 100 --stand-in --no-kill

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measure the effect of pretraining and of three losses: the mini tower, pretrained on UC Merced and fine-tuned on Dubai, 3 seeds.
+# Measure the effect of pretraining and of three losses: the mini tower is pretrained on UC Merced and fine-tuned on Dubai, with 3 seeds.
 #   DETECTRON2_DATASETS=../shared/data sh tools/experiments/pretrain_and_finetune.sh output/experiment [STEPS on Dubai: 100]
 # Finished runs are not repeated. The numbers are in the metrics.json of each folder.
 set -eu

@@ -6,7 +6,7 @@ from skysense_o.data.datasets.spec import DatasetSpec
 
 
 def _scenes(name: str, **rest) -> DatasetSpec:
-    # Zero-shot evaluation uses every image: most of these sets have no published split.
+    # Zero-shot evaluation uses every image, because most of these sets have no published split.
     splits = rest.pop("splits", {"all": "*"})
     aliases = {f"{name}_test": "all"} if "test" not in splits else {}
     return DatasetSpec(name=name, task="classification", format="scenes", splits=splits, aliases=aliases, **rest)

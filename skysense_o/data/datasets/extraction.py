@@ -1,4 +1,4 @@
-"""Data sets with one labelled class: buildings, roads or water. Scripts in datasets/ prepare them."""
+"""Data sets with one labelled class: buildings, roads or water. Scripts in datasets/ prepare these sets."""
 
 from __future__ import annotations
 

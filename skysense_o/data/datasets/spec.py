@@ -14,7 +14,7 @@ Task = Literal["segmentation", "classification", "image-text", "vqa", "boxes", "
 class DatasetSpec:
     """One data set. Its splits have names such as `dubai_val`; `aliases` are names that other projects use.
 
-    Folders are relative to `<DETECTRON2_DATASETS>/<folder>`; "{split}" in them stands for the name of the split.
+    Folders are relative to `<DETECTRON2_DATASETS>/<folder>`; "{split}" in a path stands for the name of the split.
     """
 
     name: str
@@ -27,10 +27,10 @@ class DatasetSpec:
     splits: dict[str, str] = field(default_factory=dict)  # split -> pattern of image stems, or what the format needs
     images: str = "img_dir/{split}"
     labels: str = "ann_dir/{split}"
-    image_suffix: str = ".png"  # alternatives separated by bars: ".jpg|.tif"
+    image_suffix: str = ".png"  # suffixes to try, separated by bars: ".jpg|.tif"
     label_suffix: str = ".png"
-    index: str = ""  # file that lists images, captions or questions; alternatives separated by bars
-    class_file: str = ""  # datasets/classes/<class_file>.json; default: the name; "-": records have names
+    index: str = ""  # file that lists images, captions or questions; files to try are separated by bars
+    class_file: str = ""  # datasets/classes/<class_file>.json; default: the name; "-": each record lists its classes
     ignore: tuple[int, ...] = (255,)  # label values that belong to no class
     offset: int = 0  # label value of class 0
     aliases: dict[str, str] = field(default_factory=dict)  # another name -> split

@@ -1,5 +1,5 @@
 """Data sets with partial labels (boxes, points, shapes, scene classes, one class against the rest), and two land-cover
-sets that are used with them.
+sets that training uses together with these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         task="segmentation",
         folder="czech",
         class_file="czech",
-        # By sheet, never by part: parts of a sheet touch.
+        # Split by map sheet, because the parts of one sheet touch.
         splits={"train": "tile0*|tile1[0-8]*", "val": "tile19*|tile2[01]*"},
         images="images",
         labels="labels",
@@ -27,7 +27,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         task="segmentation",
         folder="roads",
         class_file="roads",
-        splits={"train": "*[!05]", "val": "*[05]"},  # every fifth validates
+        splits={"train": "*[!05]", "val": "*[05]"},  # every fifth image is for validation
         images="images",
         labels="labels",
         image_suffix=".jpg|.png",

@@ -13,10 +13,10 @@ import numpy as np
 
 from skysense_o.sample import IGNORE
 
-LEAST, MOST = 0.12, 0.97  # limits of the share of its box that a mask fills; other masks are rejected
+LEAST, MOST = 0.12, 0.97  # a mask must fill a share of its box between these limits, or else is rejected
 ROUNDS = 4  # iterations of GrabCut
 LONGEST = 160  # longest side of a box for GrabCut, in pixels; larger boxes are reduced
-SMALLEST = 48  # boxes whose longer side is below this are enlarged
+SMALLEST = 48  # a box whose longer side is shorter is enlarged
 
 BoxMask = Callable[[np.ndarray, tuple[int, int, int, int]], "np.ndarray | None"]
 

@@ -22,7 +22,7 @@ def point_labels(
     Args:
         size: (H,W). points: x, y, class, all of one class. classes: number of classes.
         disc: radius in pixels of the positive disc around a point.
-        far: pixels at least this far from all points are negative, in pixels; 0: there are no negatives.
+        far: distance in pixels; pixels at least this far from all points are negative. 0: no pixel is negative.
     """
     labels = np.full(size, IGNORE, np.uint8)
     if not points:

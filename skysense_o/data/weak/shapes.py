@@ -11,15 +11,15 @@ from skysense_o.sample import IGNORE
 
 UNKNOWN_SHAPE = -1
 """The class id of shapes inside of which nothing is known."""
-FINER = 4  # polygons are filled in a larger image, as OpenCV fills each pixel that an edge touches
+FINER = 4  # polygons are filled in a larger image, because OpenCV fills every pixel that an edge touches
 
 
 def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) -> np.ndarray:
     """Shapes -> a label image, uint8 (H,W), with values of `box_masks`: c in a shape of class c, 2 x classes outside.
 
-    Later shapes are drawn over earlier ones. Pixels outside of a shape but at most `margin` from it are IGNORE, also in
-    shapes of other classes, and so are all pixels in shapes of UNKNOWN_SHAPE. A polygon within another of the same
-    shape is a hole.
+    Later shapes are drawn over earlier shapes. Pixels outside of a shape but at most `margin` from the shape are
+    IGNORE, also in shapes of other classes, and so are all pixels in shapes of UNKNOWN_SHAPE. A polygon within another
+    polygon of the same shape is a hole.
 
     Args:
         size: (H,W).

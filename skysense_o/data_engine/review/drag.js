@@ -1,6 +1,6 @@
 // Lets the user drag a box over the image #view. The box is drawn during the drag, then sent to the server through the
 // hidden field #dragged as "x0 y0 x1 y1 n", in pixels of the displayed image. n is a time stamp, so that dragging the
-// same box again is a change, too. Clicks are left alone.
+// same box again is a change, too. Clicks pass unchanged.
 "use strict";
 
 const LEAST_DRAG = 6;
@@ -31,7 +31,7 @@ document.addEventListener("pointerup", event => {
   const begun = from;
   from = null;
   if (!begun || !frame) return;
-  setTimeout(dropFrame);  // after the click event that the browser sends at the end of a drag
+  setTimeout(dropFrame);  // runs after the click that the browser sends at the end of a drag
   if (image()?.src !== begun.src) return;  // the server has replaced the image during the drag
   const field = document.querySelector("#dragged textarea, #dragged input");
   field.value = [...begun.pixel, ...pixelOf(event), Math.round(performance.now())].join(" ");
@@ -41,7 +41,7 @@ document.addEventListener("pointerup", event => {
 // Scrolling by touch cancels the box.
 document.addEventListener("pointercancel", () => { from = null; dropFrame(); });
 
-// The browser sends a click at the end of a drag: stop it. Clicks made by keyboard shortcuts (not trusted) pass.
+// Stop the click that the browser sends at the end of a drag. Clicks made by keyboard shortcuts (not trusted) pass.
 document.addEventListener("click", event => { if (frame && event.isTrusted) event.stopPropagation(); }, true);
 
 function dropFrame() {

@@ -63,8 +63,9 @@ def take_over(
 ) -> Counter:
     """Write the decisions that turn a reviewer's view of a tile into the given annotations.
 
-    Part of a region inside another annotation is split off and merged into that annotation's region, or becomes a new
-    region. Pixels in no annotation are rejected. Where annotations overlap, the smaller one gets the pixels.
+    Where a region reaches into the annotation of another region, this part is split off and merged into that other
+    region, or becomes a new region. Pixels in no annotation are rejected. Where annotations overlap, the smaller
+    annotation gets the pixels.
 
     Args:
         review: the review.
@@ -154,6 +155,6 @@ def _paint(size: tuple[int, ...], annotations: Sequence[ExchangedRegion]) -> np.
 
 
 def _keeper(owners: Counter, homes: dict[int, int], root: int) -> int:
-    """The annotation that keeps the region's number: the matched one, else the one with most of its pixels."""
+    """The annotation that keeps the region's number: the matched annotation, else the one with most of the region."""
     own = [owner for owner in owners if homes.get(owner) == root]
     return own[0] if own else owners.most_common(1)[0][0]

@@ -62,7 +62,7 @@ def _final(review: Review, tile: str, votes: dict[int, dict[str, Verdict]], done
         elif any(other not in present or not _same(won, winners.get(other)) for other in won.group):
             done.open.append((tile, region, f"no majority to make {', '.join(map(str, won.group))} one"))
         else:
-            number = won.group[0] or highest + 1  # the rest (0) gets a new number if it is labelled
+            number = won.group[0] or highest + 1  # 0 (pixels of no region) gets a new number if these are labelled
             out[labels == region] = number
             if region == won.group[0]:
                 rows.append(_row(number, won, list(votes[region].values())))
@@ -83,9 +83,9 @@ def _same(won: Verdict, other: Verdict | None) -> bool:
 
 
 def _cut(review: Review, tile: str, votes: dict, winners: dict) -> tuple[np.ndarray, list[int]]:
-    """Apply the splits that have a majority; the labels and the region numbers after them.
+    """Apply the splits that have a majority; return the labels and the region numbers after these splits.
 
-    A split of the rest needs no majority, only a decision on the piece.
+    A piece split off from the rest (pixels of no region) needs no majority: it exists if anybody decided on it.
     """
     present = list(review.tiles.known(tile))
     cuts = []

@@ -1,7 +1,7 @@
 """Hide the server's file paths from the browser.
 
-Gradio's protocol holds the server's path of each file: the answer to an upload is a path, and the browser sends it back
-with the next event. The true path may contain a user's name (TMPDIR) and the names of others' folders, so the
+Gradio's protocol contains the server's path of each file: the answer to an upload is a path, which the browser sends
+back with the next event. The true path may contain a user's name (TMPDIR) and the names of others' folders, so the
 browser gets an alias in its place.
 """
 

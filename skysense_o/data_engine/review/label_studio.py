@@ -70,7 +70,7 @@ def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[
     """Import a JSON export of Label Studio.
 
     Results with one id are one region: Label Studio writes a drawing and its label as two results if its interface has
-    them as two tools. A drawing without a label keeps the region and decides no name.
+    separate tools for drawing and for labels. A drawing without a label keeps the region, but decides no name.
 
     Args:
         review: the review.
@@ -79,7 +79,7 @@ def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[
 
     Returns:
         (annotator, tile) -> annotations. Unfinished tasks and images that are not tiles of this review are left out.
-        Results of types that are not read are there with `unread`, their type.
+        A result of a type that is not read is included, with its type as `unread`.
 
     Raises:
         ValueError: an entry is not in Label Studio's format, or a mask is not of its tile's size.

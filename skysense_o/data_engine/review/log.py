@@ -167,7 +167,7 @@ class DecisionLog:
     def _read(self, file) -> None:
         file.seek(self._offset)
         data = file.read()
-        if data and not data.endswith(b"\n"):  # its writer died: end the incomplete line
+        if data and not data.endswith(b"\n"):  # a writer died while writing: end its incomplete line
             try:
                 file.write(b"\n")
                 data += b"\n"
@@ -199,7 +199,7 @@ def _write(file: io.FileIO, data: bytes) -> None:
 
 
 def _apply(standing: list[Decision], decision: Decision) -> None:
-    """Append a decision to the valid ones; an undo removes the latest one on its region instead."""
+    """Append a decision to the valid decisions; an undo instead removes the latest decision on its region."""
     if decision.action != "undo":
         standing.append(decision)
         return

@@ -69,11 +69,11 @@ document.addEventListener("pointerdown", event => {
   const item = event.target.closest("#offers li");
   if (!item) return;
   take(item);
-  event.preventDefault(); // so that the field keeps the focus
+  event.preventDefault(); // the field must keep the focus
 });
 
 document.addEventListener("keypress", event => {
   if (event.key !== "Enter" || !isField(event.target)) return;
   showOffers([]);
-  setTimeout(() => event.target.blur(), 0); // after the page has sent the text; then shortcuts work again
+  setTimeout(() => event.target.blur(), 0); // runs after the page has sent the text; then shortcuts work again
 });

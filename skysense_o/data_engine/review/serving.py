@@ -77,8 +77,8 @@ def serve_review(
         blocks: the page.
         root: Gradio's folder for files; the browser does not see its path.
         host: address to bind.
-        port: of the page.
-        options: of Gradio's `launch`.
+        port: port of the page.
+        options: further arguments of Gradio's `launch`.
     """
     from starlette.middleware import Middleware
 

@@ -1,6 +1,6 @@
 """The state of a review: each reviewer's view of a tile, the verdicts on its regions, and the regions left to decide.
 
-In round 1 reviewers work independently. Later rounds show the regions that they disagree on and undecided ones.
+In round 1 reviewers work independently. Later rounds show the undecided regions and those on which reviewers disagree.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Verdict(NamedTuple):
 
     Attributes:
         name: class name, None if the region is rejected.
-        group: the regions merged with it, including itself.
-        cuts: the pieces split off from it.
+        group: the numbers of the regions that are merged with this region, its own included.
+        cuts: the numbers of the pieces that were split off from this region.
     """
 
     name: str | None
@@ -59,7 +59,7 @@ class View:
         numbers, cuts, last = list(regions), [], {}
         for decision in decisions:
             if decision.region not in numbers and (decision.region, decision.action) != (REST, "split"):
-                continue  # a decision on a piece whose split was undone
+                continue  # the decision is on a piece whose split was undone
             if decision.action == "split":
                 cuts.append(decision)
                 numbers.append(decision.into)
@@ -77,7 +77,7 @@ class View:
         return region
 
     def verdicts(self) -> dict[int, Verdict]:
-        """Region -> verdict, for each region that is decided or merged into a decided one."""
+        """Region -> verdict, for each region that is decided or merged into a decided region."""
         roots = {region: self.root(region) for region in self.regions}
         verdicts = {}
         for region, root in roots.items():
@@ -182,7 +182,7 @@ class Review:
         return self.tiles.known(tile).get(view.origin(region), Proposed("", 0.0, ()))
 
     def decide(self, decision: Decision) -> Decision:
-        """Check a decision and write it, unless an equal one is valid already.
+        """Check a decision and write it, unless an equal decision is already valid.
 
         Returns:
             the decision that is valid now.

@@ -57,7 +57,7 @@ class ReviewActions:
 
     Args:
         review: the review.
-        names: class names to suggest in addition to those of the regions.
+        names: class names to suggest in addition to the names of the regions.
     """
 
     def __init__(self, review: Review, names: Iterable[str] = ()) -> None:
@@ -155,7 +155,7 @@ class ReviewActions:
         return self._on(position, f"Saved: region {position.region} is part of {into}.")
 
     def split(self, position: ReviewPosition, box: tuple[int, int, int, int]) -> ActionResult:
-        """Make a new region of the part inside the box: x0, y0, x1, y1 in pixels, half-open. Both become undecided."""
+        """Make a new region of the part inside the box, half-open XYXY in pixels. Both regions become undecided."""
         cut = self._decide(position, "split", box=box)
         return replace(position, corner=None), f"Saved: region {cut.into} is cut out of {position.region}."
 

@@ -1,4 +1,4 @@
-// Requests to the server. Short ones answer with JSON; jobs answer with a stream of JSON lines.
+// Requests to the server. Short requests are answered with JSON, jobs with a stream of JSON lines.
 
 export class Refused extends Error {}
 export class Stopped extends Error {}
@@ -9,7 +9,7 @@ async function checked(response) {
   try {
     const body = await response.text();
     text = response.headers.get("content-type")?.includes("json") ? JSON.parse(body).error ?? text : body || text;
-  } catch { /* the status must do */ }
+  } catch { /* no JSON: the status is all that is known */ }
   throw Object.assign(new Refused(text), { status: response.status });
 }
 
@@ -37,7 +37,7 @@ export const getBlob = async path => {
   return response.status === 204 ? null : response.blob();
 };
 
-// Runs a job; `told` gets {place, waiting} while it waits and {progress} while it runs. Returns its result.
+// Runs a job; `told` gets {place, waiting} while the job waits and {progress} while it runs. Returns the job's result.
 export async function job(path, body, told, signal) {
   const options = body instanceof Blob ? { method: "POST", body } : asJSON(body);
   const response = await ask(path, { ...options, signal });

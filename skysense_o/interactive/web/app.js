@@ -1,4 +1,4 @@
-// Wires the page: what people do, the server's answers, and what is drawn of them.
+// Connects the parts of the page: actions of the user, answers of the server, and what is drawn.
 import { get, getBlob, job, post, postForBlob, remove, Stopped } from "./api.js";
 import { decode } from "./masks.js";
 import { JobCard, toast } from "./messages.js";
@@ -11,10 +11,10 @@ const NONE = "none";
 let about, image = null, images = [], loaded = {}, waiting = Promise.resolve();
 const card = new JobCard();
 const remembered = name => { try { return sessionStorage.getItem(name); } catch { return null; } };
-const remember = (name, value) => { try { sessionStorage.setItem(name, value); } catch { /* private windows */ } };
+const remember = (name, value) => { try { sessionStorage.setItem(name, value); } catch { /* not available in private windows */ } };
 const phone = () => matchMedia("(max-width: 760px)").matches;
 
-// What covers the map, so that the whole image is shown between.
+// The elements that cover the map; the whole image is shown between them.
 function insets() {
   const box = $("#panel").getBoundingClientRect(), gap = 16, look = $("#look").getBoundingClientRect().height + 18;
   if (phone()) return { left: gap, right: gap, top: $("#tools").getBoundingClientRect().bottom + 10, bottom: innerHeight - box.top + look };
@@ -34,7 +34,7 @@ const words = new WordsField($("#words"), $("#words-marks"), $("#words-hint"), (
 
 // Requests
 
-// Jobs run one after another, so that no click is lost. A failed one is a message, and nothing else changes.
+// Jobs run one after another, so that no click is lost. A failed job shows a message and changes nothing else.
 function run(title, path, body = {}, then = show) {
   const next = waiting.then(async () => {
     const signal = card.begin(title);
@@ -212,7 +212,7 @@ function coordinates(x, y) {
   return image.map.units === "m" ? [degrees, `${panel.number(own[0])} m E, ${panel.number(own[1])} m N`] : [degrees];
 }
 
-// What a click or box would select, shown when the pointer rests.
+// A preview of what a click or box would select, shown when the pointer rests.
 let resting = 0, looking = null;
 function soon(x, y) {
   if (viewer.tool === "box") return;
@@ -226,7 +226,7 @@ function previewed(action, body) {
   resting = setTimeout(() => preview(`/api/preview/${image.id}/${action}`, body, looking = new AbortController()), 140);
 }
 
-// The server gives no mask while it is at work, as on the preview before: asked again a few times.
+// The server gives no mask while it works on the image, for example on the preview before: ask again a few times.
 async function preview(path, body, { signal }, tries = 8) {
   try {
     const map = await decode(await postForBlob(path, body, signal));
@@ -407,7 +407,7 @@ addEventListener("keydown", event => {
 });
 addEventListener("keyup", event => { if (event.key.toLowerCase() === "h" && peeking !== null) { setOpacity(peeking); peeking = null; } });
 
-// The beginning
+// Start
 
 setSheet(1);
 setTool("move");

@@ -1,5 +1,5 @@
 // Maps of classes and regions: the server sends them as the channels of a PNG, and they are coloured here, so that
-// switching a class or moving a slider asks the server for nothing.
+// switching a class or moving a slider needs no request.
 
 // {width, height, labels, scores} of a PNG, per pixel; null without one.
 export async function decode(blob) {

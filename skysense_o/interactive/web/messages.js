@@ -1,4 +1,4 @@
-// Messages that go away, and the card that shows how a job goes, with its stop button.
+// Messages that disappear, and the card with the progress and the stop button of a job.
 import { $, element } from "./panel.js";
 
 const SECONDS = 10, QUICK = 250;
@@ -19,7 +19,7 @@ export class JobCard {
     $("#stop").onclick = () => this.stop();
   }
 
-  // Begins a job; returns its AbortController's signal. Quick ones show no card.
+  // Begins a job; returns the signal of its AbortController. Quick jobs show no card.
   begin(title) {
     this.title = title;
     this.controller = new AbortController();

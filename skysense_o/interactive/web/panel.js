@@ -48,7 +48,7 @@ export function drawChips(rows, hidden, on) {
   if (focused) [...list.querySelectorAll("[data-name]")].find(chip => chip.dataset.name === focused)?.focus();
 }
 
-// What is known about one part of a class, with buttons to the next and the one before.
+// The facts about one part of a class, with buttons to the next and to the previous part.
 export function partCard(part, step) {
   const to = (way, text, label) => element("button", {
     type: "button", data: { step: way }, aria: { label }, title: label,
@@ -94,7 +94,7 @@ export function drawAbout(image, gsd) {
   return gsdAdvice(image, gsd);
 }
 
-// A sentence if the scene's pixels are of another size than those of the training.
+// A sentence, if the size of the scene's pixels is far from that of the training images.
 export function gsdAdvice(image, [least, most] = []) {
   const gsd = image?.map?.gsd;
   if (!gsd || !most || (gsd >= least / 1.5 && gsd <= most * 1.5)) return null;

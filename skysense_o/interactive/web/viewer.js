@@ -7,7 +7,7 @@ const YELLOW = [255, 210, 0];
 const SMALL = 24;  // pixels of the window
 const VECTOR = { color: "#ffd200", weight: 3, fillOpacity: 0.08, interactive: false };
 
-// Between two zoom levels tiles are scaled, and the ground would shine through between them: each is a pixel larger.
+// Between two zoom levels tiles are scaled, and the ground would show through gaps: so each tile is a pixel larger.
 const Tiles = L.TileLayer.extend({
   _initTile(tile) {
     L.TileLayer.prototype._initTile.call(this, tile);
@@ -24,7 +24,7 @@ const Canvas = L.ImageOverlay.extend({
 });
 
 export class Viewer {
-  // on: {hover(x, y), leave(), use(x, y), boxing(x0, y0, x1, y1), box(x0, y0, x1, y1), moved()}; insets() tells what covers the map at its edges.
+  // on: {hover(x, y), leave(), use(x, y), boxing(x0, y0, x1, y1), box(x0, y0, x1, y1), moved()}; insets() returns the widths that are covered at the map's edges.
   constructor(element, on, insets) {
     Object.assign(this, { element, on, insets, views: new Map(), tool: "move", opacity: 0.5, hidden: new Set() });
     element.addEventListener("keydown", event => this.onKey(event));
@@ -35,7 +35,7 @@ export class Viewer {
     element.addEventListener("pointerleave", () => this.on.leave());
   }
 
-  // Shows an image; everything drawn on the one before goes.
+  // Shows an image; everything drawn on the previous image is removed.
   open(image) {
     if (this.map) {
       this.views.set(this.id, { center: this.map.getCenter(), zoom: this.map.getZoom() });
@@ -81,7 +81,7 @@ export class Viewer {
   }
 
   fit(animate = true) {
-    if (this.zooming) { this.map.once("zoomend", () => this.fit(animate)); return; }  // Leaflet ignores it meanwhile
+    if (this.zooming) { this.map.once("zoomend", () => this.fit(animate)); return; }  // while it zooms, Leaflet ignores other moves
     const { left, top, right, bottom } = this.insets();
     this.map.fitBounds(this.bounds, { paddingTopLeft: [left, top], paddingBottomRight: [right, bottom], animate });
   }
@@ -178,8 +178,8 @@ export class Viewer {
     if (this.corner) L.circleMarker(this.latLng(this.corner), { radius: 5, weight: 2, color: "#000", fillColor: "#ffd200", fillOpacity: 1, interactive: false, pane }).addTo(marks);
   }
 
-  // The outline of one part of a class, and what is known about it. With `look`, the map moves to it where it is out of
-  // view or too small to be seen.
+  // The outline of one part of a class, and the facts about it. With `look`, the map moves to the part if the part is
+  // out of view or too small to be seen.
   drawPart(rings, xy, content, look = false) {
     this.clearPart();
     const outline = L.polygon(rings.map(ring => ring.map(p => this.latLng(p))), { ...VECTOR, color: "#fff", fillOpacity: 0.06, pane: "marks" });
@@ -238,7 +238,7 @@ export class Viewer {
   }
 
   onDown(event) {
-    if (this.start) { this.dropFrame(); this.on.leave(); return; }  // a second finger: this is a pinch
+    if (this.start) { this.dropFrame(); this.on.leave(); return; }  // there is a second finger, so this is a pinch
     if (this.tool !== "box" || event.button !== 0 || !this.map || event.target.closest(".leaflet-control, .leaflet-popup")) return;
     this.start = this.gridOf(this.map.mouseEventToLatLng(event));
     this.from = [event.clientX, event.clientY];

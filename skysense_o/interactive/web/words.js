@@ -20,7 +20,7 @@ export class WordsField {
     this.changed();
   }
 
-  // Appends a word, or puts it in place of the one that is half typed.
+  // Appends a word, or replaces the half-typed word by it.
   add(word) {
     const words = this.value.split(",").map(w => w.trim()).filter(Boolean);
     if (!words.includes(word)) this.value = [...words, word].join(", ");

@@ -170,7 +170,7 @@ def test_a_polygon_close_to_its_region_keeps_the_regions_mask(review, work, tile
 def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_path):
     data = to_coco(review)
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider, so it overlaps region 2, and less high
+    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider (over region 2) and lower
     of_tile[1]["segmentation"] = rle_of(mask_of(60, 0, 120, 40))
     data["annotations"] = of_tile
     file = tmp_path / "redrawn.json"
@@ -236,7 +236,7 @@ def test_errors_in_a_coco_file(review, change, match):
 
 
 def test_ids_of_coco_may_be_numbers_here_and_text_there(review, tile):
-    """Annotations with ids as text were left out without a word, as if the reviewer had removed them."""
+    """Regression: annotations whose ids are text used to be left out silently, as if the reviewer had removed them."""
     data = to_coco(review)
     for row in data["annotations"]:
         row.update(image_id=str(row["image_id"]), category_id=str(row["category_id"]))
@@ -385,7 +385,7 @@ def test_brush_masks_are_lossless():
 
 
 def test_a_mask_encoded_by_label_studio_is_read():
-    """Bytes written by label-studio-sdk 2.1.2 decode to the right mask; it also decodes masks of `pack_brush`."""
+    """Bytes written by label-studio-sdk 2.1.2 decode to the right mask; the SDK also decodes masks of `pack_brush`."""
     packed = [0, 0, 0, 24, 57, 27, 252, 96, 19, 255, 206, 1, 31, 248]
     assert unpack_brush(packed, (2, 3)).astype(int).tolist() == [[0, 1, 1], [0, 0, 1]]
 
