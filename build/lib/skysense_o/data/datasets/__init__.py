@@ -1,0 +1,1 @@
+"""The table of data sets: one DatasetSpec each, in one file per task."""

@@ -1,0 +1,173 @@
+"""What label values mean for each concept, and which words a training sample has.
+
+K concepts, V label values, C words of a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from skysense_o.data.catalog import spec_of
+from skysense_o.data.classes import load_classes
+from skysense_o.data.concepts import load_concepts
+from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
+from skysense_o.vocabulary import Vocabulary
+
+NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_crowns": ("tree", 1000)}
+"""Data set -> (concept whose objects all have a box, largest number of boxes per image for which this is true)."""
+
+
+COMMON = ("vegetation", "tree", "grass", "bare land", "water", "building", "road", "paved area")
+"""Common land cover. In a set with a single labelled class, each other pixel shows one of these concepts."""
+CANDIDATES = 4
+"""Number of common land-cover concepts in a sample's vocabulary."""
+
+
+@lru_cache
+def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the label values of a data set with label images mean: yes, no or unknown per value and concept, int8 (V,K).
+
+    Also returns the concepts of the classes. A pixel of one class is "no" for the concepts of the other classes.
+    """
+    concepts, table = load_concepts(), spec_of(dataset).class_table_name
+    classes = load_classes(table)
+    says = np.full((len(classes), len(concepts)), UNKNOWN, np.int8)
+    meant = [concepts.of_class(table, c) for c in range(len(classes))]
+    for c, concept in enumerate(meant):
+        if concept is not None:
+            says[c] = concepts.says[concept]
+            for other in {m for m in meant if m is not None} - {concept}:
+                if says[c, other] == UNKNOWN and not concepts.above[other, concept]:
+                    says[c, other] = NO
+        else:
+            says[c, [concepts.index(name) for name in COMMON if name in concepts.names]] = MAYBE
+            says[c, concepts.above[:, concepts.nots[f"{table}/{classes.classes[c]}"]]] = NO
+    own = np.array(sorted({m for m in meant if m is not None}))
+    return says, own
+
+
+@lru_cache
+def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """`class_says` for a data set with boxes or points, whose label values are the 2 C + 1 of `weak.box_masks`."""
+    concepts, table = load_concepts(), spec_of(dataset).class_table_name
+    classes = load_classes(table)
+    count = len(classes)
+    says = np.full((2 * count + 1, len(concepts)), UNKNOWN, np.int8)
+    own = set()
+    for c in range(count):
+        concept = concepts.of_class(table, c)
+        own.add(concept)
+        says[c] = concepts.says[concept]
+        says[count + c, concepts.above[:, concept]] = NO
+        aircraft = concepts.index("aircraft")
+        if concepts.above[concept, aircraft]:
+            says[count + c, concepts.above[:, aircraft]] = NO
+    return says, np.array(sorted(own))
+
+
+def object_values(record: dict) -> np.ndarray:
+    """bool (256,): which label values mean masks of classes or objects, not background, discs at points, or scenes."""
+    values, classes = np.zeros(256, bool), load_classes(spec_of(record["dataset"]).class_table_name)
+    if "sem_seg_file_name" in record:
+        values[: len(classes)] = ~np.array(classes.background)
+    elif "boxes" in record or "shapes" in record:
+        values[: len(classes)] = True
+    return values
+
+
+def outside_says(record: dict) -> np.ndarray:
+    """int8 (K,): what a pixel outside of all boxes or shapes means; mostly unknown, as some objects have neither."""
+    concepts = load_concepts()
+    says = np.full(len(concepts), UNKNOWN, np.int8)
+    dataset = record["dataset"]
+    if "shapes" in record:
+        return _outside_shapes(record)
+    if dataset in NEVER_MISSED:
+        always, most = NEVER_MISSED[dataset]
+        below, table = concepts.above[:, concepts.index(always)], spec_of(dataset).class_table_name
+        boxed = [concepts.of_class(table, int(box[4])) for box in record["boxes"]]
+        if sum(below[concept] for concept in boxed) <= most:
+            says[below] = NO
+    return says
+
+
+def _outside_shapes(record: dict) -> np.ndarray:
+    """int8 (K,): NO for classes whose objects all have a shape, and for concepts that the scene class excludes.
+
+    A more general concept (water is above sea) is NO as well, if no other concept below it can be in the image.
+    """
+    concepts, table = load_concepts(), spec_of(record["dataset"]).class_table_name
+    says, may = np.full(len(concepts), UNKNOWN, np.int8), ()
+    if record["kind"]:
+        scene = concepts.scenes[record["kind"]]
+        says, may = np.where(concepts.scene_says(scene) == NO, NO, UNKNOWN).astype(np.int8), scene.may
+    for concept in [concepts.of_class(table, c) for c in record["complete"]]:
+        says[concepts.above[:, concept]] = NO
+    for concept in [concepts.of_class(table, c) for c in record["complete"]]:
+        wider = concepts.above[concept]
+        for parent in set(np.flatnonzero(wider & ~concepts.place)) - {concept, *may}:
+            if (says[concepts.above[:, parent] & ~wider] == NO).all():
+                says[parent] = NO
+    return says
+
+
+@dataclass(frozen=True)
+class WordChooser:
+    """Chooses the words of a sample: the sample's concepts, sometimes more general concepts, and negatives.
+
+    Args:
+        synonyms: draw one of a concept's words, for negatives also one of its kinds; else use its name.
+        count: number of words; more if the sample alone has more concepts.
+        hypernyms: probability of adding a more general word.
+    """
+
+    synonyms: bool
+    count: int
+    hypernyms: float
+
+    def __call__(self, labels: np.ndarray, says: np.ndarray, own: np.ndarray) -> tuple[Vocabulary, np.ndarray]:
+        """Choose words, with NumPy's global generator.
+
+        Args:
+            labels: uint8 (H,W), label values or IGNORE.
+            says: int8 (V,K), see `class_says`.
+            own: concepts that are always among the words.
+
+        Returns:
+            the vocabulary, and yes, no or unknown per label value and class, int8 (V,C).
+        """
+        concepts = load_concepts()
+        counts = np.bincount(labels.ravel(), minlength=256)[: len(says)]
+        seen = says[counts > 0]
+        positive = (seen >= YES).any(0) if len(seen) else np.zeros(len(concepts), bool)
+        wider = positive & (concepts.above & positive[:, None] & ~np.eye(len(concepts), dtype=bool)).any(0)
+        wanted = np.zeros(len(concepts), bool)
+        wanted[own] = True
+        wanted |= positive & (~wider | (np.random.rand(len(concepts)) < self.hypernyms))
+        common = np.flatnonzero((seen == MAYBE).any(0) & ~wanted)
+        wanted[np.random.permutation(common)[:CANDIDATES]] = True
+        denied = (counts[:, None] * (says == NO)).sum(0) / max(1, labels.size)
+        pool = np.flatnonzero(~wanted & ~positive & (denied > 0))
+        more = max(0, self.count - int(wanted.sum()))
+        chosen = np.flatnonzero(wanted)
+        if len(pool) and more:
+            share = denied[pool] ** 0.5
+            chosen = np.concatenate(
+                [chosen, np.random.choice(pool, min(more, len(pool)), replace=False, p=share / share.sum())]
+            )
+        if not len(chosen):
+            chosen = np.array([np.random.randint(len(concepts))])
+        words = [
+            self._called(concepts.names[k], concepts.words[k], concepts.kinds[k] * (not wanted[k])) for k in chosen
+        ]
+        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen]
+
+    def _called(self, name: str, words: tuple[str, ...], kinds: tuple[str, ...]) -> str:
+        """A word for a concept: its name with probability 1/3, else one of its words."""
+        choice = words + kinds
+        if not self.synonyms or not choice or np.random.rand() < 1 / 3:
+            return name
+        return choice[np.random.randint(len(choice))]

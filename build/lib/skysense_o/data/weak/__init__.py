@@ -1,0 +1,1 @@
+"""Label images made of boxes, points and scene classes."""

@@ -1,0 +1,1 @@
+"""The data engine: turns unlabelled images into a labelled data set, with human review."""

@@ -1,0 +1,153 @@
+"""Evaluate segmentation on a data set: run the protocol on all images, compute metrics, write the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from skysense_o.evaluation.figures import write_confusion
+from skysense_o.evaluation.images import side_by_side
+from skysense_o.evaluation.metrics import confusion, segmentation_metrics
+from skysense_o.evaluation.predictions import as_coco, save_png, write_coco
+from skysense_o.evaluation.protocol import Protocol
+from skysense_o.inference.drawing import Color
+from skysense_o.sample import IGNORE, Sample
+from skysense_o.vocabulary import Vocabulary
+from skysense_o.whole_files import whole
+
+logger = logging.getLogger(__name__)
+MEANS = (
+    "mIoU", "mIoU_predicted", "mIoU_foreground", "mIoU_predicted_foreground", "foreground_IoU", "fwIoU", "mACC", "pACC",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation: the data set, the protocol and the files to write.
+
+    Attributes:
+        name: name of the data set, for files and the report.
+        samples: functions vocabulary -> Sample with `sem_seg`; they are called one by one.
+        colors: RGB per class (C).
+        background: per class (C), whether it is a background class.
+        folder: folder of the files.
+        protocol: how labels are predicted.
+        images: number of sheets to write for the best images, and as many for the median and the worst.
+        predictions: formats in which to write all predictions, some of coco, png.
+    """
+
+    name: str
+    samples: Sequence[Callable[[Vocabulary], Sample]]
+    colors: Sequence[Color]
+    background: Sequence[bool]
+    folder: Path
+    protocol: Protocol
+    images: int = 0
+    predictions: Sequence[str] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.colors)
+
+    @property
+    def rest(self) -> int:
+        """Label of pixels below the threshold: the background class if there is exactly one, else C (no class)."""
+        flags = list(self.background)
+        return flags.index(True) if flags.count(True) == 1 else self.num_classes
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) -> dict[str, dict]:
+    """Evaluate a model on one data set, once per vocabulary.
+
+    Args:
+        model: a SkySenseO. It is in eval mode during the evaluation. Its `predict` is called instead of its forward,
+            because a trainer may run the forward in half precision; the evaluation always uses full precision.
+        task: the data set and the protocol.
+        vocabularies: title -> vocabulary with C classes in the order of the class ids, then background words.
+
+    Returns:
+        title -> metrics (see `segmentation_metrics`), the same on all processes.
+    """
+    was_training = model.training
+    model.eval()
+    results = {}
+    for title, vocabulary in vocabularies.items():
+        first = title == next(iter(vocabularies))
+        matrix, scores = _matrix(model, task, title, vocabulary, first)
+        results[title] = segmentation_metrics(matrix, task.background)
+        if comm.is_main_process():
+            classes = vocabulary.classes[: task.num_classes]
+            path = task.folder / f"{task.name}_{title.replace(' ', '_')}_confusion"
+            write_confusion(path, matrix.cpu().numpy(), classes)
+            logger.info("%s, vocabulary: %s\n%s", task.name, title, metrics_table(results[title], classes))
+            if first and task.images:
+                _sheets(model, task, vocabulary, scores)
+    comm.synchronize()
+    model.train(was_training)
+    return results
+
+
+def _matrix(
+    model: nn.Module, task: Task, title: str, vocabulary: Vocabulary, keep: bool
+) -> tuple[Tensor, dict[int, float]]:
+    """The confusion matrix (C,C+1) of all processes, on the device, and index of an image -> mIoU of that image."""
+    total = torch.zeros((task.num_classes, task.num_classes + 1), dtype=torch.int64, device=model.device)
+    scores, rows = {}, []
+    mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
+    for index in tqdm(mine, desc=f"{task.name}, {title}", unit="image", disable=not comm.is_main_process()):
+        sample = task.samples[index](vocabulary)
+        prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
+        matrix = confusion(sample["sem_seg"], prediction, task.num_classes, IGNORE)
+        scores[index] = segmentation_metrics(matrix)["mIoU"]
+        total += matrix
+        if keep and task.predictions:
+            labels, name = prediction.cpu().numpy(), sample["file_name"]
+            if "coco" in task.predictions:
+                rows += as_coco(name, labels, task.num_classes)
+            if "png" in task.predictions:  # the name includes the index, because files of one set may have equal names
+                folder = task.folder / f"{task.name}_predictions"
+                save_png(folder / f"{index:05d}_{Path(name).stem}.png", labels, list(task.colors))
+    if comm.get_world_size() > 1:
+        total = torch.stack([part.to(model.device) for part in comm.all_gather(total.cpu())]).sum(0)
+        scores = {index: score for part in comm.all_gather(scores) for index, score in part.items()}
+        rows = [row for part in comm.gather(rows) for row in part]
+    if keep and "coco" in task.predictions and comm.is_main_process():
+        write_coco(task.folder / f"{task.name}_predictions" / "sem_seg_predictions.json", rows)
+    return total, scores
+
+
+def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[int, float]) -> None:
+    """Write input | truth | prediction of the images with the best, the median and the worst mIoU."""
+    order = sorted((i for i in scores if not np.isnan(scores[i])), key=lambda i: (-scores[i], i))
+    k, middle = min(task.images, len(order)), max(0, (len(order) - task.images) // 2)
+    chosen: dict[int, str] = {}
+    for rank, indices in (("worst", order[len(order) - k :]), ("best", order[:k]), ("median", order[middle:][:k])):
+        chosen.update((i, rank) for i in indices if i not in chosen)
+    for index, rank in chosen.items():
+        sample = task.samples[index](vocabulary)
+        prediction = task.protocol.labels(model, sample, task.rest).cpu().numpy()
+        classes = vocabulary.classes[: task.num_classes]
+        image = side_by_side(sample, prediction, task.colors, classes, IGNORE)
+        name = f"{rank}_{scores[index]:.3f}_{Path(sample['file_name']).stem}.jpg"
+        with whole(task.folder / f"{task.name}_images" / name) as part:
+            image.save(part, format="JPEG", quality=88)
+
+
+def metrics_table(metrics: dict, classes: Sequence[str]) -> str:
+    """A table with one row per class, and a line with the means."""
+    columns = ("IoU", "precision", "recall", "F1")
+    rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(classes)]
+    table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")
+    means = "   ".join(f"{key} {metrics[key]:.4f}" for key in MEANS if key in metrics)
+    return f"{table}\n{means}\n(mIoU: absent classes dropped; mIoU_predicted: absent but predicted classes count as 0)"

@@ -1,0 +1,1 @@
+"""Inference: from an image and classes to masks, and to files."""

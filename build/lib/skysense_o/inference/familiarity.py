@@ -1,0 +1,89 @@
+"""Which requested words a model was not trained on. Weights name their training classes in `MODEL.KNOWN.CLASSES`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from skysense_o.modeling import Tower
+from skysense_o.text_bank import TextBank
+from skysense_o.vocabulary import Vocabulary
+
+SYNONYMS = 4
+"""Synonyms per class that new words are compared with."""
+FAR = 0.5
+"""Cosine of text embeddings below which a word is far from every training word. 50 % of 230 held-out words for trained
+classes lie above it, and 10 % of 120 words for indoor things: a hint, not a proof."""
+
+
+class TrainingWords:
+    """The words a model was trained on."""
+
+    def __init__(self, tower: Tower, classes: Sequence[str], text_bank: TextBank | None = None) -> None:
+        """
+        Args:
+            tower: its text encoder compares words.
+            classes: training classes, each with its synonyms separated by bars; empty if unknown.
+            text_bank: the model's text bank, so that a word is encoded once; None: a new text bank.
+        """
+        self.tower, self.classes = tower, [entry.split("|") for entry in classes]
+        self.text_bank = text_bank or TextBank()
+        self._trained = {_singular(word) for words in self.classes for word in words}
+
+    def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, tuple[str, float]]:
+        """Requested classes without a phrase from the training, each with the nearest training word and their cosine.
+
+        Background words and example regions are not judged. The result is empty if the training classes are unknown.
+        """
+        if not self.classes:
+            return {}
+        rows = zip(vocabulary.classes, vocabulary.phrases, vocabulary.background)
+        unknown = {
+            name: phrases
+            for name, phrases, background in rows
+            if not (background or name in vocabulary.examples or any(_singular(p) in self._trained for p in phrases))
+        }
+        if not unknown:
+            return {}
+        vectors = self._encode([phrase for phrases in unknown.values() for phrase in phrases])
+        parts = (vectors @ self._vectors.T).split([len(phrases) for phrases in unknown.values()])
+        cosines = torch.stack([part.amax(dim=0) for part in parts])
+        nearest = cosines.argmax(dim=1).tolist()
+        return {name: (self._compared[k], float(row[k])) for name, row, k in zip(unknown, cosines, nearest)}
+
+    @cached_property
+    def _compared(self) -> list[str]:
+        return [word for words in self.classes for word in words[: 1 + SYNONYMS]]
+
+    @cached_property
+    def _vectors(self) -> Tensor:
+        return self._encode(self._compared)
+
+    @torch.no_grad()
+    def _encode(self, words: Sequence[str]) -> Tensor:
+        asked = Vocabulary(tuple(words), tuple((word,) for word in words), (False,) * len(words))
+        text, _ = self.text_bank(self.tower, [asked], ("{}",))
+        return text[0, :, 0]
+
+
+def describe_unfamiliar(words: dict[str, tuple[str, float]]) -> list[str]:
+    """One sentence per class of `TrainingWords.unfamiliar`.
+
+    >>> print(*describe_unfamiliar({"solar panel": ("rooftop", 0.37), "freighter": ("ships", 0.8)}), sep="\\n")
+    "solar panel" is far from every training word (nearest: "rooftop", 0.37): its mask may mean nothing
+    "freighter" is not a word of the training; the model takes it for something like "ships" (0.80)
+    """
+    return [
+        f'"{name}" is far from every training word (nearest: "{nearest}", {cosine:.2f}): its mask may mean nothing'
+        if cosine < FAR
+        else f'"{name}" is not a word of the training; the model takes it for something like "{nearest}" ({cosine:.2f})'
+        for name, (nearest, cosine) in words.items()
+    ]
+
+
+def _singular(word: str) -> str:
+    word = word.lower()
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word

@@ -1,0 +1,31 @@
+"""Report in one line that a limit on memory (ulimit -v) is too low, before a library fails because of it.
+
+This module imports nothing that needs much memory, so that it can run before torch is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+
+NEEDED = 4_300_000_000
+"""Bytes of address space. demo/demo.py on a shipped image was measured to take 4.1 GB; most of it is never touched."""
+
+
+def check_memory_limit(needed: int = NEEDED) -> None:
+    """End the program with one line on stderr and exit code 2 if its address space is limited to less than `needed`.
+
+    Args:
+        needed: bytes.
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        print(
+            f"error: the address space is limited to {limit / 1e9:.1f} GB (ulimit -v {limit // 1024}), and at least"
+            f" {needed / 1e9:.1f} GB are needed: ulimit -v {-(-needed // 1024)}, or ulimit -v unlimited",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)

@@ -1,0 +1,1 @@
+"""Optimiser, trainer, hooks and evaluation of a run."""
