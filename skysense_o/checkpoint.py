@@ -18,7 +18,7 @@ from skysense_o.config import default_config, merge_file, merge_text
 from skysense_o.modeling.adapters import merge_lora, with_original_names
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, published_names, to_ours
 from skysense_o.weight_files import read_config, read_weights
-from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, weights_hash
+from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, is_sharded, weights_hash
 from skysense_o.whole_files import whole
 
 __all__ = [  # also has names of weight_files.py and weight_paths.py, so that one import is enough
@@ -73,11 +73,11 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
         WeightsError: no YAML is given, and the weights do not contain their config.
     """
     cfg = default_config()
-    if path is not None and path.is_dir():
+    if path is not None and path.is_dir() and not is_sharded(path):
         cfg.MODEL.META_ARCHITECTURE = "Sam3"  # only SAM 3 is a folder; loading any other folder fails
     if config_file:
         merge_file(cfg, config_file)
-    elif path is None or path.is_file():
+    elif path is None or path.is_file() or is_sharded(path):
         stored = read_config(path)
         if stored is None:
             raise WeightsError(
@@ -126,7 +126,7 @@ def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool
     Raises:
         WeightsError: the file cannot be read, or does not fit the config.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         cfg.MODEL.WEIGHTS = str(path)
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
         for parameter in model.parameters() if half else ():
@@ -252,7 +252,13 @@ def state_to_save(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(external)}
 
 
-def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype | None = None) -> None:
+def save_weights(
+    model: nn.Module,
+    path: Path,
+    config: str,
+    dtype: torch.dtype | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> None:
     """Write a safetensors file with the config in its metadata, so that it can be loaded without another file.
 
     Args:
@@ -260,8 +266,10 @@ def save_weights(model: nn.Module, path: Path, config: str, dtype: torch.dtype |
         path: path of the new file.
         config: YAML of the model.
         dtype: floating-point tensors are cast to it; None: no cast.
+        state: its `state_to_save`, if the model itself has only a part of each tensor.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merge_lora(state_to_save(model)).items()}
+    whole_state = merge_lora(state_to_save(model) if state is None else state)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in whole_state.items()}
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     with whole(path) as part:

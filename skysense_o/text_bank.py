@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import xxhash
 from safetensors import safe_open
@@ -114,7 +115,8 @@ class TextBank:
         if self._fingerprint is None:
             digest = xxhash.xxh3_128()  # SHA-256 of gigabytes of weights would take seconds
             for parameter in tower.text_parameters():
-                digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+                # Tensor.numpy() would pin the memory, which FSDP2 has to free.
+                digest.update(np.from_dlpack(parameter.detach().cpu().reshape(-1).view(torch.uint8)))
             self._fingerprint = digest.hexdigest()
             for table in (self._vectors, self._single):
                 for key in [key for key in table if key[0] != self._fingerprint]:

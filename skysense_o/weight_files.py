@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from skysense_o.published import CLIP_PREFIX
-from skysense_o.weight_paths import WeightsError
+from skysense_o.sharded_files import Placed, read_sharded
+from skysense_o.weight_paths import WeightsError, is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     WRAPPERS, and `module.` and `_orig_mod.`, which DistributedDataParallel and torch.compile add, are removed.
 
     Args:
-        path: .safetensors, .pth, .pt, .ckpt or .pkl.
+        path: .safetensors, .pth, .pt, .ckpt or .pkl, or a .sharded folder.
         trust: also read pickles that hold more than tensors, which executes any code in them.
 
     Returns:
@@ -39,7 +40,8 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file cannot be read, or holds no table of tensors.
     """
-    blob = load_plain(path) if not trust or path.suffix == ".safetensors" else _unpickle(path)
+    plain = not trust or path.suffix == ".safetensors" or is_sharded(path)
+    blob = load_plain(path, "model") if plain else _unpickle(path)
     if isinstance(blob, dict) and isinstance(blob.get("clip"), dict):
         return _tensors(_skysense_clip(blob), path)
     table, ignored = blob, set()
@@ -53,20 +55,26 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     return _plain_names(state, path)
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, only: str = "", placed: Placed | None = None) -> Any:
     """Read a weights file without executing code: tensors in dicts, lists and plain values.
+
+    Args:
+        path: see `read_weights`.
+        only, placed: for a .sharded folder, see `read_sharded`.
 
     Raises:
         WeightsError: the file is damaged, or holds values of other types.
     """
     try:
+        if is_sharded(path):
+            return read_sharded(path, placed, only)
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
         mmap = zipfile.is_zipfile(path)  # older files (before torch 1.6) are not zips and cannot be memory-mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged files raise many types of errors
-        more_than_tensors = isinstance(error, pickle.UnpicklingError)
+        more_than_tensors = isinstance(error, pickle.UnpicklingError) and not is_sharded(path)
         raise _unreadable(path, error, more_than_tensors) from error
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+SHARDED = ".sharded"
+"""Ending of the folders that a training with SOLVER.SHARD saves; see sharded_files.py."""
 HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)(?:/(?P<file>[^#]+))?")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_LIBRARY = "skysense_o"
@@ -32,7 +34,8 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     Args:
         name: a path, the name of shipped weights such as "mini", or hf://org/repo/file. `#sha256=...` at the end makes
             another hash an error. Also a folder that `Predictor.save_pretrained` wrote, or org/repo for such a
-            folder on the hub; and for a model of transformers (SAM 3) a folder with a config.json, or hf://org/repo.
+            folder on the hub; a `.sharded` folder of a training; and for a model of transformers (SAM 3) a folder with
+            a config.json, or hf://org/repo.
         download: revision, cache_dir, token, ...; see huggingface_hub.hf_hub_download.
 
     Returns:
@@ -52,8 +55,8 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     shipped = SHIPPED / f"{name}.safetensors"
     if not path.is_file() and shipped.is_file():
         path = shipped
-    is_model_folder = (path / "config.json").is_file()
-    if is_model_folder and _is_ours(path / "config.json"):
+    is_model_folder = (path / "config.json").is_file() or is_sharded(path)
+    if is_model_folder and not is_sharded(path) and _is_ours(path / "config.json"):
         path, is_model_folder = path / HUB_WEIGHTS, False
     if not path.is_file() and not is_model_folder:
         known = ", ".join(repr(p.stem) for p in sorted(SHIPPED.glob("*.safetensors"))) or "none"
@@ -66,6 +69,11 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     if sha256 and weights_hash(path) != sha256.lower():
         raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {sha256}: download the right file")
     return path
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a checkpoint that several processes wrote."""
+    return path.suffix == SHARDED and path.is_dir()
 
 
 def _is_ours(config: Path) -> bool:

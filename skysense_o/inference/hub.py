@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor
 
 from skysense_o.checkpoint import save_weights, state_to_save
-from skysense_o.weight_paths import HUB_LIBRARY, HUB_WEIGHTS
+from skysense_o.weight_paths import HUB_LIBRARY, HUB_WEIGHTS, is_sharded
 from skysense_o.whole_files import whole, write_json
 
 CARD = """# SkySense-O: {source}
@@ -46,7 +46,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
     config_in_file: bool = False
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if not self.config or (self.path is not None and self.path.is_dir()):
+        if not self.config or (self.path is not None and self.path.is_dir() and not is_sharded(self.path)):
             raise ValueError(f"{self.source or 'this model'} has no config of this project: it cannot be saved")
         target = save_directory / HUB_WEIGHTS
         if self.path is None:

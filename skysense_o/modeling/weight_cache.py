@@ -38,3 +38,7 @@ class WeightCache:
         if self._key != key:
             self._key, self._value = key, compute()
         return self._value
+
+    def clear(self) -> None:
+        """Forget the tensor, after a change that parameters do not show."""
+        self._key = self._value = None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from skysense_o.checkpoint import load_state, save_weights, state_to_save
+from skysense_o.sharded_files import VALUES, write_sharded
 from skysense_o.training.ema import MovingAverage
+from skysense_o.training.sharding import whole_state
 from skysense_o.weight_files import load_plain
-from skysense_o.weight_paths import WeightsError
+from skysense_o.weight_paths import SHARDED, WeightsError, is_sharded
 from skysense_o.whole_files import whole
 
 logger = logging.getLogger(__name__)
@@ -25,8 +29,10 @@ class RunCheckpointer(Checkpointer):
     """Writes `<name>.pth` with weights, optimiser, scheduler and iteration.
 
     `model` holds the weights for inference: the moving average if there is one. The file has only tensors and plain
-    values, so torch.load(weights_only=True) can read it.
+    values, so torch.load(weights_only=True) can read it. `.sharded` folders can be resumed too.
     """
+
+    suffix = ".pth"
 
     def __init__(
         self,
@@ -63,24 +69,30 @@ class RunCheckpointer(Checkpointer):
         Raises:
             OSError: the file could not be written; older checkpoints are unchanged.
         """
-        if not self.save_to_disk:
-            return
+        path = Path(self.save_dir) / f"{name}{self.suffix}"
         with self.ema.applied() if self.ema else nullcontext():
-            data = {"model": state_to_save(self.model), **extra}
-            data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
-            path = Path(self.save_dir) / f"{name}.pth"
-            _write(path, lambda temporary: torch.save(data, temporary))
-        if tag:
+            self._store(path, extra)
+        if tag and self.save_to_disk:
             _write(path.with_name("last_checkpoint"), lambda temporary: temporary.write_text(path.name))
             for old in self._numbered()[self.kept :] if self.kept else ():
-                old.unlink()
+                shutil.rmtree(old) if is_sharded(old) else old.unlink()
+
+    def _store(self, path: Path, extra: dict) -> None:
+        if self.save_to_disk:
+            data = self._state(extra)
+            _write(path, lambda temporary: torch.save(data, temporary))
+
+    def _state(self, extra: dict) -> dict:
+        items = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        return {"model": state_to_save(self.model), **extra, **items}
 
     def export(self, name: str) -> None:
         """Write `<name>.safetensors` with weights in half precision and the config, for the demo and for sharing."""
-        if self.save_to_disk:
-            with self.ema.applied() if self.ema else nullcontext():
+        with self.ema.applied() if self.ema else nullcontext():
+            state = whole_state(state_to_save(self.model))
+            if self.save_to_disk:
                 path = Path(self.save_dir) / f"{name}.safetensors"
-                _write(path, lambda temporary: save_weights(self.model, temporary, self.config, torch.float16))
+                _write(path, lambda temporary: save_weights(self.model, temporary, self.config, torch.float16, state))
 
     def resume(self) -> int:
         """Load the latest readable checkpoint.
@@ -94,16 +106,42 @@ class RunCheckpointer(Checkpointer):
         last = Path(self.get_checkpoint_file())
         for path in dict.fromkeys([last, *self._numbered()]):
             try:
-                self._read = {str(path): load_plain(path)}
+                data = self._read_all(path)
             except WeightsError as error:
                 logger.warning("%s cannot be read: trying the one before. %s", path, error)
                 continue
-            return self.load(str(path))["iteration"] + 1
+            file = str(path / VALUES if is_sharded(path) else path)
+            self._read = {file: data}
+            return self.load(file)["iteration"] + 1
         raise FileNotFoundError(f"no checkpoint in {self.save_dir} can be read: start without --resume")
 
+    def best(self) -> float:
+        """The metric of the best model so far; minus infinity if there is none."""
+        for file in (Path(self.save_dir) / "model_best.pth", Path(self.save_dir) / f"model_best{SHARDED}" / VALUES):
+            if file.is_file():
+                stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                return stored.get("values", stored)["best"]
+        return float("-inf")
+
     def _numbered(self) -> list[Path]:
-        """All `model_<iteration>.pth`, the newest first."""
-        return sorted(Path(self.save_dir).glob("model_[0-9]*.pth"), reverse=True)
+        """All `model_<iteration>` in the form this run saves, the newest first."""
+        return sorted(Path(self.save_dir).glob(f"model_[0-9]*{self.suffix}"), reverse=True)
+
+    def _read_all(self, path: Path) -> dict:
+        if not is_sharded(path):
+            return load_plain(path)
+        named = self.model.state_dict()
+        ordered = [p for group in self.checkpointables["optimizer"].param_groups for p in group["params"]]
+
+        def placed(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            *parents, last = name.split("/")  # model/<name>, ema/trained/<name>, optimizer/state/<number>/exp_avg
+            like = ordered[int(parents[2])] if parents[0] == "optimizer" else named.get(last)
+            if like is None or like.shape != shape:  # the number of steps; or the config has changed
+                return torch.empty(shape, dtype=dtype)
+            # Of the same layout, too: AdamW's fused step pairs the elements of channels-last kernels by address.
+            return torch.empty_like(like, dtype=dtype, requires_grad=False)
+
+        return load_plain(path, placed=placed)
 
     def _load_file(self, f: str) -> dict:
         return self._read.pop(f) if f in self._read else super()._load_file(f)
@@ -112,13 +150,39 @@ class RunCheckpointer(Checkpointer):
         load_state(self.model, checkpoint.pop("model"), self.save_dir)
 
 
-def _write(path: Path, write) -> None:
+class ShardedCheckpointer(RunCheckpointer):
+    """Writes `<name>.sharded`, a folder with the same content, to which each process adds its part.
+
+    All processes call its methods, at the same time.
+    """
+
+    suffix = SHARDED
+
+    def _store(self, path: Path, extra: dict) -> None:
+        with _disk_errors(path):
+            write_sharded(path, self._state(extra))
+
+    def _read_all(self, path: Path) -> dict:
+        if not is_sharded(path) and path.exists():
+            raise ValueError(
+                f"{path} was saved with SOLVER.SHARD False: resume with that, or start anew from it (MODEL.WEIGHTS)"
+            )
+        return super()._read_all(path)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Tell which checkpoint could not be written, and what to do."""
     try:
-        with whole(path) as part:
-            write(part)
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for disk errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         what = reason if str(path) in reason else f"{path} could not be written ({reason})"
         told = OSError(f"{what}. Older checkpoints are unchanged: free space, then continue with --resume")
         told.errno = getattr(error, "errno", None)
         raise told from error
+
+
+def _write(path: Path, write) -> None:
+    with _disk_errors(path), whole(path) as part:
+        write(part)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
@@ -51,14 +52,31 @@ def build_optimizer(
             for _, parameter in members:
                 parameter.requires_grad_(False)
         else:
-            by_share: dict[float, list[nn.Parameter]] = {}
-            for _, parameter in members:
-                by_share.setdefault(shares.get(parameter, 1.0), []).append(parameter)
-            for share, parameters in by_share.items():
+            by_share: dict[tuple[float, bool], list[nn.Parameter]] = {}
+            for _, parameter in members:  # scalars are never sharded, and a fused step takes no mixture
+                by_share.setdefault((shares.get(parameter, 1.0), parameter.dim() == 0), []).append(parameter)
+            for (share, _), parameters in by_share.items():
                 settings.append({"params": parameters, "lr": learning_rate * factor * share, "weight_decay": decay})
     headers = ["pattern", "lr factor", "decay", "tensors", "parameters", "first"]
     logger.info("Optimiser groups:\n%s", tabulate(rows, headers, intfmt=","))
     return torch.optim.AdamW(settings, lr=learning_rate, fused=True)  # fused takes a quarter of the time, on a CPU too
+
+
+def learning_rate(cfg: CfgNode) -> float:
+    """BASE_LR; if LR_BATCH is set, times (IMS_PER_BATCH / LR_BATCH) ** 1 (linear) or ** 0.5 (sqrt)."""
+    powers = {"linear": 1.0, "sqrt": 0.5}
+    if not cfg.SOLVER.LR_BATCH:
+        return cfg.SOLVER.BASE_LR
+    if cfg.SOLVER.LR_RULE not in powers:
+        raise ValueError(f"unknown SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r}: choose one of {', '.join(powers)}")
+    rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.LR_BATCH) ** powers[cfg.SOLVER.LR_RULE]
+    logger.info(
+        "Learning rate %.3g: BASE_LR is for %d images per step, this run has %d",
+        rate,
+        cfg.SOLVER.LR_BATCH,
+        cfg.SOLVER.IMS_PER_BATCH,
+    )
+    return rate
 
 
 def _layer_shares(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:

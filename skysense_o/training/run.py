@@ -31,14 +31,16 @@ from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image
 from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
 from skysense_o.run_lock import run_lock
-from skysense_o.training.checkpointer import RunCheckpointer
+from skysense_o.training.checkpointer import RunCheckpointer, ShardedCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.evaluate import check_tests, evaluate_all, test_sets
-from skysense_o.training.optimizer import build_optimizer
+from skysense_o.training.optimizer import build_optimizer, learning_rate
 from skysense_o.training.record import WandbWriter, plot_metrics, write_run
+from skysense_o.training.sharding import check_sharding, shard, whole_weights
 from skysense_o.training.stopping import StopOnSignal, Stopped
 from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
 from skysense_o.vqa import normalise
+from skysense_o.weight_paths import is_sharded
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
@@ -171,7 +173,7 @@ def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:
         path = find_weights(cfg.MODEL.SEM_SEG_HEAD.SAM_WEIGHTS)
         logger.info("%s: %s", path, load_sam_decoder(model.sem_seg_head, path))
     path = find_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
-    if path and path.is_file():  # a folder was read by the model itself
+    if path and (path.is_file() or is_sharded(path)):  # another folder was read by the model itself
         logger.info("%s: %s", path, load_weights(model, path, allow_missing, cfg.MODEL.IGNORE_UNEXPECTED))
     return model.to(choose_device(cfg.MODEL.DEVICE), memory_format=torch.channels_last)
 
@@ -189,19 +191,24 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
 
 
 def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
+    sharded = cfg.SOLVER.SHARD
+    if sharded:
+        check_sharding(comm.get_world_size(), cfg.SOLVER.PRECISION)
     register_folders(cfg.DATASETS.FOLDERS)  # `check_config` may have run in another process
     training_sets = load_records(cfg)
     fill_known(cfg)
     accelerator = build_accelerator(cfg)
     model = build_model(cfg, cfg.MODEL.ALLOW_MISSING)
+    if sharded:
+        shard(model, accelerator.device)
     optimizer = build_optimizer(model, cfg.SOLVER.GROUPS, learning_rate(cfg), cfg.SOLVER.LAYER_DECAY)
     scheduler = build_lr_scheduler(cfg, optimizer)
     ema = MovingAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {"optimizer": optimizer, "scheduler": scheduler}
     if accelerator.scaler is not None:
         saved["scaler"] = accelerator.scaler
-    kept = cfg.SOLVER.CHECKPOINTS_KEPT
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, kept, **saved)
+    kind, kept = ShardedCheckpointer if sharded else RunCheckpointer, cfg.SOLVER.CHECKPOINTS_KEPT
+    checkpointer = kind(model, cfg.OUTPUT_DIR, model_config(cfg).dump(), ema, kept, **saved)
     start, seed = checkpointer.resume() if resume else 0, max(cfg.SEED, 0)
     if comm.is_main_process():
         data = dict(zip(cfg.DATASETS.TRAIN, training_sets))
@@ -209,9 +216,10 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
         write_run(Path(cfg.OUTPUT_DIR), cfg.dump(), seed, data, start)
     if start >= cfg.SOLVER.MAX_ITER:
         logger.info("All %d steps are done: nothing to train, only to evaluate", cfg.SOLVER.MAX_ITER)
-        with ema.applied() if ema else nullcontext():
+        with ema.applied() if ema else nullcontext(), whole_weights(model):
             return evaluate_all(cfg, model)
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    prepared = accelerator.prepare(optimizer)
+    wrapped = model if sharded else accelerator.prepare(model)
     mapper, skip = MAPPERS[cfg.INPUT.MAPPER](cfg), cfg.DATALOADER.SKIP_BAD
     samples = MixedSamples(training_sets, cfg.DATASETS.WEIGHTS, mapper, seed, skip) if cfg.DATASETS.WEIGHTS else None
     loader = training_loader(
@@ -248,7 +256,8 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
 
 def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numbers: dict[str, float]) -> list:
     def validation() -> dict[str, float]:
-        numbers.update(evaluate_all(cfg, model))
+        with whole_weights(model):
+            numbers.update(evaluate_all(cfg, model))
         return numbers
 
     every = [
@@ -269,23 +278,6 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
             writers.append(WandbWriter(cfg.SOLVER.WANDB, folder, yaml.safe_load(cfg.dump())))
         every.append(hooks.PeriodicWriter(writers, period=period))
     return every
-
-
-def learning_rate(cfg: CfgNode) -> float:
-    """BASE_LR; if LR_BATCH is set, times (IMS_PER_BATCH / LR_BATCH) ** 1 (linear) or ** 0.5 (sqrt)."""
-    powers = {"linear": 1.0, "sqrt": 0.5}
-    if not cfg.SOLVER.LR_BATCH:
-        return cfg.SOLVER.BASE_LR
-    if cfg.SOLVER.LR_RULE not in powers:
-        raise ValueError(f"unknown SOLVER.LR_RULE {cfg.SOLVER.LR_RULE!r}: choose one of {', '.join(powers)}")
-    rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.LR_BATCH) ** powers[cfg.SOLVER.LR_RULE]
-    logger.info(
-        "Learning rate %.3g: BASE_LR is for %d images per step, this run has %d",
-        rate,
-        cfg.SOLVER.LR_BATCH,
-        cfg.SOLVER.IMS_PER_BATCH,
-    )
-    return rate
 
 
 def micro_batch(cfg: CfgNode) -> int:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import nn
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.training.checkpointer import RunCheckpointer
 from skysense_o.training.ema import MovingAverage
+from skysense_o.training.sharding import clip_gradients
 from skysense_o.training.stopping import check_losses, dump
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,8 @@ class Trainer(SimpleTrainer):
     ) -> None:
         """
         Args:
-            model, optimizer: prepared by the accelerator.
+            model: prepared by the accelerator, or sharded.
+            optimizer: prepared by the accelerator.
             loader: not prepared by the accelerator, because its sampler already shards the data.
             accelerator: made by `build_accelerator`.
             clip_norm: maximum norm of the gradient; None: no clipping.
@@ -139,7 +140,8 @@ class Trainer(SimpleTrainer):
                 check_losses(losses, samples, self.iter, self.folder)
                 accelerator.backward(sum(losses.values()))
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
+                    accelerator.unscale_gradients()
+                    norm = clip_gradients(self.model.parameters(), self.clip_norm or float("inf"))
                     if not torch.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
                         raise dump(
                             f"gradient norm {norm} in step {self.iter + 1}", losses, samples, self.iter, self.folder
@@ -189,9 +191,8 @@ class Validate(HookBase):
 
     def before_train(self) -> None:
         """When resuming, read the best metric so far."""
-        path = Path(self.checkpointer.save_dir) / "model_best.pth"
-        if self.trainer.start_iter and path.is_file():
-            self.best = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["best"]
+        if self.trainer.start_iter:
+            self.best = self.checkpointer.best()
 
     def after_step(self) -> None:
         steps = self.trainer.iter + 1
