@@ -14,7 +14,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -112,11 +112,12 @@ class Cluster:
             OSError: the address does not answer.
             ValueError: the cluster has no room for a worker.
         """
-        ray = self._connect()
-        try:
-            yield _Pool(ray, self, load).each
-        finally:
-            ray.shutdown()
+        with redirect_stdout(sys.stderr):  # to which Ray prints about lost workers
+            ray = self._connect()
+            try:
+                yield _Pool(ray, self, load).each
+            finally:
+                ray.shutdown()
 
     def _connect(self):
         """Connect to the cluster -> the module `ray`."""
