@@ -20,8 +20,8 @@ ROOMS = [
     "renamed_keys", "text_files", "config", "byte_cache", "image_io", "device", "parallel", "workers", "best_class",
     "geometry", "clicks", "box_regions", "vocabulary", "text_bank", "modeling", "losses", "published_losses",
     "objective", "partial_losses", "partial_objective", "prompt_objective", "published", "weight_paths",
-    "weight_files", "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data", "inference", "scenes", "evaluation",
-    "training", "interactive", "data_engine", "cli", "__main__",
+    "weight_files", "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data", "inference", "scenes",
+    "evaluation", "training", "interactive", "data_engine", "cli", "__main__",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
 PACKAGE = ROOT / "skysense_o"
