@@ -48,6 +48,7 @@ def cluster():
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # by default workers give way to everything else
+        patch.setenv("RAY_raylet_start_wait_time_s", "180")  # for a busy machine; the default is 30
         head = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         nodes = Nodes(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
