@@ -107,8 +107,8 @@ def _matrix(each: Each, task: Task, title: str, vocabulary: Vocabulary, keep: bo
     total, scores, rows = torch.zeros((task.num_classes, task.num_classes + 1), dtype=torch.int64), {}, {}
     mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
     images = each(partial(_one_image, task, vocabulary, keep), mine, desc=f"{task.name}, {title}")
-    for index, (matrix, rows[index]) in images:
-        scores[index] = segmentation_metrics(matrix)["mIoU"]
+    for index, (matrix, found) in images:
+        scores[index], rows[index] = segmentation_metrics(matrix)["mIoU"], found
         total += matrix
     if comm.get_world_size() > 1:
         total = torch.stack(comm.all_gather(total)).sum(0)

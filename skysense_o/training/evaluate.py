@@ -268,8 +268,8 @@ def _segmentation(
     first = next(iter(results.values()))
     numbers = {key: sum(r[key] for r in results.values()) / len(results) for key in MEANS if key in first}
     if len(results) > 1:
-        each = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
-        logger.info("%s: mean mIoU %.4f over %s", name, numbers["mIoU"], each)
+        listed = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
+        logger.info("%s: mean mIoU %.4f over %s", name, numbers["mIoU"], listed)
     if cfg.TEST.PROMPTS:
         scenes = [partial(evaluation_sample, record, next(iter(vocabularies.values()))) for record in records]
         found = evaluate_prompts(model, scenes, folder / f"{file_stem(name)}_images", each)
