@@ -21,8 +21,8 @@ fi
 if [ $# -gt 0 ]; then
     exec "$python" -m pytest -m "$marks" --cov --cov-report=term:skip-covered "$@"
 fi
-# Each folder of tests has its own process. In a single one, native libraries of one folder's tests (OpenVINO, Ray, GDAL, Chromium's
-# driver, several OpenMP runtimes) met those of another, and after 2,000 tests the process crashed.
+# Each folder of tests has its own process. In a single process for all, a SIGSEGV came after 2,000 tests while it waited for a child
+# (gdb: in wait4, no bad access): one library's signal handler, probably, on a signal stack that another library had taken away.
 status=0
 rm -f .coverage
 for part in tests/*/ "$(echo tests/test_*.py)"; do

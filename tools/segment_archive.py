@@ -18,6 +18,7 @@ from skysense_o.cpu_threads import set_thread_environment
 
 set_thread_environment()  # before torch is imported
 
+from skysense_o.cli.cluster import add_cluster_arguments, cluster_of
 from skysense_o.errors import exit_code
 from skysense_o.vocabulary import Vocabulary
 
@@ -36,16 +37,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--memory", default="2GiB", metavar="SIZE", help="memory per worker, beyond the weights (default: 2GiB)"
     )
-    p.add_argument("--workers", type=int, default=2, help="number of scenes in parallel (default: 2)")
-    p.add_argument("--cpus", type=float, default=1.0, help="CPU cores per worker (default: 1)")
-    p.add_argument("--gpus", type=float, default=0.0, help="GPUs per worker (default: 0)")
-    p.add_argument("--address", metavar="A", help="address of a running Ray cluster (default: this machine)")
+    add_cluster_arguments(p, default="local")
     return p
 
 
 def run() -> int:
     args = parser().parse_args()
-    vocabulary = Vocabulary.parse(args.classes, args.background)
+    args.address = args.address or "local"
+    vocabulary, cluster = Vocabulary.parse(args.classes, args.background), cluster_of(args)
     from skysense_o.image_io import find_images, stems_of
     from skysense_o.inference.segmentation import classes_by_id
     from skysense_o.scenes.georeference import scene_tools
@@ -63,8 +62,7 @@ def run() -> int:
     paths = [Path(os.path.abspath(path)) for path in find_images(args.input)]
     rows = segment_archive(
         list(zip(paths, stems_of(paths))), vocabulary, outputs, SceneOptions(memory=parse_bytes(args.memory)),
-        weights=args.weights, device=args.device, workers=args.workers, cpus=args.cpus, gpus=args.gpus,
-        address=args.address,
+        cluster, weights=args.weights, device=args.device,
     )  # fmt: skip
     for row in rows:
         print("\n".join(row["written"]) if not row["error"] else f"error: {row['error']}", flush=True)

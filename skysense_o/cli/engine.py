@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from skysense_o.cli.cluster import cluster_of
 from skysense_o.cli.engine_arguments import add_engine_arguments
 from skysense_o.data_engine.review import cli as review_cli
 from skysense_o.errors import install_extra
@@ -70,20 +74,40 @@ def _deduplicate(work, args) -> list[str]:
 
 
 def _propose(work, args) -> list[str]:
-    from skysense_o.data_engine.propose import propose, proposer
+    from skysense_o.data_engine.propose import propose
 
     args.method = args.method or ("words" if args.classes or args.dataset else "superpixels")
-    predictor = None if args.method == "sam" else _predictor(args)
-    vocabulary = _vocabulary(args) if args.method == "words" else None
-    find = proposer(
-        args.method, predictor, vocabulary=vocabulary, sam=args.sam, device=_device(args), regions=args.coarse
-    )
-    options = {**_options(args, "method least coarse sam"), "weights": predictor.sha256 if predictor else ""}
-    options["words"] = list(vocabulary.classes) if vocabulary else []
-    with work.step("propose", options, args.restart):
-        errors = propose(work, find, least=args.least)
+    weights = "" if args.method == "sam" else _predictor(args).sha256
+    words = list(_vocabulary(args).classes) if args.method == "words" else []
+    options = {**_options(args, "method least coarse sam"), "weights": weights, "words": words}
+    with _each(args, _proposer) as each, work.step("propose", options, args.restart):
+        errors = propose(work, None, least=args.least, each=each)
     print(f"propose: regions of {len(work.kept()) - len(errors)} tiles")
     return [f"{e['tile']}: {e['error']}" for e in errors]
+
+
+def _proposer(args: Namespace):
+    from skysense_o.data_engine.propose import proposer
+
+    predictor = None if args.method == "sam" else _predictor(args)
+    vocabulary = _vocabulary(args) if args.method == "words" else None
+    return proposer(
+        args.method, predictor, vocabulary=vocabulary, sam=args.sam, device=_device(args), regions=args.coarse
+    )
+
+
+@contextmanager
+def _each(args: Namespace, load: Callable[[Namespace], object]):
+    """Context manager for the loop over tiles: with `load(args)` here, or on each worker of a Ray cluster."""
+    from skysense_o.workers import here
+
+    cluster = cluster_of(args)
+    if cluster is None:
+        yield here(load(args))
+        return
+    plain = {name: value for name, value in vars(args).items() if name != "predictor"}
+    with cluster.each(partial(load, Namespace(**plain))) as each:
+        yield each
 
 
 def _device(args: Namespace) -> str:
@@ -97,37 +121,36 @@ def _name(work, args) -> list[str]:
     from skysense_o.data.relation_graph import load_graph
     from skysense_o.data_engine.name import name_regions
 
-    predictor = _predictor(args)
-    namer, words = _namer(args, predictor)
-    merge = args.synonyms if args.synonyms is not None else (0.85 if namer.free else 2.0)
+    predictor, free = _predictor(args), args.by in ("vlm", "service")
+    words = [] if free else ["|".join(words) for words in _vocabulary(args).phrases]
+    merge = args.synonyms if args.synonyms is not None else (0.85 if free else 2.0)
     graph = load_graph(args.graph) if args.graph else None
     options = {**_options(args, "by vlm vlm_name"), "words": words, "synonyms": merge, "weights": predictor.sha256}
     if args.by == "tower":
         options["tower"] = weights_hash(find_weights(args.tower))
     options["graph"] = Path(args.graph).name if args.graph else ""
-    with work.step("name", options, args.restart):
-        errors = name_regions(work, namer, predictor.model, merge=merge, graph=graph)
+    with _each(args, _namer) as each, work.step("name", options, args.restart):
+        errors = name_regions(work, None, predictor.model, merge=merge, graph=graph, each=each)
     print(f"name: regions of {len(work.kept()) - len(errors)} tiles named")
     return [f"{e['tile']}: {e['error']}" for e in errors]
 
 
-def _namer(args: Namespace, predictor):
+def _namer(args: Namespace):
     from skysense_o.data_engine.namers import TowerNamer, VocabularyNamer
     from skysense_o.data_engine.vlm_namer import VLMNamer, local_model, service
     from skysense_o.inference.classify import load_tower
 
     if args.by == "service":
-        return VLMNamer(service(args.vlm_name)), []
+        return VLMNamer(service(args.vlm_name))
     if args.by == "vlm":
         if args.vlm is None:
             raise ValueError("--by vlm needs --vlm DIR, a folder with an image-text-to-text model of transformers")
-        return VLMNamer(local_model(args.vlm, _device(args))), []
+        return VLMNamer(local_model(args.vlm, _device(args)))
     vocabulary = _vocabulary(args)
-    words = ["|".join(words) for words in vocabulary.phrases]
     if args.by == "tower":
         tower, templates = load_tower(args.tower, args.device)
-        return TowerNamer(tower, vocabulary, templates), words
-    return VocabularyNamer(predictor, vocabulary, args.by), words
+        return TowerNamer(tower, vocabulary, templates)
+    return VocabularyNamer(_predictor(args), vocabulary, args.by)
 
 
 def _review(work, args) -> list[str]:

@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from skysense_o.cli.cluster import add_cluster_arguments
 from skysense_o.data_engine.review import cli as review_cli
 
 
@@ -119,14 +120,14 @@ def _model(p: ArgumentParser) -> None:
 STEPS: dict[str, tuple[str, Iterable[Callable[[ArgumentParser], None]]]] = {
     "collect": ("cut images and rasters into tiles and list them in a catalogue", [_input]),
     "deduplicate": ("leave out near duplicates and images of test sets", [_duplicates, _model]),
-    "propose": ("divide each tile into regions", [_regions, _words, _model]),
-    "name": ("give each region a name, a confidence and candidates", [_naming, _words, _model]),
+    "propose": ("divide each tile into regions", [_regions, _words, _model, add_cluster_arguments]),
+    "name": ("give each region a name, a confidence and candidates", [_naming, _words, _model, add_cluster_arguments]),
     "review": ("let people accept, rename, merge, split or reject regions", [review_cli.add_arguments]),
     "graph": ("score the similarity of all classes from 1 to 10", [_sure, _model]),
     "publish": ("write the data set: images, labels, split, statistics, data sheet", [_sure, _publishing]),
     "all": (
         "run every step except review",
-        [_input, _duplicates, _regions, _naming, _words, _sure, _publishing, _model],
+        [_input, _duplicates, _regions, _naming, _words, _sure, _publishing, _model, add_cluster_arguments],
     ),
 }
 """Name of each step -> its help text and option groups."""

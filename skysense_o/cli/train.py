@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import REMAINDER, ArgumentParser, Namespace
 
+from skysense_o.cli.cluster import add_cluster_arguments, cluster_of
 from skysense_o.shipped_files import find_config
 
 
@@ -12,12 +13,14 @@ def add_train_arguments(p: ArgumentParser) -> None:
     _add_launch_arguments(p)
     p.add_argument("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR")
     p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    add_cluster_arguments(p, "--num-gpus processes")
     _add_changes(p)
 
 
 def add_eval_arguments(p: ArgumentParser) -> None:
     """Add the options of `skysense-o eval`."""
     _add_launch_arguments(p)
+    add_cluster_arguments(p, "--num-gpus processes")
     _add_changes(p)
     p.set_defaults(resume=False, eval_only=True)
 
@@ -43,6 +46,8 @@ def run_train(args: Namespace) -> int:
     if any(word.startswith("--") for word in args.opts):
         flag = next(word for word in args.opts if word.startswith("--"))
         raise ValueError(f"{flag!r} is among the KEY VALUE pairs: put options before them")
+    if cluster_of(args) and not (args.eval_only and args.num_gpus == args.num_machines == 1):
+        raise ValueError("--address and --workers are for --eval-only with --num-gpus 1 and --num-machines 1")
     find_config(args.config_file)
     from skysense_o.cli.train_process import start_training
 

@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
+from skysense_o.cli.cluster import cluster_of
 from skysense_o.config import default_config, merge_file
 from skysense_o.cpu_threads import available_cores
 from skysense_o.errors import TRACEBACK, is_expected
@@ -92,7 +93,7 @@ def _main(args: Namespace, cfg) -> None:
         # More threads than cores would only wait for each other.
         torch.set_num_threads(max(1, available_cores() // comm.get_local_size()))
     _start_logging(cfg, args)
-    numbers = evaluate_run(cfg) if args.eval_only else train(cfg, args.resume)
+    numbers = evaluate_run(cfg, cluster_of(args)) if args.eval_only else train(cfg, args.resume)
     if comm.is_main_process():
         for name in test_sets(cfg)[0]:
             known = ("mIoU", "fwIoU", "pACC", "top1", "text_R@1", "image_R@1", "model/overall", "model/human")

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from skysense_o.data.relation_graph import RelationGraph
 from skysense_o.data_engine.namers import TOP, Namer
 from skysense_o.data_engine.synonyms import synonyms
-from skysense_o.data_engine.work_folder import WorkFolder, read_json, write_json
+from skysense_o.data_engine.work_folder import WorkFolder, each_tile, read_json, write_json
 from skysense_o.errors import file_error
+from skysense_o.workers import Each, here
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def name_regions(
-    work: WorkFolder, namer: Namer, model: nn.Module, *, merge: float = 2.0, graph: RelationGraph | None = None
+    work: WorkFolder,
+    namer: Namer | None,
+    model: nn.Module,
+    *,
+    merge: float = 2.0,
+    graph: RelationGraph | None = None,
+    each: Each | None = None,
 ) -> list[dict]:
     """Name the regions of each kept tile that has no names yet, then merge synonyms over all tiles.
 
@@ -28,6 +34,7 @@ def name_regions(
         model: a SkySenseO; its text tower measures how similar names are.
         merge: names whose text embeddings have at least this cosine are synonyms; above 1 merges none.
         graph: relation graph that can prevent a merge, see `synonyms`.
+        each: workers that hold a namer of their own; None: the tiles are done here, with `namer`.
 
     Returns:
         {"tile", "error"} for each tile that could not be named; a later call tries it again.
@@ -37,19 +44,21 @@ def name_regions(
     """
     if not (work / "regions").is_dir():
         raise FileNotFoundError(f"no regions in {work.folder}: run propose first")
-    errors, rows = [], work.kept()
-    for row in tqdm(rows, unit="tile", desc="name"):
-        path = work / f"names/{row['tile']}.json"
-        if path.is_file():
-            continue
-        try:
-            regions = namer(work.image(row), work.regions(row["tile"]))
-        except Exception as error:  # one bad tile does not end the batch
-            errors.append({"tile": row["tile"], "error": file_error(error, row["tile"])})
-            continue
-        write_json(path, [_entry(k, candidates[:TOP]) for k, candidates in enumerate(regions, 1)])
+    rows = work.kept()
+    todo = [row for row in rows if not (work / f"names/{row['tile']}.json").is_file()]
+    errors = each_tile(each or here(namer), partial(_name_tile, work), todo, "name")
     merge_synonyms(work, [row["tile"] for row in rows], model, merge, graph)
     return errors
+
+
+def _name_tile(work: WorkFolder, namer: Namer, row: dict) -> str:
+    try:
+        regions = namer(work.image(row), work.regions(row["tile"]))
+    except Exception as error:  # one bad tile does not end the batch
+        return file_error(error, row["tile"])
+    entries = [_entry(k, candidates[:TOP]) for k, candidates in enumerate(regions, 1)]
+    write_json(work / f"names/{row['tile']}.json", entries)
+    return ""
 
 
 def _entry(region: int, candidates: list[tuple[str, float]]) -> dict:

@@ -30,13 +30,7 @@ REGION_BATCH = 32
 
 
 class Namer(Protocol):
-    """The interface of all namers.
-
-    Attributes:
-        free: the names are free text rather than classes of a vocabulary, so synonyms have to be merged.
-    """
-
-    free: bool
+    """The interface of all namers."""
 
     def __call__(self, rgb: np.ndarray, regions: np.ndarray) -> list[list[tuple[str, float]]]:
         """Name the regions of an image.
@@ -63,8 +57,6 @@ class VocabularyNamer:
     Raises:
         ValueError: `by` is neither "features" nor "masks".
     """
-
-    free = False
 
     def __init__(
         self, predictor: Predictor, vocabulary: Vocabulary, by: Literal["features", "masks"] = "masks"
@@ -97,8 +89,6 @@ class TowerNamer:
         vocabulary: the classes; background classes are never given.
         templates: prompt templates of the text embeddings.
     """
-
-    free = False
 
     def __init__(self, tower: nn.Module, vocabulary: Vocabulary, templates: Sequence[str]) -> None:
         self.tower, self.vocabulary = tower.eval(), vocabulary

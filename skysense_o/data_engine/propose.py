@@ -6,18 +6,19 @@ Shape letters: K masks, H W pixels, h w grid.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from skysense_o.data_engine.partition import paint_masks, tidy
-from skysense_o.data_engine.work_folder import WorkFolder, write_map
+from skysense_o.data_engine.work_folder import WorkFolder, each_tile, write_map
 from skysense_o.errors import file_error
 from skysense_o.inference.automatic_masks import generate_masks
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.whole_files import write_json
+from skysense_o.workers import Each, here
 
 if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
@@ -84,13 +85,14 @@ def by_clicks(predictor: Predictor, rgb: np.ndarray) -> tuple[np.ndarray, np.nda
     return paint_masks(masks, np.array([p.iou_pred for p in proposals]), rgb.shape[:2])
 
 
-def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]:
+def propose(work: WorkFolder, find: Proposer | None, *, least: int = 100, each: Each | None = None) -> list[dict]:
     """Write the regions of each kept tile that has none yet.
 
     Args:
         work: the work folder, after step "collect".
         find: divides an image into regions, see `proposer`.
         least: smallest region in pixels; smaller regions join the neighbour with the longest shared border.
+        each: workers that hold a `find` of their own; None: the tiles are done here, with `find`.
 
     Returns:
         {"tile", "error"} for each tile that could not be read.
@@ -100,21 +102,19 @@ def propose(work: WorkFolder, find: Proposer, *, least: int = 100) -> list[dict]
     """
     if least < 1:
         raise ValueError(f"--least {least} is out of range: at least 1 pixel")
-    errors = []
-    for row in tqdm(work.kept(), unit="tile", desc="propose"):
-        done = work / f"regions/{row['tile']}.json"
-        if done.is_file():
-            continue
-        try:
-            rgb = work.image(row)
-            labels, score = find(rgb)
-            regions = tidy(labels, least)
-        except Exception as error:  # one bad tile does not end the batch
-            errors.append({"tile": row["tile"], "error": file_error(error, row["tile"])})
-            continue
-        write_map(work / f"regions/{row['tile']}.png", regions)
-        write_json(done, described(regions, score))
-    return errors
+    rows = [row for row in work.kept() if not (work / f"regions/{row['tile']}.json").is_file()]
+    return each_tile(each or here(find), partial(_propose_tile, work, least), rows, "propose")
+
+
+def _propose_tile(work: WorkFolder, least: int, find: Proposer, row: dict) -> str:
+    try:
+        labels, score = find(work.image(row))
+        regions = tidy(labels, least)
+    except Exception as error:  # one bad tile does not end the batch
+        return file_error(error, row["tile"])
+    write_map(work / f"regions/{row['tile']}.png", regions)
+    write_json(work / f"regions/{row['tile']}.json", described(regions, score))
+    return ""
 
 
 def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:

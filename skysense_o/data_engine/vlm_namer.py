@@ -42,8 +42,6 @@ Answer = tuple[str, float]
 class VLMNamer:
     """Shows each region, outlined in red, to a model that answers in free text."""
 
-    free = True
-
     def __init__(self, ask: Callable[[Image.Image, str], Answer]) -> None:
         self.ask = ask
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from PIL import Image
 from skysense_o.image_io import read_image
 from skysense_o.run_lock import run_lock
 from skysense_o.whole_files import full_disk_told, whole, write_json
+from skysense_o.workers import Each
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,6 +142,17 @@ class WorkFolder:
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: run propose first")
         return read_map(path)
+
+
+def each_tile(each: Each, function: Callable[[Any, dict], str], rows: list[dict], step: str) -> list[dict]:
+    """Call function(model, row) for the catalogue rows of tiles; it returns an error of this tile, or "".
+
+    Returns:
+        {"tile", "error"} for each tile with an error, or whose worker was lost; sorted by tile.
+    """
+    done = each(function, rows, desc=step, unit="tile", lost=lambda row, reason: reason)
+    errors = [{"tile": row["tile"], "error": error} for row, error in done if error]
+    return sorted(errors, key=lambda error: error["tile"])
 
 
 def read_json(path: Path):

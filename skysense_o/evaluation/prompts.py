@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from skysense_o.inference.drawing import color_labels
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.sample import IGNORE, Sample
 from skysense_o.whole_files import whole
+from skysense_o.workers import Each, here
 
 logger = logging.getLogger(__name__)
 CLICKS = 5
@@ -26,7 +28,10 @@ MAX_PARTS = 8  # maximum number of components per image; the largest ones are ev
 
 @torch.no_grad()
 def evaluate_prompts(
-    model: nn.Module, samples: Iterable[Callable[[], Sample]], folder: Path | None = None
+    model: nn.Module,
+    samples: Sequence[Callable[[], Sample]],
+    folder: Path | None = None,
+    each: Each | None = None,
 ) -> dict[str, float]:
     """Evaluate the connected components of each class, with simulated clicks and with boxes (Kirillov et al. 2023).
 
@@ -36,6 +41,7 @@ def evaluate_prompts(
         model: a SkySenseO that takes prompts.
         samples: functions that return a Sample with `sem_seg`; they are split across processes.
         folder: an image with the masks of the first sample is written to it; None: no image.
+        each: workers that hold such a model; None: the images are evaluated here.
 
     Returns:
         Means over components, without ignored pixels: click1, click5 and box, the IoU after one click, five clicks and
@@ -44,18 +50,11 @@ def evaluate_prompts(
     """
     was_training = model.training
     model.eval()
-    rows: list[dict[str, float]] = []
-    for index, load in enumerate(samples):
-        if index % comm.get_world_size() != comm.get_rank():
-            continue
-        sample = load()
-        results, masks = _one_image(model, sample)
-        rows += results
-        if index == 0 and folder and masks:
-            with whole(folder / "prompts.jpg") as part:
-                _image(sample, masks).save(part, format="JPEG", quality=88)
+    mine = range(comm.get_rank(), len(samples), comm.get_world_size())
+    found = dict((each or here(model))(partial(_one_sample, samples, folder), mine, desc="clicks and boxes"))
     model.train(was_training)
-    rows = [row for part in comm.all_gather(rows) for row in part]
+    found = {index: rows for part in comm.all_gather(found) for index, rows in part.items()}
+    rows = [row for index in sorted(found) for row in found[index]]
     if not rows:
         return {}
     numbers = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
@@ -65,6 +64,19 @@ def evaluate_prompts(
 
 
 Masks = list[tuple[np.ndarray, np.ndarray]]  # (a component, the mask that is predicted from the component's box) pairs
+
+
+@torch.no_grad()
+def _one_sample(
+    samples: Sequence[Callable[[], Sample]], folder: Path | None, model: nn.Module, index: int
+) -> list[dict[str, float]]:
+    """The rows of one sample; of the first one also the image."""
+    sample = samples[index]()
+    rows, masks = _one_image(model, sample)
+    if index == 0 and folder and masks:
+        with whole(folder / "prompts.jpg") as part:
+            _image(sample, masks).save(part, format="JPEG", quality=88)
+    return rows
 
 
 def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]], Masks]:

@@ -9,14 +9,15 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from detectron2.utils import comm
 from tabulate import tabulate
-from tqdm import tqdm
 
 from skysense_o.vqa.vqa_model import VQAModel, normalise
+from skysense_o.workers import Each, here
 
 logger = logging.getLogger(__name__)
 BATCH = 16  # images
@@ -89,6 +90,7 @@ def evaluate_questions(
     read: Callable[[dict], np.ndarray],
     training: Sequence[dict],
     seed: int = 0,
+    each: Each | None = None,
 ) -> tuple[dict[str, float], list[dict]]:
     """Evaluate a VQA model and the two baselines on all questions. The images are split across processes.
 
@@ -98,6 +100,7 @@ def evaluate_questions(
         read: record -> image, uint8 (H,W,3) RGB.
         training: records for the question-only baseline.
         seed: seed of the shuffled images.
+        each: workers that hold such a model; None: the questions are asked here.
 
     Returns:
         numbers: accuracies "model/<type>", "question_only/<type>" and "shuffled/<type>". Beside the question types
@@ -114,29 +117,40 @@ def evaluate_questions(
         by_image[record["file_name"]].append(index)
     files = _shuffled(list(by_image), seed)
     mine = np.array_split(np.arange(len(files)), comm.get_world_size())[comm.get_rank()]
-    for first in tqdm(range(0, len(mine), BATCH), desc="questions", disable=not comm.is_main_process()):
-        chosen = mine[first : first + BATCH]
-        needed = {files[j % len(files)] for i in chosen for j in (i, i + 1)}
-        images = {f: torch.from_numpy(read(records[by_image[f][0]]).copy()).permute(2, 0, 1) for f in needed}
-        pairs = [
-            (i, index) for i in chosen for index in by_image[files[i]]
-        ]  # (index of the image, index of the record)
-        own = [images[files[i]] for i, _ in pairs]
-        others = [images[files[(i + 1) % len(files)]] for i, _ in pairs]
-        questions = [records[index]["question"] for _, index in pairs]
-        predictions = vqa_model.answer([*own, *others], [*questions, *questions])
-        for (_, index), model, shuffled in zip(pairs, predictions, predictions[len(pairs) :]):
+    batches = [mine[first : first + BATCH] for first in range(0, len(mine), BATCH)]
+    ask = partial(_answers, records, dict(by_image), files, read)
+    for _, answers in (each or here(vqa_model))(ask, batches, desc="questions", unit="batch"):
+        for index, model, shuffled in answers:
             record = records[index]
-            answers = {"model": model, "question_only": lookup(record), "shuffled": shuffled}
+            predictions = {"model": model, "question_only": lookup(record), "shuffled": shuffled}
             row = {key: record[key] for key in ("file_name", "question", "answer")}
             human = record.get("kind") == "human"
-            rows.append({"number": index, **row, "kind": kind_of(record), "human": human, "predictions": answers})
+            rows.append({"number": index, **row, "kind": kind_of(record), "human": human, "predictions": predictions})
     rows = sorted((row for part in comm.all_gather(rows) for row in part), key=lambda row: row["number"])
     numbers = {
         f"{name}/{key}": share for name in rows[0]["predictions"] for key, share in accuracy_by_kind(rows, name).items()
     }
     logger.info("%d questions\n%s", len(rows), question_table(numbers))
     return numbers, rows
+
+
+def _answers(
+    records: Sequence[dict],
+    by_image: dict[str, list[int]],
+    files: list[str],
+    read: Callable[[dict], np.ndarray],
+    vqa_model: VQAModel,
+    chosen: np.ndarray,
+) -> list[tuple[int, str, str]]:
+    """For each question about the chosen images: its index, and the answers for its image and for the next one."""
+    needed = {files[j % len(files)] for i in chosen for j in (i, i + 1)}
+    images = {f: torch.from_numpy(read(records[by_image[f][0]]).copy()).permute(2, 0, 1) for f in needed}
+    pairs = [(i, index) for i in chosen for index in by_image[files[i]]]  # (index of the image, index of the record)
+    own = [images[files[i]] for i, _ in pairs]
+    others = [images[files[(i + 1) % len(files)]] for i, _ in pairs]
+    questions = [records[index]["question"] for _, index in pairs]
+    answers = vqa_model.answer([*own, *others], [*questions, *questions])
+    return [(index, *both) for (_, index), both in zip(pairs, zip(answers, answers[len(pairs) :]))]
 
 
 def accuracy_by_kind(rows: Sequence[dict], source: str) -> dict[str, float]:

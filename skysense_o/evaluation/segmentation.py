@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from skysense_o.evaluation.figures import write_confusion
 from skysense_o.evaluation.images import side_by_side
@@ -23,6 +23,7 @@ from skysense_o.inference.drawing import Color
 from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.whole_files import whole
+from skysense_o.workers import Each, here
 
 logger = logging.getLogger(__name__)
 MEANS = (
@@ -67,7 +68,9 @@ class Task:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) -> dict[str, dict]:
+def evaluate(
+    model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary], each: Each | None = None
+) -> dict[str, dict]:
     """Evaluate a model on one data set, once per vocabulary.
 
     Args:
@@ -75,6 +78,7 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
             because a trainer may run the forward in half precision; the evaluation always uses full precision.
         task: the data set and the protocol.
         vocabularies: title -> vocabulary with C classes in the order of the class ids, then background words.
+        each: workers that hold such a model; None: the images are evaluated here.
 
     Returns:
         title -> metrics (see `segmentation_metrics`), the same on all processes.
@@ -84,12 +88,12 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
     results = {}
     for title, vocabulary in vocabularies.items():
         first = title == next(iter(vocabularies))
-        matrix, scores = _matrix(model, task, title, vocabulary, first)
+        matrix, scores = _matrix(each or here(model), task, title, vocabulary, first)
         results[title] = segmentation_metrics(matrix, task.background)
         if comm.is_main_process():
             classes = vocabulary.classes[: task.num_classes]
             path = task.folder / f"{task.name}_{title.replace(' ', '_')}_confusion"
-            write_confusion(path, matrix.cpu().numpy(), classes)
+            write_confusion(path, matrix.numpy(), classes)
             logger.info("%s, vocabulary: %s\n%s", task.name, title, metrics_table(results[title], classes))
             if first and task.images:
                 _sheets(model, task, vocabulary, scores)
@@ -98,33 +102,39 @@ def evaluate(model: nn.Module, task: Task, vocabularies: dict[str, Vocabulary]) 
     return results
 
 
-def _matrix(
-    model: nn.Module, task: Task, title: str, vocabulary: Vocabulary, keep: bool
-) -> tuple[Tensor, dict[int, float]]:
-    """The confusion matrix (C,C+1) of all processes, on the device, and index of an image -> mIoU of that image."""
-    total = torch.zeros((task.num_classes, task.num_classes + 1), dtype=torch.int64, device=model.device)
-    scores, rows = {}, []
+def _matrix(each: Each, task: Task, title: str, vocabulary: Vocabulary, keep: bool) -> tuple[Tensor, dict[int, float]]:
+    """The confusion matrix (C,C+1) of all processes, and index of an image -> mIoU of that image."""
+    total, scores, rows = torch.zeros((task.num_classes, task.num_classes + 1), dtype=torch.int64), {}, {}
     mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
-    for index in tqdm(mine, desc=f"{task.name}, {title}", unit="image", disable=not comm.is_main_process()):
-        sample = task.samples[index](vocabulary)
-        prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
-        matrix = confusion(sample["sem_seg"], prediction, task.num_classes, IGNORE)
-        scores[index] = segmentation_metrics(matrix)["mIoU"]
+    images = each(partial(_one_image, task, vocabulary, keep), mine, desc=f"{task.name}, {title}")
+    for index, (matrix, found) in images:
+        scores[index], rows[index] = segmentation_metrics(matrix)["mIoU"], found
         total += matrix
-        if keep and task.predictions:
-            labels, name = prediction.cpu().numpy(), sample["file_name"]
-            if "coco" in task.predictions:
-                rows += as_coco(name, labels, task.num_classes)
-            if "png" in task.predictions:  # the name includes the index, because files of one set may have equal names
-                folder = task.folder / f"{task.name}_predictions"
-                save_png(folder / f"{index:05d}_{Path(name).stem}.png", labels, list(task.colors))
     if comm.get_world_size() > 1:
-        total = torch.stack([part.to(model.device) for part in comm.all_gather(total.cpu())]).sum(0)
+        total = torch.stack(comm.all_gather(total)).sum(0)
         scores = {index: score for part in comm.all_gather(scores) for index, score in part.items()}
-        rows = [row for part in comm.gather(rows) for row in part]
+        rows = {index: found for part in comm.gather(rows) for index, found in part.items()}
     if keep and "coco" in task.predictions and comm.is_main_process():
-        write_coco(task.folder / f"{task.name}_predictions" / "sem_seg_predictions.json", rows)
+        in_order = [row for index in sorted(rows) for row in rows[index]]
+        write_coco(task.folder / f"{task.name}_predictions" / "sem_seg_predictions.json", in_order)
     return total, scores
+
+
+@torch.no_grad()
+def _one_image(
+    task: Task, vocabulary: Vocabulary, keep: bool, model: nn.Module, index: int
+) -> tuple[Tensor, list[dict]]:
+    """The confusion matrix of one image, and its entries for COCO; writes its PNG."""
+    sample, rows = task.samples[index](vocabulary), []
+    prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
+    if keep and task.predictions:
+        labels, name = prediction.cpu().numpy(), sample["file_name"]
+        if "coco" in task.predictions:
+            rows = as_coco(name, labels, task.num_classes)
+        if "png" in task.predictions:  # the name includes the index, because files of one set may have equal names
+            folder = task.folder / f"{task.name}_predictions"
+            save_png(folder / f"{index:05d}_{Path(name).stem}.png", labels, list(task.colors))
+    return confusion(sample["sem_seg"], prediction, task.num_classes, IGNORE).cpu(), rows
 
 
 def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[int, float]) -> None:

@@ -19,6 +19,7 @@ from skysense_o.evaluation.metrics import wilson
 from skysense_o.inference.classify import BATCH, class_scores, image_vectors, text_vectors
 from skysense_o.text_files import read_lines
 from skysense_o.vocabulary import Vocabulary
+from skysense_o.workers import Each, here
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def evaluate_pairs(
     side: int,
     figure: Path | None = None,
     flips: bool = False,
+    each: Each | None = None,
 ) -> dict:
     """Evaluate classification of records with a "label", and retrieval of records with captions.
 
@@ -53,6 +55,7 @@ def evaluate_pairs(
         side: images are resized to this square, in pixels, if the tower has no `scene_side`.
         figure: path of the confusion matrix, without suffix; None: not written.
         flips: average the embeddings of an image, its three rotations by 90 degrees, and the mirror images of these.
+        each: workers that hold such a model; None: the images are encoded here.
 
     Returns:
         Classification: top1 with its 95 % interval top1_low and top1_high (Wilson), top5, chance (1/C), and per_class,
@@ -61,7 +64,7 @@ def evaluate_pairs(
     """
     was_training = model.training
     model.eval()
-    images = _images(model.tower, records, read, model.tower.scene_side or side, flips)
+    images = _images(each or here(model), model.tower, records, read, side, flips)
     numbers: dict = {}
     if "label" in records[0]:
         truth = torch.tensor([r["label"] for r in records], device=images.device)
@@ -129,17 +132,27 @@ def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
     return {f"R@{k}": float(hits[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
 
 
-def _images(tower: nn.Module, records: Sequence[dict], read: Callable, side: int, flips: bool) -> Tensor:
+def _images(each: Each, tower: nn.Module, records: Sequence[dict], read: Callable, side: int, flips: bool) -> Tensor:
     """Unit vectors (N,D) of all images, which are split across processes."""
     mine = range(comm.get_rank(), len(records), comm.get_world_size())
     vectors = torch.zeros((len(records), tower.dim), device=tower.pixel_mean.device)
-    for first in range(0, len(mine), BATCH):
-        chosen = list(mine[first : first + BATCH])
-        images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
-        vectors[chosen] = image_vectors(tower, images)
-        if flips:
-            others = [image_vectors(tower, [symmetry(image) for image in images]) for symmetry in SYMMETRIES]
-            vectors[chosen] = F.normalize(vectors[chosen] + sum(others), dim=-1)
+    batches = [list(mine[first : first + BATCH]) for first in range(0, len(mine), BATCH)]
+    for chosen, found in each(partial(_vectors, records, read, side, flips), batches, desc="images", unit="batch"):
+        vectors[chosen] = found.to(vectors)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(vectors)
     return vectors
+
+
+@torch.no_grad()
+def _vectors(
+    records: Sequence[dict], read: Callable, side: int, flips: bool, model: nn.Module, chosen: list[int]
+) -> Tensor:
+    """Unit vectors (K,D) of K images."""
+    side = model.tower.scene_side or side
+    images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
+    vectors = image_vectors(model.tower, images)
+    if flips:
+        others = [image_vectors(model.tower, [symmetry(image) for image in images]) for symmetry in SYMMETRIES]
+        vectors = F.normalize(vectors + sum(others), dim=-1)
+    return vectors.cpu()

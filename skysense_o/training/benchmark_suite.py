@@ -8,14 +8,17 @@ import logging
 import platform
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
+from torch import nn
 
 from skysense_o.checkpoint import find_weights, weights_hash
 from skysense_o.config import model_config
@@ -26,19 +29,38 @@ from skysense_o.training.evaluate import WORDS_AND_IMAGES, evaluate_set, file_st
 from skysense_o.training.record import git_state, manifest, versions
 from skysense_o.training.run import build_model
 from skysense_o.training.trainer import peak_memory
+from skysense_o.vqa import VQAModel
 from skysense_o.whole_files import write_text
+from skysense_o.workers import Cluster
 
 logger = logging.getLogger(__name__)
 CHANGES_NOTHING = ("IMAGES", "EVAL_PERIOD")
 
 
-def evaluate_run(cfg: CfgNode) -> dict[str, float]:
+class Models:
+    """The models of a config, each of them built when it is first needed."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return build_model(self.cfg).eval()
+
+    @cached_property
+    def vqa_model(self) -> VQAModel:
+        vqa_model = vqa_model_of(self.cfg, self.model)
+        return vqa_model.eval() if isinstance(vqa_model, nn.Module) else vqa_model
+
+
+def evaluate_run(cfg: CfgNode, cluster: Cluster | None = None) -> dict[str, float]:
     """Evaluate a model on each test set and write `inference/<data set>.json` and `results.md`, `.csv`, `.json`.
 
     A data set that was already evaluated with the same weights, data and protocol is read from its file instead.
 
     Args:
         cfg: the run's config.
+        cluster: a Ray cluster whose workers share the images; None: the processes of this run share them.
 
     Returns:
         "<data set>/<metric>" -> value.
@@ -47,33 +69,36 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
     names, left_out = test_sets(cfg)
     for name, reason in left_out.items():
         logger.info("left out: %s: %s", name, reason)
-    model, vqa_model, results = None, None, []
+    models, each, results = Models(cfg), None, []
     hashes = {
         key: weights_hash(find_weights(value)) if value else None
         for key, value in (("weights", cfg.MODEL.WEIGHTS), ("answerer", cfg.MODEL.VQA.WEIGHTS))
     }
-    for name in names:
-        path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
-        records = records_of(name, cfg.DATALOADER.SKIP_BAD)
-        inputs = _inputs(cfg, name, records, hashes)
-        done = _read_back(path, inputs["key"])
-        if done:
-            logger.info("%s: already evaluated with the same weights, data and protocol, read from %s", name, path)
-            results.append(done)
-            continue
-        model = build_model(cfg) if model is None else model
-        if task_of(name) == "vqa" or (cfg.MODEL.VQA.WEIGHTS and task_of(name) in WORDS_AND_IMAGES):
-            vqa_model = vqa_model or vqa_model_of(cfg, model)
-        begun = time.perf_counter()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        body = evaluate_set(cfg, model, name, vqa_model)
-        record = _record(cfg, inputs, time.perf_counter() - begun, peak_memory(model.tower.pixel_mean.device))
-        facts = {"data_set": name, "row": _row(name), "task": task_of(name), "items": len(records)}
-        results.append({**facts, **body, "key": inputs["key"], "record": record})
-        if comm.is_main_process():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(without_nan(results[-1]), indent=1))
+    with ExitStack() as stack:
+        for name in names:
+            path = Path(cfg.OUTPUT_DIR) / "inference" / f"{file_stem(name)}.json"
+            records = records_of(name, cfg.DATALOADER.SKIP_BAD)
+            inputs = _inputs(cfg, name, records, hashes)
+            done = _read_back(path, inputs["key"])
+            if done:
+                logger.info("%s: already evaluated with the same weights, data and protocol, read from %s", name, path)
+                results.append(done)
+                continue
+            if cluster and each is None:  # only now: all data sets may be read back
+                each = stack.enter_context(cluster.each(partial(Models, cfg)))
+            needs_answers = task_of(name) == "vqa" or (cfg.MODEL.VQA.WEIGHTS and task_of(name) in WORDS_AND_IMAGES)
+            vqa_model = models.vqa_model if needs_answers else None
+            model, begun = models.model, time.perf_counter()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            body = evaluate_set(cfg, model, name, vqa_model, each)
+            memory = peak_memory(model.tower.pixel_mean.device)
+            record = _record(cfg, inputs, time.perf_counter() - begun, memory, cluster)
+            facts = {"data_set": name, "row": _row(name), "task": task_of(name), "items": len(records)}
+            results.append({**facts, **body, "key": inputs["key"], "record": record})
+            if comm.is_main_process():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(without_nan(results[-1]), indent=1))
     if comm.is_main_process():
         text = write_tables(Path(cfg.OUTPUT_DIR), results, left_out)
         logger.info("%s/results.md\n%s", cfg.OUTPUT_DIR, text)
@@ -117,7 +142,7 @@ def _read_back(path: Path, key: str) -> dict | None:
     return body
 
 
-def _record(cfg: CfgNode, inputs: dict, seconds: float, memory: float) -> dict:
+def _record(cfg: CfgNode, inputs: dict, seconds: float, memory: float, cluster: Cluster | None) -> dict:
     """The record to reproduce a result: command, inputs, versions, machine, run time, peak memory in GiB."""
     cuda = torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
     return {
@@ -132,7 +157,7 @@ def _record(cfg: CfgNode, inputs: dict, seconds: float, memory: float) -> dict:
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
             "gpu": torch.cuda.get_device_name() if cuda else None,
-            "processes": comm.get_world_size(),
+            "processes": cluster.workers if cluster else comm.get_world_size(),
             "threads": torch.get_num_threads(),
         },
         "seconds": round(seconds, 1),

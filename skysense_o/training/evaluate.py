@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from skysense_o.text_files import read_json_file
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.vqa import VQAModel
 from skysense_o.whole_files import write_text
+from skysense_o.workers import Each
 
 logger = logging.getLogger(__name__)
 WORDS_AND_IMAGES = ("classification", "image-text")
@@ -178,12 +180,15 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     return numbers
 
 
-def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel | None = None) -> dict:
+def evaluate_set(
+    cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel | None = None, each: Each | None = None
+) -> dict:
     """Evaluate one data set; files are written to OUTPUT_DIR/inference.
 
     Args:
         name: name of the data set.
         vqa_model: the model for questions; None: see `vqa_model_of`.
+        each: workers that hold these models as attributes `model` and `vqa_model`; None: the images are evaluated here.
 
     Returns:
         {"numbers": metric -> 0..1, ...} with more keys by task. Metrics: see `segmentation_metrics` (with several
@@ -192,15 +197,14 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
     records, folder = records_of(name, cfg.DATALOADER.SKIP_BAD), Path(cfg.OUTPUT_DIR) / "inference"
     task = task_of(name)
     if task == "segmentation":
-        return _segmentation(cfg, model, name, records, folder)
+        return _segmentation(cfg, model, name, records, folder, _with("model", each))
     if task == "vqa":
         who = vqa_model or vqa_model_of(cfg, model)
         was_training = getattr(who, "training", False)
         if isinstance(who, nn.Module):
             who.eval()
-        numbers, rows = evaluate_questions(
-            who, records, read_record_image, training_questions(cfg, name), max(cfg.SEED, 0)
-        )
+        training, seed = training_questions(cfg, name), max(cfg.SEED, 0)
+        numbers, rows = evaluate_questions(who, records, read_record_image, training, seed, _with("vqa_model", each))
         if isinstance(who, nn.Module):
             who.train(was_training)
         if comm.is_main_process():
@@ -216,15 +220,36 @@ def evaluate_set(cfg: CfgNode, model: nn.Module, name: str, vqa_model: VQAModel 
         (vocabulary,) = evaluation_vocabularies(cfg, load_classes(table), name).values()
     templates = read_templates(cfg.TEST.TEMPLATES) if cfg.TEST.TEMPLATES else cfg.MODEL.TEMPLATES
     figure = folder / f"{file_stem(name)}_confusion"
-    encoder = vqa_model if vqa_model is not None and task in ABLE.get(type(vqa_model).__name__, ()) else model
+    encodes = vqa_model is not None and task in ABLE.get(type(vqa_model).__name__, ())
     numbers = evaluate_pairs(
-        encoder, records, read_record_image, vocabulary, templates, cfg.INPUT.CROP_SIZE, figure, cfg.TEST.FLIPS
+        vqa_model if encodes else model,
+        records,
+        read_record_image,
+        vocabulary,
+        templates,
+        cfg.INPUT.CROP_SIZE,
+        figure,
+        cfg.TEST.FLIPS,
+        _with("vqa_model" if encodes else "model", each),
     )
     per_class = numbers.pop("per_class", None)
     return {"numbers": numbers, **({"per_class": per_class, "templates": list(templates)} if per_class else {})}
 
 
-def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict], folder: Path) -> dict:
+def _with(name: str, each: Each | None) -> Each | None:
+    """The workers of `evaluate_set`, for functions that take one of their models."""
+    if each is None:
+        return None
+    return lambda function, items, **options: each(partial(_call_with, name, function), items, **options)
+
+
+def _call_with(name: str, function: Callable, models: object, item: object) -> object:
+    return function(getattr(models, name), item)
+
+
+def _segmentation(
+    cfg: CfgNode, model: nn.Module, name: str, records: list[dict], folder: Path, each: Each | None
+) -> dict:
     table_name = MetadataCatalog.get(name).class_table
     table, protocol = load_classes(table_name), Protocol.from_config(cfg)
     vocabularies = evaluation_vocabularies(cfg, table, table_name)
@@ -239,15 +264,15 @@ def _segmentation(cfg: CfgNode, model: nn.Module, name: str, records: list[dict]
         cfg.TEST.IMAGES,
         tuple(cfg.TEST.PREDICTIONS),
     )
-    results = evaluate(model, task, asked)
+    results = evaluate(model, task, asked, each)
     first = next(iter(results.values()))
     numbers = {key: sum(r[key] for r in results.values()) / len(results) for key in MEANS if key in first}
     if len(results) > 1:
-        each = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
-        logger.info("%s: mean mIoU %.4f over %s", name, numbers["mIoU"], each)
+        listed = ", ".join(f"{title} {r['mIoU']:.4f}" for title, r in results.items())
+        logger.info("%s: mean mIoU %.4f over %s", name, numbers["mIoU"], listed)
     if cfg.TEST.PROMPTS:
         scenes = [partial(evaluation_sample, record, next(iter(vocabularies.values()))) for record in records]
-        found = evaluate_prompts(model, scenes, folder / f"{file_stem(name)}_images")
+        found = evaluate_prompts(model, scenes, folder / f"{file_stem(name)}_images", each)
         numbers.update({f"prompt_{key}": value for key, value in found.items()})
     words = {title: list(v.phrases) for title, v in asked.items()}
     return {"numbers": numbers, "results": results, "words": words}

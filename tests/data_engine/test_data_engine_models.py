@@ -168,7 +168,6 @@ def test_a_service_names_regions(server):
     namer = VLMNamer(service("some-model"))
     named = namer(np.zeros((40, 80, 3), np.uint8), regions)
     assert named == [[("harbour", pytest.approx(np.exp(-0.2), abs=1e-4))], [("ship", 0.5)], []]
-    assert namer.free
     request = server.requests[0]
     assert request["model"] == "some-model"
     text, image = request["messages"][0]["content"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,8 @@ def test_a_damaged_member_of_a_zip_is_told_and_the_others_are_prepared(tmp_path,
 
 def test_a_ray_worker_gives_each_scene_its_own_error(tmp_path, monkeypatch):
     pytest.importorskip("rasterio", reason='pip install -e ".[geo]"')
-    from skysense_o.scenes import run as run_module
+    from skysense_o.scenes import ray_archive
     from skysense_o.scenes.options import SceneOptions, SceneOutputs
-    from skysense_o.scenes.ray_archive import SceneWorker
 
     errors = {
         "b.tif": ZeroDivisionError("of a library"),
@@ -148,15 +148,14 @@ def test_a_ray_worker_gives_each_scene_its_own_error(tmp_path, monkeypatch):
             raise errors[path.name]
         return [outputs.folder / f"{outputs.stem}_labels.tif"], []
 
-    monkeypatch.setattr(run_module, "run_scene", run_scene)
-    worker = object.__new__(SceneWorker)  # the model is not needed
-    worker.predictor, worker.vocabulary = None, None
-    worker.outputs, worker.options = SceneOutputs(tmp_path, ("geotiff",)), SceneOptions()
+    monkeypatch.setattr(ray_archive, "run_scene", run_scene)
+    outputs = SceneOutputs(tmp_path, ("geotiff",))
+    one = partial(ray_archive.segment_one, None, outputs, SceneOptions(), None)  # the model is not needed
     rows = [{"path": str(tmp_path / f"{name}.tif"), "stem": name} for name in "abcd"]
     with pytest.raises(ZeroDivisionError):
-        worker(rows[1])
+        one(rows[1])
     monkeypatch.delenv("SKYSENSE_O_TRACEBACK")
-    done = [worker(row) for row in rows]
+    done = [one(row) for row in rows]
     assert done[0] == {**rows[0], "written": [str(tmp_path / "a_labels.tif")], "error": ""}
     assert [row["written"] for row in done[1:]] == [[], [], []]
     assert done[1]["error"].startswith("b.tif: unexpected ZeroDivisionError: of a library")

@@ -56,9 +56,7 @@ def command(work, *words) -> None:
 
 
 class Said:
-    """A free-text namer that gives the names in its list, in turn."""
-
-    free = True
+    """A namer that gives the names in its list, in turn."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
