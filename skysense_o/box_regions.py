@@ -42,6 +42,11 @@ class BoxRegions:
         self.size = size or label_maps[0].shape
         self.maps = [(labels, *_connected(labels)) for labels in label_maps]
 
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays, for the memory they take."""
+        return [array for arrays in self.maps for array in arrays]
+
     def mask(self, box: Sequence[float]) -> np.ndarray | None:
         """The region that a box is drawn around.
 

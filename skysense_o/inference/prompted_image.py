@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,6 +58,7 @@ class PromptedImage:
             valid: bool (H,W), which pixels have data; None for all. It is only stored.
         """
         self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid
+        self.box_regions: box_regions.BoxRegions | None = None  # made by the first box
         with precision():
             self.image_embedding, self.dense, transforms = model.embed_images([torch.tensor(rgb).permute(2, 0, 1)])
         (self.transform,) = transforms
@@ -118,18 +118,20 @@ class PromptedImage:
         points, labels, box = self._check(points, labels, box)
         logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
         own = self.has_region_vectors and self.model.box_regions  # SAM 3 was trained with boxes
-        region = self._box_regions.mask(box.tolist()) if own and not len(points) else None
+        region = self._box_region(box.tolist()) if own and not len(points) else None
         if region is not None:
             return region, float(iou_pred[0].clamp(0, 1))
         mask = (self.to_image(logits)[0] > 0).cpu().numpy()
         return parts_at(mask, points[labels == 1].int().tolist()), float(iou_pred[0].clamp(0, 1))
 
-    @cached_property
-    def _box_regions(self) -> box_regions.BoxRegions:
+    def _box_region(self, box: Sequence[float]) -> np.ndarray | None:
+        if self.box_regions is not None:
+            return self.box_regions.mask(box)
         scale = min(1.0, box_regions.LONGEST / max(self.size))
         size = tuple(max(1, round(side * scale)) for side in self.size)
         maps = (self.predict_text(Vocabulary.of(classes), "labels", size)["labels"] for classes in box_regions.CLASSES)
-        return box_regions.BoxRegions([labels.cpu().numpy() for labels in maps], self.size)
+        self.box_regions = box_regions.BoxRegions([labels.cpu().numpy() for labels in maps], self.size)
+        return self.box_regions.mask(box)
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,11 @@ class Session(Closable):
         seen, image, found = self.seen, self.image, self.found
         kept = [self.proposal_labels, self.region and self.region.mask, *self.examples.values()]
         kept += [image and image.rgb, image and image.valid, found and found.labels, found and found.score]
-        kept += [seen and seen.dense, seen and seen.image_embedding]
+        kept += [
+            seen and seen.dense,
+            seen and seen.image_embedding,
+            *(seen.box_regions.arrays if seen and seen.box_regions else ()),
+        ]
         return sum(_nbytes(value) for value in kept)
 
     @property

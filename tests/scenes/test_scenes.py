@@ -372,7 +372,8 @@ def test_no_seams_on_a_real_scene(mini):
     """Labels change more often at borders of windows without overlap; the overlap removes 90 % of that excess.
 
     Changes are counted relative to those of the whole scene predicted in one window, so the content of the scene
-    cancels out. Only lines on the grid of 16 pixels are compared.
+    cancels out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because a scene
+    has only ten such borders: one direction alone deviates by up to 30 % by chance, in both directions.
     """
     with rasterio.open(SHARED / REAL[1]) as file:
         pixels = file.read([1, 2, 3])
@@ -381,6 +382,7 @@ def test_no_seams_on_a_real_scene(mini):
     window = 256  # the default overlap is a quarter; windows of 128 pixels have too few borders to compare
     for overlap in (64, 0):
         tiled, _ = segment_array(pixels, DUBAI, mini.model, window=window, overlap=overlap)
+        counts = np.zeros(4)
         for axis in (0, 1):
             mine, its = ((np.diff(x.astype(int), axis=axis) != 0).sum(axis=1 - axis) for x in (tiled, whole))
             line = np.arange(1, len(mine) + 1)
@@ -388,11 +390,11 @@ def test_no_seams_on_a_real_scene(mini):
             border = (line % (window - overlap) == 0) | ((line - overlap) % (window - overlap) == 0) & (line > overlap)
             other = (line % 16 == 0) & ~border & inside
             border &= inside
-            excess[overlap, axis] = (mine[border].sum() / its[border].sum()) / (mine[other].sum() / its[other].sum())
-    print("changes at borders relative to elsewhere, by overlap and axis:", excess)
-    assert min(excess[0, 0], excess[0, 1]) > 1.25, "the test can tell"
-    for axis in (0, 1):
-        assert excess[64, axis] - 1 < 0.1 * (excess[0, axis] - 1)
+            counts += [mine[border].sum(), its[border].sum(), mine[other].sum(), its[other].sum()]
+        excess[overlap] = (counts[0] / counts[1]) / (counts[2] / counts[3])
+    print("changes at borders relative to elsewhere, by overlap:", excess)
+    assert excess[0] > 1.25, "the test can tell"
+    assert excess[64] - 1 < 0.1 * (excess[0] - 1)
 
 
 def test_without_gdal_images_work_and_scenes_say_what_to_install(tmp_path):
