@@ -372,8 +372,8 @@ def test_no_seams_on_a_real_scene(mini):
     """Labels change more often at borders of windows without overlap; the overlap removes 90 % of that excess.
 
     Changes are counted relative to those of the whole scene predicted in one window, so the content of the scene
-    cancels out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because a scene
-    has only ten such borders: one direction alone deviates by up to 30 % by chance, in both directions.
+    cancels out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because this
+    scene has only ten such borders: one direction alone deviates by 30 % either way by chance.
     """
     with rasterio.open(SHARED / REAL[1]) as file:
         pixels = file.read([1, 2, 3])
