@@ -110,7 +110,7 @@ class Page:
         return {"images": images, "current": visitor.current, "notice": DROPPED if dropped else None}
 
     def familiar(self, words: Sequence[str]) -> dict[str, str]:
-        """Word -> a sentence, for each word that is no training word, or is far from all of them."""
+        """Word -> a warning, for each word that the model was not trained on."""
         told = {}
         for word in dict.fromkeys(words):
             for sentence in self.predictor.unfamiliar(Vocabulary.of([word])):

@@ -78,7 +78,7 @@ def _local(item: Path, href: str) -> Path:
 
 
 def check_stac() -> None:
-    """Check that items can be written.
+    """Check that the packages for writing STAC items are installed.
 
     Raises:
         ModuleNotFoundError: pystac or jsonschema is not installed.

@@ -1,7 +1,0 @@
-"""Command lines: `skysense-o`, and what demo/demo.py and the scripts in tools/ call."""
-
-from skysense_o.cpu_threads import set_thread_environment
-from skysense_o.memory_limit import check_memory_limit
-
-set_thread_environment()  # before a command imports torch
-check_memory_limit()  # torch would fail with a traceback

@@ -1,1 +1,0 @@
-"""The table of data sets: one DatasetSpec each, in one file per task."""

@@ -1,1 +1,0 @@
-"""Label images made of boxes, points and scene classes."""

@@ -1,1 +1,0 @@
-"""People decide on regions: the page, the log of decisions, agreement, exchange with other programs."""

@@ -1,1 +1,0 @@
-"""Inference: from an image and classes to masks, and to files."""

@@ -1,1 +1,0 @@
-"""Optimiser, trainer, hooks and evaluation of a run."""
