@@ -30,7 +30,7 @@ class SceneContents:
 
 @dataclass(frozen=True)
 class Concepts:
-    """K concepts: their names and words, and yes, no or unknown for each pair."""
+    """K concepts with names and words. `says[a, b]`: is a pixel of concept a also one of b? Yes, no or unknown."""
 
     names: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]

@@ -69,7 +69,8 @@ class _Pieces:
         self.columns: list[np.ndarray] = []
         self.edges: list[np.ndarray] = []
         self.count = 0
-        self.last: tuple[np.ndarray, np.ndarray] | None = None  # labels and pieces of the last row
+        # Labels and piece numbers of the bottom row of the band before.
+        self.last: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(
         self, labels: np.ndarray, score: np.ndarray, has_regions: np.ndarray, top: int, areas: PixelAreas
