@@ -211,8 +211,7 @@ class GDALImage:
         """The factor for values of fewer than 8 bits, and whether 0 means white."""
         structure = self.file.tags(self.bands[0], ns="IMAGE_STRUCTURE")
         bits = int(structure.get("NBITS", 8))
-        tiff = self.file.driver == "GTiff"  # the other formats have no such tag, and reading it can take long
-        inverted = tiff and self.file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and self.palette is None
+        inverted = self.file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and self.palette is None
         return (255 // (2**bits - 1) if self.dtype == np.uint8 and bits < 8 and self.palette is None else 1), inverted
 
     def _extra_alpha(self) -> int | None:

@@ -96,12 +96,12 @@ class PromptedImage:
         points: Sequence[Sequence[float]] = (),
         labels: Sequence[int] = (),
         box: Sequence[float] | None = None,
-    ) -> tuple[np.ndarray, float]:
+    ) -> tuple[np.ndarray, float | None]:
         """Predict the mask of one object from points, a box or both.
 
         With foreground points, only those connected parts of the mask are returned that contain a foreground point: a
         click means one object. With a box alone, a model with MODEL.SEM_SEG_HEAD.BOX_REGIONS returns the region of its
-        label maps that fits the box best (`BoxRegions`), with the predicted IoU of its decoder's mask as an estimate.
+        label maps that fits the box best, see `BoxRegions`.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -109,18 +109,18 @@ class PromptedImage:
             box: half-open XYXY, in pixels of the image.
 
         Returns:
-            Mask bool (H,W), and the IoU that the model predicts for it, 0..1.
+            Mask bool (H,W), and the IoU that the model predicts for it, 0..1; None for a region of the label maps.
 
         Raises:
             ValueError: the weights were trained without prompts; neither points nor a box; not one label per point; a
                 point or box outside the image; an empty box.
         """
         points, labels, box = self._check(points, labels, box)
+        if self.has_region_vectors and self.model.box_regions and not len(points):  # SAM 3 was trained with boxes
+            region = self._box_region(box.tolist())
+            if region is not None:
+                return region, None
         logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
-        own = self.has_region_vectors and self.model.box_regions  # SAM 3 was trained with boxes
-        region = self._box_region(box.tolist()) if own and not len(points) else None
-        if region is not None:
-            return region, float(iou_pred[0].clamp(0, 1))
         mask = (self.to_image(logits)[0] > 0).cpu().numpy()
         return parts_at(mask, points[labels == 1].int().tolist()), float(iou_pred[0].clamp(0, 1))
 

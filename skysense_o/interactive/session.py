@@ -184,7 +184,7 @@ class Session(Closable):
         return bool(self._before)
 
     def _with_point(self, x: float, y: float, inside: bool) -> Prompt:
-        old = self.region.prompt if self.region is not None and self.region.iou_pred is not None else Prompt()
+        old = self.region.prompt if self.region is not None else Prompt()
         return Prompt((*old.points, (x, y)), (*old.labels, int(inside)), old.box)
 
     def _select(self, prompt: Prompt) -> Region:
@@ -195,7 +195,7 @@ class Session(Closable):
 
     def _predict(self, prompt: Prompt) -> tuple[np.ndarray, float | None]:
         """Mask and predicted IoU; see `Region`."""
-        if self.seen.takes_prompts or prompt.box is None:
+        if self.seen.takes_prompts or prompt.points:
             return self.seen.prompt(prompt.points, prompt.labels, prompt.box)
         return self.seen.box_mask(prompt.box), None
 

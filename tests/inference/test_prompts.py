@@ -8,6 +8,7 @@ import torch
 from conftest import draw_scene, small_config
 
 from skysense_o import Predictor
+from skysense_o.box_regions import CLASSES
 from skysense_o.clicks import box_between, box_from_mask, components, corrective, middle
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.prompts import evaluate_prompts
@@ -308,6 +309,22 @@ def test_an_image_is_encoded_once_for_several_prompts(monkeypatch):
     predictor.set_image(image[:30])
     again, _ = encoded.prompt([(10, 20), (60, 40)], [1, 0])
     assert (again == mask).all()
+
+
+def test_a_box_selects_a_region_of_the_label_maps_if_the_config_says_so():
+    torch.manual_seed(0)
+    cfg = prompt_config()
+    cfg.MODEL.SEM_SEG_HEAD.BOX_REGIONS = True
+    encoded = Predictor(SkySenseO(cfg)).set_image(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    box = (5, 5, 40, 40)
+    mask, iou_pred = encoded.prompt(box=box)
+    assert iou_pred is None, "the model predicts none for a region of a label map"
+    maps = [encoded.predict_text(Vocabulary.of(words), "labels")["labels"].numpy() for words in CLASSES]
+    assert any(len(np.unique(labels[mask])) == 1 for labels in maps), "all of one class"
+    assert (mask & encoded.box_mask(box) == mask).all()
+    again, iou_pred = encoded.prompt([(10, 20)], [1], box)
+    assert 0 <= iou_pred <= 1, "with a click, the decoder answers"
+    assert (again != mask).any()
 
 
 @pytest.mark.parametrize(

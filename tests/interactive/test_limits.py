@@ -152,7 +152,8 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     image = OpenedImage(draw_scene(np.random.default_rng(0), 200, 300)[0], "town.png")
     session = Session(mini, image, tmp_path / "session")
     session.segment(["water"])
-    session.draw_box(10, 10, 90, 60)  # the first click or box computes image features once, so do this before measuring
+    session.draw_box(10, 10, 90, 60)  # the first box and the first click compute more of the image, before measuring
+    session.click(20, 20)
     session.clear()
     few = session.nbytes
     session.segment([f"class {i}" for i in range(31)])

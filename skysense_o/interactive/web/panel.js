@@ -64,10 +64,10 @@ export function drawRegion(region, on) {
   const section = $("#region");
   section.hidden = !region;
   if (!region) { section.replaceChildren(); return; }
-  const quality = region.iou_pred == null ? "the box itself" : `predicted IoU ${region.iou_pred.toFixed(2)}`;
+  const quality = region.iou_pred == null ? "" : `, predicted IoU ${region.iou_pred.toFixed(2)}`;
   const names = region.names.map(([name, cosine]) => element("li", {}, element("span", {}, name), element("span", {}, cosine.toFixed(3))));
   const parts = [
-    element("div", {}, element("b", {}, "Region"), `: ${size(region.pixels, region.area_m2)}, ${quality}`),
+    element("div", {}, element("b", {}, "Region"), `: ${size(region.pixels, region.area_m2)}${quality}`),
     names.length ? element("small", {}, "Most similar classes, by cosine") : null,
     names.length ? element("ol", { aria: { label: "Most similar classes and their cosines" } }, ...names) : null,
     element("div", { className: "row" },
