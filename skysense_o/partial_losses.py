@@ -1,6 +1,7 @@
 """Training losses for partial labels. Shape letters: B images, T phrases, V label values, H W pixels.
 
-A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each phrase and pixel. UNKNOWN is not a negative: it adds nothing.
+A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each phrase and pixel. UNKNOWN (and MAYBE,
+see sample.py) is not a negative: it adds nothing.
 If every target is known, each loss here equals the loss in `losses.py`.
 """
 

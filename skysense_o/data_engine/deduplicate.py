@@ -190,7 +190,7 @@ def near_vectors(vectors: np.ndarray, distance: float, exact: int = EXACT) -> li
     Args:
         vectors: float32 (N,D), unit length.
         distance: largest 1 - cosine.
-        exact: with more vectors than this the search is approximate.
+        exact: largest number of vectors for an exact search; above it the search is approximate.
 
     Returns:
         (i, j, 1 - cosine) with j < i.

@@ -140,7 +140,7 @@ class MapView:
         """One tile: uint8 (256,256,4) RGBA; None where the scene has no pixel.
 
         Raises:
-            ValueError: there is no such tile.
+            ValueError: zoom, column or row is out of range.
         """
         if not (0 <= zoom <= 30 and 0 <= column < 2**zoom and 0 <= row < 2**zoom):
             raise ValueError(f"tile {zoom}/{column}/{row} is out of range")

@@ -156,7 +156,7 @@ class CostAggregationHead(MaskDecoder):
         return logits.new_full((*text.shape[:2], *logits.shape[2:]), NOT_SCORED).index_copy(1, kept, logits)
 
     def _can_win(self, correlation: Tensor, valid: Tensor) -> Tensor:
-        """Indices of phrases whose cosine comes within `prune` of the best cosine in some cell; for one image."""
+        """For one image: indices of the phrases whose cosine is within `prune` of the best in at least one cell."""
         cosine = correlation[0].mean(dim=1).masked_fill(~valid[0, :, None, None], float("-inf"))
         return (cosine >= cosine.amax(0) - self.prune).flatten(1).any(1).nonzero()[:, 0]
 

@@ -96,7 +96,7 @@ class Tower(nn.Module):
         recompute_layers(module for layer in self.layers()[1:] for module in layer)
 
     def prepare_inference(self) -> None:
-        """Rewrite layers of a loaded tower for speed, with the same results up to rounding.
+        """Replace layers of a loaded tower by faster ones, with the same results up to rounding.
 
         Afterwards the tower neither trains nor fits a checkpoint. Calling this method twice is allowed.
         """

@@ -4,7 +4,7 @@ Shape letters: B images, T phrases, P templates, D embedding, h w grid, H W fine
 
 Steps, each with its source: subtract the global token from the features (Li et al. 2025, SegEarth-OV), average cells
 that a self-supervised ViT finds similar (Lan et al. 2024, ProxyCLIP), upsample along the image's edges (Kopf et al.
-2007), softmax over the phrases. The attention that computes the features is set at the tower: MODEL.TOWER.OPEN_CLIP.
+2007), softmax over the phrases. MODEL.TOWER.OPEN_CLIP chooses the attention that computes the features.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class TrainingFreeHead(MaskDecoder):
 class Affinity(nn.Module):
     """Replace each cell by the mean of the cells that a self-supervised ViT (DINOv2, DINOv3) finds similar.
 
-    Weights: softmax of scale * (cosine - shift * mean cosine) over the cell itself and all cells where this is >= 0.
+    Let s = scale * (cosine - shift * m), where m is the mean cosine of all pairs of cells of the image. The weights are
+    the softmax of s over the cell itself and all cells with s >= 0.
     """
 
     def __init__(

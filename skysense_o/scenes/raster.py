@@ -1,6 +1,6 @@
 """Georeferenced rasters of any size, read window by window.
 
-Shape letters: H W pixels of the raster, h w pixels as the model sees them. Both are equal unless the raster is
+Shape letters: H W pixels of the raster, h w pixels as the model sees them. H W and h w are equal unless the raster is
 resampled to another ground sampling distance.
 """
 

@@ -78,7 +78,9 @@ class _Pieces:
         """Find the pieces of the next band.
 
         Args:
-            labels, score: (rows,W). has_regions: bool per id. top: the first row of the band.
+            labels, score: (rows,W).
+            has_regions: bool per class id, whether its regions are wanted.
+            top: the first row of the band.
 
         Returns:
             int32 (rows,W), number of the piece per pixel, from 1; 0 for classes without regions.

@@ -238,7 +238,9 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     )
     numbers: dict[str, float] = {}
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
-    trainer.register_hooks([StopOnSignal(checkpointer, accelerator.device)])  # last: the metrics are written first
+    trainer.register_hooks(
+        [StopOnSignal(checkpointer, accelerator.device)]
+    )  # last, so that the metrics are written before
     wrapped.train()
     stopped = None
     try:

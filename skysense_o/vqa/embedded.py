@@ -1,6 +1,6 @@
 """Visual question answering without a language model: question and image -> scores over a list of answers.
 
-Shape letters: B images, A answers, D embedding, N grid cells of the image, G cells of the counter, M numbers.
+Shape letters: B images, A answers, D embedding, N grid cells of the image.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ def decoder(pad_len: int, templates: int = 1, changes: dict | None = None) -> Co
         dim=40, pyramid_channels=(20, 12), pyramid_guidance=(20, 12), templates=templates, pad_len=pad_len,
         max_classes=pad_len, **HEAD,
     )  # fmt: skip
-    # The stored arrays lack the guidance projections, because the published code has them outside the aggregator.
+    # tests/reference has no weights for `pyramid_guidance`: in the published code, these projections are outside the
+    # module whose weights were stored.
     head.pyramid_guidance = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
     state = {**stored("aggregator"), **(changes or {})}
     published = {name: published_name(f"sem_seg_head.{name}").split("transformer.")[1] for name in head.state_dict()}

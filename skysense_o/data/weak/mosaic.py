@@ -1,4 +1,4 @@
-"""Scene mosaics: parts of images with different scene classes in one image, so that a scene class has a mask.
+"""Scene mosaics: parts of images with different scene classes in one image, so that each scene class has a mask.
 
 After Mosaic (Bochkovskiy et al. 2020) and ClassMix (Olsson et al. 2021).
 """

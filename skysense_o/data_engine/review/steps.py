@@ -184,7 +184,7 @@ class ReviewActions:
         """Handle typed text: the number of a region to choose or to merge into, or the corners of a box to split off.
 
         Raises:
-            ValueError: not the numbers that the mode needs.
+            ValueError: the text does not have the numbers that the mode needs.
         """
         count = 4 if mode == SPLIT else 1
         words = (text or "").replace(",", " ").split()
