@@ -7,8 +7,8 @@ python datasets/prepare_fbp.py --source Five-Billion-Pixels
     Image__8bit_NirRGB/GF2_PMS1__*.tif                      four bands; the first (near infrared) is dropped
     Annotation__index/GF2_PMS1__*_24label.png               0 unlabelled, 1 industrial area ... 24 airport
 
-Layout and ids: the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html). Windows and split are ours:
-val is every fifth scene, or the scenes in --val-list.
+Source of layout and ids: the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html).
+Windows and split are ours: val is every fifth scene, or the scenes in --val-list.
 """
 
 import sys

@@ -7,8 +7,8 @@ python datasets/prepare_loveda.py --source Train.zip Val.zip
     {Train,Val}/{Rural,Urban}/masks_png/0.png     0 no data, 1 background, 2 building ... 7 agriculture
 
 Labels keep their values, as with mmsegmentation's converter, so folders that it made can be used too. Our loader
-subtracts one and ignores 0. Layout and values: torchgeo's documentation of LoveDA. Labels of the test split are not
-public.
+subtracts one and ignores 0. Source of layout and values: torchgeo's documentation of LoveDA. Labels of the test
+split are not public.
 """
 
 import sys

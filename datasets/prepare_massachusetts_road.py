@@ -6,7 +6,7 @@ python datasets/prepare_massachusetts_road.py --source massachusetts
     {train,valid,test}/sat/10078660_15.tiff     {train,valid,test}/map/10078660_15.tif     0, 255
     Kaggle's copy: tiff/train/10078660_15.tiff  tiff/train_labels/10078660_15.tif (val, test alike)
 
-Layout: the publisher's page (cs.toronto.edu/~vmnih/data). Areas outside of the imagery are
+Source of layout: the publisher's page (cs.toronto.edu/~vmnih/data). Areas outside of the imagery are
 white and have no labels. White areas of 2,500 or more connected pixels are ignored.
 """
 

@@ -7,7 +7,7 @@ python datasets/prepare_oem.py --source OpenEarthMap_wo_xBD
     OpenEarthMap_wo_xBD/<region>/labels/<region>_<n>.tif     0 unlabelled, 1 bareland ... 8 building
     OpenEarthMap_wo_xBD/train.txt, val.txt                   one file name per line
 
-Layout: the readme of the download. Images of xBD are in train.txt and val.txt but not in the download; they
+Source of layout: the readme of the download. Images of xBD are in train.txt and val.txt but not in the download; they
 are left out. Labels of the test split are not public.
 """
 

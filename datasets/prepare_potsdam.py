@@ -9,8 +9,9 @@ python datasets/prepare_potsdam.py --source Potsdam --bands irrg       # the spl
     5_Labels_all_noBoundary.zip   top_potsdam_2_10_label_noBoundary.tif
     or 5_Labels_all.zip           top_potsdam_2_10_label.tif
 
-zipped (also all in one Potsdam.zip) or unpacked. Files and colours: torchgeo's documentation of Potsdam2D; split and
-windows: mmsegmentation's converter, 24 tiles and 3,456 windows for training, 14 and 2,016 for validation.
+zipped (also all in one Potsdam.zip) or unpacked. File names and colours are taken from torchgeo's documentation of
+Potsdam2D, split and windows from mmsegmentation's converter: 24 tiles (3,456 windows) for training, 14 tiles (2,016
+windows) for validation.
 """
 
 import sys

@@ -6,8 +6,8 @@ python datasets/prepare_spacenet_road.py --source SN3_roads        # unpacked: t
     AOI_2_Vegas/PS-RGB/SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif                16 bits, georeferenced
     AOI_2_Vegas/geojson_roads/SN3_roads_train_AOI_2_Vegas_geojson_roads_img1.geojson    (or geojson_roads_speed)
 
-Layout: torchgeo's documentation of SpaceNet3. Each 16-bit image is stretched from its 2nd to its 98th percentile.
-Lines are drawn 4 m wide, as in the challenge. Every tenth image of a city is val.
+Source of layout: torchgeo's documentation of SpaceNet3. Each 16-bit image is stretched from its 2nd to its 98th
+percentile. Lines are drawn 4 m wide, as in the challenge. Every tenth image of a city is val.
 """
 
 import sys

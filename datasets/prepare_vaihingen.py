@@ -8,8 +8,8 @@ python datasets/prepare_vaihingen.py --source Vaihingen
     else ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip      top_mosaic_09cm_area1.tif
 
 zipped or unpacked. The first zip also contains labels with the same file names (gts_for_participants), so images are
-only taken from `top`. Files and colours: torchgeo's documentation of Vaihingen2D; split and windows: mmsegmentation's
-converter, 344 windows for training, 398 for validation.
+only taken from `top`. File names and colours are taken from torchgeo's documentation of Vaihingen2D, split and
+windows from mmsegmentation's converter: 344 windows for training, 398 for validation.
 """
 
 import sys

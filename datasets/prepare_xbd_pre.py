@@ -7,7 +7,8 @@ python datasets/prepare_xbd_pre.py --source xview2
     {train,tier3,test,hold}/labels/guatemala-volcano_00000000_pre_disaster.json
         {"features": {"xy": [{"wkt": "POLYGON ((x y, ...), (hole), ...)", "properties": {...}}, ...]}}
 
-Layout and form: the challenge's page (xview2.org/dataset) and baseline (github.com/DIUx-xView/xView2_baseline).
+Sources of layout and form: the challenge's page (xview2.org/dataset) and its baseline
+(github.com/DIUx-xView/xView2_baseline).
 """
 
 import sys

@@ -283,7 +283,7 @@ def _merge(cfg: CfgNode, read: Callable[[], dict], where: str) -> None:
         cfg.merge_from_other_cfg(CfgNode(with_new_names(read())))
     except FileNotFoundError:
         raise
-    except Exception as error:  # for a tree of the wrong shape, yacs raises many kinds of errors
+    except Exception as error:  # yacs raises many kinds of errors for a YAML with the wrong nesting
         reason = message(error) or type(error).__name__
         raise ValueError(f"config {where}: {reason}; see skysense_o/config.py") from error
 

@@ -96,7 +96,7 @@ class Objective:
             samples: B, for their classes and visual similarity.
             sem_seg: (B,H,W) padded labels.
             logits: (B,T,h',w').
-            presence: (B,T) logits, or None.
+            presence: (B,T) logits of whether each class occurs in the image; None if the decoder gives none.
             text: (B,T,P,D) unit vectors.
             valid: (B,T) bool, False for padding.
             regions: returns (B,T,D) region features; called only if a term needs them.

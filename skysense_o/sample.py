@@ -1,4 +1,4 @@
-"""The inputs and outputs of the model, which all parts share."""
+"""Types of the model's inputs and outputs, used by all parts of the package."""
 
 from __future__ import annotations
 

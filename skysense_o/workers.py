@@ -50,7 +50,7 @@ class Each(Protocol):
 
         Args:
             function: what it returns must be small; an error that it raises ends the loop.
-            items: the items.
+            items: each is passed to `function` as its second argument.
             desc, unit: of the progress bar.
             lost: (item, reason) -> the result of an item whose worker is lost ATTEMPTS times; None: OSError is raised.
         """

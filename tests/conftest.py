@@ -70,7 +70,7 @@ def mini():
 
 @pytest.fixture(scope="session")
 def words_only():
-    """Return a predictor with the shipped model without the parts for clicks and boxes."""
+    """Return a predictor whose model is the shipped one, with the parts for clicks and boxes removed."""
     from skysense_o import Predictor
 
     predictor = Predictor.from_pretrained("mini", device="cpu")

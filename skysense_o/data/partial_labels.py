@@ -21,7 +21,7 @@ NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_c
 
 
 COMMON = ("vegetation", "tree", "grass", "bare land", "water", "building", "road", "paved area")
-"""Common land cover. In a set with a single labelled class, each other pixel shows one of these concepts."""
+"""Common land cover. In a set with a single labelled class, every pixel outside that class shows one of these."""
 CANDIDATES = 4
 """Number of common land-cover concepts in a sample's vocabulary."""
 

@@ -30,7 +30,7 @@ def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dic
         tile -> "train" or "val".
 
     Raises:
-        ValueError: share out of range, or not a regular expression.
+        ValueError: `share` is out of range, or `group` is not a valid regular expression.
     """
     if not 0 <= share < 1:
         raise ValueError(f"--val {share} is out of range: at least 0 and below 1")

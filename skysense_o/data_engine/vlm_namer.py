@@ -1,6 +1,6 @@
 """Region names from a vision-language model (VLM): a local one, run by transformers, or a service behind HTTP.
 
-The service must offer the chat completions interface. The environment variables SKYSENSE_O_VLM_URL and
+The service must offer OpenAI's chat completions interface. The environment variables SKYSENSE_O_VLM_URL and
 SKYSENSE_O_VLM_KEY hold its address and its key.
 """
 

@@ -127,7 +127,7 @@ def _add_pages(app: FastAPI, page: Page) -> None:
 
 
 def _add_requests(app: FastAPI, page: Page, queue: JobQueue) -> None:
-    """Add requests that take time: each answer is a stream of JSON lines, see `JobQueue.stream`."""
+    """Add the routes of requests that take time. Each answer is a stream of JSON lines, see `JobQueue.stream`."""
 
     def stream(request: Request, callback: Callable[[], dict], after: Callable[[], None] = lambda: None):
         async def lines():

@@ -54,7 +54,7 @@ class MiniTower(Tower):
         image = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4))
         if cfg.MODEL.TOWER.PRETRAINED:
             missing = image.load_state_dict(_lite0_state(), strict=False).missing_keys
-            assert not missing, f"the feature extractor's names differ from the classifier's: {missing[:3]}"
+            assert not missing, f"the classifier's weights lack parameters of the feature extractor: {missing[:3]}"
         text, tokenizer = load_minilm()
         return {
             "image": image,

@@ -63,7 +63,9 @@ class Regions:
 
 
 class _Pieces:
-    """The pieces of all bands so far: their sums and boxes, and which pieces touch across the border of two bands."""
+    """The pieces found so far: class, pixels, area, sum of scores and box of each, and the pairs of pieces that touch
+    across the border of two bands.
+    """
 
     def __init__(self) -> None:
         self.columns: list[np.ndarray] = []

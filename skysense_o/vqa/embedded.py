@@ -86,8 +86,8 @@ class EmbeddedVQA(nn.Module):
             input_side = tower.input_size or side
             if input_side % tower.divisor:  # points are fractions of the image, cells are fractions of the padded image
                 raise ValueError(
-                    f"MODEL.VQA.SIDE {side} with COUNTING: this tower needs a multiple of {tower.divisor}, such as"
-                    f" {max(1, round(side / tower.divisor)) * tower.divisor}"
+                    f"with MODEL.VQA.COUNTING, the side of the image is {input_side}, but this tower needs a multiple"
+                    f" of {tower.divisor}: set MODEL.VQA.SIDE to {max(1, round(side / tower.divisor)) * tower.divisor}"
                 )
             with torch.no_grad():  # a trial run that gives the number of channels; also works on the meta device
                 features = tower.encode_image(

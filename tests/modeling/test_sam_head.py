@@ -72,7 +72,7 @@ def test_prompts_for_a_decoder_without_them_are_an_error(head, features):
 
 
 def test_ten_classes_cost_little_more_than_one():
-    """At the real size, ten classes cost less than 1.1 times the FLOPs of one, as the image is refined only once."""
+    """With the real sizes, ten classes take less than 1.1 times the FLOPs of one: they share the image features."""
     head = SAMMaskHead(dim=384, pyramid_channels=(96, 96), width=256, depth=2, heads=8, mlp=2048, shared=5)
     pyramid = (torch.randn(1, 96, 64, 64), torch.randn(1, 96, 128, 128))
     features = Features(torch.randn(1, 384, 32, 32), pyramid, torch.randn(1, 384))

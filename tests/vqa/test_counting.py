@@ -237,7 +237,7 @@ def test_features_do_not_depend_on_the_batch(cars):
 def test_a_side_that_needs_padding_is_an_error(cars):
     cfg = counting_config(cars)
     cfg.MODEL.VQA.SIDE = 72
-    with pytest.raises(ValueError, match="VQA.SIDE 72 with COUNTING: this tower needs a multiple of 32, such as 64"):
+    with pytest.raises(ValueError, match="is 72, but this tower needs a multiple of 32: set MODEL.VQA.SIDE to 64"):
         EmbeddedVQA(cfg)
 
 
