@@ -152,7 +152,7 @@ WEAK: tuple[DatasetSpec, ...] = (
             folder=folder,
             class_file="land_shapes",
             index=f"{source}_land.jsonl",
-            images="images",
+            images="train" if source == "resisc" else "images",
             image_suffix=".jpg",
             splits={"train": "*"},
             homepage=homepage,
@@ -206,6 +206,7 @@ WEAK: tuple[DatasetSpec, ...] = (
                 "none stated",
                 "https://www.aicrowd.com/challenges/epfl-ml-road-segmentation",
             ),
+            ("resisc", "scenes12", "resisc12", "0.2 to 30", "for research", "https://gcheng-nwpu.github.io/#Datasets"),
         )
     ),
     DatasetSpec(
