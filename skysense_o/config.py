@@ -157,6 +157,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels are negatives of every class, as published
     loss.BAGS = 0.0  # words that are known to be somewhere in an image, but not where
     loss.CANDIDATES = 0.0  # in sets of one class: the other pixels show one of several common classes
+    loss.NARROWER = 0.0  # where "forest" and "tree" are both right, the narrower word should win
     loss.CAPTIONS = 0.0  # choose the caption of an image among several; for whole images in mixed training
     loss.GRID = 2  # label pixels per cell of the losses, in each direction, for partly labelled samples
     loss.CLASS_CHUNK = 64  # classes per chunk of the pixel losses; affects memory, not results

@@ -18,7 +18,18 @@ from skysense_o.sample import IGNORE, Sample
 
 REGION_TERMS = ("region", "region_published", "vision_centric", "vision_centric_published")
 
-TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "bags", "candidates", "captions", *REGION_TERMS)
+TERMS = (
+    "bce",
+    "focal",
+    "cross_entropy",
+    "dice",
+    "presence",
+    "bags",
+    "candidates",
+    "narrower",
+    "captions",
+    *REGION_TERMS,
+)
 
 
 class Objective:
@@ -67,6 +78,7 @@ class Objective:
             "vision_centric_published": loss.VISION_CENTRIC_PUBLISHED,
             "bags": loss.BAGS,
             "candidates": loss.CANDIDATES,
+            "narrower": loss.NARROWER,
             "captions": loss.CAPTIONS,
         }
         return cls(

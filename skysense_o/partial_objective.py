@@ -16,7 +16,18 @@ from skysense_o.sample import NO, YES, Sample
 Encode = Callable[[Sequence[Sequence[str]]], tuple[Tensor, Tensor]]
 """Phrases of R images -> unit vectors (R,N,D), and bool (R,N), False for padding."""
 
-KNOWN_TERMS = ("bce", "focal", "cross_entropy", "dice", "presence", "region", "bags", "candidates", "captions")
+KNOWN_TERMS = (
+    "bce",
+    "focal",
+    "cross_entropy",
+    "dice",
+    "presence",
+    "region",
+    "bags",
+    "candidates",
+    "narrower",
+    "captions",
+)
 
 
 def partial_terms(
@@ -56,6 +67,7 @@ def partial_terms(
             "presence": lambda: partly.partial_presence(presence, target, labels, table),
             "bags": lambda: partly.bags(full, labels, table),
             "candidates": lambda: partly.candidates(full, labels, table),
+            "narrower": lambda: partly.narrower_first(full, target, _narrower(samples, names).to(target.device)),
             "region": lambda: partly.partial_region_contrast(
                 partly.pool_yes(features.dense, target),
                 (target == YES).flatten(2).any(-1),
@@ -75,6 +87,16 @@ def _says(sample: Sample) -> Tensor:
         return sample["says"]
     count = len(sample["vocabulary"])
     return torch.where(torch.eye(count, dtype=torch.bool), YES, NO).to(torch.int8)
+
+
+def _narrower(samples: Sequence[Sample], names: int) -> Tensor:
+    """bool (B,T,T), [i, j]: phrase i is a kind of phrase j; no phrases of samples that do not say so."""
+    table = torch.zeros(len(samples), names, names, dtype=torch.bool)
+    for row, sample in zip(table, samples):
+        if "narrower" in sample:
+            count = len(sample["narrower"])
+            row[:count, :count] = sample["narrower"]
+    return table
 
 
 def _captions(samples: Sequence[Sample], pooled: Tensor, encode: Encode, temperature: float) -> Tensor:

@@ -128,7 +128,9 @@ class WordChooser:
     count: int
     hypernyms: float
 
-    def __call__(self, labels: np.ndarray, says: np.ndarray, own: np.ndarray) -> tuple[Vocabulary, np.ndarray]:
+    def __call__(
+        self, labels: np.ndarray, says: np.ndarray, own: np.ndarray
+    ) -> tuple[Vocabulary, np.ndarray, np.ndarray]:
         """Choose words, with NumPy's global generator.
 
         Args:
@@ -137,7 +139,8 @@ class WordChooser:
             own: concepts that are always among the words.
 
         Returns:
-            the vocabulary, and yes, no or unknown per label value and class, int8 (V,C).
+            the vocabulary; yes, no or unknown per label value and class, int8 (V,C); and bool (C,C), [i, j]: class i
+            is a kind of class j.
         """
         concepts = load_concepts()
         counts = np.bincount(labels.ravel(), minlength=256)[: len(says)]
@@ -163,7 +166,8 @@ class WordChooser:
         words = [
             self._called(concepts.names[k], concepts.words[k], concepts.kinds[k] * (not wanted[k])) for k in chosen
         ]
-        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen]
+        narrower = concepts.above[np.ix_(chosen, chosen)] & ~np.eye(len(chosen), dtype=bool)
+        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen], narrower
 
     def _called(self, name: str, words: tuple[str, ...], kinds: tuple[str, ...]) -> str:
         """A word for a concept: its name with probability 1/3, else one of its words."""

@@ -84,9 +84,14 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"unknown INPUT.MAPPER {cfg.INPUT.MAPPER!r}: choose one of {', '.join(MAPPERS)}")
     loss = cfg.MODEL.LOSS
-    if max(loss.BAGS, loss.CANDIDATES, loss.CAPTIONS) > 0 and cfg.INPUT.MAPPER != "mixed" and not eval_only:
+    if (
+        max(loss.BAGS, loss.CANDIDATES, loss.NARROWER, loss.CAPTIONS) > 0
+        and cfg.INPUT.MAPPER != "mixed"
+        and not eval_only
+    ):
         raise ValueError(
-            f"MODEL.LOSS.BAGS, CANDIDATES and CAPTIONS are for INPUT.MAPPER 'mixed', not {cfg.INPUT.MAPPER!r}: set 0.0"
+            "MODEL.LOSS.BAGS, CANDIDATES, NARROWER and CAPTIONS are for INPUT.MAPPER 'mixed', not"
+            f" {cfg.INPUT.MAPPER!r}: set 0.0"
         )
     if cfg.DATASETS.WEIGHTS and not eval_only:
         check_weights(cfg.DATASETS.WEIGHTS, len(cfg.DATASETS.TRAIN))
