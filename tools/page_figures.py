@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""Take the pictures of the web page for docs/: start the page, open it in Chromium, and save what a visitor sees.
+
+python tools/page_figures.py                       # docs/figures/page_1400.jpg, page_390.jpg, page_map_*.jpg
+python tools/page_figures.py --output output/page
+
+Needs Debian's chromium, and playwright (pip install -e ".[app,test]"). It takes a minute.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from skysense_o.errors import exit_code
+
+VISITS = (  # file name, width and height of the window, theme, button of the example to open
+    ("page_1400.jpg", 1400, 900, "light", None),
+    ("page_390.jpg", 390, 844, "dark", None),
+    ("page_map_1400.jpg", 1400, 900, "dark", "River and town (GeoTIFF)"),
+    ("page_map_390.jpg", 390, 844, "light", "River and town (GeoTIFF)"),
+)
+WAIT_MS = 180_000
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--output", type=Path, default=ROOT / "docs/figures", metavar="FOLDER", help="default: docs/figures")
+    p.add_argument("--port", type=int, default=7868, help="of the page while the pictures are taken (default: 7868)")
+    return p
+
+
+def take(page, example: str | None) -> None:
+    """Wait until the open page shows the result of the first example, or of the example of a button."""
+    page.get_by_text("yellowstone_0.4m.jpg · ").wait_for()
+    page.locator("#map canvas").wait_for()
+    page.get_by_role("button", name=re.compile("^road")).wait_for()
+    if example:
+        before = page.locator("#map").get_attribute("data-shown")
+        page.get_by_role("button", name=example).click()
+        page.wait_for_function("was => (document.querySelector('#map').dataset.shown ?? was) !== was", arg=before)
+        page.wait_for_function("document.querySelectorAll('.leaflet-tile-loaded').length > 0")
+        page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(1500)  # the map fades in and comes to rest
+
+
+def run() -> int:
+    args = parser().parse_args()
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise FileNotFoundError("chromium is not installed: apt-get install --no-install-recommends chromium")
+    from playwright.sync_api import sync_playwright
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "demo/app.py"), "--port", str(args.port)]
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stdout=said, stderr=said) as served:
+        try:
+            with sync_playwright() as p:
+                browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+                for name, width, height, theme, example in VISITS:
+                    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+                    page = context.new_page()
+                    page.set_default_timeout(WAIT_MS)
+                    while served.poll() is None:
+                        try:
+                            page.goto(f"http://127.0.0.1:{args.port}", wait_until="domcontentloaded")
+                            break
+                        except Exception as error:  # playwright's own kind; the page has not started yet
+                            if "ERR_CONNECTION_REFUSED" not in str(error):
+                                raise
+                            page.wait_for_timeout(500)
+                    else:
+                        said.seek(0)
+                        raise OSError(f"the page ended with code {served.returncode}: {said.read()[-2000:]}")
+                    take(page, example)
+                    page.screenshot(path=args.output / name, type="jpeg", quality=85)
+                    print(args.output / name)
+                    context.close()
+                browser.close()
+        finally:
+            served.terminate()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run))
