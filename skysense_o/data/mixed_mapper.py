@@ -18,7 +18,14 @@ from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import CONCEPTS_FILE, load_concepts
 from skysense_o.data.labels import BadData, read_labels
 from skysense_o.data.mapper import labelled_sample, read_image_and_labels
-from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
+from skysense_o.data.partial_labels import (
+    WordChooser,
+    class_says,
+    object_says,
+    object_values,
+    outside_says,
+    shapes_say,
+)
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.data.weak.mosaic import ragged_cells, random_part
 from skysense_o.data.weak.points import point_labels
@@ -151,11 +158,8 @@ class MixedMapper:
         if key not in self._outlines:
             self._outlines[key] = shape_labels(image.shape[:2], record["shapes"], count)
         labels = self._outlines[key]
-        says, own = object_says(record["dataset"])
-        says = says.copy()
-        says[-1] = outside_says(record)
         box = object_square(shape_boxes(record["shapes"]), image.shape[:2], self.side)
-        return *crop_and_resize(image, labels, box, self.side), says, own[:0]
+        return *crop_and_resize(image, labels, box, self.side), shapes_say(record), np.zeros(0, np.int64)
 
     def _scenes(self, record: dict):
         """One scene image, or a mosaic of up to four. Each image has its own label value."""

@@ -94,6 +94,30 @@ def outside_says(record: dict) -> np.ndarray:
     return says
 
 
+def shapes_say(record: dict) -> np.ndarray:
+    """`object_says` for an image with shapes. In an image of a river, outlined water is also "river".
+
+    A scene class makes an outlined class narrower if exactly one kind of this class is certain in its images, and
+    neither the class itself nor another kind of it may be there.
+
+    Returns:
+        int8 (V,K), a new array.
+    """
+    concepts, table = load_concepts(), spec_of(record["dataset"]).class_table_name
+    says = object_says(record["dataset"])[0].copy()
+    says[-1] = outside_says(record)
+    if not record["kind"]:
+        return says
+    scene = concepts.scenes[record["kind"]]
+    certain = {concept for concept in (scene.whole, *scene.shows) if concept is not None}
+    for label in range(len(load_classes(table))):
+        below = concepts.above[:, concepts.of_class(table, label)]
+        kinds = [concept for concept in {*certain, *scene.may} if below[concept]]
+        if len(kinds) == 1 and kinds[0] in certain:
+            says[label, concepts.above[kinds[0]]] = YES
+    return says
+
+
 def _outside_shapes(record: dict) -> np.ndarray:
     """int8 (K,): NO for classes whose objects all have a shape, and for concepts that the scene class excludes.
 

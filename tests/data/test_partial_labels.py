@@ -11,7 +11,7 @@ from skysense_o.data import concepts as concepts_module
 from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
-from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says
+from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says, shapes_say
 from skysense_o.sample import IGNORE, MAYBE, NO, UNKNOWN, YES
 
 WORDS = {YES: "yes", NO: "no", UNKNOWN: "unknown", MAYBE: "one of"}
@@ -94,6 +94,22 @@ def test_outside_of_all_shapes_of_a_class_it_is_denied():
     beach = outside("beach", "beach", "sea")
     assert (beach[at("sea")], beach[at("water")], beach[at("bare land")]) == (NO, NO, UNKNOWN)
     assert len(beach) == len(concepts)
+
+
+def test_a_scene_class_makes_an_outlined_class_narrower():
+    at, classes = load_concepts().index, load_classes("land_shapes").classes
+
+    def water(kind: str | None, name: str = "water") -> np.ndarray:
+        record = {"dataset": "ucmerced_land", "shapes": [], "complete": [], "kind": kind}
+        return shapes_say(record)[classes.index(name)]
+
+    assert water("ucmerced/river")[at("river")] == water("ucmerced/beach")[at("sea")] == YES
+    assert water("scenes12/lake")[at("lake")] == UNKNOWN, "it may be a pond"
+    assert water("ucmerced/harbor")[at("sea")] == water(None)[at("river")] == UNKNOWN
+    assert water("ucmerced/forest", "tree")[at("forest")] == YES
+    assert water("ucmerced/dense residential", "building")[at("house")] == YES
+    assert water("ucmerced/overpass", "road")[at("overpass")] == UNKNOWN, "there are other roads"
+    assert water("rsicd/church", "building")[at("church")] == UNKNOWN
 
 
 def test_a_scene_class_says_what_must_may_and_cannot_be_there():
