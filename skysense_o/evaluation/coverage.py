@@ -31,9 +31,17 @@ class BoxCounts:
         return self.inside / self.pixels if self.pixels else float("nan")
 
 
-def count_boxes(counts: BoxCounts, mask: np.ndarray, boxes: Sequence[Sequence[float]]) -> None:
-    """Add one image. mask: bool (H,W). boxes: x0, y0, x1, y1, all of the word's class."""
-    covered = np.zeros_like(mask)
+def count_boxes(
+    counts: BoxCounts, mask: np.ndarray, boxes: Sequence[Sequence[float]], outlined: np.ndarray | None = None
+) -> None:
+    """Add one image.
+
+    Args:
+        mask: bool (H,W), the word's pixels.
+        boxes: x0, y0, x1, y1, all of the word's class.
+        outlined: bool (H,W), pixels of further objects of the class, which count as inside.
+    """
+    covered = np.zeros_like(mask) if outlined is None else outlined.copy()
     for x0, y0, x1, y1 in boxes:
         width, height = x1 - x0, y1 - y0
         inner = mask[_span(y0 + height / 4, y1 - height / 4), _span(x0 + width / 4, x1 - width / 4)]

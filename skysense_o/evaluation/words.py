@@ -13,6 +13,7 @@ from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.mapper import read_image_and_labels
 from skysense_o.data.training_facts import stated_metres
+from skysense_o.data.weak.shapes import shape_labels
 from skysense_o.evaluation.coverage import BoxCounts, count_boxes, coverage
 from skysense_o.inference.pixel_size import reduced, reduction
 from skysense_o.sample import IGNORE
@@ -36,6 +37,8 @@ AIRFIELD = (
 )
 HARBOUR = ("ship", "boat", "building", "road", "tree", "grass", "bare land", "water", "pavement")
 FOREST = ("tree", "grass", "road", "bare land", "building", "water")
+UNBOXED = {"boat": ("boat",), "car": ("car", "van")}
+"""Words with outlines in `simd_unboxed` -> classes of SIMD whose boxes belong to the word."""
 AEROPLANES = ("airliner", "propeller", "trainer", "chartered", "fighter")
 DRONE = {"paved area": (0,), "grass": (2,), "tree|vegetation": (7, 18), "roof": (8,), "water": (4, 6), "car": (16,)}
 LAND = {"vegetation": (0,), "land": (1,), "paved area": (2,), "building": (3,), "unpaved road": (5,)}
@@ -117,27 +120,61 @@ def ask_drone(ask: Asker) -> Numbers:
 
 
 def ask_objects(ask: Asker) -> Numbers:
-    """Compute, for boxed objects, the share of boxes that are hit and the share of the word's pixels inside boxes."""
+    """Compute, for boxed objects, the share of boxes that are hit and the share of the word's pixels inside boxes.
+
+    In SIMD many cars and boats have no box. `simd_unboxed` outlines these in some of its images; in these images, the
+    share of the pixels inside boxes and outlines is computed as well.
+    """
     found: Numbers = {}
+    outlines = _unboxed()
     for name, words, meant in (
         ("simd_val", AIRFIELD, {"airplane": AEROPLANES, "boat": ("boat",), "car": ("car",)}),
         ("harbor_ships_test", HARBOUR, {"ship": ("ship",)}),
         ("neon_crowns_val", FOREST, {"tree": ("tree",)}),
     ):
         counts = {word: BoxCounts() for word in meant}
+        everything = {word: BoxCounts() for word in UNBOXED if word in meant}
         for record in ask.records(name):
             labels = ask(read_record_image(record), words)
             folders = load_classes(spec_of(record["dataset"]).class_table_name).folders
             for word, these in meant.items():
                 boxes = [box[:4] for box in record["boxes"] if folders[int(box[4])] in these]
+                mask, record_outlines = labels == words.index(word), outlines.get(record["file_name"])
                 if boxes:
-                    count_boxes(counts[word], labels == words.index(word), boxes)
+                    count_boxes(counts[word], mask, boxes)
+                if word in everything and record_outlines:
+                    _count_everything(everything[word], mask, word, record, record_outlines)
         found[name] = {
             f"{word} {what}": share
             for word, c in counts.items()
             for what, share in (("hit", c.hit_share), ("inside", c.inside_share))
         }
+        found[name] |= {f"{word} inside, all marked": c.inside_share for word, c in everything.items() if c.pixels}
     return found
+
+
+def _unboxed() -> dict[str, dict]:
+    """Image file -> its record of `simd_unboxed_val`; empty where these images are not installed."""
+    try:
+        return {record["file_name"]: record for record in records_of("simd_unboxed_val")}
+    except FileNotFoundError:
+        return {}
+
+
+def _count_everything(counts: BoxCounts, mask: np.ndarray, word: str, record: dict, outlines: dict) -> None:
+    """Add an image to `counts` if all of its objects of the word have a box or an outline.
+
+    Args:
+        mask: bool (H,W), the word's pixels.
+        record: with the image's boxes. outlines: the image's record of `simd_unboxed_val`.
+    """
+    table = load_classes(spec_of(outlines["dataset"]).class_table_name).classes
+    label, folders = table.index(word), load_classes(spec_of(record["dataset"]).class_table_name).folders
+    if label not in outlines["complete"]:
+        return
+    labels = shape_labels(mask.shape, outlines["shapes"], len(table))
+    boxes = [box[:4] for box in record["boxes"] if folders[int(box[4])] in UNBOXED[word]]
+    count_boxes(counts, mask & (labels != IGNORE), boxes, labels == label)
 
 
 def ask_coverage(ask: Asker) -> Numbers:

@@ -10,6 +10,7 @@ import pytest
 import weak_trees as trees
 from conftest import load_script
 
+from skysense_o.data.classes import load_classes
 from skysense_o.evaluation import words
 from skysense_o.evaluation.coverage import BoxCounts, count_boxes, coverage
 from skysense_o.evaluation.words import Asker
@@ -76,6 +77,23 @@ class Painter(Asker):
 def test_iou_of_a_class_against_the_rest(data):
     """The road is in rows 20 to 35 and predicted in rows 28 to 43, so 8 of the 24 rows are in both."""
     assert words.ask_roads(Painter()) == {"epfl_roads_val": {"IoU of road": pytest.approx(8 / 24)}}
+
+
+def test_cars_without_a_box_are_outlined_in_some_images():
+    """Rows 0 to 9 are called car. 40 of these pixels are in a van's box, 20 in an outline, 8 unknown, 32 on no car."""
+    mask = np.zeros((20, 10), bool)
+    mask[:10] = True
+    vehicles = load_classes("vehicles").folders
+    record = {"dataset": "simd", "boxes": [[0, 0, 10, 4, vehicles.index("van")], [0, 8, 10, 9, vehicles.index("bus")]]}
+    shape = {"class": 0, "margin": 0, "polygons": [[[0, 4], [10, 4], [10, 6], [0, 6]]], "circles": []}
+    unknown = {"class": -1, "margin": 0, "polygons": [[[0, 6], [8, 6], [8, 7], [0, 7]]], "circles": []}
+    outlines = {"dataset": "simd_unboxed", "shapes": [shape, unknown], "complete": [0]}
+    counts = BoxCounts()
+    words._count_everything(counts, mask, "car", record, outlines)
+    assert (counts.inside, counts.pixels) == (60, 92)
+    words._count_everything(counts, mask, "car", record, {**outlines, "complete": []})
+    words._count_everything(counts, mask, "boat", record, outlines)
+    assert counts.pixels == 92, "only images in which every object of the word is marked"
 
 
 def test_mean_iou_over_words_that_mean_several_labels(data):

@@ -210,6 +210,22 @@ WEAK: tuple[DatasetSpec, ...] = (
         )
     ),
     DatasetSpec(
+        name="simd_unboxed",
+        task="shapes",
+        format="shapes",
+        folder="vehicles",
+        class_file="ucmerced_marks",
+        index="simd_unboxed.jsonl",
+        images="images",
+        image_suffix=".jpg",
+        splits={"val": "*"},
+        homepage="https://github.com/ihians/simd",
+        licence="images published for research; outlines are this project's own",
+        citation="",
+        gsd="0.2 to 0.5",
+        note="for evaluation only: cars and boats without a box in some images of simd_val: datasets/shapes",
+    ),
+    DatasetSpec(
         name="rsicd_scenes",
         task="classification",
         format="listed scenes",
