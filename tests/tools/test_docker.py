@@ -68,3 +68,4 @@ def test_the_image_is_built_and_its_page_is_healthy(tmp_path):
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0
     assert "healthy" in done.stdout
+    assert "segmented as user" in done.stdout
