@@ -6,6 +6,7 @@
 #   docker run --rm --gpus all -p 127.0.0.1:7860:7860 skysense-o:cuda
 #   docker run --rm -v "$PWD:/data" --user "$(id -u)" skysense-o segment town.jpg --classes "road,tree"
 #
+# --user lets the results belong to you. Without it user 1000 writes them, who may not be permitted to write to your folder.
 # The weights are in the wheel; nothing is downloaded later. docs/security.md says what to do before others may connect.
 ARG PYTHON=3.11
 
@@ -19,8 +20,9 @@ FROM python:${PYTHON}-slim-bookworm
 RUN apt-get update -q && apt-get install -q -y --no-install-recommends libexpat1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/skysense-o /opt/skysense-o
 RUN useradd --uid 1000 --create-home skysense && mkdir /data && chown skysense /data
-# A home folder for any user who runs the container; the Hugging Face hub is not contacted.
-ENV PATH=/opt/skysense-o/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
+# A home folder and a name for any user who runs the container: torch asks for the name, and the id that --user gives has
+# none in /etc/passwd. The Hugging Face hub is not contacted.
+ENV PATH=/opt/skysense-o/bin:$PATH HOME=/tmp USER=skysense HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
 USER skysense
 WORKDIR /data
 EXPOSE 7860

@@ -4,11 +4,15 @@
 
 BASE is a folder with what the FROM lines name, Debian 12 and Python 3.11 in BASE/usr/local. Each stage is a copy of it:
 
-    debootstrap --variant=minbase bookworm BASE \\
-        --include=ca-certificates,netbase,tzdata,libssl3,libffi8,libsqlite3-0,libreadline8
+    debootstrap --variant=minbase \\
+        --include=ca-certificates,netbase,tzdata,libssl3,libffi8,libsqlite3-0,libreadline8 bookworm BASE
+    cd PREFIX                  # of a Python 3.11 that was built on Debian 12, as by pyenv; BASE is an absolute path
+    tar c --exclude='site-packages/*' bin/python3* lib/libpython3* lib/python3.11 | tar x -C BASE/usr/local
+    chroot BASE ldconfig
 
 --share and --env give the steps files and variables of this machine that pip needs; the image does not contain them.
-At the end the container's command and its healthcheck run as the container's user.
+At the end the container's command and its healthcheck run as the container's user, and an image of /data is segmented
+by an id without a name, as with docker run --user.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+NAMELESS = 4242
+"""The id of a user without a line in /etc/passwd."""
 KNOWN = {"ARG", "FROM", "COPY", "RUN", "ENV", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
 
@@ -152,7 +158,7 @@ class Replay:
 
     def inside(self, words: list[str], **options) -> subprocess.Popen:
         """Start a command in the current stage, as the stage's user, with its variables, /proc and its own mounts."""
-        stage, mounts = self.stage, ["mount -t proc proc proc", "mount --bind /dev dev"]
+        stage, mounts = self.stage, ["mount -t proc proc proc", "mount --rbind /dev dev"]
         for path in ("/etc/resolv.conf", "/etc/hosts", *map(str, self.share)):
             inside = stage.folder / path.strip("/")
             (inside if Path(path).is_dir() else inside.parent).mkdir(parents=True, exist_ok=True)
@@ -173,6 +179,8 @@ class Replay:
 
 
 def _ids(stage: Stage) -> list[str]:
+    if stage.user.isdigit():
+        return [f"--reuid={stage.user}", "--regid=0"]  # as docker run --user does for an id without a name
     lines = (stage.folder / "etc/passwd").read_text().splitlines()
     _, _, user, group, *_ = next(line.split(":") for line in lines if line.startswith(f"{stage.user}:"))
     return [f"--reuid={user}", f"--regid={group}"]
@@ -199,11 +207,31 @@ def main() -> None:
                 raise SystemExit(f"error: the container's command ended with {page.returncode}")
             if replay.inside(stage.healthcheck, stderr=subprocess.DEVNULL).wait() == 0:
                 print("healthy")
-                return
-        raise SystemExit("error: the healthcheck has not passed within two minutes")
+                break
+        else:
+            raise SystemExit("error: the healthcheck has not passed within two minutes")
     finally:
         page.terminate()
         print("the container's command ended with", page.wait(60))
+    _segment(replay)
+
+
+def _segment(replay: Replay) -> None:
+    """Segment an image in /data as a user without a name.
+
+    Raises:
+        SystemExit: it failed, or wrote no result.
+    """
+    stage, name = replay.stage, "fields_30m.jpg"
+    data = stage.folder / "data"
+    shutil.copy2(replay.root / "demo" / name, data)
+    os.chown(data, NAMELESS, NAMELESS)
+    stage.user = str(NAMELESS)
+    code = replay.inside([*stage.entrypoint, "segment", name, "--classes", "land,water"]).wait()
+    written = sorted(path.name for path in data.glob("output/*"))
+    if code or "fields_30m_labels.png" not in written:
+        raise SystemExit(f"error: exit code {code} of segment as user {NAMELESS}, which wrote {written}")
+    print("segmented as user", NAMELESS)
 
 
 if __name__ == "__main__":

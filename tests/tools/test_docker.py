@@ -40,6 +40,23 @@ def test_every_instruction_is_one_that_the_replay_knows():
         instructions("FROM a\nADD b c\n")
 
 
+@pytest.mark.parametrize(("torch", "index"), [("cpu", "https://download.pytorch.org/whl/cpu"), ("cuda", "PyPI")])
+def test_torch_that_cannot_be_fetched_names_the_index_and_for_cpu_the_other_way(tmp_path, torch, index):
+    python = tmp_path / "bin/python3"
+    python.parent.mkdir()
+    python.write_text(
+        '#!/bin/sh\nmkdir -p "$3/bin"; echo "echo pip \\"\\$@\\"; exit 1" > "$3/bin/python"; chmod +x "$3/bin/python"\n'
+    )
+    python.chmod(0o755)
+    path = f"{python.parent}:{os.environ['PATH']}"
+    words = ["sh", "tools/docker_install.sh", ROOT, tmp_path / "new", torch]
+    done = subprocess.run(words, cwd=ROOT, env={"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert ("--index-url https://download.pytorch.org/whl/cpu torch==" in done.stdout) == (torch == "cpu")
+    assert f"error: torch was not installed from {index}: pip says above why" in done.stderr
+    assert ("build with --build-arg TORCH=cuda" in done.stderr) == (torch == "cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not BASE,
@@ -51,3 +68,4 @@ def test_the_image_is_built_and_its_page_is_healthy(tmp_path):
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0
     assert "healthy" in done.stdout
+    assert "segmented as user" in done.stdout
