@@ -51,6 +51,17 @@ def whole(path: Path) -> Iterator[Path]:
             os.close(folder)
 
 
+def check_writable(folder: Path) -> None:
+    """Check that a folder, which need not exist yet, can be written. Call it before long work.
+
+    Raises:
+        PermissionError: the folder, or the nearest folder above it that exists, cannot be written.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"the folder {str(folder)!r} cannot be written: give another --output")
+
+
 @contextmanager
 def full_disk_told(path: Path, part: Path | None = None, note: str = "") -> Iterator[None]:
     """If the disk, or the user's share of it, is full in this context, raise an error with file, size and cure.

@@ -18,6 +18,7 @@ from skysense_o.scenes.stac import item_image
 from skysense_o.shipped_files import find_config
 from skysense_o.vocabulary import Vocabulary, read_class_file
 from skysense_o.weight_paths import find_weights
+from skysense_o.whole_files import check_writable
 from skysense_o.words import split_words
 
 OPEN_WORLD_SHARE = 0.001
@@ -128,6 +129,7 @@ def _check_files(args: Namespace, paths: list[Path]) -> None:
     blocked = next((p for p in ancestors if p.exists() and not p.is_dir()), None)
     if blocked:
         raise ValueError(f"--output {args.output!r}: {str(blocked)!r} is a file: give a folder")
+    check_writable(Path(args.output))
 
 
 def scene_options(args: Namespace) -> SceneOptions:

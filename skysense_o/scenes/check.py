@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from skysense_o.scenes.options import SceneOptions, SceneOutputs
 from skysense_o.scenes.pixel_area import GROUND_UNKNOWN
 from skysense_o.scenes.raster import Raster
 from skysense_o.scenes.stac import check_stac
+from skysense_o.whole_files import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,8 @@ def check_free_space(folder: Path, size: tuple[int, int], ids: int) -> None:
     Raises:
         OSError: they do not fit, or the folder cannot be written.
     """
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"the folder {str(folder)!r} cannot be written: give another --output")
     need = size[0] * size[1] * (3 + 3 * (1 if ids <= 254 else 2))
     free = shutil.disk_usage(folder).free
     if free < need:

@@ -126,6 +126,15 @@ def test_wrong_arguments_get_one_line_code_2_and_no_output(call, image, tmp_path
     assert not out.exists()
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(call, image, tmp_path, monkeypatch):
+    monkeypatch.setattr("skysense_o.cli.segment._load_predictor", lambda args: pytest.fail("too late"))
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # as root, every folder can be written
+    code, _, err = call(DEMO, "--input", image, "--classes", "road", "--output", tmp_path / "new/out")
+    assert code == 2
+    assert "new/out' cannot be written: give another --output" in err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(("content", "says"), [(b"", "0 bytes"), (b"text", "is not an image"), (None, "damaged")])
 def test_bad_images_get_code_2_and_no_output(call, image, tmp_path, content, says):
     bad = tmp_path / "bad.png"
