@@ -36,7 +36,7 @@ def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How one image was prepared, and the inverse.
+    """How one image was prepared for the tower, and the inverse mapping of coordinates and masks.
 
     Attributes:
         size: (H,W) of the image.
@@ -101,7 +101,7 @@ class ImageTransform:
             phrase_to_class: T class indices, ascending.
             num_classes: C.
             size: (height, width) of the output; None: the image's own.
-            reduce: "labels" for the best class per pixel, "probabilities" for all of them.
+            reduce: "labels" for the best class per pixel, "probabilities" for the probabilities of all classes.
             reference_compat: keep the padding, stretched over the image, as the published code does.
 
         Returns:
@@ -142,7 +142,7 @@ class ImageTransform:
         reduce: Reduce,
         reference_compat: bool,
     ) -> dict[str, Tensor]:
-        """probabilities: (first, stop) class index -> (stop-first,h',w') on the grid."""
+        """As `restore_probabilities`, in chunks of classes; probabilities: (first, stop) -> (stop-first,h',w')."""
         height, width = size
         pixels = max(self.padded[0] * self.padded[1], height * width) if reduce == "probabilities" else grid_cells
         chunk = max(1, RESTORE_BYTES // (4 * pixels))
@@ -179,7 +179,8 @@ class ImageTransform:
         if all(side.is_integer() for side in scaled):
             full = F.interpolate(grid[None], size=[int(side) for side in scaled], mode="bilinear", align_corners=False)
             return full[0, :, : size[0], : size[1]]
-        # The padding ends inside an output pixel: take the same samples at the same locations in a slower way.
+        # The padding begins inside an output pixel, so `interpolate` cannot be used: sample the same locations in a
+        # slower way.
         y, x = (
             (torch.arange(out, device=grid.device, dtype=grid.dtype) + 0.5) * (2 / end) - 1
             for out, end in zip(size, scaled)

@@ -14,7 +14,8 @@ from skysense_o.geometry import ImageTransform
 from skysense_o.sample import IGNORE, Sample
 
 Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""points (B,K,N,2), labels (B,K,N), boxes (B,K,4), prepared pixels -> logits (B,K,h',w'), iou_pred (B,K)."""
+"""Points (B,K,N,2), their labels (B,K,N) and boxes (B,K,4), all in pixels of the prepared images -> mask logits
+(B,K,h',w') and predicted IoU (B,K)."""
 
 
 class PromptObjective:
@@ -33,7 +34,7 @@ class PromptObjective:
             ValueError: rounds below 1.
         """
         if rounds < 1:
-            raise ValueError(f"MODEL.LOSS.PROMPT_ROUNDS {rounds}: at least 1")
+            raise ValueError(f"MODEL.LOSS.PROMPT_ROUNDS {rounds} is out of range: at least 1")
         self.weight, self.rounds = weight, rounds
 
     def __call__(
@@ -50,7 +51,7 @@ class PromptObjective:
             "loss_prompt_mask" and "loss_prompt_quality".
 
         Raises:
-            ValueError: a sample without prompts.
+            ValueError: a sample has no prompts.
         """
         if not all("prompts" in sample for sample in samples):
             raise ValueError("MODEL.LOSS.PROMPT needs samples with prompts: set INPUT.PROMPTS above 0")

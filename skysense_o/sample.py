@@ -68,7 +68,7 @@ class Prediction(TypedDict):
 
 @dataclass
 class Instances:
-    """N objects in one image, the classes in order."""
+    """N objects in one image, sorted by class."""
 
     labels: Tensor  # int64 (N,): index into vocabulary.classes
     scores: Tensor  # float (N,), 0..1

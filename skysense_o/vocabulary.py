@@ -161,7 +161,7 @@ def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequenc
     extra = split_words(background) if isinstance(background, str) else background or ()
     if isinstance(classes, Vocabulary):
         if extra:
-            raise ValueError("the Vocabulary holds its own background words: leave out background")
+            raise ValueError("the Vocabulary holds its own background words: leave out the argument background")
         return classes
     return Vocabulary.of(split_words(classes) or [""] if isinstance(classes, str) else classes, extra)
 

@@ -19,7 +19,8 @@ def whole(path: Path) -> Iterator[Path]:
     """Write a file atomically: yields a temporary path beside it, which is synced and renamed at the end.
 
     If the block raises, the temporary file is removed and an earlier `path` is unchanged. The temporary name has
-    another suffix, so that no search for images finds the file. So pass the format to libraries explicitly.
+    another suffix, so that no search for images finds the file. Libraries cannot infer the format from this suffix, so
+    pass them the format explicitly.
 
     Args:
         path: the file to write; its folder is created if necessary.
