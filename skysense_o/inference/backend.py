@@ -128,7 +128,7 @@ def use_backend(predictor: Predictor, backend: str) -> str:
         The backend that is used from now on.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot run this model, device or precision.
+        ValueError: the backend is unknown, or cannot run this model, device or precision.
         ModuleNotFoundError: the backend's package is not installed.
     """
     if backend not in BACKENDS:

@@ -70,7 +70,7 @@ class PromptedImage:
 
     @property
     def has_region_vectors(self) -> bool:
-        """Whether regions are named by vectors, which is cheap. SAM 3 has none: it predicts a mask per class."""
+        """Whether regions are named by comparing vectors, which is fast. SAM 3 predicts a mask per class instead."""
         return not hasattr(self.model, "embed_regions")
 
     @torch.inference_mode()
@@ -112,8 +112,8 @@ class PromptedImage:
             Mask bool (H,W), and the IoU that the model predicts for it, 0..1; None for a region of the label maps.
 
         Raises:
-            ValueError: the weights were trained without prompts; neither points nor a box; not one label per point; a
-                point or box outside the image; an empty box.
+            ValueError: the weights were trained without prompts; there are neither points nor a box; the numbers of
+                points and labels differ; a point or the box lies outside the image; or the box is empty.
         """
         points, labels, box = self._check(points, labels, box)
         if self.has_region_vectors and self.model.box_regions and not len(points):  # SAM 3 was trained with boxes

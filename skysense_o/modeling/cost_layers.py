@@ -75,7 +75,8 @@ class SpatialBlock(nn.Module):
 class ClassLayer(nn.Module):
     """Linear attention over the phrases, separately at each cell of a map pooled by 2.
 
-    Phrases are padded with copies of a learned token: it is computed once and multiplied by the number of copies.
+    Phrases are padded with copies of a learned token. Its share of the sums is computed once and multiplied by the
+    number of copies.
     """
 
     def __init__(self, dim: int, guidance: int, heads: int, pad_len: int) -> None:

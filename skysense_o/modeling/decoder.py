@@ -52,11 +52,11 @@ class MaskDecoder(nn.Module):
             chunk: number of phrases to hold in memory at once; None: all.
 
         Returns:
-            logits (B,T+K,h',w'); presence (B,T), logits of the phrase being in the image at all, or None; iou_pred
-            (B,K), the predicted IoU of each prompt's mask, or None.
+            logits (B,T+K,h',w'); presence (B,T), logits of whether each phrase is in the image at all, None if the
+            decoder does not predict it; iou_pred (B,K), the predicted IoU of each prompt's mask, None without prompts.
 
         Raises:
-            ValueError: prompts for a decoder without `takes_prompts`.
+            ValueError: the decoder got prompts, but does not take them.
         """
         raise NotImplementedError
 

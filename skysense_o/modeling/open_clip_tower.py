@@ -36,8 +36,8 @@ def without_warnings_of(package: str) -> Iterator[None]:
 def preprocessing(name: str, weights: str, built: dict) -> dict:
     """How a model's images are preprocessed: "mean", "std" and more, see open_clip's `PreprocessCfg`.
 
-    Without one of its own tags, open_clip builds every model with CLIP's mean and std, which are wrong for SigLIP. So
-    for a weights file, mean and std come from the first weights that open_clip lists for the model.
+    If the weights are not one of its own tags, open_clip builds every model with CLIP's mean and std, which are wrong
+    for SigLIP. So for a weights file, mean and std come from the first weights that open_clip lists for the model.
 
     Args:
         weights: a tag of open_clip, a file, or "". built: the values that the model was built with.

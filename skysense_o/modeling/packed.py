@@ -17,7 +17,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest accepted difference to the plain layer, relative to the largest output."""
+"""Largest accepted difference between packed and plain layer, relative to the largest output."""
 
 
 class PackedLinear(nn.Module):

@@ -60,7 +60,7 @@ def window_mask(
     """The mask (M,N,N) for the order of `window_order`: APART between tokens that are no neighbours on the map, else 0.
 
     Args:
-        hide_padding: also APART between padding and the tokens of the map.
+        hide_padding: if True, tokens of the map do not attend to padding either (APART).
 
     Returns:
         The mask; None if it is 0 everywhere.
