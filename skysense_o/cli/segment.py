@@ -78,7 +78,7 @@ def _segment(request: Request) -> int:
 
 
 def _each(request: Request, work: Callable[[Path, str], None]) -> int:
-    """Call work(path, stem) for each image. One that fails does not end the batch; its error is printed at the end.
+    """Call work(path, stem) for each image. An image that fails does not end the batch; the errors are printed last.
 
     Returns:
         The exit code: 2 for a mistake in the only image, 1 if images of a batch failed or an error was unexpected.
@@ -145,7 +145,7 @@ def _segment_scene(request: Request, predictor, path: Path, stem: str, processes
 
 
 def _prompt_loop(request: Request) -> int:
-    """The prompt loop, for one image."""
+    """Run the prompt loop for one image."""
     from skysense_o.data.open_world import open_world
     from skysense_o.interactive.dialogue import Dialogue
     from skysense_o.interactive.opening import open_upload

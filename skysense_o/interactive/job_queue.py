@@ -23,8 +23,8 @@ class JobQueue:
 
     Args:
         work: runs one request.
-        jobs: requests that run in parallel.
-        most: requests that may wait.
+        jobs: number of requests that run in parallel.
+        most: largest number of requests that wait.
     """
 
     def __init__(self, work: TimedWork, jobs: int, most: int) -> None:

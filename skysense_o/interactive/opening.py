@@ -56,7 +56,7 @@ def open_upload(
         The image. A scene that was scaled down has `full` instead of `scene`, and its notes say so.
 
     Raises:
-        ImageError: too many pixels, or the file cannot be read. The message has the file's name without its folder.
+        ImageError: the image has too many pixels, or cannot be read. The message has the file's name, not its folder.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)

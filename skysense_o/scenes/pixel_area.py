@@ -41,7 +41,7 @@ def ground_known(crs, transform: Affine, size: tuple[int, int]) -> bool:
     unit = _degrees_of(known)
     corners = np.array([transform @ corner for corner in ((0, 0), (size[1], 0), (0, size[0]), size[::-1])]) * unit
     longitudes, latitudes = corners.T
-    # Grids of centers may reach past a pole.
+    # If the centers of the outer pixels lie on a pole, the grid reaches past the pole: accept one pixel more.
     pixel = unit * sum(map(abs, transform[:6]), -abs(transform.c) - abs(transform.f))
     return bool(max(map(abs, latitudes)) <= 90 + pixel and max(longitudes) - min(longitudes) <= 360 + pixel)
 

@@ -144,7 +144,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
 
     Raises:
         FileNotFoundError: TEST.HELDOUT_FILE does not exist.
-        ValueError: unknown TEST.WORDS, or held-out words are missing.
+        ValueError: TEST.WORDS is unknown, or held-out words are missing.
     """
     if cfg.TEST.WORDS == "names":
         return {"names": Vocabulary.of(table.classes)}

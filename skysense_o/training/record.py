@@ -131,7 +131,7 @@ def plot_metrics(folder: Path) -> Path | None:
         for name in names:
             points = {
                 row["iteration"] + 1: row[name] for row in rows if name in row
-            }  # of rows of the same step, after resuming, the later row counts
+            }  # a resumed run may have two rows for a step: the later row counts
             axes.plot(*zip(*sorted(points.items())), label=name, marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)

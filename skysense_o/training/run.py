@@ -62,7 +62,7 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     """
     clip, head = cfg.SOLVER.CLIP_GRADIENTS, cfg.MODEL.SEM_SEG_HEAD
     if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
-        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: only full_model, NORM_TYPE 2.0, works")
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: use full_model with NORM_TYPE 2.0")
     if cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
     loss = cfg.MODEL.LOSS
@@ -123,8 +123,8 @@ def _check_points(cfg: CfgNode, records: Sequence[dict]) -> None:
     if marked.keys().isdisjoint(images):
         raise ValueError(
             f"INPUT.POINTS {cfg.INPUT.POINTS!r} has no image of the 'how many' questions of DATASETS.TRAIN"
-            f" {tuple(cfg.DATASETS.TRAIN)}: it has {list(marked)[:2]}, they have {images[:2]}; folder and stem must"
-            " agree"
+            f" {tuple(cfg.DATASETS.TRAIN)}: the file has {list(marked)[:2]}, the questions have {images[:2]}; folder"
+            " and stem must agree"
         )
 
 
@@ -245,7 +245,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
     trainer.register_hooks(
         [StopOnSignal(checkpointer, accelerator.device)]
-    )  # last, so that the metrics are written before
+    )  # the last hook, so that the others have written the metrics before the run ends
     wrapped.train()
     stopped = None
     try:

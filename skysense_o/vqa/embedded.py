@@ -24,7 +24,7 @@ from skysense_o.vqa.counter import Counter, counting_maps
 from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
 
 KEPT_BYTES = 4 * 2**30
-"""Bound of the cached tower features of training images: 1 MiB per image with a counter, 55 KB without."""
+"""Limit, in bytes, of the cached tower features of training images. An image takes 1 MiB with a counter, else 55 KB."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -61,7 +61,7 @@ class EmbeddedVQA(nn.Module):
             templates: prompt templates for classification of whole images.
 
         Raises:
-            ValueError: no answers, or a `side` that the counter cannot use.
+            ValueError: there are no answers, or the counter cannot use this `side`.
         """
         super().__init__()
         if not answers:
@@ -197,8 +197,8 @@ class EmbeddedVQA(nn.Module):
     def _encode(self, questions: Sequence[str]) -> Tensor:
         """B questions -> (B,D). The tower is frozen, so the cache is used in training too.
 
-        With gradients enabled, the bank encodes each string by itself: in a batch, rounding would depend on the other
-        questions, and resuming must give the same vectors.
+        With gradients enabled, the text bank encodes each string by itself, because a resumed run must get the same
+        vectors. In a batch, rounding errors would depend on the other questions.
         """
         vocabularies = [Vocabulary((q,), ((q,),), (False,)) for q in questions]
         return self.text_bank(self.tower, vocabularies, ("{}",))[0][:, 0, 0].float()
@@ -207,7 +207,7 @@ class EmbeddedVQA(nn.Module):
         """Grid features of training images, then the maps of the counter if there is one; cached in half precision.
 
         The tower is frozen, so each image is encoded once, as long as the cache fits in KEPT_BYTES. Images are encoded
-        one by one: the rounding depends on the batch, and resuming must give the same features.
+        one by one, because rounding errors depend on the batch, and a resumed run must get the same features.
         """
         batch: dict[str, list[Tensor]] = {}
         for sample in samples:

@@ -21,7 +21,7 @@ from skysense_o.sample import Sample
 from skysense_o.text_bank import TextBank
 from skysense_o.vqa.vqa_model import squared
 
-# The published prompt of LLaVA-1.5, before and after the image. Its weights were trained with this prompt.
+# The published prompt of LLaVA-1.5, before and after the image. LLaVA-1.5's weights were trained with this prompt.
 BEFORE = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed,"
     " and polite answers to the human's questions. USER: "
