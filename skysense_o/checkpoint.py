@@ -74,7 +74,7 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
     """
     cfg = default_config()
     if path is not None and path.is_dir() and not is_sharded(path):
-        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # only SAM 3 is a folder; loading any other folder fails
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # only the weights of SAM 3 are a folder; any other folder fails to load
     if config_file:
         merge_file(cfg, config_file)
     elif path is None or path.is_file() or is_sharded(path):

@@ -92,14 +92,14 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 
     # TrainingFreeHead: masks from a tower without training.
     head.TRAINING_FREE = CfgNode()
-    head.TRAINING_FREE.TEMPERATURE = 0.02  # softmax temperature over phrases; the one that CLIP learned is about 0.01
+    head.TRAINING_FREE.TEMPERATURE = 0.02  # temperature of the softmax over phrases; CLIP learned about 0.01
     head.TRAINING_FREE.GLOBAL_BIAS = 0.3  # factor of the global token, which is subtracted from each cell (SegEarth-OV)
     head.TRAINING_FREE.UPSAMPLING = "bilateral"  # bilinear, or bilateral: along the image's edges, SCALE times finer
     head.TRAINING_FREE.SCALE = 4
     head.TRAINING_FREE.SPATIAL_SIGMA = 0.7  # of the bilateral filter, in cells of the coarse grid
     head.TRAINING_FREE.COLOUR_SIGMA = 0.4  # of the bilateral filter, in values of the normalised image
     head.TRAINING_FREE.AFFINITY = ""  # a DINOv2 or DINOv3 ViT of timm whose features group cells; "": none
-    head.TRAINING_FREE.AFFINITY_SHIFT = 1.2  # cosines below this factor times their mean do not count (ProxyCLIP)
+    head.TRAINING_FREE.AFFINITY_SHIFT = 1.2  # cosines below this factor times the mean cosine do not count (ProxyCLIP)
     head.TRAINING_FREE.AFFINITY_SCALE = 3.0  # scale of the cosines in the softmax over cells (ProxyCLIP)
 
     # SAM 3 (MODEL.META_ARCHITECTURE Sam3; MODEL.WEIGHTS hf://facebook/sam3 or a folder).
@@ -107,9 +107,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.SAM3.FUSE = "max"  # semantic: only the semantic map; instances: mask times score; max: the larger of both
     cfg.MODEL.SAM3.PRESENCE = "window"  # multiply by a phrase's presence score in the "window" or "image", or "none"
     cfg.MODEL.SAM3.WEAK_PHRASE = 0.0  # phrases with a lower presence score count as absent; 0: off
-    cfg.MODEL.SAM3.INSTANCE_SCORE = 0.5  # lowest score times presence of an instance; --threshold overrides it
+    cfg.MODEL.SAM3.INSTANCE_SCORE = 0.5  # lowest score (times presence score) of an instance; --threshold overrides it
     cfg.MODEL.SAM3.INSTANCES = True  # boxes, COCO and polygons show instances, not regions of the label map
-    cfg.MODEL.SAM3.PHRASE_CHUNK = 4  # pairs of an image and a phrase at a time: about 0.5 GB each; no result changes
+    cfg.MODEL.SAM3.PHRASE_CHUNK = 4  # image-phrase pairs at a time, about 0.5 GB each; affects memory, not results
 
     # Questions about images (MODEL.META_ARCHITECTURE EmbeddedVQA or LlavaVQA).
     cfg.MODEL.VQA = vqa_model = CfgNode()
@@ -120,9 +120,9 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     vqa_model.SIDE = 256  # side of the square to which images are resized
     vqa_model.WIDTH = 256
     vqa_model.GRID = 8  # the image is pooled to a grid of GRID x GRID cells
-    vqa_model.DROPOUT = 0.3  # a high rate, as a few thousand questions are soon memorised
+    vqa_model.DROPOUT = 0.3  # high, because the model soon memorises a few thousand questions
     vqa_model.COUNTING = False  # EmbeddedVQA: an answer that is a number is computed from a density map of objects
-    vqa_model.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaVQA: name or folder for transformers; as published
+    vqa_model.LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5"  # LlavaVQA: name or folder of the model; as published
     vqa_model.LANGUAGE_LORA_RANK = 0  # rank of LoRA updates of the language model; 0: the model is frozen
     vqa_model.PRECISION = "bf16"  # precision of the language model: bf16 or fp32
     vqa_model.MOST_TOKENS = 16  # longest answer, in tokens; answers are words or phrases
@@ -161,7 +161,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.BAGS = 0.0  # for words that are known to be in an image, without their place (`partial_losses.bags`)
     loss.CANDIDATES = 0.0  # for data sets of one class, whose other pixels show one of several common classes
     loss.NARROWER = 0.0  # where "forest" and "tree" are both right, the narrower word should win
-    loss.CAPTIONS = 0.0  # choose the caption of an image among several captions; in mixed training
+    loss.CAPTIONS = 0.0  # for choosing the caption of an image among several captions; in mixed training
     loss.GRID = 2  # for partly labelled samples: the losses are computed on cells of this many label pixels a side
     loss.CLASS_CHUNK = 64  # classes per chunk of the pixel losses; affects memory, not results
 
@@ -182,8 +182,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.MAPPER = "labels"
     cfg.INPUT.POINTS = ""  # annotated objects for VQA.COUNTING: a file of datasets/points, or a full path
     cfg.INPUT.CROP_SIZE = 256  # side of training crops, in pixels
-    cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # drawn log-uniformly; wide, because the pixel size is seldom known
-    cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # draw again if one class fills more of a crop; 1.0: never
+    cfg.INPUT.SCALE_RANGE = [0.5, 2.0]  # log-uniform scale of crops; wide, because pixel sizes are seldom known
+    cfg.INPUT.SINGLE_CATEGORY_MAX_AREA = 0.75  # draw another crop if a class fills more of it; 1.0: never
     cfg.INPUT.TURN = True  # rotate by multiples of 90 degrees, because aerial images have no upright direction
     cfg.INPUT.COLOR_JITTER = 1.0  # strength; 1 as in SSD: brightness +-32, contrast and saturation 0.5..1.5, hue +-18
 

@@ -79,7 +79,7 @@ class ImageTransform:
         Returns:
             float (...,4), half-open.
         """
-        step = xyxy.new_tensor([0, 0, 1, 1])  # from the last pixel inside to the half-open end
+        step = xyxy.new_tensor([0, 0, 1, 1])  # difference between the last pixel inside and the half-open end
         return self.points((xyxy - step).unflatten(-1, (2, 2))).flatten(-2) + step
 
     def restore(
@@ -173,7 +173,7 @@ class ImageTransform:
     def _to_image(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""
         if reference_compat:
-            cut = grid[None, :, : self.size[0], : self.size[1]]  # published bug: a size in pixels indexes the grid
+            cut = grid[None, :, : self.size[0], : self.size[1]]  # published bug: crops grid cells by a size in pixels
             return F.interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]
         scaled = [p * out / side for p, out, side in zip(self.padded, size, self.size)]
         if all(side.is_integer() for side in scaled):

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from skysense_o.sample import IGNORE
 
-POOL_CHUNK = 64  # classes whose masks are pooled at a time; affects memory only
+POOL_CHUNK = 64  # number of classes whose masks are pooled at a time; affects memory, not results
 
 
 def one_hot(sem_seg: Tensor, num_classes: int, first: int = 0) -> Tensor:

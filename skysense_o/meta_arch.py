@@ -185,9 +185,9 @@ class SkySenseO(nn.Module):
 
         Args:
             image_embedding: B images, from `sem_seg_head.refine`.
-            transforms: B, from `geometry.prepare`.
-            vocabularies: B.
-            sizes: B output sizes (H,W).
+            transforms: one per image, from `geometry.prepare`.
+            vocabularies: one per image.
+            sizes: output size (H,W) per image.
             reduce: "labels" or "probabilities", see `Prediction`.
         """
         text, valid = self.text_bank(self.tower, vocabularies, self.templates)

@@ -105,7 +105,7 @@ class Objective:
     ) -> dict[str, Tensor]:
         """
         Args:
-            samples: B, for their classes and visual similarity.
+            samples: B samples, of which the classes and the visual similarity are used.
             sem_seg: (B,H,W) padded labels.
             logits: (B,T,h',w').
             presence: (B,T) logits of whether each class occurs in the image; None if the decoder gives none.

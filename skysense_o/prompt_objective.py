@@ -31,7 +31,7 @@ class PromptObjective:
             rounds: number of decoder passes per step, at least 1.
 
         Raises:
-            ValueError: rounds below 1.
+            ValueError: `rounds` is below 1.
         """
         if rounds < 1:
             raise ValueError(f"MODEL.LOSS.PROMPT_ROUNDS {rounds} is out of range: at least 1")
@@ -43,8 +43,8 @@ class PromptObjective:
         """
         Args:
             decode: runs the decoder on the images of the batch, see `Decode`.
-            samples: B with `prompts`.
-            transforms: B, from `geometry.prepare`.
+            samples: B samples with `prompts`.
+            transforms: one per image, from `geometry.prepare`.
             sem_seg: (B,H,W) labels, padded with IGNORE.
 
         Returns:
@@ -99,7 +99,7 @@ def prepared_prompts(prompts: Sequence[dict], transforms: Sequence[ImageTransfor
 
     Args:
         prompts: B `Prompts`, each with K prompts.
-        transforms: B.
+        transforms: one per image.
 
     Returns:
         points (B,K,N,2), labels (B,K,N) padded with -1, boxes (B,K,4).

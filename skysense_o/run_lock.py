@@ -42,7 +42,7 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             file.close()
-        if is_new:  # this lock made the folder: remove it if the run has failed early and left it empty
+        if is_new:  # the folder was made for this lock: remove it if the run left it empty
             with suppress(OSError):
                 path.parent.rmdir()
 

@@ -251,7 +251,7 @@ class Sam3(nn.Module):
                     continue
                 keep = scores[n] > least
                 boxes = answer.boxes[n, keep] * answer.boxes.new_tensor(sizes[b][::-1]).repeat(2)
-                if keep.any():  # masks one by one: all masks in float would not fit into memory
+                if keep.any():  # masks one by one, because all masks in float would not fit into memory
                     masks = torch.stack([_full_size(mask, sizes[b]) > 0.5 for mask in answer.masks[n, keep]])
                     found[b].setdefault(c, []).append((scores[n, keep], boxes, masks))
         return [_joined(classes, size, self.device) for classes, size in zip(found, sizes)]

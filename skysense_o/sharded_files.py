@@ -40,7 +40,7 @@ def write_sharded(path: Path, state: dict) -> None:
     tensors, values = _split(state)
     first = distributed.get_rank() == 0
     if first:
-        shutil.rmtree(part, ignore_errors=True)  # left by a killed run, perhaps of more processes
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed run, which may have had more processes
     distributed.barrier()
     try:
         checkpoint.save(
@@ -48,7 +48,7 @@ def write_sharded(path: Path, state: dict) -> None:
             storage_writer=checkpoint.HuggingFaceStorageWriter(str(part), save_distributed=True),
             planner=checkpoint.DefaultSavePlanner(dedup_save_to_lowest_rank=True),
         )
-    except CheckpointException as error:  # the same one in every process
+    except CheckpointException as error:  # every process gets the same exception
         raise _cause(error) from error
     if first:
         torch.save({"processes": distributed.get_world_size(), "values": values}, part / VALUES)

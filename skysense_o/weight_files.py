@@ -128,7 +128,7 @@ def _plain_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if short in plain:
             raise WeightsError(f"{path} holds {short!r} twice, with and without a wrapper's prefix: keep one of them")
         plain[short] = tensor
-    if all(name.startswith("model.") for name in plain):  # Lightning: the model is an attribute of the module
+    if all(name.startswith("model.") for name in plain):  # in Lightning, the model is an attribute of the module
         plain = {name.removeprefix("model."): tensor for name, tensor in plain.items()}
     return plain
 

@@ -76,7 +76,7 @@ def full_disk_told(path: Path, part: Path | None = None, note: str = "") -> Iter
 def _full_disk(error: Exception, path: Path, part: Path, note: str) -> OSError | None:
     """The error to raise if the disk was full; None if something else went wrong, or the error is already complete."""
     code = getattr(error, "errno", None)
-    if code == errno.ENOSPC and getattr(error, "strerror", None) is None:  # this function made the error earlier
+    if code == errno.ENOSPC and getattr(error, "strerror", None) is None:  # this function has already made this error
         return None
     try:
         free = shutil.disk_usage(path.parent).free

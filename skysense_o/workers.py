@@ -132,7 +132,7 @@ class Cluster:
             local = {"num_cpus": math.ceil(self.workers * self.cpus), "object_store_memory": OBJECT_STORE}
             local["include_dashboard"] = False
         try:
-            if ":" in self.address:  # Ray itself would try for two minutes
+            if ":" in self.address:  # check the port first, because Ray itself would try for two minutes
                 host, port = self.address.removeprefix("ray://").split(":")
                 socket.create_connection((host, int(port)), timeout=ANSWER).close()
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -205,7 +205,7 @@ class _Pool:
                 try:
                     result = ray.get(call)
                     self.idle.append(worker)
-                except ray.exceptions.RayTaskError as error:  # raised by the function
+                except ray.exceptions.RayTaskError as error:  # the function raised an error
                     raise error.cause or OSError(message(error)) from error
                 except ray.exceptions.RayError as error:  # the worker is lost
                     ray.kill(worker)

@@ -38,7 +38,7 @@ def _list_rows(markdown: bool) -> str:
 
 
 def run_check(args: Namespace) -> int:
-    """Check a data set, or list all; the exit code is 1 if there is a problem."""
+    """Check a data set, or list all data sets; the exit code is 1 if there is a problem."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if args.list:
         print(_list_rows(args.markdown))

@@ -27,7 +27,7 @@ def run_task(args: Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless irregularities of TIFFs
-    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # regions.tif in the work folder has none
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # as regions.tif in the work folder
     try:
         request = check_request(args)
     except Exception as error:
@@ -92,7 +92,7 @@ def _each(request: Request, work: Callable[[Path, str], None]) -> int:
             except Exception as error:
                 failed.append(f"error: {file_error(error, printable(path.name))}")
                 code = code if is_expected(error) else 1
-                if is_full_disk(error):  # the other results would not fit either
+                if is_full_disk(error):  # results of other images would not fit either
                     break
     if failed:
         print("\n".join(failed), file=sys.stderr)

@@ -94,7 +94,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Run:
     import openvino
 
     cores = available_cores()
-    streams = cores if threads == 1 else 1  # 1: several windows run in parallel, each in a stream
+    streams = cores if threads == 1 else 1  # one thread: several windows run in parallel, each in its own stream
     settings = {
         "INFERENCE_NUM_THREADS": max(threads, streams),
         "NUM_STREAMS": streams,
@@ -181,12 +181,12 @@ def exported_file(predictor: Predictor) -> Path:
     try:
         if json.loads(record.read_text())["onnx_sha256"] == weights_hash(path):
             return path
-    except (OSError, ValueError, KeyError):  # absent, or not complete
+    except (OSError, ValueError, KeyError):  # the cached file is absent or incomplete
         pass
     logger.info("exporting the image half of %s to %s, once", predictor.source, path)
     own = path.with_name(
         f"{path.stem}-{os.getpid()}.onnx"
-    )  # other processes may export the same weights at this moment
+    )  # its own file, because other processes may export the same weights now
     _export(predictor.model, own)
     body = {"weights": predictor.source, "sha256": predictor.sha256, "onnx_sha256": weights_hash(own)}
     write_json(own.with_suffix(".json"), body)

@@ -211,5 +211,5 @@ class _Search:
             allowed = self.blue
         else:
             allowed = ~self.blue if any_water and not water else np.ones(len(self.rgb), bool)
-        nearest = self.nearest if self.chosen else 100 - np.abs(self.lab[:, 0] - 55)  # first: medium lightness
+        nearest = self.nearest if self.chosen else 100 - np.abs(self.lab[:, 0] - 55)  # first color: medium lightness
         return tuple(self.rgb[np.where(allowed, nearest, -np.inf).argmax()].tolist())

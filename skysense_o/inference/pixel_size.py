@@ -47,7 +47,7 @@ def reduced(rgb: np.ndarray, factor: float) -> np.ndarray:
     """
     if factor == 1:
         return rgb
-    import cv2  # here, so that checks of a command line (`reduction`) do not wait for the import of cv2
+    import cv2  # slow to import, and not needed to check a command line (`reduction`)
 
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)

@@ -113,7 +113,7 @@ class Predictor(HubModel):
                 that this project writes contain it.
             precision: fp32, or bf16 for more speed and half the memory on hardware that supports it.
             trust_checkpoint: also read pickles, which executes any code in them.
-            backend: torch, onnx, openvino or auto: what runs the image half on a CPU, see `use_backend`.
+            backend: torch, onnx, openvino or auto: the runtime of the image encoder on a CPU, see `use_backend`.
             whole_images: also accept weights that make no masks, for `classify`.
             download: revision, token, cache_dir, local_files_only, ...; see huggingface_hub.hf_hub_download.
 

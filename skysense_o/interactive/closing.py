@@ -56,4 +56,4 @@ class Closable(ABC):
 
     @abstractmethod
     def _free(self) -> None:
-        """Delete the files and free the memory."""
+        """Delete the session's files and free its memory."""

@@ -60,7 +60,7 @@ class MapView:
                 try:
                     self._place(results)
                     self._table = self._coordinates()
-                except (RasterioError, CPLE_BaseError) as error:  # part of the scene is outside the projection
+                except (RasterioError, CPLE_BaseError) as error:  # part of the scene has no coordinates in it
                     raise ValueError(f"its projection cannot be shown on this map ({error})") from error
             self.raster = Raster(full or path)
         finer = math.sqrt(math.prod(self.raster.size) / math.prod(results.size))

@@ -85,7 +85,7 @@ def scaled_down(image: OpenedImage, max_pixels: int) -> OpenedImage:
         return image
     factor = (max_pixels / (height * width)) ** 0.5
     size = max(1, int(width * factor)), max(1, int(height * factor))
-    if size[0] * size[1] > max_pixels:  # after rounding up to one row or column, the other side alone is too long
+    if size[0] * size[1] > max_pixels:  # the shorter side was rounded up to 1, so the longer side alone may be too long
         size = min(size[0], max_pixels), min(size[1], max_pixels)
     rgb = np.asarray(Image.fromarray(image.rgb).resize(size, Image.Resampling.BOX))
     valid = image.valid

@@ -82,7 +82,8 @@ class Page:
 
     def encode_naming_vocabulary(self) -> None:
         """Encode the naming classes ahead of time, so that the first region does not wait for them."""
-        if not hasattr(self.predictor.model, "embed_regions"):  # SAM 3 names with other words, see `Session.naming`
+        # SAM 3 names regions with other words, see `Session.naming`.
+        if not hasattr(self.predictor.model, "embed_regions"):
             self.predictor.model.read_words(self.naming_vocabulary)
         self.familiar(["water"])
 

@@ -251,7 +251,7 @@ class Session(Closable):
 
     def rows(self) -> list[dict]:
         """One row per class: id, name, pixels, share of the valid pixels, area_m2 or None, color."""
-        found, valid = self.found, self.image.valid  # a request that runs may replace `self.found` meanwhile
+        found, valid = self.found, self.image.valid  # read once, because a running request may replace `self.found`
         rows = found.areas()
         inside = np.ones(found.labels.shape, bool) if valid is None else valid
         areas = self._square_metres(found, inside)

@@ -1,4 +1,4 @@
-"""The layers of `CostAggregationHead`: over space, over phrases, and upsampling with detail from the image.
+"""The layers of `CostAggregationHead`: attention over space, attention over phrases, and guided upsampling.
 
 Shape letters: B images, T phrases, t phrases of one chunk, d hidden channels, g guidance channels, e channels per head,
 h w grid.

@@ -38,7 +38,7 @@ class Queries:
 class MaskDecoder(nn.Module):
     """Interface of all mask decoders."""
 
-    takes_prompts: bool  # False: prompts are an error
+    takes_prompts: bool  # whether prompts are accepted; if False, they raise an error
     upscale: int = 4  # side of the logits divided by the side of the dense map
 
     def forward(

@@ -82,6 +82,6 @@ def _works(dtype: torch.dtype) -> bool:
         with torch.autocast("cpu", enabled=False):
             want = F.gelu(layer(x.to(dtype)))
             got = PackedLinear(layer, gelu=True)(x)
-    except (AttributeError, RuntimeError):  # no such operator, or not for this processor
+    except (AttributeError, RuntimeError):  # torch has no such operator, or none for this processor
         return False
     return bool((got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max())

@@ -126,7 +126,7 @@ def _points(queries: Queries) -> tuple[Tensor, Tensor]:
         kinds.append(queries.labels)
     if queries.boxes is not None:
         present = ~queries.boxes.isnan().any(-1, keepdim=True)
-        first_and_last = queries.boxes - queries.boxes.new_tensor([0, 0, 1, 1])  # as in training
+        first_and_last = queries.boxes - queries.boxes.new_tensor([0, 0, 1, 1])  # the two corner pixels, as in training
         xy.append(first_and_last.nan_to_num().unflatten(-1, (2, 2)))
         corners = torch.arange(CORNER, CORNER + 2, device=present.device).expand(*present.shape[:2], 2)
         kinds.append(torch.where(present, corners, -1))

@@ -35,7 +35,7 @@ class ImageEmbedding:
     final: tuple[Tensor, Tensor]  # keys and values of the final attention
     canvas: Tensor  # (B,width/8,4h,4w), upscaled features from which masks are made
     size: tuple[int, int]  # (h0,w0) of the prepared image
-    look: Tensor | None = None  # `PromptEncoder.appearance`, kept by the first prompt of inference
+    look: Tensor | None = None  # `PromptEncoder.appearance`, kept from the first prompt in inference
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -169,7 +169,7 @@ class Affinity(nn.Module):
         """image (B,3,h0,w0) as the tower sees it, dense (B,D,h,w) -> (B,D,h,w)."""
         h, w = dense.shape[-2:]
         shown = (image.float() * self.tower_std + self.tower_mean - self.mean) / self.std
-        size = (h * self.patch, w * self.patch)  # gives the ViT the same cells as the tower
+        size = (h * self.patch, w * self.patch)  # at this size, the ViT has the same grid of cells as the tower
         shown = F.interpolate(shown, size=size, mode="bilinear", align_corners=False, antialias=True)
         tokens = F.normalize(self.vit.forward_features(shown)[:, self.vit.num_prefix_tokens :].float(), dim=-1)
         alike = tokens @ tokens.transpose(1, 2)

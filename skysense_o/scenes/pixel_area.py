@@ -71,10 +71,11 @@ class PixelAreas:
         if crs.is_projected:
             self.constant = abs(transform.determinant) * crs.axis_info[0].unit_conversion_factor ** 2
             few = _geodesic(crs, transform, size, 3)
-            if (abs(few / self.constant - 1) <= DISTORTION).all():  # NaN areas give False
+            if (abs(few / self.constant - 1) <= DISTORTION).all():  # NaN areas compare as False
                 return
         areas = _geodesic(crs, transform, size, LATTICE)
-        self.lattice = np.where(np.isfinite(areas), areas, self.constant)  # NaN: beyond the projection
+        # Areas are NaN outside the domain of the projection.
+        self.lattice = np.where(np.isfinite(areas), areas, self.constant)
 
     def at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Areas of the pixels at these rows and columns, which count from 0 and may be fractions."""

@@ -71,7 +71,7 @@ class _Pieces:
         self.columns: list[np.ndarray] = []
         self.edges: list[np.ndarray] = []
         self.count = 0
-        # Labels and piece numbers of the bottom row of the band before.
+        # Labels and piece numbers of the bottom row of the previous band.
         self.last: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(

@@ -82,7 +82,7 @@ def manifest(records: list[dict]) -> dict:
 
 def git_state() -> dict | None:
     """The commit of the code and the files changed since; None if it is not a git checkout."""
-    if not is_checkout():  # a wheel may be installed inside another project's checkout
+    if not is_checkout():  # an installed wheel may lie inside another project's checkout
         return None
     here = shipped_file(".")
     try:

@@ -271,11 +271,11 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer.optimizer, scheduler),
         FollowWeights(checkpointer.ema),
-        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # before the evaluation, which may fail
+        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # saved before the evaluation, which may fail
         Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():
-        folder, period = cfg.OUTPUT_DIR, max(4, min(LOG_PERIOD, cfg.SOLVER.MAX_ITER // 5))  # short runs: five lines
+        folder, period = cfg.OUTPUT_DIR, max(4, min(LOG_PERIOD, cfg.SOLVER.MAX_ITER // 5))  # short runs: 5 lines
         writers: list[Callable] = [
             CommonMetricPrinter(cfg.SOLVER.MAX_ITER, window_size=period),
             JSONWriter(f"{folder}/metrics.json", window_size=period),

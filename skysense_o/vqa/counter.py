@@ -39,7 +39,7 @@ class Counter(nn.Module):
         """
         Args:
             channels: channels of each map of `counting_maps`; maps finer than the grid have twice as many.
-            text_dim: D.
+            text_dim: dimension D of the embedding of the question.
             answers: normalised answers; the counter predicts the M numbers among these answers.
             width: number of hidden channels.
             dropout: dropout rate of whole channels.
@@ -86,7 +86,7 @@ class Counter(nn.Module):
         Args:
             scores, density: outputs of `forward`.
             answers: B normalised answers; an answer that is not a number is left out.
-            points: B, the locations of the objects (see `marked_density`) or None.
+            points: per image the locations of the objects (see `marked_density`), or None.
 
         Returns:
             "loss_count" and "loss_density".

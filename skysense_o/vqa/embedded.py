@@ -84,7 +84,7 @@ class EmbeddedVQA(nn.Module):
         self.counter = None
         if counting:
             input_side = tower.input_size or side
-            if input_side % tower.divisor:  # points are fractions of the image, cells are fractions of the padded image
+            if input_side % tower.divisor:  # padding would shift the cells of the map relative to the annotated points
                 raise ValueError(
                     f"with MODEL.VQA.COUNTING, the side of the image is {input_side}, but this tower needs a multiple"
                     f" of {tower.divisor}: set MODEL.VQA.SIDE to {max(1, round(side / tower.divisor)) * tower.divisor}"
@@ -122,7 +122,7 @@ class EmbeddedVQA(nn.Module):
         """Compute the losses in training, the answers in inference.
 
         Args:
-            samples: B with `question`; in training also `answer` and, if the objects to count are annotated, `points`.
+            samples: B samples with `question`; in training also `answer` and, for annotated objects to count, `points`.
                 An answer that is not in the list is left out of the loss.
 
         Returns:
@@ -223,4 +223,5 @@ class EmbeddedVQA(nn.Module):
             with suppress(ValueError):  # the value is larger than the whole cache
                 self._cache[name] = batch[name]
         rows = zip(*(batch[s["file_name"]] for s in samples))
-        return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]  # autocast cannot stack halves
+        # In float32, because autocast cannot stack half-precision tensors.
+        return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]
