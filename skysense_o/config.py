@@ -88,7 +88,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.PAD_LEN = 256  # class attention is padded to this number of phrases; other values change every mask
     # After the first layer, drop phrases whose cosine is in every cell more than this below the best phrase's; 0: off.
     head.PRUNE = 0.0
-    head.MAX_CLASSES = 256  # only this number of best phrases is decoded, as published; 0: all
+    head.MAX_CLASSES = 256  # only this many of the best phrases are decoded, as published; 0: all
 
     # TrainingFreeHead: masks from a tower without training.
     head.TRAINING_FREE = CfgNode()

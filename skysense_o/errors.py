@@ -108,8 +108,8 @@ def file_error(error: Exception, name: str) -> str:
 def exit_code(run: Callable[[], int | None]) -> int:
     """Run a command and return its exit code.
 
-    An error of USER_ERRORS is printed as one line on stderr. With SKYSENSE_O_TRACEBACK=1 it is raised instead, with its
-    traceback, to debug.
+    An error of USER_ERRORS is printed as one line on stderr. With SKYSENSE_O_TRACEBACK=1 the error is raised instead,
+    with its traceback, for debugging.
 
     Args:
         run: the command; returns an exit code, or None for 0.

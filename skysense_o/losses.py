@@ -194,8 +194,8 @@ def vision_centric(
 def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Tensor) -> Tensor:
     """Binary cross-entropy of whether a class is in the image.
 
-    A class is present if a pixel has it. It is absent if every pixel is labelled and none has it. Otherwise its
-    presence is unknown, and the class does not count.
+    A class is present if a pixel has it. It is absent if every pixel is labelled and no pixel has it.
+    Otherwise its presence is unknown, and the class does not count.
 
     Args:
         presence: (B,T) logits.

@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder: a lock that the operating system drops when its process dies."""
+"""A lock, so that only one run at a time writes into a folder; the system drops it when its process dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train and evaluate: the config, the processes, the log."""
+"""Set up the config, the processes and the log of a training or an evaluation."""
 
 from __future__ import annotations
 

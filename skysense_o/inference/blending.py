@@ -18,7 +18,7 @@ from skysense_o.inference.windows import Axis, Plan
 from skysense_o.parallel import OrderedThreadPool
 
 Model = Callable[[Tensor], Tensor]
-"""uint8 (B,3,window,window) -> probabilities (B,C,h,w)."""
+"""Function: windows uint8 (B,3,window,window) -> probabilities (B,C,h,w)."""
 
 
 @dataclass(frozen=True)

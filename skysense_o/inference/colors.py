@@ -203,7 +203,7 @@ class _Search:
         """The candidate that differs most from the chosen colors.
 
         Args:
-            least: for water, the most different blue is taken if it differs by at least this much.
+            least: a water class gets the most different blue if this blue differs by at least this much.
             water: whether the class is water.
             any_water: whether any class is water; then other classes get no blue.
         """

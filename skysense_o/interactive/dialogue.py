@@ -52,7 +52,7 @@ class Dialogue(cmd.Cmd):
         self.default(line)
 
     def do_point(self, line: str) -> None:
-        """point x y       select a region by a point; more points correct it, background points with a 0 at the end"""
+        """point x y       select a region by a point; more points correct it; 0 marks a background point"""
         x, y, *inside = _numbers(line, (2, 3), "point x y, or point x y 0")
         self._report_region(self.session.click(x, y, bool(inside[0]) if inside else True))
 

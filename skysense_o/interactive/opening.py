@@ -50,7 +50,7 @@ def open_upload(
         path: the file.
         max_pixels: a larger image is scaled down to this many pixels; None to keep any size.
         read_pixels: an image with more pixels is refused before it is read; None for no limit.
-        alone: refuse formats that refer to other files; see `read_image`.
+        alone: whether to refuse formats that refer to other files; see `read_image`.
 
     Returns:
         The image. A scene that was scaled down has `full` instead of `scene`, and its notes say so.

@@ -51,7 +51,7 @@ class Session(Closable):
     Args:
         predictor: the model.
         image: the image.
-        folder: for the session's files; a new temporary one if None.
+        folder: folder for the session's files; None: a new temporary folder.
     """
 
     def __init__(self, predictor: Predictor, image: OpenedImage, folder: Path | None = None) -> None:

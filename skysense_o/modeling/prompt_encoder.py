@@ -25,7 +25,7 @@ LOOK, MIX = 24, 16  # channels of the appearance features, and of the final conv
 class PromptEncoder(nn.Module):
     """Encodes points and boxes as in Segment Anything (Kirillov et al. 2023), plus maps of location and appearance.
 
-    Tokens: one learned mask token, then position encoding plus kind embedding for each point and box corner.
+    Tokens: one learned mask token, then for each point and box corner its position encoding plus its kind embedding.
 
     In Segment Anything the prompt also changes the image features. Here the image is refined once for all queries.
     Instead each prompt adds maps to its mask logits: its location, the inside of the box, the proximity of foreground

@@ -231,7 +231,7 @@ def _project(attention: Attention, keys: Tensor, values: Tensor) -> tuple[Tensor
 
 
 def _attend(attention: Attention, q: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """SAM's attention from `_project`'s keys and values, with a mask over the keys, bool (B,N)."""
+    """SAM's attention, with keys and values from `_project` and a mask over the keys, bool (B,N)."""
     q = attention._separate_heads(attention.q_proj(q), attention.num_heads)
     mask = None if key_mask is None else key_mask[:, None, None, :]
     out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask)

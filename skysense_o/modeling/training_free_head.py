@@ -135,8 +135,8 @@ class Affinity(nn.Module):
     def __init__(
         self, vit: nn.Module, tower_look: tuple[Tensor, Tensor], look: tuple[Tensor, Tensor], shift: float, scale: float
     ) -> None:
-        """vit: a timm model with any input size. tower_look, look: the pixel mean and std, (3,1,1) in
-        0..255, that the tower and the ViT expect.
+        """vit: a timm model that accepts any input size. tower_look, look: the pixel mean and std, (3,1,1) each
+        in 0..255, that the tower and the ViT expect.
         """
         super().__init__()
         self.vit, self.shift, self.scale = vit.eval().requires_grad_(False), shift, scale
@@ -203,7 +203,7 @@ def joint_bilateral(maps: Tensor, image: Tensor, scale: int, spatial_sigma: floa
             colour = ((coarse[:, :, rows][..., cols] - fine) ** 2).sum(1, keepdim=True)
             weight = torch.exp(-far / (2 * spatial_sigma**2) - colour / (2 * colour_sigma**2)) * inside
             total, weights = total + weight * maps[:, :, rows][..., cols], weights + weight
-    nearest = maps[:, :, ny][..., nx]  # for pixels whose colour resembles that of no cell
+    nearest = maps[:, :, ny][..., nx]  # used for pixels whose colour resembles that of no cell
     return torch.where(weights > 1e-12, total / weights.clamp(min=1e-12), nearest)
 
 

@@ -24,7 +24,7 @@ from skysense_o.scenes.pixel_area import GROUND_UNKNOWN, PixelAreas
 
 
 class Raster(GDALImage):
-    """An open raster. It gives RGB pixels to the model, and validity and georeference to the result.
+    """An open raster. It gives the model RGB pixels, and the result its valid pixels and its georeference.
 
     Use it inside `gdal_settings`, as a context manager, and in one thread; other threads use `reopened()`.
 

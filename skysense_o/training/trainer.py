@@ -142,7 +142,7 @@ class Trainer(SimpleTrainer):
                 if accelerator.sync_gradients:
                     accelerator.unscale_gradients()
                     norm = clip_gradients(self.model.parameters(), self.clip_norm or float("inf"))
-                    if not torch.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
+                    if not torch.isfinite(norm) and accelerator.scaler is None:  # a gradient scaler skips such a step
                         raise dump(
                             f"gradient norm {norm} in step {self.iter + 1}", losses, samples, self.iter, self.folder
                         )
