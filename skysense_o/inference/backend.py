@@ -106,9 +106,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Run:
         if not hasattr(own, "request"):  # each thread needs its own request
             own.request = model.create_infer_request()
         found = own.request.infer({"image": x})
-        return [
-            np.array(found[i]) for i in range(len(model.outputs))
-        ]  # copied, because the next call overwrites `found`
+        return [np.array(found[i]) for i in range(len(model.outputs))]  # copies: the next call overwrites `found`
 
     return run
 
