@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
 RESTORE_BYTES = 256 * 2**20
-"""Memory for the probabilities of one chunk of classes while they are restored."""
+"""Memory, in bytes, for the probabilities of one chunk of classes while they are resized."""
 
 
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:

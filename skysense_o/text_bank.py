@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 256
 ENCODING = Lock()
-"""Held while strings are encoded: windows in parallel need the same strings, so only the first window encodes them."""
+"""Lock that is held while strings are encoded, so that of several windows in parallel only the first encodes them."""
 
 
 class TextBank:

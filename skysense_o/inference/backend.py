@@ -137,7 +137,7 @@ def use_backend(predictor: Predictor, backend: str) -> str:
         try:
             return use_backend(predictor, "torch" if _missing("onnx") or _why_not(predictor, "onnx") else "onnx")
         except (OSError, RuntimeError) as error:  # no disk space for the export, or an unsuitable package version
-            logger.warning("backend torch in place of onnx: %s", next(iter(str(error).splitlines()), error))
+            logger.warning("using the backend torch instead of onnx: %s", next(iter(str(error).splitlines()), error))
             backend = "torch"
     if backend == "torch":
         predictor.model.exported = None
@@ -166,7 +166,7 @@ def _why_not(predictor: Predictor, backend: str) -> str:
         what = f"{type(model.tower).__name__} with {type(head or model).__name__}"
         return f"runs MiniTower with SAMMaskHead, and the model is {what}: use the backend torch"
     if predictor.path is None:
-        return "needs weights from a file, by whose hash the export is kept: use Predictor.from_pretrained"
+        return "needs weights from a file, whose hash names the cached export: use Predictor.from_pretrained"
     if backend == "onnx" and predictor.precision == "bf16":
         return "computes in fp32, and the precision is bf16: use fp32, or the backend openvino"
     return ""

@@ -8,7 +8,7 @@ from pyproj.exceptions import CRSError
 from rasterio.transform import Affine
 
 DISTORTION = 0.01
-"""Projections whose areas differ by no more than this share from those on the ellipsoid are measured in their plane."""
+"""Areas are measured in the plane of a projection if they differ from those on the ellipsoid by at most this share."""
 LATTICE = 33
 """The area is computed at LATTICE x LATTICE points of a scene, and interpolated between them."""
 GROUND_UNKNOWN = "its location on the ground is unknown (this needs a geographic or projected CRS, and a transform)"

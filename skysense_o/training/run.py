@@ -74,7 +74,7 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if cfg.MODEL.LOSS.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):
         raise ValueError("MODEL.LOSS.PROMPT needs SEM_SEG_HEAD.NAME SAMMaskHead with SEM_SEG_HEAD.PROMPTS True")
     if head.SAM_WEIGHTS and head.NAME != "SAMMaskHead":
-        raise ValueError(f"SEM_SEG_HEAD.SAM_WEIGHTS start a SAMMaskHead, not a {head.NAME}: leave them out")
+        raise ValueError(f"SEM_SEG_HEAD.SAM_WEIGHTS are for SAMMaskHead, not for {head.NAME}: leave them out")
     for weights in filter(None, (cfg.MODEL.WEIGHTS, head.SAM_WEIGHTS)):
         find_weights(weights)
     choose_device(cfg.MODEL.DEVICE)

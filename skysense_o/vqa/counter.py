@@ -15,7 +15,8 @@ from skysense_o.modeling import Features
 from skysense_o.vqa.vqa_model import choice_loss
 
 CELLS = 32
-"""G, cells of the density map in each direction: 8 pixels per cell at an input of 256; a car at 0.3 m fills two."""
+"""G, number of cells of the density map in each direction. At an input of 256 x 256 pixels, a cell has 8 x 8 pixels,
+and a car at 0.3 m per pixel fills two cells."""
 MARKED = 3.0
 """Weight of the density loss, relative to the loss on the count."""
 
