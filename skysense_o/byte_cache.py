@@ -12,8 +12,8 @@ def byte_cache(max_bytes: int) -> LFUCache:
     reads find their image there. In a cache that drops the least recently used values, 16 % would.
 
     Args:
-        max_bytes: limit of the total size. Adding a single value larger than this raises ValueError, for which
-            `cachetools.cached` returns the value without caching it.
+        max_bytes: limit of the total size. Adding a value larger than this raises ValueError; `cachetools.cached`
+            catches this error and does not cache the value.
 
     >>> import numpy as np
     >>> cache = byte_cache(10)

@@ -138,7 +138,7 @@ def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool
     report = load_state(model, _typed(read_weights(path, trust), half), path)
     empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
     empty += [name for name, tensor in model.named_buffers() if tensor.is_meta]
-    assert not empty, f"a tower or decoder must create tensors that no checkpoint contains on the CPU: {empty}"
+    assert not empty, f"towers and decoders must create on the CPU all tensors that no checkpoint contains: {empty}"
     return model.eval(), report
 
 

@@ -213,7 +213,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.SOLVER.GROUPS = [[".", 1.0, 1e-4]]
     cfg.SOLVER.PRECISION = "auto"  # no, bf16, fp16 (Accelerate's mixed precision); auto: bf16 if the device supports it
     cfg.SOLVER.ACCUMULATION = 1  # micro-batches per step; IMS_PER_BATCH is the total per step
-    cfg.SOLVER.SHARD = False  # shard parameters, gradients and optimizer state over the processes (FSDP2), not DDP
+    cfg.SOLVER.SHARD = False  # FSDP2 instead of DDP: shard parameters, gradients and optimizer state over processes
     cfg.SOLVER.LR_BATCH = 0  # batch size that BASE_LR is for; LR_RULE scales BASE_LR for others; 0: no scaling
     cfg.SOLVER.LR_RULE = "sqrt"  # sqrt (for Adam: Malladi et al. 2022) or linear (for SGD: Goyal et al. 2017)
     cfg.SOLVER.LAYER_DECAY = 1.0  # learning rate of a layer of the image tower, relative to the layer above

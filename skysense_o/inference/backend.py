@@ -57,7 +57,7 @@ class ImageEncoder(nn.Module):
 
 
 class ExportedEncoder:
-    """`embed_images` of a model by an exported graph: prepared images (B,3,H,W) -> (ImageEmbedding, dense features)."""
+    """Runs the exported graph of a model: prepared images (B,3,H,W) -> (ImageEmbedding, dense features)."""
 
     def __init__(self, path: Path, backend: str, precision: str) -> None:
         self.path, self.backend, self.precision = path, backend, precision
