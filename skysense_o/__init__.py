@@ -17,7 +17,7 @@ _HOME = {
 
 
 def __getattr__(name: str):
-    """Import the public names on first use: `import skysense_o` alone costs nothing."""
+    """Import the public names on first use, so that `import skysense_o` itself is fast."""
     if name in _HOME:
         try:
             return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

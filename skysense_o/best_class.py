@@ -12,20 +12,20 @@ from torch import Tensor
 PIXELS_AT_ONCE = 2**20
 """Number of pixels whose labels are computed in one step."""
 MIXED_AT_ONCE = 2**13
-"""Number of pixels between cells of different classes computed in one step; few enough for the CPU's cache."""
+"""Number of pixels computed in one step where the surrounding cells differ in class; few enough for the CPU's cache."""
 VALUES_AT_ONCE = 2**26
-"""Number of probabilities interpolated in one step where all classes are computed; several copies are in memory."""
+"""Number of probabilities interpolated in one step where all classes are computed; memory holds several copies."""
 
 Neighbors = tuple[Tensor, Tensor, Tensor]
-"""For each pixel of a side: the cell before it, the cell after it, and the fraction between them."""
+"""For each pixel along one axis: the cell before it, the cell after it, and its position between these two, 0..1."""
 
 
 def interpolated_neighbors(pixels: int, cells: int, span: float) -> Neighbors:
     """The cells on both sides of each pixel, as in bilinear interpolation without aligned corners.
 
     Args:
-        pixels: number of pixels.
-        cells: number of cells.
+        pixels: number of pixels along the axis.
+        cells: number of cells along the axis.
         span: number of pixels that the cells cover.
     """
     position = ((torch.arange(pixels) + 0.5) * (cells / span) - 0.5).clamp(0, cells - 1)
@@ -92,7 +92,7 @@ def _best(grid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _between(grid: Tensor, y: Neighbors, x: Neighbors) -> Tensor:
-    """Interpolate the probabilities of all classes, (N,C), at N positions between cells (h,w,C)."""
+    """Interpolate a grid of probabilities (h,w,C) at N positions between its cells -> (N,C)."""
     (y0, y1, fy), (x0, x1, fx) = y, x
     width = grid.shape[1]
     corners = torch.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1], dim=1)

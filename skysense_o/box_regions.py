@@ -21,13 +21,13 @@ CLASSES = (
         "airplane", "ship", "boat", "car", "truck", "railway",
     ),
 )  # fmt: skip
-"""Two lists of classes, coarse and fine; each gives a label map, and each of its regions is a candidate."""
+"""Two lists of classes, one coarse and one fine. Each list gives a label map, and each region of it is a candidate."""
 LONGEST = 1024
-"""Longest side of a label map: a box should be answered while the user drags it."""
+"""Longest side of a label map, in pixels; small, so that a mask appears while the user drags the box."""
 SMALLEST = 0.02
-"""Smallest candidate, as a share of the box."""
+"""Area of the smallest candidate, as a share of the box."""
 AREA, OUTSIDE = 0.75, 0.75
-"""Weights of a candidate's area and of its share outside the box, chosen on Dubai's training scenes 1 to 4."""
+"""Weights in a candidate's score (see `BoxRegions.mask`), chosen on Dubai's training scenes 1 to 4."""
 
 
 class BoxRegions:
@@ -36,7 +36,7 @@ class BoxRegions:
     def __init__(self, label_maps: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> None:
         """
         Args:
-            label_maps: class indices (h,w) of one size, small non-negative integers.
+            label_maps: class indices (h,w), small non-negative integers; all maps have one size.
             size: (H,W) of the image; None if the maps have its size.
         """
         self.size = size or label_maps[0].shape
@@ -44,21 +44,21 @@ class BoxRegions:
 
     @property
     def arrays(self) -> list[np.ndarray]:
-        """All arrays, for the memory they take."""
+        """All arrays of this object, to measure the memory that they take."""
         return [array for arrays in self.maps for array in arrays]
 
     def mask(self, box: Sequence[float]) -> np.ndarray | None:
         """The region that a box is drawn around.
 
-        A candidate is what a class covers inside the box, or the largest connected part of that. Its score is the
-        share of the box that its own bounding box takes, plus `AREA` times the share that it covers, minus `OUTSIDE`
-        times the share of its connected regions that lies outside the box.
+        A candidate is the area that a class covers inside the box, or the largest connected part of this area. Its
+        score is the share of the box that the candidate's bounding box fills, plus `AREA` times the share of the box
+        that the candidate covers, minus `OUTSIDE` times the share of its connected regions that lies outside the box.
 
         Args:
             box: (x0, y0, x1, y1) inside the image, not empty.
 
         Returns:
-            bool (H,W), inside the box (up to a pixel of the map); None if no class covers `SMALLEST` of it.
+            bool (H,W), inside the box (up to a pixel of the map); None if no class covers `SMALLEST` of the box.
         """
         scales = [map_side / side for map_side, side in zip(self.maps[0][0].shape[::-1], self.size[::-1])] * 2
         corners = [side * scale for side, scale in zip(box, scales)]

@@ -1,4 +1,4 @@
-"""A cache of arrays or tensors that is bounded by their bytes."""
+"""A cache of arrays or tensors with a limit on their total bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from cachetools import LFUCache
 def byte_cache(max_bytes: int) -> LFUCache:
     """A dictionary that drops the least frequently used values when it is full.
 
-    Training reads each image once per epoch, in a new order. If half of the images fit, 41 % of the reads find
-    their image in this cache, and 16 % would in a cache that drops the least recently used values.
+    Training reads each image once per epoch, in a new order. If half of the images fit into the cache, 41 % of the
+    reads find their image there. In a cache that drops the least recently used values, 16 % would.
 
     Args:
-        max_bytes: bound of the total size. A larger value raises ValueError; `cachetools.cached` then skips the cache.
+        max_bytes: limit of the total size. Adding a value larger than this raises ValueError; `cachetools.cached`
+            catches this error and does not cache the value.
 
     >>> import numpy as np
     >>> cache = byte_cache(10)

@@ -21,7 +21,7 @@ from skysense_o.weight_files import read_config, read_weights
 from skysense_o.weight_paths import SHIPPED, SUFFIXES, WeightsError, find_weights, is_sharded, weights_hash
 from skysense_o.whole_files import whole
 
-__all__ = [  # also has names of weight_files.py and weight_paths.py, so that one import is enough
+__all__ = [  # includes names from weight_files.py and weight_paths.py, so that callers import from one module only
     "SHIPPED",
     "SUFFIXES",
     "Report",
@@ -69,12 +69,12 @@ def config_of(path: Path | None, config_file: str | Path | None = None) -> CfgNo
     """The config of a model for inference: from a YAML, or else from the weights file.
 
     Raises:
-        FileNotFoundError: no such YAML.
+        FileNotFoundError: the YAML does not exist.
         WeightsError: no YAML is given, and the weights do not contain their config.
     """
     cfg = default_config()
     if path is not None and path.is_dir() and not is_sharded(path):
-        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # only SAM 3 is a folder; loading any other folder fails
+        cfg.MODEL.META_ARCHITECTURE = "Sam3"  # only the weights of SAM 3 are a folder; any other folder fails to load
     if config_file:
         merge_file(cfg, config_file)
     elif path is None or path.is_file() or is_sharded(path):
@@ -94,7 +94,7 @@ OTHER_USES = {
     "LlavaVQA": "answers questions (--task ask)",
     "ImageTextPretraining": "is where a training begins (MODEL.WEIGHTS)",
 }
-"""What weights are for that make no masks, by their META_ARCHITECTURE."""
+"""META_ARCHITECTURE of weights that make no masks -> what such weights are for."""
 
 
 def check_makes_masks(cfg, path: Path) -> None:
@@ -138,7 +138,7 @@ def build_with_weights(cfg: CfgNode, path: Path, half: bool = False, trust: bool
     report = load_state(model, _typed(read_weights(path, trust), half), path)
     empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
     empty += [name for name, tensor in model.named_buffers() if tensor.is_meta]
-    assert not empty, f"tensors of a tower or a decoder that are in no checkpoint must be created on the CPU: {empty}"
+    assert not empty, f"towers and decoders must create on the CPU all tensors that no checkpoint contains: {empty}"
     return model.eval(), report
 
 
@@ -180,7 +180,7 @@ def load_weights(
 def load_state(
     model: nn.Module, state: dict[str, Tensor], source: str | Path, allow_missing: Sequence[str] = ()
 ) -> Report:
-    """Copy a state dict, of this project or as published, into a model.
+    """Copy a state dict into a model; its tensors have this project's names or those of the published checkpoints.
 
     A model on the meta device takes the tensors themselves instead of copies.
 
@@ -228,7 +228,7 @@ def load_sam_decoder(head: nn.Module, path: Path) -> Report:
         path: see `read_weights`.
 
     Raises:
-        WeightsError: not a Segment Anything checkpoint, or no tensor has the shape of the head's.
+        WeightsError: the file is no Segment Anything checkpoint, or no tensor in it has the shape that the head needs.
     """
     theirs, ours, report = from_sam(read_weights(path)), head.state_dict(), Report()
     for name, tensor in theirs.items():
@@ -239,8 +239,8 @@ def load_sam_decoder(head: nn.Module, path: Path) -> Report:
     report.new = [name for name in ours if name not in theirs]
     if not report.loaded:
         raise WeightsError(
-            f"{path} has no decoder of Segment Anything that fits SEM_SEG_HEAD ({report}): give one of its checkpoints,"
-            " and leave WIDTH, DEPTH, HEADS, MLP and SHARED_TOKENS as they are by default"
+            f"{path} has no decoder of Segment Anything that fits SEM_SEG_HEAD ({report}): give a checkpoint of"
+            " Segment Anything, and keep the defaults of WIDTH, DEPTH, HEADS, MLP and SHARED_TOKENS"
         )
     head.load_state_dict({name: theirs[name] for name in report.loaded}, strict=False)
     return report
@@ -266,7 +266,8 @@ def save_weights(
         path: path of the new file.
         config: YAML of the model.
         dtype: floating-point tensors are cast to it; None: no cast.
-        state: its `state_to_save`, if the model itself has only a part of each tensor.
+        state: the result of `state_to_save` with whole tensors, if the model holds only a part of each tensor
+            (SOLVER.SHARD); None: it is made from the model.
     """
     whole_state = merge_lora(state_to_save(model) if state is None else state)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in whole_state.items()}
@@ -287,7 +288,7 @@ def sort_metadata(path: Path) -> None:
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length, "the same entries in another order"
+        assert len(text) <= length, "sorting the metadata must not make it longer"
         file.seek(8)
         file.write(text.ljust(length))
 

@@ -59,10 +59,10 @@ def available_cores() -> int:
 
 
 def set_thread_environment() -> None:
-    """Set how OpenMP's threads wait, and how many there are, unless the user did. Call it before torch is imported.
+    """Set how OpenMP's threads wait, and their number, unless the user has set them. Call it before torch is imported.
 
     Threads that wait by spinning take the cores from threads that have work. If other programs run, or under a quota
-    of CPU time, this makes a model ten times slower. Passive waiting costs a few percent on an idle machine.
+    of CPU time, spinning makes a model ten times slower. Passive waiting costs a few percent on an idle machine.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

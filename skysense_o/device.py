@@ -10,7 +10,7 @@ def choose_device(name: str) -> torch.device:
         name: cpu, cuda, cuda:1, ... or mps; "auto" is the first of cuda, mps and cpu that this machine has.
 
     Raises:
-        ValueError: an unknown name, or a device that this machine does not have.
+        ValueError: the name is unknown, or this machine does not have the device.
 
     >>> choose_device("cpu")
     device(type='cpu')

@@ -11,14 +11,14 @@ from skysense_o.memory_limit import NEEDED, check_memory_limit
 
 USER_ERRORS = (ValueError, KeyError, OSError, ModuleNotFoundError, FloatingPointError)
 TRACEBACK = "SKYSENSE_O_TRACEBACK"
-"""Environment variable for debugging. "1": every error is raised with its traceback. "unexpected", as in the tests:
-only errors outside of USER_ERRORS are raised with it."""
+"""Environment variable for debugging. "1": every error is raised with its traceback. "unexpected", which the tests set:
+only errors outside of USER_ERRORS are raised with their traceback."""
 _MEMORY = (
     f"the commands need at least {NEEDED / 1e9:.1f} GB of address space (ulimit -v); use a smaller image, --window, or"
     " fewer processes"
 )
 LONGEST = 4000
-"""Longer messages are cut: some libraries put whole configs into theirs."""
+"""Longer messages are cut, because some libraries put whole configs into their messages."""
 
 
 DETECTRON2 = "Detectron2 is not installed, and not on PyPI under its name: python -m skysense_o doctor --install"
@@ -58,7 +58,8 @@ def _first_on_full_disk(error: BaseException) -> BaseException:
     """The error that names the file that did not fit. On a full disk, closing other files fails later as well."""
     found, later, seen = error, None, error
     while is_full_disk(error) and seen is not None:
-        # Errors raised by this project have no strerror. If one was raised `from` the other, the later one says more.
+        # Errors raised by this project have no strerror. If the later of two such errors was raised `from` the earlier
+        # one, the later one says more.
         if is_full_disk(seen) and seen.strerror is None and (later is None or later.__cause__ is not seen):
             found = seen
         later, seen = (seen if is_full_disk(seen) and seen.strerror is None else None), seen.__context__
@@ -107,8 +108,8 @@ def file_error(error: Exception, name: str) -> str:
 def exit_code(run: Callable[[], int | None]) -> int:
     """Run a command and return its exit code.
 
-    An error of USER_ERRORS is printed as one line on stderr. With SKYSENSE_O_TRACEBACK=1 it is raised instead, with its
-    traceback, to debug.
+    An error of USER_ERRORS is printed as one line on stderr. With SKYSENSE_O_TRACEBACK=1 the error is raised instead,
+    with its traceback, for debugging.
 
     Args:
         run: the command; returns an exit code, or None for 0.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from skysense_o.modeling.tower import Tower
 
 RESTORE_BYTES = 256 * 2**20
-"""Memory for the probabilities of one chunk of classes while they are restored."""
+"""Memory, in bytes, for the probabilities of one chunk of classes while they are resized."""
 
 
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
@@ -36,7 +36,7 @@ def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How one image was prepared, and the inverse.
+    """How one image was prepared for the tower, and the inverse mapping of coordinates and masks.
 
     Attributes:
         size: (H,W) of the image.
@@ -79,7 +79,7 @@ class ImageTransform:
         Returns:
             float (...,4), half-open.
         """
-        step = xyxy.new_tensor([0, 0, 1, 1])  # from the last pixel inside to the half-open end
+        step = xyxy.new_tensor([0, 0, 1, 1])  # difference between the last pixel inside and the half-open end
         return self.points((xyxy - step).unflatten(-1, (2, 2))).flatten(-2) + step
 
     def restore(
@@ -101,7 +101,7 @@ class ImageTransform:
             phrase_to_class: T class indices, ascending.
             num_classes: C.
             size: (height, width) of the output; None: the image's own.
-            reduce: "labels" for the best class per pixel, "probabilities" for all of them.
+            reduce: "labels" for the best class per pixel, "probabilities" for the probabilities of all classes.
             reference_compat: keep the padding, stretched over the image, as the published code does.
 
         Returns:
@@ -142,7 +142,7 @@ class ImageTransform:
         reduce: Reduce,
         reference_compat: bool,
     ) -> dict[str, Tensor]:
-        """probabilities: (first, stop) class index -> (stop-first,h',w') on the grid."""
+        """As `restore_probabilities`, in chunks of classes; probabilities: (first, stop) -> (stop-first,h',w')."""
         height, width = size
         pixels = max(self.padded[0] * self.padded[1], height * width) if reduce == "probabilities" else grid_cells
         chunk = max(1, RESTORE_BYTES // (4 * pixels))
@@ -173,13 +173,14 @@ class ImageTransform:
     def _to_image(self, grid: Tensor, size: tuple[int, int], reference_compat: bool) -> Tensor:
         """(C,h',w') over the padded image -> (C,height,width) over the image."""
         if reference_compat:
-            cut = grid[None, :, : self.size[0], : self.size[1]]  # published bug: a size in pixels indexes the grid
+            cut = grid[None, :, : self.size[0], : self.size[1]]  # published bug: crops grid cells by a size in pixels
             return F.interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]
         scaled = [p * out / side for p, out, side in zip(self.padded, size, self.size)]
         if all(side.is_integer() for side in scaled):
             full = F.interpolate(grid[None], size=[int(side) for side in scaled], mode="bilinear", align_corners=False)
             return full[0, :, : size[0], : size[1]]
-        # The padding ends inside an output pixel: take the same samples at the same locations in a slower way.
+        # The padding begins inside an output pixel, so `interpolate` cannot be used: sample the same locations in a
+        # slower way.
         y, x = (
             (torch.arange(out, device=grid.device, dtype=grid.dtype) + 0.5) * (2 / end) - 1
             for out, end in zip(size, scaled)

@@ -1,7 +1,7 @@
 """Training losses: pure functions. Shape letters: B images, T classes, D embedding, H W pixels, h w grid.
 
-Each loss is a mean over the valid pixels and classes of a sample, then over the samples. So it does not depend on how a
-batch is divided between processes. A sample without valid pixels or classes contributes zero.
+Each loss is a mean over the valid pixels and classes of a sample, then over the samples. So the loss does not depend on
+how a batch is divided between processes. A sample without valid pixels or classes contributes zero.
 
 >>> logits, sem_seg = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
 >>> valid = torch.ones(1, 2, dtype=torch.bool)
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from skysense_o.sample import IGNORE
 
-POOL_CHUNK = 64  # classes whose masks are pooled at a time; affects memory only
+POOL_CHUNK = 64  # number of classes whose masks are pooled at a time; affects memory, not results
 
 
 def one_hot(sem_seg: Tensor, num_classes: int, first: int = 0) -> Tensor:
@@ -49,7 +49,8 @@ def pixel_bce(
         sem_seg: (B,H,W) int64, class indices or IGNORE.
         valid: (B,T) bool, False for padding.
         ignored_as_negative: ignored pixels count as negatives of every class, as in the published code.
-        chunk: classes at full resolution at a time, recomputed in the backward pass; None: all. Changes no result.
+        chunk: number of classes computed at full resolution at a time, and recomputed in the backward pass; None: all
+            classes at once. It affects memory, not results.
 
     Returns:
         scalar.
@@ -108,8 +109,8 @@ def mask_dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
 def soft_mask_divergence(logits: Tensor, target: Tensor) -> Tensor:
     """Divergence of masks from a teacher's soft masks (Hinton et al. 2015), a mean over pixels.
 
-    The sum of two Kullback-Leibler divergences: of the distribution over classes, and the mean over classes of each
-    class's yes-or-no probability.
+    It is the sum of two Kullback-Leibler divergences. The first compares the distributions over classes. The second
+    compares the yes-or-no probability of each class, and is averaged over classes.
 
     Args:
         logits: (B,C,h',w'), resized to the target here. target: (B,C,H,W) probabilities, independent per class.
@@ -193,8 +194,8 @@ def vision_centric(
 def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Tensor) -> Tensor:
     """Binary cross-entropy of whether a class is in the image.
 
-    A class is present if a pixel has it. It is absent if every pixel is labelled and none has it. Otherwise its
-    presence is unknown, and the class does not count.
+    A class is present if a pixel has it. It is absent if every pixel is labelled and no pixel has it.
+    Otherwise its presence is unknown, and the class does not count.
 
     Args:
         presence: (B,T) logits.

@@ -1,4 +1,4 @@
-"""SkySenseO, the one meta-architecture.
+"""SkySenseO, the meta-architecture for segmentation with words, clicks and boxes.
 
 Shape letters: B images, T phrases, C classes, P templates, D embedding, H W pixels.
 """
@@ -117,12 +117,12 @@ class SkySenseO(nn.Module):
             vocabulary: C classes.
 
         Returns:
-            (B,C,h,w) probabilities on the mask grid, h = H / `stride`, where windows are blended.
+            (B,C,h,w) probabilities on the mask grid, on which windows are blended; h = H / `stride`.
         """
         return self.class_probabilities(self.embed_images(list(windows))[0], len(windows), vocabulary)
 
     def read_words(self, vocabulary: Vocabulary) -> None:
-        """Encode words before they are needed."""
+        """Encode the words of a vocabulary before they are needed."""
         with torch.no_grad():
             self.text_bank(self.tower, [vocabulary], self.templates)
 
@@ -185,9 +185,9 @@ class SkySenseO(nn.Module):
 
         Args:
             image_embedding: B images, from `sem_seg_head.refine`.
-            transforms: B, from `geometry.prepare`.
-            vocabularies: B.
-            sizes: B output sizes (H,W).
+            transforms: one per image, from `geometry.prepare`.
+            vocabularies: one per image.
+            sizes: output size (H,W) per image.
             reduce: "labels" or "probabilities", see `Prediction`.
         """
         text, valid = self.text_bank(self.tower, vocabularies, self.templates)

@@ -33,7 +33,7 @@ TERMS = (
 
 
 class Objective:
-    """Weighted sum terms of `losses.py`; terms with weight 0 are not computed."""
+    """The loss terms of `losses.py`, each with a weight; terms with weight 0 are not computed."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Objective:
             weights: name of a term, see TERMS -> weight.
             temperature: temperature of the region contrast and of the vision-centric loss.
             ignored_as_negative, class_chunk: see `losses.pixel_bce`.
-            grid: label pixels per cell of the losses, in each direction, for samples with `says`.
+            grid: side in label pixels of the cells on which losses of partly labelled samples (`says`) are computed.
 
         Raises:
-            ValueError: an unknown term, or a negative weight.
+            ValueError: a term is unknown, or a weight is negative.
         """
         wrong = {name: w for name, w in weights.items() if name not in TERMS or w < 0}
         if wrong:
@@ -105,7 +105,7 @@ class Objective:
     ) -> dict[str, Tensor]:
         """
         Args:
-            samples: B, for their classes and visual similarity.
+            samples: B samples, of which the classes and the visual similarity are used.
             sem_seg: (B,H,W) padded labels.
             logits: (B,T,h',w').
             presence: (B,T) logits of whether each class occurs in the image; None if the decoder gives none.

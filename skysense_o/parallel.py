@@ -30,7 +30,7 @@ class OrderedThreadPool:
         """
         Args:
             function: called once per item.
-            count: number of parallel calls; 1 runs in the caller's thread, with all of torch's threads.
+            count: number of parallel calls; with 1, calls run in the caller's thread, with all of torch's threads.
         """
         self.function, self.count = function, count
         self.pool: ThreadPoolExecutor | None = None

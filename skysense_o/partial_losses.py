@@ -2,7 +2,7 @@
 
 A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each phrase and pixel. UNKNOWN (and MAYBE,
 see sample.py) is not a negative: it adds nothing.
-If every target is known, each loss here equals the loss in `losses.py`.
+If every target is known, each loss here equals its counterpart in `losses.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def says_table(says: Sequence[Tensor], names: int) -> Tensor:
 
 
 def partial_targets(sem_seg: Tensor, table: Tensor) -> Tensor:
-    """(B,H,W) label values and a `says_table` -> (B,T,H,W) int8: YES, NO or UNKNOWN (also for bags and MAYBE)."""
+    """(B,H,W) label values and a `says_table` -> (B,T,H,W) int8: YES, NO or UNKNOWN. Bags and MAYBE become UNKNOWN."""
     table = torch.where((table > YES) | (table == MAYBE), UNKNOWN, table)
     return torch.stack([one[:, values] for one, values in zip(table, sem_seg)])
 
@@ -65,7 +65,8 @@ def candidates(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
     of their probabilities competes with the phrases that are NO. The loss is the mean over the pixels with a MAYBE
     phrase; a sample without such a pixel contributes 0.
 
-    Without this term, a set of one class makes all other phrases improbable in its images, where they are only NO.
+    Without this term, a data set of one class makes all other phrases improbable in its images, because no pixel there
+    is labelled YES for them.
 
     Args:
         logits: (B,T,H,W). sem_seg: (B,H,W) label values. table: see `says_table`.
@@ -95,7 +96,7 @@ def narrower_first(logits: Tensor, target: Tensor, narrower: Tensor) -> Tensor:
 
 
 def partial_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Dice loss of each phrase with a YES, over its known pixels."""
+    """Dice loss of each phrase that is YES in some pixel, over the pixels where the phrase is known."""
     yes = target == YES
     return mean_of_means(mask_dice(logits, yes, target != UNKNOWN), yes.flatten(2).any(-1))
 
@@ -166,7 +167,8 @@ def caption_contrast(pooled: Tensor, text: Tensor, valid: Tensor, rows: Sequence
     """Cross-entropy of choosing an image's caption, the first of N captions (Radford et al. 2021, image to text).
 
     Args:
-        pooled: (B,D) of the whole batch. text: (R,N,D) unit vectors for the images `rows`. valid: (R,N).
+        pooled: (B,D) features of all images of the batch. rows: indices of the R images that have captions.
+        text: (R,N,D) unit vectors of the N captions of each of these images. valid: (R,N) bool, False for padding.
 
     Returns:
         Scalar: the sum over the R images divided by B, so that a batch with few captions gives a small loss.

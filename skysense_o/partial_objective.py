@@ -41,10 +41,10 @@ def partial_terms(
     features: Features,
     encode: Encode,
 ) -> dict[str, Tensor]:
-    """Compute "loss_<term>" -> weighted scalar. Arguments as in `Objective`; encode: encodes the captions.
+    """Compute the weighted losses, "loss_<term>" -> scalar. Arguments: see `Objective`; encode: encodes the captions.
 
     Raises:
-        ValueError: a loss term that needs complete labels.
+        ValueError: a loss term needs complete labels.
     """
     wrong = sorted(set(objective.weights) - set(KNOWN_TERMS))
     if wrong:
@@ -82,7 +82,7 @@ def partial_terms(
 
 
 def _says(sample: Sample) -> Tensor:
-    """A sample's table `says` (V,C); if all is labelled, value v means yes for class v and no for other classes."""
+    """A sample's table `says` (V,C). A sample without it is fully labelled: value v is YES for class v, else NO."""
     if "says" in sample:
         return sample["says"]
     count = len(sample["vocabulary"])
@@ -90,7 +90,7 @@ def _says(sample: Sample) -> Tensor:
 
 
 def _narrower(samples: Sequence[Sample], names: int) -> Tensor:
-    """bool (B,T,T), [i, j]: phrase i is a kind of phrase j; no phrases of samples that do not say so."""
+    """bool (B,T,T), [i, j]: phrase i is a kind of phrase j; all False for samples without `narrower`."""
     table = torch.zeros(len(samples), names, names, dtype=torch.bool)
     for row, sample in zip(table, samples):
         if "narrower" in sample:

@@ -14,7 +14,8 @@ from skysense_o.geometry import ImageTransform
 from skysense_o.sample import IGNORE, Sample
 
 Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""points (B,K,N,2), labels (B,K,N), boxes (B,K,4), prepared pixels -> logits (B,K,h',w'), iou_pred (B,K)."""
+"""Points (B,K,N,2), their labels (B,K,N) and boxes (B,K,4), all in pixels of the prepared images -> mask logits
+(B,K,h',w') and predicted IoU (B,K)."""
 
 
 class PromptObjective:
@@ -30,10 +31,10 @@ class PromptObjective:
             rounds: number of decoder passes per step, at least 1.
 
         Raises:
-            ValueError: rounds below 1.
+            ValueError: `rounds` is below 1.
         """
         if rounds < 1:
-            raise ValueError(f"MODEL.LOSS.PROMPT_ROUNDS {rounds}: at least 1")
+            raise ValueError(f"MODEL.LOSS.PROMPT_ROUNDS {rounds} is out of range: at least 1")
         self.weight, self.rounds = weight, rounds
 
     def __call__(
@@ -42,15 +43,15 @@ class PromptObjective:
         """
         Args:
             decode: runs the decoder on the images of the batch, see `Decode`.
-            samples: B with `prompts`.
-            transforms: B, from `geometry.prepare`.
+            samples: B samples with `prompts`.
+            transforms: one per image, from `geometry.prepare`.
             sem_seg: (B,H,W) labels, padded with IGNORE.
 
         Returns:
             "loss_prompt_mask" and "loss_prompt_quality".
 
         Raises:
-            ValueError: a sample without prompts.
+            ValueError: a sample has no prompts.
         """
         if not all("prompts" in sample for sample in samples):
             raise ValueError("MODEL.LOSS.PROMPT needs samples with prompts: set INPUT.PROMPTS above 0")
@@ -98,7 +99,7 @@ def prepared_prompts(prompts: Sequence[dict], transforms: Sequence[ImageTransfor
 
     Args:
         prompts: B `Prompts`, each with K prompts.
-        transforms: B.
+        transforms: one per image.
 
     Returns:
         points (B,K,N,2), labels (B,K,N) padded with -1, boxes (B,K,4).

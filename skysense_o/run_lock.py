@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder: a lock that the operating system drops when its process dies."""
+"""A lock, so that only one run at a time writes into a folder; the system drops it when its process dies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run_lock(path: Path, folder: Path, cure: str) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             file.close()
-        if is_new:  # this lock made the folder: remove it if the run has failed early and left it empty
+        if is_new:  # the folder was made for this lock: remove it if the run left it empty
             with suppress(OSError):
                 path.parent.rmdir()
 

@@ -3,8 +3,9 @@
 Shape letters: B images, T phrases, N image-phrase pairs, C classes, Q queries, K prompts, H W pixels, h w grid.
 
 For each phrase SAM 3 predicts a semantic map, Q instances (masks with scores) and a presence score. This module turns
-them into the probability of a class, in steps with ideas of SegEarth-OV3 and ProC-SAM3: fuse the semantic map with the
-instances, multiply by presence, drop weak phrases, take a class's best phrase. Each step has a key in MODEL.SAM3.
+them into the probability of a class, with ideas of SegEarth-OV3 and ProC-SAM3: fuse the semantic map with the instances
+(MODEL.SAM3.FUSE), multiply by the presence score (PRESENCE), drop phrases with a low presence score (WEAK_PHRASE), and
+take the best phrase of each class.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SAME_INSTANCE = 0.5
 
 @META_ARCH_REGISTRY.register()
 class Sam3(nn.Module):
-    """SAM 3 without training: words, example regions, clicks and boxes; instances beside the label map."""
+    """SAM 3, not trained here. It takes words, example regions, clicks and boxes, and also predicts instances."""
 
     @configurable
     def __init__(
@@ -51,19 +52,19 @@ class Sam3(nn.Module):
     ) -> None:
         """
         Args:
-            tower: the model itself. template: with one "{}", for all phrases.
-            fuse: how a phrase's probability is computed, before it is multiplied by presence: semantic map, best
-                instance (mask times score), or per pixel the larger of the two ("max").
-            presence: what that probability is multiplied by: nothing, or the phrase's presence in the window or in the
+            tower: the model itself. template: a text with one "{}", where each phrase is inserted.
+            fuse: how the probability of a phrase is computed: from the semantic map, from the best instance (mask times
+                score), or per pixel as the larger of the two ("max").
+            presence: factor of this probability: none, or the presence score of the phrase in the window or in the
                 whole image. Without windows, window and image are the same.
-            weak_phrase: phrases with less presence count as absent; 0: off.
-            instance_score: lowest score of an instance (presence included, as SAM 3 defines it).
+            weak_phrase: phrases with a lower presence score count as absent; 0: off.
+            instance_score: lowest score of an instance, multiplied by the presence score as in SAM 3.
             instances: whether boxes and polygons are SAM 3's instances; if False, they are regions of the label map.
             phrase_chunk: pairs of an image and a phrase at a time; affects memory, not results.
             gsd: metres per pixel of the training images, for a warning; 0: unknown.
 
         Raises:
-            ValueError: an unknown `fuse` or `presence`, or a number outside 0..1.
+            ValueError: `fuse` or `presence` is unknown, or a number is outside 0..1.
         """
         super().__init__()
         for key, value, known in (("FUSE", fuse, FUSIONS), ("PRESENCE", presence, GATES)):
@@ -81,7 +82,7 @@ class Sam3(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """Read the folder that MODEL.WEIGHTS names, which also holds the sizes."""
+        """Load the model from the folder MODEL.WEIGHTS, whose files also give the sizes of its layers."""
         keys, templates = cfg.MODEL.SAM3, cfg.MODEL.TEMPLATES
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("Sam3 needs MODEL.WEIGHTS: hf://facebook/sam3, or a folder of it")
@@ -118,7 +119,7 @@ class Sam3(nn.Module):
         return self.tower.tracker is not None
 
     def read_words(self, vocabulary: Vocabulary) -> None:
-        """Encode words before they are needed."""
+        """Encode the words of a vocabulary before they are needed."""
         self.text_bank(self.tower, [self.templates[0].format(p) for words in vocabulary.phrases for p in words])
 
     def forward(self, samples: Sequence[Sample]) -> list[Prediction]:
@@ -157,9 +158,9 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def predict_windows(self, windows: Tensor, vocabulary: Vocabulary, presence: Tensor | None = None) -> Tensor:
-        """uint8 (B,3,H,W) of the model's own square -> (B,C,h,w) probabilities, H / `stride` cells high.
+        """Windows uint8 (B,3,H,W) of the model's input size -> (B,C,h,w) probabilities, h = H / `stride`.
 
-        presence: (T,) of the phrases in the whole image (`image_presence`), used instead of the presence per window.
+        presence: (T,) presence scores in the whole image (`image_presence`), used instead of the scores per window.
         """
         embedding, _, _ = self.embed_images(list(windows))
         grid = self.class_probabilities(embedding, len(windows), vocabulary, presence)
@@ -175,7 +176,7 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def image_presence(self, overview: Callable[[], Tensor], vocabulary: Vocabulary) -> Tensor | None:
-        """(T,) presence of the phrases in a whole image, uint8 (3,H,W); None if each window uses its own presence."""
+        """(T,) presence scores of the phrases in a whole image, uint8 (3,H,W); None if each window uses its own."""
         if self.presence != "image":
             return None
         embedding, _, _ = self.embed_images([overview()])
@@ -184,7 +185,7 @@ class Sam3(nn.Module):
     def _classes(
         self, embedding: Sam3Embedding, vocabularies: Sequence[Vocabulary], presence: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """For each image the probabilities (C,h,w) and the presence (C,) of its classes."""
+        """For each image the probabilities (C,h,w) and the presence scores (C,) of its classes."""
         side, device = self.tower.grid, self.device
         grids = [torch.zeros(len(v), side, side, device=device) for v in vocabularies]
         found = [torch.zeros(len(v), device=device) for v in vocabularies]
@@ -197,7 +198,7 @@ class Sam3(nn.Module):
         return grids, found
 
     def _phrase_maps(self, answer: Sam3Answer, pairs: Sequence[tuple[int, int]], presence: Tensor | None) -> Tensor:
-        """(N,h,w) probabilities of phrases, after fusing with instances and multiplying by presence."""
+        """(N,h,w) probabilities of phrases: semantic maps fused with instances, times the presence scores."""
         maps = answer.semantic
         if self.fuse != "semantic":
             best = (answer.masks.float().sigmoid_() * answer.scores[..., None, None]).amax(1)
@@ -250,7 +251,7 @@ class Sam3(nn.Module):
                     continue
                 keep = scores[n] > least
                 boxes = answer.boxes[n, keep] * answer.boxes.new_tensor(sizes[b][::-1]).repeat(2)
-                if keep.any():  # masks one by one: all masks in float would not fit into memory
+                if keep.any():  # masks one by one, because all masks in float would not fit into memory
                     masks = torch.stack([_full_size(mask, sizes[b]) > 0.5 for mask in answer.masks[n, keep]])
                     found[b].setdefault(c, []).append((scores[n, keep], boxes, masks))
         return [_joined(classes, size, self.device) for classes, size in zip(found, sizes)]
@@ -266,14 +267,14 @@ class Sam3(nn.Module):
 
     @torch.no_grad()
     def embed_regions(self, image_embedding: Sam3Embedding, boxes: Tensor) -> Tensor:
-        """Encode boxes (K,4) of one image, shares of its sides -> (K,D') tokens with which SAM 3 finds similar regions
-        in any image; see `Vocabulary.with_examples`."""
+        """Encode boxes (K,4) of one image, as shares of its sides -> (K,D') tokens, with which SAM 3 finds similar
+        regions in any image; see `Vocabulary.with_examples`."""
         tokens = self.tower.encode_boxes(image_embedding.of([0] * len(boxes)), boxes[:, None].to(self.device))
         return tokens.flatten(1)
 
 
 def _like(example: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM 3's input for an example region: its word for examples, then the tokens of `embed_regions`."""
+    """SAM 3's input for an example region: the tokens of its phrase for examples, then those of `embed_regions`."""
     region = example.to(tokens).view(-1, tokens.shape[-1])
     return torch.cat([tokens, region]), torch.cat([valid, valid.new_ones(len(region))])
 
@@ -284,7 +285,7 @@ def _full_size(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _joined(classes: dict[int, list], size: tuple[int, int], device: torch.device) -> Instances:
-    """The instances that the phrases of each class have found -> all instances of an image."""
+    """Join the instances found for each class into all instances of an image, and remove duplicates within a class."""
     labels, scores = [], [torch.zeros(0, device=device)]
     boxes, masks = [torch.zeros(0, 4, device=device)], [torch.zeros(0, *size, dtype=torch.bool, device=device)]
     for c, answers in sorted(classes.items()):

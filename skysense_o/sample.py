@@ -26,8 +26,8 @@ class Prompts(TypedDict):
 
     masks: Tensor  # bool (K,H,W); empty masks are not trained on
     points: Tensor  # float (K,N,2)
-    labels: Tensor  # int64 (K,N): 1 inside, 0 outside, -1 none
-    boxes: Tensor  # float (K,4): half-open XYXY; NaN: none
+    labels: Tensor  # int64 (K,N): 1 foreground, 0 background, -1 padding
+    boxes: Tensor  # float (K,4): half-open XYXY; NaN for a prompt without box
 
 
 class Sample(TypedDict):
@@ -68,7 +68,7 @@ class Prediction(TypedDict):
 
 @dataclass
 class Instances:
-    """N objects in one image, the classes in order."""
+    """N objects in one image, sorted by class."""
 
     labels: Tensor  # int64 (N,): index into vocabulary.classes
     scores: Tensor  # float (N,), 0..1

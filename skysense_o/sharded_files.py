@@ -1,7 +1,7 @@
-"""Checkpoints that several processes write together: one safetensors file each, and a file of plain values.
+"""Checkpoints that several processes write together: one safetensors file per process, and one file of plain values.
 
 Tensors are written and read by torch.distributed.checkpoint, so any number of processes can read them. Its own format
-is not used, because its table of contents is a pickle: reading it could execute code.
+is not used, because it has a table of contents in pickle form, and reading a pickle could execute code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_sharded(path: Path, state: dict) -> None:
 
     Args:
         path: the folder; an older one of this name is replaced.
-        state: keys are without slashes.
+        state: its keys contain no slashes.
 
     Raises:
         OSError: a process could not write its part; an older folder is unchanged.
@@ -40,7 +40,7 @@ def write_sharded(path: Path, state: dict) -> None:
     tensors, values = _split(state)
     first = distributed.get_rank() == 0
     if first:
-        shutil.rmtree(part, ignore_errors=True)  # left by a killed run, perhaps of more processes
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed run, which may have had more processes
     distributed.barrier()
     try:
         checkpoint.save(
@@ -48,7 +48,7 @@ def write_sharded(path: Path, state: dict) -> None:
             storage_writer=checkpoint.HuggingFaceStorageWriter(str(part), save_distributed=True),
             planner=checkpoint.DefaultSavePlanner(dedup_save_to_lowest_rank=True),
         )
-    except CheckpointException as error:  # the same one in every process
+    except CheckpointException as error:  # every process gets the same exception
         raise _cause(error) from error
     if first:
         torch.save({"processes": distributed.get_world_size(), "values": values}, part / VALUES)
@@ -65,8 +65,8 @@ def read_sharded(path: Path, placed: Placed | None = None, only: str = "") -> di
 
     Args:
         path: the folder.
-        placed: where to read each tensor. Of a DTensor only the part of this process is read; every process must call
-            this. None: tensors are read whole, by this process alone.
+        placed: where to read each tensor. Of a DTensor only the part of this process is read, and every process must
+            call this function. None: this process alone reads whole tensors.
         only: read only this entry of the dict; "": all.
 
     Raises:
@@ -100,7 +100,8 @@ def _whole(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _cause(error) -> OSError:
-    """The error of one process, from an exception that has those of all; it is no Exception, so few would catch it."""
+    """The error of one process as an OSError. torch's exception holds the errors of all processes, but it is no
+    subclass of Exception, so most callers would not catch it."""
     rank, (cause, _) = next(iter(error.failures.items()))
     told = OSError(f"process {rank}: {cause}")
     told.errno = getattr(cause, "errno", None)
@@ -122,7 +123,7 @@ def _split(state: dict, prefix: str = "") -> tuple[dict[str, Tensor], dict]:
 
 
 def _join(values: dict, tensors: dict[str, Tensor]) -> dict:
-    """Undo `_split`; the optimiser's state has numbers as keys."""
+    """Undo `_split`. A key that is not found as text is looked up as a number, as in the optimiser's state."""
     for name, tensor in tensors.items():
         *parents, last = name.split("/")
         node = values

@@ -33,7 +33,7 @@ def find_config(path: str | Path) -> Path:
     """The file of a config: the path itself, or else a config of ours, so that configs/... works in every folder.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such config.
     """
     for candidate in (Path(path), shipped_file(str(path))):
         if candidate.is_file():

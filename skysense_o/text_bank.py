@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 256
 ENCODING = Lock()
-"""Held while strings are encoded: windows in parallel need the same strings, so only the first window encodes them."""
+"""Lock that is held while strings are encoded, so that of several windows in parallel only the first encodes them."""
 
 
 class TextBank:
@@ -60,7 +60,7 @@ class TextBank:
 
         Args:
             tower: the text tower.
-            vocabularies: B.
+            vocabularies: one per image.
             templates: P format strings with one "{}".
 
         Returns:
@@ -91,7 +91,8 @@ class TextBank:
         if torch.is_grad_enabled():
             return self._encode_singly(tower, key, strings)
         device = tower.pixel_mean.device
-        missing = sorted((s for s in strings if (key, s) not in self._vectors), key=len)  # less padding in a batch
+        # Strings of similar length in a batch need less padding.
+        missing = sorted((s for s in strings if (key, s) not in self._vectors), key=len)
         with torch.no_grad():
             for first in range(0, len(missing), ENCODE_BATCH):
                 batch = missing[first : first + ENCODE_BATCH]

@@ -238,7 +238,7 @@ def take(row: Any, key: str, kinds: type | tuple[type, ...], where: str, default
 
     Args:
         row: what was read; a value that is not an object is an error.
-        key, default: the value where the key is missing; without a default, a missing key is an error.
+        key: key of the value. default: returned if the key is missing; without a default, a missing key is an error.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {_short(row)}: it must be an object")
@@ -257,7 +257,7 @@ def numbers(value: Any, count: int, where: str) -> list[float]:
 
 
 def shown(value: Any) -> str:
-    """A value of YAML as text for a message, cut; `repr` would never end where aliases repeat each other.
+    """A YAML value as shortened text for a message; `repr` would never end where aliases repeat each other.
 
     >>> shown({"a": [1, 2], "b": "x" * 500})
     "{'a': [1, 2], 'b': 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'}"
@@ -270,7 +270,7 @@ _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 
 
 
 def _short(value: Any) -> str:
-    """A value as text for a message, cut; `repr` would fail on deeply nested values."""
+    """A value as shortened text for a message; `repr` would fail on deeply nested values."""
     if isinstance(value, list | dict):
         return f"{KINDS[type(value)]} of {len(value)}"
     return json.dumps(value)[:80]

@@ -47,7 +47,7 @@ class Vocabulary:
             background: background classes, in the same form; they come after the other classes.
 
         Raises:
-            ValueError: no classes, a blank name, or the same word for two classes (case is ignored).
+            ValueError: there are no classes, a name is blank, or two classes have the same word (case is ignored).
 
         >>> vocabulary = Vocabulary.of(["building|house", "road"], background=["field"])
         >>> vocabulary.classes
@@ -108,7 +108,7 @@ class Vocabulary:
                 two classes may share a word, as they do in the published lists.
 
         Raises:
-            ValueError: words for a class that is not in the vocabulary.
+            ValueError: there are words for a class that is not in the vocabulary.
 
         >>> Vocabulary.parse("road,Low vegetation").with_words({"low_vegetation": ["grass"]}).phrases
         (('road',), ('Low vegetation', 'grass'))
@@ -161,7 +161,7 @@ def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequenc
     extra = split_words(background) if isinstance(background, str) else background or ()
     if isinstance(classes, Vocabulary):
         if extra:
-            raise ValueError("the Vocabulary holds its own background words: leave out background")
+            raise ValueError("the Vocabulary holds its own background words: leave out the argument background")
         return classes
     return Vocabulary.of(split_words(classes) or [""] if isinstance(classes, str) else classes, extra)
 

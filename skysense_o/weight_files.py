@@ -21,7 +21,7 @@ from skysense_o.weight_paths import WeightsError, is_sharded
 logger = logging.getLogger(__name__)
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
-"""Keys under which programs keep the table: Detectron2; Lightning and mmsegmentation; PyTorch's tutorials; ..."""
+"""Keys under which programs store the table of tensors: Detectron2; Lightning and mmsegmentation; ..."""
 
 
 def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
 
 
 def load_plain(path: Path, only: str = "", placed: Placed | None = None) -> Any:
-    """Read a weights file without executing code: tensors in dicts, lists and plain values.
+    """Read a weights file without executing code. It may hold tensors, dicts, lists and plain values.
 
     Args:
         path: see `read_weights`.
@@ -113,7 +113,7 @@ def _tensors(table, path: Path) -> dict[str, Tensor]:
     wrong = [name for name in state if not isinstance(name, str)]
     if wrong:
         raise WeightsError(
-            f"{path} names its tensors {wrong[0]!r}, not by text, as the state of an optimizer does: give the"
+            f"{path} has a tensor whose name is {wrong[0]!r} and not text, as in the state of an optimizer: give the"
             " checkpoint of the model"
         )
     return state
@@ -128,7 +128,7 @@ def _plain_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if short in plain:
             raise WeightsError(f"{path} holds {short!r} twice, with and without a wrapper's prefix: keep one of them")
         plain[short] = tensor
-    if all(name.startswith("model.") for name in plain):  # Lightning: the model is an attribute of the module
+    if all(name.startswith("model.") for name in plain):  # in Lightning, the model is an attribute of the module
         plain = {name.removeprefix("model."): tensor for name, tensor in plain.items()}
     return plain
 

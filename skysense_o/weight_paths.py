@@ -16,7 +16,7 @@ SHARDED = ".sharded"
 HUB = re.compile(r"hf://(?P<repo>[^/]+/[^/]+)(?:/(?P<file>[^#]+))?")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_LIBRARY = "skysense_o"
-"""Marks a config.json that `Predictor.save_pretrained` wrote, in contrast to a config.json of transformers."""
+"""Name in a config.json that `Predictor.save_pretrained` wrote; it distinguishes the file from one of transformers."""
 HUB_WEIGHTS = "model.safetensors"
 FOLDER_FILES = ("*.json", "*.txt", "*.safetensors")
 """Files to download for a model that is a whole repository: configs, tokenizer, weights."""
@@ -32,18 +32,18 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     Downloads are cached by the hub's library, which respects HF_HOME and HF_HUB_OFFLINE.
 
     Args:
-        name: a path, the name of shipped weights such as "mini", or hf://org/repo/file. `#sha256=...` at the end makes
-            another hash an error. Also a folder that `Predictor.save_pretrained` wrote, or org/repo for such a
-            folder on the hub; a `.sharded` folder of a training; and for a model of transformers (SAM 3) a folder with
-            a config.json, or hf://org/repo.
+        name: a path, the name of shipped weights such as "mini", or hf://org/repo/file. A file with another hash than
+            that of `#sha256=...` at the end of the name is an error. The name may also be a folder that
+            `Predictor.save_pretrained` wrote, or org/repo for such a folder on the hub; a `.sharded` folder of a
+            training; and for a model of transformers (SAM 3) a folder with a config.json, or hf://org/repo.
         download: revision, cache_dir, token, ...; see huggingface_hub.hf_hub_download.
 
     Returns:
         The path of the local file or folder.
 
     Raises:
-        FileNotFoundError: no such file or shipped weights (the message lists them), or the download failed.
-        WeightsError: a file type that cannot be read, or another hash.
+        FileNotFoundError: the file does not exist, no shipped weights have this name, or the download failed.
+        WeightsError: files of this type cannot be read, or the file has another hash.
 
     >>> find_weights("mini").name
     'mini.safetensors'

@@ -19,7 +19,8 @@ def whole(path: Path) -> Iterator[Path]:
     """Write a file atomically: yields a temporary path beside it, which is synced and renamed at the end.
 
     If the block raises, the temporary file is removed and an earlier `path` is unchanged. The temporary name has
-    another suffix, so that no search for images finds the file. So pass the format to libraries explicitly.
+    another suffix, so that no search for images finds the file. Libraries cannot infer the format from this suffix, so
+    pass them the format explicitly.
 
     Args:
         path: the file to write; its folder is created if necessary.
@@ -86,7 +87,7 @@ def full_disk_told(path: Path, part: Path | None = None, note: str = "") -> Iter
 def _full_disk(error: Exception, path: Path, part: Path, note: str) -> OSError | None:
     """The error to raise if the disk was full; None if something else went wrong, or the error is already complete."""
     code = getattr(error, "errno", None)
-    if code == errno.ENOSPC and getattr(error, "strerror", None) is None:  # this function made the error earlier
+    if code == errno.ENOSPC and getattr(error, "strerror", None) is None:  # this function has already made this error
         return None
     try:
         free = shutil.disk_usage(path.parent).free

@@ -26,11 +26,11 @@ M = TypeVar("M")
 X = TypeVar("X")
 Y = TypeVar("Y")
 ATTEMPTS = 3
-"""How often an item is tried whose worker is lost: killed, out of memory, or gone with its machine."""
+"""Number of attempts for an item whose worker is lost, that is, killed, out of memory, or gone with its machine."""
 ANSWER = 10.0
 """Seconds to wait for the port of a cluster."""
 OBJECT_STORE = 512 * 2**20
-"""Bytes; small, because images and weights are read from files and do not pass between processes."""
+"""Size of Ray's object store in bytes; small, because processes read images and weights from files."""
 LOST = f"its worker was lost {ATTEMPTS} times: killed, out of memory, or gone with its machine"
 
 
@@ -51,7 +51,7 @@ class Each(Protocol):
         Args:
             function: what it returns must be small; an error that it raises ends the loop.
             items: each is passed to `function` as its second argument.
-            desc, unit: of the progress bar.
+            desc, unit: label and unit of the progress bar.
             lost: (item, reason) -> the result of an item whose worker is lost ATTEMPTS times; None: OSError is raised.
         """
         ...
@@ -81,7 +81,7 @@ class Cluster:
         address: "HOST:PORT", from a machine of the cluster; "ray://HOST:PORT", from any machine; "auto", the cluster
             that runs on this machine; or "local", which starts one here.
         workers: number of worker processes, each with a model. Those that the cluster has no room for join later.
-        cpus, gpus: per worker.
+        cpus, gpus: number of CPUs and GPUs per worker.
     """
 
     address: str = "local"
@@ -95,7 +95,7 @@ class Cluster:
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers} is out of range: 1 or more")
         if self.cpus <= 0 or self.gpus < 0:
-            raise ValueError(f"--cpus {self.cpus} --gpus {self.gpus} is out of range: above 0, and 0 or more")
+            raise ValueError(f"--cpus {self.cpus} --gpus {self.gpus} is out of range: --cpus above 0, --gpus 0 or more")
 
     @contextmanager
     def each(self, load: Callable[[], Any]) -> Iterator[Each]:
@@ -112,7 +112,7 @@ class Cluster:
             OSError: the address does not answer.
             ValueError: the cluster has no room for a worker.
         """
-        with redirect_stdout(sys.stderr):  # to which Ray prints about lost workers
+        with redirect_stdout(sys.stderr):  # Ray prints messages about lost workers
             ray = self._connect()
             try:
                 yield _Pool(ray, self, load).each
@@ -132,7 +132,7 @@ class Cluster:
             local = {"num_cpus": math.ceil(self.workers * self.cpus), "object_store_memory": OBJECT_STORE}
             local["include_dashboard"] = False
         try:
-            if ":" in self.address:  # Ray itself would try for two minutes
+            if ":" in self.address:  # check the port first, because Ray itself would try for two minutes
                 host, port = self.address.removeprefix("ray://").split(":")
                 socket.create_connection((host, int(port)), timeout=ANSWER).close()
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -175,7 +175,7 @@ class _Worker:
 
 
 class _Pool:
-    """The workers of one command. Only those that have started get items, so none waits for a machine that is gone."""
+    """The workers of one command. Only workers that have started get items, so no item waits for a lost machine."""
 
     def __init__(self, ray, cluster: Cluster, load: Callable[[], Any]) -> None:
         self.ray = ray
@@ -205,7 +205,7 @@ class _Pool:
                 try:
                     result = ray.get(call)
                     self.idle.append(worker)
-                except ray.exceptions.RayTaskError as error:  # raised by the function
+                except ray.exceptions.RayTaskError as error:  # the function raised an error
                     raise error.cause or OSError(message(error)) from error
                 except ray.exceptions.RayError as error:  # the worker is lost
                     ray.kill(worker)

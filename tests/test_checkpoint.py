@@ -204,7 +204,9 @@ def test_checkpoints_of_other_programs_are_read(tmp_path, blob, zipped):
 
 def test_the_state_of_an_optimizer_is_refused(tmp_path):
     torch.save({0: torch.ones(1), 1: torch.ones(1)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="w.pth names its tensors 0, not by text.*give the checkpoint of the model"):
+    with pytest.raises(
+        WeightsError, match="w.pth has a tensor whose name is 0 and not text.*give the checkpoint of the model"
+    ):
         read_weights(tmp_path / "w.pth")
 
 

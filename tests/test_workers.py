@@ -132,7 +132,7 @@ def test_items_are_done_here_in_their_order(tmp_path):
     [
         ({"address": "head"}, r"--address 'head': give HOST:PORT, ray://HOST:PORT, auto or local"),
         ({"workers": 0}, "--workers 0 is out of range: 1 or more"),
-        ({"cpus": 0.0}, "--cpus 0.0 --gpus 0.0 is out of range: above 0, and 0 or more"),
+        ({"cpus": 0.0}, "--cpus 0.0 --gpus 0.0 is out of range: --cpus above 0, --gpus 0 or more"),
         ({"gpus": -1.0}, "--gpus -1.0 is out of range"),
     ],
 )

@@ -4,4 +4,4 @@ from skysense_o.cpu_threads import set_thread_environment
 from skysense_o.memory_limit import check_memory_limit
 
 set_thread_environment()  # before a command imports torch
-check_memory_limit()  # torch would fail with a traceback
+check_memory_limit()  # before torch is imported, which would fail with a traceback

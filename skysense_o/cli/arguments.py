@@ -94,7 +94,7 @@ def _words(p: ArgumentParser) -> None:
     words.add_argument("--classes-file", metavar="FILE", help="one class per line, with bars between synonyms")
     words.add_argument("--dataset", metavar="NAME", help="classes and colors of datasets/classes/NAME.json")
     words.add_argument(
-        "--open-world", action="store_true", help="hundreds of classes: those of Sky-SA's graph if present, else ours"
+        "--open-world", action="store_true", help="hundreds of classes: Sky-SA's if its graph is present, else our list"
     )
 
 
@@ -109,7 +109,7 @@ def _question(p: ArgumentParser, text: str, required: bool = False) -> None:
 def _model(p: ArgumentParser, weights: str) -> None:
     p.add_argument("--weights", metavar="W", help=weights)
     p.add_argument("--trust-checkpoint", action="store_true", help="also read pickles, which executes any code in them")
-    p.add_argument("--config-file", metavar="FILE", help="config, for weights that do not contain it")
+    p.add_argument("--config-file", metavar="FILE", help="config of the model, for weights that do not contain it")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster where supported")
     add_backend(p)
@@ -117,7 +117,7 @@ def _model(p: ArgumentParser, weights: str) -> None:
 
 def add_backend(p: ArgumentParser) -> None:
     """Add --backend."""
-    text = "what runs the image half of mini on a CPU; auto: onnx where it can (default: torch)"
+    text = "runtime for the image encoder of mini on a CPU; auto: onnx where possible (default: torch)"
     p.add_argument("--backend", default="torch", choices=("torch", "onnx", "openvino", "auto"), help=text)
 
 
@@ -133,13 +133,13 @@ def _segmentation(p: ArgumentParser) -> None:
     p.add_argument("--overlap", type=int, metavar="PX", help="overlap of windows (default: a quarter)")
     p.add_argument(
         "--pixel-size", type=float, metavar="M",
-        help="metres per pixel of plain images, as 0.02 for a drone's; images far finer than the training are reduced",
+        help="metres per pixel of plain images; images with much finer pixels than the training images are reduced",
     )  # fmt: skip
 
 
 def _limit(p: ArgumentParser) -> None:
     p.add_argument(
-        "--max-pixels", type=int, metavar="N", help="limit for plain images; 0 for none (default: 178,956,970)"
+        "--max-pixels", type=int, metavar="N", help="most pixels of a plain image; 0: no limit (default: 178,956,970)"
     )
     p.add_argument("--asset", metavar="KEY", help="which asset of a STAC item is the image (default: its only one)")
 
@@ -147,10 +147,12 @@ def _limit(p: ArgumentParser) -> None:
 def _scenes(p: ArgumentParser) -> None:
     scene = p.add_argument_group("scenes")
     scene.add_argument("--bands", metavar="R,G,B", help="band numbers from 1 (default: RGB, else the first three)")
-    scene.add_argument("--gsd", type=float, metavar="M", help="resample to M metres per pixel (default: do not)")
+    scene.add_argument("--gsd", type=float, metavar="M", help="resample to M metres per pixel (default: no resampling)")
     scene.add_argument("--aoi", metavar="FILE", help="area of interest: polygons (GeoJSON, GeoPackage)")
     scene.add_argument("--memory", default="2GiB", metavar="SIZE", help="memory beyond the weights (default: 2GiB)")
-    scene.add_argument("--min-area", type=float, default=0.0, metavar="M2", help="leave out smaller regions")
+    scene.add_argument(
+        "--min-area", type=float, default=0.0, metavar="M2", help="leave out regions with a smaller area"
+    )
     scene.add_argument("--simplify", type=float, default=0.0, metavar="PX", help="simplify polygons, in pixels")
     scene.add_argument("--remote", action="store_true", help="allow files that refer to network data (WMS, VRT)")
     scene.add_argument("--restart", action="store_true", help="discard the progress of an interrupted run")

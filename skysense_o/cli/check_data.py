@@ -16,8 +16,8 @@ def add_check_arguments(p: ArgumentParser) -> None:
     """Add the options of tools/check_dataset.py."""
     p.add_argument("name", nargs="?", help="a data set, one of its splits, or the path of a folder with dataset.yaml")
     p.add_argument("--list", action="store_true", help="list all known data sets, one per line")
-    p.add_argument("--markdown", action="store_true", help="with --list: the table of datasets/README.md")
-    p.add_argument("--json", metavar="FILE", help="write the manifest there as well")
+    p.add_argument("--markdown", action="store_true", help="with --list: print the table of datasets/README.md")
+    p.add_argument("--json", metavar="FILE", help="also write the manifest to this file")
     p.add_argument("--limit", type=int, metavar="N", help="check only N records per split")
 
 
@@ -38,7 +38,7 @@ def _list_rows(markdown: bool) -> str:
 
 
 def run_check(args: Namespace) -> int:
-    """Check a data set, or list all; the exit code is 1 if there is a problem."""
+    """Check a data set, or list all data sets; the exit code is 1 if there is a problem."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if args.list:
         print(_list_rows(args.markdown))

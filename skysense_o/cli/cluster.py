@@ -13,7 +13,7 @@ def add_cluster_arguments(p: ArgumentParser, default: str = "this process alone"
     """Add --address, --workers, --cpus and --gpus.
 
     Args:
-        default: what runs without these options, for the help.
+        default: where the command runs without these options; part of the help text.
     """
     p.add_argument(
         "--address",

@@ -1,4 +1,4 @@
-"""The steps of the data engine, from the options of a command line."""
+"""Run the steps of the data engine with the options of a command line."""
 
 from __future__ import annotations
 

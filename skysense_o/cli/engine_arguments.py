@@ -41,7 +41,9 @@ def _duplicates(p: ArgumentParser) -> None:
     p.add_argument(
         "--distance", type=float, default=0.005, help="largest 1 - cosine of duplicates' embeddings (default: 0.005)"
     )
-    p.add_argument("--against", nargs="+", default=[], metavar="NAME", help="leave out tiles like images of these sets")
+    p.add_argument(
+        "--against", nargs="+", default=[], metavar="NAME", help="leave out tiles similar to images of these sets"
+    )
     p.add_argument("--hashes-only", action="store_true", help="compare hashes only: fast, but misses shifted copies")
 
 
@@ -93,13 +95,11 @@ def _naming(p: ArgumentParser) -> None:
         metavar="COS",
         help="merge names whose text embeddings have at least this cosine (default: 0.85 for free text, else none)",
     )
-    p.add_argument("--graph", metavar="FILE", help="relation graph: merge only names that it does not call dissimilar")
+    p.add_argument("--graph", metavar="FILE", help="relation graph; names that it scores as dissimilar are not merged")
 
 
 def _sure(p: ArgumentParser) -> None:
-    p.add_argument(
-        "--confidence", type=float, default=0.5, help="leave out names below this, unless reviewed (default: 0.5)"
-    )
+    p.add_argument("--confidence", type=float, default=0.5, help="lowest confidence of unreviewed names (default: 0.5)")
 
 
 def _publishing(p: ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from skysense_o.errors import install_extra
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.whole_files import whole
 
-SHAPES = ((1, 2, 3, 1), (2, 5, 4, 7), (1, 1, 7, 200))  # B; H and W, as multiples of the divisor; T
+SHAPES = ((1, 2, 3, 1), (2, 5, 4, 7), (1, 1, 7, 200))  # B, H and W (as multiples of the divisor), T
 
 
 def add_export_arguments(p: ArgumentParser) -> None:

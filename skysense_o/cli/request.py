@@ -66,8 +66,8 @@ def check_request(args: Namespace) -> Request:
     """Check all arguments and files that can be checked without torch.
 
     Raises:
-        ValueError, FileNotFoundError: a wrong argument, a missing file, or a single image that cannot be read. A single
-            image is read here; several images are read later.
+        ValueError, FileNotFoundError: an argument is wrong, a file is missing, or the only image cannot be read. A
+            single image is read here; several images are read later.
     """
     formats = _check_values(args)
     args.weights = args.weights or ("mini" if args.task == "segment" else "mini_vqa")

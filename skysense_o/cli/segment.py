@@ -27,7 +27,7 @@ def run_task(args: Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("skysense_o").setLevel(logging.INFO)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL warns about harmless irregularities of TIFFs
-    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # regions.tif in the work folder has none
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")  # as regions.tif in the work folder
     try:
         request = check_request(args)
     except Exception as error:
@@ -78,7 +78,7 @@ def _segment(request: Request) -> int:
 
 
 def _each(request: Request, work: Callable[[Path, str], None]) -> int:
-    """Call work(path, stem) for each image. One that fails does not end the batch; its error is printed at the end.
+    """Call work(path, stem) for each image. An image that fails does not end the batch; the errors are printed last.
 
     Returns:
         The exit code: 2 for a mistake in the only image, 1 if images of a batch failed or an error was unexpected.
@@ -92,7 +92,7 @@ def _each(request: Request, work: Callable[[Path, str], None]) -> int:
             except Exception as error:
                 failed.append(f"error: {file_error(error, printable(path.name))}")
                 code = code if is_expected(error) else 1
-                if is_full_disk(error):  # the other results would not fit either
+                if is_full_disk(error):  # results of other images would not fit either
                     break
     if failed:
         print("\n".join(failed), file=sys.stderr)
@@ -145,7 +145,7 @@ def _segment_scene(request: Request, predictor, path: Path, stem: str, processes
 
 
 def _prompt_loop(request: Request) -> int:
-    """The prompt loop, for one image."""
+    """Run the prompt loop for one image."""
     from skysense_o.data.open_world import open_world
     from skysense_o.interactive.dialogue import Dialogue
     from skysense_o.interactive.opening import open_upload

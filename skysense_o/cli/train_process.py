@@ -1,4 +1,4 @@
-"""Train and evaluate: the config, the processes, the log."""
+"""Set up the config, the processes and the log of a training or an evaluation."""
 
 from __future__ import annotations
 
@@ -117,5 +117,5 @@ def start_training(args: Namespace) -> int:
     except ProcessExitedException as error:
         if error.exit_code is None or error.exit_code <= 128:
             raise
-        return error.exit_code  # stopped by a signal after saving
+        return error.exit_code  # a signal stopped the training, which has saved a checkpoint
     return 0

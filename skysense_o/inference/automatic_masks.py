@@ -72,7 +72,7 @@ def generate_masks(
         Regions, the highest predicted IoU first.
 
     Raises:
-        ValueError: weights that were trained without prompts; `side` below 1, or a threshold outside 0..1.
+        ValueError: the weights were trained without prompts, `side` is below 1, or a threshold is outside 0..1.
 
     >>> from skysense_o import Predictor
     >>> image = Predictor.from_pretrained("mini", device="cpu").set_image("demo/fields_30m.jpg")
@@ -103,7 +103,7 @@ def generate_masks(
 
 
 def click_grid(size: tuple[int, int], side: int) -> Tensor:
-    """Points on a regular grid over an image, half a step from its edges.
+    """Points on a regular grid over an image; the outer points lie half a spacing from the edges of the image.
 
     Args:
         size: (H,W) in pixels.

@@ -57,7 +57,7 @@ class ImageEncoder(nn.Module):
 
 
 class ExportedEncoder:
-    """`embed_images` of a model by an exported graph: prepared images (B,3,H,W) -> (ImageEmbedding, dense features)."""
+    """Runs the exported graph of a model: prepared images (B,3,H,W) -> (ImageEmbedding, dense features)."""
 
     def __init__(self, path: Path, backend: str, precision: str) -> None:
         self.path, self.backend, self.precision = path, backend, precision
@@ -94,7 +94,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Run:
     import openvino
 
     cores = available_cores()
-    streams = cores if threads == 1 else 1  # 1: several windows run in parallel, each in a stream
+    streams = cores if threads == 1 else 1  # one thread: several windows run in parallel, each in its own stream
     settings = {
         "INFERENCE_NUM_THREADS": max(threads, streams),
         "NUM_STREAMS": streams,
@@ -106,7 +106,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Run:
         if not hasattr(own, "request"):  # each thread needs its own request
             own.request = model.create_infer_request()
         found = own.request.infer({"image": x})
-        return [np.array(found[i]) for i in range(len(model.outputs))]  # copied: the next call overwrites found
+        return [np.array(found[i]) for i in range(len(model.outputs))]  # copies: the next call overwrites `found`
 
     return run
 
@@ -128,7 +128,7 @@ def use_backend(predictor: Predictor, backend: str) -> str:
         The backend that is used from now on.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot run this model, device or precision.
+        ValueError: the backend is unknown, or cannot run this model, device or precision.
         ModuleNotFoundError: the backend's package is not installed.
     """
     if backend not in BACKENDS:
@@ -137,7 +137,7 @@ def use_backend(predictor: Predictor, backend: str) -> str:
         try:
             return use_backend(predictor, "torch" if _missing("onnx") or _why_not(predictor, "onnx") else "onnx")
         except (OSError, RuntimeError) as error:  # no disk space for the export, or an unsuitable package version
-            logger.warning("backend torch in place of onnx: %s", next(iter(str(error).splitlines()), error))
+            logger.warning("using the backend torch instead of onnx: %s", next(iter(str(error).splitlines()), error))
             backend = "torch"
     if backend == "torch":
         predictor.model.exported = None
@@ -166,7 +166,7 @@ def _why_not(predictor: Predictor, backend: str) -> str:
         what = f"{type(model.tower).__name__} with {type(head or model).__name__}"
         return f"runs MiniTower with SAMMaskHead, and the model is {what}: use the backend torch"
     if predictor.path is None:
-        return "needs weights from a file, by whose hash the export is kept: use Predictor.from_pretrained"
+        return "needs weights from a file, whose hash names the cached export: use Predictor.from_pretrained"
     if backend == "onnx" and predictor.precision == "bf16":
         return "computes in fp32, and the precision is bf16: use fp32, or the backend openvino"
     return ""
@@ -181,12 +181,12 @@ def exported_file(predictor: Predictor) -> Path:
     try:
         if json.loads(record.read_text())["onnx_sha256"] == weights_hash(path):
             return path
-    except (OSError, ValueError, KeyError):  # absent, or not complete
+    except (OSError, ValueError, KeyError):  # the cached file is absent or incomplete
         pass
     logger.info("exporting the image half of %s to %s, once", predictor.source, path)
     own = path.with_name(
         f"{path.stem}-{os.getpid()}.onnx"
-    )  # other processes may export the same weights at this moment
+    )  # its own file, because other processes may export the same weights now
     _export(predictor.model, own)
     body = {"weights": predictor.source, "sha256": predictor.sha256, "onnx_sha256": weights_hash(own)}
     write_json(own.with_suffix(".json"), body)

@@ -18,12 +18,12 @@ from skysense_o.inference.windows import Axis, Plan
 from skysense_o.parallel import OrderedThreadPool
 
 Model = Callable[[Tensor], Tensor]
-"""uint8 (B,3,window,window) -> probabilities (B,C,h,w)."""
+"""Function: windows uint8 (B,3,window,window) -> probabilities (B,C,h,w)."""
 
 
 @dataclass(frozen=True)
 class WindowRow:
-    """The pixels of one row of windows over a strip."""
+    """The pixels of one row of windows, for the columns of a strip."""
 
     pixels: Tensor  # uint8 (3,window,W') of all columns that the windows of the strip cover
     has_data: tuple[bool, ...]  # per window of the strip; windows without any valid pixel are skipped
@@ -121,7 +121,8 @@ def _neighbors(axis: Axis, pixels: range, first: int, cells: int) -> Neighbors:
     """The cell before and the cell after each pixel.
 
     Args:
-        first: index on the axis of the first of the `cells` cells. The last cell is its own neighbor.
+        first: index of the first available cell along the axis.
+        cells: number of available cells. The last of them is its own neighbor.
     """
     cell, fraction = axis.position(torch.arange(pixels.start, pixels.stop))
     before = cell - first

@@ -18,7 +18,7 @@ MIN_DIFFERENCE = 20.0
 """The colors of the first FEW classes differ by at least this much, in CIEDE2000."""
 FEW = 12
 MAX_SEARCHED = 40
-"""From this number of classes on, further colors are only unequal."""
+"""Classes beyond this number get colors that are only unequal, and perhaps hard to tell apart."""
 
 _CUSTOMARY: dict[str, Color] = {
     "water": (38, 120, 226), "river": (38, 120, 226), "lake": (30, 144, 255), "sea": (20, 84, 190),
@@ -39,9 +39,9 @@ def colors_for(
 ) -> list[Color]:
     """Choose one color per class.
 
-    A class gets its given color, or else the customary one. There are two exceptions: the color is too similar to that
-    of another class, or it is the blue of water while the class is not water but another class is. Such a class, and a
-    class without a color, gets the color that differs most from all other colors.
+    A class gets its given color, or else the customary color of its name. There are two exceptions: the color is too
+    similar to that of another class, or it is a blue like water's while only another class is water. Such a class, and
+    a class without a color, gets the color that differs most from all other colors.
 
     Args:
         classes: C names, the most important first.
@@ -203,7 +203,7 @@ class _Search:
         """The candidate that differs most from the chosen colors.
 
         Args:
-            least: for water, the most different blue is taken if it differs by at least this much.
+            least: a water class gets the most different blue if this blue differs by at least this much.
             water: whether the class is water.
             any_water: whether any class is water; then other classes get no blue.
         """
@@ -211,5 +211,5 @@ class _Search:
             allowed = self.blue
         else:
             allowed = ~self.blue if any_water and not water else np.ones(len(self.rgb), bool)
-        nearest = self.nearest if self.chosen else 100 - np.abs(self.lab[:, 0] - 55)  # first: medium lightness
+        nearest = self.nearest if self.chosen else 100 - np.abs(self.lab[:, 0] - 55)  # first color: medium lightness
         return tuple(self.rgb[np.where(allowed, nearest, -np.inf).argmax()].tolist())

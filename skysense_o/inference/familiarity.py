@@ -13,10 +13,10 @@ from skysense_o.text_bank import TextBank
 from skysense_o.vocabulary import Vocabulary
 
 SYNONYMS = 4
-"""Synonyms per class that new words are compared with."""
+"""Number of synonyms per training class with which requested words are compared."""
 FAR = 0.5
-"""Cosine of text embeddings below which a word is far from every training word. 50 % of 230 held-out words for trained
-classes lie above it, and 10 % of 120 words for indoor things: a hint, not a proof."""
+"""Cosine of text embeddings below which a word is far from every training word. Of 230 held-out words for trained
+classes 50 % lie above it, and of 120 words for indoor things 10 % do. So the cosine is a hint, not a proof."""
 
 
 class TrainingWords:
@@ -36,7 +36,7 @@ class TrainingWords:
     def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, tuple[str, float]]:
         """Requested classes without a phrase from the training, each with the nearest training word and their cosine.
 
-        Background words and example regions are not judged. The result is empty if the training classes are unknown.
+        Background words and example regions are not checked. The result is empty if the training classes are unknown.
         """
         if not self.classes:
             return {}

@@ -1,4 +1,4 @@
-"""Images with a known pixel size on the ground, reduced to what a model was trained on."""
+"""Reduce images whose pixels are much smaller on the ground than those that a model was trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reduction(pixel_size: float | None, known: Sequence[float]) -> float:
 
     Args:
         pixel_size: metres on the ground per pixel of the image; None if unknown.
-        known: least and greatest metres per pixel of the training; empty if unknown.
+        known: least and greatest metres per pixel of the training images; empty if unknown.
 
     Raises:
         ValueError: the pixel size is not a number above 0.
@@ -47,7 +47,7 @@ def reduced(rgb: np.ndarray, factor: float) -> np.ndarray:
     """
     if factor == 1:
         return rgb
-    import cv2  # here, so that checks of a command line (`reduction`) do not wait for the import of cv2
+    import cv2  # slow to import, and not needed to check a command line (`reduction`)
 
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)

@@ -74,7 +74,7 @@ class Predictor(HubModel):
             config: YAML of the model, with which it can be saved.
 
         Raises:
-            ValueError: another precision.
+            ValueError: the precision is neither fp32 nor bf16.
         """
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision {precision!r}: choose fp32 or bf16")
@@ -113,14 +113,14 @@ class Predictor(HubModel):
                 that this project writes contain it.
             precision: fp32, or bf16 for more speed and half the memory on hardware that supports it.
             trust_checkpoint: also read pickles, which executes any code in them.
-            backend: torch, onnx, openvino or auto: what runs the image half on a CPU, see `use_backend`.
+            backend: torch, onnx, openvino or auto: the runtime of the image encoder on a CPU, see `use_backend`.
             whole_images: also accept weights that make no masks, for `classify`.
             download: revision, token, cache_dir, local_files_only, ...; see huggingface_hub.hf_hub_download.
 
         Raises:
-            FileNotFoundError: no such weights or config.
+            FileNotFoundError: the weights or the config do not exist.
             WeightsError: the weights cannot be read, or do not fit the config.
-            ValueError: an unknown device or backend, or one that this machine does not have.
+            ValueError: the device or the backend is unknown, or this machine does not have it.
         """
         path, chosen = find_weights(weights, **download), choose_device(device)
         cfg = config_of(path, config_file)
@@ -218,15 +218,16 @@ class Predictor(HubModel):
             window, overlap: segment the image in windows of this size and overlap, in pixels, because it is too large
                 for one pass (see `sliding.segment_array`). The result then has no presence. A georeferenced file is
                 always segmented in windows, as `demo.py` does, unless probabilities are requested.
-            pixel_size: metres on the ground per pixel, for images that are not georeferenced. If its pixels are
-                much finer than those of training (drones), the image is reduced for the model; the result has its size.
+            pixel_size: metres on the ground per pixel, for images that are not georeferenced. If this is much less than
+                in the training images (drones), the image is reduced for the model; the result has its original size.
 
         Returns:
             Labels and scores, see `Segmentation`.
 
         Raises:
-            ValueError: invalid classes (see `Vocabulary.of`); a threshold or pixel size out of range; a window that
-                does not fit the model; window with probabilities; window or pixel_size for an encoded image.
+            ValueError: the classes are invalid (see `Vocabulary.of`); the threshold or the pixel size is out of range;
+                the window does not fit the model; both `window` and `probabilities` are given; or `window` or
+                `pixel_size` is given for an encoded image.
             ImageError, FileNotFoundError: the image cannot be read.
         """
         vocabulary = as_vocabulary(classes, background)

@@ -55,10 +55,10 @@ class PromptedImage:
             model: a SkySenseO in eval mode.
             rgb: uint8 (H,W,3).
             precision: a function that returns the context manager to run the model in, such as autocast to bfloat16.
-            valid: bool (H,W), which pixels have data; None for all. It is only stored.
+            valid: bool (H,W), which pixels have data; None for all. The model does not use it.
         """
         self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid
-        self.box_regions: box_regions.BoxRegions | None = None  # made by the first box
+        self.box_regions: box_regions.BoxRegions | None = None  # created when the first box is drawn
         with precision():
             self.image_embedding, self.dense, transforms = model.embed_images([torch.tensor(rgb).permute(2, 0, 1)])
         (self.transform,) = transforms
@@ -70,7 +70,7 @@ class PromptedImage:
 
     @property
     def has_region_vectors(self) -> bool:
-        """Whether regions are named by vectors, which is cheap. SAM 3 has none: it predicts a mask per class."""
+        """Whether regions are named by comparing vectors, which is fast. SAM 3 predicts a mask per class instead."""
         return not hasattr(self.model, "embed_regions")
 
     @torch.inference_mode()
@@ -112,8 +112,8 @@ class PromptedImage:
             Mask bool (H,W), and the IoU that the model predicts for it, 0..1; None for a region of the label maps.
 
         Raises:
-            ValueError: the weights were trained without prompts; neither points nor a box; not one label per point; a
-                point or box outside the image; an empty box.
+            ValueError: the weights were trained without prompts; there are neither points nor a box; the numbers of
+                points and labels differ; a point or the box lies outside the image; or the box is empty.
         """
         points, labels, box = self._check(points, labels, box)
         if self.has_region_vectors and self.model.box_regions and not len(points):  # SAM 3 was trained with boxes
@@ -177,7 +177,7 @@ class PromptedImage:
             ValueError: a mask is empty, or has another size than the image.
         """
         masks = self._regions(masks)
-        if not self.has_region_vectors:  # SAM 3 takes the box of a region as example
+        if not self.has_region_vectors:  # SAM 3 encodes the box of a region instead of the region
             height, width = self.size
             sides = torch.tensor([width, height, width, height])
             boxes = torch.tensor([box_from_mask(mask) for mask in masks]) / sides
@@ -199,7 +199,7 @@ class PromptedImage:
     def _shares(self, masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
         """(K,h,w): the share of each cell over the padded image that a region covers."""
         below, right = (p - n for p, n in zip(self.transform.padded, self.size))
-        return torch.stack(  # one by one: a hundred full-size masks in float would not fit into memory
+        return torch.stack(  # one by one, because a hundred full-size float masks would not fit into memory
             [
                 F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], grid)[0]
                 for mask in masks

@@ -15,12 +15,12 @@ from skysense_o.meta_arch import SkySenseO
 from skysense_o.vocabulary import Vocabulary
 
 MEMORY = 2 * 2**30
-"""Bytes that may be used beyond the weights, by default."""
+"""Default limit, in bytes, of the memory used beyond the weights."""
 BATCH = {"cpu": 1}
 OTHER_BATCH = 8
 """Windows per call of the model on a GPU. One window is enough to occupy a CPU, but not a GPU."""
 BYTES_PER_PIXEL, BYTES_PER_PROBABILITY = 400, 40
-"""Approximate memory of a window while the model runs: per pixel, and per class and cell of the mask grid. Measured
+"""Approximate bytes that the model needs for a window: per pixel, and per class and cell of the mask grid. Measured
 with the mini model: a window of 512 x 512 pixels and 100 classes takes 0.1 to 0.2 GiB."""
 LARGE = 10**8
 """Models with more parameters run one window at a time: their layers occupy all cores, and need far more memory."""
@@ -46,7 +46,7 @@ def plan_windows(
         target: (H,W) of the result; None for `size`.
 
     Raises:
-        ValueError: the window is not the fixed input size of the tower; or see `Plan.of`.
+        ValueError: the window is not the fixed input size of the tower, or `Plan.of` refuses it.
     """
     square, divisor = model.tower.input_size, model.tower.divisor
     if square and window not in (None, square):

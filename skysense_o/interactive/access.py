@@ -28,13 +28,13 @@ NAME_LENGTH = 100
 
 
 class Body(BaseModel):
-    """JSON of a request."""
+    """Base class of the JSON bodies of requests."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
 
 
 class PointBody(Body):
-    """A click, in pixels of the shown grid."""
+    """A click, in pixels of the grid that the browser shows."""
 
     x: float
     y: float
@@ -42,7 +42,7 @@ class PointBody(Body):
 
 
 class BoxBody(Body):
-    """Two opposite corners, in pixels of the shown grid."""
+    """Two opposite corners of a box, in pixels of the grid that the browser shows."""
 
     x0: float
     y0: float
@@ -51,7 +51,7 @@ class BoxBody(Body):
 
 
 def visitor_of(request: Request, page: Page) -> Visitor:
-    """The visitor who sent a request; status 409 for a cookie that is not known."""
+    """The visitor who sent a request; raises status 409 if the cookie is unknown."""
     visitor = page.visitors.find(request.cookies.get(COOKIE))
     if visitor is None:
         raise HTTPException(409, ENDED)
@@ -59,7 +59,7 @@ def visitor_of(request: Request, page: Page) -> Visitor:
 
 
 def image_of(request: Request, page: Page, key: str) -> OpenImage:
-    """One of the visitor's own images; status 404 for images of others."""
+    """One of the visitor's own images; raises status 404 for other visitors' images."""
     image = visitor_of(request, page).images.get(key)
     if image is None or image.session.closed:
         raise HTTPException(404, CLOSED)
@@ -70,7 +70,7 @@ def safe_name(name: str) -> str:
     """Make a safe file name: no folders, no characters with a special meaning.
 
     Raises:
-        HTTPException: a suffix that is not accepted.
+        HTTPException: the suffix is not accepted.
 
     >>> safe_name("../a?b.TIF")
     'a_b.TIF'

@@ -16,7 +16,7 @@ class Closable(ABC):
     """A session that is closed at once, and freed when nobody uses it any more.
 
     Attributes:
-        closed: no further request can begin to use the session.
+        closed: True once no further request can begin to use the session.
     """
 
     def __init__(self) -> None:
@@ -56,4 +56,4 @@ class Closable(ABC):
 
     @abstractmethod
     def _free(self) -> None:
-        """Delete the files and free the memory."""
+        """Delete the session's files and free its memory."""

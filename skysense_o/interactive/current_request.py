@@ -27,7 +27,7 @@ class TimedRequest:
     Args:
         report: is called with the share of the work that is done, 0..1.
         stop: is completed to stop the work.
-        deadline: value of `time.monotonic()` at which the request is late.
+        deadline: value of `time.monotonic()` after which the request is late.
     """
 
     report: Callable[[float], None] = lambda share: None

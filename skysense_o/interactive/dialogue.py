@@ -52,7 +52,7 @@ class Dialogue(cmd.Cmd):
         self.default(line)
 
     def do_point(self, line: str) -> None:
-        """point x y       select a region by a point; more points correct it, background points with a 0 at the end"""
+        """point x y       select a region by a point; more points correct it; 0 marks a background point"""
         x, y, *inside = _numbers(line, (2, 3), "point x y, or point x y 0")
         self._report_region(self.session.click(x, y, bool(inside[0]) if inside else True))
 
@@ -61,7 +61,7 @@ class Dialogue(cmd.Cmd):
         self._report_region(self.session.draw_box(*_numbers(line, (4,), "box x0 y0 x1 y1")))
 
     def do_name(self, line: str) -> None:
-        """name [a,b,c]    the classes most similar to the region, of these words or of many"""
+        """name [a,b,c]    the classes most similar to the region, among these words or among many"""
         vocabulary = Vocabulary.parse(line) if line else self.session.naming(self.classes())
         if vocabulary is None:
             self._say("SAM 3 compares class by class: give words, such as: name road,tree")
@@ -155,7 +155,7 @@ def _numbers(line: str, counts: Sequence[int], usage: str) -> list[float]:
         usage: how to write the command, for the error message.
 
     Raises:
-        ValueError: not numbers, or a count that is not permitted.
+        ValueError: the line has something else than numbers, or a count of numbers that is not permitted.
     """
     try:
         numbers = [float(word) for word in line.replace(",", " ").split()]

@@ -56,6 +56,6 @@ def _region_state(session: Session, region: Region, names: Sequence[tuple[str, f
 
 
 def _shown(session: Session, points: Sequence[tuple[float, float]]) -> list[list[float]]:
-    """Positions in pixels of the image -> positions on the shown grid."""
+    """Positions in pixels of the image -> positions on the grid that the browser shows."""
     xy = np.array(points, float).reshape(-1, 2)
     return (xy if session.map is None else session.map.places(xy)).tolist()

@@ -23,8 +23,8 @@ class JobQueue:
 
     Args:
         work: runs one request.
-        jobs: requests that run in parallel.
-        most: requests that may wait.
+        jobs: number of requests that run in parallel.
+        most: largest number of requests that wait.
     """
 
     def __init__(self, work: TimedWork, jobs: int, most: int) -> None:
@@ -103,7 +103,7 @@ class JobQueue:
     def _ended(self, job: asyncio.Future) -> None:
         self.running -= 1
         if not job.cancelled():
-            job.exception()  # marks the error as retrieved: it was reported, or the user has left
+            job.exception()  # without this call, asyncio would log the error again
 
     def _answer(self, job: asyncio.Future) -> dict:
         """The answer to send. User errors are sent as they are; others go to the log, and a general text is sent."""

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the web page.
+    """Limits of the web page. Each number is the largest one that is permitted.
 
     Args:
-        sessions: images that are kept in memory, over all people.
-        images: images that one person may have open; the oldest is closed.
+        sessions: images in memory, of all people together.
+        images: images that one person may have open; if there are more, the oldest is closed.
         session_bytes: memory of all sessions; the session that was idle longest is dropped first.
-        pixels: a larger image is scaled down to this many pixels.
-        read_pixels: an image with more pixels than this is refused.
+        pixels: pixels of an image; a larger image is scaled down to this many pixels.
+        read_pixels: pixels of an image file; an image with more pixels is refused.
         words: words per request, synonyms and background included.
         word_length: characters per word.
         seconds: time per request.
         jobs: requests that run in parallel.
-        queue: requests that may wait.
+        queue: requests that wait.
         upload_bytes: size of one uploaded file.
         request_bytes: size of any other request.
-        folder_bytes: disk space of all uploads and results; further uploads are refused.
+        folder_bytes: disk space of all uploads and results; once it is used up, uploads are refused.
     """
 
     sessions: int = 64
@@ -52,11 +52,12 @@ class Limits:
             entries: words; synonyms are separated by bars.
 
         Raises:
-            ValueError: too many words, a word that is too long, or characters that are not valid Unicode.
+            ValueError: there are too many words, a word is too long, or a word has characters that are not valid
+                Unicode.
         """
         words = [word.strip() for entry in entries for word in entry.split("|")]
         if len(words) > self.words:
-            raise ValueError(f"{len(words)} words; {self.words} are allowed here: leave some out")
+            raise ValueError(f"{len(words)} words were given, and {self.words} are allowed here: leave some out")
         for word in words:
             if len(word) > self.word_length:
                 raise ValueError(
@@ -74,7 +75,7 @@ def parse_size(text: str) -> int:
     """Bytes from a size such as "64mb".
 
     Raises:
-        ValueError: not a whole number with b, kb, mb or gb.
+        ValueError: the text is not a whole number followed by b, kb, mb or gb.
 
     >>> parse_size("64mb") == 64 * 2**20
     True

@@ -27,7 +27,7 @@ EDGE = 20037508.342789244
 """Half the side of Web Mercator's square, in its metres."""
 TILE = 256
 MOST_PIXELS = 8_000_000
-"""Most pixels of the grid on which results are shown; a larger grid is made coarser."""
+"""Largest number of pixels of the grid on which results are shown; a larger grid is made coarser."""
 LATTICE = 9
 """Points per side of the lattice from which the browser interpolates the pointer's coordinates."""
 
@@ -60,7 +60,7 @@ class MapView:
                 try:
                     self._place(results)
                     self._table = self._coordinates()
-                except (RasterioError, CPLE_BaseError) as error:  # part of the scene is outside the projection
+                except (RasterioError, CPLE_BaseError) as error:  # part of the scene has no coordinates in it
                     raise ValueError(f"its projection cannot be shown on this map ({error})") from error
             self.raster = Raster(full or path)
         finer = math.sqrt(math.prod(self.raster.size) / math.prod(results.size))

@@ -50,13 +50,13 @@ def open_upload(
         path: the file.
         max_pixels: a larger image is scaled down to this many pixels; None to keep any size.
         read_pixels: an image with more pixels is refused before it is read; None for no limit.
-        alone: refuse formats that refer to other files; see `read_image`.
+        alone: whether to refuse formats that refer to other files; see `read_image`.
 
     Returns:
         The image. A scene that was scaled down has `full` instead of `scene`, and its notes say so.
 
     Raises:
-        ImageError: too many pixels, or the file cannot be read. The message has the file's name without its folder.
+        ImageError: the image has too many pixels, or cannot be read. The message has the file's name, not its folder.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
@@ -85,7 +85,7 @@ def scaled_down(image: OpenedImage, max_pixels: int) -> OpenedImage:
         return image
     factor = (max_pixels / (height * width)) ** 0.5
     size = max(1, int(width * factor)), max(1, int(height * factor))
-    if size[0] * size[1] > max_pixels:  # after rounding up to one row or column, the other side alone is too long
+    if size[0] * size[1] > max_pixels:  # the shorter side was rounded up to 1, so the longer side alone may be too long
         size = min(size[0], max_pixels), min(size[1], max_pixels)
     rgb = np.asarray(Image.fromarray(image.rgb).resize(size, Image.Resampling.BOX))
     valid = image.valid

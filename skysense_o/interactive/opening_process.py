@@ -28,7 +28,7 @@ from skysense_o.interactive.opening import OpenedImage, open_upload, smaller_sce
 BEAT = 0.05
 """Seconds between two checks whether the request was stopped."""
 MEMORY, MEMORY_PER_PIXEL = 1 << 30, 32
-"""Bytes of address space that the process may take beyond its start: for GDAL, and per pixel for the decoder."""
+"""Bytes of address space that the process may take in addition: a fixed amount for GDAL, and an amount per pixel."""
 ANSWER, ARRAYS = "opened.json", "opened.npz"
 
 
@@ -103,7 +103,7 @@ def open_and_answer() -> None:
 
 
 def _limit(memory: int, seconds: float) -> None:
-    """Limit this process to this many more bytes of memory and this time; the limits hold even if the server ends."""
+    """Allow this process `memory` more bytes and `seconds`; the system enforces both limits even if the server ends."""
     if sys.platform == "win32":
         return
     import resource

@@ -51,7 +51,7 @@ class Page:
     Args:
         predictor: the model.
         root: folder of all sessions.
-        limits: limits of each user.
+        limits: limits of the page, see `Limits`; None: the default limits.
         answer: (rgb uint8 (H,W,3), question) -> text; None without a VQA model.
         scene_names: rgb -> (class, cosine) of the whole image, the best first; None without a model for it.
         examples: the first example is shown when the page opens.
@@ -82,7 +82,8 @@ class Page:
 
     def encode_naming_vocabulary(self) -> None:
         """Encode the naming classes ahead of time, so that the first region does not wait for them."""
-        if not hasattr(self.predictor.model, "embed_regions"):  # SAM 3 names with other words, see `Session.naming`
+        # SAM 3 names regions with other words, see `Session.naming`.
+        if not hasattr(self.predictor.model, "embed_regions"):
             self.predictor.model.read_words(self.naming_vocabulary)
         self.familiar(["water"])
 
@@ -268,11 +269,11 @@ class Page:
         image.region_names = image.session.name(image.session.naming(self.naming_vocabulary)) if named else []
 
     def _place(self, image: OpenImage, x: float, y: float) -> tuple[float, float]:
-        """Position on the shown grid -> position in pixels of the image."""
+        """Position on the grid that the browser shows -> position in pixels of the image."""
         return (x, y) if image.session.map is None else image.session.map.pixel(x, y)
 
     def _box(self, image: OpenImage, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
-        """Two opposite corners on the shown grid -> the half-open XYXY box in pixels of the image that holds them."""
+        """Two opposite corners on the browser's grid -> the half-open XYXY box around them in pixels of the image."""
         height, width = image.session.image.rgb.shape[:2]
         corners = np.array([self._place(image, x, y) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))])
         (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))

@@ -46,7 +46,7 @@ def add_pixel_routes(app: FastAPI, page: Page, queue: JobQueue) -> None:
 
 
 def _png(data: bytes | None) -> Response:
-    """A PNG, or status 204 for None."""
+    """A response with a PNG; status 204 if there is no PNG."""
     return Response(data, 200 if data else 204, KEPT if data else None, "image/png" if data else None)
 
 

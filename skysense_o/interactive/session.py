@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from skysense_o.scenes.pixel_area import PixelAreas
 
 MOST_VALUES = 100_000_000
-"""Largest number of bytes for the masks of all proposals, and of values of exported probabilities."""
+"""Limit of the bytes of all proposals' masks, and limit of the number of exported probabilities."""
 
 
 MOST_UNDO = 100
@@ -51,7 +51,7 @@ class Session(Closable):
     Args:
         predictor: the model.
         image: the image.
-        folder: for the session's files; a new temporary one if None.
+        folder: folder for the session's files; None: a new temporary folder.
     """
 
     def __init__(self, predictor: Predictor, image: OpenedImage, folder: Path | None = None) -> None:
@@ -122,7 +122,8 @@ class Session(Closable):
             colors: class -> RGB.
 
         Raises:
-            ValueError: neither a word nor an example; a word that `Vocabulary.of` refuses; threshold out of range.
+            ValueError: there is neither a word nor an example; `Vocabulary.of` refuses a word; or the threshold is out
+                of range.
         """
         if words or not self.examples:
             vocabulary = Vocabulary.of(words, background)
@@ -155,7 +156,7 @@ class Session(Closable):
         return self._select(self._with_point(x, y, inside))
 
     def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Region:
-        """Begin a region by a half-open XYXY box: its mask, or the box itself for weights without prompts."""
+        """Begin a region: the mask for a half-open XYXY box, or the box itself if the weights take no prompts."""
         return self._select(Prompt(box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))))
 
     def preview_click(self, x: float, y: float, inside: bool = True) -> np.ndarray:
@@ -170,7 +171,7 @@ class Session(Closable):
         """Undo the latest click or box; returns the region before that click or box, or None.
 
         Raises:
-            ValueError: nothing to undo.
+            ValueError: there is nothing to undo.
         """
         if not self._before:
             raise ValueError("nothing to undo")
@@ -213,10 +214,10 @@ class Session(Closable):
         return self.found.vocabulary if self.found else None
 
     def name(self, vocabulary: Vocabulary | None, top: int = 5) -> list[tuple[str, float]]:
-        """(class, cosine) pairs for the region, best first; none without a vocabulary.
+        """(class, cosine) pairs for the region, best first; no pairs without a vocabulary.
 
         Raises:
-            ValueError: no region, or an empty one.
+            ValueError: there is no region, or it is empty.
         """
         mask = self._mask()[None]
         return self.seen.name(mask, vocabulary, top)[0] if vocabulary else []
@@ -225,7 +226,7 @@ class Session(Closable):
         """Make the region a class for the next `segment`; returns the name of the class.
 
         Raises:
-            ValueError: no region, or an empty one.
+            ValueError: there is no region, or it is empty.
         """
         name = f"like region {len(self.examples) + 1}"
         self.examples[name] = self.seen.embed(self._mask()[None])[0]
@@ -250,7 +251,7 @@ class Session(Closable):
 
     def rows(self) -> list[dict]:
         """One row per class: id, name, pixels, share of the valid pixels, area_m2 or None, color."""
-        found, valid = self.found, self.image.valid  # a request that runs may replace `self.found` meanwhile
+        found, valid = self.found, self.image.valid  # read once, because a running request may replace `self.found`
         rows = found.areas()
         inside = np.ones(found.labels.shape, bool) if valid is None else valid
         areas = self._square_metres(found, inside)

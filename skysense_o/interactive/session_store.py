@@ -12,8 +12,8 @@ class SessionStore:
     """Keeps track of open sessions and closes the session that was idle longest when there are too many.
 
     Args:
-        most: number of sessions.
-        most_bytes: memory of all sessions.
+        most: largest number of sessions.
+        most_bytes: largest memory of all sessions together, in bytes.
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:

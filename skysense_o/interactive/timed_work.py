@@ -49,7 +49,7 @@ class TimedWork:
             request: receives the progress, and can stop the work.
 
         Raises:
-            TooLate: no result in time, or too many late requests still run.
+            TooLate: there was no result in time, or too many late requests still run.
             StoppedByUser: the request was stopped. Errors of `work` are raised unchanged.
         """
         if self.late >= MOST_LATE:

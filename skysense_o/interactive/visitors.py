@@ -26,7 +26,7 @@ class OpenImage:
         session: the image and its answers.
         key: random name in addresses.
         example: index of the example that it is, or None.
-        words, background, threshold: latest request.
+        words, background, threshold: those of the latest request.
         region_names: (class, cosine) of the region, the best first.
         summary: the result of `everything`: (class, number of regions) pairs; None if it was not requested.
         answers: (question, answer) pairs.
@@ -65,9 +65,9 @@ class Visitors:
     """All people, bounded in number; whoever was idle longest is forgotten first.
 
     Args:
-        sessions: closes images where there are too many over all people.
-        images: images per person; the oldest is closed.
-        most: number of people.
+        sessions: the sessions of all people; it closes images when there are too many.
+        images: largest number of images per person; the oldest is closed.
+        most: largest number of people.
     """
 
     def __init__(self, sessions: SessionStore, images: int, most: int) -> None:

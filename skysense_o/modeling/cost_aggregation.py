@@ -53,7 +53,7 @@ class CostAggregationHead(MaskDecoder):
         Args:
             dim: D of the tower.
             pyramid_channels: channels of the tower's pyramid, coarse to fine.
-            templates: P.
+            templates: number P of templates.
             hidden: d.
             heads, layers: number of attention heads and of layers.
             window: side of the attention windows, in grid cells.
@@ -122,7 +122,7 @@ class CostAggregationHead(MaskDecoder):
         if not self.prune or self.training:
             return self._layers(features, correlation, text, valid, chunk)
         parts = []
-        for b in range(len(text)):  # which phrases are dropped must not depend on the other images
+        for b in range(len(text)):  # one by one: the phrases dropped for an image must not depend on the other images
             pyramid = tuple(level[b : b + 1] for level in features.pyramid)
             one = replace(features, dense=features.dense[b : b + 1], pyramid=pyramid)
             parts.append(self._layers(one, *(x[b : b + 1] for x in (correlation, text, valid)), chunk))

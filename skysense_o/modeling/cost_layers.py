@@ -1,4 +1,4 @@
-"""The layers of `CostAggregationHead`: over space, over phrases, and upsampling with detail from the image.
+"""The layers of `CostAggregationHead`: attention over space, attention over phrases, and guided upsampling.
 
 Shape letters: B images, T phrases, t phrases of one chunk, d hidden channels, g guidance channels, e channels per head,
 h w grid.
@@ -75,7 +75,8 @@ class SpatialBlock(nn.Module):
 class ClassLayer(nn.Module):
     """Linear attention over the phrases, separately at each cell of a map pooled by 2.
 
-    Phrases are padded with copies of a learned token: it is computed once and multiplied by the number of copies.
+    Phrases are padded with copies of a learned token. Its share of the sums is computed once and multiplied by the
+    number of copies.
     """
 
     def __init__(self, dim: int, guidance: int, heads: int, pad_len: int) -> None:

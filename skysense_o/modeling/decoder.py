@@ -38,7 +38,7 @@ class Queries:
 class MaskDecoder(nn.Module):
     """Interface of all mask decoders."""
 
-    takes_prompts: bool  # False: prompts are an error
+    takes_prompts: bool  # whether prompts are accepted; if False, they raise an error
     upscale: int = 4  # side of the logits divided by the side of the dense map
 
     def forward(
@@ -52,11 +52,11 @@ class MaskDecoder(nn.Module):
             chunk: number of phrases to hold in memory at once; None: all.
 
         Returns:
-            logits (B,T+K,h',w'); presence (B,T), logits of the phrase being in the image at all, or None; iou_pred
-            (B,K), the predicted IoU of each prompt's mask, or None.
+            logits (B,T+K,h',w'); presence (B,T), logits of whether each phrase is in the image at all, None if the
+            decoder does not predict it; iou_pred (B,K), the predicted IoU of each prompt's mask, None without prompts.
 
         Raises:
-            ValueError: prompts for a decoder without `takes_prompts`.
+            ValueError: the decoder got prompts, but does not take them.
         """
         raise NotImplementedError
 

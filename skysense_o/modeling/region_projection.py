@@ -18,7 +18,7 @@ class RegionProjection(nn.Module):
     def __init__(self, dim: int, upscale: int) -> None:
         """
         Args:
-            dim: D.
+            dim: embedding size D.
             upscale: s, label pixels per grid cell in each direction (published: 16, with 269.7 M parameters).
         """
         super().__init__()

@@ -28,7 +28,7 @@ EXAMPLE_WORD = "visual"
 """The phrase that SAM 3 gets where only boxes define the object."""
 
 TRACKER_NAMES = {r"^tracker_model\.": ""}
-"""Where the tracker's parameters are in a folder that holds the whole of SAM 3."""
+"""Pattern -> replacement: how the tracker's parameters are named in a folder that holds the whole of SAM 3."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Sam3Embedding:
 
 @dataclass
 class Sam3Answer:
-    """SAM 3's outputs for N pairs, at the grid of its masks."""
+    """SAM 3's outputs for N pairs of an image and a phrase, on the grid of its masks."""
 
     semantic: Tensor  # (N,h,w) probabilities
     masks: Tensor  # (N,Q,h,w) logits
@@ -82,7 +82,7 @@ class Sam3Tower(Tower):
     def __init__(
         self, detector: Sam3Model, image_processor: Sam3ImageProcessor, tokenizer, tracker: Sam3TrackerModel | None
     ) -> None:
-        """tokenizer: CLIP's. tracker: shares the detector's backbone from now on."""
+        """tokenizer: CLIP's tokenizer. tracker: it shares the detector's backbone from now on."""
         super().__init__(
             *([255 * v for v in values] for values in (image_processor.image_mean, image_processor.image_std))
         )
@@ -151,7 +151,7 @@ class Sam3Tower(Tower):
         ).last_hidden_state
 
     def answer(self, embedding: Sam3Embedding, tokens: Tensor, valid: Tensor) -> Sam3Answer:
-        """Run the detector. embedding: of N pairs (`Sam3Embedding.of`). tokens (N,L,D), valid (N,L): the phrases."""
+        """Run the detector on N pairs. embedding: see `Sam3Embedding.of`. tokens (N,L,D), valid (N,L): the phrases."""
         out = self.detector(
             vision_embeds=embedding,
             text_embeds=BaseModelOutputWithPooling(pooler_output=tokens),
@@ -225,7 +225,7 @@ class Sam3Tower(Tower):
 
 
 class PhraseBank:
-    """Tokens of phrases, each encoded once per weights of the text encoder."""
+    """Cache of the tokens of phrases; each phrase is encoded once until the weights of the text encoder change."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
@@ -259,7 +259,7 @@ def _loaded(kind: type, folder: Path, renamed: dict[str, str] | None = None) -> 
     """A model of transformers in eval mode, float32. renamed: pattern -> replacement, for the names in the folder.
 
     Raises:
-        ValueError: files that cannot be read, or that lack parameters of the model.
+        ValueError: the files cannot be read, or lack parameters of the model.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers warns about the folder's other models

@@ -35,7 +35,7 @@ class ImageEmbedding:
     final: tuple[Tensor, Tensor]  # keys and values of the final attention
     canvas: Tensor  # (B,width/8,4h,4w), upscaled features from which masks are made
     size: tuple[int, int]  # (h0,w0) of the prepared image
-    look: Tensor | None = None  # `PromptEncoder.appearance`, kept by the first prompt of inference
+    look: Tensor | None = None  # `PromptEncoder.appearance`, kept from the first prompt in inference
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -71,7 +71,8 @@ class SAMMaskHead(MaskDecoder):
             stride: stride of the tower's dense map, in input pixels.
         """
         super().__init__()
-        # Text is normalised: entries of a unit vector are tiny beside tokens and position encodings of unit variance.
+        # Text gets a LayerNorm, because the entries of its unit vectors are tiny beside those of tokens and position
+        # encodings, which have unit variance.
         self.image_projection = nn.Sequential(nn.Conv2d(dim, width, 1), LayerNorm2d(width))
         self.text_projection = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
         self.position = PositionEmbeddingRandom(width // 2)
@@ -159,7 +160,7 @@ class SAMMaskHead(MaskDecoder):
         return torch.einsum("btc,bchw->bthw", weights, image.canvas) + self.bias(tokens)[..., None]
 
     def _read(self, tokens: Tensor, image: ImageEmbedding, mask: Tensor | None = None) -> Tensor:
-        """Run the layers of the transformer on the query tokens, without updating the image, per query.
+        """Run the layers of the transformer on the tokens of each query separately, without updating the image.
 
         Args:
             tokens: (B,T,M,width).
@@ -191,7 +192,8 @@ def _read_layer(
     shared: Tensor | None = None,
     shared_origin: Tensor | None = None,
 ) -> Tensor:
-    """The token half of a SAM block: tokens (B,T,M,width) attend to their query's and to shared tokens, then the image.
+    """The token half of a SAM block: tokens (B,T,M,width) attend to the tokens of their own query and to the shared
+    tokens, then to the image.
 
     Args:
         origin: the tokens before the first layer, their position encoding.
@@ -229,7 +231,7 @@ def _project(attention: Attention, keys: Tensor, values: Tensor) -> tuple[Tensor
 
 
 def _attend(attention: Attention, q: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """SAM's attention from `_project`'s keys and values, with a mask over the keys, bool (B,N)."""
+    """SAM's attention, with keys and values from `_project` and a mask over the keys, bool (B,N)."""
     q = attention._separate_heads(attention.q_proj(q), attention.num_heads)
     mask = None if key_mask is None else key_mask[:, None, None, :]
     out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask)

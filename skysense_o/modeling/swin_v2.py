@@ -218,8 +218,8 @@ def offsets(window: int, pretrained_window: int) -> Tensor:
     """Log-spaced offsets of rows and columns: sign(u) log2(|u| + 1) / 3 with u = 8 d / (P - 1), d in tokens.
 
     Args:
-        window: W, window side.
-        pretrained_window: P, window side in pretraining.
+        window: window side W, in tokens.
+        pretrained_window: window side P in pretraining, in tokens.
 
     Returns:
         ((2W-1)^2, 2).

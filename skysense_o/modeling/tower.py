@@ -22,8 +22,8 @@ def build_tower(cfg) -> Tower:
     """Build the tower of a config, with activation checkpointing and low-rank updates if they are configured.
 
     Raises:
-        KeyError: no tower of that name.
-        ValueError: low-rank updates for a tower without attention layers.
+        KeyError: no tower has this name.
+        ValueError: low-rank updates are configured for a tower without attention layers.
     """
     tower = TOWER_REGISTRY.get(cfg.MODEL.TOWER.NAME)(cfg)
     tower.scene_side = cfg.MODEL.TOWER.SCENE_SIDE
@@ -83,7 +83,7 @@ class Tower(nn.Module):
     def layers(self) -> list[list[nn.Module]]:
         """The layers of the image encoder from input to output, each a list of modules, for layer-wise decay.
 
-        Modules in no layer are treated as if they came after the last layer.
+        Modules that belong to none of these layers are treated as if they came after the last layer.
         """
         raise NotImplementedError
 

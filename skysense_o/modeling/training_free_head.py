@@ -21,7 +21,7 @@ from skysense_o.modeling.tower import Features, Tower
 
 UPSAMPLING = ("bilinear", "bilateral")
 RADIUS = 2
-"""A pixel of the finer grid is a mean of cells up to this far away, in cells."""
+"""Each pixel of the finer grid is a weighted mean of the cells up to this distance from it, in cells."""
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -49,14 +49,14 @@ class TrainingFreeHead(MaskDecoder):
     ) -> None:
         """
         Args:
-            temperature: divides the cosines. global_bias: share of the unit global token that is subtracted
-                from each unit cell; 0: none.
+            temperature: divides the cosines. global_bias: factor of the normalised global token, which is subtracted
+                from each normalised cell; 0: nothing is subtracted.
             upsampling: bilinear (done later, when masks are resized) or bilateral, to a grid `scale` times finer.
-            spatial_sigma: in cells. colour_sigma: in units of the normalised image.
+            spatial_sigma: sigma of the bilateral filter in cells. colour_sigma: sigma in units of the normalised image.
             affinity: averages similar cells, see `Affinity`; None: no averaging.
 
         Raises:
-            ValueError: an unknown upsampling, or a number that is not above 0.
+            ValueError: the upsampling is unknown, or a number is not above 0.
         """
         super().__init__()
         if upsampling not in UPSAMPLING:
@@ -90,7 +90,7 @@ class TrainingFreeHead(MaskDecoder):
         return self.decode(self.refine(features), queries, chunk)
 
     def refine(self, features: Features) -> Features:
-        """Normalise the cells, average similar ones (`Affinity`), and subtract the share of the global token."""
+        """Normalise the cells, average similar cells (`Affinity`), subtract `global_bias` times the global token."""
         dense = features.dense.float()
         if self.affinity is not None:
             dense = self.affinity(features.image, dense)
@@ -135,8 +135,8 @@ class Affinity(nn.Module):
     def __init__(
         self, vit: nn.Module, tower_look: tuple[Tensor, Tensor], look: tuple[Tensor, Tensor], shift: float, scale: float
     ) -> None:
-        """vit: a timm model with any input size. tower_look, look: the pixel mean and std, (3,1,1) in
-        0..255, that the tower and the ViT expect.
+        """vit: a timm model that accepts any input size. tower_look, look: the pixel mean and std, (3,1,1) each
+        in 0..255, that the tower and the ViT expect.
         """
         super().__init__()
         self.vit, self.shift, self.scale = vit.eval().requires_grad_(False), shift, scale
@@ -149,7 +149,7 @@ class Affinity(nn.Module):
         """Load a ViT of timm with its weights.
 
         Raises:
-            ValueError: no such model, or its weights are neither in the cache nor downloadable.
+            ValueError: timm has no such model, or its weights are neither in the cache nor downloadable.
         """
         try:
             with torch.device("cpu"):
@@ -169,7 +169,7 @@ class Affinity(nn.Module):
         """image (B,3,h0,w0) as the tower sees it, dense (B,D,h,w) -> (B,D,h,w)."""
         h, w = dense.shape[-2:]
         shown = (image.float() * self.tower_std + self.tower_mean - self.mean) / self.std
-        size = (h * self.patch, w * self.patch)  # gives the ViT the same cells as the tower
+        size = (h * self.patch, w * self.patch)  # at this size, the ViT has the same grid of cells as the tower
         shown = F.interpolate(shown, size=size, mode="bilinear", align_corners=False, antialias=True)
         tokens = F.normalize(self.vit.forward_features(shown)[:, self.vit.num_prefix_tokens :].float(), dim=-1)
         alike = tokens @ tokens.transpose(1, 2)
@@ -186,8 +186,8 @@ def joint_bilateral(maps: Tensor, image: Tensor, scale: int, spatial_sigma: floa
         maps: (B,T,h,w). image: (B,3,h0,w0) of the same area, at least as fine as the result.
 
     Returns:
-        (B,T,h*scale,w*scale): means of the cells within `RADIUS`, weighted by how near they are (sigma in cells) and
-        how alike in colour.
+        (B,T,h*scale,w*scale): means of the cells within `RADIUS`, weighted by their distance (sigma in cells) and by
+        the difference of colour.
     """
     h, w = maps.shape[-2:]
     fine = F.adaptive_avg_pool2d(image, (h * scale, w * scale))
@@ -203,7 +203,7 @@ def joint_bilateral(maps: Tensor, image: Tensor, scale: int, spatial_sigma: floa
             colour = ((coarse[:, :, rows][..., cols] - fine) ** 2).sum(1, keepdim=True)
             weight = torch.exp(-far / (2 * spatial_sigma**2) - colour / (2 * colour_sigma**2)) * inside
             total, weights = total + weight * maps[:, :, rows][..., cols], weights + weight
-    nearest = maps[:, :, ny][..., nx]  # for pixels whose colour resembles that of no cell
+    nearest = maps[:, :, ny][..., nx]  # used for pixels whose colour resembles that of no cell
     return torch.where(weights > 1e-12, total / weights.clamp(min=1e-12), nearest)
 
 

@@ -39,8 +39,8 @@ def window_order(height: int, width: int, window: int, shift: int, device: torch
         shift: number of tokens by which the windows are moved down and right.
 
     Returns:
-        (M*N), the index of each window's tokens in the flat map, H*W for padding; and (H*W), the place of each
-        token of the map in this order.
+        (M*N), for each token of the windows its index in the flat map, or H*W for padding; and (H*W), for each token
+        of the map its place in this order.
 
     >>> into, back = window_order(2, 3, 2, 0, torch.device("cpu"))
     >>> into.tolist(), back.tolist()
@@ -60,7 +60,7 @@ def window_mask(
     """The mask (M,N,N) for the order of `window_order`: APART between tokens that are no neighbours on the map, else 0.
 
     Args:
-        hide_padding: also APART between padding and the tokens of the map.
+        hide_padding: if True, tokens of the map do not attend to padding either (APART).
 
     Returns:
         The mask; None if it is 0 everywhere.

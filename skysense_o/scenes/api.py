@@ -125,7 +125,7 @@ def _result(
     predictor = weights if isinstance(weights, Predictor) else Predictor.from_pretrained(weights, device)
     vocabulary = as_vocabulary(classes, background)
     with TemporaryDirectory() as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Dataset has no geotransform")  # regions.tif in the work folder has none
+        warnings.filterwarnings("ignore", "Dataset has no geotransform")  # as regions.tif in the work folder
         target = SceneOutputs(Path(folder or temporary), (format_,), **outputs)
         written, rows = run_scene(predictor, Path(path), vocabulary, target, SceneOptions(**options), progress=progress)
         yield written[0], rows

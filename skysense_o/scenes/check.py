@@ -24,8 +24,8 @@ def check_formats(formats: Sequence[str], raster: Raster) -> None:
     """Refuse formats that cannot be written for this raster.
 
     Raises:
-        ValueError: GeoJSON or STAC, for a raster whose location on the ground is unknown.
-        ModuleNotFoundError: STAC, and pystac is not installed.
+        ValueError: GeoJSON or STAC is requested for a raster whose location on the ground is unknown.
+        ModuleNotFoundError: STAC is requested, and pystac is not installed.
     """
     for name, title in (("geojson", "GeoJSON"), ("stac", "STAC")):
         if name in formats and not raster.areas.known:

@@ -77,7 +77,8 @@ def _rle(regions: Regions, size: tuple[int, int]) -> list[dict]:
 
 def _counts(starts: np.ndarray, lengths: np.ndarray, size: tuple[int, int]) -> dict:
     """Encode alternating lengths, outside and inside the region, with pycocotools."""
-    joins = np.append(starts[1:] == starts[:-1] + lengths[:-1], False)  # True: the run continues in the next columns
+    # True where a run continues in the next columns.
+    joins = np.append(starts[1:] == starts[:-1] + lengths[:-1], False)
     begins = starts[np.append(True, ~joins[:-1])]
     ends = (starts + lengths)[~joins]
     edges = np.stack([begins, ends], axis=1).ravel()

@@ -40,7 +40,8 @@ def write_geojson(table: geopandas.GeoDataFrame, path: Path, pixel: float | None
         raise ValueError(f"{path.name} needs longitudes, and the scene has no CRS: save gpkg or coco")
     decimals = LEAST_DECIMALS
     if pixel:
-        decimals = math.ceil(-math.log10(pixel / METRES_PER_DEGREE)) + 2  # a pixel is 100 or more last digits
+        # The side of a pixel is at least 100 units of the last decimal.
+        decimals = math.ceil(-math.log10(pixel / METRES_PER_DEGREE)) + 2
     decimals = min(max(decimals, LEAST_DECIMALS), MOST_DECIMALS)
     try:
         geometry = to_longitudes(np.asarray(table.geometry.values), table.crs, decimals)

@@ -60,7 +60,7 @@ class SceneOutputs:
         min_share: if above 0, classes are sorted by share, and the legend leaves out those below this share (0..1).
 
     Raises:
-        ValueError: a format that is not in FORMATS.
+        ValueError: a format is not in FORMATS.
 
     >>> SceneOutputs(Path("out"), ("geotiff", "gpkg"), min_area=100.0).formats
     ('geotiff', 'gpkg')
@@ -85,7 +85,7 @@ def parse_bytes(text: str) -> int:
     """Parse a size such as "2GiB", "800MB" or "1000000" into bytes.
 
     Raises:
-        ValueError: not a size, or not above 0.
+        ValueError: the text is not a size, or the size is not above 0.
 
     >>> parse_bytes("2GiB"), parse_bytes("800MB")
     (2147483648, 800000000)

@@ -8,7 +8,7 @@ from pyproj.exceptions import CRSError
 from rasterio.transform import Affine
 
 DISTORTION = 0.01
-"""Projections whose areas differ by no more than this share from those on the ellipsoid are measured in their plane."""
+"""Areas are measured in the plane of a projection if they differ from those on the ellipsoid by at most this share."""
 LATTICE = 33
 """The area is computed at LATTICE x LATTICE points of a scene, and interpolated between them."""
 GROUND_UNKNOWN = "its location on the ground is unknown (this needs a geographic or projected CRS, and a transform)"
@@ -41,7 +41,7 @@ def ground_known(crs, transform: Affine, size: tuple[int, int]) -> bool:
     unit = _degrees_of(known)
     corners = np.array([transform @ corner for corner in ((0, 0), (size[1], 0), (0, size[0]), size[::-1])]) * unit
     longitudes, latitudes = corners.T
-    # Grids of centers may reach past a pole.
+    # If the centers of the outer pixels lie on a pole, the grid reaches past the pole: accept one pixel more.
     pixel = unit * sum(map(abs, transform[:6]), -abs(transform.c) - abs(transform.f))
     return bool(max(map(abs, latitudes)) <= 90 + pixel and max(longitudes) - min(longitudes) <= 360 + pixel)
 
@@ -71,10 +71,11 @@ class PixelAreas:
         if crs.is_projected:
             self.constant = abs(transform.determinant) * crs.axis_info[0].unit_conversion_factor ** 2
             few = _geodesic(crs, transform, size, 3)
-            if (abs(few / self.constant - 1) <= DISTORTION).all():  # NaN areas give False
+            if (abs(few / self.constant - 1) <= DISTORTION).all():  # NaN areas compare as False
                 return
         areas = _geodesic(crs, transform, size, LATTICE)
-        self.lattice = np.where(np.isfinite(areas), areas, self.constant)  # NaN: beyond the projection
+        # Areas are NaN outside the domain of the projection.
+        self.lattice = np.where(np.isfinite(areas), areas, self.constant)
 
     def at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Areas of the pixels at these rows and columns, which count from 0 and may be fractions."""

@@ -25,7 +25,7 @@ from skysense_o.scenes.regions import Regions
 from skysense_o.whole_files import whole
 
 MAX_POLYGONS = 1_000_000
-warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # plain images have none
+warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # plain images have no CRS
 LAST_CHANGE = "2000-01-01T00:00:00.000Z"
 """Date written into every GeoPackage, so that the same polygons give the same bytes."""
 
@@ -54,7 +54,7 @@ def polygons(
         scene. area_m2 is the area of the region's pixels, NaN if `ground` is False.
 
     Raises:
-        ValueError: more than MAX_POLYGONS regions.
+        ValueError: there are more than MAX_POLYGONS regions.
     """
     if len(regions) > MAX_POLYGONS:
         raise ValueError(

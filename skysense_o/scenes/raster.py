@@ -24,7 +24,7 @@ from skysense_o.scenes.pixel_area import GROUND_UNKNOWN, PixelAreas
 
 
 class Raster(GDALImage):
-    """An open raster. It gives RGB pixels to the model, and validity and georeference to the result.
+    """An open raster. It gives the model RGB pixels, and the result its valid pixels and its georeference.
 
     Use it inside `gdal_settings`, as a context manager, and in one thread; other threads use `reopened()`.
 
@@ -57,8 +57,8 @@ class Raster(GDALImage):
         Raises:
             FileNotFoundError: the raster or the area of interest does not exist.
             ImageError: the raster cannot be read, or has no such bands.
-            ValueError: gsd or aoi for a raster whose location on the ground is unknown; an area of interest that is
-                empty or does not touch the raster.
+            ValueError: gsd or aoi is given, but the location of the raster on the ground is unknown; or the area of
+                interest is empty or does not touch the raster.
         """
         self.shapes: list | None = None  # set after the stretch, which must not depend on the area of interest
         super().__init__(path, bands, remote=remote)

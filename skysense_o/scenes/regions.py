@@ -22,7 +22,7 @@ from skysense_o.scenes.pixel_area import PixelAreas
 from skysense_o.whole_files import full_disk_told
 
 MAX_PIECES = 10_000_000
-"""Largest number of pieces; so many take about 1 GB."""
+"""Largest number of pieces; this many pieces take about 1 GB."""
 
 
 def runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ class _Pieces:
         self.columns: list[np.ndarray] = []
         self.edges: list[np.ndarray] = []
         self.count = 0
-        # Labels and piece numbers of the bottom row of the band before.
+        # Labels and piece numbers of the bottom row of the previous band.
         self.last: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(
@@ -126,7 +126,8 @@ class _Pieces:
         """Join pieces that touch into regions.
 
         Returns:
-            Table (N,8) of the regions, and the number of the region per piece; both numbers start at 1, 0 is none.
+            Table (N,8) of the regions, and the number of the region per piece. Numbers of regions and pieces start at
+            1; 0 means none.
         """
         table = np.concatenate([np.empty((0, 8)), *self.columns])
         edges = np.concatenate([np.empty((0, 2), np.int64), *self.edges]) - 1
@@ -163,7 +164,7 @@ def find_regions(
         min_area: smaller regions are left out; square metres, or pixels where the location on the ground is unknown.
 
     Raises:
-        ValueError: more than MAX_PIECES pieces.
+        ValueError: there are more than MAX_PIECES pieces.
     """
     bands, pieces = list(bands), _Pieces()
     options = {"driver": "GTiff", "dtype": "int32", "count": 1, "tiled": True, "blockxsize": 512, "blockysize": 512}

@@ -38,8 +38,9 @@ def item_image(path: Path, key: str | None = None) -> Path:
         key: key of the asset; None for the only asset that is an image and not a thumbnail or overview.
 
     Raises:
-        ValueError: not an item; no such asset, or several; an asset that is not a local file.
-        FileNotFoundError: no such file.
+        ValueError: the file is not a STAC item; the item has no such asset, or several images; or the asset is not a
+            local file.
+        FileNotFoundError: the file does not exist.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no STAC item at {str(path)!r}")
@@ -67,7 +68,7 @@ def _local(item: Path, href: str) -> Path:
     """The path that an asset's href means.
 
     Raises:
-        ValueError: an address on a network.
+        ValueError: the href is an address on a network.
     """
     address = urlparse(href)
     if address.scheme == "file":

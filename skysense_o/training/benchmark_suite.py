@@ -84,7 +84,7 @@ def evaluate_run(cfg: CfgNode, cluster: Cluster | None = None) -> dict[str, floa
                 logger.info("%s: already evaluated with the same weights, data and protocol, read from %s", name, path)
                 results.append(done)
                 continue
-            if cluster and each is None:  # only now: all data sets may be read back
+            if cluster and each is None:  # not earlier, because all results may be read from files
                 each = stack.enter_context(cluster.each(partial(Models, cfg)))
             needs_answers = task_of(name) == "vqa" or (cfg.MODEL.VQA.WEIGHTS and task_of(name) in WORDS_AND_IMAGES)
             vqa_model = models.vqa_model if needs_answers else None

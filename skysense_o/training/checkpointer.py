@@ -124,7 +124,7 @@ class RunCheckpointer(Checkpointer):
         return float("-inf")
 
     def _numbered(self) -> list[Path]:
-        """All `model_<iteration>` in the form this run saves, the newest first."""
+        """All checkpoints `model_<iteration>` with the suffix that this run writes, the newest first."""
         return sorted(Path(self.save_dir).glob(f"model_[0-9]*{self.suffix}"), reverse=True)
 
     def _read_all(self, path: Path) -> dict:
@@ -136,9 +136,9 @@ class RunCheckpointer(Checkpointer):
         def placed(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
             *parents, last = name.split("/")  # model/<name>, ema/trained/<name>, optimizer/state/<number>/exp_avg
             like = ordered[int(parents[2])] if parents[0] == "optimizer" else named.get(last)
-            if like is None or like.shape != shape:  # the number of steps; or the config has changed
+            if like is None or like.shape != shape:  # the optimiser's step count; or a shape that the config changed
                 return torch.empty(shape, dtype=dtype)
-            # Of the same layout, too: AdamW's fused step pairs the elements of channels-last kernels by address.
+            # `empty_like` keeps the layout: AdamW's fused step pairs the elements of channels-last kernels by address.
             return torch.empty_like(like, dtype=dtype, requires_grad=False)
 
         return load_plain(path, placed=placed)
@@ -165,7 +165,8 @@ class ShardedCheckpointer(RunCheckpointer):
     def _read_all(self, path: Path) -> dict:
         if not is_sharded(path) and path.exists():
             raise ValueError(
-                f"{path} was saved with SOLVER.SHARD False: resume with that, or start anew from it (MODEL.WEIGHTS)"
+                f"{path} was saved with SOLVER.SHARD False: resume with this value, or start a new training from the"
+                " file (MODEL.WEIGHTS)"
             )
         return super()._read_all(path)
 

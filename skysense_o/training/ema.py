@@ -34,7 +34,7 @@ class MovingAverage:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.other = {
             n: p.detach().clone() for n, p in self.parameters.items()
-        }  # the average, or inside `applied` the trained weights
+        }  # the averaged weights; inside `applied`, the trained weights
 
     @torch.no_grad()
     def update(self) -> None:

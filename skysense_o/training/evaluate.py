@@ -132,7 +132,7 @@ def check_tests(cfg: CfgNode) -> None:
     unknown = [name for name, _ in protocol.class_thresholds if name not in classes]
     if unknown and names:
         raise ValueError(
-            f"TEST.CLASS_THRESHOLDS has {unknown}, which no set of DATASETS.TEST has; choose among {sorted(classes)}"
+            f"TEST.CLASS_THRESHOLDS has {unknown}, which is no class of DATASETS.TEST; choose among {sorted(classes)}"
         )
 
 
@@ -144,7 +144,7 @@ def evaluation_vocabularies(cfg: CfgNode, table: ClassTable, name: str) -> dict[
 
     Raises:
         FileNotFoundError: TEST.HELDOUT_FILE does not exist.
-        ValueError: unknown TEST.WORDS, or held-out words are missing.
+        ValueError: TEST.WORDS is unknown, or held-out words are missing.
     """
     if cfg.TEST.WORDS == "names":
         return {"names": Vocabulary.of(table.classes)}

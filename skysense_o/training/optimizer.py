@@ -27,7 +27,7 @@ def build_optimizer(
         layer_decay: learning rate of each layer of the image tower relative to the next layer (BEiT, Bao et al. 2022).
 
     Raises:
-        ValueError: a group without parameters, or a parameter without a group.
+        ValueError: a group has no parameter, or a parameter has no group.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     >>> optimizer = build_optimizer(model, [["^1", 0, 0], [".", 1.0, 0.01]], learning_rate=1e-3)
@@ -53,13 +53,17 @@ def build_optimizer(
                 parameter.requires_grad_(False)
         else:
             by_share: dict[tuple[float, bool], list[nn.Parameter]] = {}
-            for _, parameter in members:  # scalars are never sharded, and a fused step takes no mixture
+            for (
+                _,
+                parameter,
+            ) in members:  # scalars are never sharded; fused AdamW takes sharded or whole tensors, not both
                 by_share.setdefault((shares.get(parameter, 1.0), parameter.dim() == 0), []).append(parameter)
             for (share, _), parameters in by_share.items():
                 settings.append({"params": parameters, "lr": learning_rate * factor * share, "weight_decay": decay})
     headers = ["pattern", "lr factor", "decay", "tensors", "parameters", "first"]
     logger.info("Optimiser groups:\n%s", tabulate(rows, headers, intfmt=","))
-    return torch.optim.AdamW(settings, lr=learning_rate, fused=True)  # fused takes a quarter of the time, on a CPU too
+    # The fused step takes a quarter of the time, also on a CPU.
+    return torch.optim.AdamW(settings, lr=learning_rate, fused=True)
 
 
 def learning_rate(cfg: CfgNode) -> float:

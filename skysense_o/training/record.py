@@ -82,7 +82,7 @@ def manifest(records: list[dict]) -> dict:
 
 def git_state() -> dict | None:
     """The commit of the code and the files changed since; None if it is not a git checkout."""
-    if not is_checkout():  # a wheel may be installed inside another project's checkout
+    if not is_checkout():  # an installed wheel may lie inside another project's checkout
         return None
     here = shipped_file(".")
     try:
@@ -131,7 +131,7 @@ def plot_metrics(folder: Path) -> Path | None:
         for name in names:
             points = {
                 row["iteration"] + 1: row[name] for row in rows if name in row
-            }  # of rows of the same step, after resuming, the later row counts
+            }  # a resumed run may have two rows for a step: the later row counts
             axes.plot(*zip(*sorted(points.items())), label=name, marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)

@@ -62,7 +62,7 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     """
     clip, head = cfg.SOLVER.CLIP_GRADIENTS, cfg.MODEL.SEM_SEG_HEAD
     if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
-        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: only full_model, NORM_TYPE 2.0, works")
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: use full_model with NORM_TYPE 2.0")
     if cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED is Detectron2's switch for CUDA: use SOLVER.PRECISION (bf16, fp16, auto)")
     loss = cfg.MODEL.LOSS
@@ -74,7 +74,7 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if cfg.MODEL.LOSS.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):
         raise ValueError("MODEL.LOSS.PROMPT needs SEM_SEG_HEAD.NAME SAMMaskHead with SEM_SEG_HEAD.PROMPTS True")
     if head.SAM_WEIGHTS and head.NAME != "SAMMaskHead":
-        raise ValueError(f"SEM_SEG_HEAD.SAM_WEIGHTS start a SAMMaskHead, not a {head.NAME}: leave them out")
+        raise ValueError(f"SEM_SEG_HEAD.SAM_WEIGHTS are for SAMMaskHead, not for {head.NAME}: leave them out")
     for weights in filter(None, (cfg.MODEL.WEIGHTS, head.SAM_WEIGHTS)):
         find_weights(weights)
     choose_device(cfg.MODEL.DEVICE)
@@ -123,8 +123,8 @@ def _check_points(cfg: CfgNode, records: Sequence[dict]) -> None:
     if marked.keys().isdisjoint(images):
         raise ValueError(
             f"INPUT.POINTS {cfg.INPUT.POINTS!r} has no image of the 'how many' questions of DATASETS.TRAIN"
-            f" {tuple(cfg.DATASETS.TRAIN)}: it has {list(marked)[:2]}, they have {images[:2]}; folder and stem must"
-            " agree"
+            f" {tuple(cfg.DATASETS.TRAIN)}: the file has {list(marked)[:2]}, the questions have {images[:2]}; folder"
+            " and stem must agree"
         )
 
 
@@ -245,7 +245,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     trainer.register_hooks(_hooks(cfg, model, prepared, scheduler, checkpointer, numbers))
     trainer.register_hooks(
         [StopOnSignal(checkpointer, accelerator.device)]
-    )  # last, so that the metrics are written before
+    )  # the last hook, so that the others have written the metrics before the run ends
     wrapped.train()
     stopped = None
     try:
@@ -271,11 +271,11 @@ def _hooks(cfg, model, optimizer, scheduler, checkpointer: RunCheckpointer, numb
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer.optimizer, scheduler),
         FollowWeights(checkpointer.ema),
-        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # before the evaluation, which may fail
+        SaveCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, checkpointer),  # saved before the evaluation, which may fail
         Validate(cfg.TEST.EVAL_PERIOD, validation, checkpointer),
     ]
     if comm.is_main_process():
-        folder, period = cfg.OUTPUT_DIR, max(4, min(LOG_PERIOD, cfg.SOLVER.MAX_ITER // 5))  # short runs: five lines
+        folder, period = cfg.OUTPUT_DIR, max(4, min(LOG_PERIOD, cfg.SOLVER.MAX_ITER // 5))  # short runs: 5 lines
         writers: list[Callable] = [
             CommonMetricPrinter(cfg.SOLVER.MAX_ITER, window_size=period),
             JSONWriter(f"{folder}/metrics.json", window_size=period),

@@ -1,7 +1,7 @@
 """Shard a training over its processes (FSDP2): parameters, gradients and optimiser state.
 
-A layer's parameters are gathered before it is computed, and freed afterwards (Zhao et al. 2023, PyTorch FSDP). This is
-torch's own `fully_shard`: on a CPU Accelerate's FSDP silently becomes DDP.
+A layer's parameters are gathered before it is computed, and freed afterwards (Zhao et al. 2023, PyTorch FSDP). We use
+torch's own `fully_shard`, because on a CPU Accelerate's FSDP silently becomes DDP.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def check_sharding(processes: int, precision: str) -> None:
 def shard(model: nn.Module, device: torch.device) -> None:
     """Shard a model in place; all processes get the weights of process 0.
 
-    Each layer of a trained image tower is gathered by itself, everything else at once for the whole step: these are
-    called a different number of times per process (a text tower encodes only new words), and gathering needs all
-    processes. Scalars, which FSDP2 cannot shard, stay whole; their gradients are averaged.
+    Each layer of a trained image tower is gathered when it is computed. All other parameters are gathered once per
+    step, because processes call their modules a different number of times (a text tower encodes only new words), and
+    gathering needs all processes. Scalars, which FSDP2 cannot shard, stay whole; their gradients are averaged.
 
     Args:
         model: has a `tower`.
@@ -66,7 +66,7 @@ def _average(scalar: Tensor) -> None:
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     """Scale gradients so that their norm is at most `most` -> their norm before.
 
-    As torch.nn.utils.clip_grad_norm_, which refuses a mixture of sharded and whole gradients.
+    Like torch.nn.utils.clip_grad_norm_, which however refuses a mixture of sharded and whole gradients.
     """
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     sharded = [parameter for parameter in trained if isinstance(parameter, DTensor)]
@@ -81,7 +81,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
 
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Context in which every process has all weights of a sharded model, and calls it as often as it likes.
+    """Context in which every process has all weights of a sharded model, and may call the model any number of times.
 
     For evaluation, in which processes may have different numbers of images. A model that is not sharded is unchanged.
     """
@@ -89,7 +89,8 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
-    for module in model.modules() if parts else ():  # gathered weights look unchanged: same address, same version
+    # Caches cannot notice gathered weights, which have the same address and version, so they are cleared.
+    for module in model.modules() if parts else ():
         for value in vars(module).values():
             if isinstance(value, WeightCache):
                 value.clear()
@@ -102,7 +103,7 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
 
 def whole_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gather a state dict in the main process, on the CPU; the others get an empty one, but must call this too."""
+    """Gather a state dict in the main process, on the CPU. The other processes must call this too; they get {}."""
     found = {}
     for name, tensor in state.items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

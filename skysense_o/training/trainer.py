@@ -37,7 +37,7 @@ def join_processes(cfg) -> bool:
         Whether there is a process group.
 
     Raises:
-        ValueError: `accelerate launch --cpu`, which starts a single process for any --num_processes.
+        ValueError: the run was started by `accelerate launch --cpu`, which starts one process for any --num_processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and "LOCAL_RANK" not in os.environ:
@@ -142,7 +142,7 @@ class Trainer(SimpleTrainer):
                 if accelerator.sync_gradients:
                     accelerator.unscale_gradients()
                     norm = clip_gradients(self.model.parameters(), self.clip_norm or float("inf"))
-                    if not torch.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
+                    if not torch.isfinite(norm) and accelerator.scaler is None:  # a gradient scaler skips such a step
                         raise dump(
                             f"gradient norm {norm} in step {self.iter + 1}", losses, samples, self.iter, self.folder
                         )

@@ -15,7 +15,8 @@ from skysense_o.modeling import Features
 from skysense_o.vqa.vqa_model import choice_loss
 
 CELLS = 32
-"""G, cells of the density map in each direction: 8 pixels per cell at an input of 256; a car at 0.3 m fills two."""
+"""G, number of cells of the density map in each direction. At an input of 256 x 256 pixels, a cell has 8 x 8 pixels,
+and a car at 0.3 m per pixel fills two cells."""
 MARKED = 3.0
 """Weight of the density loss, relative to the loss on the count."""
 
@@ -39,7 +40,7 @@ class Counter(nn.Module):
         """
         Args:
             channels: channels of each map of `counting_maps`; maps finer than the grid have twice as many.
-            text_dim: D.
+            text_dim: dimension D of the embedding of the question.
             answers: normalised answers; the counter predicts the M numbers among these answers.
             width: number of hidden channels.
             dropout: dropout rate of whole channels.
@@ -86,7 +87,7 @@ class Counter(nn.Module):
         Args:
             scores, density: outputs of `forward`.
             answers: B normalised answers; an answer that is not a number is left out.
-            points: B, the locations of the objects (see `marked_density`) or None.
+            points: per image the locations of the objects (see `marked_density`), or None.
 
         Returns:
             "loss_count" and "loss_density".

@@ -24,7 +24,7 @@ from skysense_o.vqa.counter import Counter, counting_maps
 from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
 
 KEPT_BYTES = 4 * 2**30
-"""Bound of the cached tower features of training images: 1 MiB per image with a counter, 55 KB without."""
+"""Limit, in bytes, of the cached tower features of training images. An image takes 1 MiB with a counter, else 55 KB."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -61,7 +61,7 @@ class EmbeddedVQA(nn.Module):
             templates: prompt templates for classification of whole images.
 
         Raises:
-            ValueError: no answers, or a `side` that the counter cannot use.
+            ValueError: there are no answers, or the counter cannot use this `side`.
         """
         super().__init__()
         if not answers:
@@ -84,7 +84,7 @@ class EmbeddedVQA(nn.Module):
         self.counter = None
         if counting:
             input_side = tower.input_size or side
-            if input_side % tower.divisor:  # points are fractions of the image, cells are fractions of the padded image
+            if input_side % tower.divisor:  # padding would shift the cells of the map relative to the annotated points
                 raise ValueError(
                     f"with MODEL.VQA.COUNTING, the side of the image is {input_side}, but this tower needs a multiple"
                     f" of {tower.divisor}: set MODEL.VQA.SIDE to {max(1, round(side / tower.divisor)) * tower.divisor}"
@@ -122,7 +122,7 @@ class EmbeddedVQA(nn.Module):
         """Compute the losses in training, the answers in inference.
 
         Args:
-            samples: B with `question`; in training also `answer` and, if the objects to count are annotated, `points`.
+            samples: B samples with `question`; in training also `answer` and, for annotated objects to count, `points`.
                 An answer that is not in the list is left out of the loss.
 
         Returns:
@@ -197,8 +197,8 @@ class EmbeddedVQA(nn.Module):
     def _encode(self, questions: Sequence[str]) -> Tensor:
         """B questions -> (B,D). The tower is frozen, so the cache is used in training too.
 
-        With gradients enabled, the bank encodes each string by itself: in a batch, rounding would depend on the other
-        questions, and resuming must give the same vectors.
+        With gradients enabled, the text bank encodes each string by itself, because a resumed run must get the same
+        vectors. In a batch, rounding errors would depend on the other questions.
         """
         vocabularies = [Vocabulary((q,), ((q,),), (False,)) for q in questions]
         return self.text_bank(self.tower, vocabularies, ("{}",))[0][:, 0, 0].float()
@@ -207,7 +207,7 @@ class EmbeddedVQA(nn.Module):
         """Grid features of training images, then the maps of the counter if there is one; cached in half precision.
 
         The tower is frozen, so each image is encoded once, as long as the cache fits in KEPT_BYTES. Images are encoded
-        one by one: the rounding depends on the batch, and resuming must give the same features.
+        one by one, because rounding errors depend on the batch, and a resumed run must get the same features.
         """
         batch: dict[str, list[Tensor]] = {}
         for sample in samples:
@@ -223,4 +223,5 @@ class EmbeddedVQA(nn.Module):
             with suppress(ValueError):  # the value is larger than the whole cache
                 self._cache[name] = batch[name]
         rows = zip(*(batch[s["file_name"]] for s in samples))
-        return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]  # autocast cannot stack halves
+        # In float32, because autocast cannot stack half-precision tensors.
+        return [torch.stack([m.float() for m in row]).to(self.device) for row in rows]

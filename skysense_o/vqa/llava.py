@@ -21,7 +21,7 @@ from skysense_o.sample import Sample
 from skysense_o.text_bank import TextBank
 from skysense_o.vqa.vqa_model import squared
 
-# The published prompt of LLaVA-1.5, before and after the image. Its weights were trained with this prompt.
+# The published prompt of LLaVA-1.5, before and after the image. LLaVA-1.5's weights were trained with this prompt.
 BEFORE = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed,"
     " and polite answers to the human's questions. USER: "
@@ -75,7 +75,7 @@ class LlavaVQA(nn.Module):
         c = cfg.MODEL.VQA
         if c.PRECISION not in DTYPES:
             raise ValueError(f"unknown MODEL.VQA.PRECISION {c.PRECISION!r}: choose one of {', '.join(DTYPES)}")
-        with torch.device("cpu"):  # even if the model is built on the meta device
+        with torch.device("cpu"):  # on the CPU, even if the model is built on the meta device
             language, tokenizer = load_language_model(c.LANGUAGE_MODEL, DTYPES[c.PRECISION])
         return {
             "tower": build_tower(cfg),
@@ -99,7 +99,7 @@ class LlavaVQA(nn.Module):
         """Compute the loss in training, the answers in inference.
 
         Args:
-            samples: B with `question`; in training also `answer`.
+            samples: B samples with `question`; in training also `answer`.
 
         Returns:
             "loss_answer", the cross-entropy of the answer tokens; or B answers.
@@ -123,7 +123,7 @@ class LlavaVQA(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str], cache: bool = True) -> list[str]:
-        """See `VQAModel`; greedy decoding.
+        """See `VQAModel`. Decoding is greedy.
 
         Args:
             cache: use the key-value cache, which does not change the answers.

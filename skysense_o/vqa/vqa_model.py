@@ -29,8 +29,8 @@ class VQAModel(Protocol):
         """Answer one question per image.
 
         Args:
-            images: B, uint8 (3,H,W) RGB, any sizes.
-            questions: B.
+            images: B images, uint8 (3,H,W) RGB, any sizes.
+            questions: one per image.
 
         Returns:
             B answers.

@@ -90,7 +90,7 @@ def test_auto_is_torch_where_the_export_cannot_be_kept(weights, monkeypatch, tmp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SKYSENSE_O_CACHE", str(tmp_path / "file/cache"))
     assert Predictor.from_pretrained(weights, "cpu", backend="auto").backend == "torch"
-    assert "backend torch in place of onnx" in caplog.text
+    assert "backend torch instead of onnx" in caplog.text
 
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor does not multiply bfloat16")

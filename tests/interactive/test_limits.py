@@ -113,7 +113,7 @@ def test_the_same_files_do_cause_requests_where_remote_data_is_allowed(listener,
 def test_words_are_limited_in_number_and_length():
     limits = Limits(words=3, word_length=10)
     limits.check_words(["a|b", "0123456789"])
-    with pytest.raises(ValueError, match="4 words; 3 are allowed here"):
+    with pytest.raises(ValueError, match="4 words were given, and 3 are allowed here"):
         limits.check_words(["a|b|c", "d"])
     with pytest.raises(ValueError, match=r"the word '01234567890'... has 11 characters; 10 are allowed here"):
         limits.check_words(["01234567890"])

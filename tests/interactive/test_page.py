@@ -438,7 +438,7 @@ def test_a_mistake_is_a_message_only_and_everything_stays(visit, town, tmp_path)
     assert page.locator("#words").input_value() == "road,,tree"
     page.locator("#words").fill(",".join("abcdefgh" * 9))
     page.wait_for_timeout(600)
-    unchanged(lambda: page.locator("#words").press("Enter"), "72 words; 64 are allowed here")
+    unchanged(lambda: page.locator("#words").press("Enter"), "72 words were given, and 64 are allowed here")
 
 
 @needs_chromium

@@ -174,7 +174,7 @@ def test_a_model_is_not_asked_what_it_cannot(run, dubai, questions):
     assert body is None
     code, out, _ = run("TEST.CLASS_THRESHOLDS", "[['watr', 0.5]]")
     assert code == 2
-    assert "TEST.CLASS_THRESHOLDS has ['watr'], which no set of DATASETS.TEST has" in out
+    assert "TEST.CLASS_THRESHOLDS has ['watr'], which is no class of DATASETS.TEST" in out
     code, out, _ = run("TEST.PREDICTIONS", "['gif']")
     assert code == 2
     assert "unknown TEST.PREDICTIONS ['gif']: choose among coco, png" in out

@@ -198,7 +198,7 @@ def test_a_sharded_folder_with_a_lost_file_falls_back_to_the_one_before(one_proc
 
     torch.save({}, tmp_path / "model_0000006.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000006.pth")
-    with pytest.raises(ValueError, match=r"model_0000006.pth was saved with SOLVER.SHARD False: resume with that"):
+    with pytest.raises(ValueError, match=r"model_0000006.pth was saved with SOLVER.SHARD False: resume with this"):
         checkpointer.resume()
 
 

@@ -129,7 +129,7 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ((*CONFIG, "--eval-only", "TEST.WORDS", "heldout"), "TEST.HELDOUT_FILE '' is not a file"),
         ((*CONFIG, "MODEL.DEVICE", "cuda:7"), "device 'cuda:7' is not available"),
         ((*CONFIG, "DATASETS.TEST", "('mars_val',)"), "unknown data set 'mars_val'"),
-        ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': only full_model"),
+        ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': use full_model"),
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
         ((*CONFIG, "MODEL.LOSS.PRESENCE", "0.0"), "leaves the presence head untrained"),
         ((*CONFIG, "MODEL.LOSS.BAGS", "0.5"), "are for INPUT.MAPPER 'mixed', not 'labels'"),

@@ -226,7 +226,7 @@ function previewed(action, body) {
   resting = setTimeout(() => preview(`/api/preview/${image.id}/${action}`, body, looking = new AbortController()), 140);
 }
 
-// The server gives no mask while it works on the image, for example on the preview before: ask again a few times.
+// The server gives no mask while it works on the image, for example on an earlier preview, so ask again a few times.
 async function preview(path, body, { signal }, tries = 8) {
   try {
     const map = await decode(await postForBlob(path, body, signal));

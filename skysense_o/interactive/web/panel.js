@@ -127,7 +127,7 @@ export function drawKnown({ known, gsd, weights }, add) {
   const scale = gsd.length ? `, ${gsd[0] === gsd[1] ? gsd[0] : `${gsd[0]}–${gsd[1]}`} m per pixel` : "";
   $("#knows > summary").textContent = known.length ? `It knows ${known.length} classes${scale}` : "What the model knows";
   $("#knows-text").textContent = known.length
-    ? `${weights} was trained on these. Other words may be asked for; the nearest training class is what they are taken for.`
+    ? `${weights} was trained on these. You may ask for other words; the model takes each for the nearest training class.`
     : `${weights} does not say what it was trained on. Any words may be asked for.`;
   $("#known").replaceChildren(...known.map(word => element("button", { type: "button", title: `Add ${word} to the classes`, onclick: () => add(word) }, word)));
 }
