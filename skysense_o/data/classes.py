@@ -41,7 +41,7 @@ def load_classes(name: str) -> ClassTable:
 
     Raises:
         FileNotFoundError: there is no such table; the message lists the tables.
-        ValueError: a table that cannot be used, see `table_of`.
+        ValueError: the table cannot be used, see `table_of`.
 
     >>> table = load_classes("dubai")
     >>> table.classes
@@ -70,7 +70,7 @@ def table_of(entries: list, source: str) -> ClassTable:
         source: file of the entries, for error messages.
 
     Raises:
-        ValueError: an entry that cannot be used, ids out of order, or two classes with the same name. The message names
+        ValueError: an entry cannot be used, ids are out of order, or two classes have the same name. The message names
             the file, the key and what is permitted.
 
     >>> table_of(["water", {"name": "road", "synonyms": ["street"]}], "dataset.yaml").synonyms
@@ -108,7 +108,7 @@ def table_of(entries: list, source: str) -> ClassTable:
 
 
 def _check_words_differ(entries: list[dict], source: str) -> None:
-    """Raise ValueError for a word that two classes share, or that contains the separator of words."""
+    """Raise ValueError for a word that two classes share, or that contains a bar, which separates words."""
     class_of: dict[str, str] = {}
     for entry in entries:
         for word in (entry["name"], *(entry.get("synonyms") or ())):
