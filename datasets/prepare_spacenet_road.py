@@ -7,8 +7,8 @@ python datasets/prepare_spacenet_road.py --source SN3_roads        # unpacked: t
     AOI_2_Vegas/geojson_roads/SN3_roads_train_AOI_2_Vegas_geojson_roads_img1.geojson    (or geojson_roads_speed)
 
 The layout is taken from torchgeo's documentation of SpaceNet3. Each 16-bit image is stretched so that its 2nd
-percentile becomes 0 and its 98th becomes 255. Roads are drawn 4 m wide, as in the challenge. Every tenth image of a city is
-val.
+percentile becomes 0 and its 98th becomes 255. Roads are drawn 4 m wide, as in the challenge. Every tenth image of a
+city is val.
 """
 
 import sys

@@ -26,7 +26,7 @@ from skysense_o.sample import IGNORE
 
 @dataclass
 class SplitReport:
-    """The content of one split. `counts`: class, or kind of question -> [count of pixels or objects, count of images]."""
+    """The content of one split. `counts`: class or kind of question -> [count of pixels or objects, of images]."""
 
     name: str
     images: int = 0

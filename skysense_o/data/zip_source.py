@@ -1,4 +1,4 @@
-"""The files of folders and zips as one list; nothing is unpacked."""
+"""List the files of folders and zips together; nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def entries_of(paths: list[str | Path]) -> list[Entry]:
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a file is not a zip, or is damaged.
+        ValueError: a given file, or a .zip inside a folder, is not a zip or is damaged.
     """
     found: list[Entry] = []
     for path in map(Path, paths):
