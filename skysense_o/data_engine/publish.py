@@ -39,7 +39,7 @@ def publish(
         the statistics, as written to statistics.json.
 
     Raises:
-        ValueError: no region has a name of this confidence, or see `tile_annotations` and `split`.
+        ValueError: no region has a name of this confidence, or an argument is wrong: see `tile_annotations`, `split`.
         FileNotFoundError: see `tile_annotations`.
     """
     annotated = [(row, a) for row, a in tile_annotations(work, confidence) if a.classes]

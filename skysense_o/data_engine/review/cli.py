@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", metavar="FILE", help="further class names to suggest, one per line")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=7870, help="port of the page (default: 7870)")
-    parser.add_argument("--agreement", action="store_true", help="print kappa, alpha and disagreements; no page")
+    parser.add_argument("--agreement", action="store_true", help="print kappa, alpha and disagreements; open no page")
     parser.add_argument("--export", choices=FORMATS, help="write the regions in this format to the file given by --to")
     parser.add_argument("--to", metavar="FILE", help="output file of --export")
     parser.add_argument("--import", dest="source", metavar="FILE", help="read annotations: COCO or Label Studio JSON")
@@ -41,8 +41,8 @@ def run_review(args: argparse.Namespace) -> None:
     """Run the review command.
 
     Raises:
-        ValueError: options that do not go together, or a file that cannot be imported.
-        FileNotFoundError: there are no regions to review, or no such file.
+        ValueError: options do not go together, or a file cannot be imported.
+        FileNotFoundError: there are no regions to review, or a file does not exist.
     """
     from skysense_o.data_engine.review.session import Review
 
