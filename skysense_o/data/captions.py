@@ -53,10 +53,10 @@ def read_captioned_images(source: str, root: Path) -> list[dict]:
     elif path.is_file():
         records = _table(path, split)
     else:
-        raise FileNotFoundError(f"nothing at {path}: give .jsonl, .csv, .tar shards, or a folder of class folders/")
+        raise FileNotFoundError(f"nothing is at {path}: give .jsonl, .csv, .tar shards, or a folder of class folders/")
     if not records:
         which = f" of the split {split!r}" if split else ""
-        raise ValueError(f"{path} has no record{which}: is it the right one?")
+        raise ValueError(f"{path} has no record{which}: is it the right file or folder?")
     return records
 
 

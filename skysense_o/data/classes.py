@@ -170,5 +170,5 @@ def load_distractors(file: str) -> tuple[str, ...]:
     """
     path = CLASSES_FOLDER / file
     if not path.is_file():
-        raise FileNotFoundError(f"INPUT.DISTRACTOR_FILE {file!r} is not in datasets/classes; 'distractors.txt' is")
+        raise FileNotFoundError(f"INPUT.DISTRACTOR_FILE {file!r} is not in datasets/classes: use 'distractors.txt'")
     return tuple(read_lines(path))

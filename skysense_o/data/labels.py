@@ -72,7 +72,7 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientati
     if size is not None and labels.shape != size and labels.shape == upright_size(size, orientation):
         labels = np.ascontiguousarray(upright(labels, orientation))
     if size is not None and labels.shape != size:
-        raise BadData(f"{path} is {labels.shape}, its image {size} (height, width): they must be equal, {SKIP}")
+        raise BadData(f"{path} has the size {labels.shape}, but its image {size} (height, width): correct it, {SKIP}")
     return labels
 
 

@@ -209,7 +209,7 @@ def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
     image = recipe.read(data, pair.image.name)
     ids = recipe.decode(pair.label.read(), pair.label.name, image.shape[:2])
     if ids.shape != image.shape[:2]:
-        raise BadData(f"{pair.label.name} is {ids.shape}, its image {image.shape[:2]} (height, width)")
+        raise BadData(f"{pair.label.name} has the size {ids.shape}, but its image {image.shape[:2]} (height, width)")
     if recipe.mask is not None:
         ids = recipe.mask(image, ids)
     images, labels = (output / kind / pair.split for kind in ("img_dir", "ann_dir"))

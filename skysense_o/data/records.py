@@ -136,7 +136,7 @@ def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
     """(folder, stem) of the images of a split, from a file of {"image", "split"} lines."""
     path = spec.root / spec.splits[split]
     if not path.is_file():
-        raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
+        raise FileNotFoundError(f"{path} is missing, which lists the images of {spec.name}_{split}: {spec.hint}")
     images = []
     for number, entry in read_json_lines(path):
         image, own = (take(entry, key, str, f"{path}, line {number}") for key in ("image", "split"))

@@ -52,7 +52,9 @@ class RelationGraph:
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.names),) * 2:
-            raise ValueError(f"scores are {self.scores.shape}, names {len(self.names)}: they must be (names, names)")
+            raise ValueError(
+                f"scores are {self.scores.shape} for {len(self.names)} names: the shape must be (names, names)"
+            )
         if self.scores.max(initial=0) > HIGHEST:
             raise ValueError(f"scores go up to {self.scores.max()}: they must be {LOWEST} to {HIGHEST}, or 0 for none")
 

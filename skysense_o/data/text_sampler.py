@@ -43,8 +43,8 @@ class TextSampler:
         low, high, near, nearest = self.thresholds
         if not (1 <= low <= high <= 10 and 1 <= near <= nearest <= 10):
             raise ValueError(
-                f"INPUT.SAMPLING_HYPER {list(self.thresholds)}: lowest and highest score of a negative, then of a"
-                " positive; each from 1 to 10, the lower one first"
+                f"INPUT.SAMPLING_HYPER {list(self.thresholds)}: lowest and highest score of a negative, then lowest"
+                " and highest score of a positive, must be from 1 to 10, and lowest must not be above highest"
             )
 
     def __call__(self, own: ClassTable | tuple[str, ...], graph: str = "") -> tuple[Vocabulary, list[int] | None]:

@@ -35,7 +35,7 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     unknown = sorted(set(class_of.values()) - set(names))
     if unknown:
         raise ValueError(
-            f"{path} has the categories {unknown}: datasets/classes/{spec.class_table_name}.json has {list(names)}"
+            f"{path} has the categories {unknown}, but datasets/classes/{spec.class_table_name}.json has {list(names)}"
         )
     boxes: dict[int, list[list[float]]] = {}
     for number, one in enumerate(take(body, "annotations", list, where), 1):

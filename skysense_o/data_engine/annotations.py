@@ -80,4 +80,4 @@ def tile_annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict
         }
         yield row, TileAnnotation(row["tile"], regions, classes, reviewed)
     if not any_names:
-        raise FileNotFoundError(f"no names in {work.folder}: run name first")
+        raise FileNotFoundError(f"no names in {work.folder}: run the step name first")

@@ -43,7 +43,7 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
     classes = sorted({name for _, a in annotated for name in a.classes.values()})
     if len(classes) < 2:
         raise ValueError(
-            f"a graph needs at least two classes, {len(classes)} are in {work.folder}: lower --confidence?"
+            f"a graph needs at least two classes, but {work.folder} has {len(classes)}: lower --confidence"
         )
     index = {name: i for i, name in enumerate(classes)}
     sums, counts = None, np.zeros(len(classes))

@@ -86,7 +86,7 @@ class SoftMasks:
         """
         record = work / "soft/teacher.json"
         if not record.is_file():
-            raise FileNotFoundError(f"no soft masks in {work.folder}: run the labelling first")
+            raise FileNotFoundError(f"no soft masks in {work.folder}: call `label_softly` first")
         said = read_json(record)
         self.vocabulary = Vocabulary(
             tuple(words[0] for words in said["words"]), tuple(map(tuple, said["words"])), tuple(said["background"])

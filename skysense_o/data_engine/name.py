@@ -43,7 +43,7 @@ def name_regions(
         FileNotFoundError: there are no regions.
     """
     if not (work / "regions").is_dir():
-        raise FileNotFoundError(f"no regions in {work.folder}: run propose first")
+        raise FileNotFoundError(f"no regions in {work.folder}: run the step propose first")
     rows = work.kept()
     todo = [row for row in rows if not (work / f"names/{row['tile']}.json").is_file()]
     errors = each_tile(each or here(namer), partial(_name_tile, work), todo, "name")

@@ -113,7 +113,7 @@ class WorkFolder:
         import pyarrow.parquet as parquet
 
         if not (self / name).is_file():
-            raise FileNotFoundError(f"no {name} in {self.folder}: run {by} first")
+            raise FileNotFoundError(f"no {name} in {self.folder}: run the step {by} first")
         return parquet.read_table(self / name).to_pylist()
 
     def catalog(self) -> list[dict]:
@@ -140,7 +140,7 @@ class WorkFolder:
         """
         path = self / f"regions/{tile}.png"
         if not path.is_file():
-            raise FileNotFoundError(f"no {path}: run propose first")
+            raise FileNotFoundError(f"no {path}: run the step propose first")
         return read_map(path)
 
 

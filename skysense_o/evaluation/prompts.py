@@ -46,7 +46,8 @@ def evaluate_prompts(
     Returns:
         Means over all components, without ignored pixels: "click1", "click5" and "box" are the IoU of the mask after
         one click, after five clicks and from the box; "box_filled" is the IoU if the whole box is the mask;
-        "quality_error" is |predicted IoU - IoU| after one click. "parts" is the number of components. {} if there are no components.
+        "quality_error" is |predicted IoU - IoU| after one click. "parts" is the number of components. {} if there are
+        no components.
     """
     was_training = model.training
     model.eval()

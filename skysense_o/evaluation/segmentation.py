@@ -161,4 +161,4 @@ def metrics_table(metrics: dict, classes: Sequence[str]) -> str:
     rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(classes)]
     table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")
     means = "   ".join(f"{key} {metrics[key]:.4f}" for key in MEANS if key in metrics)
-    return f"{table}\n{means}\n(mIoU: absent classes dropped; mIoU_predicted: absent but predicted classes count as 0)"
+    return f"{table}\n{means}\n(mIoU leaves out absent classes; mIoU_predicted counts them as 0 if predicted)"

@@ -82,8 +82,8 @@ def write_tables(folder: Path, results: Sequence[dict], left_out: dict[str, str]
     notes = [f"- published, {task}: {text}." for task, text in published["protocols"].items()]
     text = "\n".join(
         [
-            "In percent. mIoU leaves out absent classes, mIoU_predicted counts them as 0 if they are predicted. The"
-            " 95 % interval is in brackets.",
+            "All metrics are in percent. mIoU leaves out absent classes; mIoU_predicted counts an absent class as 0 if"
+            " it is predicted. Brackets contain 95 % confidence intervals.",
             "",
             measured,
             "",

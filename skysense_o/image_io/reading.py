@@ -136,7 +136,7 @@ def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image"
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
-        raise ImageError(f"{name} has shape {np.shape(image)}: expected (H,W), (H,W,3) or (H,W,4), none of them 0")
+        raise ImageError(f"{name} has shape {np.shape(image)}: expected (H,W), (H,W,3) or (H,W,4); H and W above 0")
     if array.dtype == bool:
         array = array * np.uint8(255)
     if array.dtype.kind not in "uif":

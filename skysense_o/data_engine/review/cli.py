@@ -86,7 +86,7 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
     unread = Counter(one.unread for rows in imported.values() for one in rows if one.unread)
     if unread:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
-        print(f"not read, nothing was decided on them: results of the types {listed}")
+        print(f"results of these types were not read, and nothing was decided on their regions: {listed}")
     actions = ", ".join(f"{count} {action}" for action, count in sorted(counts.items())) or "nothing new"
     tiles, people = ({key[k] for key in imported} for k in (1, 0))
     print(f"{len(tiles)} tiles of {len(review.tiles)}, by {', '.join(sorted(people)) or 'nobody'}: {actions}")

@@ -60,7 +60,7 @@ def _final(review: Review, tile: str, votes: dict[int, dict[str, Verdict]], done
         elif won.name is None:
             done.rejected += 1
         elif any(other not in present or not _same(won, winners.get(other)) for other in won.group):
-            done.open.append((tile, region, f"no majority to make {', '.join(map(str, won.group))} one"))
+            done.open.append((tile, region, f"no majority to merge {', '.join(map(str, won.group))}"))
         else:
             number = won.group[0] or highest + 1  # pixels of no region (0) that are labelled get a new number
             out[labels == region] = number

@@ -28,7 +28,7 @@ def guarded(callback: Callable) -> Callable:
             text = message(error)
         except Exception:
             logging.exception("a callback of the page failed")
-            text = "That went wrong here; the server's log says why."
+            text = "Something went wrong on the server. Its log says what."
         gr.Warning(escape(text, quote=False), title="", duration=10)
         return gr.skip()
 

@@ -250,7 +250,7 @@ class Review:
         for decision in decisions:
             if decision.action == "merge" and not (decision.into in mine.regions or decision.into in theirs.last):
                 raise ValueError(
-                    f"{other} merged region {region} with {decision.into}, which is a piece of another one"
+                    f"{other} merged region {region} with {decision.into}, which is a piece of another region"
                 )
         for decision in reversed(self.log.standing(tile, reviewer)):
             if _within(mine, decision.region, region):
