@@ -86,7 +86,7 @@ def random_square(
 def crop_and_resize(
     image: np.ndarray, labels: np.ndarray, box: tuple[int, int, int, int], side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop image and labels to the box and resize them to (side, side); labels by nearest neighbour.
+    """Crop image and labels to the box and resize both to (side, side), the labels by nearest neighbour.
 
     Args:
         image: uint8 (H,W,3).
@@ -150,7 +150,7 @@ class ColorJitter(ColorAugSSDTransform):
     """
 
     def apply_image(self, img: np.ndarray, interp=None) -> np.ndarray:
-        """uint8 (H,W,3) RGB -> the same."""
+        """Jitter the colours of an image, uint8 (H,W,3) RGB; returns an image of the same type."""
         first = self._table(self._draw(-self.brightness_delta, self.brightness_delta, added=True))
         contrast_first = random.randrange(2)
         contrast = self._draw(self.contrast_low, self.contrast_high) if contrast_first else None

@@ -104,7 +104,7 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
 
 
 def evaluation_splits() -> list[tuple[str, DatasetSpec]]:
-    """The splits that DATASETS.TEST "all" stands for, as (name, data set): of each data set test, else val, else all.
+    """(split name, data set) pairs that DATASETS.TEST "all" stands for: test if the data set has it, else val or all.
 
     Data sets with boxes or points are left out, because `evaluation/words.py` evaluates them.
     """

@@ -58,7 +58,7 @@ class SplitReport:
 
 
 def check_data_set(name: str, limit: int | None = None, progress: bool = True) -> list[SplitReport]:
-    """Check the splits that a name stands for; for a whole data set, leave out splits that are meant to overlap others.
+    """Check the splits that a name stands for. If it is a whole data set, skip splits that overlap others by intention.
 
     Args:
         name: see `catalog.find`.

@@ -66,7 +66,7 @@ def table_of(entries: list, source: str) -> ClassTable:
 
     Args:
         entries: per class its name, or {"name", "id", "synonyms", "kinds", "color", "background", "folder", "parent"}.
-            Only the name is required; a class without a color gets one of its own.
+            Only the name is required; a class without a color is given one.
         source: file of the entries, for error messages.
 
     Raises:

@@ -88,7 +88,7 @@ def by_value(values: Mapping[int, int]) -> Decode:
 
 
 def by_value_or_color(values: Mapping[int, int], colors: Mapping[Color, int]) -> Decode:
-    """Decode label files of either kind: images of one channel by `values`, colour images by `colors`."""
+    """Decode label files of two kinds: images of one channel by `values`, and colour images by `colors`."""
     value, color = by_value(values), by_color(colors)
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:

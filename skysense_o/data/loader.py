@@ -113,8 +113,8 @@ def start_worker(worker: int) -> None:
     """Prepare a loader process: one thread, and a process group of its own.
 
     OpenCV's threads in several workers slow each other down. A signal to the training's process group (Ctrl-C in a
-    terminal) must not reach the workers: the main process still needs them to finish its step, saves a checkpoint, and
-    then ends them, by SIGTERM where they do not end by themselves.
+    terminal) must not reach the workers: the main process still needs them to finish its step. It then saves a
+    checkpoint and ends the workers, with SIGTERM if they do not end by themselves.
     """
     cv2.setNumThreads(0)
     if not PROCESS_GROUPS:

@@ -27,7 +27,7 @@ KEPT_BYTES = 512 * 2**20
 
 @cached(byte_cache(KEPT_BYTES), key=lambda record: (record["file_name"], record["sem_seg_file_name"]), lock=Lock())
 def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Read the image and the class ids of a record. Results are cached: do not write into them.
+    """Read the image and the class ids of a record. The returned arrays are cached, so do not change them.
 
     Args:
         record: a record of `records_of` with `sem_seg_file_name`.

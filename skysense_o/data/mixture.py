@@ -14,7 +14,7 @@ OWN_SEED = 1_000_003  # factor that gives each data set its own seed
 
 
 def check_weights(weights: Sequence[int], sets: int) -> None:
-    """Raises ValueError unless there is one whole number, 1 or more, for each set."""
+    """Raise ValueError unless `weights` has one whole number, 1 or more, for each of the `sets` data sets."""
     if len(weights) != sets or any(int(w) != w or w < 1 for w in weights):
         raise ValueError(
             f"DATASETS.WEIGHTS {tuple(weights)}: give one whole number, 1 or more, for each of the {sets} sets of"

@@ -147,7 +147,7 @@ def _lists(recipe: Recipe, entries: list[Entry], stems: Collection[str]) -> dict
 
 
 def read_val_list(path: str | Path, stems: Collection[str]) -> set[str]:
-    """Read a list of images for the val split: one stem or file name per line, spaces and dots included.
+    """Read a list of images for the val split: one stem or file name per line, which may contain spaces and dots.
 
     Args:
         path: file of the list.

@@ -17,7 +17,7 @@ BOX_JITTER = 0.1  # standard deviation, relative to the box's sides (Kirillov et
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """Draws K prompts per image: a box, or one to three clicks, with probability 1/2 each.
+    """Draws K prompts per image. Each prompt is a box, or one to three clicks, with probability 1/2 each.
 
     Half of the first clicks are in the middle of the component. Uses NumPy's global generator, which the loader seeds.
     """

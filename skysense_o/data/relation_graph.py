@@ -71,7 +71,7 @@ class RelationGraph:
         return np.array([self.index[n.lower()] for n in names if n.lower() in self.index], np.int64)
 
     def symmetric(self) -> RelationGraph:
-        """The graph with the higher score of both directions for each pair."""
+        """A graph in which both directions of a pair have the higher one of their two scores."""
         turned = self.scores < self.scores.T
         scores = np.where(turned, self.scores.T, self.scores)
         origin = None if self.origin is None else np.where(turned, self.origin.T, self.origin)
@@ -107,7 +107,7 @@ class RelationGraph:
         return np.flatnonzero(fits)
 
     def positives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Indices of the other names to which any of `names` has a score from `low` to `high`."""
+        """Indices of the classes, except `names`, to which any of `names` has a score from `low` to `high`."""
         own = self.indices(names)
         rows = self.scores[own]
         fits = ((rows >= max(low, LOWEST)) & (rows <= high)).any(axis=0)

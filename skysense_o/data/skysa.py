@@ -92,7 +92,7 @@ def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | 
         folder: folder of the data set.
         below: "img_dir" or "ann_dir". If `written` does not exist, its last parts are looked for below this folder.
         written: path as the index gives it.
-        counts: counts the files that were found by their last parts.
+        counts: this function counts here how many files were found by the last parts of their paths.
     """
     plain = written.replace("\\", "/")
     if os.path.isfile(folder / plain):  # os.path.isfile also returns False for names that the system does not permit

@@ -43,7 +43,7 @@ def training_facts(names: Sequence[str]) -> tuple[list[str], list[str], list[flo
 
 
 def stated_metres(gsd: str) -> list[float]:
-    """The numbers in a data set's `gsd`: "0.01 to 0.02" -> [0.01, 0.02]."""
+    """The numbers in a data set's `gsd`, in metres per pixel: "0.01 to 0.02" -> [0.01, 0.02]."""
     return [float(number) for number in NUMBER.findall(gsd)]
 
 

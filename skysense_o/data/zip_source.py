@@ -29,7 +29,7 @@ class Entry:
 def entries_of(paths: list[str | Path]) -> list[Entry]:
     """List all files of folders and zips, and of zips inside folders and zips.
 
-    Unpacked files come first, so that an unpacked copy of a file is used before one in a zip.
+    Unpacked files come first, so that an unpacked file is used in place of its copy in a zip.
 
     Raises:
         FileNotFoundError: a path does not exist.

@@ -1,4 +1,4 @@
-"""Final labels of a tile: the reviewers' decisions if there are any, else the names of which the model is confident.
+"""Final labels of a tile: the reviewers' decisions if there are any, else the model's names with enough confidence.
 
 Shape letters: H W pixels.
 """

@@ -38,7 +38,7 @@ LEAST_VALID = 0.5
 
 @dataclass
 class Cut:
-    """A part of an image. row, column: position of its first pixel in the image. pixels: uint8 (H,W,3), None where
+    """A part of an image. row, column: position of its first pixel in the image. pixels: uint8 (H,W,3), or None if
     too few pixels are valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres per pixel or NaN).
     """
 

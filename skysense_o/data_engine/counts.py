@@ -19,7 +19,7 @@ MAX_BARS = 40
 
 @dataclass
 class Counts:
-    """Running statistics, updated per image. A region-text pair is one class in one image, with all its pixels."""
+    """Statistics, updated image by image. All pixels of one class in one image are one region-text pair."""
 
     images: Counter = field(default_factory=Counter)  # images per split
     reviewed: int = 0  # images with human decisions

@@ -13,7 +13,7 @@ from skimage.measure import label
 
 
 def paint_masks(masks: np.ndarray, iou_pred: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Flatten overlapping masks into one label map. Small masks are painted over large ones.
+    """Flatten overlapping masks into one label map. Small masks are painted over large masks.
 
     Args:
         masks: bool (K,H,W).

@@ -43,7 +43,7 @@ def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dic
     for tiles in order if len(order) > 1 else ():
         if len(val) + len(tiles) <= target:
             val += tiles
-    if target and not val and len(order) > 1:  # every group is larger than the share
+    if target and not val and len(order) > 1:  # every group has more tiles than val should have: take the smallest
         val = min(order, key=len)
     chosen = set(val)
     return {row["tile"]: "val" if row["tile"] in chosen else "train" for row in rows}

@@ -33,7 +33,7 @@ DEFAULT_CONFIDENCE = 0.5
 """Confidence of an answer if the service does not return token probabilities."""
 URL, KEY = "SKYSENSE_O_VLM_URL", "SKYSENSE_O_VLM_KEY"
 ATTEMPTS, MAX_WAIT = 5, 60.0
-"""Requests per question before giving up, and the longest pause between two of them, in seconds."""
+"""Largest number of requests per question, and longest pause between two requests, in seconds."""
 
 Answer = tuple[str, float]
 """The text of an answer, and the geometric mean of its token probabilities, 0..1."""

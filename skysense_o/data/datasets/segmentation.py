@@ -21,7 +21,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="dubai",
         task="segmentation",
-        # Split by scene, because the nine parts of a scene are adjacent.
+        # Split by scene, because the nine images of a scene are adjacent.
         splits={
             "train": "tile[12348]_*",
             "val": "tile[56]_*",

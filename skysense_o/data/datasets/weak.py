@@ -1,5 +1,5 @@
-"""Data sets with partial labels (boxes, points, shapes, scene classes, one class against the rest), and two land-cover
-sets that training uses together with these.
+"""Data sets with partial labels (boxes, points, shapes, scene classes, or a single labelled class), and two land-cover
+data sets that training uses together with these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         task="segmentation",
         folder="czech",
         class_file="czech",
-        # Split by map sheet, because the parts of one sheet touch.
+        # Split by map sheet, because images from the same sheet are adjacent.
         splits={"train": "tile0*|tile1[0-8]*", "val": "tile19*|tile2[01]*"},
         images="images",
         labels="labels",

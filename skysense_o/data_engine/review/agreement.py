@@ -64,7 +64,7 @@ class Agreement:
     """Agreement of all reviewers.
 
     Attributes:
-        pairs: (reviewer, reviewer, number of regions that both decided, kappa).
+        pairs: (reviewer, reviewer, number of regions on which both decided, kappa).
         alpha: Krippendorff's alpha of all reviewers.
         disagreements: (tile, region, reviewer -> verdict).
     """

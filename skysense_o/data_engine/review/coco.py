@@ -85,7 +85,7 @@ def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
 
 
 def _by_id(data: dict, key: str, kind: str, value: str) -> dict[str, str]:
-    """Id -> name of the images or categories. An id may be a number in one place and text in another."""
+    """Id, as text -> name of the image or category. Files may write the same id as a number and as text."""
     found: dict[str, str] = {}
     for place, row in enumerate(take(data, key, list, "the COCO file"), 1):
         where = f"{kind} {place} of the file"
