@@ -96,7 +96,7 @@ class MixedMapper:
             image, labels, says, own, extra = self._scenes(record)
         else:
             raise ValueError(
-                f"{record['file_name']} has no label image, boxes, points, shapes or kind of scene: {sorted(record)}"
+                f"{record['file_name']} has no label image, boxes, points, shapes or scene class, only {sorted(record)}"
             )
         image, labels = self.augmentation.transform(image, labels)
         vocabulary, table, narrower = self.words(labels, says, own)

@@ -64,7 +64,7 @@ def deduplicate(
         FileNotFoundError: a test set is not on disk, see `records_of`.
     """
     if not 0 <= bits <= 64:
-        raise ValueError(f"--bits {bits} is out of range: 0 to 64, of 256")
+        raise ValueError(f"--bits {bits} is out of range: 0 to 64 of the hash's 256 bits")
     if not 0 <= distance <= 1:
         raise ValueError(f"--distance {distance} is out of range: 0 to 1 (1 - cosine)")
     catalog = work.catalog()

@@ -138,7 +138,7 @@ def _drawing(row: dict, shape: str, size: tuple[int, int], tile: str) -> np.ndar
     where = f"{tile}, a {shape}"
     drawn = take(row, "original_height", int, where, size[0]), take(row, "original_width", int, where, size[1])
     if drawn != tuple(size):
-        raise ValueError(f"{tile} has {size[1]} x {size[0]} pixels, and was annotated at {drawn[1]} x {drawn[0]}")
+        raise ValueError(f"{tile} has {size[1]} x {size[0]} pixels, but was annotated at {drawn[1]} x {drawn[0]}")
     if take(row, "image_rotation", float, where, 0):
         raise ValueError(f"{where} was drawn on a rotated image: rotate the image back in Label Studio")
     value = take(row, "value", dict, where)

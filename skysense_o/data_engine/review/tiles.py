@@ -65,7 +65,7 @@ class Tiles:
             ValueError: the tile is unknown. Browsers show the message, so it does not contain the folder's path.
         """
         if tile not in self.proposed:
-            raise ValueError(f"{tile!r} is not a tile with regions; there are {len(self)} others")
+            raise ValueError(f"{tile!r} is not one of the {len(self)} tiles with regions")
         return self.proposed[tile]
 
     def highest(self, tile: str) -> int:
