@@ -6,7 +6,7 @@ python datasets/prepare_chn6_cug.py --source CHN6-CUG
     CHN6-CUG/{train,val}/images/bj100001_sat.jpg
     CHN6-CUG/{train,val}/gt/bj100001_mask.png     0, 255
 
-Source of layout and threshold: SegEarth-OV's dataset_prepare.md and its converter.
+The layout and the threshold are taken from SegEarth-OV's dataset_prepare.md and its converter.
 """
 
 import sys

@@ -6,8 +6,8 @@ python datasets/prepare_coco_stuff.py --source train2017.zip val2017.zip stuffth
     train2017/000000000009.jpg, val2017/...jpg
     stuffthingmaps_trainval2017: train2017/000000000009.png, val2017/...png     0 to 181; 255 unlabelled
 
-The maps contain COCO's category id minus one. COCO never used 11 of the 182 ids, so there are 171 classes. Source:
-the readme of github.com/nightrome/cocostuff.
+The maps contain COCO's category id minus one. COCO never used 11 of the 182 ids, so there are 171 classes. Both facts
+are taken from the readme of github.com/nightrome/cocostuff.
 """
 
 import sys

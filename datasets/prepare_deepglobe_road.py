@@ -7,8 +7,8 @@ python datasets/prepare_deepglobe_road.py --source deepglobe/train --val-list va
     train/100034_sat.jpg
     train/100034_mask.png     white for roads; grey values are thresholded at 128, as published
 
-Only these 6,226 images have labels. By default, the 1,530 with the highest numbers are val. Most papers use 4,696 and
-1,530 images, but each paper another choice, so --val-list can name the val images.
+Only these 6,226 images have labels. By default, the 1,530 images with the highest numbers are the val split. Most
+papers train on 4,696 images and evaluate on 1,530, but they choose different images; --val-list can name theirs.
 """
 
 import sys

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Five-Billion-Pixels: scenes of 6800 x 7200, near infrared, red, green, blue -> windows of 1024 x 1024 in natural
-colour.
+"""Five-Billion-Pixels: scenes of 6800 x 7200 pixels with four bands (near infrared, red, green, blue) -> windows of
+1024 x 1024 pixels in natural colour.
 
 python datasets/prepare_fbp.py --source Five-Billion-Pixels
 
     Image__8bit_NirRGB/GF2_PMS1__*.tif                      four bands; the first (near infrared) is dropped
     Annotation__index/GF2_PMS1__*_24label.png               0 unlabelled, 1 industrial area ... 24 airport
 
-Source of layout and ids: the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html).
-Windows and split are ours: val is every fifth scene, or the scenes in --val-list.
+The layout and the ids are taken from the publishers' page (x-ytong.github.io/project/Five-Billion-Pixels.html). We
+chose the windows and the split: val is every fifth scene, or the scenes in --val-list.
 """
 
 import sys

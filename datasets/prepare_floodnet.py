@@ -6,7 +6,7 @@ python datasets/prepare_floodnet.py --source FloodNet-Supervised_v1.0
     {train,val,test}/{split}-org-img/6279.jpg
     {train,val,test}/{split}-label-img/6279_lab.png     0 background, 1 building flooded ... 9 grass
 
-Source of layout and values: the readme of github.com/BinaLab/FloodNet-Supervised_v1.0.
+The layout and the label values are taken from the readme of github.com/BinaLab/FloodNet-Supervised_v1.0.
 """
 
 import sys

@@ -6,9 +6,9 @@ python datasets/prepare_inria.py --source AerialImageDataset
     AerialImageDataset/train/images/austin1.tif
     AerialImageDataset/train/gt/austin1.tif     0, 255
 
-Layout, and the first five images of each city as validation: the publishers' page (project.inria.fr/
-aerialimagelabeling); torchgeo uses the same split. SegEarth-OV evaluates on other images, which --val-list can
-name. Labels of the test split are not public.
+The layout is taken from the publishers' page (project.inria.fr/aerialimagelabeling). This page also advises to validate
+on the first five images of each city; torchgeo uses the same split. SegEarth-OV evaluates on other images, which
+--val-list can name. Labels of the test split are not public.
 """
 
 import sys

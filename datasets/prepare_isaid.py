@@ -6,9 +6,10 @@ python datasets/prepare_isaid.py --source iSAID
     iSAID/{train,val}/images/part*.zip                 images/P0000.png            (DOTA-v1.0)
     iSAID/{train,val}/Semantic_masks/images.zip        images/P0000_instance_color_RGB.png
 
-zipped or unpacked. Layout, colours and windows are those of mmsegmentation's documentation and converter (docs/en/
-user_guides/2_dataset_prepare.md); 33,978 windows for training and 11,644 for validation are the numbers of the
-documentation. Images that are smaller than a window stay unchanged. Labels of the test split are not public.
+The files can be zipped or unpacked. Layout, colours and windows are taken from mmsegmentation's documentation
+(docs/en/user_guides/2_dataset_prepare.md) and converter. According to this documentation there are 33,978 windows for
+training and 11,644 for validation. Images that are smaller than a window stay unchanged. Labels of the test split are
+not public.
 """
 
 import sys

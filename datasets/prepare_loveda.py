@@ -6,9 +6,9 @@ python datasets/prepare_loveda.py --source Train.zip Val.zip
     {Train,Val}/{Rural,Urban}/images_png/0.png
     {Train,Val}/{Rural,Urban}/masks_png/0.png     0 no data, 1 background, 2 building ... 7 agriculture
 
-Labels keep their values, as with mmsegmentation's converter, so folders that it made can be used too. Our loader
-subtracts one and ignores 0. Source of layout and values: torchgeo's documentation of LoveDA. Labels of the test
-split are not public.
+Labels keep their values. mmsegmentation's converter also keeps them, so folders that it made can be used too. Our
+loader ignores the value 0 and subtracts one from the other values. The layout and the values are taken from torchgeo's
+documentation of LoveDA. Labels of the test split are not public.
 """
 
 import sys

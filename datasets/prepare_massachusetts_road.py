@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Massachusetts roads: images of 1500 x 1500 and their maps.
+"""Massachusetts roads: images of 1500 x 1500 pixels and their road maps.
 
 python datasets/prepare_massachusetts_road.py --source massachusetts
 
     {train,valid,test}/sat/10078660_15.tiff     {train,valid,test}/map/10078660_15.tif     0, 255
     Kaggle's copy: tiff/train/10078660_15.tiff  tiff/train_labels/10078660_15.tif (val, test alike)
 
-Source of layout: the publisher's page (cs.toronto.edu/~vmnih/data). Areas outside of the imagery are
-white and have no labels. White areas of 2,500 or more connected pixels are ignored.
+The layout is taken from the publisher's page (cs.toronto.edu/~vmnih/data). Parts of an image that the aerial photos do
+not cover are white and have no labels, so white areas of 2,500 or more connected pixels are ignored.
 """
 
 import sys

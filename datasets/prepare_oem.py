@@ -7,8 +7,8 @@ python datasets/prepare_oem.py --source OpenEarthMap_wo_xBD
     OpenEarthMap_wo_xBD/<region>/labels/<region>_<n>.tif     0 unlabelled, 1 bareland ... 8 building
     OpenEarthMap_wo_xBD/train.txt, val.txt                   one file name per line
 
-Source of layout: the readme of the download. Images of xBD are in train.txt and val.txt but not in the download; they
-are left out. Labels of the test split are not public.
+The layout is taken from the readme of the download. train.txt and val.txt also name images of xBD, which are not in the
+download and are left out. Labels of the test split are not public.
 """
 
 import sys

@@ -2,16 +2,16 @@
 """ISPRS Potsdam: the 38 tiles and their colour labels -> windows of 512 x 512.
 
 python datasets/prepare_potsdam.py --source Potsdam --bands rgb
-python datasets/prepare_potsdam.py --source Potsdam --bands irrg       # the split val_irrg, as MESS evaluates
+python datasets/prepare_potsdam.py --source Potsdam --bands irrg    # the split val_irrg, which the benchmark MESS uses
 
     2_Ortho_RGB.zip    top_potsdam_2_10_RGB.tif       or 4_Ortho_RGBIR.zip   top_potsdam_2_10_RGBIR.tif
     3_Ortho_IRRG.zip   top_potsdam_2_10_IRRG.tif
     5_Labels_all_noBoundary.zip   top_potsdam_2_10_label_noBoundary.tif
     or 5_Labels_all.zip           top_potsdam_2_10_label.tif
 
-zipped (also all in one Potsdam.zip) or unpacked. File names and colours are taken from torchgeo's documentation of
-Potsdam2D, split and windows from mmsegmentation's converter: 24 tiles (3,456 windows) for training, 14 tiles (2,016
-windows) for validation.
+The files can be zipped (also all in one Potsdam.zip) or unpacked. File names and colours are taken from torchgeo's
+documentation of Potsdam2D. The split and the windows are those of mmsegmentation's converter: 24 tiles (3,456 windows)
+for training, 14 tiles (2,016 windows) for validation.
 """
 
 import sys
@@ -23,8 +23,8 @@ from skysense_o.data.encode import by_color
 from skysense_o.data.prepare import Groups, Recipe
 from skysense_o.data.prepare_command import main
 
-# ISPRS's colours; 0 is others (clutter), 255 the black borders of the noBoundary labels. Label 4_12 has (252, 255, 0)
-# in place of yellow, hence the tolerance.
+# ISPRS's colours -> class ids. Class 0 is others (clutter); 255 is for the black borders of the noBoundary labels. The
+# label of tile 4_12 has (252, 255, 0) in place of yellow; therefore `DECODE` has a tolerance.
 COLORS = {
     (255, 0, 0): 0,  # clutter
     (255, 255, 255): 1,  # impervious surfaces: road

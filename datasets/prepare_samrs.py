@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""SAMRS: semantic labels of SOTA, FAST or SIOR, with ids from 1; 0 is others (not annotated).
+"""SAMRS: semantic labels of its subsets SOTA, FAST or SIOR. Class ids start at 1; id 0 is others (not annotated).
 
 python datasets/prepare_samrs.py --source SOTA --set sota
 python datasets/prepare_samrs.py --source SIOR --set sior
 
     */images/*.png, or JPEGImages-trainval/*.jpg (SIOR: DIOR's images)
-    */gray/*.png                                        one channel: 0 to 17, 36 or 19; 255 not annotated
+    */gray/*.png            one channel: 0 to 17 (SOTA), 36 (FAST) or 19 (SIOR); 255 not annotated
     train.txt, valid.txt                                one stem per line
 
 Values, lists and folder names are those of the publishers' code (github.com/ViTAE-Transformer/SAMRS: Generate Dataset/

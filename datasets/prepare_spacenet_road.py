@@ -6,8 +6,9 @@ python datasets/prepare_spacenet_road.py --source SN3_roads        # unpacked: t
     AOI_2_Vegas/PS-RGB/SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif                16 bits, georeferenced
     AOI_2_Vegas/geojson_roads/SN3_roads_train_AOI_2_Vegas_geojson_roads_img1.geojson    (or geojson_roads_speed)
 
-Source of layout: torchgeo's documentation of SpaceNet3. Each 16-bit image is stretched from its 2nd to its 98th
-percentile. Lines are drawn 4 m wide, as in the challenge. Every tenth image of a city is val.
+The layout is taken from torchgeo's documentation of SpaceNet3. Each 16-bit image is stretched so that its 2nd
+percentile becomes 0 and its 98th becomes 255. Roads are drawn 4 m wide, as in the challenge. Every tenth image of a
+city is val.
 """
 
 import sys
@@ -26,7 +27,7 @@ from skysense_o.data.labels import BadData
 from skysense_o.data.prepare import Groups, Recipe
 from skysense_o.data.prepare_command import main
 
-SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: the size of a pixel; one pixel and its coordinates on the ground
+SCALE, TIEPOINT = 33550, 33922  # GeoTIFF tags: the size of a pixel; the ground coordinates of one pixel
 ROAD_METRES, METRES_A_DEGREE = 4.0, 111_320.0
 
 
@@ -36,7 +37,7 @@ def split(groups: Groups, index: int, count: int) -> str:
 
 def read(data: bytes, name: str) -> np.ndarray:
     """Decode an image -> uint8 (H,W,3), and store its georeference, which `draw` needs."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # no warning per GeoTIFF tag
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # else OpenCV warns of each GeoTIFF tag
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3:
         raise BadData(f"{name} has not three bands: get it again")

@@ -6,9 +6,9 @@ python datasets/prepare_uavid.py --source uavid_v1.5_official_release
     uavid_{train,val}/seq1/Images/000000.png
     uavid_{train,val}/seq1/Labels/000000.png
 
-Layout and colours are taken from the publishers' toolkit (uavid.nl), windows from SegEarth-OV's dataset_prepare.md.
-Frames of different sequences have the same names, so our stems contain the sequence. Labels of the test split are
-not public.
+Layout and colours are taken from the publishers' toolkit (uavid.nl); the windows are those of SegEarth-OV's
+dataset_prepare.md. Frames of different sequences have the same names, so the stems of our files contain the sequence.
+Labels of the test split are not public.
 """
 
 import sys

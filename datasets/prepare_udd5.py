@@ -6,7 +6,7 @@ python datasets/prepare_udd5.py --source UDD5
     {train,val}/src/DJI_0282.JPG
     {train,val}/gt/DJI_0282.png      0 vegetation, 1 building, 2 road, 3 vehicle, 4 other; or the colours of the readme
 
-Source of layout, values and colours: the readme of github.com/MarcWong/UDD.
+Layout, label values and colours are taken from the readme of github.com/MarcWong/UDD.
 """
 
 import sys

@@ -7,9 +7,10 @@ python datasets/prepare_vaihingen.py --source Vaihingen
     ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip    top_mosaic_09cm_area1_noBoundary.tif
     else ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip      top_mosaic_09cm_area1.tif
 
-zipped or unpacked. The first zip also contains labels with the same file names (gts_for_participants), so images are
-only taken from `top`. File names and colours are taken from torchgeo's documentation of Vaihingen2D, split and
-windows from mmsegmentation's converter: 344 windows for training, 398 for validation.
+The files can be zipped or unpacked. The first zip also contains labels with the same file names as the images
+(gts_for_participants), so images are only taken from `top`. File names and colours are taken from torchgeo's
+documentation of Vaihingen2D. The split and the windows are those of mmsegmentation's converter: 344 windows for
+training and 398 for validation.
 """
 
 import sys
@@ -21,7 +22,7 @@ from skysense_o.data.encode import by_color
 from skysense_o.data.prepare import Groups, Recipe
 from skysense_o.data.prepare_command import main
 
-# ISPRS's colours; 0 is others (clutter), 255 the black borders of the noBoundary labels.
+# ISPRS's colours -> class ids. Class 0 is others (clutter); 255 is for the black borders of the noBoundary labels.
 COLORS = {
     (255, 0, 0): 0,  # clutter
     (255, 255, 255): 1,  # impervious surfaces: road

@@ -6,7 +6,7 @@ python datasets/prepare_vdd.py --source VDD
     {train,val,test}/src/*.JPG
     {train,val,test}/gt/*.png        0 other, 1 wall, 2 road, 3 vegetation, 4 vehicle, 5 roof, 6 water
 
-Source of layout and values: the readme of github.com/RussRobin/VDD.
+The layout and the label values are taken from the readme of github.com/RussRobin/VDD.
 """
 
 import sys

@@ -7,8 +7,8 @@ python datasets/prepare_wbs_si.py --source WaterBodiesDatasetPreprocessed --val-
     WaterBodiesDatasetPreprocessed/Images/*.jpg
     WaterBodiesDatasetPreprocessed/Masks/*.jpg (or .png)     grey, thresholded at 128
 
-Source of layout and threshold: SegEarth-OV's configuration and converter; --val-list accepts SegEarth-OV's list of val
-images. Without a list, every fifth image is val.
+The layout and the threshold are taken from SegEarth-OV's configuration and converter. --val-list accepts SegEarth-OV's
+list of val images. Without a list, every fifth image is val.
 """
 
 import sys

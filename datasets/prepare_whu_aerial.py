@@ -6,8 +6,8 @@ python datasets/prepare_whu_aerial.py --source "3. The cropped image tiles and r
     {train,val,test}/image/1.tif
     {train,val,test}/label/1.tif     0, 255          (Kaggle's copy: Image, Mask)
 
-The layout is taken from the publishers' page (gpcv.whu.edu.cn/data/building_dataset.html), the threshold of 128 from
-SegEarth-OV's dataset_prepare.md.
+The layout is taken from the publishers' page (gpcv.whu.edu.cn/data/building_dataset.html). The threshold of 128 is
+taken from SegEarth-OV's dataset_prepare.md.
 """
 
 import sys

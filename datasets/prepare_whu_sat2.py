@@ -6,7 +6,7 @@ python datasets/prepare_whu_sat2.py --source "Satellite dataset II (East Asia)"
     1. The cropped image data and raster labels/{train,test}/image/*.tif
     1. The cropped image data and raster labels/{train,test}/label/*.tif     0, 255
 
-Source of layout: the publishers' page (gpcv.whu.edu.cn/data/building_dataset.html).
+The layout is taken from the publishers' page (gpcv.whu.edu.cn/data/building_dataset.html).
 """
 
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""xBD, images before the disaster: outlines of buildings in JSON -> label images.
+"""xBD, only the images before the disaster: outlines of buildings in JSON -> label images.
 
 python datasets/prepare_xbd_pre.py --source xview2
 
@@ -7,7 +7,7 @@ python datasets/prepare_xbd_pre.py --source xview2
     {train,tier3,test,hold}/labels/guatemala-volcano_00000000_pre_disaster.json
         {"features": {"xy": [{"wkt": "POLYGON ((x y, ...), (hole), ...)", "properties": {...}}, ...]}}
 
-Sources of layout and form: the challenge's page (xview2.org/dataset) and its baseline
+The layout and the format of the labels are taken from the challenge's page (xview2.org/dataset) and its baseline
 (github.com/DIUx-xView/xView2_baseline).
 """
 

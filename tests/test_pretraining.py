@@ -225,7 +225,7 @@ def test_sources(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("source", "error", "says"),
     [
-        ("nowhere.jsonl", FileNotFoundError, "nothing at"),
+        ("nowhere.jsonl", FileNotFoundError, "nothing is at"),
         ("captions.jsonl@moon", ValueError, "has no record of the split 'moon'"),
         ("bad.jsonl", ValueError, "line 1: image and caption or captions are needed, found path"),
     ],

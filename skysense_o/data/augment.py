@@ -1,6 +1,6 @@
 """Augmentations of an image and its labels, as Detectron2 transforms.
 
-All randomness comes from NumPy's global generator, which the loader seeds for each sample.
+All randomness comes from the global generators of NumPy and `random`, which the loader seeds for each sample.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Augmentation:
 
     Attributes:
         side: side of the samples, in pixels.
-        scale: smallest and largest scale; drawn log-uniformly.
-        turn: rotate by multiples of 90 degrees.
+        scale: smallest and largest scale; each scale is drawn log-uniformly.
+        turn: rotate samples by random multiples of 90 degrees.
         color: strength of the colour jitter, see `color_jitter`.
         max_area: largest share of a crop that one class may fill; see `random_square`.
     """
@@ -43,12 +43,12 @@ class Augmentation:
         return cls(i.CROP_SIZE, tuple(i.SCALE_RANGE), i.TURN, i.COLOR_JITTER, i.SINGLE_CATEGORY_MAX_AREA)
 
     def crop(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cut a random square and resize it to `side` pixels; uint8 (H,W,3) and uint8 (H,W)."""
+        """Cut a random square out of image, uint8 (H,W,3), and labels, uint8 (H,W), and resize it to `side` pixels."""
         box = random_square(labels, self.side, self.scale, self.max_area)
         return crop_and_resize(image, labels, box, self.side)
 
     def transform(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Change the colours of a square crop, flip and rotate it."""
+        """Apply random colour jitter, flip and rotation to a square crop."""
         for transform in random_transforms(self.side, self.turn, self.color):
             image, labels = transform.apply_image(image), transform.apply_segmentation(labels)
         return image, labels
@@ -63,10 +63,11 @@ def random_square(
         labels: uint8 (H,W) class ids.
         side: side that the crop will be resized to, in pixels.
         scale: smallest and largest scale; drawn log-uniformly.
-        max_area: largest share of the crop that one class may fill. Otherwise another crop is drawn, CROP_TRIES times.
+        max_area: largest share of the crop that one class may fill. If a class fills more, another crop is drawn, at
+            most CROP_TRIES times.
 
     Returns:
-        (x, y, width, height). If the image is too small for the scale, the crop is the largest square.
+        (x, y, width, height). If the image is too small for the drawn scale, the crop is the largest square that fits.
     """
     height, width = labels.shape
     crop = side / np.exp(np.random.uniform(*np.log(scale)))
@@ -85,7 +86,7 @@ def random_square(
 def crop_and_resize(
     image: np.ndarray, labels: np.ndarray, box: tuple[int, int, int, int], side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop image and labels to the box and resize them to (side, side); labels by nearest neighbour.
+    """Crop image and labels to the box and resize both to (side, side), the labels by nearest neighbour.
 
     Args:
         image: uint8 (H,W,3).
@@ -102,7 +103,7 @@ def crop_and_resize(
 def random_transforms(side: int, turn: bool, color: float) -> list[T.Transform]:
     """Draw the transforms of a square crop: colour jitter, horizontal flip, rotation.
 
-    Colour comes first, while the array is contiguous.
+    Colour jitter comes first, because the array is not contiguous after a flip or rotation.
 
     Args:
         side: side of the crop, in pixels.
@@ -142,14 +143,14 @@ class QuarterTurn(T.Transform):
 
 
 class ColorJitter(ColorAugSSDTransform):
-    """Detectron2's SSD colour jitter with the same random draws, three times as fast.
+    """The same as Detectron2's SSD colour jitter, with the same random draws, but three times as fast.
 
     Brightness and contrast are lookup tables. Saturation and hue share one conversion to HSV and back, so values are
     rounded once less.
     """
 
     def apply_image(self, img: np.ndarray, interp=None) -> np.ndarray:
-        """uint8 (H,W,3) RGB -> the same."""
+        """Jitter the colours of an image, uint8 (H,W,3) RGB; returns an image of the same type."""
         first = self._table(self._draw(-self.brightness_delta, self.brightness_delta, added=True))
         contrast_first = random.randrange(2)
         contrast = self._draw(self.contrast_low, self.contrast_high) if contrast_first else None
@@ -171,7 +172,7 @@ class ColorJitter(ColorAugSSDTransform):
 
     @staticmethod
     def _draw(low: float, high: float, added: bool = False) -> tuple[float, float] | None:
-        """(factor, offset), or None with probability 1/2."""
+        """Draw (factor, offset); None, which means no change, with probability 1/2."""
         if not random.randrange(2):
             return None
         value = random.uniform(low, high)
@@ -186,7 +187,9 @@ class ColorJitter(ColorAugSSDTransform):
 
 
 def color_jitter(strength: float) -> ColorJitter:
-    """SSD's colour jitter; strength 1: brightness +-32, contrast and saturation 0.5..1.5, hue +-18."""
+    """SSD's colour jitter. At strength 1 it adds up to +-32 to brightness and +-18 to hue (of 180), and multiplies
+    contrast and saturation by 0.5 to 1.5.
+    """
     return ColorJitter(
         img_format="RGB",
         brightness_delta=round(32 * strength),

@@ -32,7 +32,7 @@ class CaptionMapper:
         Args:
             crop: side of a view, in pixels.
             share: smallest and largest share of the image's area that a view shows.
-            turn: rotate by multiples of 90 degrees.
+            turn: rotate views by random multiples of 90 degrees.
             color: strength of the colour jitter; 0: none.
             block: side of the blocks that reconstruction hides, in pixels (SimMIM: 32).
             hidden: share of hidden blocks (SimMIM: 0.6).
@@ -52,7 +52,7 @@ class CaptionMapper:
         }
 
     def __call__(self, record: dict) -> Sample:
-        """Make a sample of a record with captions or a class.
+        """Make a sample from a record with captions or a class.
 
         Raises:
             BadData: the image cannot be read.
@@ -60,12 +60,12 @@ class CaptionMapper:
         image = read_record_image(record)
         texts = record.get("captions") or _class_sentences(record)
         caption = texts[np.random.randint(len(texts))]
-        blocks = -(-self.crop // self.block)  # along a side
+        blocks = -(-self.crop // self.block)  # number of blocks along a side
         hidden = np.zeros(blocks * blocks, bool)
         hidden[np.random.permutation(blocks * blocks)[: round(self.hidden * blocks * blocks)]] = True
         mask = np.kron(hidden.reshape(blocks, blocks), np.ones((self.block, self.block), bool))
         return {
-            # A caption with a direction must stay true: no flips and no rotations.
+            # An image is not flipped or rotated if its caption names a direction, so that the caption stays true.
             "image": self._view(image, rotate=not DIRECTION.search(caption)),
             "view": self._view(image, rotate=True),
             "hidden": torch.from_numpy(np.ascontiguousarray(mask[: self.crop, : self.crop])),

@@ -1,7 +1,8 @@
 """Images with captions or a class, from a user's own files: JSON lines, CSV, folders, webdataset shards.
 
-A record is {"file_name", "captions": [...]}. If the class is known, it also has "label", an index, and "names", all
-classes in order. For an image in a shard, `file_name` is the tar file and "at" its (first byte, number of bytes).
+A record is {"file_name", "captions": [...]}. If the class of the image is known, the record also has "names", the names
+of all classes, and "label", the index of the image's class in "names". For an image in a shard, "file_name" is the tar
+file, and "at" is the image's (first byte, number of bytes) in it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def read_captioned_images(source: str, root: Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: no record in it, or a line without image or caption.
+        ValueError: the source has no record, or a line has no image or no caption.
     """
     location, _, split = source.partition("@")
     path = root / location
@@ -52,10 +53,10 @@ def read_captioned_images(source: str, root: Path) -> list[dict]:
     elif path.is_file():
         records = _table(path, split)
     else:
-        raise FileNotFoundError(f"nothing at {path}: give .jsonl, .csv, .tar shards, or a folder of class folders/")
+        raise FileNotFoundError(f"nothing is at {path}: give .jsonl, .csv, .tar shards, or a folder of class folders/")
     if not records:
         which = f" of the split {split!r}" if split else ""
-        raise ValueError(f"{path} has no record{which}: is it the right one?")
+        raise ValueError(f"{path} has no record{which}: is it the right file or folder?")
     return records
 
 
@@ -116,7 +117,7 @@ def _table(path: Path, split: str) -> list[dict]:
 
 
 def _folders(path: Path) -> list[dict]:
-    """Records of a folder with one folder per class. Their captions name the class, so that they can be trained on."""
+    """Records of a folder with one folder per class. Each image gets a caption that names its class, for training."""
     classes = sorted(p for p in path.iterdir() if p.is_dir())
     names = [words_of(p.name) for p in classes]
     return [

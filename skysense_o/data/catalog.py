@@ -38,13 +38,13 @@ _BY_NAME = {spec.name: spec for spec in SPECS}
 
 
 def register_all() -> None:
-    """Register every split of every data set with Detectron2; its files are read on first use."""
+    """Register every split of every data set with Detectron2; the files of a split are read on its first use."""
     for spec in SPECS:
         _register(spec)
 
 
 def register_folders(paths: Iterable[str]) -> None:
-    """Register a user's own folders (DATASETS.FOLDERS) as `<name>_<split>`, with the name of their dataset.yaml."""
+    """Register a user's own folders (DATASETS.FOLDERS) as `<name>_<split>`; `<name>` comes from their dataset.yaml."""
     for path in paths:
         spec = own_spec(str(path))
         if spec.name in _BY_NAME:
@@ -77,8 +77,8 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
         (data set, split) pairs.
 
     Raises:
-        KeyError: no such name; the message offers similar ones.
-        FileNotFoundError, ValueError: a folder that is not a data set.
+        KeyError: there is no such name; the message offers similar names.
+        FileNotFoundError, ValueError: the name is the path of a folder that is not a data set.
 
     >>> [(spec.name, split) for spec, split in find("isaid_test")]  # an alias
     [('isaid', 'val')]
@@ -104,9 +104,9 @@ def find(name: str) -> list[tuple[DatasetSpec, str]]:
 
 
 def evaluation_splits() -> list[tuple[str, DatasetSpec]]:
-    """The splits that "all" evaluates, as (name, data set): the test split of each data set, else val, else all.
+    """(split name, data set) pairs that DATASETS.TEST "all" stands for: test if the data set has it, else val or all.
 
-    Boxes and points are left out, as `evaluation.words` evaluates them.
+    Data sets with boxes or points are left out, because `evaluation/words.py` evaluates them.
     """
     chosen = []
     for spec in (s for s in SPECS if s.task not in ("boxes", "points")):
@@ -124,7 +124,7 @@ def records_of(name: str, skip_bad: bool = False) -> list[dict]:
         skip_bad: leave out images whose label is missing, with a warning that lists them.
 
     Raises:
-        KeyError: unknown name; the message offers similar ones.
+        KeyError: the name is unknown; the message offers similar names.
         FileNotFoundError: the data is not there; the message says what to do.
     """
     if is_caption_source(name):
@@ -134,7 +134,7 @@ def records_of(name: str, skip_bad: bool = False) -> list[dict]:
     if name in found and "spec" not in MetadataCatalog.get(name).as_dict():
         return DatasetCatalog.get(name)  # registered by other code
     splits = find(name)
-    if name not in found:  # evaluation looks up the classes by the name of a path or of a whole set
+    if name not in found:  # a path or a whole data set: register its classes, which evaluation looks up by this name
         spec = splits[0][0]
         MetadataCatalog.get(name).set(class_table=spec.class_table_name, ignore_label=IGNORE, task=spec.task)
     if len(splits) == 1:

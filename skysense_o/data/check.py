@@ -26,7 +26,7 @@ from skysense_o.sample import IGNORE
 
 @dataclass
 class SplitReport:
-    """The content of one split. `counts`: class (or answer) -> [pixels or images, images with it]."""
+    """The content of one split. `counts`: class or kind of question -> [count of pixels or objects, of images]."""
 
     name: str
     images: int = 0
@@ -58,7 +58,7 @@ class SplitReport:
 
 
 def check_data_set(name: str, limit: int | None = None, progress: bool = True) -> list[SplitReport]:
-    """Check the splits that a name stands for; for a whole data set, leave out splits that are meant to overlap others.
+    """Check the splits that a name stands for. If it is a whole data set, skip splits that overlap others by intention.
 
     Args:
         name: see `catalog.find`.
@@ -97,7 +97,7 @@ def check_split(spec: DatasetSpec, split: str, limit: int | None = None, progres
     report.problems += missing
     if limit and limit < len(records):
         records = [records[i] for i in np.linspace(0, len(records) - 1, limit).astype(int)]
-        report.notes.append(f"only {limit} records were looked at")
+        report.notes.append(f"only {limit} records were checked")
     expected = spec.counts.get(split)
     if expected and expected != len(records) and not limit:
         report.notes.append(f"{expected} images are expected, {len(records)} are there")
@@ -185,8 +185,8 @@ def _reading_note(kind: str, stretches: list[tuple], images: int) -> str:
         return note
     (low, low_end), (high, high_end) = ((min(ends), max(ends)) for ends in zip(*stretches))
     return (
-        f"{note}: each is stretched to 0..255 between its own 2nd and 98th percentile (the lower from {low:g} to"
-        f" {low_end:g}, the upper from {high:g} to {high_end:g}), in training as in prediction"
+        f"{note}: in training and prediction, each image is stretched so that its own 2nd percentile ({low:g} to"
+        f" {low_end:g} in these images) becomes 0 and its 98th ({high:g} to {high_end:g}) becomes 255"
     )
 
 
@@ -229,7 +229,7 @@ def _look_at_objects(spec: DatasetSpec, record: dict, report: SplitReport, diges
 
 
 def _look_at_shapes(spec: DatasetSpec, record: dict, report: SplitReport, digest, size: tuple[int, int]) -> None:
-    """Count polygons and circles by class; polygons have to be inside of the image, circles in part."""
+    """Count polygons and circles by class. Polygons must lie inside the image; circles may lie partly outside."""
     names, (height, width) = load_classes(spec.class_table_name).classes, size
     digest.update(repr(record["shapes"]).encode())
     for shape in record["shapes"]:
@@ -257,7 +257,7 @@ def _add(report: SplitReport, name: str, count: int) -> None:
 
 
 def _bytes(record: dict) -> bytes:
-    """The bytes of a JPEG file, for the manifest: its pixels depend on the decoder, in their last bit."""
+    """The bytes of a JPEG file. The manifest uses these, because decoders differ in the last bit of the pixels."""
     with open(record["file_name"], "rb") as file:
         file.seek(record["at"][0] if "at" in record else 0)
         return file.read(record["at"][1] if "at" in record else -1)
@@ -272,7 +272,7 @@ def _compare(one: SplitReport, two: SplitReport) -> None:
 
 
 def histogram(reports: list[SplitReport]) -> list[tuple]:
-    """Rows (class, then per split: share in %, images) for a table; at most 60 classes, the most frequent."""
+    """Rows of a table: class, then for each split share in % and images. Only the 60 most frequent classes."""
     total = Counter()
     for report in reports:
         total.update({name: count for name, (count, _) in report.counts.items()})

@@ -41,7 +41,7 @@ def load_classes(name: str) -> ClassTable:
 
     Raises:
         FileNotFoundError: there is no such table; the message lists the tables.
-        ValueError: a table that cannot be used, see `table_of`.
+        ValueError: the table cannot be used, see `table_of`.
 
     >>> table = load_classes("dubai")
     >>> table.classes
@@ -66,11 +66,11 @@ def table_of(entries: list, source: str) -> ClassTable:
 
     Args:
         entries: per class its name, or {"name", "id", "synonyms", "kinds", "color", "background", "folder", "parent"}.
-            Only the name is required; a class without a color gets one of its own.
+            Only the name is required; a class without a color is given one.
         source: file of the entries, for error messages.
 
     Raises:
-        ValueError: an entry that cannot be used, ids out of order, or two classes with the same name. The message names
+        ValueError: an entry cannot be used, ids are out of order, or two classes have the same name. The message names
             the file, the key and what is permitted.
 
     >>> table_of(["water", {"name": "road", "synonyms": ["street"]}], "dataset.yaml").synonyms
@@ -108,7 +108,7 @@ def table_of(entries: list, source: str) -> ClassTable:
 
 
 def _check_words_differ(entries: list[dict], source: str) -> None:
-    """Raise ValueError for a word that two classes share, or that contains the separator of words."""
+    """Raise ValueError for a word that two classes share, or that contains a bar, which separates words."""
     class_of: dict[str, str] = {}
     for entry in entries:
         for word in (entry["name"], *(entry.get("synonyms") or ())):
@@ -170,5 +170,5 @@ def load_distractors(file: str) -> tuple[str, ...]:
     """
     path = CLASSES_FOLDER / file
     if not path.is_file():
-        raise FileNotFoundError(f"INPUT.DISTRACTOR_FILE {file!r} is not in datasets/classes; 'distractors.txt' is")
+        raise FileNotFoundError(f"INPUT.DISTRACTOR_FILE {file!r} is not in datasets/classes: use 'distractors.txt'")
     return tuple(read_lines(path))

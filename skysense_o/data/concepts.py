@@ -1,6 +1,8 @@
 """Relations between classes of different data sets: the table of concepts, `datasets/concepts.json`.
 
-A label is yes, no or unknown for a word: "grass" is vegetation (yes), no building (no), and perhaps a meadow (unknown).
+A label means yes, no or unknown for each word: a pixel with the label "grass" is vegetation (yes), not a building (no),
+and perhaps a meadow (unknown).
+
 K concepts, V label values.
 """
 
@@ -20,12 +22,12 @@ CONCEPTS_FILE = CLASSES_FOLDER.parent / "concepts.json"
 
 @dataclass(frozen=True)
 class SceneContents:
-    """The concepts in images of one scene class. A concept that cannot occur beside or in these concepts is absent."""
+    """The concepts in images of one scene class; `Concepts.scene_says` concludes which other concepts are absent."""
 
     whole: int | None  # concept of every pixel
     place: int | None  # kind of place to which every pixel belongs, such as a harbour
-    shows: dict[int, int]  # concept -> least share in percent
-    may: tuple[int, ...]
+    shows: dict[int, int]  # concept -> least share of the image's pixels, in percent
+    may: tuple[int, ...]  # concepts that may be in the image
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Concepts:
     words: tuple[tuple[str, ...], ...]
     kinds: tuple[tuple[str, ...], ...]  # words for a part of a concept: "wheat field" for crop field
     says: np.ndarray  # int8 (K,K)
-    above: np.ndarray  # bool (K,K): row is, or is below, column
+    above: np.ndarray  # bool (K,K): the row's concept equals the column's concept, or is a kind of it
     fits: np.ndarray  # bool (K,K), symmetric: both concepts may be seen in one pixel
     place: np.ndarray  # bool (K,)
     classes: dict[str, int]  # "<table>/<class>" -> concept
-    nots: dict[str, int]  # "<table>/<class>" -> the concept that such a pixel is not
+    nots: dict[str, int]  # "<table>/<class>" -> the concept that pixels of this class are not
     scenes: dict[str, SceneContents] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -56,7 +58,7 @@ class Concepts:
         """The concept of a class; None for a class that stands for everything else.
 
         Raises:
-            KeyError: a class that no concept names.
+            KeyError: no concept lists the class under "of" in concepts.json.
         """
         classes = load_classes(table)
         for word in (classes.classes[label], classes.folders[label]):
@@ -67,10 +69,10 @@ class Concepts:
         raise KeyError(f"no concept of {CONCEPTS_FILE.name} has {table}/{classes.classes[label]} under 'of': add it")
 
     def scene_says(self, scene: SceneContents, mentioned: dict[int, int] | None = None) -> np.ndarray:
-        """What every pixel of an image of this scene class means for each concept, int8 (K,).
+        """What an image of this scene class says of each concept, int8 (K,): YES, NO, UNKNOWN or a share in percent.
 
         Args:
-            mentioned: concept -> least share in percent, of what else is in the image according to its captions.
+            mentioned: further concepts that the image's captions name -> least share of the pixels, in percent.
         """
         shown = {**(mentioned or {}), **scene.shows}
         related = self.above | self.above.T
@@ -95,7 +97,7 @@ def load_concepts() -> Concepts:
     """Load datasets/concepts.json.
 
     Raises:
-        ValueError: a concept that names an unknown concept or class.
+        ValueError: an entry names a concept or class that does not exist.
     """
     body = read_json_file(CONCEPTS_FILE)
     entries = body["concepts"]
@@ -124,7 +126,7 @@ def load_concepts() -> Concepts:
         for other in entry.get("with", ()):
             beside[index_of[name], at(other, name)] = True
     beside |= beside.T
-    # If two concepts may lie side by side ("with"), so may all concepts below the one and all below the other.
+    # If concept a can occur "with" concept b in one pixel, then so can every kind of a with every kind of b.
     fits = (above.astype(int) @ beside @ above.T) > 0
     fits |= above | above.T
     place = np.array([entry.get("kind") == "place" for entry in entries.values()])
@@ -148,7 +150,7 @@ def load_concepts() -> Concepts:
 
 
 def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """For each concept its words, which include the words of its classes, and its kinds.
+    """Two lists with an entry per concept: its words, which include the words of its classes, and its kinds.
 
     A word of several concepts is kept for the concept of that name, else for the most specific concept: "river" is the
     word of the concept river, and not a synonym of water.

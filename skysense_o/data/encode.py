@@ -88,7 +88,7 @@ def by_value(values: Mapping[int, int]) -> Decode:
 
 
 def by_value_or_color(values: Mapping[int, int], colors: Mapping[Color, int]) -> Decode:
-    """Decode data sets that exist in both formats: one channel by `values`, three channels by `colors`."""
+    """Decode label files of two kinds: images of one channel by `values`, and colour images by `colors`."""
     value, color = by_value(values), by_color(colors)
 
     def decode(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
@@ -108,7 +108,7 @@ def by_threshold(least: int = 128) -> Decode:
 
 
 def unchanged(count: int) -> dict[int, int]:
-    """The identity for `count` values.
+    """Map each of the values 0 to `count` - 1 to itself.
 
     >>> unchanged(3)
     {0: 0, 1: 1, 2: 2}

@@ -28,7 +28,7 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> RGBImage:
         name: the image's name in error messages; default: the path.
 
     Raises:
-        BadData: no such file, not an image, or truncated.
+        BadData: the file does not exist, is not an image, or is truncated.
     """
     try:
         return read_image(source, name=name)
@@ -51,7 +51,7 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientati
         label values, unsigned integers (H,W).
 
     Raises:
-        BadData: not an image, a colour image, or not of its image's size.
+        BadData: the file is missing or not an image, has colours, or has not the size of its image.
     """
     try:
         image = stored_image(Path(path), container_of(Path(path)) or "unknown", str(path), max_pixels=0)
@@ -72,7 +72,7 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None, orientati
     if size is not None and labels.shape != size and labels.shape == upright_size(size, orientation):
         labels = np.ascontiguousarray(upright(labels, orientation))
     if size is not None and labels.shape != size:
-        raise BadData(f"{path} is {labels.shape}, its image {size} (height, width): they must be equal, {SKIP}")
+        raise BadData(f"{path} has the size {labels.shape}, but its image {size} (height, width): correct it, {SKIP}")
     return labels
 
 
@@ -114,7 +114,7 @@ def to_ids(labels: np.ndarray, table: np.ndarray, names: int, path: str) -> np.n
         uint8 (H,W): 0..names-1 or IGNORE.
 
     Raises:
-        BadData: label values without a meaning in this data set.
+        BadData: some label values have no meaning in this data set.
     """
     byte = labels.dtype == np.uint8
     meaningless = table == WRONG

@@ -16,7 +16,7 @@ TEXT_COLUMNS = ("title_multi_objects", "title", "title_raw", "caption", "caption
 
 
 def index_file(spec: DatasetSpec, split: str) -> Path:
-    """The first of the files in `spec.index`, which bars separate, that exists.
+    """The first existing file among those that `spec.index` lists, separated by bars.
 
     Raises:
         FileNotFoundError: none of the files exists.
@@ -30,7 +30,7 @@ def index_file(spec: DatasetSpec, split: str) -> Path:
 
 
 def image_folder(spec: DatasetSpec) -> Path:
-    """The first of the image folders in `spec.images`, which bars separate, that exists.
+    """The first existing folder among those that `spec.images` lists, separated by bars.
 
     Raises:
         FileNotFoundError: none of the folders exists.
@@ -44,8 +44,9 @@ def image_folder(spec: DatasetSpec) -> Path:
 def read_captions(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read captions in one of two formats.
 
-    Karpathy's JSON, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as RSICD, RSITMD and UCM-captions are
-    published. Or JSON lines {"image", "split", "captions"}, with image paths relative to the data set's folder.
+    RSICD, RSITMD and UCM-captions are published in Karpathy's JSON format, {"images": [{"filename", "split",
+    "sentences": [{"raw"}]}]}. The other format is JSON lines {"image", "split", "captions"}, with image paths relative
+    to the data set's folder.
 
     Yields:
         records {"file_name", "dataset", "captions"}, or {"bad": message}.
@@ -74,7 +75,7 @@ def read_table(spec: DatasetSpec, split: str) -> Iterator[dict]:
         records {"file_name", "dataset", "captions"}, or {"bad": message}.
 
     Raises:
-        ValueError: no such columns, or a caption with commas that is not quoted.
+        ValueError: the file has no such columns, or a caption with commas is not quoted.
     """
     path, images = index_file(spec, split), image_folder(spec)
     columns, rows = read_csv(path)
@@ -124,7 +125,7 @@ def read_rsvqa(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def read_text_questions(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read RSIVQA's lines `image:question?answer`, or JSON lines {"image", "split", "question", "answer", "kind"}.
 
-    `spec.splits` has the name of the split in the file and, after a space, text that its questions must contain.
+    A value of `spec.splits` is the split's name in the file and, after a space, text that its questions must contain.
 
     Yields:
         records {"file_name", "dataset", "question", "answer" [, "kind"]}, or {"bad": message}.
@@ -172,6 +173,6 @@ def read_conversations(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def _with_image(spec: DatasetSpec, image: Path, **rest) -> dict:
-    if not os.path.isfile(image):  # False also for names that no file can have
+    if not os.path.isfile(image):  # os.path.isfile also returns False for names that the system does not permit
         return {"bad": f"{image} is missing"}
     return {"file_name": str(image), "dataset": spec.key, **rest}

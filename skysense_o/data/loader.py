@@ -25,7 +25,7 @@ PROCESS_GROUPS = hasattr(os, "setpgid")  # not on Windows
 
 
 class NumberedSamples(Dataset):
-    """Samples by their index in the whole training: a new shuffle of the records for each epoch.
+    """Samples by their index, counted from the start of the training. Each epoch has a new shuffle of the records.
 
     The augmentation of a sample is seeded by (seed, epoch, position in the shuffle). With `skip_bad`, a record that
     cannot be used is replaced by the next one of the shuffle, and "skipped" lists the reasons. The replacement is
@@ -39,7 +39,7 @@ class NumberedSamples(Dataset):
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The shuffle of an epoch, int64 (len(records),); the latest shuffle is kept: 5 million take 0.25 s."""
+        """The shuffle of an epoch, int64 (len(records),), cached for one epoch: 5 million records take 0.25 s."""
         if epoch != self._epoch:
             self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
             self._epoch = epoch
@@ -98,7 +98,7 @@ class Batches:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Block SIGINT and SIGTERM until the end of the block, also in processes that start in it."""
+    """Block SIGINT and SIGTERM while the `with` block runs, also in processes that the block starts."""
     if not PROCESS_GROUPS:
         yield
         return
@@ -113,8 +113,8 @@ def start_worker(worker: int) -> None:
     """Prepare a loader process: one thread, and a process group of its own.
 
     OpenCV's threads in several workers slow each other down. A signal to the training's process group (Ctrl-C in a
-    terminal) must not reach the workers: the main process still needs them to finish its step, saves a checkpoint, and
-    then ends them, by SIGTERM where they do not end by themselves.
+    terminal) must not reach the workers: the main process still needs them to finish its step. It then saves a
+    checkpoint and ends the workers, with SIGTERM if they do not end by themselves.
     """
     cv2.setNumThreads(0)
     if not PROCESS_GROUPS:
@@ -139,7 +139,7 @@ def training_loader(
     """Load the batches of a training.
 
     Args:
-        records: what `mapper` makes samples of.
+        records: the records from which `mapper` makes samples.
         batch: samples per batch of this process.
         start: index of the first sample, counted over all processes.
         seed: seed of shuffles and augmentations.
@@ -150,7 +150,7 @@ def training_loader(
     Returns:
         An endless iterable over lists of samples.
     """
-    own = torch.Generator().manual_seed(seed)  # keeps the loader from drawing from the model's random numbers
+    own = torch.Generator().manual_seed(seed)  # so that the loader does not draw from the model's random generator
     return Batches(
         DataLoader(
             NumberedSamples(records, mapper, seed, skip_bad) if samples is None else samples,

@@ -1,4 +1,4 @@
-"""Make samples of records with label images: read, convert label values to class ids, augment, choose words."""
+"""Make samples from records with label images: read, convert label values to class ids, augment, choose words."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from skysense_o.sample import IGNORE, Sample
 from skysense_o.vocabulary import Vocabulary
 
 KEPT_BYTES = 512 * 2**20
-"""Bound of the decoded images that a loader process caches: decoding a large JPEG costs more than all that follows."""
+"""Largest cache of decoded images per loader process. Decoding a large JPEG takes longer than all that follows."""
 
 
 @cached(byte_cache(KEPT_BYTES), key=lambda record: (record["file_name"], record["sem_seg_file_name"]), lock=Lock())
 def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Read the image and the class ids of a record. Results are cached: do not write into them.
+    """Read the image and the class ids of a record. The returned arrays are cached, so do not change them.
 
     Args:
         record: a record of `records_of` with `sem_seg_file_name`.
@@ -37,7 +37,8 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
         have the fill colour `FILL` (ImageNet's mean) and the id IGNORE.
 
     Raises:
-        BadData: a missing or damaged file, labels in colour or of another size, or label values without a meaning.
+        BadData: a file is missing or damaged, the label image has colours or not the size of the image, or some label
+            values have no meaning.
     """
     label_path = record["sem_seg_file_name"]
     read = load_image(record["file_name"])
@@ -45,7 +46,7 @@ def read_image_and_labels(record: dict) -> tuple[np.ndarray, np.ndarray]:
     if "names" in record:
         count = len(record.get("ids", record["names"]))
         labels = to_ids(stored, id_table(count), count, label_path)
-        if "ids" in record:  # `ids` exists where repeated names were merged
+        if "ids" in record:  # some of the image's names were equal and were merged, see `merge_duplicate_names`
             merged = np.full(256, IGNORE, np.uint8)
             merged[:count] = record["ids"]
             labels = merged[labels]
@@ -64,7 +65,7 @@ def _table_of(key: str) -> np.ndarray:
 
 
 class TrainingMapper:
-    """Makes training samples: random scale, crop, flip, rotation by 90 degrees and colour; words of a `TextSampler`.
+    """Makes training samples: augments image and labels at random, and lets a `TextSampler` choose the words.
 
     All randomness comes from the global generators, which the loader seeds for each sample.
     """
@@ -82,8 +83,8 @@ class TrainingMapper:
         Args:
             augmentation: crops and changes image and labels.
             words: chooses the vocabulary.
-            prompts: draws clicks and boxes; None: no prompts.
-            visual_similarity: add the similarity of the classes by the relation graph, for the vision-centric loss.
+            prompts: draws clicks and boxes; None: samples have no prompts.
+            visual_similarity: add the classes' scores in the relation graph to samples, for the vision-centric loss.
         """
         self.augmentation, self.words = augmentation, words
         self.prompts, self.visual_similarity = prompts, visual_similarity
@@ -133,7 +134,7 @@ def classes_of_record(record: dict) -> ClassTable | tuple[str, ...]:
 
 
 def labelled_sample(image: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, record: dict) -> Sample:
-    """Make a sample of an image, uint8 (H,W,3), and its labels, uint8 (H,W)."""
+    """Make a sample from an image, uint8 (H,W,3), and its labels, uint8 (H,W)."""
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "sem_seg": torch.from_numpy(labels.astype(np.int64)),
@@ -143,7 +144,7 @@ def labelled_sample(image: np.ndarray, labels: np.ndarray, vocabulary: Vocabular
 
 
 def evaluation_sample(record: dict, vocabulary: Vocabulary) -> Sample:
-    """Make a sample of the whole image, unchanged.
+    """Make a sample from the whole image, unchanged.
 
     Args:
         record: a record of `records_of` with `sem_seg_file_name`.

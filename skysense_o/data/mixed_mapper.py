@@ -1,4 +1,4 @@
-"""Make samples of records with any kind of label. Per class and pixel, a label is yes, no or unknown."""
+"""Make samples from records with any kind of label. In a sample, each pixel is yes, no or unknown for each class."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from skysense_o.data.weak.shapes import shape_boxes, shape_labels
 from skysense_o.sample import IGNORE, UNKNOWN, YES, Sample
 from skysense_o.text_files import checked, read_json_file, read_json_lines, take
 
-OBJECT_SIDE = (24.0, 128.0)  # target side of the chosen object, in pixels
+OBJECT_SIDE = (24.0, 128.0)  # smallest and largest side of the chosen object in the crop, in pixels
 LARGEST_SCALE = 4.0
 SCENES_AT_ONCE = (0.35, 0.25, 0.25, 0.15)  # probabilities of 1, 2, 3, 4 images in a mosaic
-POINTS = {"disc": 2.5, "far": 24.0}  # in pixels; crowns of trees are about 10 pixels wide at 0.6 m per pixel
+POINTS = {"disc": 2.5, "far": 24.0}  # see `point_labels`; tree crowns are about 10 pixels wide at 0.6 m per pixel
 POINT_SCALE = (1.0, 2.5)  # smallest and largest scale of images with points
 MARKS = {"car": (2.5, 30.0), "boat": (3.0, 40.0), "mobile home": (5.0, 60.0), "building": (7.0, 90.0)}
 
 
 class MixedMapper:
-    """Makes samples of label images, boxes, points, shapes and scene classes. All randomness comes from the global
+    """Makes samples from label images, boxes, points, shapes and scene classes. All randomness comes from the global
     generators, which the loader seeds for each sample.
     """
 
@@ -62,7 +62,7 @@ class MixedMapper:
             augmentation: crops and changes image and labels.
             words: chooses the vocabulary, and computes what each label means for it.
             box_masks: output folder of `tools/box_masks.py`.
-            captions: captions to choose from per scene image; 0: none.
+            captions: number of captions from which the model chooses, per sample of one scene image; 0: none.
             scenes: all records with a scene class, for mosaics.
             prompts: draws clicks and boxes for label images and boxes; other labels have no objects to click on.
         """
@@ -88,7 +88,7 @@ class MixedMapper:
     def __call__(self, record: dict) -> Sample:
         """
         Raises:
-            BadData: a file that is missing or broken. ValueError: a record without a label.
+            BadData: a file is missing or broken. ValueError: the record has no label.
         """
         extra: dict = {}
         if "sem_seg_file_name" in record:
@@ -103,7 +103,7 @@ class MixedMapper:
             image, labels, says, own, extra = self._scenes(record)
         else:
             raise ValueError(
-                f"{record['file_name']} has no label image, boxes, points, shapes or kind of scene: {sorted(record)}"
+                f"{record['file_name']} has no label image, boxes, points, shapes or scene class, only {sorted(record)}"
             )
         image, labels = self.augmentation.transform(image, labels)
         vocabulary, table, narrower = self.words(labels, says, own)
@@ -142,7 +142,7 @@ class MixedMapper:
         labels = point_labels(image.shape[:2], record["points"], count, disc, far)
         crop = Augmentation(self.side, POINT_SCALE).crop(image, labels)
         says, own = object_says(record["dataset"])
-        if "kind" in record:  # the scene class says more about the image
+        if "kind" in record:  # the image has a scene class, which tells more concepts that it shows or lacks
             concepts, says = load_concepts(), says.copy()
             more = concepts.scene_says(concepts.scenes[record["kind"]], said_of(record))
             more = np.where(more > YES, UNKNOWN, more)  # "somewhere in the image" says nothing about one pixel
@@ -162,7 +162,7 @@ class MixedMapper:
         return *crop_and_resize(image, labels, box, self.side), shapes_say(record), np.zeros(0, np.int64)
 
     def _scenes(self, record: dict):
-        """One scene image, or a mosaic of up to four. Each image has its own label value."""
+        """One scene image, or a mosaic of up to four scene images. Each image has its own label value."""
         count = 1 + int(np.random.choice(len(SCENES_AT_ONCE), p=SCENES_AT_ONCE))
         chosen = [record]
         while len(chosen) < count:
@@ -180,7 +180,7 @@ class MixedMapper:
         return image, labels, says, own, extra
 
     def _captions(self, record: dict) -> tuple[str, ...]:
-        """The caption or class of the image, then captions of images of other classes."""
+        """Captions to choose from: first one of the image itself, then captions of images with other scene classes."""
         found = [self._caption(record)]
         for _ in range(4 * self.captions):
             other = self.scenes[np.random.randint(len(self.scenes))]
@@ -204,7 +204,7 @@ class MixedMapper:
 
 
 def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """(x, y, width, height) of a crop around one box, at a scale at which the object has enough pixels.
+    """(x, y, width, height) of a crop around one box, at a scale at which the object has a side in OBJECT_SIDE.
 
     A class is drawn first, then one of its objects, so that rare classes are as frequent as others. Uses NumPy's
     global generator.
@@ -229,7 +229,7 @@ def object_square(boxes: list, size: tuple[int, int], side: int) -> tuple[int, i
 
 @lru_cache(400)
 def _kept_image(path: str) -> np.ndarray:
-    """Read an image through a cache. Scene images are small and many, so they are not cached."""
+    """Read an image through a cache. Scene images do not use this cache, because they are small and many."""
     return read_record_image({"file_name": path})
 
 
@@ -247,7 +247,7 @@ def _scene(record: dict):
 
 
 def captions_of(record: dict) -> list[str]:
-    """The captions of a record; without own captions, the captions of its image in the data set's captions.jsonl."""
+    """The captions of a record, or if it has none, those of its image in the data set's captions.jsonl."""
     if "captions" in record:
         return record["captions"]
     path = Path(record["file_name"])

@@ -10,11 +10,11 @@ from torch.utils.data import Dataset
 from skysense_o.data.loader import NumberedSamples
 from skysense_o.sample import Sample
 
-OWN_SEED = 1_000_003  # each data set has its own seed
+OWN_SEED = 1_000_003  # factor that gives each data set its own seed
 
 
 def check_weights(weights: Sequence[int], sets: int) -> None:
-    """Raises ValueError unless there is one whole number, 1 or more, for each set."""
+    """Raise ValueError unless `weights` has one whole number, 1 or more, for each of the `sets` data sets."""
     if len(weights) != sets or any(int(w) != w or w < 1 for w in weights):
         raise ValueError(
             f"DATASETS.WEIGHTS {tuple(weights)}: give one whole number, 1 or more, for each of the {sets} sets of"
@@ -23,7 +23,8 @@ def check_weights(weights: Sequence[int], sets: int) -> None:
 
 
 class MixedSamples(Dataset):
-    """Samples in rounds of sum(weights), with exactly weights[s] samples of data set s in random order.
+    """Samples of several data sets. Each round of sum(weights) samples has exactly weights[s] samples of data set s, in
+    random order.
 
     Each data set has its own shuffles, see `NumberedSamples`, which do not depend on the other data sets.
     """
@@ -47,7 +48,7 @@ class MixedSamples(Dataset):
         ]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Sample index -> (set, index within that set)."""
+        """Sample index -> (index of the data set, index of the sample within that data set)."""
         block, position = divmod(index, sum(self.weights))
         slots = np.repeat(np.arange(len(self.weights)), self.weights)
         order = slots[np.random.default_rng((self.seed, block)).permutation(len(slots))]

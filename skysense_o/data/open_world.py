@@ -11,13 +11,13 @@ from skysense_o.vocabulary import Vocabulary
 
 
 def open_world(background: Sequence[str] = ()) -> tuple[Vocabulary, Sequence[tuple[int, int, int]] | None]:
-    """The classes of Sky-SA's relation graph if it is installed, else the classes of `open_world.json`.
+    """The classes of Sky-SA's relation graph if Sky-SA is installed, else the classes of `open_world.json`.
 
     Args:
-        background: words for everything else.
+        background: words for everything that is none of these classes.
 
     Returns:
-        the vocabulary, and its colours or None.
+        the vocabulary, and the colours of its classes (None for the classes of the graph).
     """
     spec = spec_of("skysa")
     if (spec.root / spec.graph).is_file():

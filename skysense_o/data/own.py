@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 KEYS = ("classes", "homepage", "ignore", "licence", "name", "offset")
 LONGEST_NAME = 100
 LARGEST = 65534
-"""Largest label value of a class: labels have 8 or 16 bits, and one value marks unknown pixels."""
+"""Largest label value of a class: labels have 8 or 16 bits, and one value is left to mark unknown pixels."""
 
 
 @lru_cache
@@ -46,8 +46,8 @@ def own_spec(path: str) -> DatasetSpec:
         path: path of the folder.
 
     Raises:
-        FileNotFoundError: there is no such folder, no dataset.yaml, or no img_dir.
-        ValueError: a dataset.yaml that cannot be used. The message names the file, the key and what is permitted.
+        FileNotFoundError: the folder, its dataset.yaml or its img_dir does not exist.
+        ValueError: dataset.yaml cannot be used. The message names the file, the key and what is permitted.
     """
     folder = Path(os.path.expanduser(path))  # os.path.expanduser keeps ~name if there is no such user
     if (folder / INDEX).is_file() and not (folder / OWN).is_file():
@@ -81,7 +81,7 @@ def own_spec(path: str) -> DatasetSpec:
 
 
 def _read_yaml(path: Path) -> dict:
-    """The content of a dataset.yaml, with known keys and a name that is text."""
+    """Read a dataset.yaml, and check that its keys are known and that its name can be a file name."""
     body = read_yaml(path)
     if not isinstance(body, dict) or set(body) - set(KEYS):
         wrong = sorted(map(str, set(body) - set(KEYS))) if isinstance(body, dict) else shown(body)

@@ -1,4 +1,4 @@
-"""What label values mean for each concept, and which words a training sample has.
+"""Find out what label values mean for each concept, and choose the words of a training sample.
 
 K concepts, V label values, C words of a sample.
 """
@@ -17,20 +17,23 @@ from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 from skysense_o.vocabulary import Vocabulary
 
 NEVER_MISSED = {"simd": ("aircraft", 6), "harbor_ships": ("ship", 1000), "neon_crowns": ("tree", 1000)}
-"""Data set -> (concept whose objects all have a box, largest number of boxes per image for which this is true)."""
+"""Data set -> (concept, number N). If an image has at most N boxes of the concept, all its objects have a box."""
 
 
 COMMON = ("vegetation", "tree", "grass", "bare land", "water", "building", "road", "paved area")
-"""Common land cover. In a set with a single labelled class, every pixel outside that class shows one of these."""
+"""Common land cover. In a data set with one labelled class, every pixel outside this class shows one of these."""
 CANDIDATES = 4
 """Number of common land-cover concepts in a sample's vocabulary."""
 
 
 @lru_cache
 def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the label values of a data set with label images mean: yes, no or unknown per value and concept, int8 (V,K).
+    """What the label values of a data set with label images mean: YES, NO, UNKNOWN or MAYBE per value and concept.
 
-    Also returns the concepts of the classes. A pixel of one class is "no" for the concepts of the other classes.
+    A pixel of one class is NO for the concepts of the other classes.
+
+    Returns:
+        int8 (V,K), and the concepts of the classes.
     """
     concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
@@ -51,7 +54,7 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache
 def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """`class_says` for a data set with boxes or points, whose label values are the 2 C + 1 of `weak.box_masks`."""
+    """The same as `class_says` for boxes, points or shapes; the label values are the 2 C + 1 of `weak.box_masks`."""
     concepts, table = load_concepts(), spec_of(dataset).class_table_name
     classes = load_classes(table)
     count = len(classes)
@@ -69,7 +72,7 @@ def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def object_values(record: dict) -> np.ndarray:
-    """bool (256,): which label values mean masks of classes or objects, not background, discs at points, or scenes."""
+    """bool (256,): True for label values of masks of classes or objects; False for background, points and scenes."""
     values, classes = np.zeros(256, bool), load_classes(spec_of(record["dataset"]).class_table_name)
     if "sem_seg_file_name" in record:
         values[: len(classes)] = ~np.array(classes.background)
@@ -79,7 +82,7 @@ def object_values(record: dict) -> np.ndarray:
 
 
 def outside_says(record: dict) -> np.ndarray:
-    """int8 (K,): what a pixel outside of all boxes or shapes means; mostly unknown, as some objects have neither."""
+    """int8 (K,): what a pixel outside of all boxes or shapes means; mostly UNKNOWN, as some objects have no box."""
     concepts = load_concepts()
     says = np.full(len(concepts), UNKNOWN, np.int8)
     dataset = record["dataset"]
@@ -119,9 +122,9 @@ def shapes_say(record: dict) -> np.ndarray:
 
 
 def _outside_shapes(record: dict) -> np.ndarray:
-    """int8 (K,): NO for classes whose objects all have a shape, and for concepts that the scene class excludes.
+    """int8 (K,): NO for concepts whose objects all have a shape, and for concepts that the scene class excludes.
 
-    A more general concept (water is above sea) is NO as well, if no other concept below it can be in the image.
+    A more general concept of these (water for sea) is also NO if none of its other kinds can be in the image.
     """
     concepts, table = load_concepts(), spec_of(record["dataset"]).class_table_name
     says, may = np.full(len(concepts), UNKNOWN, np.int8), ()
@@ -143,9 +146,9 @@ class WordChooser:
     """Chooses the words of a sample: the sample's concepts, sometimes more general concepts, and negatives.
 
     Args:
-        synonyms: draw one of a concept's words, for negatives also one of its kinds; else use its name.
-        count: number of words; more if the sample alone has more concepts.
-        hypernyms: probability of adding a more general word.
+        synonyms: draw one of the words of each concept, and for negatives also of its kinds; else use its name.
+        count: number of words; a sample with more concepts has more words.
+        hypernyms: probability of adding a concept that is more general than another one of the sample.
     """
 
     synonyms: bool
@@ -163,8 +166,8 @@ class WordChooser:
             own: concepts that are always among the words.
 
         Returns:
-            the vocabulary; yes, no or unknown per label value and class, int8 (V,C); and bool (C,C), [i, j]: class i
-            is a kind of class j.
+            the vocabulary of C classes; the columns of `says` for these classes, int8 (V,C); and bool (C,C), where
+            [i, j] says whether class i is a kind of class j.
         """
         concepts = load_concepts()
         counts = np.bincount(labels.ravel(), minlength=256)[: len(says)]

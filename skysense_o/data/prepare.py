@@ -1,7 +1,7 @@
-"""Shared by all datasets/prepare_*.py: pair the publisher's files, cut and encode them, write `img_dir` and `ann_dir`.
+"""The code that all datasets/prepare_*.py share: pair the publisher's files, cut and encode them, write the results.
 
-A script is a `Recipe` with the publisher's description as its source. Labels are written as grey PNG (mode L) whose
-pixel values are class ids. The source folder is never written to, and an interrupted run resumes.
+Each script defines a `Recipe`. Images are written to `img_dir`, and labels to `ann_dir` as grey PNG (mode L) whose
+pixel values are class ids. The source folder is never written to. An interrupted run resumes if the script runs again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DONE = "prepared.txt"
 
 
 def named_split(groups: Groups, index: int, count: int) -> str | None:
-    """The split in the path of an image, in lower case; "valid" means val.
+    """The split that an image's path contains, in lower case; "valid" becomes "val".
 
     >>> named_split({"split": "Valid", "stem": "a"}, 0, 1)
     'val'
@@ -50,16 +50,16 @@ class Recipe:
     """How one data set is prepared.
 
     Args:
-        spec: name of the data set, whose spec has file suffixes and crop.
-        image: regular expression for the end of an image's path, without regard to case. Of its named groups, `split`
-            is the split and the others, joined by "_", are the stem. Of several expressions, the first with a match
-            is used.
+        spec: name of the data set; its `DatasetSpec` has the file suffixes and the size of the windows.
+        image: regular expression for the end of an image's path, without regard to case. Its named group `split` is
+            the split; its other named groups, joined by "_", become the stem. If there are several expressions, the
+            first one that matches any file is used.
         label: the same for label files, with the same groups.
         decode: label file -> label values, see `encode`.
         split: (groups, index of the image, number of images) -> split; None leaves the image out.
         read: image file -> uint8 (H,W,3).
-        mask: (image, label values) -> label values; marks pixels to ignore that only the image shows.
-        lists: (split, file name) of the publisher's lists of stems; they replace `split`.
+        mask: (image, label values) -> label values, with 255 for pixels that have no label according to the image.
+        lists: (split, name of the publisher's file that lists its stems) for each split; used in place of `split`.
     """
 
     spec: str
@@ -87,10 +87,10 @@ def pairs_of(recipe: Recipe, entries: list[Entry], val_list: str | Path | None =
 
     Args:
         entries: all files of the source.
-        val_list: file that lists the val split, see `read_val_list`; None: by the rule of the recipe.
+        val_list: file that lists the val split, see `read_val_list`; None: the recipe determines the splits.
 
     Raises:
-        FileNotFoundError: no image matches; the message shows the pattern and the first files.
+        FileNotFoundError: no image matches the recipe; the message shows the expression and the first files.
         ValueError: `val_list` cannot be used.
     """
     images, labels = _matches(recipe.image, entries), _matches(recipe.label, entries)
@@ -147,7 +147,7 @@ def _lists(recipe: Recipe, entries: list[Entry], stems: Collection[str]) -> dict
 
 
 def read_val_list(path: str | Path, stems: Collection[str]) -> set[str]:
-    """Read a list of images for the val split: one stem or file name per line, spaces and dots included.
+    """Read a list of images for the val split: one stem or file name per line, which may contain spaces and dots.
 
     Args:
         path: file of the list.
@@ -209,7 +209,7 @@ def prepare_pair(recipe: Recipe, pair: Pair, output: Path) -> list[str]:
     image = recipe.read(data, pair.image.name)
     ids = recipe.decode(pair.label.read(), pair.label.name, image.shape[:2])
     if ids.shape != image.shape[:2]:
-        raise BadData(f"{pair.label.name} is {ids.shape}, its image {image.shape[:2]} (height, width)")
+        raise BadData(f"{pair.label.name} has the size {ids.shape}, but its image {image.shape[:2]} (height, width)")
     if recipe.mask is not None:
         ids = recipe.mask(image, ids)
     images, labels = (output / kind / pair.split for kind in ("img_dir", "ann_dir"))
@@ -244,7 +244,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def prepare_all(recipe: Recipe, pairs: list[Pair], output: Path) -> tuple[int, list[str]]:
-    """Prepare all pairs, without those that an earlier call has finished.
+    """Prepare all pairs, except those that an earlier call has finished.
 
     Returns:
         the number of windows of this and earlier calls, and the error messages.

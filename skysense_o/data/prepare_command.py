@@ -44,5 +44,5 @@ def run_recipe(description: str, recipe: Recipe | dict[str, Recipe], option: str
 
 
 def main(description: str, recipe: Recipe | dict[str, Recipe], option: str = "") -> int:
-    """`run_recipe`, with user errors as one line."""
+    """Call `run_recipe`; an error of the user is printed as one line."""
     return exit_code(lambda: run_recipe(description, recipe, option))

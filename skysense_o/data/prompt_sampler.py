@@ -1,4 +1,4 @@
-"""Clicks and boxes for training images; each stands for one connected component of a class."""
+"""Clicks and boxes for training images; each prompt marks one connected component of a class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOX_JITTER = 0.1  # standard deviation, relative to the box's sides (Kirillov et
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """Draws K prompts per image: a box, or one to three clicks, with probability 1/2 each.
+    """Draws K prompts per image. Each prompt is a box, or one to three clicks, with probability 1/2 each.
 
     Half of the first clicks are in the middle of the component. Uses NumPy's global generator, which the loader seeds.
     """
@@ -25,7 +25,7 @@ class PromptSampler:
     count: int
 
     def __call__(self, labels: np.ndarray) -> Prompts:
-        """Class ids (H,W) -> K prompts. Without any component, masks are empty, and the loss ignores them."""
+        """Class ids (H,W) -> K prompts. If no component is large enough, all masks are empty; the loss ignores them."""
         parts = components(labels, LEAST_PIXELS)
         masks = np.zeros((self.count, *labels.shape), bool)
         points = np.zeros((self.count, MOST_POINTS, 2), np.float32)

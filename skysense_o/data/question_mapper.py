@@ -1,7 +1,7 @@
-"""Make samples of records with questions.
+"""Make samples from records with questions.
 
 Images are not augmented, because questions ask about left and right. The exception is training with annotated objects
-(INPUT.POINTS): images of "how many" questions are rotated by multiples of 90 degrees, which changes no number.
+(INPUT.POINTS): images of "how many" questions are rotated by multiples of 90 degrees, which does not change the answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from skysense_o.vocabulary import Vocabulary
 
 POINTS_FOLDER = CLASSES_FOLDER.parent / "points"
 OTHERS = 1 / 3
-"""Probability of asking about another annotated kind of object; 1/2 if the kind in the question is not annotated."""
+"""Probability of asking about another annotated kind of object instead, if the kind in the question is annotated. If it
+is not, the probability is 1/2."""
 
 
 @cached(byte_cache(KEPT_BYTES), key=lambda record: (record["file_name"], record.get("at")))
@@ -33,7 +34,8 @@ def _read(record: dict) -> np.ndarray:
 
 
 class QuestionMapper:
-    """Makes training samples of questions. An image has at most four versions, so that its features can be cached.
+    """Makes training samples from questions. An image has at most four versions (its rotations), so that the model can
+    cache its features.
 
     All randomness comes from NumPy's global generator, which the loader seeds for each sample.
     """
@@ -42,7 +44,7 @@ class QuestionMapper:
         """
         Raises:
             FileNotFoundError: INPUT.POINTS names no file.
-            ValueError: a line of that file is not an annotated image.
+            ValueError: a line of that file does not describe an annotated image.
         """
         self._points = read_points(cfg.INPUT.POINTS) if cfg.INPUT.POINTS else {}
 
@@ -51,7 +53,7 @@ class QuestionMapper:
 
         Raises:
             BadData: the image cannot be read.
-            ValueError: annotated points outside of the image.
+            ValueError: an annotated point is outside of the image.
         """
         image, points, file = _read(record), None, record["file_name"]
         question, answer = record["question"], record["answer"]
@@ -96,7 +98,7 @@ def read_points(file: str) -> dict[str, dict[str, list[list[float]]]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line without these keys.
+        ValueError: a line does not have these keys.
     """
     path = POINTS_FOLDER / file
     if not path.is_file():
@@ -127,7 +129,7 @@ def asks_how_many(question: str) -> bool:
 
 
 def image_key(path: str) -> str:
-    """Folder and stem of an image, because the same images are published as TIFF and as JPEG.
+    """Folder and stem of an image. The suffix is left out, because the same images are published as TIFF and as JPEG.
 
     >>> image_key("Images/beach/beach00.tif")
     'beach/beach00'

@@ -1,7 +1,8 @@
 """Read the records of a data set, with one reader per file format.
 
-A record is a small dict: {"file_name", "dataset"} and, by task, "sem_seg_file_name", "label", "captions", or "question"
-and "answer". `dataset` is the key of the data set, by which its classes are looked up.
+A record is a small dict. All records have "file_name" and "dataset", the key by which the data set's classes are looked
+up. Depending on the task, they also have "sem_seg_file_name", "label", "boxes", "points", "shapes", "captions", or
+"question" and "answer".
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def load_split(spec: DatasetSpec, split: str, skip_bad: bool = False) -> list[di
 
 
 def read_split(spec: DatasetSpec, split: str) -> tuple[list[dict], list[str]]:
-    """Read one split: its records, and an error message for each image without a record.
+    """Read one split -> its records, and an error message for each image that cannot be used.
 
     Raises:
         FileNotFoundError: the data is not there. The message gives the path and the cure.
@@ -96,7 +97,7 @@ def read_label_pairs(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Read one folder per class. Images of different classes may have the same file name (SIRI-WHU: 0001.tif)."""
+    """Read a folder per class. Images of different classes may have the same name, such as 0001.tif in SIRI-WHU."""
     table, root = load_classes(spec.class_table_name), class_folders(spec)
     there = {_plain(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     unknown = sorted(p.name for plain, p in there.items() if plain not in map(_plain, table.folders))
@@ -116,7 +117,7 @@ def read_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def class_folders(spec: DatasetSpec) -> Path:
-    """The first of the alternatives in `spec.images` that contains the folder of one of the classes."""
+    """The first of the folders in `spec.images`, separated by bars, that contains the folder of one of the classes."""
     table = load_classes(spec.class_table_name)
     names = {_plain(folder) for folder in table.folders}
     for name in spec.images.split("|"):
@@ -127,7 +128,7 @@ def class_folders(spec: DatasetSpec) -> Path:
 
 
 def _plain(name: str) -> str:
-    """A class name for comparison: copies of a set write DenseResidential, dense_residential or "dense residential"."""
+    """Simplify a class name, so that DenseResidential, dense_residential and "dense residential" become equal."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
@@ -135,7 +136,7 @@ def _listed(spec: DatasetSpec, split: str) -> set[tuple[str, str]]:
     """(folder, stem) of the images of a split, from a file of {"image", "split"} lines."""
     path = spec.root / spec.splits[split]
     if not path.is_file():
-        raise FileNotFoundError(f"{spec.name}_{split} is what {path} lists, which is missing: {spec.hint}")
+        raise FileNotFoundError(f"{path} is missing, which lists the images of {spec.name}_{split}: {spec.hint}")
     images = []
     for number, entry in read_json_lines(path):
         image, own = (take(entry, key, str, f"{path}, line {number}") for key in ("image", "split"))

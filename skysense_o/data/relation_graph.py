@@ -31,12 +31,12 @@ class RelationGraph:
 
     Args:
         names: T class names.
-        scores: uint8 (T,T), from row to column; 1..10, 0 for no relation.
+        scores: uint8 (T,T), the score of the relation from row to column, 1..10; 0 for no relation.
         sources: descriptions of where scores come from.
         origin: uint8 (T,T), index into `sources` of each score; None: the first source.
 
     Raises:
-        ValueError: scores of another shape or above 10.
+        ValueError: scores have another shape or are above 10.
 
     >>> graph = RelationGraph.of_edges(["lake", "pond", "road"], [(0, 1, 9, 0), (0, 2, 2, 0)])
     >>> graph.between(["Lake", "pond"]).round(1).tolist() == [[1.0, np.float32(0.9).item()], [0.0, 1.0]]
@@ -52,7 +52,9 @@ class RelationGraph:
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.names),) * 2:
-            raise ValueError(f"scores are {self.scores.shape}, names {len(self.names)}: they must be (names, names)")
+            raise ValueError(
+                f"scores are {self.scores.shape} for {len(self.names)} names: the shape must be (names, names)"
+            )
         if self.scores.max(initial=0) > HIGHEST:
             raise ValueError(f"scores go up to {self.scores.max()}: they must be {LOWEST} to {HIGHEST}, or 0 for none")
 
@@ -69,7 +71,7 @@ class RelationGraph:
         return np.array([self.index[n.lower()] for n in names if n.lower() in self.index], np.int64)
 
     def symmetric(self) -> RelationGraph:
-        """The graph with the higher score of both directions for each pair."""
+        """A graph in which both directions of a pair have the higher one of their two scores."""
         turned = self.scores < self.scores.T
         scores = np.where(turned, self.scores.T, self.scores)
         origin = None if self.origin is None else np.where(turned, self.origin.T, self.origin)
@@ -83,7 +85,7 @@ class RelationGraph:
         return values
 
     def between(self, names: Sequence[str]) -> np.ndarray:
-        """Similarity of C names, float32 (C,C): score / 10, 0 for no relation or unknown names, 1 on the diagonal."""
+        """Similarity of C names, float32 (C,C): score / 10; 0 without a relation or for unknown names; 1 to itself."""
         index = np.array([self.index.get(name.lower(), -1) for name in names])
         values = self.scores[np.ix_(index, index)].astype(np.float32) / HIGHEST
         values[index < 0] = values[:, index < 0] = 0.0
@@ -91,7 +93,7 @@ class RelationGraph:
         return values
 
     def negatives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Indices of the classes to which all of `names` have a score from `low` to `high`, as in the published code.
+        """Indices of the classes to which each of `names` has a score from `low` to `high`, as in the published code.
 
         Names without any relation are ignored. If none of `names` has a relation, the result is empty.
         """
@@ -105,7 +107,7 @@ class RelationGraph:
         return np.flatnonzero(fits)
 
     def positives(self, names: Iterable[str], low: int, high: int) -> np.ndarray:
-        """Indices of the other names to which any of `names` has a score from `low` to `high`."""
+        """Indices of the classes, except `names`, to which any of `names` has a score from `low` to `high`."""
         own = self.indices(names)
         rows = self.scores[own]
         fits = ((rows >= max(low, LOWEST)) & (rows <= high)).any(axis=0)
@@ -135,7 +137,7 @@ class RelationGraph:
         """Build a graph from edges, integers (E,4): from, to, score, source.
 
         Raises:
-            ValueError: a score outside of 1..10.
+            ValueError: a score is outside of 1..10.
         """
         scores = np.zeros((len(names), len(names)), np.uint8)
         origin = np.zeros_like(scores)
@@ -150,8 +152,8 @@ class RelationGraph:
     def from_similarity(cls, names: Sequence[str], values: np.ndarray, source: str) -> RelationGraph:
         """Build a graph from any similarity measure.
 
-        Scores are deciles over all pairs off the diagonal, so 1 to 3 are the 30 % of pairs with the lowest similarity,
-        whatever the scale of the measure.
+        Scores are deciles over all pairs of different classes. So whatever the scale of the measure, the 30 % of pairs
+        with the lowest similarity get the scores 1 to 3.
 
         Args:
             names: T class names.
@@ -181,8 +183,8 @@ def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
         the graph, and defect -> number of lines.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no relation in it; the message shows the format of a line.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has no relation; the message shows the format of a line.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no relation graph at {path!r}: tools/build_graph.py makes one")

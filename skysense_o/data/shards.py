@@ -22,7 +22,7 @@ def read_shards(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_shard(shard: Path) -> Iterator[dict]:
-    """Read the records of a shard; images stay there until `member_bytes` reads them.
+    """Read the records of a shard; its images are only read by `member_bytes`.
 
     Yields:
         {"file_name": path of the shard, "at": (first byte, number of bytes) of the image, "captions"}, or

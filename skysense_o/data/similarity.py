@@ -1,4 +1,5 @@
-"""Similarity of classes by their words, image features and cooccurrence, and by the renamings of reviewers.
+"""Similarity of classes, measured by their words, their image features, how often they occur together, and how often
+reviewers renamed one into the other.
 
 Shape letters: T classes, D embedding. Each measure is float (T,T); higher is more similar, NaN is unknown.
 """
@@ -16,7 +17,7 @@ WEIGHTS = {"looks": 0.6, "words": 0.2, "cooccurrence": 0.2}
 """Weights of the measures' ranks. Image features have the highest weight, as the score is about visual similarity.
 Cooccurrence raises the score, because a class that is likely to be in the image is a bad negative."""
 CONFUSED = 2
-"""A pair that reviewers renamed into each other at least this often gets the highest score."""
+"""A pair of classes that reviewers renamed into each other at least this often gets the highest score."""
 
 
 def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -29,7 +30,7 @@ def prototype_cosines(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     Returns:
         (T,T); NaN for classes without features.
     """
-    mean = sums.sum(0) / max(1, counts.sum())  # subtracted, because all classes share it
+    mean = sums.sum(0) / max(1, counts.sum())  # mean of all features; it tells nothing about a class, so subtract it
     with np.errstate(invalid="ignore", divide="ignore"):
         prototypes = sums / counts[:, None] - mean
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)

@@ -2,8 +2,9 @@
 
     {"flickr_url": "img_dir/a.jpg", "segmentation": "ann_dir/a.png", "ann_list": [{"category_name": "road"}, ...]}
 
-Label value k stands for entry k of the image's `ann_list`, from 0; 255 is ignored. Data sets of our data engine also
-have the "split" of each image. Sky-SA itself has no splits: all of it is for training.
+A pixel with label value k belongs to entry k of the image's `ann_list`, counted from 0; 255 is ignored. In data sets
+that our data engine wrote, a line also has the "split" of the image. Sky-SA itself has no splits: all its images are
+for training.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_skysa(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Read the records of a split; irregular entries are counted and logged at the end.
+    """Read the records of a split; defects of the index are counted and logged at the end.
 
     Yields:
-        records {"file_name", "sem_seg_file_name", "dataset", "names"}. If repeated names of regions were merged, or
-        blank ones dropped, also "ids": label value -> index into names, or IGNORE. Splits named
-        graph_* also have "graph", the file of the relation graph.
+        records {"file_name", "sem_seg_file_name", "dataset", "names"}. If repeated names of an image were merged or
+        blank names dropped, its record also has "ids": label value -> index into names, or IGNORE. Records of splits
+        named graph_* also have "graph", the file of the relation graph.
 
     Raises:
         FileNotFoundError: the index or the graph is missing.
@@ -50,7 +51,7 @@ def read_index(index: Path, counts: Counter, split: str = "") -> Iterator[dict]:
     """Read an index file, line by line.
 
     Args:
-        counts: counts of images and of irregular entries; filled here.
+        counts: this function adds the numbers of images and of defects here.
         split: only read lines of this split; "": read all.
 
     Yields:
@@ -89,15 +90,15 @@ def find_file(folder: Path, below: str, written: str, counts: Counter) -> str | 
 
     Args:
         folder: folder of the data set.
-        below: "img_dir" or "ann_dir", where the last parts of the path are looked for if the whole path is not found.
-        written: path in the index.
-        counts: counts the files that were found by their last parts.
+        below: "img_dir" or "ann_dir". If `written` does not exist, its last parts are looked for below this folder.
+        written: path as the index gives it.
+        counts: this function counts here how many files were found by the last parts of their paths.
     """
     plain = written.replace("\\", "/")
-    if os.path.isfile(folder / plain):  # False also for names that no file can have
+    if os.path.isfile(folder / plain):  # os.path.isfile also returns False for names that the system does not permit
         return str(folder / plain)
     parts = Path(plain).parts
-    for first in range(len(parts)):  # the longest tail that exists
+    for first in range(len(parts)):  # leave out ever more folders at the beginning of the path
         candidate = folder / below / Path(*parts[first:]) if first or not Path(plain).is_absolute() else None
         if candidate is not None and os.path.isfile(candidate):
             counts["paths found by their last parts"] += 1
@@ -112,7 +113,7 @@ def merge_duplicate_names(names: list[str], counts: Counter) -> dict:
         {"names"} and, if names were merged or blank, "ids": label value -> index into names, or IGNORE.
 
     Raises:
-        ValueError: more than 255 names, as label images have one byte per pixel and 255 is ignored.
+        ValueError: there are more than 255 names. Label images have one byte per pixel, and 255 is ignored.
 
     >>> merge_duplicate_names(["Lake", "road", "lake"], Counter())
     {'names': ('Lake', 'road'), 'ids': (0, 1, 0)}

@@ -18,17 +18,18 @@ class TextSampler:
     """Samples a vocabulary that starts with the classes of the image, in the order of their ids.
 
     Args:
-        synonyms: draw a class's name or one of its synonyms with equal probability; else use its name.
+        synonyms: draw a word for each class from its name and synonyms, with equal probability; else use its name.
         pool: class names to draw negatives from.
         count: number of negatives.
-        batch: number of classes in total, in place of `count`; 0: not used. If the image has more classes, a random
-            part of them is kept.
+        batch: number of classes and negatives together, in place of `count`; 0: use `count`. If the image has more
+            than `batch` classes, a random selection of them is kept.
         graph: file of a relation graph to draw negatives from, in place of `pool`.
-        thresholds: lowest and highest score of a negative, then of a class that is too similar to be a negative. The
-            published code uses [1, 3, 9, 10], whatever its config has.
+        thresholds: four scores of the relation graph: lowest and highest score of a negative, and lowest and highest
+            score of a class that is too similar to be a negative. The published code always uses [1, 3, 9, 10] and
+            ignores its config.
 
     Raises:
-        ValueError: thresholds out of order.
+        ValueError: the thresholds are out of order.
     """
 
     synonyms: bool
@@ -42,8 +43,8 @@ class TextSampler:
         low, high, near, nearest = self.thresholds
         if not (1 <= low <= high <= 10 and 1 <= near <= nearest <= 10):
             raise ValueError(
-                f"INPUT.SAMPLING_HYPER {list(self.thresholds)}: lowest and highest score of a negative, then of a"
-                " positive; each from 1 to 10, the lower one first"
+                f"INPUT.SAMPLING_HYPER {list(self.thresholds)}: lowest and highest score of a negative, then lowest"
+                " and highest score of a positive, must be from 1 to 10, and lowest must not be above highest"
             )
 
     def __call__(self, own: ClassTable | tuple[str, ...], graph: str = "") -> tuple[Vocabulary, list[int] | None]:
@@ -78,7 +79,7 @@ class TextSampler:
     def _related(
         self, graph: RelationGraph, own: ClassTable | tuple[str, ...], classes: Sequence[str]
     ) -> tuple[str, ...]:
-        """Negatives from the graph; if it has none for these classes, all names that are not too similar to them."""
+        """Negatives of these classes in the graph; if there are none, all names that are not too similar to a class."""
         low, high, near, nearest = self.thresholds
         pool = without_overlap(tuple(graph.names[i] for i in graph.negatives(classes, low, high)), own)
         if pool:

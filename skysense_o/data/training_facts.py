@@ -1,4 +1,4 @@
-"""Facts about a training that its weights record: classes with synonyms, data sets, metres per pixel."""
+"""Facts about a training that are stored in its weights: classes with synonyms, data sets, metres per pixel."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from skysense_o.data.catalog import find
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
 
-PIXEL_TASKS = ("segmentation", "boxes", "points", "shapes")  # scenes for classification come at all scales
+PIXEL_TASKS = ("segmentation", "boxes", "points", "shapes")  # not classification: its images come at all scales
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def training_facts(names: Sequence[str]) -> tuple[list[str], list[str], list[float]]:
-    """The facts that the weights of a training on these data sets record.
+    """The facts to store in the weights of a training on these data sets.
 
     Args:
         names: as in DATASETS.TRAIN. Sets without classes, such as captions, add only their name.
 
     Returns:
-        Classes sorted by name, each with its synonyms behind bars ("river|stream"); the data sets' names; the least and
-        the greatest metres per pixel that the sets with labelled pixels state, or [] if none does.
+        The classes sorted by name, each followed by its synonyms ("river|stream"); the names of the data sets; and
+        [smallest, largest] metres per pixel of the data sets of PIXEL_TASKS, or [] if none states a number.
     """
     words: dict[str, dict[str, None]] = {}
     sets, metres = [], []
@@ -43,12 +43,12 @@ def training_facts(names: Sequence[str]) -> tuple[list[str], list[str], list[flo
 
 
 def stated_metres(gsd: str) -> list[float]:
-    """The numbers in a data set's `gsd`: "0.01 to 0.02" -> [0.01, 0.02]."""
+    """The numbers in a data set's `gsd`, in metres per pixel: "0.01 to 0.02" -> [0.01, 0.02]."""
     return [float(number) for number in NUMBER.findall(gsd)]
 
 
 def _classes(table: str) -> list[tuple[str, tuple[str, ...]]]:
-    """(name, synonyms) of a table's classes, of more general concepts, and of what scene classes contain."""
+    """(name, synonyms) of a table's classes, of the concepts that its scenes contain, and of more general concepts."""
     classes, concepts = load_classes(table), load_concepts()
     found = []
     for index, (name, synonyms) in enumerate(zip(classes.classes, classes.synonyms)):

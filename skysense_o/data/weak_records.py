@@ -1,4 +1,4 @@
-"""Readers of weak labels: boxes in COCO format; points, shapes and scene classes in JSON lines; class folders."""
+"""Readers of weak labels: boxes in COCO format; points, shapes and scene classes in JSON lines; a folder per class."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ BY_ID = re.compile(r"id % (\d+) (==|!=) (\d+)")
 
 
 def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Read COCO's JSON. `boxes` of a record are [x0, y0, x1, y1, class id], half-open XYXY in pixels.
+    """Read COCO's JSON. "boxes" of a record is a list of [x0, y0, x1, y1, class id], half-open XYXY in pixels.
 
-    A split is "id % 10 == 0" (or !=) of the images' ids, or a glob of file stems. An image without a box is kept.
+    The rule of a split is a condition on image ids, such as "id % 10 == 0" or "id % 10 != 0", or a glob of file stems.
+    Images without a box are kept.
 
     Raises:
-        ValueError: a category that is not in the class table.
+        ValueError: the class table does not have a category of the file.
     """
     path, names = index_file(spec, split), load_classes(spec.class_table_name).folders
     body, where = read_json_file(path), str(path)
@@ -34,7 +35,7 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
     unknown = sorted(set(class_of.values()) - set(names))
     if unknown:
         raise ValueError(
-            f"{path} has the categories {unknown}: datasets/classes/{spec.class_table_name}.json has {list(names)}"
+            f"{path} has the categories {unknown}, but datasets/classes/{spec.class_table_name}.json has {list(names)}"
         )
     boxes: dict[int, list[list[float]]] = {}
     for number, one in enumerate(take(body, "annotations", list, where), 1):
@@ -55,7 +56,7 @@ def read_box_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Read JSON lines {"image", "split", "<class name>": [[x, y], ...]}; a record's `points` are [x, y, class id]."""
+    """Read JSON lines {"image", "split", "<class name>": [[x, y], ...]} -> records with "points", [x, y, class id]."""
     names = load_classes(spec.class_table_name).classes
     path = index_file(spec, split)
     for number, entry in read_json_lines(path):
@@ -88,10 +89,10 @@ def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
-    """Read `datasets/points/<index>`, JSON lines {"image", "what", "points"}: every object of one kind in one image.
+    """Read `datasets/points/<index>`, JSON lines {"image", "what", "points"}.
 
-    A record has `points` as in `read_point_labels`, `what`, and the scene class `kind`. Objects that are not in the
-    class table are left out.
+    A line has a point on every object of the kind "what" in one image. A record has "points" as in `read_point_labels`,
+    "what", and "kind", the scene class of the image. Kinds that are not in the class table are left out.
     """
     names = load_classes(spec.class_table_name).classes
     path = CLASSES_FOLDER.parent / "points" / spec.index
@@ -107,14 +108,17 @@ def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read `datasets/shapes/<index>`, JSON lines {"image", "class", "complete", "polygons", "circles", "margin"}.
 
-    A line has the outlines of one class in one image: polygons [[x, y], ...] and circles [x, y, radius], in pixels.
-    `complete`: the image has no other objects of the class; without outlines, it has no object of the class at all.
-    `margin`: width in pixels of the unknown rim (default 1). Class "unknown": nothing is known about pixels inside.
-    A record has the lines of one image: `shapes` with class ids (UNKNOWN_SHAPE for "unknown"), `complete` (ids), and
-    the scene class `kind`, None where the image's folder does not name one.
+    A line has the outlines of one class in one image: polygons [[x, y], ...] and circles [x, y, radius], in pixels. If
+    "complete" is true, the image has no other object of the class; so a complete line without outlines means that the
+    image has no object of the class. "margin" is the width in pixels of a rim around each outline in which the class is
+    unknown (default 1). The class "unknown" means that nothing is known about the pixels inside the outlines.
+
+    A record combines all lines of one image: "shapes", with class ids (UNKNOWN_SHAPE for "unknown"); "complete", the
+    ids of the complete classes; and "kind", the scene class, or None if the image's folder does not name it.
 
     Raises:
-        ValueError: a class that is not in the table, no shape, a polygon of fewer than 3 points, or no radius.
+        ValueError: a class is not in the table, an incomplete line has no outlines, a polygon has fewer than 3 points,
+            a radius is not positive, or a margin is out of range.
     """
     path, names = CLASSES_FOLDER.parent / "shapes" / spec.index, load_classes(spec.class_table_name).classes
     images: dict[str, list[dict]] = {}
@@ -129,7 +133,7 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 
 def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
-    """The checked content of one line of `read_shapes`."""
+    """Check one line of the file that `read_shapes` reads, and return its content."""
     name = take(entry, "class", str, where)
     if name not in (*names, "unknown"):
         raise ValueError(
@@ -156,7 +160,7 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
 
 
 def _scene_of(spec: DatasetSpec, image: str) -> str | None:
-    """The scene class of <folder of a class>/<image>, as in `concepts.json`; None without a folder."""
+    """The scene class of an image <folder of a class>/<stem>, as `concepts.json` names it; None without a folder."""
     if "/" not in image:
         return None
     scenes = load_classes(spec.folder)

@@ -1,4 +1,4 @@
-"""The files of folders and zips as one list; nothing is unpacked."""
+"""List the files of folders and zips together; nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Entry:
 def entries_of(paths: list[str | Path]) -> list[Entry]:
     """List all files of folders and zips, and of zips inside folders and zips.
 
-    Unpacked files come first, so that an unpacked copy of a file is used before one in a zip.
+    Unpacked files come first, so that an unpacked file is used in place of its copy in a zip.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a file is not a zip, or is damaged.
+        ValueError: a given file, or a .zip inside a folder, is not a zip or is damaged.
     """
     found: list[Entry] = []
     for path in map(Path, paths):

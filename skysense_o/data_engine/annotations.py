@@ -1,4 +1,4 @@
-"""Final labels of a tile: the reviewers' decisions if there are any, else the model's confident names.
+"""Final labels of a tile: the reviewers' decisions if there are any, else the model's names with enough confidence.
 
 Shape letters: H W pixels.
 """
@@ -22,7 +22,7 @@ class TileAnnotation:
         tile: the tile's id.
         regions: integers (H,W), the region number of each pixel.
         classes: region number -> class, for the regions that are labelled.
-        reviewed: whether reviewers decided, rather than the model.
+        reviewed: whether `classes` are the reviewers' decisions; otherwise they are the model's names.
     """
 
     tile: str
@@ -34,8 +34,8 @@ class TileAnnotation:
         """Make the label map.
 
         Returns:
-            uint8 (H,W), indices into the list; IGNORE for unlabelled pixels and for classes beyond the 255th; and the
-            list of classes, the class with most pixels first.
+            a label map, uint8 (H,W), and the list of at most 255 classes, the class with most pixels first. Labels are
+            indices into this list; unlabelled pixels and pixels of further classes are IGNORE.
         """
         ids = sorted(self.classes)
         sizes = np.bincount(self.regions.ravel(), minlength=max(ids, default=0) + 1)
@@ -60,7 +60,7 @@ def tile_annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict
         confidence: minimum confidence of a model's name, 0..1.
 
     Raises:
-        ValueError: confidence is outside 0..1.
+        ValueError: `confidence` is outside 0..1.
         FileNotFoundError: no tile has names.
     """
     if not 0 <= confidence <= 1:
@@ -80,4 +80,4 @@ def tile_annotations(work: WorkFolder, confidence: float) -> Iterator[tuple[dict
         }
         yield row, TileAnnotation(row["tile"], regions, classes, reviewed)
     if not any_names:
-        raise FileNotFoundError(f"no names in {work.folder}: run name first")
+        raise FileNotFoundError(f"no names in {work.folder}: run the step name first")

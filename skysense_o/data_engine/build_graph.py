@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 
 def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: float = 0.5) -> RelationGraph:
-    """Compute how similar the classes of the set are; write graph/graph.json and graph/skysa_graph.jsonl.
+    """Compute how similar the classes of the data set are; write graph/graph.json and graph/skysa_graph.jsonl.
 
     The score of two classes combines three measures: the cosine of their prototypes (mean feature over their regions),
     the cosine of their text embeddings, and how often they occur in the same image. Classes that reviewers renamed into
-    each other get the highest score. Region features are cached in graph/features; each call computes everything else.
+    each other often enough get the highest score. Region features are cached in graph/features; each call computes
+    everything else again.
 
     Args:
         work: the work folder, after step "name".
@@ -42,7 +43,7 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
     classes = sorted({name for _, a in annotated for name in a.classes.values()})
     if len(classes) < 2:
         raise ValueError(
-            f"a graph needs at least two classes, {len(classes)} are in {work.folder}: lower --confidence?"
+            f"a graph needs at least two classes, but {work.folder} has {len(classes)}: lower --confidence"
         )
     index = {name: i for i, name in enumerate(classes)}
     sums, counts = None, np.zeros(len(classes))
@@ -67,7 +68,7 @@ def build_relation_graph(work: WorkFolder, predictor: Predictor, *, confidence: 
 
 
 def _features(work: WorkFolder, predictor: Predictor, row: dict, regions: np.ndarray) -> np.ndarray:
-    """Features (R,D) of a tile's regions 1..R, cached until the regions change. Empty regions have zeros."""
+    """Features (R,D) of a tile's regions 1..R, cached until the regions change; zeros for regions without pixels."""
     path = work / f"graph/features/{row['tile']}.npz"
     if path.is_file():
         with np.load(path) as file:

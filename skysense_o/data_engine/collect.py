@@ -1,4 +1,4 @@
-"""Step 1: images and rasters of any size become tiles with their place and licence, listed in a catalogue.
+"""Step 1: cut images and rasters of any size into tiles, and list the tiles with place and licence in a catalogue.
 
 Shape letters: H W pixels of an image.
 """
@@ -33,12 +33,12 @@ from skysense_o.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 LEAST_VALID = 0.5
-"""Tiles whose share of valid pixels is smaller are left out."""
+"""Tiles whose share of valid pixels is smaller than this are left out."""
 
 
 @dataclass
 class Cut:
-    """A part of an image. row, column: position of its first pixel in the image. pixels: uint8 (H,W,3), None where
+    """A part of an image. row, column: position of its first pixel in the image. pixels: uint8 (H,W,3), or None if
     too few pixels are valid. place: crs (WKT or ""), transform (6 numbers or None) and gsd (metres per pixel or NaN).
     """
 
@@ -50,7 +50,9 @@ class Cut:
 
 @dataclass
 class Collected:
-    """What one call did. sources: number of images it read. errors: {"source", "error"}. empty: parts without data."""
+    """What `collect` did. sources: number of images that this call read. tiles: number of tiles in the catalogue.
+    empty: number of parts that were left out because too few pixels are valid. errors: {"source", "error"} per image.
+    """
 
     sources: int = 0
     tiles: int = 0
@@ -71,7 +73,7 @@ def collect(
             images that are not georeferenced.
 
     Raises:
-        ValueError: a side below 16.
+        ValueError: `side` is below 16.
     """
     if side < 16:
         raise ValueError(f"--tile {side} is out of range: 16 pixels at least")
@@ -80,7 +82,7 @@ def collect(
     cut = {(line["source"], line["row"], line["column"]) for line in journal.lines if "row" in line}
     for path in tqdm(images, unit="image", desc="collect"):
         try:
-            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # hides the path
+            key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]  # keeps the path private
             if key in finished:
                 continue
             for part in cuts(path, side, gsd, lambda row, column, key=key: (key, row, column) in cut):
@@ -93,7 +95,7 @@ def collect(
             result.errors.append({"source": printable(path.name), "error": message})
             continue
         journal.add({"source": key, "finished": True})
-        finished.add(key)  # the list may hold a link to the same file
+        finished.add(key)  # `images` may also contain a link to the same file
         result.sources += 1
     journal.close()
     tiles = {line["tile"]["tile"]: line["tile"] for line in journal.lines if line.get("tile")}
@@ -133,7 +135,7 @@ def catalog_schema():
 
 
 def spans(length: int, side: int) -> list[range]:
-    """The fewest equal parts, none longer than `side`."""
+    """Divide 0..length into as few equal parts as possible, none longer than `side`."""
     edges = np.linspace(0, length, -(-length // side) + 1).round().astype(int).tolist()
     return [range(a, b) for a, b in pairwise(edges)]
 
@@ -141,7 +143,7 @@ def spans(length: int, side: int) -> list[range]:
 def cuts(
     path: Path, side: int, gsd: float | None = None, known: Callable[[int, int], bool] = lambda row, column: False
 ) -> Iterator[Cut]:
-    """The parts of an image, or of a raster read part by part, except those that are `known`."""
+    """Yield the parts of an image or raster, except those for which `known(row, column)` is true."""
     if is_georeferenced(path):
         if has_geo():
             yield from _raster_cuts(path, side, known)

@@ -1,4 +1,4 @@
-"""Statistics and figures of a published set, compared with the published figures of Sky-SA."""
+"""Statistics and figures of a published data set, compared with the published numbers of Sky-SA."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from skysense_o.data_engine.annotations import TileAnnotation
 from skysense_o.sample import IGNORE
 
 SKY_SA = {"images": 35_000, "pairs": 183_375, "names": 1_763, "pairs an image": 5.2}
-"""As published by its authors; "pairs an image" is pairs divided by images."""
+"""Numbers that Sky-SA's authors published; "pairs an image" is "pairs" divided by "images"."""
 MAX_BARS = 40
-"""Classes in the figure, the most frequent ones."""
+"""Number of classes in the figure; the most frequent ones are drawn."""
 
 
 @dataclass
 class Counts:
-    """Running statistics, updated per image. A region-text pair is one class in one image, with all its pixels."""
+    """Statistics, updated image by image. All pixels of one class in one image are one region-text pair."""
 
     images: Counter = field(default_factory=Counter)  # images per split
     reviewed: int = 0  # images with human decisions

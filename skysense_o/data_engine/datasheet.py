@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-QUESTIONS_LEFT = "To be answered by whoever publishes the set."
+QUESTIONS_LEFT = "Whoever publishes the set has to answer the other questions of this section."
 
 
 def datasheet(title: str, statistics: dict, rows: Sequence[dict], engine: dict) -> str:
@@ -34,7 +34,7 @@ def datasheet(title: str, statistics: dict, rows: Sequence[dict], engine: dict) 
 
 ## Motivation
 
-Open-vocabulary segmentation of remote sensing images. {QUESTIONS_LEFT}
+The set is made for open-vocabulary segmentation of remote sensing images. {QUESTIONS_LEFT}
 
 ## Composition
 
@@ -43,8 +43,8 @@ Open-vocabulary segmentation of remote sensing images. {QUESTIONS_LEFT}
 {chr(10).join(f"| {quantity} | {here} | {there} |" for quantity, here, there in table)}
 
 {images.get("train", 0)} images are for training, {images.get("val", 0)} for validation. All tiles of one source image
-are in the same split, and so are sources that touch on the ground. Metres per pixel: {ground}.
-Pixels with value 255 are unlabelled: the model was not confident enough and nobody decided. `statistics.json` and
+are in the same split, and so are source images that touch on the ground. Metres per pixel: {ground}.
+Pixels with value 255 are unlabelled: the model was not confident enough and no reviewer decided. `statistics.json` and
 `figures/` have further numbers.
 
 ## Collection
@@ -63,8 +63,8 @@ Options of each step:
 
 ## Uses
 
-Training and validation. It is not a test set: names come from a model, and reviewers who corrected them saw its
-proposals. {QUESTIONS_LEFT}
+The set is for training and validation. It is not a test set: names come from a model, and reviewers who corrected names
+saw the model's proposals. {QUESTIONS_LEFT}
 
 ## Distribution and maintenance
 

@@ -1,7 +1,7 @@
 """Step 2: leave out near-duplicates of other tiles, and tiles that duplicate an image of a test set.
 
-Duplicates are found first by perceptual hash, as in tools/check_dataset.py, then by the image tower's embeddings.
-faiss does the nearest neighbour search. Shape letters: N tiles, D embedding.
+Duplicates are found first by their perceptual hashes (which tools/check_dataset.py uses too), then by the image tower's
+embeddings. faiss searches the nearest neighbours. Shape letters: N tiles, D embedding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
 
 EXACT = 200_000
-"""Up to this many tiles the search is exact; beyond, an HNSW graph (Malkov and Yashunin 2018) may miss neighbours."""
+"""Up to this many tiles, the search by embeddings is exact. For more tiles, it uses an HNSW graph (Malkov and Yashunin
+2018), which may miss neighbours."""
 NEIGHBOURS = 32
 """Nearest neighbours examined per tile. A pair counts if either tile is among the other's neighbours."""
 BLOCK = 4096
@@ -51,19 +52,19 @@ def deduplicate(
         bits: two tiles are duplicates if their 256-bit hashes differ in at most this many bits.
         distance: two tiles are duplicates if 1 - cosine of their embeddings is at most this.
         against: names of test sets; tiles that duplicate one of their images are left out, too.
-        side: test images are cut into parts of at most this many pixels per side, as tiles are.
+        side: test images are cut into parts of at most this many pixels per side, like the images of the tiles.
 
     Returns:
         the rows of duplicates.parquet, one per tile: {"tile", "kept", "of", "why", "distance"}; "of" is the tile or
         test image that this tile duplicates.
 
     Raises:
-        ValueError: bits or distance out of range.
-        KeyError: unknown test set.
+        ValueError: `bits` or `distance` is out of range.
+        KeyError: a test set is unknown.
         FileNotFoundError: a test set is not on disk, see `records_of`.
     """
     if not 0 <= bits <= 64:
-        raise ValueError(f"--bits {bits} is out of range: 0 to 64, of 256")
+        raise ValueError(f"--bits {bits} is out of range: 0 to 64 of the hash's 256 bits")
     if not 0 <= distance <= 1:
         raise ValueError(f"--distance {distance} is out of range: 0 to 1 (1 - cosine)")
     catalog = work.catalog()
@@ -156,8 +157,8 @@ def embedding(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
 def same_hash(hashes: np.ndarray, bits: int) -> list[Pair]:
     """Find pairs of hashes that differ in at most `bits` bits.
 
-    Among identical hashes only the first is compared with others, so 1,000 copies give about 1,000 pairs instead of
-    half a million.
+    Of identical hashes, only the first is compared with other hashes, and the others are paired with the first. So
+    1,000 copies give about 1,000 pairs instead of half a million.
 
     Args:
         hashes: uint8 (N,32).
@@ -214,16 +215,16 @@ def near_vectors(vectors: np.ndarray, distance: float, exact: int = EXACT) -> li
 
 
 def first_of_each(pairs: Iterable[Pair], tests: int) -> dict[int, tuple[int, float]]:
-    """Choose which items to leave out: in order of their indices, each item that is near an item already kept.
+    """Choose which items to leave out: in the order of their indices, each item that is near an earlier, kept item.
 
-    So every item left out is near a kept one, and a chain of small differences is not removed as a whole.
+    So every item left out is near a kept item, and a chain of items that differ a little is not left out as a whole.
 
     Args:
         pairs: (i, j, distance) with j < i.
         tests: the first `tests` items come from test sets and are always kept.
 
     Returns:
-        index left out -> (index of the nearest kept item, distance).
+        index of an item left out -> (index of the nearest kept item, distance).
     """
     earlier: dict[int, list[tuple[float, int]]] = {}
     for i, j, value in pairs:

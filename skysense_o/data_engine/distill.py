@@ -2,9 +2,9 @@
 
 Shape letters: B images, C classes, H W pixels, h w grid.
 
-Two steps share a work folder of the data engine. `label_softly` writes soft/<tile>.png, the teacher's probabilities,
-and resumes an interrupted run. `teach` trains on these masks. A sample is a function of seed and index, so a resumed
-run ends with the weights of an uninterrupted run.
+Distillation has two steps, which share a work folder of the data engine. `label_softly` writes soft/<tile>.png, the
+teacher's probabilities, and resumes an interrupted run. `teach` trains on these masks. A sample depends only on the
+seed and its index, so a resumed run ends with the same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ STRIDE = 4
 
 
 def label_softly(work: WorkFolder, teacher: Predictor, vocabulary: Vocabulary) -> list[dict]:
-    """Write the teacher's probabilities, in steps of 1/255, for each kept tile that has none yet.
+    """Write the teacher's probabilities, rounded to multiples of 1/255, for each kept tile that has none yet.
 
     Returns:
-        {"tile", "error"} of tiles that could not be read; a later call tries them again.
+        {"tile", "error"} for each tile that could not be read; a later call tries these tiles again.
 
     Raises:
-        ValueError: the folder holds soft masks of another teacher or other words.
+        ValueError: the folder has soft masks that were made by another teacher or with other words.
     """
     said = {
         "teacher_sha256": teacher.sha256,
@@ -71,7 +71,7 @@ def label_softly(work: WorkFolder, teacher: Predictor, vocabulary: Vocabulary) -
         masks = seen.predict_text(vocabulary, "probabilities")["sem_seg"].float()
         cells = tuple(max(1, -(-side // STRIDE)) for side in masks.shape[-2:])
         grid = F.adaptive_avg_pool2d(masks[None], cells)[0]
-        write_map(path, (grid * 255).round().byte().flatten(0, 1).cpu().numpy())  # class below class
+        write_map(path, (grid * 255).round().byte().flatten(0, 1).cpu().numpy())  # one image: class below class
     return errors
 
 
@@ -79,14 +79,14 @@ class SoftMasks:
     """The tiles of a work folder with their soft masks."""
 
     def __init__(self, work: WorkFolder, side: int, divisor: int) -> None:
-        """side: side of the crops in pixels, rounded down to a multiple of `divisor`; smaller tiles are mirrored.
+        """side: side of the crops in pixels, rounded down to a multiple of `divisor`; smaller tiles get mirrored edges.
 
         Raises:
-            FileNotFoundError: no soft masks yet. ValueError: a side below `divisor`.
+            FileNotFoundError: the folder has no soft masks. ValueError: `side` is below `divisor`.
         """
         record = work / "soft/teacher.json"
         if not record.is_file():
-            raise FileNotFoundError(f"no soft masks in {work.folder}: run the labelling first")
+            raise FileNotFoundError(f"no soft masks in {work.folder}: call `label_softly` first")
         said = read_json(record)
         self.vocabulary = Vocabulary(
             tuple(words[0] for words in said["words"]), tuple(map(tuple, said["words"])), tuple(said["background"])
@@ -97,9 +97,10 @@ class SoftMasks:
         self.rows = [row for row in work.kept() if (work / f"soft/{row['tile']}.png").is_file()]
 
     def sample(self, seed: int, number: int) -> tuple[Tensor, Tensor]:
-        """A crop with random rotation, flip and colours: uint8 (3,H,W), and probabilities (C,H/4,W/4).
+        """The sample with the index `number`: a crop with random rotation, flip and colours, uint8 (3,H,W), and the
+        teacher's probabilities for it, (C,H/4,W/4).
 
-        Tiles are shuffled again for each pass over all tiles.
+        Each pass over all tiles has a new order.
         """
         epoch, place = divmod(number, len(self.rows))
         row = self.rows[np.random.default_rng((seed, epoch)).permutation(len(self.rows))[place]]
@@ -155,7 +156,7 @@ def teach(
     trained = [p for p in model.parameters() if p.requires_grad]
     progress = tqdm(range(start, steps), unit="step", desc="distil")
     for step in progress:
-        torch.manual_seed(seed * 1_000_003 + step)  # seeds the noise that is added to the words
+        torch.manual_seed(seed * 1_000_003 + step)  # seeds the noise that is added to the text embeddings
         images, targets = zip(*(masks.sample(seed, step * batch + i) for i in range(batch)))
         loss = divergence(model, images, targets, masks.vocabulary)
         optimizer.zero_grad()
@@ -175,7 +176,9 @@ def teach(
 
 
 def divergence(model: nn.Module, images: Sequence[Tensor], targets: Sequence[Tensor], vocabulary: Vocabulary) -> Tensor:
-    """The divergence of a student's masks and presence from the teacher's on some crops; see `soft_mask_divergence`."""
+    """The loss of a student on some crops: `soft_mask_divergence` from the teacher's masks, and if the student predicts
+    whether a class is present, the cross-entropy with the teacher's largest probability of the class.
+    """
     first = Vocabulary.of([words[:1] for words in vocabulary.phrases])  # the student learns each class's own name
     embedding, _, _ = model.embed_images(images)
     text, valid = model.text_bank(model.tower, [first] * len(images), model.templates)

@@ -32,9 +32,9 @@ def name_regions(
         work: the work folder, after step "propose".
         namer: gives the candidates of each region.
         model: a SkySenseO; its text tower measures how similar names are.
-        merge: names whose text embeddings have at least this cosine are synonyms; above 1 merges none.
+        merge: names whose text embeddings have at least this cosine are synonyms; with a value above 1, no names are.
         graph: relation graph that can prevent a merge, see `synonyms`.
-        each: workers that hold a namer of their own; None: the tiles are done here, with `namer`.
+        each: distributes the tiles over workers that hold a namer; None: this process names all tiles, with `namer`.
 
     Returns:
         {"tile", "error"} for each tile that could not be named; a later call tries it again.
@@ -43,7 +43,7 @@ def name_regions(
         FileNotFoundError: there are no regions.
     """
     if not (work / "regions").is_dir():
-        raise FileNotFoundError(f"no regions in {work.folder}: run propose first")
+        raise FileNotFoundError(f"no regions in {work.folder}: run the step propose first")
     rows = work.kept()
     todo = [row for row in rows if not (work / f"names/{row['tile']}.json").is_file()]
     errors = each_tile(each or here(namer), partial(_name_tile, work), todo, "name")
@@ -69,7 +69,7 @@ def _entry(region: int, candidates: list[tuple[str, float]]) -> dict:
 def merge_synonyms(
     work: WorkFolder, tiles: list[str], model: nn.Module, cosine: float, graph: RelationGraph | None
 ) -> None:
-    """Write synonyms.json and replace synonyms in names/*.json; "candidates" keeps the namer's own names."""
+    """Write synonyms.json and replace synonyms in names/*.json, where "candidates" keeps the namer's own names."""
     files = [work / f"names/{tile}.json" for tile in tiles]
     files = [path for path in files if path.is_file()]
     counts: Counter = Counter()

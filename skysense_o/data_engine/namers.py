@@ -1,4 +1,4 @@
-"""Namers: classifiers of regions over a vocabulary. Namers that answer in free text are in `vlm_namer`.
+"""Namers that choose a region's name from a vocabulary. Namers that answer in free text are in `vlm_namer`.
 
 Shape letters: R regions, C classes, D embedding, H W pixels, h w grid.
 """
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from skysense_o.inference.predictor import Predictor
 
 TOP = 5
-"""Candidates per region."""
+"""Largest number of candidate names per region."""
 TEMPERATURE = 0.05
 """Temperature of the softmax over cosines."""
 REGION_BATCH = 32
-"""Regions whose full-size masks are in memory at once."""
+"""Number of regions whose full-size masks are in memory at once."""
 
 
 class Namer(Protocol):
@@ -37,7 +37,7 @@ class Namer(Protocol):
 
         Args:
             rgb: uint8 (H,W,3).
-            regions: uint16 (H,W), regions 1..R and 0 for the rest.
+            regions: uint16 (H,W), regions 1..R and 0 for pixels of no region.
 
         Returns:
             for each region at most `TOP` candidates (name, confidence 0..1), best first; [] if it has no name.
@@ -46,11 +46,11 @@ class Namer(Protocol):
 
 
 class VocabularyNamer:
-    """Classifies regions by the model, over the classes of a vocabulary.
+    """Chooses a class of a vocabulary for each region, with the model.
 
     Args:
         predictor: the model.
-        vocabulary: the classes; background classes are never given.
+        vocabulary: the classes; background classes are never chosen.
         by: "features": softmax over the cosines of mask-pooled features with the text embeddings. "masks": mean of
             the decoder's per-pixel probabilities over the region.
 
@@ -80,13 +80,14 @@ class VocabularyNamer:
 
 
 class TowerNamer:
-    """Classifies regions by an image-text tower, for example one trained on captions.
+    """Chooses a class of a vocabulary for each region, with an image-text tower, for example one trained on captions.
 
-    Confidences are a softmax over the cosines of a region's mean feature with the best phrase of each class.
+    The cosine of a class is that of the region's mean feature with the best phrase of the class. Confidences are the
+    softmax over these cosines.
 
     Args:
         tower: the tower.
-        vocabulary: the classes; background classes are never given.
+        vocabulary: the classes; background classes are never chosen.
         templates: prompt templates of the text embeddings.
     """
 
@@ -143,7 +144,7 @@ def region_shares(regions: np.ndarray, padded: tuple[int, int], grid: tuple[int,
     """Share (R,hw) of each region's pixels that lies in each cell of a grid over the padded image; rows sum to 1.
 
     Args:
-        regions: integers (H,W), regions 1..R and 0 for the rest.
+        regions: integers (H,W), regions 1..R and 0 for pixels of no region.
         padded: size of the padded image in pixels.
         grid: (h,w).
     """

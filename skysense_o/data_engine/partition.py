@@ -13,7 +13,7 @@ from skimage.measure import label
 
 
 def paint_masks(masks: np.ndarray, iou_pred: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Flatten overlapping masks into one label map. Small masks are painted over large ones.
+    """Flatten overlapping masks into one label map. Small masks are painted over large masks.
 
     Args:
         masks: bool (K,H,W).
@@ -21,7 +21,7 @@ def paint_masks(masks: np.ndarray, iou_pred: np.ndarray, size: tuple[int, int]) 
         size: (H,W).
 
     Returns:
-        int32 (H,W), the number of each pixel's mask from 1, 0 where there is none; and float32 (H,W), its iou_pred.
+        int32 (H,W), the number of each pixel's mask, from 1, or 0 if it has none; float32 (H,W), the mask's iou_pred.
     """
     labels, score = np.zeros(size, np.int32), np.zeros(size, np.float32)
     for k in np.argsort(-masks.sum((1, 2)), kind="stable") if len(masks) else ():
@@ -32,15 +32,15 @@ def paint_masks(masks: np.ndarray, iou_pred: np.ndarray, size: tuple[int, int]) 
 def tidy(labels: np.ndarray, least: int) -> np.ndarray:
     """Split a label map into connected regions and merge those of fewer than `least` pixels into a neighbour.
 
-    A small piece joins the neighbour with the longest shared border, the smallest piece first. Small
-    pieces of the rest (label 0) are merged as well. A piece that fills the whole image has no neighbour and stays.
+    Starting with the smallest piece, each small piece joins the neighbour with the longest shared border. Small pieces
+    of label 0 (no region) are merged as well. A piece that fills the whole image has no neighbour and stays.
 
     Args:
-        labels: integers (H,W), 0 for the rest.
-        least: pixels.
+        labels: integers (H,W), 0 for pixels of no region.
+        least: smallest size of a region, in pixels.
 
     Returns:
-        uint16 (H,W): 0 for the rest, regions 1..R in the order of their first pixels.
+        uint16 (H,W): 0 for pixels of no region, regions 1..R in the order of their first pixels.
 
     Raises:
         ValueError: there are more than 65535 regions.
@@ -80,10 +80,10 @@ def merge_regions(pieces: np.ndarray, least: int) -> np.ndarray:
 
     Args:
         pieces: integers (H,W), the index of each pixel's piece, from 0.
-        least: pixels.
+        least: smallest size of a piece, in pixels.
 
     Returns:
-        for each piece the index of the piece that it is part of now.
+        for each piece, the index of the piece that it was merged into (its own index if it was not merged).
     """
     sizes = np.bincount(pieces.ravel()).tolist()
     neighbours: list[Counter] = [Counter() for _ in sizes]
@@ -95,7 +95,7 @@ def merge_regions(pieces: np.ndarray, least: int) -> np.ndarray:
     while queue:
         size, k = heapq.heappop(queue)
         if parent[k] != k or sizes[k] != size or not neighbours[k]:
-            continue  # merged already, or grown and queued again with its new size
+            continue  # the piece is merged already, has grown and is queued again with its new size, or is alone
         to = max(neighbours[k], key=lambda other: (neighbours[k][other], -other))
         parent[k] = to
         sizes[to] += size

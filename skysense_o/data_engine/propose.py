@@ -1,4 +1,4 @@
-"""Step 3: divide each tile into disjoint regions. Pixels of no region are the rest, number 0.
+"""Step 3: divide each tile into disjoint regions, numbered from 1. Pixels of no region have the number 0.
 
 Shape letters: K masks, H W pixels, h w grid.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 METHODS = ("superpixels", "words", "everything", "sam")
 Proposer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""uint8 (H,W,3) -> integers (H,W), each pixel's region, 0 for the rest; and float (H,W), its region's score, 0..1."""
+"""uint8 (H,W,3) -> integers (H,W), each pixel's region, 0 for none; and float (H,W), its region's score, 0..1."""
 
 
 def proposer(
@@ -43,14 +43,15 @@ def proposer(
         method: one of METHODS. "superpixels": superpixels merged by colour and tower features. "words": the label map
             over a vocabulary. "everything": automatic masks (weights trained with prompts). "sam": masks of a Segment
             Anything checkpoint.
-        predictor: the model; not needed for "sam".
+        predictor: the model; None for "sam", which does not use it.
         vocabulary: classes for "words".
         sam: checkpoint for "sam".
         device: device for "sam".
-        regions: for "superpixels"; above 1 gives fewer regions, below 1 more.
+        regions: for "superpixels", factor of the distance up to which superpixels are merged. A factor above 1 gives
+            fewer regions.
 
     Raises:
-        ValueError: unknown method, or an argument that the method needs is missing.
+        ValueError: the method is unknown, or an argument that it needs is missing.
     """
     if method == "sam":
         from skysense_o.data_engine.sam import sam_masks
@@ -73,7 +74,7 @@ def proposer(
 
 
 def by_words(predictor: Predictor, rgb: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Regions from the predicted label map; pixels of background classes are the rest. See `Proposer`."""
+    """Regions from the predicted label map; pixels of background classes are in no region. See `Proposer`."""
     result = predictor(rgb, vocabulary)
     return result.labels + (not result.has_none), result.score
 
@@ -92,13 +93,13 @@ def propose(work: WorkFolder, find: Proposer | None, *, least: int = 100, each: 
         work: the work folder, after step "collect".
         find: divides an image into regions, see `proposer`.
         least: smallest region in pixels; smaller regions join the neighbour with the longest shared border.
-        each: workers that hold a `find` of their own; None: the tiles are done here, with `find`.
+        each: distributes the tiles over workers that hold a proposer; None: this process does all tiles, with `find`.
 
     Returns:
         {"tile", "error"} for each tile that could not be read.
 
     Raises:
-        ValueError: least is below 1.
+        ValueError: `least` is below 1.
     """
     if least < 1:
         raise ValueError(f"--least {least} is out of range: at least 1 pixel")
@@ -121,7 +122,7 @@ def described(regions: np.ndarray, score: np.ndarray) -> list[dict]:
     """Describe each region for regions/<tile>.json.
 
     Args:
-        regions: integers (H,W), 0 for the rest, which is left out.
+        regions: integers (H,W); pixels of no region are 0 and are left out.
         score: float (H,W).
 
     Returns:

@@ -25,7 +25,7 @@ def publish(
     """Write set/: img_dir, ann_dir, skysa_dataset.jsonl, skysa_graph.jsonl, manifest, statistics, figures, data sheet.
 
     A pixel with value k belongs to entry k of its image's `ann_list`, counted from 0; 255 is unlabelled. Images
-    without a named region are left out. The new set is written to set.part and replaces the old one when complete.
+    without a named region are left out. The new data set is written to set.part, which replaces set/ when complete.
 
     Args:
         work: the work folder, after step "name".
@@ -39,7 +39,7 @@ def publish(
         the statistics, as written to statistics.json.
 
     Raises:
-        ValueError: no region has a name of this confidence, or see `tile_annotations` and `split`.
+        ValueError: no region has a name of this confidence, or an argument is wrong: see `tile_annotations`, `split`.
         FileNotFoundError: see `tile_annotations`.
     """
     annotated = [(row, a) for row, a in tile_annotations(work, confidence) if a.classes]

@@ -1,4 +1,4 @@
-"""Masks from a Segment Anything checkpoint, by its own automatic mask generator (Kirillov et al. 2023)."""
+"""Masks from a Segment Anything checkpoint, by the automatic mask generator of Kirillov et al. (2023)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sam_masks(
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsError: it is not a Segment Anything checkpoint.
+        WeightsError: the file is not a Segment Anything checkpoint.
     """
     generator = SamAutomaticMaskGenerator(load_sam(checkpoint).to(device), **options)
 
@@ -51,7 +51,7 @@ def load_sam(checkpoint: Path) -> Sam:
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsError: it is not a Segment Anything checkpoint.
+        WeightsError: the file is not a Segment Anything checkpoint.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no Segment Anything checkpoint at {str(checkpoint)!r}")

@@ -16,8 +16,8 @@ LONGITUDE_LATITUDE = 4326
 def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dict[str, str]:
     """Assign each tile to "train" or "val".
 
-    The following stay together: tiles of one source image; georeferenced sources whose footprints touch; sources in one
-    `group`. Whole groups are drawn at random for val until val has its share.
+    The following stay together: tiles of one source image; georeferenced sources whose footprints touch; sources with
+    the same match of `group`. Groups that stay together are drawn at random for val until val has its share.
 
     Args:
         rows: catalogue rows.
@@ -43,7 +43,7 @@ def split(rows: Sequence[dict], share: float, seed: int, group: str = "") -> dic
     for tiles in order if len(order) > 1 else ():
         if len(val) + len(tiles) <= target:
             val += tiles
-    if target and not val and len(order) > 1:  # every group is larger than the share
+    if target and not val and len(order) > 1:  # every group has more tiles than val should have: take the smallest
         val = min(order, key=len)
     chosen = set(val)
     return {row["tile"]: "val" if row["tile"] in chosen else "train" for row in rows}
@@ -86,7 +86,7 @@ def footprint(row: dict) -> list[float]:
 
 
 def _touching(boxes: dict[int, list[float]], count: int) -> list[int]:
-    """Join groups whose boxes touch; the index of each group's joined group."""
+    """Join groups whose boxes touch, and return the index of the joined group for each group."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

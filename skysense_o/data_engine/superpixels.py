@@ -1,4 +1,4 @@
-"""Regions from superpixels, merged where their colour and tower features are similar. Needs no trained decoder.
+"""Regions from superpixels: neighbours with similar colours and tower features are merged. Needs no trained decoder.
 
 Shape letters: S superpixels, D embedding, H W pixels, h w grid.
 """
@@ -30,10 +30,11 @@ def superpixels(seen: PromptedImage, rgb: np.ndarray, regions: float = 1.0) -> t
     Args:
         seen: the image, embedded by the model.
         rgb: the same image, uint8 (H,W,3).
-        regions: factor of the merge distance; above 1 gives fewer regions, below 1 more.
+        regions: factor of MAX_DISTANCE; above 1 gives fewer regions, below 1 more.
 
     Returns:
-        int (H,W), each pixel's region from 1; float32 (H,W), cosine of the pixel's superpixel with the region's mean.
+        int (H,W), the region of each pixel, from 1; and float32 (H,W), the cosine between the feature of the pixel's
+        superpixel and the mean feature of its region.
     """
     count = max(1, rgb.shape[0] * rgb.shape[1] // SUPERPIXEL)
     parts = slic(rgb, n_segments=count, compactness=10, start_label=0, channel_axis=-1)
@@ -69,7 +70,7 @@ def means_of(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def tower_means(seen: PromptedImage, parts: np.ndarray, number: int) -> np.ndarray:
-    """Mean dense feature of each superpixel minus the image's mean over superpixels, as unit vectors (S,D)."""
+    """Mean dense feature of each superpixel, minus the mean over all superpixels, as unit vectors (S,D)."""
     (height, width), (padded_height, padded_width) = seen.size, seen.transform.padded
     h, w = seen.grid
     dense = F.normalize(seen.dense[0].float().flatten(1), dim=0).T.cpu().numpy()  # (hw,D)

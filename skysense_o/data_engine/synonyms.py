@@ -1,4 +1,5 @@
-"""Merge free-text names that are synonyms: similar by the text tower and, if a relation graph is given, visually."""
+"""Merge free-text names that are synonyms: their text embeddings are similar, and if a relation graph is given, its
+score of the two names is high."""
 
 from __future__ import annotations
 
@@ -22,14 +23,14 @@ def synonyms(
 ) -> dict[str, str]:
     """Decide which names are replaced by a more frequent synonym.
 
-    A name is replaced by the most frequent name that is similar enough. Replaced names do not replace others, so a
-    chain of similar names is not merged as a whole.
+    A name is replaced by the most frequent name that is similar enough to it. A name that is replaced does not replace
+    other names, so a chain of names in which each is similar to the next is not merged into one name.
 
     Args:
         model: a SkySenseO; its text tower embeds the names.
         counts: name -> number of regions that have it.
-        cosine: smallest cosine of the text embeddings of synonyms; above 1 merges none.
-        graph: if it relates two names, their score must be at least MIN_SCORE.
+        cosine: smallest cosine of the text embeddings of synonyms; with a value above 1, no names are merged.
+        graph: relation graph. If it has a score for two names, they are only merged if it is at least MIN_SCORE.
 
     Returns:
         name -> its replacement, for the names that are replaced.

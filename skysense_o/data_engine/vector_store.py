@@ -1,4 +1,7 @@
-"""Vectors on disk, one per name, in files of 512, so that an interrupted run can be resumed. Shape letters: N names."""
+"""Vectors on disk, one per name, in files of 512 vectors each, so that an interrupted run can resume.
+
+Shape letters: N names.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import numpy as np
 from skysense_o.data_engine.work_folder import whole
 
 PER_FILE = 512
-"""Vectors per file."""
+"""Number of vectors per file."""
 
 
 class Vectors:
-    """A map from names to vectors, stored in a folder. `known` holds all of them in memory."""
+    """A map from names to vectors, stored in a folder. `known` holds all vectors in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

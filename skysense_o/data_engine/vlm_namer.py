@@ -1,4 +1,4 @@
-"""Region names from a vision-language model (VLM): a local one, run by transformers, or a service behind HTTP.
+"""Region names from a vision-language model (VLM): a local model, run by transformers, or an HTTP service.
 
 The service must offer OpenAI's chat completions interface. The environment variables SKYSENSE_O_VLM_URL and
 SKYSENSE_O_VLM_KEY hold its address and its key.
@@ -27,16 +27,16 @@ QUESTION = (
 MARGIN = 0.25
 """Context around the region in the crop, as a share of the region's longer side."""
 MIN_SIDE, MAX_SIDE = 128, 448
-"""Bounds of the crop's longer side, in pixels; crops outside them are resized."""
+"""Smallest and largest longer side of a crop, in pixels; smaller and larger crops are resized."""
 MAX_WORDS, MAX_TOKENS = 4, 12
 DEFAULT_CONFIDENCE = 0.5
-"""Confidence of an answer whose token probabilities the service does not return."""
+"""Confidence of an answer if the service does not return token probabilities."""
 URL, KEY = "SKYSENSE_O_VLM_URL", "SKYSENSE_O_VLM_KEY"
 ATTEMPTS, MAX_WAIT = 5, 60.0
-"""Requests per question before giving up, and the longest pause between two of them, in seconds."""
+"""Largest number of requests per question, and longest pause between two requests, in seconds."""
 
 Answer = tuple[str, float]
-"""The text, and the geometric mean of its token probabilities, 0..1."""
+"""The text of an answer, and the geometric mean of its token probabilities, 0..1."""
 
 
 class VLMNamer:
@@ -137,13 +137,14 @@ def local_model(path: Path, device: str = "cpu") -> Callable[[Image.Image, str],
 def service(model: str = "", timeout: float = 60.0, pause: float = 1.0) -> Callable[[Image.Image, str], Answer]:
     """Connect to a chat completions server that accepts images; address and key come from the environment.
 
-    A question is sent up to ATTEMPTS times: again after status 429 or 5xx, a network error or a truncated response.
-    Redirects are followed; the key is not sent to another host.
+    A question is sent again after status 429 or 5xx, a network error or a truncated response, ATTEMPTS times in all.
+    Redirects are followed, but the key is not sent to another host.
 
     Args:
         model: the server's name for the model, if it serves several.
         timeout: seconds to wait for a response.
-        pause: seconds before the second attempt; doubled before each further one. A Retry-After header overrides it.
+        pause: seconds before the second attempt; the pause doubles before each further attempt. A Retry-After header
+            overrides it.
 
     Returns:
         a function from (image, question) to an answer. It raises OSError if no attempt gives an answer.
@@ -200,7 +201,7 @@ def _request_body(image: Image.Image, question: str, model: str) -> dict:
 
 
 def _parse_response(body: dict) -> Answer:
-    """The text of the first choice, and its confidence: from all tokens with a finite log-probability."""
+    """The text of the first choice, and its confidence, from all tokens for which a log-probability is given."""
     choice = body["choices"][0]
     tokens = (choice.get("logprobs") or {}).get("content") or ()
     logprobs = [float(token["logprob"]) for token in tokens if token.get("logprob") is not None]

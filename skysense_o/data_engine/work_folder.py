@@ -1,4 +1,4 @@
-"""The work folder, which all steps share. Files are written atomically: each is either complete or absent."""
+"""The work folder, which all steps share. Files are written atomically: each file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class WorkFolder:
 
         Args:
             step: one of STEPS.
-            options: JSON values; everything that the step's files depend on.
-            restart: first remove the files of this step and of all later ones.
+            options: JSON values of all options on which the step's files depend.
+            restart: first remove the files of this step and of all later steps.
 
         Raises:
             OSError: another run works in the folder.
@@ -105,7 +105,7 @@ class WorkFolder:
 
         Args:
             name: the file's name.
-            by: the step that writes it, for the error.
+            by: the step that writes the file, for the error message.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -113,7 +113,7 @@ class WorkFolder:
         import pyarrow.parquet as parquet
 
         if not (self / name).is_file():
-            raise FileNotFoundError(f"no {name} in {self.folder}: run {by} first")
+            raise FileNotFoundError(f"no {name} in {self.folder}: run the step {by} first")
         return parquet.read_table(self / name).to_pylist()
 
     def catalog(self) -> list[dict]:
@@ -133,19 +133,19 @@ class WorkFolder:
         return read_image(self / row["file"]).rgb
 
     def regions(self, tile: str) -> np.ndarray:
-        """The regions of a tile: uint16 (H,W), regions 1..R and 0 for the rest.
+        """The regions of a tile: uint16 (H,W), regions 1..R and 0 for pixels of no region.
 
         Raises:
             FileNotFoundError: step "propose" has not written them.
         """
         path = self / f"regions/{tile}.png"
         if not path.is_file():
-            raise FileNotFoundError(f"no {path}: run propose first")
+            raise FileNotFoundError(f"no {path}: run the step propose first")
         return read_map(path)
 
 
 def each_tile(each: Each, function: Callable[[Any, dict], str], rows: list[dict], step: str) -> list[dict]:
-    """Call function(model, row) for the catalogue rows of tiles; it returns an error of this tile, or "".
+    """Call function(model, row) for each catalogue row. The function returns an error message for this tile, or "".
 
     Returns:
         {"tile", "error"} for each tile with an error, or whose worker was lost; sorted by tile.
@@ -182,7 +182,7 @@ def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
 
 
 class Journal:
-    """An append-only file of JSON lines. An incomplete last line, left by a killed run, is dropped when opened."""
+    """An append-only file of JSON lines. Opening it drops an incomplete last line, which a killed run may have left."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

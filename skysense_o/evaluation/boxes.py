@@ -19,8 +19,8 @@ def box_average_precision(truth: dict, results: list[dict], most: int = 1000) ->
     Args:
         truth: content of a COCO annotation file: images, categories, and annotations with bbox.
         results: content of a COCO result file: a list of image_id, category_id, bbox (x, y, width, height) and score.
-        most: number of boxes per class and image that count, the highest scores first. COCO counts 100, too few for
-            a scene.
+        most: number of boxes per class and image that are evaluated, those with the highest scores. COCO evaluates
+            100, which is too few for a large scene.
 
     Returns:
         AP (mean over the IoU thresholds 0.5 to 0.95), AP50, AP75, AP_small, AP_medium, AP_large, in 0..1 or NaN
@@ -73,8 +73,8 @@ def read_coco_boxes(truth: str | Path, results: str | Path) -> tuple[dict, list[
         results: COCO result file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not JSON, or lacks a key.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is not JSON, or lacks a key.
     """
     annotations, rows = _read_json(truth), _read_json(results)
     if not isinstance(annotations, dict) or not {"images", "categories", "annotations"} <= set(annotations):

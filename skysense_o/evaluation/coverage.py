@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Masks = Callable[[np.ndarray], np.ndarray]
-"""uint8 (H,W,3) image -> (H,W) index of the word that each pixel gets."""
+"""A function that maps an image, uint8 (H,W,3), to the index of the word that each pixel gets, (H,W)."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class BoxCounts:
 def count_boxes(
     counts: BoxCounts, mask: np.ndarray, boxes: Sequence[Sequence[float]], outlined: np.ndarray | None = None
 ) -> None:
-    """Add one image.
+    """Add one image to `counts`.
 
     Args:
         mask: bool (H,W), the word's pixels.
@@ -60,8 +60,10 @@ def coverage(shares: np.ndarray, kinds: Sequence[str], words: Sequence[str], own
     """Test whether each word covers at least 1 % of the images of its own scene classes, and less than 0.5 % of others.
 
     Args:
-        shares: (N,C), the share of each image's pixels per word. kinds: N scene classes. own: word -> its scene
-            classes.
+        shares: (N,C), for each image the share of its pixels that each word gets.
+        kinds: scene classes of the N images.
+        words: C words.
+        own: word -> its own scene classes, whose images should contain it.
 
     Returns:
         word -> (mean share in images of its own scene classes, mean share in all other images, whether both conditions

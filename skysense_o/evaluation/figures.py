@@ -14,7 +14,7 @@ MOST_NUMBERS = 25
 
 
 def write_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> None:
-    """Write `<path>.csv` with the counts and `<path>.png` with the percentage of each row.
+    """Write `<path>.csv` with the counts and `<path>.png` with percentages of each row's sum.
 
     Args:
         path: without suffix.

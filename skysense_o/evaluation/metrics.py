@@ -23,7 +23,7 @@ def confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int) -> T
         int64 (C,C+1), on the prediction's device; the last column is "none".
 
     Raises:
-        ValueError: a label outside 0..C-1 that is not `ignore`.
+        ValueError: a label is outside 0..C-1 and is not `ignore`.
 
     >>> confusion(torch.tensor([[0, 1, 1, 255]]), torch.tensor([[0, 0, 1, 1]]), classes=2, ignore=255)
     tensor([[1, 0, 0],
@@ -43,19 +43,20 @@ def confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int) -> T
 def segmentation_metrics(matrix: np.ndarray | Tensor, background: Sequence[bool] = ()) -> dict:
     """Compute segmentation metrics, in 0..1, NaN where undefined.
 
-    Detectron2 0.6 has had two rules for the mean IoU:
-    - mIoU: the mean over the classes in the truth (Detectron2 since mid-2022);
-    - mIoU_predicted: the sum divided by the number of classes in the truth or the prediction, so that a class that is
-      predicted but absent counts as 0 (Detectron2 until mid-2022, and forks of that time).
+    Detectron2 0.6 has had two rules for the mean IoU, and both are computed:
+    - mIoU is the mean over the classes in the truth (Detectron2 since mid-2022).
+    - mIoU_predicted is the sum of the IoUs divided by the number of classes in the truth or the prediction, so that a
+      class that is predicted but absent counts as 0 (Detectron2 until mid-2022, and forks of that time).
 
     Args:
         matrix: (C,C+1) from `confusion`.
         background: C flags, True for background classes; empty: none.
 
     Returns:
-        mIoU, mIoU_predicted, fwIoU, mACC, pACC; and lists of C: IoU, precision, recall, F1, pixels. With a background
-        class also mIoU_foreground and mIoU_predicted_foreground, means without the background (its pixels still count
-        as errors of other classes); and with two classes foreground_IoU, the IoU of the other class.
+        mIoU, mIoU_predicted, fwIoU, mACC, pACC; and as lists of C numbers IoU, precision, recall, F1 and pixels. If
+        there is a background class, also mIoU_foreground and mIoU_predicted_foreground, which leave out its IoU (its
+        pixels still count as errors of other classes). If there are only two classes, one of them background, also
+        foreground_IoU, the IoU of the other class.
 
     >>> segmentation_metrics(np.array([[3, 1, 0], [0, 4, 0]]))["IoU"]
     [0.75, 0.8]

@@ -22,10 +22,10 @@ def as_coco(file_name: str, prediction: np.ndarray, classes: int) -> list[dict]:
     Args:
         file_name: file name of the image.
         prediction: (H,W) class indices.
-        classes: C; larger values are left out.
+        classes: C; pixels with an index of C or more are left out.
 
     Returns:
-        One entry per class in the image: "file_name", "category_id" (class index), "segmentation" (run-length mask).
+        One dict per class in the image: "file_name", "category_id" (class index), "segmentation" (run-length mask).
 
     >>> [row["category_id"] for row in as_coco("a.png", np.array([[0, 2, 3]]), classes=3)]
     [0, 2]
@@ -44,7 +44,7 @@ def save_png(path: Path, prediction: np.ndarray, colors: list[Color]) -> None:
     Args:
         path: path of the new file.
         prediction: (H,W) class indices.
-        colors: C.
+        colors: RGB of each of the C classes.
     """
     ids = np.where(prediction < len(colors), prediction, IGNORE).astype(np.uint8)
     image = Image.fromarray(ids)

@@ -35,18 +35,19 @@ def evaluate_prompts(
 ) -> dict[str, float]:
     """Evaluate the connected components of each class, with simulated clicks and with boxes (Kirillov et al. 2023).
 
-    The first click is in the middle of the component, the others are corrective.
+    The first click is in the middle of the component. Each further click corrects an error of the mask before it.
 
     Args:
         model: a SkySenseO that takes prompts.
         samples: functions that return a Sample with `sem_seg`; they are split across processes.
         folder: an image with the masks of the first sample is written to it; None: no image.
-        each: workers that hold such a model; None: the images are evaluated here.
+        each: distributes the images over workers that hold the model; None: this process evaluates all images.
 
     Returns:
-        Means over components, without ignored pixels: click1, click5 and box, the IoU after one click, five clicks and
-        from the box; box_filled, the IoU of the box itself; quality_error, |predicted IoU - IoU| after one click. And
-        parts, the number of components. {} without components.
+        Means over all components, without ignored pixels: "click1", "click5" and "box" are the IoU of the mask after
+        one click, after five clicks and from the box; "box_filled" is the IoU if the whole box is the mask;
+        "quality_error" is |predicted IoU - IoU| after one click. "parts" is the number of components. {} if there are
+        no components.
     """
     was_training = model.training
     model.eval()
@@ -63,14 +64,14 @@ def evaluate_prompts(
     return {**numbers, "parts": len(rows)}
 
 
-Masks = list[tuple[np.ndarray, np.ndarray]]  # (a component, the mask that is predicted from the component's box) pairs
+Masks = list[tuple[np.ndarray, np.ndarray]]  # pairs of a component and the mask that is predicted from its box
 
 
 @torch.no_grad()
 def _one_sample(
     samples: Sequence[Callable[[], Sample]], folder: Path | None, model: nn.Module, index: int
 ) -> list[dict[str, float]]:
-    """The rows of one sample; of the first one also the image."""
+    """The metrics of each component of one sample; for the first sample, also write the image with its masks."""
     sample = samples[index]()
     rows, masks = _one_image(model, sample)
     if index == 0 and folder and masks:

@@ -39,7 +39,7 @@ def protocol_file(name: str) -> Path:
     """The YAML file of a protocol, from its name or its path.
 
     Raises:
-        FileNotFoundError: no such protocol; the message lists all names.
+        FileNotFoundError: there is no such protocol; the message lists all names.
     """
     path = FOLDER / f"{name}.yaml"
     if path.is_file() or Path(name).is_file():
@@ -56,15 +56,16 @@ class Protocol:
 
     Attributes:
         name: name of the protocol.
-        short_side, long_side: images are resized as by Detectron2's ResizeShortestEdge, in pixels; 0: not resized.
+        short_side, long_side: sides in pixels to which images are resized, as Detectron2's ResizeShortestEdge does;
+            short_side 0: not resized, long_side 0: no limit.
         window: side of sliding windows in pixels; 0: the whole image at once; -1: the model's default.
         overlap: overlap of windows in pixels; -1: a quarter of the window.
         scales: scales of test-time augmentation; the probabilities are averaged.
-        flips: also average over mirrored images.
+        flips: also average over the images mirrored horizontally, vertically and both ways.
         background: names of background classes.
         threshold: minimum probability of the best class; below it a pixel has no class.
         class_thresholds: (class, threshold) pairs that replace `threshold`.
-        retrieval: file of retrieval words; {} stands for the name of the class table.
+        retrieval: file of retrieval words (further words for each class); {} stands for the name of the class table.
     """
 
     name: str = ""
@@ -111,7 +112,7 @@ class Protocol:
             table: name of the class table.
 
         Raises:
-            FileNotFoundError: this class table has no retrieval-words file.
+            FileNotFoundError: there is no file of retrieval words for this class table.
         """
         if self.background:
             vocabulary = Vocabulary.of(vocabulary.phrases, self.background)
@@ -130,7 +131,7 @@ class Protocol:
         Args:
             model: a SkySenseO in eval mode.
             sample: its vocabulary has C classes, then background classes.
-            rest: label of pixels without a class; None: C.
+            rest: label of background pixels and of pixels below the threshold; None: C.
 
         Returns:
             int64 (H,W), class indices or `rest`.
@@ -211,7 +212,7 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _between(cells: Tensor, axis: Axis, dim: int) -> Tensor:
-    """Interpolate the cells of one axis linearly at the pixels of its target."""
+    """Interpolate the cells along one axis linearly at the pixels of the axis's target size."""
     cell, share = axis.position(torch.arange(axis.target))
     cell, share = cell.to(cells.device), share.to(cells.device).view([-1 if d == dim else 1 for d in range(3)])
     after = (cell + 1).clamp(max=cells.shape[dim] - 1)

@@ -22,7 +22,7 @@ from skysense_o.workers import Each, here
 logger = logging.getLogger(__name__)
 BATCH = 16  # images
 BUCKETS = (0, 10, 100, 1000)
-"""Upper bounds of RSVQA's buckets for numbers (Lobry et al. 2020): 0, 1 to 10, 11 to 100, 101 to 1000, more."""
+"""Upper bounds of RSVQA's buckets for numbers (Lobry et al. 2020): 0, 1 to 10, 11 to 100, 101 to 1000, over 1000."""
 
 
 def kind_of(record: dict) -> str:
@@ -41,7 +41,7 @@ def kind_of(record: dict) -> str:
 
 
 def bucket(answer: str) -> str:
-    """Replace a number by RSVQA's bucket, with its unit; other answers are only normalised.
+    """Replace a number by its bucket in RSVQA, and keep its unit; other answers are only normalised.
 
     >>> bucket("12 m2"), bucket("Yes")
     ('bucket 2m2', 'yes')
@@ -69,7 +69,7 @@ def within_one(answer: str, truth: str) -> bool:
 
 
 class QuestionOnly:
-    """Baseline without images: the most frequent training answer of the question, else of its type."""
+    """Baseline without images: the most frequent training answer to the same question, else to its question type."""
 
     def __init__(self, records: Sequence[dict]) -> None:
         by_question, by_kind = defaultdict(Counter), defaultdict(Counter)
@@ -96,17 +96,17 @@ def evaluate_questions(
 
     Args:
         vqa_model: answers the questions.
-        records: "file_name", "question", "answer" and "kind" each.
+        records: each has "file_name", "question", "answer" and possibly "kind".
         read: record -> image, uint8 (H,W,3) RGB.
         training: records for the question-only baseline.
         seed: seed of the shuffled images.
-        each: workers that hold such a model; None: the questions are asked here.
+        each: distributes the images over workers that hold the model; None: this process asks all questions.
 
     Returns:
         numbers: accuracies "model/<type>", "question_only/<type>" and "shuffled/<type>". Beside the question types
             there are "average" over types, "overall" over questions, and "human" over questions that people wrote
             freely. "count_bucketed" and "area_bucketed" compare RSVQA's buckets, and "count_within_one" allows an error
-            of one; neither is part of an average.
+            of one; these three are not part of the averages.
         predictions: one row per question, with the three answers under "predictions".
 
     Raises:
@@ -142,7 +142,7 @@ def _answers(
     vqa_model: VQAModel,
     chosen: np.ndarray,
 ) -> list[tuple[int, str, str]]:
-    """For each question about the chosen images: its index, and the answers for its image and for the next one."""
+    """For each question about the chosen images: its index, and the answers for its image and for the next image."""
     needed = {files[j % len(files)] for i in chosen for j in (i, i + 1)}
     images = {f: torch.from_numpy(read(records[by_image[f][0]]).copy()).permute(2, 0, 1) for f in needed}
     pairs = [(i, index) for i in chosen for index in by_image[files[i]]]  # (index of the image, index of the record)
@@ -182,7 +182,7 @@ def question_table(numbers: dict[str, float]) -> str:
 
 
 def _shuffled(files: list[str], seed: int) -> list[str]:
-    """The images in random order. The wrong-image baseline asks each image's questions about the next one."""
+    """The images in random order. The wrong-image baseline asks the questions about each image of the next image."""
     if len(files) < 2:
         raise ValueError(f"all questions are about {files[0]!r}: the shuffled baseline needs at least two images")
     return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]

@@ -37,13 +37,14 @@ class Task:
 
     Attributes:
         name: name of the data set, for files and the report.
-        samples: functions vocabulary -> Sample with `sem_seg`; they are called one by one.
+        samples: functions from a vocabulary to a Sample with `sem_seg`, one per image; they are called one by one.
         colors: RGB per class (C).
         background: per class (C), whether it is a background class.
-        folder: folder of the files.
+        folder: folder to write the files to.
         protocol: how labels are predicted.
-        images: number of sheets to write for the best images, and as many for the median and the worst.
-        predictions: formats in which to write all predictions, some of coco, png.
+        images: number of images of which to draw input, truth and prediction: this many with the best mIoU, this many
+            around the median, and this many with the worst.
+        predictions: formats in which to write all predictions: "coco", "png", both or none.
     """
 
     name: str
@@ -78,7 +79,7 @@ def evaluate(
             because a trainer may run the forward in half precision; the evaluation always uses full precision.
         task: the data set and the protocol.
         vocabularies: title -> vocabulary with C classes in the order of the class ids, then background words.
-        each: workers that hold such a model; None: the images are evaluated here.
+        each: distributes the images over workers that hold the model; None: this process evaluates all images.
 
     Returns:
         title -> metrics (see `segmentation_metrics`), the same on all processes.
@@ -103,7 +104,7 @@ def evaluate(
 
 
 def _matrix(each: Each, task: Task, title: str, vocabulary: Vocabulary, keep: bool) -> tuple[Tensor, dict[int, float]]:
-    """The confusion matrix (C,C+1) of all processes, and index of an image -> mIoU of that image."""
+    """The confusion matrix (C,C+1) over all processes, and a dict from the index of an image to its mIoU."""
     total, scores, rows = torch.zeros((task.num_classes, task.num_classes + 1), dtype=torch.int64), {}, {}
     mine = range(comm.get_rank(), len(task.samples), comm.get_world_size())
     images = each(partial(_one_image, task, vocabulary, keep), mine, desc=f"{task.name}, {title}")
@@ -124,7 +125,7 @@ def _matrix(each: Each, task: Task, title: str, vocabulary: Vocabulary, keep: bo
 def _one_image(
     task: Task, vocabulary: Vocabulary, keep: bool, model: nn.Module, index: int
 ) -> tuple[Tensor, list[dict]]:
-    """The confusion matrix of one image, and its entries for COCO; writes its PNG."""
+    """The confusion matrix of one image, and its predictions in COCO's format; also write its PNG if asked for."""
     sample, rows = task.samples[index](vocabulary), []
     prediction = task.protocol.labels(model, sample, task.rest).to(model.device)
     if keep and task.predictions:
@@ -138,7 +139,7 @@ def _one_image(
 
 
 def _sheets(model: nn.Module, task: Task, vocabulary: Vocabulary, scores: dict[int, float]) -> None:
-    """Write input | truth | prediction of the images with the best, the median and the worst mIoU."""
+    """Draw input | truth | prediction of the images with the best, the median and the worst mIoU, one file each."""
     order = sorted((i for i in scores if not np.isnan(scores[i])), key=lambda i: (-scores[i], i))
     k, middle = min(task.images, len(order)), max(0, (len(order) - task.images) // 2)
     chosen: dict[int, str] = {}
@@ -160,4 +161,4 @@ def metrics_table(metrics: dict, classes: Sequence[str]) -> str:
     rows = [[name, *(metrics[column][i] for column in columns), metrics["pixels"][i]] for i, name in enumerate(classes)]
     table = tabulate(rows, ["class", *columns, "pixels"], floatfmt=".3f", intfmt=",")
     means = "   ".join(f"{key} {metrics[key]:.4f}" for key in MEANS if key in metrics)
-    return f"{table}\n{means}\n(mIoU: absent classes dropped; mIoU_predicted: absent but predicted classes count as 0)"
+    return f"{table}\n{means}\n(mIoU leaves out absent classes; mIoU_predicted counts them as 0 if predicted)"

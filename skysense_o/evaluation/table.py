@@ -1,4 +1,4 @@
-"""Write one table of all results next to the published ones, as Markdown, CSV and JSON."""
+"""Write one table of all results next to published results, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rows_of(results: Sequence[dict], left_out: dict[str, str]) -> list[dict]:
         left_out: data set -> reason.
 
     Returns:
-        Column -> text; percentages with two decimals.
+        Rows, each a dict from column to text; percentages have two decimals.
     """
     models = read_published()["models"]
     rows = []
@@ -70,11 +70,11 @@ def write_tables(folder: Path, results: Sequence[dict], left_out: dict[str, str]
     """Write `results.md`, `.csv` and `.json` to a folder.
 
     Args:
-        folder: it is created if needed.
+        folder: folder to write to; it is created if needed.
         results, left_out: see `rows_of`.
 
     Returns:
-        The Markdown.
+        The content of results.md.
     """
     rows, published = rows_of(results, left_out), read_published()
     heads = list(rows[0]) if rows else ["data set"]
@@ -82,8 +82,8 @@ def write_tables(folder: Path, results: Sequence[dict], left_out: dict[str, str]
     notes = [f"- published, {task}: {text}." for task, text in published["protocols"].items()]
     text = "\n".join(
         [
-            "In percent. mIoU leaves out absent classes, mIoU_predicted counts them as 0 if they are predicted. The"
-            " 95 % interval is in brackets.",
+            "All metrics are in percent. mIoU leaves out absent classes; mIoU_predicted counts an absent class as 0 if"
+            " it is predicted. Brackets contain 95 % confidence intervals.",
             "",
             measured,
             "",

@@ -1,4 +1,4 @@
-"""Evaluation with everyday words on weakly labelled sets. Each test returns data set -> metric -> value in 0..1."""
+"""Evaluation with everyday words on weakly labelled data sets. Each `ask_*` returns data set -> metric -> 0..1."""
 
 from __future__ import annotations
 
@@ -63,13 +63,15 @@ BESIDE = ("road", "parking lot", "grass", "tree", "bare land", "building", "shru
 
 
 class Asker:
-    """A model, the number of images of each set to evaluate it on, and the metres per pixel of its training."""
+    """Segments images with words. It holds the model, the number of images of each data set to use (0: all), and the
+    smallest and largest metres per pixel of the model's training.
+    """
 
     def __init__(self, model: nn.Module, limit: int = 0, known_gsd: Sequence[float] = ()) -> None:
         self.model, self.limit, self.known_gsd = model, limit, known_gsd
 
     def records(self, name: str) -> list[dict]:
-        """All records of a set, or `limit` of them, evenly spread."""
+        """All records of a data set, or `limit` of them, evenly spread."""
         records = records_of(name)
         if not self.limit or self.limit >= len(records):
             return records
@@ -80,7 +82,7 @@ class Asker:
 
         Args:
             image: uint8 (H,W,3).
-            words: "tree|vegetation" is one word with a synonym.
+            words: the words; bars separate synonyms, as in "tree|vegetation".
             pixel_size: metres per pixel, see `Predictor`.
 
         Returns:
@@ -97,24 +99,25 @@ Numbers = dict[str, dict[str, float]]
 
 
 def ask_roads(ask: Asker) -> Numbers:
-    """Compute the IoU of "road"."""
+    """Compute the IoU of "road" on epfl_roads_val."""
     return {"epfl_roads_val": {"IoU of road": _iou_of_class_1(ask, "epfl_roads_val", ROADS)}}
 
 
 def ask_buildings(ask: Asker) -> Numbers:
-    """Compute the IoU of "building"."""
+    """Compute the IoU of "building" on oam_buildings_val."""
     return {"oam_buildings_val": {"IoU of building": _iou_of_class_1(ask, "oam_buildings_val", ROOFS)}}
 
 
 def ask_land(ask: Asker) -> Numbers:
-    """Compute the mIoU of five words; the set has no water."""
+    """Compute the mIoU of five words on czech_landcover_val; water is left out, because these images have none."""
     return {"czech_landcover_val": _mean_iou(ask, "czech_landcover_val", LAND)}
 
 
 def ask_drone(ask: Asker) -> Numbers:
-    """Compute the mIoU of six words on a set that no training used; other classes are ignored.
+    """Compute the mIoU of six words on semantic_drone_test, which no training used; other classes are ignored.
 
-    Images of this set have pixels of 1 to 2 cm. They are reduced to the finest pixel size of training, see `reduction`.
+    Pixels of these images are 1 to 2 cm wide. The images are reduced to the finest pixel size of training, see
+    `reduction`.
     """
     return {"semantic_drone_test": _mean_iou(ask, "semantic_drone_test", DRONE)}
 
@@ -178,7 +181,7 @@ def _count_everything(counts: BoxCounts, mask: np.ndarray, word: str, record: di
 
 
 def ask_coverage(ask: Asker) -> Numbers:
-    """Test on UC Merced's test images whether each of twelve words is found in its scene classes and in no others."""
+    """Test on UC Merced's test images whether each of twelve words is found in its scene classes and not in others."""
     words, records = (*KINDS, *BESIDE), ask.records("ucmerced_test")
     table, shares = load_classes("ucmerced"), []
     for record in records:
@@ -192,7 +195,7 @@ def ask_coverage(ask: Asker) -> Numbers:
 
 
 def _iou_of_class_1(ask: Asker, name: str, words: Sequence[str]) -> float:
-    """IoU of the first word with class 1, for a set whose label 0 is everything else."""
+    """IoU of the first word with class 1, for a data set whose label 0 stands for everything else."""
     both = either = 0
     for record in ask.records(name):
         image, labels = read_image_and_labels(record)
@@ -203,7 +206,7 @@ def _iou_of_class_1(ask: Asker, name: str, words: Sequence[str]) -> float:
 
 
 def _mean_iou(ask: Asker, name: str, classes: dict[str, tuple[int, ...]]) -> dict[str, float]:
-    """IoU of each word and their mean. classes: word -> its label values; pixels with other values are ignored."""
+    """IoU of each word, and the mean IoU. classes: word -> its label values; pixels with other values are ignored."""
     words = tuple(classes)
     both, either = np.zeros(len(classes)), np.zeros(len(classes))
     for record in ask.records(name):

@@ -27,7 +27,8 @@ SYMMETRIES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     *(partial(np.rot90, k=k) for k in (1, 2, 3)),
     *(lambda image, k=k: np.rot90(image[:, ::-1], k) for k in range(4)),
 )
-"""The symmetries of a square but the identity: seen from above, a scene has no preferred direction."""
+"""All symmetries of a square except the identity. They can be used because a scene seen from above has no preferred
+direction."""
 
 
 @torch.no_grad()
@@ -44,18 +45,20 @@ def evaluate_pairs(
 ) -> dict:
     """Evaluate classification of records with a "label", and retrieval of records with captions.
 
-    Retrieval needs more different captions than labels. A caption of several images is correct for each of them.
+    Retrieval is only evaluated if there are more different captions than labels. A caption that several images have is
+    correct for each of these images.
 
     Args:
         model: has a `tower`.
-        records: N, with "label" or "captions".
+        records: N records with "label", "captions" or both.
         read: record -> image, uint8 (H,W,3) RGB.
-        vocabulary: C classes in the order of the labels; None without labels. The best phrase of a class counts.
+        vocabulary: C classes in the order of the labels; None if there are no labels. A class has the score of its best
+            phrase.
         templates: P sentences with one "{}". The embedding of a phrase is the normalised mean over the sentences.
         side: images are resized to this square, in pixels, if the tower has no `scene_side`.
         figure: path of the confusion matrix, without suffix; None: not written.
         flips: average the embeddings of an image, its three rotations by 90 degrees, and the mirror images of these.
-        each: workers that hold such a model; None: the images are encoded here.
+        each: distributes the images over workers that hold the model; None: this process encodes all images.
 
     Returns:
         Classification: top1 with its 95 % interval top1_low and top1_high (Wilson), top5, chance (1/C), and per_class,
@@ -90,8 +93,8 @@ def read_templates(path: str | Path) -> list[str]:
     """Read prompt templates, one sentence with one "{}" per line; empty lines and lines that start with # are skipped.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line without exactly one "{}", or no line at all.
+        FileNotFoundError: the file does not exist.
+        ValueError: a line does not have exactly one "{}", or there is no line.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no templates file at {str(path)!r}: give a file with one sentence with {{}} per line")
@@ -118,7 +121,7 @@ def _accuracy(scores: Tensor, truth: Tensor, classes: Sequence[str]) -> tuple[di
 
 
 def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10: the share of rows with a correct column among the k best.
+    """Recall at k = 1, 5 and 10: the share of rows for which one of the k highest scores is in a correct column.
 
     Args:
         scores: (N,M).

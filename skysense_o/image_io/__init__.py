@@ -1,4 +1,4 @@
-"""The one image reader: a file, an array or a PIL image -> uint8 RGB, valid pixels, and a record of the conversion.
+"""The image reader of the project: a file, an array or a PIL image -> uint8 RGB, valid pixels, and a conversion record.
 
 All parts of the project read images with `read_image`: data sets, `Predictor`, the web page, tasks on whole images and
 the data engine. Scenes read windows with `GDALImage`, which `read_image` uses as well.

@@ -1,4 +1,4 @@
-"""Image files: the file format (found by the first bytes), side files, the limit of pixels, errors."""
+"""Image files: find a file's format from its first bytes, find side files, limit the number of pixels; errors."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def container_of(path: Path) -> str | None:
         A key of _MAGIC, "WEBP", "VRT", "ENVI" (raw values with a .hdr file), or None if unknown.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ImageError: the file is empty or cannot be opened.
     """
     name = printable(path)
@@ -134,7 +134,7 @@ def _names_in(folder: Path) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def _listed(folder: str, changed: int, now: int = 0) -> frozenset[str]:
-    """Names in a folder, in lower case. Cached while the folder does not change, as it may hold 100,000 files."""
+    """Names in a folder, in lower case; cached until the folder changes, because it may have 100,000 files."""
     return frozenset(name.lower() for name in os.listdir(folder))
 
 
@@ -147,7 +147,7 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int | None) -> No
         max_pixels: the limit; 0 for no limit, None for the environment variable SKYSENSE_O_MAX_PIXELS or MAX_PIXELS.
 
     Raises:
-        TooManyPixels: the image has more pixels.
+        TooManyPixels: the image has more pixels than the limit.
         ValueError: the environment variable is not a number.
     """
     if max_pixels is None:
@@ -160,7 +160,7 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int | None) -> No
 
 
 def _once(paths: list[Path]) -> list[Path]:
-    """Each file once, under its shortest path: "**" follows links to parent folders again and again."""
+    """Keep each file once, under its shortest path, because "**" follows links to parent folders again and again."""
     shortest: dict[str, Path] = {}
     for path in sorted(paths, key=lambda path: len(path.parts)):
         shortest.setdefault(os.path.realpath(path), path)
@@ -169,7 +169,7 @@ def _once(paths: list[Path]) -> list[Path]:
 
 
 def images_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files of a folder with one of these suffixes, in lower case, sorted; hidden ones are left out.
+    """The files of a folder with one of these suffixes (given in lower case), sorted; hidden files are left out.
 
     macOS puts a hidden `._a.jpg`, which is not an image, beside each `a.jpg` on foreign disks and in zip files.
     """
@@ -209,7 +209,7 @@ def find_images(patterns: list[str]) -> list[Path]:
 
 
 def stems_of(paths: list[Path]) -> list[str]:
-    """Stems of the result files of images. Equal ones get their suffix or folder, so that no file is overwritten.
+    """Stems of the images' result files. Equal stems get the suffix or folder too, so that no file is overwritten.
 
     >>> stems_of([Path("a/x.tif"), Path("a/x.png"), Path("b/x.tif")])
     ['x', 'x_png', 'x_tif']

@@ -1,8 +1,9 @@
 """Open files with GDAL safely: only local rasters of known kinds. Needs the extra "geo".
 
 A file from somebody else may contain a network address instead of pixels (WMS, WMTS, WCS, a VRT with /vsicurl/...), and
-GDAL would fetch it. So a file is opened only with the driver for the format that its first bytes show, and a VRT only
-if all files that it names are local images. GDAL's network file systems are off. `remote=True` lifts all three limits.
+GDAL would fetch it. So a file is opened only with the driver for the format that its first bytes show. A VRT is opened
+only if all files that it names are local images. GDAL's network file systems are off. `remote=True` lifts all three
+limits.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ DRIVERS = {
 }  # fmt: skip
 """GDAL driver per file format. Raw values with a header file (ENVI) may need the driver EHdr instead."""
 _NO_GEOREFERENCE_INSIDE = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PNM")
-"""File formats that only a side file can georeference, so most such files need not be opened with GDAL."""
+"""File formats that can only be georeferenced by a side file. Files without a side file need not be opened with GDAL to
+find out."""
 GDAL_CACHE = 64 * 2**20
 HTTP_TIMEOUT = 20
 VRT_DEPTH = 4
@@ -50,7 +52,7 @@ def has_geo() -> bool:
 
 @contextmanager
 def gdal_settings(remote: bool = False) -> Iterator[None]:
-    """Configure GDAL: a small cache (GDAL takes 5 % of the memory), a time limit, no network unless `remote`.
+    """Configure GDAL: a small cache (by default GDAL uses 5 % of the memory), a time limit, no network unless `remote`.
 
     Images without georeference are allowed, so rasterio's warnings about such images are not shown.
     """
@@ -59,7 +61,7 @@ def gdal_settings(remote: bool = False) -> Iterator[None]:
 
     options = {"GDAL_CACHEMAX": GDAL_CACHE, "GDAL_HTTP_TIMEOUT": HTTP_TIMEOUT, "GDAL_HTTP_CONNECTTIMEOUT": HTTP_TIMEOUT}
     options["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = False  # this optimisation would accept a truncated PNG
-    if not remote:  # no file has this suffix, so GDAL opens no file on a network
+    if not remote:  # GDAL may only open network files with this suffix, which no file has
         options |= {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".no-remote-files", "GDAL_HTTP_PROXY": "127.0.0.1:9"}
     with rasterio.Env(**options), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -67,13 +69,13 @@ def gdal_settings(remote: bool = False) -> Iterator[None]:
 
 
 def open_dataset(path: Path, remote: bool = False) -> rasterio.DatasetReader:
-    """Open a raster for reading. Open it, and read from it, inside `gdal_settings`.
+    """Open a raster for reading. Call this function, and read from the raster, inside `gdal_settings`.
 
     Args:
         remote: allow any driver and the network; only for files from a trusted source.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ImageError: the file is not a raster of a known kind, or cannot be read.
     """
     import rasterio
@@ -119,7 +121,7 @@ def is_georeferenced(path: Path, remote: bool = False) -> bool:
 
 
 def has_georeference(path: Path, container: str | None, side_file: bool, remote: bool = False) -> bool:
-    """As `is_georeferenced`, for a caller that already knows the file format and whether there is a side file."""
+    """The same as `is_georeferenced`, for a caller that knows the file format and whether there is a side file."""
     if container is None:
         maybe = remote
     elif container in _NO_GEOREFERENCE_INSIDE:
@@ -158,7 +160,7 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
     """Check that a VRT refers only to local images that could be opened by themselves.
 
     Raises:
-        ImageError: it refers to something else, or cannot be read.
+        ImageError: the VRT refers to something else, or cannot be read.
     """
     name = printable(path)
     if depth > VRT_DEPTH or path.stat().st_size > VRT_BYTES:

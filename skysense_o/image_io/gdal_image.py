@@ -45,14 +45,14 @@ class GDALImage:
         """
         Args:
             path: path of the raster.
-            bands: three band numbers from 1, or one; None for the bands that the file declares as red, green and blue,
-                or else the first three, or the first.
+            bands: numbers, from 1, of three bands or of one; None: the bands that the file declares as red, green and
+                blue; if there are none, the first three bands; if there are fewer, the first band.
             remote: see `open_dataset`.
             name: the image's name, for messages; None: the path.
             max_pixels: see `check_pixels`; no limit by default, because a raster is read in windows.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: the file does not exist.
             ImageError: the file cannot be read, has no such bands, or has no valid pixel.
         """
         self.path, self.remote = Path(path), remote
@@ -151,7 +151,7 @@ class GDALImage:
             ) from error
 
     def valid_of(self, window: Window, shape: tuple[int, int], raw: np.ndarray | None) -> np.ndarray:
-        """Which pixels have data: bool (h,w). A pixel has none if it is nodata, transparent, masked or not finite.
+        """Which pixels have data, bool (h,w). Pixels that are nodata, transparent, masked or not finite have none.
 
         Args:
             window, shape: see `read`.
@@ -197,7 +197,7 @@ class GDALImage:
         return list(bands)
 
     def _palette(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The palette of a single band: colors (N,3), and bool (N,), which are transparent; None without a palette."""
+        """The palette of a single band, colors (N,3), or None; and which colors are transparent, bool (N,), or None."""
         if len(self.bands) != 1 or self.file.colorinterp[self.bands[0] - 1] != ColorInterp.palette:
             return None, None
         table = np.zeros((65536 if self.dtype.itemsize > 1 else 256, 4), np.uint8)
@@ -221,7 +221,11 @@ class GDALImage:
         return None if in_mask or not alphas or alphas[0] in self.bands else alphas[0]
 
     def _measure(self) -> tuple[float, float] | None:
-        """The stretch, from the valid pixels of a reduced raster; None for 8-bit values, which are not stretched."""
+        """The stretch, from the valid pixels of a reduced raster; None for 8-bit values, which are not stretched.
+
+        Raises:
+            ImageError: the raster has no valid pixel.
+        """
         eight = self.palette is not None or self.dtype == np.uint8
         if eight and self.all_valid:
             return None
@@ -235,7 +239,7 @@ class GDALImage:
         return low, high
 
     def _sampled(self) -> np.ndarray:
-        """Valid values of the raster, reduced to the size of a sample."""
+        """Valid values of the raster, reduced to the size that `sample_shape` gives."""
         shape, window = sample_shape(self.size), Window(0, 0, self.size[1], self.size[0])
         raw = self.read(window, shape)
         return raw[:, self.valid_of(window, shape, raw)]

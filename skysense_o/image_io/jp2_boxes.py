@@ -17,9 +17,9 @@ MOST_BOXES = 10_000
 
 
 def check_boxes(path: Path) -> None:
-    """Check that each box inside another one has a length and ends inside it.
+    """Check that each box inside another box has a length, and ends inside that other box.
 
-    A box that reaches beyond the end of the file is left to the decoder, as is a file that is a bare codestream.
+    Boxes that reach beyond the end of the file, and files that are a codestream without boxes, are left to the decoder.
 
     Raises:
         ImageError: a box is damaged, or there are more than `MOST_BOXES`.

@@ -30,7 +30,9 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
-    """The inverse of `upright`: a view of `array` as stored. Values written into the view appear upright in `array`."""
+    """The inverse of `upright`: a view of an upright array in stored orientation. Values that are written into the view
+    appear upright in `array`.
+    """
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     if orientation in (3, 4, 7, 8):

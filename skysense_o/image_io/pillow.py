@@ -59,9 +59,9 @@ class Header:
 
     @property
     def pillow_is_enough(self) -> bool:
-        """Whether Pillow can read the file completely: 8 bits, no declared nodata, no additional bands."""
+        """Whether Pillow can read all of the file: values of 8 bits, no declared nodata, no additional bands."""
         bands, extra = self.tags.get(277, 1), _tuple(self.tags, 338, 0)
-        # Tag 42112 holds GDAL's band descriptions, which may declare a fourth band as alpha; otherwise it is not.
+        # Tag 42112 holds GDAL's band descriptions. If it exists, a fourth band is only alpha if it is declared there.
         special = _NODATA in self.tags or (bands > 3 and (42112 in self.tags or bands > 4)) or len(extra) > 1
         # Pillow rejects some valid JPEG 2000 files, WebP in TIFF (Pillow's libtiff lacks WebP), and YCbCr without JPEG.
         compression = self.tags.get(259, 1)
@@ -70,9 +70,9 @@ class Header:
 
 
 def open_image_file(source: Path | io.BytesIO, container: str) -> Image.Image:
-    """Open an image with Pillow without decoding it. The caller must check the number of pixels.
+    """Open an image with Pillow without decoding it. The caller has to check the number of pixels.
 
-    Pillow's own limit is a setting of the whole process, so it is disabled only during this call.
+    Pillow's own limit of pixels is a setting of the whole process, so it is switched off only during this call.
     """
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -131,7 +131,10 @@ def upright_image(image: Image.Image) -> Image.Image:
 
 
 def rgb_and_valid(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert an 8-bit Pillow image to RGB uint8 (H,W,3), upright; and bool (H,W), where alpha is above 0, or None."""
+    """Convert an 8-bit Pillow image to upright RGB, uint8 (H,W,3), and valid pixels, bool (H,W).
+
+    Pixels with alpha above 0 are valid. If the image has no alpha, None is returned in place of the valid pixels.
+    """
     image = upright_image(image)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA"))

@@ -44,9 +44,10 @@ def read_image(
 ) -> RGBImage:
     """Read an image file of any kind and depth.
 
-    8-bit values are not changed. Other values are stretched to 0..255, from the 2nd to the 98th percentile of the valid
-    pixels, with one stretch for all bands. Of more than three bands, the bands that the file declares as red, green and
-    blue are used, or else the first three. Images that are not georeferenced are turned upright according to EXIF.
+    8-bit values are not changed. Other values are stretched so that the 2nd percentile of the valid pixels becomes 0
+    and the 98th becomes 255, with one stretch for all bands. If a file has more than three bands, the bands that it
+    declares as red, green and blue are used, or if it declares none, the first three. Images that are not
+    georeferenced are turned upright according to EXIF.
 
     Args:
         source: a file, or its bytes.
@@ -55,8 +56,8 @@ def read_image(
         alone: refuse file formats that refer to other files (VRT, HFA, ENVI); for files from untrusted sources.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImageError: the file is not an image, is damaged, or has too many pixels or no valid one.
+        FileNotFoundError: the file does not exist.
+        ImageError: the file is not an image, is damaged, has too many pixels, or has no valid pixel.
 
     >>> image = read_image("demo/yellowstone_0.4m.jpg")
     >>> image.rgb.shape, str(image.rgb.dtype), image.valid, image.record.container
@@ -107,7 +108,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image") -> RGBImage:
-    """Convert an array or a PIL image like a file with the same values; see `read_image`.
+    """Convert an array or a PIL image in the same way as `read_image` converts a file with the same values.
 
     Args:
         image: (H,W), (H,W,1), (H,W,3), or (H,W,4) with alpha; bool or real values. Pixels are not valid if they are not
@@ -115,7 +116,7 @@ def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image"
         name: the image's name, for messages.
 
     Raises:
-        ImageError: another shape, complex values, or no valid pixel.
+        ImageError: the image has another shape, complex values, or no valid pixel.
 
     >>> as_image(np.eye(2, dtype=bool)).rgb[..., 0].tolist()
     [[255, 0], [0, 255]]
@@ -135,7 +136,7 @@ def as_image(image: RGBImage | Image.Image | np.ndarray, name: str = "the image"
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
-        raise ImageError(f"{name} has shape {np.shape(image)}: expected (H,W), (H,W,3) or (H,W,4), none of them 0")
+        raise ImageError(f"{name} has shape {np.shape(image)}: expected (H,W), (H,W,3) or (H,W,4); H and W above 0")
     if array.dtype == bool:
         array = array * np.uint8(255)
     if array.dtype.kind not in "uif":

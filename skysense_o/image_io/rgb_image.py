@@ -58,7 +58,7 @@ class RGBImage:
         return self.rgb.shape[:2]
 
     def filled(self, color=FILL) -> np.ndarray:
-        """RGB uint8 (H,W,3) with this color for pixels without data. It is `rgb` itself if all pixels have data."""
+        """RGB uint8 (H,W,3) in which pixels without data have this color; `rgb` itself if all pixels have data."""
         if self.valid is None:
             return self.rgb
         rgb = self.rgb.copy()

@@ -1,4 +1,4 @@
-"""Convert values of more than 8 bits to 0..255 with one stretch per file, between percentiles of its valid pixels.
+"""Convert values of more than 8 bits to 0..255 with one linear stretch per file, between two percentiles of its pixels.
 
 Shape letters: H W pixels, C bands.
 """
@@ -12,16 +12,16 @@ STRETCH_PERCENTILES = (2.0, 98.0)
 SAMPLE_SIDE = 1024
 """Longest side, in pixels, of the reduced image from which the percentiles are computed."""
 STRIP_BYTES = 16 * 2**20
-"""Decoded bytes per strip."""
+"""Approximate size of a strip of decoded rows, in bytes."""
 
 
 def sample_shape(size: tuple[int, int]) -> tuple[int, int]:
-    """The size (h,w) of the sample of an image of size (H,W)."""
+    """The size (h,w) of the reduced image from which the percentiles of an image of size (H,W) are computed."""
     return tuple(max(1, min(n, round(n * SAMPLE_SIDE / max(*size, SAMPLE_SIDE)))) for n in size)
 
 
 def sample_indices(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the sampled pixels, with the nearest-neighbor rule of GDAL."""
+    """Rows and columns of the pixels of the reduced image, chosen as GDAL's nearest-neighbour resampling does."""
     return tuple(((np.arange(n) + 0.5) * (full / n)).astype(int) for n, full in zip(sample_shape(size), size))
 
 
@@ -29,7 +29,7 @@ def stretch_of(values: np.ndarray) -> tuple[float, float]:
     """Compute the stretch: the value that becomes 0 and the value that becomes 255.
 
     Args:
-        values: finite, at least one, of any shape.
+        values: an array of any shape with at least one value; all values are finite.
 
     >>> stretch_of(np.arange(101))
     (2.0, 98.0)

@@ -296,7 +296,7 @@ def test_labels_of_every_depth_are_read(tmp_path, kind):
         (lambda p: Image.new("RGB", (131, 97)).save(p), "is a RGB image: labels must be one channel"),
         (lambda p: Image.new("L", (131, 97), 77).save(p), r"holds ids \[77\]: they must be 0 to 4"),
         (lambda p: p.write_bytes(p.read_bytes()[:70]), "is cut short or damaged"),
-        (lambda p: Image.new("L", (9, 9)).save(p), r"is \(9, 9\), its image \(97, 131\)"),
+        (lambda p: Image.new("L", (9, 9)).save(p), r"has the size \(9, 9\), but its image \(97, 131\)"),
         (lambda p: write_tiff(p, np.full((97, 131), -1, np.int32)), "holds the id -1: ids are 0 or more"),
     ],
 )

@@ -64,7 +64,7 @@ def test_labels_in_colour_are_an_error(tmp_path):
 
 def test_labels_of_another_size_are_an_error(tmp_path):
     Image.new("L", (4, 5)).save(tmp_path / "label.png")
-    with pytest.raises(ValueError, match=r"is \(5, 4\), its image \(9, 9\)"):
+    with pytest.raises(ValueError, match=r"has the size \(5, 4\), but its image \(9, 9\)"):
         read_labels(str(tmp_path / "label.png"), (9, 9))
 
 

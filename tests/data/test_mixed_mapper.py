@@ -314,7 +314,7 @@ def test_prompts_are_drawn_on_objects_and_never_on_the_rest(data):
 
 
 def test_a_record_without_any_label_is_an_error(data):
-    with pytest.raises(ValueError, match="x.png has no label image, boxes, points, shapes or kind of scene"):
+    with pytest.raises(ValueError, match="x.png has no label image, boxes, points, shapes or scene class"):
         mapper_of(data)({"file_name": "x.png", "dataset": "dubai"})
 
 

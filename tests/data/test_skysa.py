@@ -187,7 +187,7 @@ def test_invalid_scores_are_an_error():
         RelationGraph.of_edges(["a", "b"], np.array([(0, 1, 0, 0)]))
     with pytest.raises(ValueError, match=r"scores go up to 11: they must be 1 to 10"):
         RelationGraph(("a",), np.full((1, 1), 11, np.uint8))
-    with pytest.raises(ValueError, match=r"scores are \(2, 2\), names 1: they must be"):
+    with pytest.raises(ValueError, match=r"scores are \(2, 2\) for 1 names: the shape must be"):
         RelationGraph(("a",), np.zeros((2, 2), np.uint8))
 
 

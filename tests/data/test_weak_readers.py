@@ -49,7 +49,7 @@ def test_an_unknown_category_is_an_error(data):
     body = json.loads((folder / "boxes.json").read_text())
     body["categories"].append({"id": 9, "name": "submarine"})
     (folder / "boxes.json").write_text(json.dumps(body))
-    with pytest.raises(ValueError, match=r"has the categories \['submarine'\]: datasets/classes/vehicles.json has"):
+    with pytest.raises(ValueError, match=r"has the categories \['submarine'\], but datasets/classes/vehicles.json has"):
         records_of("simd_train")
 
 

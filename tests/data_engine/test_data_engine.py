@@ -412,8 +412,8 @@ def test_other_options_need_a_restart(call, survey, tmp_path):
 def test_a_step_run_too_early_names_the_step_to_run_first(call, survey, tmp_path):
     out = ("--work", tmp_path / "work")
     for words, hint in (
-        (("propose",), "no catalog.parquet in .*: run collect first"),
-        (("deduplicate", "--hashes-only"), "no catalog.parquet in .*: run collect first"),
+        (("propose",), "no catalog.parquet in .*: run the step collect first"),
+        (("deduplicate", "--hashes-only"), "no catalog.parquet in .*: run the step collect first"),
         (("graph",), "no catalog.parquet in"),
     ):
         code, _, err = call(ENGINE, *words, *out)
@@ -421,8 +421,8 @@ def test_a_step_run_too_early_names_the_step_to_run_first(call, survey, tmp_path
         assert re.search(hint, err), err
     call(ENGINE, "collect", "--input", survey / "0.png", *out)
     for words, hint in (
-        (("name", "--classes", WORDS), "run propose first"),
-        (("publish",), "run name first"),
+        (("name", "--classes", WORDS), "run the step propose first"),
+        (("publish",), "run the step name first"),
         (("publish", "--confidence", "3"), "--confidence 3.0 is out of range: 0 to 1"),
     ):
         code, _, err = call(ENGINE, *words, *out)

@@ -109,7 +109,7 @@ def test_a_crop_and_its_masks_are_turned_together(tiles):
 
 
 def test_small_tiles_small_crops_and_missing_masks(tiles):
-    with pytest.raises(FileNotFoundError, match="no soft masks in .*run the labelling first"):
+    with pytest.raises(FileNotFoundError, match="no soft masks in .*: call `label_softly` first"):
         SoftMasks(tiles, 64, 32)
     label_softly(tiles, Predictor(Blue()), WORDS)
     with pytest.raises(ValueError, match="INPUT.CROP_SIZE 16 is too small for the student: give 32 or more"):

@@ -1,1 +1,1 @@
-"""The table of data sets: one DatasetSpec each, in one file per task."""
+"""The table of data sets: one `DatasetSpec` per data set, in one file per task."""

@@ -70,7 +70,7 @@ SCENES: tuple[DatasetSpec, ...] = (
         licence="research only",
         citation="Zou et al., GRSL 2015",
         size="350 MB",
-        note="folders carry a letter before the class (aGrass)",
+        note="folder names have a letter before the class (aGrass)",
     ),
     _scenes(
         "whu_rs19",

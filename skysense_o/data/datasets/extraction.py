@@ -38,7 +38,7 @@ EXTRACTION: tuple[DatasetSpec, ...] = (
         citation="Maggiori et al., IGARSS 2017",
         gsd="0.3",
         size="20 GB",
-        note="val is the first five images of each city, as its publishers advise; others cut other splits",
+        note="val is the first five images of each city, as its publishers advise; some papers use other splits",
     ),
     prepared_spec(
         "xbd_pre",
@@ -72,7 +72,7 @@ EXTRACTION: tuple[DatasetSpec, ...] = (
         citation="Demir et al., DeepGlobe 2018, CVPR Workshops 2018",
         gsd="0.5",
         size="4 GB",
-        note="only its train part has labels: val is the last 1,530 by number, or what --val-list names",
+        note="only its train folder has labels: val is its 1,530 highest image numbers, or the images in --val-list",
     ),
     prepared_spec(
         "massachusetts_road",
@@ -105,6 +105,6 @@ EXTRACTION: tuple[DatasetSpec, ...] = (
         citation="Water body segmentation in satellite images, Kaggle",
         gsd="10",
         size="300 MB",
-        note="2,495 images without a published split: val is every fifth, or what --val-list names",
+        note="2,495 images without a published split: val is every fifth image, or the images that --val-list names",
     ),
 )

@@ -95,7 +95,7 @@ LANGUAGE: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/webdataset/webdataset",
         licence="that of what is in it",
         citation="",
-        note="any shards of your own: images beside txt, caption or json",
+        note="any webdataset shards of your own, with images and txt, caption or json files of the same stem",
     ),
     _rsvqa(
         name="rsvqa_lr",
@@ -114,7 +114,7 @@ LANGUAGE: tuple[DatasetSpec, ...] = (
         licence="CC BY 4.0; imagery public domain (USGS)",
         gsd="0.15",
         size="15 GB",
-        note="test_phili is the second test set, of a city that training never saw",
+        note="test_phili is the second test set, of a city without training images",
     ),
     DatasetSpec(
         name="rsivqa",
@@ -129,7 +129,7 @@ LANGUAGE: tuple[DatasetSpec, ...] = (
         licence="none stated; cite, do not redistribute",
         citation="Zheng et al., TGRS 2021",
         gsd="0.3",
-        note="the UC Merced part; the text form has no split, so all its questions are in each",
+        note="questions about UC Merced; ucm_vqa.txt has no splits, so each split then has all its questions",
     ),
     *(
         DatasetSpec(

@@ -1,4 +1,4 @@
-"""Data sets for segmentation. The scripts in `prepare` have their crops, colour codes and sources."""
+"""Data sets for segmentation. The scripts datasets/prepare_*.py have their colour codes and sources."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _samrs = partial(
     homepage="https://github.com/ViTAE-Transformer/SAMRS",
     licence="research only, as its publishers say",
     citation="Wang et al., SAMRS, NeurIPS Datasets and Benchmarks 2023",
-    note="the publishers' value 255 (not annotated) is class 0, others; every other id is their value plus one",
+    note="the publishers' value 255 (not annotated) is class 0, others; every other class id is their value plus one",
 )
 
 SEGMENTATION: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="dubai",
         task="segmentation",
-        # Split by scene, because the nine parts of a scene are adjacent.
+        # Split by scene, because the nine images of a scene are adjacent.
         splits={
             "train": "tile[12348]_*",
             "val": "tile[56]_*",
@@ -50,7 +50,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         licence="none stated; imagery of several public sets",
         citation="Zhu et al., SkySense-O, CVPR 2025",
         size="35,000 images",
-        note="open names: each image brings its own; graph_train draws negatives by the relation graph",
+        note="free-text names, other ones for each image; graph_train adds negative classes from the relation graph",
     ),
     prepared_spec(
         "isaid",
@@ -63,7 +63,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         citation="Waqas Zamir et al., iSAID, CVPR Workshops 2019",
         gsd="0.1 to 4.5",
         size="about 20 GB",
-        note="the widely copied converter writes palette images whose ids collapse to 0 and 1 on newer Pillow",
+        note="with newer Pillow, the widely copied converter writes palette images that have only the ids 0 and 1",
     ),
     _samrs("samrs_sota", "prepare_samrs.py", "FOLDER --set sota", aliases={"samrs_sota_test": "val"}, gsd="0.1 to 4.5"),
     _samrs("samrs_fast", "prepare_samrs.py", "FOLDER --set fast", aliases={"samrs_fast_test": "val"}, gsd="0.3 to 0.8"),
@@ -107,7 +107,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         citation="Xia et al., OpenEarthMap, WACV 2023",
         gsd="0.25 to 0.5",
         size="9 GB",
-        note="OpenEarthMap_wo_xBD; labels of its test part are not public; 0 is unlabelled, here class 0, others",
+        note="OpenEarthMap_wo_xBD; labels of its test part are not public; label 0 (unlabelled) is class 0, others",
     ),
     prepared_spec(
         "loveda",
@@ -121,7 +121,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         citation="Wang et al., LoveDA, NeurIPS Datasets and Benchmarks 2021",
         gsd="0.3",
         size="9 GB",
-        note="labels stay as published, from 1, and 0 is no data: class id is the stored value minus one",
+        note="labels are kept as published, where 0 is no data: the class id is the stored value minus one",
     ),
     prepared_spec(
         "floodnet",
@@ -145,7 +145,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         citation="Lyu et al., UAVid, ISPRS Journal 2020",
         gsd="oblique",
         size="6 GB",
-        note="200 and 70 frames; labels of its test part are not public",
+        note="200 frames for training and 70 for validation; labels of its test part are not public",
     ),
     prepared_spec(
         "udd5",
@@ -180,7 +180,7 @@ SEGMENTATION: tuple[DatasetSpec, ...] = (
         citation="Tong, Xia and Zhu, ISPRS Journal 2023",
         gsd="4",
         size="60 GB",
-        note="0 is unlabelled, here class 0, others; val is every fifth of the 150 scenes, or what --val-list names",
+        note="label 0 (unlabelled) is class 0, others; val is every fifth of the 150 scenes, or those of --val-list",
     ),
     prepared_spec(
         "coco_stuff",

@@ -39,7 +39,7 @@ class DatasetSpec:
     counts: dict[str, int] = field(default_factory=dict)  # split -> expected number of images, or of questions for vqa
     prepare: str = ""  # command that makes the folders; "": used as published
     crop: tuple[int, int, int] = (0, 0, 0)  # width, height, overlap of the windows that `prepare` cuts; 0: whole images
-    one_class: bool = False  # label 0 is only "not that class", so it cannot be used as a word
+    one_class: bool = False  # label 0 only means "not the class of label 1", so its name cannot be used as a word
     graph: str = ""  # file of the relation graph, for splits named graph_*
     note: str = ""
 
@@ -52,7 +52,7 @@ class DatasetSpec:
 
     @property
     def key(self) -> str:
-        """The `dataset` of its records: the name, or for a user's own folder its path."""
+        """Value of "dataset" in the records: the name of the data set, or for a user's own folder its path."""
         return self.folder if Path(self.folder).is_absolute() else self.name
 
     @property
@@ -70,7 +70,7 @@ class DatasetSpec:
         return f"{steps}; or set DETECTRON2_DATASETS to the folder that holds {self.folder or self.name!r}"
 
     def split_names(self) -> dict[str, str]:
-        """Name of a split, or alias -> split."""
+        """Names of the splits, and aliases -> split."""
         return {**{f"{self.name}_{split}": split for split in self.splits}, **self.aliases}
 
 

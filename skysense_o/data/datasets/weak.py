@@ -1,5 +1,5 @@
-"""Data sets with partial labels (boxes, points, shapes, scene classes, one class against the rest), and two land-cover
-sets that training uses together with these.
+"""Data sets with partial labels (boxes, points, shapes, scene classes, or a single labelled class), and two land-cover
+data sets that training uses together with these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         task="segmentation",
         folder="czech",
         class_file="czech",
-        # Split by map sheet, because the parts of one sheet touch.
+        # Split by map sheet, because images from the same sheet are adjacent.
         splits={"train": "tile0*|tile1[0-8]*", "val": "tile19*|tile2[01]*"},
         images="images",
         labels="labels",
@@ -37,7 +37,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         gsd="0.3 to 0.6",
         counts={"train": 80, "val": 20},
         one_class=True,
-        note="0 is 'not road' and unknown for other words; tools/evaluate_words.py evaluates it",
+        note="label 0 is 'not road', and unknown for other words; tools/evaluate_words.py evaluates this set",
     ),
     DatasetSpec(
         name="oam_buildings",
@@ -54,7 +54,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         gsd="about 0.1",
         counts={"train": 118, "val": 29},
         one_class=True,
-        note="0 is 'not building' and unknown for other words; tools/evaluate_words.py evaluates it",
+        note="label 0 is 'not building', and unknown for other words; tools/evaluate_words.py evaluates this set",
     ),
     DatasetSpec(
         name="simd",
@@ -69,7 +69,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         licence="published for research",
         citation="Haroon, Shahzad and Fraz, Multi-sized object detection using spaceborne optical imagery, JSTARS 2020",
         gsd="0.2 to 0.5",
-        note="not every car is boxed, every aeroplane is",
+        note="every aeroplane has a box, but not every car",
     ),
     DatasetSpec(
         name="harbor_ships",
@@ -84,7 +84,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         homepage="https://pypi.org/project/ships-detection",
         licence="none stated",
         citation="",
-        note="small craft are not boxed",
+        note="small boats have no box",
     ),
     DatasetSpec(
         name="neon_crowns",
@@ -127,7 +127,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         licence="public domain (USGS imagery); marks are this project's own",
         citation="Yang and Newsam, ACM GIS 2010",
         gsd="0.3",
-        note="objects of one kind, all of them, in images of UC Merced's train split: datasets/points",
+        note="one point on every object of one kind per image of UC Merced's train split, from datasets/points",
     ),
     DatasetSpec(
         name="ucmerced_shapes",
@@ -142,7 +142,7 @@ WEAK: tuple[DatasetSpec, ...] = (
         licence="public domain (USGS imagery); shapes are this project's own",
         citation="Yang and Newsam, ACM GIS 2010",
         gsd="0.3",
-        note="outlines of objects in images of UC Merced's train split: datasets/shapes",
+        note="outlines of objects in images of UC Merced's train split, from datasets/shapes",
     ),
     *(
         DatasetSpec(
@@ -159,7 +159,7 @@ WEAK: tuple[DatasetSpec, ...] = (
             licence=f"images {terms}; outlines are this project's own",
             citation="",
             gsd=gsd,
-            note=f"outlined land cover in images of {of}'s train split: datasets/shapes",
+            note=f"outlined land cover in images of {of}'s train split, from datasets/shapes",
         )
         for source, folder, of, gsd, terms, homepage in (
             (

@@ -1,1 +1,1 @@
-"""Label images made of boxes, points and scene classes."""
+"""Label images made from boxes, points, shapes and scene classes."""

@@ -1,7 +1,8 @@
-"""Masks of boxed objects by GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004), or ellipses for round objects.
+"""Masks of objects with boxes, by GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004) or as ellipses.
 
-A label image made of boxes has 2 C + 1 values for C classes: c inside an object of class c, C + c "not c" (in its box
-but not in its mask, or close around the box), 2 C outside of all boxes; IGNORE where nothing is known.
+For C classes, a label image that is made from boxes has 2 C + 1 values. c: inside an object of class c. C + c: not
+class c, namely in the box of an object but not in its mask, or close around the box. 2 C: outside of all boxes. Pixels
+about which nothing is known are IGNORE.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 
 from skysense_o.sample import IGNORE
 
-LEAST, MOST = 0.12, 0.97  # a mask must fill a share of its box between these limits, or else is rejected
+LEAST, MOST = 0.12, 0.97  # smallest and largest share of its box that a mask may fill; other masks are rejected
 ROUNDS = 4  # iterations of GrabCut
 LONGEST = 160  # longest side of a box for GrabCut, in pixels; larger boxes are reduced
-SMALLEST = 48  # a box whose longer side is shorter is enlarged
+SMALLEST = 48  # shortest longer side of a box for GrabCut, in pixels; smaller boxes are enlarged
 
 BoxMask = Callable[[np.ndarray, tuple[int, int, int, int]], "np.ndarray | None"]
 
@@ -66,10 +67,11 @@ def ellipse_mask(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarra
 
 
 def box_labels(image: np.ndarray, boxes: Sequence[Sequence[float]], classes: int, mask_of: BoxMask) -> np.ndarray:
-    """Boxes -> a label image, uint8 (H,W), with the values in the docstring of this module.
+    """Make a label image from boxes, uint8 (H,W), with the values that this module's docstring describes.
 
-    Large boxes are drawn first, so that small ones in them remain. The box of a rejected mask is unknown, and so is
-    the border of a mask. The rim around a box, a tenth of its sides wide, is "not c".
+    Large boxes are drawn first, so that small boxes inside them remain. If the mask of a box is rejected, its whole box
+    is IGNORE. In boxes wider and higher than 24 pixels, the border of the mask is IGNORE too. The rim around a box, as
+    wide as a tenth of the longer side, gets the value C + c.
 
     Args:
         image: uint8 (H,W,3). boxes: x0, y0, x1, y1, class. classes: C.

@@ -1,6 +1,6 @@
 """Scene mosaics: parts of images with different scene classes in one image, so that each scene class has a mask.
 
-After Mosaic (Bochkovskiy et al. 2020) and ClassMix (Olsson et al. 2021).
+The method follows Mosaic (Bochkovskiy et al. 2020) and ClassMix (Olsson et al. 2021).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 def ragged_cells(side: int, count: int, wobble: float = 0.08) -> np.ndarray:
     """Divide a square into `count` Voronoi cells with irregular borders -> uint8 (side,side), 0..count-1.
 
-    Uses NumPy's global generator. `wobble` is the amplitude of the borders, as a fraction of the side.
+    Uses NumPy's global generator. `wobble` is the amplitude of the borders' irregularity, as a fraction of the side.
     """
     if count == 1:
         return np.zeros((side, side), np.uint8)
     cells = np.random.permutation(9)[:count]
     seeds = (np.stack([cells // 3, cells % 3], axis=1) + np.random.uniform(0.1, 0.9, (count, 2))) / 3
-    stretch = np.random.uniform(0.6, 1.7)  # makes long cells as well
+    stretch = np.random.uniform(0.6, 1.7)  # so that some cells are long
     y, x = (_wobbling(side, wobble) for _ in range(2))
     x, y = x * stretch, y.T / stretch
     nearest, labels = None, np.zeros((side, side), np.uint8)
@@ -43,7 +43,7 @@ def _wobbling(side: int, wobble: float) -> np.ndarray:
 
 
 def random_part(image: np.ndarray, side: int, least: float) -> np.ndarray:
-    """A square part of at least the share `least` of the shorter side, at a random position, resized to `side`."""
+    """A random square of the image, resized to `side`; its side is at least `least` times the image's shorter side."""
     shorter = min(image.shape[:2])
     length = max(8, round(shorter * np.random.uniform(least, 1.0)))
     y, x = (np.random.randint(n - length + 1) for n in image.shape[:2])

@@ -1,7 +1,7 @@
 """Labels from points (Bearman et al., What's the point, ECCV 2016).
 
-A small disc around a point is labelled as the class, pixels far from all points as "not the class"; pixels between are
-unknown.
+A small disc around a point is labelled as the class, and pixels far from all points as "not the class". The pixels in
+between are unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from skysense_o.sample import IGNORE
 def point_labels(
     size: tuple[int, int], points: Sequence[Sequence[float]], classes: int, disc: float, far: float
 ) -> np.ndarray:
-    """Points -> a label image, uint8 (H,W), with the values of `box_masks`: c, classes + c, IGNORE.
+    """Make a label image from points, uint8 (H,W), with the label values of the module `box_masks`.
 
     Args:
         size: (H,W). points: x, y, class, all of one class. classes: number of classes.

@@ -15,11 +15,11 @@ FINER = 4  # polygons are filled in a larger image, because OpenCV fills every p
 
 
 def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) -> np.ndarray:
-    """Shapes -> a label image, uint8 (H,W), with values of `box_masks`: c in a shape of class c, 2 x classes outside.
+    """Make a label image from shapes, uint8 (H,W): c in a shape of class c, 2 * `classes` outside of all shapes.
 
-    Later shapes are drawn over earlier shapes. Pixels outside of a shape but at most `margin` from the shape are
-    IGNORE, also in shapes of other classes, and so are all pixels in shapes of UNKNOWN_SHAPE. A polygon within another
-    polygon of the same shape is a hole.
+    Later shapes are drawn over earlier shapes. Pixels outside of a shape but at most `margin` pixels away from it are
+    IGNORE, even if they are in a shape of another class. All pixels in shapes of class UNKNOWN_SHAPE are IGNORE too. A
+    polygon within another polygon of the same shape is a hole.
 
     Args:
         size: (H,W).
@@ -41,7 +41,7 @@ def shape_labels(size: tuple[int, int], shapes: Sequence[dict], classes: int) ->
 
 
 def shape_mask(size: tuple[int, int], shape: dict) -> np.ndarray:
-    """uint8 (H,W), 1 inside of the polygons and circles; (0.5, 0.5) is the middle of the first pixel."""
+    """uint8 (H,W), 1 inside of the polygons and circles, 0 outside. (0.5, 0.5) is the middle of the first pixel."""
     fine = np.zeros((size[0] * FINER, size[1] * FINER), np.uint8)
     polygons = [np.round(np.array(p, np.float64) * FINER - 0.5).astype(np.int32) for p in shape["polygons"]]
     if polygons:

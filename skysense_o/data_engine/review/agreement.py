@@ -1,7 +1,8 @@
 """Chance-corrected agreement between reviewers.
 
-For two reviewers: Cohen, A coefficient of agreement for nominal scales, 1960. For any number of reviewers, with missing
-decisions: Krippendorff, Computing Krippendorff's alpha-reliability, 2011, for nominal data.
+The agreement of two reviewers is Cohen's kappa (Cohen, A coefficient of agreement for nominal scales, 1960). The
+agreement of any number of reviewers, who need not have decided on all regions, is Krippendorff's alpha for nominal data
+(Krippendorff, Computing Krippendorff's alpha-reliability, 2011).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def cohen_kappa(first: Sequence, second: Sequence) -> float:
         second: labels of the other reviewer for the same items.
 
     Returns:
-        kappa; NaN without items, or if both gave the same single label to all items.
+        kappa; NaN if there are no items, or if both reviewers gave one and the same label to all items.
     """
     n = len(first)
     if not n:
@@ -63,7 +64,7 @@ class Agreement:
     """Agreement of all reviewers.
 
     Attributes:
-        pairs: (reviewer, reviewer, number of regions that both decided, kappa).
+        pairs: (reviewer, reviewer, number of regions on which both decided, kappa).
         alpha: Krippendorff's alpha of all reviewers.
         disagreements: (tile, region, reviewer -> verdict).
     """
@@ -90,7 +91,7 @@ class Agreement:
 def agreement(review: Review, rounds: int = 1) -> Agreement:
     """Compute kappa and alpha over the decisions of the first `rounds` rounds, and list the current disagreements.
 
-    In round 1 reviewers work independently; agreement in later rounds is no longer independent.
+    Only in round 1 do reviewers work independently; in later rounds they see each other's decisions.
     """
     units = [votes for tile in list(review.log.lines) for votes in _verdicts(review, tile, rounds).values()]
     reviewers = sorted({reviewer for votes in units for reviewer in votes})

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", metavar="FILE", help="further class names to suggest, one per line")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=7870, help="port of the page (default: 7870)")
-    parser.add_argument("--agreement", action="store_true", help="print kappa, alpha and disagreements; no page")
+    parser.add_argument("--agreement", action="store_true", help="print kappa, alpha and disagreements; open no page")
     parser.add_argument("--export", choices=FORMATS, help="write the regions in this format to the file given by --to")
     parser.add_argument("--to", metavar="FILE", help="output file of --export")
     parser.add_argument("--import", dest="source", metavar="FILE", help="read annotations: COCO or Label Studio JSON")
@@ -41,8 +41,8 @@ def run_review(args: argparse.Namespace) -> None:
     """Run the review command.
 
     Raises:
-        ValueError: options that do not go together, or a file that cannot be imported.
-        FileNotFoundError: there are no regions to review, or no such file.
+        ValueError: options do not go together, or a file cannot be imported.
+        FileNotFoundError: there are no regions to review, or a file does not exist.
     """
     from skysense_o.data_engine.review.session import Review
 
@@ -86,7 +86,7 @@ def _import(review, path: Path, args: argparse.Namespace) -> None:
     unread = Counter(one.unread for rows in imported.values() for one in rows if one.unread)
     if unread:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
-        print(f"not read, nothing was decided on them: results of the types {listed}")
+        print(f"results of these types were not read, and nothing was decided on their regions: {listed}")
     actions = ", ".join(f"{count} {action}" for action, count in sorted(counts.items())) or "nothing new"
     tiles, people = ({key[k] for key in imported} for k in (1, 0))
     print(f"{len(tiles)} tiles of {len(review.tiles)}, by {', '.join(sorted(people)) or 'nobody'}: {actions}")

@@ -11,15 +11,15 @@ from skysense_o.data_engine.review.session import Review
 from skysense_o.text_files import checked, take
 
 ID = (int, str)
-"""Types of ids: COCO has numbers, some programs write text."""
+"""Types of ids: in COCO's format ids are numbers, but some programs write text."""
 
 
 def to_coco(review: Review, reviewer: str | None = None) -> dict:
-    """Export all regions: one COCO annotation per region, with an additional key `region`, its number.
+    """Export all regions: one COCO annotation per region. Its additional key "region" is the region's number.
 
     Args:
         review: the review.
-        reviewer: export this reviewer's regions; None for the regions as proposed.
+        reviewer: export the regions after this reviewer's decisions; None: the regions as proposed.
     """
     images, rows, names = [], [], set()
     for k, tile in enumerate(review.tiles, 1):
@@ -52,18 +52,18 @@ def _row(number: int, image: int, one: ExchangedRegion, category: int) -> dict:
 def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
     """Import a COCO file.
 
-    An annotation without polygons or run lengths is read as its box.
+    If an annotation has neither polygons nor run lengths, its box is used as its mask.
 
     Args:
         review: the review.
         data: the file's content.
 
     Returns:
-        tile -> its annotations. Images that are not tiles of this review, and those without annotations, are left out.
+        tile -> its annotations. Images that are not tiles of this review and images without annotations are left out.
 
     Raises:
-        ValueError: an entry is not in COCO's format, a mask is not of its tile's size or covers no pixel, an id stands
-            for two images or categories, or an annotation has one that the file does not list.
+        ValueError: an entry is not in COCO's format, a mask is not of its tile's size or covers no pixel, two images or
+            two categories have the same id, or an annotation has the id of an image or category that is not listed.
     """
     names = _by_id(data, "categories", "category", "name")
     tiles = {number: tile_of(review, name) for number, name in _by_id(data, "images", "image", "file_name").items()}
@@ -85,7 +85,7 @@ def from_coco(review: Review, data: dict) -> dict[str, list[ExchangedRegion]]:
 
 
 def _by_id(data: dict, key: str, kind: str, value: str) -> dict[str, str]:
-    """Id -> name of the images or categories. An id may be a number in one place and text in another."""
+    """Id, as text -> name of the image or category. Files may write the same id as a number and as text."""
     found: dict[str, str] = {}
     for place, row in enumerate(take(data, key, list, "the COCO file"), 1):
         where = f"{kind} {place} of the file"

@@ -1,4 +1,4 @@
-"""Draws the image on the review page: regions outlined and numbered, the current one highlighted."""
+"""Draws the image on the review page: outlines and numbers all regions, and highlights the current region."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def draw_regions(
 
     Args:
         image: uint8 (H,W,3).
-        labels: integers (H,W), the region of each pixel, 0 for the rest.
-        current: the region to decide on; it is highlighted, the others are dimmed.
+        labels: integers (H,W), the region of each pixel, 0 for none.
+        current: the region to decide on; it is highlighted, and all other pixels are dimmed.
         decided: regions to outline in green.
         corner: x, y of the first corner of a box that is being drawn, in pixels of the tile.
     """

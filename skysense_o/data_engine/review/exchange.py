@@ -16,7 +16,8 @@ from skysense_o.data_engine.review.session import REST, Review, View
 
 UNNAMED = "unnamed"
 SAME_IOU = 0.9
-"""IoU from which an imported polygon counts as an unchanged region; polygons do not preserve every pixel."""
+"""An imported polygon with at least this IoU to a region counts as this region, unchanged. (An export to polygons does
+not preserve every pixel.)"""
 
 
 @dataclass
@@ -27,8 +28,8 @@ class ExchangedRegion:
         mask: bool (H,W).
         name: class name, or UNNAMED.
         region: its region number; None if the other program dropped the number or the region is new.
-        exact: the mask is exact to the pixel: true for run lengths, false for polygons.
-        unread: the type of a result that is not read, else "". Its region, if known, is neither accepted nor rejected.
+        exact: whether the mask is exact to the pixel: true for run lengths, false for polygons.
+        unread: the annotation's type if we cannot read it, else "". No decision is made on an unread region.
     """
 
     mask: np.ndarray
@@ -39,7 +40,7 @@ class ExchangedRegion:
 
 
 def exchanged_regions(review: Review, tile: str, reviewer: str | None) -> list[ExchangedRegion]:
-    """The regions of a tile after a reviewer's decisions, without rejected ones; as proposed if reviewer is None."""
+    """The regions of a tile after a reviewer's decisions, without rejected regions; the proposed regions for None."""
     view = review.view(reviewer, tile) if reviewer else View.of(review.tiles.known(tile), [])
     labels = review.labels_of(tile, view, merged=True)
     regions = []
@@ -53,7 +54,7 @@ def exchanged_regions(review: Review, tile: str, reviewer: str | None) -> list[E
 
 
 def tile_of(review: Review, file: str) -> str | None:
-    """Find the tile from an image's file name or URL in another program; None if it is not a tile of this review."""
+    """The tile of an image that another program names by file name or URL; None if this review has no such tile."""
     stem = Path(str(file).replace("\\", "/").rsplit("=", 1)[-1]).stem
     return stem if stem in review.tiles.proposed else None
 
@@ -63,13 +64,13 @@ def take_over(
 ) -> Counter:
     """Write the decisions that turn a reviewer's view of a tile into the given annotations.
 
-    Where a region reaches into the annotation of another region, this part is split off and merged into that other
-    region, or becomes a new region. Pixels in no annotation are rejected. Where annotations overlap, the smaller
-    annotation gets the pixels.
+    If an annotation covers a part of a region to which it does not belong, this part is split off and merged into the
+    region of the annotation, or becomes a new region. Pixels in no annotation are rejected. Where annotations overlap,
+    the smaller annotation gets the pixels.
 
     Args:
         review: the review.
-        reviewer: the decisions are written under this name.
+        reviewer: name of the reviewer to whom the decisions are attributed.
         tile: the tile.
         annotations: the new regions of the tile.
         round: the review round of the decisions.
@@ -155,6 +156,6 @@ def _paint(size: tuple[int, ...], annotations: Sequence[ExchangedRegion]) -> np.
 
 
 def _keeper(owners: Counter, homes: dict[int, int], root: int) -> int:
-    """The annotation that keeps the region's number: the matched annotation, else the one with most of the region."""
+    """The annotation that keeps the region's number: the matched annotation, else the one that covers most of it."""
     own = [owner for owner in owners if homes.get(owner) == root]
     return own[0] if own else owners.most_common(1)[0][0]

@@ -19,7 +19,7 @@ class Finished:
         tiles: number of tiles written.
         kept: number of regions that the majority named.
         rejected: number of regions that the majority rejected.
-        open: (tile, region, reason) for regions without a majority decision; they are left out and stay unlabelled.
+        open: (tile, region, reason) for regions without a majority decision; their pixels stay unlabelled.
     """
 
     tiles: int = 0
@@ -38,7 +38,7 @@ def finish(review: Review) -> Finished:
     for tile in review.tiles:
         votes = review.verdicts(tile)
         if not any(votes.values()):
-            for suffix in (".png", ".json"):  # written by an earlier call; all decisions were undone since
+            for suffix in (".png", ".json"):  # an earlier call wrote them; all decisions have been undone since
                 (folder / f"{tile}{suffix}").unlink(missing_ok=True)
             continue
         labels, rows = _final(review, tile, votes, done)
@@ -60,9 +60,9 @@ def _final(review: Review, tile: str, votes: dict[int, dict[str, Verdict]], done
         elif won.name is None:
             done.rejected += 1
         elif any(other not in present or not _same(won, winners.get(other)) for other in won.group):
-            done.open.append((tile, region, f"no majority to make {', '.join(map(str, won.group))} one"))
+            done.open.append((tile, region, f"no majority to merge {', '.join(map(str, won.group))}"))
         else:
-            number = won.group[0] or highest + 1  # 0 (pixels of no region) gets a new number if these are labelled
+            number = won.group[0] or highest + 1  # pixels of no region (0) that are labelled get a new number
             out[labels == region] = number
             if region == won.group[0]:
                 rows.append(_row(number, won, list(votes[region].values())))
@@ -85,7 +85,7 @@ def _same(won: Verdict, other: Verdict | None) -> bool:
 def _cut(review: Review, tile: str, votes: dict, winners: dict) -> tuple[np.ndarray, list[int]]:
     """Apply the splits that have a majority; return the labels and the region numbers after these splits.
 
-    A piece split off from the rest (pixels of no region) needs no majority: it exists if anybody decided on it.
+    A piece that was split off from the pixels of no region needs no majority: it exists if anybody decided on it.
     """
     present = list(review.tiles.known(tile))
     cuts = []

@@ -1,8 +1,8 @@
 """Hide the server's file paths from the browser.
 
-Gradio's protocol contains the server's path of each file: the answer to an upload is a path, which the browser sends
-back with the next event. The true path may contain a user's name (TMPDIR) and the names of others' folders, so the
-browser gets an alias in its place.
+Gradio's protocol contains the path of each file on the server: the answer to an upload is a path, which the browser
+sends back with the next event. The true path may contain a user's name (if TMPDIR does) and the names of others'
+folders, so the browser gets an alias in its place.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TEXT = (b"text/html", b"application/json", b"text/event-stream", b"text/plain")
-"""Kinds of answers that hold paths. Downloads and images pass unchanged."""
+"""Content types of the responses that may contain paths. Downloads and images pass unchanged."""
 
 
 class HiddenPaths:
-    """ASGI middleware: replace a folder's path with an alias in what is sent, and back in what is received.
+    """ASGI middleware: replace a folder's path by an alias in responses, and the alias by the path in requests.
 
-    The alias has the length of the path, so that content lengths stay right. Messages are processed one by one: a path
-    that a server splits between two messages would not be hidden. Servers do not split small JSON.
+    The alias has the length of the path, so that the Content-Length headers stay right. Messages are processed one by
+    one, so a path that a server splits between two messages would not be hidden; but servers do not split small JSON.
 
     Args:
         app: the application.
-        folder: absolute path, long enough that it means nothing else in a text.
+        folder: absolute path, long enough that the same text does not occur by chance.
     """
 
     def __init__(self, app: ASGIApp, folder: Path) -> None:

@@ -1,8 +1,9 @@
 """Export to and import from Label Studio. Regions are exported as brush masks in predictions, which people correct.
 
-Label Studio encodes a brush mask as run lengths over the image's RGBA values, packed as bits. Header: number of values
-(32 bits), word size - 1 (5 bits), four run sizes - 1 (4 bits each). Then blocks: a flag (1 bit: one repeated value, or
-single values), the index of a run size (2 bits), length - 1, and the value or values. The mask is the alpha channel.
+Label Studio encodes a brush mask as run lengths over the image's RGBA values, packed as bits; the mask is the alpha
+channel. The header has the number of values (32 bits), the word size minus 1 (5 bits) and four run sizes minus 1 (4
+bits each). Blocks follow. Each block has a flag (1 bit: 1 for one repeated value, 0 for single values), the index of a
+run size (2 bits), the length minus 1 (as many bits as this run size), and the value or values.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from skysense_o.text_files import checked, take
 WORD = 8
 RUN_SIZES = (3, 4, 8, 16)
 SHAPES = ("brush", "polygon", "rectangle", "ellipse")
-"""Tools whose drawings are read; results of other types are reported."""
+"""Tools whose drawings can be read; results of other types are reported."""
 ELLIPSE_CORNERS = 72
 FILES = "/data/local-files/?d=tiles/"
 """URL prefix of Label Studio's local files, which are below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
@@ -31,7 +32,7 @@ def to_label_studio(review: Review, reviewer: str | None = None, files: str = FI
 
     Args:
         review: the review.
-        reviewer: export this reviewer's regions; None for the regions as proposed.
+        reviewer: export the regions after this reviewer's decisions; None: the regions as proposed.
         files: prefix of the image URLs.
     """
     tasks = []
@@ -69,8 +70,8 @@ def labelling_config(names) -> str:
 def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[tuple[str, str], list[ExchangedRegion]]:
     """Import a JSON export of Label Studio.
 
-    Results with one id are one region: Label Studio writes a drawing and its label as two results if its interface has
-    separate tools for drawing and for labels. A drawing without a label keeps the region, but decides no name.
+    Results with the same id are one region: if Label Studio's interface has separate tools for drawing and for labels,
+    it writes a drawing and its label as two results. A drawing without a label keeps the region, but does not name it.
 
     Args:
         review: the review.
@@ -78,8 +79,8 @@ def from_label_studio(review: Review, tasks: list[dict], reviewer: str) -> dict[
         reviewer: name of the annotator where the file has none.
 
     Returns:
-        (annotator, tile) -> annotations. Unfinished tasks and images that are not tiles of this review are left out.
-        A result of a type that is not read is included, with its type as `unread`.
+        (annotator, tile) -> annotations. Cancelled annotations, and images that are not tiles of this review, are left
+        out. A result whose type cannot be read is included, with its type as `unread`.
 
     Raises:
         ValueError: an entry is not in Label Studio's format, or a mask is not of its tile's size.
@@ -114,7 +115,7 @@ def _by_id(results: list, where: str) -> list[list[dict]]:
 
 
 def _region(rows: list[dict], size: tuple[int, int], tile: str) -> ExchangedRegion:
-    """The region that the results with one id draw and name."""
+    """Combine the results with the same id, which draw and name one region."""
     number = str(rows[0].get("id", "")).removeprefix("region")
     region = int(number) if number.isdecimal() and len(number) < 10 else None
     kinds = [take(row, "type", str, f"{tile}, a result", "") for row in rows]
@@ -137,7 +138,7 @@ def _drawing(row: dict, shape: str, size: tuple[int, int], tile: str) -> np.ndar
     where = f"{tile}, a {shape}"
     drawn = take(row, "original_height", int, where, size[0]), take(row, "original_width", int, where, size[1])
     if drawn != tuple(size):
-        raise ValueError(f"{tile} has {size[1]} x {size[0]} pixels, and was annotated at {drawn[1]} x {drawn[0]}")
+        raise ValueError(f"{tile} has {size[1]} x {size[0]} pixels, but was annotated at {drawn[1]} x {drawn[0]}")
     if take(row, "image_rotation", float, where, 0):
         raise ValueError(f"{where} was drawn on a rotated image: rotate the image back in Label Studio")
     value = take(row, "value", dict, where)

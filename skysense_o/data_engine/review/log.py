@@ -1,4 +1,4 @@
-"""The reviewers' decisions: review/decisions.jsonl, one per line, append-only and synced to disk.
+"""The log of the reviewers' decisions, review/decisions.jsonl: one decision per line, append-only, synced to disk.
 
 A decision is valid until its reviewer undoes it (`undo` is a line, too) or decides again on the same region.
 """
@@ -38,11 +38,11 @@ class Decision:
         region: the region's number.
         reviewer: name of the reviewer.
         action: one of ACTIONS.
-        name: the class name (accept, rename).
-        into: the region to merge into (merge), or the index of the new piece (split).
-        box: half-open XYXY box in pixels (split).
+        name: the class name (for accept and rename).
+        into: the region to merge into (for merge), or the number of the new piece (for split).
+        box: half-open XYXY box in pixels (for split).
         time: ISO 8601, UTC.
-        mask: COCO's RLE counts, if the piece is not the whole box (split).
+        mask: COCO's RLE counts of the piece, if it is not the whole box (for split).
         round: 1 for independent decisions, 2 and up for decisions on disagreements.
     """
 
@@ -98,7 +98,7 @@ class DecisionLog:
     Attributes:
         lines: tile -> reviewer -> all decisions, in order.
         history: reviewer -> valid decisions on all tiles, in order.
-        pieces: tile -> number -> piece, for every split by any reviewer; equal splits have one number.
+        pieces: tile -> number -> piece, for every split by any reviewer; equal splits have the same number.
         bad: messages about lines that were skipped.
     """
 
@@ -116,7 +116,7 @@ class DecisionLog:
         """A reviewer's decisions on a tile that were not undone, in order.
 
         Args:
-            rounds: count the decisions of the first `rounds` rounds only; None for all.
+            rounds: only use decisions of the first `rounds` rounds; None: of all rounds.
         """
         decisions: list[Decision] = []
         for decision in self.lines.get(tile, {}).get(reviewer, ()):
@@ -134,8 +134,8 @@ class DecisionLog:
         """Append a decision and sync it to disk.
 
         Args:
-            decision: what to write; its time is set here.
-            highest: highest number of the tile's proposed regions; a split's new piece gets a higher number.
+            decision: the decision to write; this method sets its time.
+            highest: highest number of the tile's proposed regions; the new piece of a split gets a higher number.
 
         Returns:
             the decision as written.
@@ -151,7 +151,7 @@ class DecisionLog:
                     _write(file, json.dumps(asdict(decision)).encode() + b"\n")
                     os.fsync(file.fileno())
             except OSError:
-                file.truncate(size)  # leave no half line
+                file.truncate(size)  # do not leave half a line
                 raise
             self._read(file)
         return decision
@@ -171,7 +171,7 @@ class DecisionLog:
             try:
                 file.write(b"\n")
                 data += b"\n"
-            except OSError:  # the disk is full: complete lines can still be read
+            except OSError:  # the disk is full, but complete lines can still be read
                 data = data[: data.rfind(b"\n") + 1]
         for line in data.splitlines():
             self._count += 1
@@ -194,7 +194,7 @@ class DecisionLog:
 
 
 def _write(file: io.FileIO, data: bytes) -> None:
-    while data:  # a write may take a part only
+    while data:  # one call may write only a part of the data
         data = data[file.write(data) :]
 
 

@@ -48,8 +48,8 @@ def rle_mask(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
 def _runs(counts: str) -> list[int]:
     """Decompress COCO's RLE text.
 
-    Each character holds six bits: five bits of a number, the lowest first, and a flag that more follow. From the fourth
-    number on, the difference to the number two before it is stored.
+    Each character holds six bits: five bits of a number, beginning with the lowest, and a flag whether more bits of the
+    number follow. From the fourth number on, each stored value is the difference to the number two places before.
     """
     runs: list[int] = []
     value = shift = 0
@@ -79,8 +79,8 @@ def polygons_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
         The union of the polygons, bool (H,W).
 
     Raises:
-        ValueError: no polygon; a polygon has fewer than three points, an odd number of coordinates, or coordinates that
-            are not numbers, not finite or beyond FARTHEST.
+        ValueError: there is no polygon, or a polygon has fewer than three points, an odd number of coordinates, or
+            coordinates that are not numbers, not finite or beyond FARTHEST.
     """
     flat = [_flat_polygon(polygon) for polygon in checked(polygons, list, "the segmentation")]
     if not flat:

@@ -36,7 +36,7 @@ def page_script() -> str:
 
 
 class ReviewPage:
-    """The content of the page for a position. It is stateless: the browser sends the position with each request.
+    """The content of the page for a position. The object is stateless: the browser sends the position in each request.
 
     Args:
         review: the review.
@@ -50,7 +50,7 @@ class ReviewPage:
         self.reviewer, self.round = reviewer, round
 
     def arrive(self, request):
-        """Open the page; its address may have reviewer and round as query parameters."""
+        """Open the page; its address may contain the query parameters `reviewer` and `round`."""
         query = dict(request.query_params) if request is not None else {}
         reviewer = query.get("reviewer") or self.reviewer
         round = int(query["round"]) if query.get("round", "").isdigit() else self.round
@@ -77,7 +77,7 @@ class ReviewPage:
         return self.step("click", where, mode, int(x) // zoom, int(y) // zoom)
 
     def drag(self, where: str, corners: str):
-        """Split the region by a box drawn on the image; corners: as drag.js sends them."""
+        """Split the region by a box that was drawn on the image. corners: the text that drag.js sends."""
         zoom = review_zoom(self.review.tiles.labels(ReviewPosition.read(where).tile).shape)
         return self.step("split", where, serving.dragged_box(corners, zoom))
 
@@ -91,7 +91,7 @@ class ReviewPage:
         return f'<datalist id="names">{options}</datalist>'
 
     def show(self, position: ReviewPosition | None, message: str) -> list:
-        """Values of the outputs where, start, desk, image, region, message, progress, mode, entry, rename, choices."""
+        """New values of the page's outputs, in the order of the list `outputs` in `_wire`."""
         import gradio as gr
 
         started = position is not None

@@ -1,4 +1,4 @@
-"""Serve the review page, which is made with Gradio: boxes that are dragged, errors as messages, limits."""
+"""Serve the review page, which is made with Gradio: read dragged boxes, show errors as messages, limit requests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from skysense_o.interactive.limits import Limits
 
 
 def guarded(callback: Callable) -> Callable:
-    """Show errors of a callback as a message on the page; all outputs stay as they are.
+    """Wrap a callback so that its errors appear as a message on the page; all outputs then stay as they are.
 
-    The text of a user error is shown. Any other error goes to the log, and the page shows only that there was one.
+    The message of a user error is shown. Any other error is logged, and the page only says that something went wrong.
     """
     import gradio as gr
 
@@ -28,7 +28,7 @@ def guarded(callback: Callable) -> Callable:
             text = message(error)
         except Exception:
             logging.exception("a callback of the page failed")
-            text = "That went wrong here; the server's log says why."
+            text = "Something went wrong on the server. Its log says what."
         gr.Warning(escape(text, quote=False), title="", duration=10)
         return gr.skip()
 
@@ -41,7 +41,7 @@ def script_tag(path: Path) -> str:
 
 
 DRAG = script_tag(Path(__file__).with_name("drag.js"))
-"""Sends boxes that are dragged over the image `view` to the hidden field `dragged`; see `dragged_box`."""
+"""Script that sends boxes that are dragged over the image `view` to the hidden field `dragged`; see `dragged_box`."""
 
 
 def dragged_box(text: str, zoom: int) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
-"""The state of a review: each reviewer's view of a tile, the verdicts on its regions, and the regions left to decide.
+"""The state of a review: each reviewer's view of a tile, the verdicts on its regions, and the regions to decide on.
 
-In round 1 reviewers work independently. Later rounds show the undecided regions and those on which reviewers disagree.
+In round 1 reviewers work independently on all regions. Later rounds show the regions that nobody decided on, and those
+on which reviewers disagree.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         name: class name, None if the region is rejected.
-        group: the numbers of the regions that are merged with this region, its own included.
+        group: the numbers of the regions that are merged into one with this region, including its own number.
         cuts: the numbers of the pieces that were split off from this region.
     """
 
@@ -46,7 +47,7 @@ class View:
     Attributes:
         regions: the region numbers.
         cuts: the splits, in order.
-        last: region -> latest decision since its last split.
+        last: region -> the latest decision on it since the region was last split.
     """
 
     regions: tuple[int, ...]
@@ -77,7 +78,7 @@ class View:
         return region
 
     def verdicts(self) -> dict[int, Verdict]:
-        """Region -> verdict, for each region that is decided or merged into a decided region."""
+        """Region -> verdict, for each region that was decided on or merged into a region that was decided on."""
         roots = {region: self.root(region) for region in self.regions}
         verdicts = {}
         for region, root in roots.items():
@@ -110,11 +111,11 @@ class Review:
         self._items: dict[tuple[str, str, int], tuple[int, list[tuple[int, bool]]]] = {}
 
     def view(self, reviewer: str, tile: str, rounds: int | None = None) -> View:
-        """A tile after a reviewer's decisions; rounds: count the first `rounds` rounds only, None for all."""
+        """A tile after a reviewer's decisions of the first `rounds` rounds (None: of all rounds)."""
         return View.of(self.tiles.known(tile), self.log.standing(tile, reviewer, rounds))
 
     def verdicts(self, tile: str, rounds: int | None = None) -> dict[int, dict[str, Verdict]]:
-        """Region -> reviewer -> verdict. Undecided regions have an empty entry."""
+        """Region -> reviewer -> verdict; an empty dict for regions that nobody decided on."""
         verdicts = {region: {} for region in self.tiles.known(tile)}
         for reviewer in list(self.log.lines.get(tile, ())):
             for region, verdict in self.view(reviewer, tile, rounds).verdicts().items():
@@ -162,14 +163,14 @@ class Review:
                 yield stem, region, decided
 
     def labels(self, tile: str, cuts: Iterable[tuple[int, Piece]] = ()) -> np.ndarray:
-        """The regions after splits: int32 (H,W); cuts: (number of the new piece, piece) pairs, applied in order."""
+        """The regions after splits, int32 (H,W). cuts: (number of the new piece, piece) pairs, applied in order."""
         labels = self.tiles.labels(tile)
         for number, piece in cuts:
             labels[piece_mask(labels, piece)] = number
         return labels
 
     def labels_of(self, tile: str, view: View, merged: bool = False) -> np.ndarray:
-        """The regions of a view: int32 (H,W); merged: give merged regions one number."""
+        """The regions of a view, int32 (H,W). merged: whether merged regions get the same number."""
         labels = self.labels(tile, [(cut.into, self.log.pieces[tile][cut.into]) for cut in view.cuts])
         if merged:
             for region in view.regions:
@@ -178,7 +179,7 @@ class Review:
         return labels
 
     def proposed(self, tile: str, view: View, region: int) -> Proposed:
-        """The proposal for a region, or for the region that a piece was split off from."""
+        """The proposal for a region; for a piece, the proposal for the region that it was split off from."""
         return self.tiles.known(tile).get(view.origin(region), Proposed("", 0.0, ()))
 
     def decide(self, decision: Decision) -> Decision:
@@ -188,7 +189,7 @@ class Review:
             the decision that is valid now.
 
         Raises:
-            ValueError: the decision is not possible; the message is for the reviewer.
+            ValueError: the decision is not possible; the message tells the reviewer why.
         """
         decision = replace(decision, name=None if decision.name is None else " ".join(decision.name.split()))
         if not decision.reviewer.strip():
@@ -249,7 +250,7 @@ class Review:
         for decision in decisions:
             if decision.action == "merge" and not (decision.into in mine.regions or decision.into in theirs.last):
                 raise ValueError(
-                    f"{other} merged region {region} with {decision.into}, which is a piece of another one"
+                    f"{other} merged region {region} with {decision.into}, which is a piece of another region"
                 )
         for decision in reversed(self.log.standing(tile, reviewer)):
             if _within(mine, decision.region, region):
@@ -266,7 +267,7 @@ def _within(view: View, region: int, whole: int) -> bool:
 
 
 def piece_mask(labels: np.ndarray, piece: Piece) -> np.ndarray:
-    """The pixels that a piece takes from its region, bool (H,W); labels: the regions before the split."""
+    """The pixels that a piece takes from its region, bool (H,W). labels: the region of each pixel before the split."""
     x0, y0, x1, y1 = piece.box
     inside = np.zeros(labels.shape, bool)
     inside[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = True

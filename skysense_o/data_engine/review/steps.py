@@ -1,4 +1,4 @@
-"""What each key and click of the review page does: it changes the reviewer's position and may write a decision."""
+"""The actions behind the keys and clicks of the review page: each changes the position and may write a decision."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class ReviewPosition:
 
     @classmethod
     def read(cls, text: str) -> ReviewPosition:
-        """Parse the JSON that `str` gives.
+        """Parse the JSON that `__str__` writes.
 
         Raises:
-            ValueError: the text is empty, since no reviewer has begun.
+            ValueError: the text is empty, because no reviewer has begun.
         """
         if not text:
             raise ValueError("no reviewer yet: give your name and begin")
@@ -53,7 +53,7 @@ ActionResult = tuple[ReviewPosition, str]
 
 
 class ReviewActions:
-    """The actions of a review. Each takes a position and returns the next one; decisions are on disk when it returns.
+    """The actions of a review. Each takes a position and returns the new position; decisions are then on disk.
 
     Args:
         review: the review.
@@ -89,7 +89,7 @@ class ReviewActions:
         return following, message
 
     def _beyond(self, position: ReviewPosition, step: int, undecided: bool) -> ReviewPosition | None:
-        """The next (step 1) or previous (step -1) region; the list wraps around. None if there is none."""
+        """The position of the next (step 1) or previous (step -1) region, wrapping around; None if there is none."""
         here = [(position.tile, *item) for item in self._items(position)][::step]
         k = next((k + 1 for k, (_, region, _) in enumerate(here) if region == position.region), 0)
         others = self.review.walk(position.reviewer, position.round, position.tile, step)
@@ -111,7 +111,7 @@ class ReviewActions:
         return self.review.view(position.reviewer, position.tile)
 
     def choices(self, position: ReviewPosition) -> list[str]:
-        """Labels of the number keys: from round 2 on first the other reviewers' verdicts, then candidate names."""
+        """Labels of the number keys: from round 2 on, the other reviewers' verdicts; after these, candidate names."""
         view, verdicts = self.view(position), {}
         if position.round > 1:
             verdicts = self.review.verdicts(position.tile).get(position.region, {})
@@ -120,10 +120,10 @@ class ReviewActions:
         return [*others, *(_scored(*pair) for pair in candidates)][:MOST_CHOICES]
 
     def choose(self, position: ReviewPosition, label: str) -> ActionResult:
-        """Take one of `choices`.
+        """Decide as one of the labels that `choices` returned.
 
         Raises:
-            ValueError: the label is not, or no longer, among the region's choices.
+            ValueError: the label is not (or no longer) among the region's choices.
         """
         for who, verdict in self.review.verdicts(position.tile).get(position.region, {}).items():
             if position.round > 1 and label == _as(who, verdict):
@@ -138,7 +138,7 @@ class ReviewActions:
         return self.rename(position, self.review.proposed(position.tile, self.view(position), position.region).name)
 
     def rename(self, position: ReviewPosition, name: str | None) -> ActionResult:
-        """Name the region. A known name keeps its known spelling (upper and lower case)."""
+        """Name the region. A name that is already known keeps its upper and lower case."""
         name = " ".join((name or "").split())
         name = self.names.get(name.casefold(), name)
         proposed = self.review.proposed(position.tile, self.view(position), position.region).name
@@ -155,7 +155,7 @@ class ReviewActions:
         return self._on(position, f"Saved: region {position.region} is part of {into}.")
 
     def split(self, position: ReviewPosition, box: tuple[int, int, int, int]) -> ActionResult:
-        """Make a new region of the part inside the box, half-open XYXY in pixels. Both regions become undecided."""
+        """Make the part inside the box, half-open XYXY in pixels, a new region. Both regions become undecided."""
         cut = self._decide(position, "split", box=box)
         return replace(position, corner=None), f"Saved: region {cut.into} is cut out of {position.region}."
 

@@ -62,10 +62,10 @@ class Tiles:
         """Region number -> proposal for the regions of a tile.
 
         Raises:
-            ValueError: unknown tile. The message is shown in browsers, so it does not contain the folder's path.
+            ValueError: the tile is unknown. Browsers show the message, so it does not contain the folder's path.
         """
         if tile not in self.proposed:
-            raise ValueError(f"{tile!r} is not a tile with regions; there are {len(self)} others")
+            raise ValueError(f"{tile!r} is not one of the {len(self)} tiles with regions")
         return self.proposed[tile]
 
     def highest(self, tile: str) -> int:
@@ -73,7 +73,7 @@ class Tiles:
         return max(self.known(tile), default=0)
 
     def labels(self, tile: str) -> np.ndarray:
-        """int32 (H,W), the number of each pixel's region; 0 for the rest."""
+        """int32 (H,W), the number of each pixel's region; 0 for none."""
         return read_map(self.work / "regions" / f"{tile}.png").astype(np.int32)
 
     def image(self, tile: str) -> np.ndarray:

@@ -207,7 +207,7 @@ def test_another_reviewers_decisions_are_adopted_with_their_splits(review, say, 
     say("carl", 2, "merge", into=3)
     cut = say("carl", 3, "split", box=(0, 0, 20, 100))
     say("carl", 2, "merge", into=cut.into)
-    with pytest.raises(ValueError, match=f"carl merged region 2 with {cut.into}, which is a piece of another one"):
+    with pytest.raises(ValueError, match=f"carl merged region 2 with {cut.into}, which is a piece of another region"):
         review.adopt("bob", "carl", tile, 2, 2)
 
 
@@ -306,7 +306,7 @@ def test_a_merge_without_majority_is_not_applied(review, say, tile):
     say("bob", 2, "accept", name="water")
     say("carl", 2, "accept", name="water")
     done = finish(review)
-    assert (tile, 1, "no majority to make 1, 2 one") in done.open
+    assert (tile, 1, "no majority to merge 1, 2") in done.open
     assert done.kept == 1
 
 

@@ -310,7 +310,7 @@ def imported(review, tile, *results) -> list:
 def test_errors_in_a_label_studio_file(review, tile):
     box = {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["car"]}
     for row, match in (
-        ({**shape_of(**box), "original_width": 7}, "120 x 80 pixels, and was annotated at 7"),
+        ({**shape_of(**box), "original_width": 7}, "120 x 80 pixels, but was annotated at 7"),
         ({**shape_of(**box), "image_rotation": 90}, "was drawn on a rotated image"),
         (shape_of(**{**box, "x": float("nan")}), "'x' is NaN: it must be a number"),
         (shape_of(**{**box, "x": 1e300}), "at most 100,000"),
@@ -364,7 +364,7 @@ def test_results_of_unknown_types_are_reported_and_decide_nothing(work, tile, tm
 
     finished(file, 1, change)
     command(work, "--import", file)
-    assert "nothing was decided on them: results of the types 2 keypointlabels" in capsys.readouterr().out
+    assert "nothing was decided on their regions: 2 keypointlabels" in capsys.readouterr().out
     stands = decisions_of(work, "label-studio 1")
     assert stands[tile, 1] == ("accept", "building", None)
     assert (tile, 2) not in stands, "neither accepted nor rejected"
