@@ -25,7 +25,9 @@ def test_the_region_that_reaches_the_sides_is_meant_and_not_what_goes_on_outside
     mask = BoxRegions([labels]).mask((15, 16, 25, 24))
     assert (mask == (labels == ROOF) & (np.arange(40) > 10)).all()
     mask = BoxRegions([labels]).mask((13, 15, 27, 25))
-    assert mask.sum() == 10 * 8 - 12, "the road fills more of a loose box, but continues outside"
+    assert mask.sum() == 10 * 8 - 12, (
+        "the road has more pixels in this loose box, but continues outside, so the roof is meant"
+    )
 
 
 def test_a_box_around_all_of_a_region_with_another_one_inside(labels):

@@ -55,7 +55,7 @@ def test_16_bits_are_stretched_over_the_whole_image(tmp_path, channels, suffix):
     assert image.max() == 255
     assert "stretched" in read.record.notes[-1]
     if channels > 1:
-        assert image[-1, -1, 0] < image[-1, -1, 2], "red is the darkest channel here and must stay so"
+        assert image[-1, -1, 0] < image[-1, -1, 2], "red is the darkest channel here and must stay the darkest"
 
 
 def test_float_arrays_ignore_nan_and_infinity():
@@ -130,7 +130,9 @@ def test_8_bit_arrays_and_pil_images_are_not_changed():
     turned, exif = Image.fromarray(rgb), Image.Exif()
     exif[0x0112] = 6
     turned.getexif().update(exif)
-    assert np.array_equal(as_image(turned).rgb, np.rot90(rgb, -1)), "a PIL image is turned as its file would be"
+    assert np.array_equal(as_image(turned).rgb, np.rot90(rgb, -1)), (
+        "a PIL image must be rotated by its EXIF orientation, like a file"
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -326,7 +328,7 @@ def test_remote_overviews_and_network_file_systems_are_refused(tmp_path, server)
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{address}/a.ovr")
     with pytest.raises(ImageError, match="refers to another file for its overviews, which needs --remote"):
         Raster(path)
-    assert np.array_equal(read_image(path).rgb, colours()), "Pillow reads no overviews"
+    assert np.array_equal(read_image(path).rgb, colours()), "Pillow reads no overviews, so it must still read the image"
     with gdal_settings():
         for system in ("/vsicurl/", "/vsicurl_streaming/", "/vsigs/", "/vsis3/"):
             with pytest.raises(rasterio.errors.RasterioIOError):

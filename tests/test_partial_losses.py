@@ -183,10 +183,14 @@ def test_candidates_by_a_loop():
                 road, one, two, _ = (math.exp(v) for v in logits[0, :, y, x].tolist())
                 each.append(-math.log((one + two) / (one + two + road)))
     loss = partly.candidates(logits, labels, table)
-    assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9), "the second sample has none"
+    assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9), (
+        "the second sample has no candidates, so its loss is 0"
+    )
     gradient = torch.autograd.grad(loss, logits)[0]
     assert gradient[0, 3].abs().sum() == gradient[1].abs().sum() == 0
-    assert (partly.partial_targets(labels, table)[0, 1:3] == NO).sum() == 2 * (labels[0] == 1).sum(), "else unknown"
+    assert (partly.partial_targets(labels, table)[0, 1:3] == NO).sum() == 2 * (labels[0] == 1).sum(), (
+        "candidates are NO only where the label says so, and unknown elsewhere"
+    )
 
 
 def test_where_two_words_are_right_the_narrower_one_should_win():
@@ -201,7 +205,7 @@ def test_where_two_words_are_right_the_narrower_one_should_win():
     loss = partly.narrower_first(logits, target, narrower)
     assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9)
     gradient = torch.autograd.grad(loss, logits)[0]
-    assert (gradient[0, 0][labels[0] == 0] < 0).all(), "forest rises"
+    assert (gradient[0, 0][labels[0] == 0] < 0).all(), "the loss must raise the logit of forest, the narrower word"
     assert gradient[0, :, labels[0] == 1].abs().sum() == gradient[1].abs().sum() == 0
 
 

@@ -146,7 +146,7 @@ def test_reconstruction_is_of_hidden_pixels_only(pairs):
         each.append((said - x).abs()[:, hidden].mean())
     torch.testing.assert_close(got, sum(each) / 2, atol=1e-5, rtol=1e-5)
     share = samples[0]["hidden"].float().mean()
-    assert share == pytest.approx(0.5, abs=0.01), "2 of 4 blocks of 32 pixels: the nearest to 60 %"
+    assert share == pytest.approx(0.5, abs=0.01), "hiding 2 of the 4 blocks (32 x 32 pixels) comes nearest to 60 %"
 
 
 def test_a_term_without_weight_has_no_parameters(pairs):

@@ -56,6 +56,6 @@ def test_the_pages_ask_no_other_server(site):
 def test_the_reference_shows_signatures_and_documents_outside_of_docs_are_pages(site):
     page = (site / "reference/prediction.html").read_text()
     assert 'id="skysense_o.inference.predictor.Predictor.from_pretrained"' in page
-    assert "&gt;&gt;&gt;" in page, "examples are code"
+    assert "&gt;&gt;&gt;" in page, "examples in docstrings must be shown as code"
     assert "Where things are" in (site / "project/architecture.html").read_text()
     assert "Trained on" in (site / "project/mini.html").read_text()

@@ -131,7 +131,9 @@ def test_files_are_small():
 @pytest.mark.parametrize("script", ["demo.sh", "run_train.sh", "run_eval.sh", "run_tests.sh", "tools/setup.sh"])
 def test_scripts_are_plain_sh(script):
     assert subprocess.run(["sh", "-n", ROOT / script]).returncode == 0
-    assert not re.search(r"\[\[|\bfunction \b|<<<|=\(", (ROOT / script).read_text()), "dash does not know these"
+    assert not re.search(r"\[\[|\bfunction \b|<<<|=\(", (ROOT / script).read_text()), (
+        "the script uses bash syntax that dash, Debian's sh, does not know"
+    )
 
 
 @pytest.mark.parametrize("script", ["run_train.sh", "run_eval.sh"])
@@ -151,7 +153,7 @@ def test_help_teaches(script, monkeypatch, capsys):
         load_script(script).parser().parse_args()
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert f"python {script}" in shown, "an example of its use"
+    assert f"python {script}" in shown, "the help must contain an example command"
 
 
 def public_definitions() -> dict[str, list[str]]:
@@ -166,7 +168,7 @@ def public_definitions() -> dict[str, list[str]]:
 
 def test_no_two_public_things_share_a_name():
     shared = {name: modules for name, modules in public_definitions().items() if len(modules) > 1}
-    assert shared == {}, "give each its own name"
+    assert shared == {}, "these public names are defined in several modules: give each its own name"
 
 
 def test_no_module_is_long():
@@ -192,6 +194,6 @@ def test_there_is_one_reader_of_images():
         name = str(path.relative_to(PACKAGE))
         if not name.startswith("image_io/") and OPENS.search(path.read_text()):
             found.add(name)
-    assert found == set(MAY_OPEN), "read users' images by skysense_o.image_io.read_image, labels by data.labels"
+    assert found == set(MAY_OPEN), "read users' images with skysense_o.image_io.read_image, and labels with data.labels"
     scripts = [p for folder in ("demo", "tools") for p in (ROOT / folder).glob("*.py")]
     assert [p.name for p in scripts if OPENS.search(p.read_text())] == []

@@ -111,7 +111,9 @@ def test_scene_classification_sets_are_read_as_published(name, data, call):
     assert len(records) == count
     for record in records:
         assert Path(record["file_name"]).parent.name == table.folders[record["label"]]
-    assert len({r["file_name"] for r in records}) == count, "SIRI-WHU's files of different classes share their names"
+    assert len({r["file_name"] for r in records}) == count, (
+        "SIRI-WHU uses the same file names in every class folder, so full paths must differ"
+    )
     code, said, _ = call(CHECK, f"{name}_all")
     assert code == 0, said
     assert table.classes[-1] in said

@@ -140,7 +140,9 @@ def test_each_epoch_is_shuffled_once(dubai):
     samples = NumberedSamples(records, lambda record: record, seed=3)
     drawn = [samples[i]["file_name"] for i in range(2000)]
     shuffles = [np.random.default_rng((3, epoch)).permutation(1000) for epoch in range(2)]
-    assert drawn == [str(i) for i in np.concatenate(shuffles)], "the order of earlier versions"
+    assert drawn == [str(i) for i in np.concatenate(shuffles)], (
+        "the order of images must be the same as in earlier versions"
+    )
     assert samples.order(1) is samples.order(1)
     assert [NumberedSamples(records, lambda r: r, seed=3)[i]["file_name"] for i in (1500, 20)] == [
         drawn[1500],
@@ -156,7 +158,7 @@ def test_images_are_decoded_once_while_they_fit(dubai, monkeypatch):
     assert cache.currsize <= KEPT_BYTES == cache.maxsize
     small = byte_cache(image.nbytes + labels.nbytes + 1)
     small["a"], small["b"] = (image, labels), image[:1]
-    assert list(small) == ["b"], "both do not fit"
+    assert list(small) == ["b"], "the cache has no room for both entries"
 
 
 def test_signals_to_the_training_do_not_reach_its_loader_processes(dubai):

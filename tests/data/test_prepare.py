@@ -172,7 +172,9 @@ def test_windows_cover_the_image_and_end_at_its_border():
     assert seen.min() > 0
     assert boxes[-1] == (1900 - 896, 1000 - 896, 1900, 1000)
     assert list(windows(5, 7, (0, 0, 0))) == [(0, 0, 7, 5)]
-    assert len(list(windows(6000, 6000, (512, 512, 0)))) == 144, "3,456 windows of Potsdam's 24 tiles"
+    assert len(list(windows(6000, 6000, (512, 512, 0)))) == 144, (
+        "a tile has 144 windows, so Potsdam's 24 tiles have 3,456"
+    )
     assert len(list(windows(2160, 3840, (1280, 1080, 0)))) == 6
 
 

@@ -224,7 +224,7 @@ def test_the_vocabulary_is_the_image_s_classes_then_negatives(tmp_path):
     sampler = TextSampler(False, (), 0, 4, str(tmp_path / "g.json"), (1, 3, 9, 10))
     vocabulary, kept = drawn(sampler, ("a", "d"))
     assert kept is None
-    assert vocabulary.classes == ("a", "d", "b"), "of a and d both: b alone has 1 to 3"
+    assert vocabulary.classes == ("a", "d", "b"), "b is the only class with scores from 1 to 3 to both a and d"
     vocabulary, _ = drawn(sampler, ("a",))
     assert set(vocabulary.classes) == {"a", "b"}
 
@@ -234,7 +234,9 @@ def test_without_negatives_any_class_except_similar_ones_is_drawn(tmp_path):
     sampler = TextSampler(False, (), 0, 10, str(tmp_path / "g.json"), (5, 6, 9, 10))
     vocabulary, _ = drawn(sampler, ("a",))
     assert vocabulary.classes[0] == "a"
-    assert set(vocabulary.classes) == {"a", "b", "d", "e"}, "c looks like a (9): it may be there, unlabelled"
+    assert set(vocabulary.classes) == {"a", "b", "d", "e"}, (
+        "c is similar to a (score 9), so c may be present but unlabelled"
+    )
     vocabulary, _ = drawn(sampler, ("unheard of",))
     assert len(vocabulary) == 6
 

@@ -204,13 +204,15 @@ def test_neighbour_search_equals_brute_force():
     cosines = vectors @ vectors.T
     plain = {(i, j) for i, j in np.argwhere(cosines >= 0.7).tolist() if j < i}
     assert {(i, j) for i, j, _ in near_vectors(vectors, 0.3)} == plain
-    assert (50, 3) in {(i, j) for i, j, _ in near_vectors(vectors, 0.3, exact=10)}, "by the HNSW graph"
+    assert (50, 3) in {(i, j) for i, j, _ in near_vectors(vectors, 0.3, exact=10)}, (
+        "the approximate search by an HNSW graph must find this pair, too"
+    )
 
 
 def test_a_chain_of_small_differences_is_not_removed_as_a_whole():
     chain = [(1, 0, 0.1), (2, 1, 0.1), (3, 2, 0.1)]
     assert first_of_each(chain, 0) == {1: (0, 0.1), 3: (2, 0.1)}
-    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test images are always kept"
+    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test images must always be kept"
 
 
 def test_regions_are_connected_and_small_ones_are_merged():
@@ -222,11 +224,11 @@ def test_regions_are_connected_and_small_ones_are_merged():
     regions = tidy(labels, 20)
     assert regions.dtype == np.uint16
     assert sorted(np.unique(regions)) == [0, 1, 2]
-    assert (regions[5:8, 30:33] == 1).all(), "it joined the surrounding region"
+    assert (regions[5:8, 30:33] == 1).all(), "a small region must be merged into the region that surrounds it"
     assert (regions[20:30, 2:12] == 2).all()
-    assert regions[39, 0] == 0, "a small piece inside the rest joins the rest"
+    assert regions[39, 0] == 0, "a small piece surrounded by unassigned pixels must become unassigned"
     one = np.full((4, 4), 3)
-    assert (tidy(one, 100) == 1).all(), "a piece without neighbours is kept"
+    assert (tidy(one, 100) == 1).all(), "a piece without neighbours must be kept, even if it is small"
     entries = described(regions, np.where(regions == 2, 0.75, 0.5))
     assert entries[1] == {"region": 2, "box": [2, 20, 12, 30], "pixels": 100, "score": 0.75}
     assert sum(e["pixels"] for e in entries) + (regions == 0).sum() == regions.size
@@ -350,7 +352,7 @@ def test_tiles_of_the_same_area_are_in_the_same_split():
         assert len({sides[f"a{i}"] for i in range(3)} | {sides["b"]}) == 1
         assert all(len({sides[f"s{4 * k + i}"] for i in range(4)}) == 1 for k in range(3))
         assert 1 <= sum(side == "val" for side in sides.values()) <= 6
-    assert set(split(rows[:3], 0.5, 0).values()) == {"train"}, "one source cannot be split"
+    assert set(split(rows[:3], 0.5, 0).values()) == {"train"}, "tiles of a single source must all be in one split"
     assert set(split(rows, 0.0, 0).values()) == {"train"}
     with pytest.raises(ValueError, match="--val 1.5 is out of range"):
         split(rows, 1.5, 0)
@@ -394,7 +396,9 @@ def test_other_options_need_a_restart(call, survey, tmp_path):
     words = ("collect", "--input", survey / "0.png", "--work", out)
     code, _, err = call(ENGINE, *words, "--tile", "5")
     assert (code, "--tile 5 is out of range" in err) == (2, True)
-    assert call(ENGINE, *words, "--tile", "128")[0] == 0, "a command with a wrong option is not recorded"
+    assert call(ENGINE, *words, "--tile", "128")[0] == 0, (
+        "a command that failed for a wrong option must not be recorded"
+    )
     code, _, err = call(ENGINE, *words, "--tile", "64")
     assert code == 2
     assert "collect ran with tile 128 in" in err

@@ -113,7 +113,7 @@ def test_a_region_is_shown_with_its_outline_and_surroundings():
     red = (image == (255, 0, 0)).all(-1)
     assert red.any()
     assert not red[:10].any()
-    assert not red[40:45, 60].any(), "only the outline"
+    assert not red[40:45, 60].any(), "the inside of the region must not be red, only its outline"
 
 
 class Server:
@@ -226,7 +226,7 @@ def test_the_key_is_not_sent_to_another_host_by_a_redirect(server):
     assert ask(IMAGE, "?") == ("ship", 0.5)
     assert other.keys == [None]
     assert ask(IMAGE, "?") == ("road", 0.5)
-    assert server.keys == ["Bearer a-secret"] * 3, "the same host gets the key"
+    assert server.keys == ["Bearer a-secret"] * 3, "the original host must still get the key"
     other.close()
 
 

@@ -79,7 +79,9 @@ def test_a_large_image(small_model, name):
 def test_views_and_windows_of_a_local_model_agree_with_the_whole(name, words):
     s = sample(150, 211)
     whole = s["image"].float().argmax(0)
-    assert (protocol(name, *words).labels(Local(), s) == whole).float().mean() > 0.999, "ties apart"
+    assert (protocol(name, *words).labels(Local(), s) == whole).float().mean() > 0.999, (
+        "labels may differ only where two classes have equal scores"
+    )
 
 
 def test_scales_are_averaged():
@@ -112,7 +114,9 @@ def test_background_words_and_thresholds():
     words = one.words(Vocabulary.of(["water", "road"]), "any")
     assert words.classes == ("water", "road", "sky")
     s = {"image": image, "vocabulary": words}
-    assert one.labels(Local(), s).tolist() == [[0, 1, 2, 2]], "2 of 2 names: none"
+    assert one.labels(Local(), s).tolist() == [[0, 1, 2, 2]], (
+        "with two class names, label 2 means that no class was found"
+    )
     assert one.labels(Local(), s, rest=0).tolist() == [[0, 1, 0, 0]]
     all_names = protocol("native", "TEST.WINDOW", 0, "TEST.THRESHOLD", 0.5)
     assert all_names.labels(Local(), {"image": image, "vocabulary": WORDS}).tolist() == [[0, 1, 3, 2]]

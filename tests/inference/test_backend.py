@@ -72,7 +72,7 @@ def test_an_export_is_made_once_and_again_if_its_bytes_have_changed(weights, mon
     assert backend.exported_file(predictor) == path
     assert [one.parent for one in made] == [path.parent]
     assert sorted(one.suffix for one in path.parent.glob(f"{path.stem}*")) == [".json", ".onnx"], (
-        "no other file is left"
+        "the export must leave no other files"
     )
     assert predictor.sha256[:32] in path.name
 

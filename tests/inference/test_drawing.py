@@ -87,7 +87,7 @@ def test_nothing_but_water_is_sea_blue_beside_water():
     colors = colors_for(["road", "lake", "house"], given)
     assert colors[1:] == given[1:]
     assert not sea_blue(np.array(colors[0]))
-    assert colors_for(["road", "house"], given[::2]) == given[::2], "without water, blue is a color like others"
+    assert colors_for(["road", "house"], given[::2]) == given[::2], "without a class water, any class may be blue"
     classes = ["water", *(f"thing {i}" for i in range(11))]
     colors = colors_for(classes)
     assert [bool(sea_blue(np.array(color))) for color in colors] == [True, *[False] * 11]

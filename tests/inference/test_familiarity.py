@@ -66,11 +66,13 @@ def test_the_predictor_warns_once(small_model, caplog):
 def test_facts_come_from_the_class_tables_and_the_concepts():
     classes, sets, gsd = training_facts(["dubai_train", "resisc12_train"])
     names = {entry.partition("|")[0] for entry in classes}
-    assert {"water", "building", "wetland", "river"} <= names, "classes of both sets"
+    assert {"water", "building", "wetland", "river"} <= names, "the classes of both data sets must be listed"
     assert "road" in names
     assert "not road" not in names
     assert sets == ["dubai_train", "resisc12_train"]
-    assert gsd == [1.0, 1.0], "kinds of scenes come at all scales, and say nothing of the scale of masks"
+    assert gsd == [1.0, 1.0], (
+        "only data sets with masks count for the pixel size, because scene classes occur at all scales"
+    )
 
 
 def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch):
@@ -78,7 +80,7 @@ def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch)
     cfg.DATASETS.TRAIN = ("dubai_train",)
     cfg.freeze()
     fill_known(cfg)
-    assert cfg.is_frozen(), "as tools/train_net.py gives it"
+    assert cfg.is_frozen(), "the config must still be frozen, as it is when tools/train_net.py passes it"
     cfg.defrost()
     assert any(entry.startswith("water|") for entry in cfg.MODEL.KNOWN.CLASSES)
     assert cfg.MODEL.KNOWN.GSD == [1.0, 1.0]

@@ -61,7 +61,9 @@ def test_a_folder_holds_the_model_its_config_and_a_card(predictor, tmp_path):
 
 def test_shipped_weights_keep_their_card_and_their_size(mini, tmp_path):
     mini.save_pretrained(tmp_path / "mini")
-    assert (tmp_path / "mini/model.safetensors").stat().st_size == mini.path.stat().st_size, "half precision"
+    assert (tmp_path / "mini/model.safetensors").stat().st_size == mini.path.stat().st_size, (
+        "weights must be saved in half precision, so the file must have the same size"
+    )
     card = (tmp_path / "mini/README.md").read_text()
     assert "Trained on" in card
     assert "](../" not in card

@@ -33,15 +33,15 @@ def two_squares() -> np.ndarray:
 
 def test_components_have_middles_and_boxes():
     parts = components(two_squares(), 10)
-    assert len(parts) == 3, "the background and two squares"
-    assert box_from_mask(parts[1]) == (3, 2, 9, 8), "half-open"
+    assert len(parts) == 3, "the connected regions must be the background and two squares"
+    assert box_from_mask(parts[1]) == (3, 2, 9, 8), "the box must be half-open: x1 and y1 are one past the last pixel"
     x0, y0, x1, y1 = box_from_mask(parts[2])
     assert (two_squares()[y0:y1, x0:x1] == 1).all()
     assert box_between((8, 2), (3, 7)) == (3, 2, 9, 8)
     x, y = middle(parts[1])
     assert 5 <= x <= 6
     assert 4 <= y <= 5
-    assert components(two_squares(), 40)[1][12, 22], "the smaller square is left out"
+    assert components(two_squares(), 40)[1][12, 22], "the smaller square has too few pixels and must be left out"
 
 
 def test_a_corrective_click_lies_in_the_largest_error():
@@ -50,7 +50,7 @@ def test_a_corrective_click_lies_in_the_largest_error():
     assert corrective(small | large, small, everywhere) == (*middle(large), 1)
     assert corrective(small, small | large, everywhere) == (*middle(large), 0)
     assert corrective(small, small, everywhere) == (*middle(small), 1)
-    assert corrective(small, small | large, ~large)[2] == 1, "unknown pixels are no error"
+    assert corrective(small, small | large, ~large)[2] == 1, "pixels with an unknown label must not count as an error"
 
 
 def test_sampled_prompts_lie_inside_their_mask():
@@ -63,7 +63,7 @@ def test_sampled_prompts_lie_inside_their_mask():
             inside = points[given >= 0].long()
             assert (given <= 1).all()
             assert mask[inside[:, 1], inside[:, 0]].all()
-            assert box.isnan().all() == bool((given >= 0).any()), "clicks or a box"
+            assert box.isnan().all() == bool((given >= 0).any()), "a prompt must have clicks or a box, not both"
             kinds.add(int((given >= 0).sum()))
     assert kinds == {0, 1, 2, 3}
     empty = PromptSampler(2)(np.full((9, 9), 255, np.uint8))
@@ -167,10 +167,10 @@ def test_likeness_is_high_where_features_resemble_the_clicked_ones():
     left[:, :4] = 1
     torch.testing.assert_close(inside, left)
     torch.testing.assert_close(outside, 1 - left)
-    assert not box.any(), "there is none"
+    assert not box.any(), "without a box, the similarity to a box must be 0"
     prompts.boxes, prompts.labels = torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[[-1, -1, -1]]])
     inside, outside, box = _likeness(look, _nearness(prompts, (16, 32), (4, 8), look), prompts, (16, 32))[0, 0]
-    assert not inside.any(), "no click"
+    assert not inside.any(), "without a click, the similarity to clicks must be 0"
     assert not outside.any()
     torch.testing.assert_close(box, torch.full((4, 8), 0.5**0.5))
 
@@ -217,7 +217,9 @@ def test_the_encoder_reads_the_first_and_the_last_pixel_of_a_box():
     assert kinds.tolist() == [[[2, 3], [-1, -1]]]
     near = _nearness(Queries(*words, boxes=box), (64, 64), (64, 64), xy)[0, 0, 0]
     inside = torch.nonzero(near > 0)
-    assert inside.amin(0).tolist() == [2, 1], "rows 2 to 7; columns 3 to 8 of 128 are 1 to 4 of 64"
+    assert inside.amin(0).tolist() == [2, 1], (
+        "the box must start at row 2 and, as 128 columns are reduced to 64, at column 1"
+    )
     assert inside.amax(0).tolist() == [7, 4]
 
 
@@ -282,7 +284,7 @@ def test_training_on_prompts_improves_masks():
         optimizer.step()
     assert {"loss_prompt_mask", "loss_prompt_quality"} <= set(losses)
     after = evaluate_prompts(model, [lambda s=s: s for s in samples])
-    assert model.training, "the mode of the model is restored"
+    assert model.training, "evaluation must set the model back to training mode"
     assert after["parts"] == before["parts"] > 10
     assert after["box"] > before["box"] + 0.2
     assert after["click1"] > before["click1"] + 0.05
@@ -318,12 +320,14 @@ def test_a_box_selects_a_region_of_the_label_maps_if_the_config_says_so():
     encoded = Predictor(SkySenseO(cfg)).set_image(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
     box = (5, 5, 40, 40)
     mask, iou_pred = encoded.prompt(box=box)
-    assert iou_pred is None, "the model predicts none for a region of a label map"
+    assert iou_pred is None, "for a region of a label map, the model must predict no IoU"
     maps = [encoded.predict_text(Vocabulary.of(words), "labels")["labels"].numpy() for words in CLASSES]
-    assert any(len(np.unique(labels[mask])) == 1 for labels in maps), "all of one class"
+    assert any(len(np.unique(labels[mask])) == 1 for labels in maps), (
+        "the mask must have a single class in one of the label maps"
+    )
     assert (mask & encoded.box_mask(box) == mask).all()
     again, iou_pred = encoded.prompt([(10, 20)], [1], box)
-    assert 0 <= iou_pred <= 1, "with a click, the decoder answers"
+    assert 0 <= iou_pred <= 1, "with a click, the mask must come from the decoder, which predicts an IoU"
     assert (again != mask).any()
 
 

@@ -59,7 +59,9 @@ def test_a_local_model_tiled_equals_whole(size, overlap):
     assert np.abs(score - best.numpy()).max() < 1e-5
     differ = labels != index.numpy()
     margins = whole(model, image).topk(2, dim=0).values
-    assert (margins[0] - margins[1]).numpy()[differ].max(initial=0) < 1e-5, "only ties may differ"
+    assert (margins[0] - margins[1]).numpy()[differ].max(initial=0) < 1e-5, (
+        "labels may differ only where two classes have nearly equal logits"
+    )
 
 
 def test_narrow_strips_give_the_same_as_one_strip():

@@ -94,7 +94,7 @@ def test_a_map_that_is_under_way_is_sent_although_its_image_is_closed(page, clie
     closed.set()
     thread.join(60)
     assert answers[0].status_code == 200
-    assert shown.session.image is None, "its memory is free now"
+    assert shown.session.image is None, "the closed image's memory must be freed after the answer"
     assert client.get(f"/api/images/{shown.key}/classes.png").status_code == 404
 
 

@@ -157,7 +157,7 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     session.clear()
     few = session.nbytes
     session.segment([f"class {i}" for i in range(31)])
-    assert session.nbytes == few, "31 classes take no more than one"
+    assert session.nbytes == few, "a session with 31 classes must take no more memory than with one class"
     assert session.found.labels.dtype == np.uint8
     assert session.found.probabilities is None
     assert len(session.find_all_regions(Vocabulary.parse("water,road"), side=6, iou_pred=0, stability_score=0)) > 1
@@ -165,7 +165,9 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     session.add_example()
     assert session.nbytes == reachable_bytes(session)
     pixels = 200 * 300
-    assert session.nbytes - few <= 2 * pixels + 10_000, "one mask, one map of all regions, one example"
+    assert session.nbytes - few <= 2 * pixels + 10_000, (
+        "a mask, the map of all regions and an example must take at most 2 bytes per pixel and 10 kB"
+    )
     session.close()
     assert session.nbytes == 0
     assert reachable_bytes(session) == 0
@@ -189,7 +191,7 @@ def test_the_session_that_was_idle_longest_is_closed():
     third.lock.acquire()
     store.used(fourth)
     assert first.closed
-    assert not third.closed, "it is at work"
+    assert not third.closed, "a session that is processing a request must not be closed"
     assert store.nbytes == 90
     store.remove(third)
     store.remove(None)
@@ -243,7 +245,7 @@ def test_work_that_is_stopped_ends_and_tells_how_far_it_was():
         if not work.late:
             break
         time.sleep(0.01)
-    assert work.late == 0, "the thread has ended"
+    assert work.late == 0, "the thread of the stopped request must have ended"
 
 
 def test_late_work_stops_at_its_next_model_call(mini, tmp_path):
@@ -306,7 +308,9 @@ def test_large_requests_are_refused_before_they_are_read(tmp_path):
     assert answer_of(limits, join, [b"x"], declared=1001) == (413, b"")
     assert answer_of(limits, join, [b"x" * 600] * 2) == (413, b"")
     assert answer_of(limits, upload, [b"x"], declared=10**9) == (413, b"")
-    assert answer_of(limits, upload, [b"x" * 90_000] * 3)[1] == b"x" * 90_000, "the rest does not reach the page"
+    assert answer_of(limits, upload, [b"x" * 90_000] * 3)[1] == b"x" * 90_000, (
+        "data beyond the size limit must not reach the application"
+    )
     (tmp_path / "full").write_bytes(b"x" * 11)
     assert answer_of(limits, upload, [b"x"], folder=tmp_path) == (507, b"")
 

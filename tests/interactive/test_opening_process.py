@@ -117,7 +117,7 @@ def test_a_decoder_that_hangs_is_killed_and_its_thread_is_free(png, folder, deco
     deadline = time.monotonic() + 30  # the thread ends the process after the request has its answer
     while children() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not children(), "no process is left"
+    assert not children(), "the process with the hanging decoder must have been killed"
 
 
 def children() -> list[str]:

@@ -50,7 +50,9 @@ def test_words_a_click_a_box_an_example_and_files(session, decoded):
     region = session.click(45, 30)
     assert region.mask.shape == (60, 90)
     assert 0 <= region.iou_pred <= 1
-    assert session.naming(MANY) is None, "naming by a hundred words would decode a hundred masks at each click"
+    assert session.naming(MANY) is None, (
+        "a region must stay unnamed: a hundred words would need a hundred masks at each click"
+    )
     assert session.name(session.naming(MANY)) == []
     assert decoded == []
     found = session.segment(["building|house", "water"])

@@ -286,7 +286,9 @@ def test_masks_of_odd_sizes_with_reference_compat(model, case, monkeypatch):
     ours = predict(model, arrays, case, names)
     monkeypatch.setattr(model, "reference_compat", True)
     torch.testing.assert_close(predict(model, arrays, case, names), arrays[case], atol=1e-4, rtol=0)
-    assert (ours - arrays[case]).abs().max() > 0.01, "by default the padding is undone"
+    assert (ours - arrays[case]).abs().max() > 0.01, (
+        "the default must undo the padding, so its result must differ from the published one"
+    )
 
 
 def test_retrieval_words(model, monkeypatch):

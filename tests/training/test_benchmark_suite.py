@@ -81,7 +81,9 @@ def test_every_available_data_set_in_one_table(run, dubai, questions, tmp_path):
     assert len(said) == 9
     assert {"question", "answer", "kind", "predictions"} < set(said[0])
     images = sorted(p.name for p in (inference / "dubai_val_images").iterdir())
-    assert [name.split("_")[0] for name in images] == ["best", "worst"], "two images: the middle one is the best"
+    assert [name.split("_")[0] for name in images] == ["best", "worst"], (
+        "of two images, the median one is the best, so it is not drawn again"
+    )
     assert (inference / "dubai_val_names_confusion.png").is_file()
     _predictions_agree(inference / "dubai_val_predictions", body["results"][0]["results"]["names"])
 
@@ -159,7 +161,9 @@ def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
         bodies.append(json.loads((tmp_path / f"eval{count}/results.json").read_text())["results"])
     one, two = bodies
     assert [b["record"]["machine"]["processes"] for b in two] == [2, 2]
-    assert one[0]["results"] == two[0]["results"], "the confusion matrix is exact"
+    assert one[0]["results"] == two[0]["results"], (
+        "results must be identical, because confusion matrices add up exactly"
+    )
     assert one[1]["numbers"] == two[1]["numbers"]
     names = [tmp_path / f"eval{n}/inference/dubai_val_predictions/sem_seg_predictions.json" for n in (1, 2)]
     rows = [json.loads(path.read_text()) for path in names]
@@ -197,4 +201,6 @@ def test_published_numbers_stand_beside_ours():
 
 def test_an_absent_class_has_no_row():
     prediction = np.array([[0, 0, 2], [3, 3, 3]])
-    assert [row["category_id"] for row in as_coco("x.jpg", prediction, 3)] == [0, 2], "3 of 3: none"
+    assert [row["category_id"] for row in as_coco("x.jpg", prediction, 3)] == [0, 2], (
+        "with three classes, label 3 means 'no class' and must have no row"
+    )

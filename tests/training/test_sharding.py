@@ -52,7 +52,9 @@ def test_two_sharded_processes_train_like_ddp(dubai, tmp_path):
 
     held = [json.loads((tmp_path / f"held_{rank}.json").read_text()) for rank in range(2)]
     assert held[0]["ddp"] == held[1]["ddp"]
-    assert all(h["whole"] < 0.6 * h["ddp"] for h in held), "parameters and AdamW's moments are halved"
+    assert all(h["whole"] < 0.6 * h["ddp"] for h in held), (
+        "each of two processes must hold about half of the parameters and AdamW's moments"
+    )
 
     # One process without a process group reads the folder whole.
     path = find_weights(tmp_path / "whole/model_final.sharded")

@@ -142,7 +142,7 @@ def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):
     code, _, err = call(TRAIN, *words)
     assert code == 2
     assert says in err
-    assert not (tmp_path / "run").exists(), "nothing is written before all is known to be right"
+    assert not (tmp_path / "run").exists(), "a run with a mistake in its arguments must write nothing"
 
 
 def test_an_output_that_is_a_file(call, tmp_path):

@@ -44,7 +44,9 @@ def test_coco_import_renames_deletes_and_adds_regions(work, tile, tmp_path, caps
     coco = COCO()
     coco.dataset = data
     coco.createIndex()
-    assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
+    assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), (
+        "COCO's own reader must decode the same mask"
+    )
     data["categories"].append({"id": 9, "name": "car"})
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
     of_tile[0]["category_id"] = 9  # region 1 is renamed, 2 deleted, and a new one covers parts of 3 and of the rest
@@ -180,7 +182,7 @@ def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_pat
     assert np.array_equal(back["building"], mask_of(0, 0, 60, 30))
     assert np.array_equal(back["water"], mask_of(60, 0, 120, 40))
     finish(Review(work))
-    assert not final(work, tile)[0][30:40, :50].any(), "what it gave up is ignored"
+    assert not final(work, tile)[0][30:40, :50].any(), "pixels that a redrawn mask no longer covers must be unlabelled"
 
 
 def test_all_formats_of_coco_masks_are_read(review, tile):
@@ -352,7 +354,9 @@ def test_a_drawing_and_its_label_in_two_results_are_one_region(review, work, til
     first, second = imported(review, tile, *apart)
     assert (first.name, first.region, first.exact) == ("shed", 1, True)
     assert np.array_equal(first.mask, mask_of(0, 0, 50, 40))
-    assert (second.name, second.region) == ("unnamed", 2), "drawn, but not named: kept, and no name decided"
+    assert (second.name, second.region) == ("unnamed", 2), (
+        "a region that is drawn without a name must be kept as unnamed"
+    )
 
 
 def test_results_of_unknown_types_are_reported_and_decide_nothing(work, tile, tmp_path, capsys):
@@ -367,7 +371,7 @@ def test_results_of_unknown_types_are_reported_and_decide_nothing(work, tile, tm
     assert "nothing was decided on them: results of the types 2 keypointlabels" in capsys.readouterr().out
     stands = decisions_of(work, "label-studio 1")
     assert stands[tile, 1] == ("accept", "building", None)
-    assert (tile, 2) not in stands, "neither accepted nor rejected"
+    assert (tile, 2) not in stands, "a result of an unknown type must neither accept nor reject the region"
     assert stands[tile, 3] == ("reject", None, None)
 
 

@@ -158,7 +158,9 @@ def test_a_review_by_keyboard(visit, server, tmp_path):
     server.start()
     ann.wait_for_function("!window.before")  # the page reconnects by itself
     ann.locator("#view img").wait_for()
-    assert (work / "review/decisions.jsonl").read_bytes() == before, "a dead server decided nothing"
+    assert (work / "review/decisions.jsonl").read_bytes() == before, (
+        "keys pressed while the server was dead must not record a decision"
+    )
     assert where(ann) == (3, 1)
     assert decided(ann) == 10
     press(ann, "x")
@@ -169,7 +171,7 @@ def test_a_review_by_keyboard(visit, server, tmp_path):
 
     bob = visit("?reviewer=bob", 390, 844)
     bob.locator("#view img").wait_for()
-    assert bob.evaluate("document.documentElement.scrollWidth") <= 390, "a phone scrolls down only"
+    assert bob.evaluate("document.documentElement.scrollWidth") <= 390, "on a phone the page must not scroll sideways"
     for _ in range(3 * TILES):
         press(bob, "a")
     bob.screenshot(path=tmp_path / "phone.png", full_page=True)
@@ -194,7 +196,7 @@ def test_a_review_by_keyboard(visit, server, tmp_path):
     for tile in map(tile_name, range(TILES)):
         assert review.view("bob", tile).verdicts() == review.view("ann", tile).verdicts()
     with Image.open(tmp_path / "desktop.png") as image:
-        assert np.array(image.convert("L")).std() > 20, "something is on the page"
+        assert np.array(image.convert("L")).std() > 20, "the screenshot must not be blank"
 
 
 @needs_chromium
@@ -223,7 +225,9 @@ def test_clicks_errors_and_suggestions(visit, server):
     page.mouse.move(box["x"] + 40.5 * side, box["y"] + 50.5 * side, steps=3)
     page.mouse.up()
     page.get_by_text("region 5 is cut out of 3").wait_for()
-    assert Review(server.work).log.history["carl"][-1].box == (40, 50, 60, 60), "a box that was dragged"
+    assert Review(server.work).log.history["carl"][-1].box == (40, 50, 60, 60), (
+        "the box dragged with the mouse must be recorded"
+    )
     page.keyboard.press("u")
     page.get_by_text("Undone: split of region 3").wait_for()
     page.keyboard.press("m")
@@ -261,7 +265,7 @@ def test_clicks_errors_and_suggestions(visit, server):
     page.keyboard.press("n")
     wait_until_at(page, (2, 3))  # otherwise the answer to "n" would clear what is typed meanwhile
     press(page, "r", "<b>odd</b>", "Enter")
-    assert "is <b>odd</b>" in page.locator("#said").inner_text(), "names are text, not HTML"
+    assert "is <b>odd</b>" in page.locator("#said").inner_text(), "the page must show names as text, not as HTML"
     history = Review(server.work).log.history
     assert [d.action for d in history["erin"]] == ["accept"] * 3
     assert [d.action for d in history["carl"]][-4:] == ["reject"] * 3 + ["rename"]

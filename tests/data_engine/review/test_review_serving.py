@@ -49,4 +49,4 @@ def test_the_folder_has_another_name_outside(tmp_path):
     kind = b"application/zip"
     sent.clear()
     asyncio.run(hidden(scope, receive, send))
-    assert str(tmp_path) in sent[1]["body"].decode(), "a download passes unchanged"
+    assert str(tmp_path) in sent[1]["body"].decode(), "the content of a downloaded file must not be changed"
