@@ -71,7 +71,9 @@ def test_the_thread_count_fits_memory_device_and_model(small_model, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     plan = plan_windows(small_model, (2000, 2000), 100)
     assert thread_count(small_model, 1, plan, 2**34) == 8, "with enough memory, there must be one thread per core"
-    assert thread_count(small_model, 1, plan, 2**31) == 3, "the windows of all threads must fit into a quarter of the memory"
+    assert thread_count(small_model, 1, plan, 2**31) == 3, (
+        "the windows of all threads must fit into a quarter of the memory"
+    )
     assert thread_count(small_model, 1, plan, 2**20) == 1
     assert thread_count(small_model, 4, plan) == 1, (
         "a batch of several windows uses all cores by itself, so one thread is enough"

@@ -1,4 +1,4 @@
-"""Tests of the command lines that show data, build relation graphs and measure data loading."""
+"""Tests of the commands that show data, build relation graphs and measure data loading."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_published_split_names_are_aliases_of_ours():
 
 
 def test_class_files_are_those_of_the_published_benchmarks():
-    """Class files list the published class names in index order; skipped where the published list is absent."""
+    """Class files list the published class names in index order; the test is skipped without the published list."""
     path = ROOT / "../shared/facts/benchmarks.json"
     if not path.is_file():
         pytest.skip("no ../shared/facts/benchmarks.json here")
@@ -246,7 +246,7 @@ def test_class_tables_check_themselves():
 
 def test_images_in_both_train_and_test_are_found(dubai, call):
     image = dubai / "images/tile5_001.jpg"
-    # A real photo, because images drawn by the tests are nearly uniform, so their perceptual hash is noise.
+    # Use a real photo: images drawn by the tests are nearly uniform, so their perceptual hashes would be random.
     aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")
     aerial.resize((131, 97)).save(dubai / "images/tile1_001.jpg")
     aerial.resize((120, 90)).resize((131, 97)).save(image, quality=60)

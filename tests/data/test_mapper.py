@@ -96,7 +96,7 @@ def test_image_and_labels_move_together(dubai, cfg):
         distance = (sample["image"].permute(1, 2, 0)[:, :, None].float() - colors).norm(dim=-1)
         known = sample["sem_seg"] != 255
         agree = (distance.argmin(-1) == sample["sem_seg"])[known].float().mean()
-        assert agree > 0.85, record  # less than 1, because resizing blurs borders
+        assert agree > 0.85, record  # the share is less than 1, because resizing blurs borders
 
 
 def same(one, two) -> bool:
@@ -135,7 +135,7 @@ def test_evaluation_keeps_the_whole_image(dubai):
 
 
 def test_each_epoch_is_shuffled_once(dubai):
-    """Each epoch's permutation is computed once, because for 5 million records it takes 0.25 s."""
+    """Each epoch's permutation is computed once, because computing it takes 0.25 s for 5 million records."""
     records = [{"file_name": str(i)} for i in range(1000)]
     samples = NumberedSamples(records, lambda record: record, seed=3)
     drawn = [samples[i]["file_name"] for i in range(2000)]

@@ -29,7 +29,7 @@ SETS = ("epfl_roads_train", "simd_train", "urban_trees_train", "rsicd_scenes_tra
 
 @pytest.fixture
 def data(tmp_path, monkeypatch, call):
-    """Make one tiny data set of each kind, and masks for those with boxes."""
+    """Make one tiny data set for each kind of label, and masks for the data sets with boxes."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for make in (trees.roads, trees.vehicles, trees.trees, trees.rsicd):
         make(tmp_path)
@@ -82,7 +82,10 @@ def test_an_ellipse_touches_its_box():
 
 
 def test_a_label_image_of_boxes_has_the_classes_ids():
-    """With 3 classes, a label is c in a mask, 3 + c in and around its box, 6 elsewhere, and 255 for a rejected mask."""
+    """The label is c in a mask of class c, and 3 + c in the rest of its box and in a rim around the box (of 3 classes).
+
+    Pixels outside all boxes have label 6. A box whose mask was rejected has label 255.
+    """
 
     def left_half(image, box):
         if box[0] >= 40:

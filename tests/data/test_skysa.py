@@ -88,8 +88,9 @@ def test_each_defect_in_the_graph_file_is_counted():
     lines = [
         relation("Lake", "pond", 9),
         relation("lake", " forest ", 2),
-        relation("lake", "forest", 3),  # the same pair again: the last score counts
-        relation("lake", "road", 4, "").removesuffix(d) + ")",  # no reason given, so a bracket follows the score
+        relation("lake", "forest", 3),  # this pair occurs twice: the last score counts
+        # This entry has no reason, so a bracket follows the score.
+        relation("lake", "road", 4, "").removesuffix(d) + ")",
         relation("lake", "mud", "high"),
         relation("lake", "mud", 11),
         relation("lake", "LAKE", 5),
@@ -204,7 +205,7 @@ def test_similarity_becomes_a_rank_in_tenths():
 
 
 def test_a_graph_of_the_size_of_sky_sa_is_read():
-    """Sampling negatives takes milliseconds with Sky-SA's 1,763 names, although every pair has a score."""
+    """Sampling negatives takes milliseconds, even with Sky-SA's 1,763 names and a score for every pair of names."""
     rng = np.random.default_rng(0)
     scores = rng.integers(1, 11, (1763, 1763)).astype(np.uint8)
     graph = RelationGraph(tuple(f"n{i}" for i in range(1763)), scores)
@@ -372,7 +373,7 @@ def test_a_set_of_only_bad_files_is_an_error(dubai, cfg):
 
 
 def test_colour_jitter_draws_like_detectron2(cfg):
-    """With the same random numbers, our colour jitter gives Detectron2's image up to rounding."""
+    """With the same random numbers, our colour jitter gives the same image as Detectron2's, up to rounding."""
     import random
 
     from detectron2.projects.point_rend import ColorAugSSDTransform

@@ -132,7 +132,7 @@ def test_mistakes_in_shapes_are_named(outlined, change, told):
 
 
 def test_the_annotated_shapes_are_sound(monkeypatch, data):
-    """Every outline in the project's annotation file of UC Merced is valid; the images themselves are not needed."""
+    """Every outline in this project's annotation file for UC Merced is valid; the test does not need the images."""
     monkeypatch.setattr(weak_records, "_record", lambda spec, file, **what: {"file_name": str(file), **what})
     records = list(weak_records.read_shapes(spec_of("ucmerced_shapes"), "train"))
     count = len(load_classes("ucmerced_shapes"))

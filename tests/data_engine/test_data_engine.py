@@ -73,7 +73,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_one_command_makes_a_set_that_passes_the_check(call, survey, tmp_path):
-    """One command makes a valid data set; an unreadable image is reported, and running it again changes nothing."""
+    """One command makes a valid data set and reports an unreadable image; running the command again changes nothing."""
     out = tmp_path / "work"
     words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
     words += ("--val", "0.3", "--method", "superpixels", "--coarse", "0.5", "--licence", "CC0")
@@ -146,7 +146,7 @@ def test_images_with_the_same_file_name_are_kept_apart_and_later_ones_are_added(
 
 
 def test_a_folder_with_short_tile_ids_is_resumed(survey, tmp_path):
-    """Work folders of earlier versions, whose tile ids end in 8 hexadecimal digits instead of 16, keep their ids."""
+    """In work folders of earlier versions, tile ids end in 8 hexadecimal digits instead of 16; these ids are kept."""
     work = WorkFolder(tmp_path / "work")
     collect(work, [survey / "0.png"], side=64)
     lines = [json.loads(line) for line in (work / "catalog.jsonl").read_text().splitlines()]
@@ -218,7 +218,7 @@ def test_a_chain_of_small_differences_is_not_removed_as_a_whole():
 def test_regions_are_connected_and_small_ones_are_merged():
     labels = np.zeros((40, 50), int)
     labels[:, 20:] = 5
-    labels[5:8, 30:33] = 9  # nine pixels: too small
+    labels[5:8, 30:33] = 9  # a region of nine pixels, which is too small
     labels[20:30, 2:12] = 5  # the same label in a second place
     labels[39, 0] = 7
     regions = tidy(labels, 20)
@@ -235,7 +235,7 @@ def test_regions_are_connected_and_small_ones_are_merged():
 
 
 def merge_regions_naively(pieces: np.ndarray, least: int) -> list[int]:
-    """Naive reference for merging small regions: recount everything after each merge, without queue or border table."""
+    """Naive reference for merging small regions: compute all sizes and borders again after each merge."""
     pieces = pieces.copy()
     parent = list(range(int(pieces.max()) + 1))
     while True:
@@ -262,7 +262,7 @@ def test_merging_regions_equals_the_naive_form(least):
 
 
 def test_merging_ten_thousand_pieces_takes_little_time():
-    """Regression: with a sorted list in place of a heap, the time used to grow with the square of the pieces."""
+    """Regression: a sorted list instead of a heap made the time grow with the square of the number of pieces."""
     pieces = label(np.random.default_rng(0).integers(0, 5, (128, 128)), connectivity=1, background=-1) - 1
     assert pieces.max() > 9000
     begun = time.process_time()
@@ -344,7 +344,8 @@ def test_tiles_of_the_same_area_are_in_the_same_split():
     utm = CRS.from_epsg(32633).to_wkt()
     other = CRS.from_epsg(32632).to_wkt()
     rows = [spec_of(f"a{i}", "a.tif", crs=utm, transform=[2, 0, 500000 + 20 * i, 0, -2, 5200000]) for i in range(3)]
-    rows += [spec_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]  # begins where "a2" ends
+    # This tile begins where tile "a2" ends.
+    rows += [spec_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]
     rows += [spec_of("far", "far.tif", crs=other, transform=[2, 0, 300000, 0, -2, 5000000])]
     rows += [spec_of(f"s{i}", f"scene{i // 4}_{i % 4}.jpg") for i in range(12)]
     for seed in range(5):
@@ -385,7 +386,7 @@ def test_a_failed_replacement_keeps_the_old_set(halves, mini, monkeypatch):
         publish(halves, val=0.5)
     assert hashes(halves / "set") == before
     monkeypatch.undo()
-    rename(halves / "set", halves / "set.old")  # as left by a kill between the two renames
+    rename(halves / "set", halves / "set.old")  # the state after a kill between the two renames
     publish(halves, val=0.5)
     assert hashes(halves / "set") != before
     assert not (halves / "set.old").exists()

@@ -1,4 +1,4 @@
-"""Tests that kill every step of the data engine with SIGKILL: resumed runs give the files of an uninterrupted run."""
+"""Tests that kill every step of the data engine with SIGKILL; a resumed run must write the same files as one run."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def test_a_tower_scores_each_class_by_its_best_phrase(mini, tmp_path):
 def test_region_shares_equal_a_naive_count():
     regions = np.zeros((6, 8), np.uint16)
     regions[:3, :4], regions[3:, 4:] = 1, 2
-    got = region_shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4 pixels; the last two rows are padding
+    # Each cell has 4 x 4 pixels, and the last two rows of cells are padding.
+    got = region_shares(regions, (8, 8), (2, 2)).numpy()
     assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
 
 

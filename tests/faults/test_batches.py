@@ -1,4 +1,4 @@
-"""Tests that one bad file never ends a batch: when collecting, preparing data sets, on Ray workers, and in folders."""
+"""Tests that one bad file never stops a batch of files: in the data engine, in prepare, on Ray workers, in the demo."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_ray_worker_gives_each_scene_its_own_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray_archive, "run_scene", run_scene)
     outputs = SceneOutputs(tmp_path, ("geotiff",))
-    one = partial(ray_archive.segment_one, None, outputs, SceneOptions(), None)  # the model is not needed
+    one = partial(ray_archive.segment_one, None, outputs, SceneOptions(), None)  # this test does not need the model
     rows = [{"path": str(tmp_path / f"{name}.tif"), "stem": name} for name in "abcd"]
     with pytest.raises(ZeroDivisionError):
         one(rows[1])

@@ -31,7 +31,7 @@ ALLOWED = {
 
 
 def direct_writes(text: str) -> list[str]:
-    """Return the calls of writers, and of open(..., "w"), whose target is named like none of TARGETS."""
+    """Return the calls of writers, and of open(..., "w"), in which no argument is a variable listed in TARGETS."""
     found = []
     for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
         function = call.func

@@ -28,7 +28,7 @@ TILES = 6
 
 
 class Server:
-    """The page in a separate process, which can be killed and restarted at the same address."""
+    """The review page in a separate process, which can be killed and restarted at the same address."""
 
     def __init__(self, work) -> None:
         with socket.socket() as free:
@@ -68,7 +68,7 @@ def visit(server):
         responses = []
 
         def keep(response):
-            with contextlib.suppress(playwright.Error):  # the event stream was cut
+            with contextlib.suppress(playwright.Error):  # an event stream that was cut off has no text
                 responses.append(response.url + ("" if "image" in str(response.headers) else response.text()))
 
         def open_page(query="", width=1280, height=900):
@@ -108,7 +108,7 @@ def press(page, *keys: str, count: int | None = None) -> None:
     count = decided(page) + 1 if count is None else count
     for key in keys:
         if len(key) > 1 and key != "Enter" and key != "Escape":
-            # Without the focus on the input, the letters would be taken as commands.
+            # Wait until the input has the focus, because otherwise the page would take the letters as commands.
             page.locator("#rename input:focus").wait_for()
             page.keyboard.type(key)
         else:
@@ -256,7 +256,7 @@ def test_clicks_errors_and_suggestions(visit, server):
     press(page, "Enter")
     assert Review(server.work).log.history["carl"][-1].name == "tree"
 
-    erin = visit("?reviewer=erin")  # a second window, open at the same time
+    erin = visit("?reviewer=erin")  # erin's page is open at the same time as carl's
     erin.locator("#view img").wait_for()
     for _ in range(3):
         press(erin, "a")
