@@ -42,7 +42,8 @@ def test_classes_give_all_kinds_of_files(call, image, tmp_path):
     arrays = np.load(out / "town_probabilities.npz")
     assert arrays["probabilities"].shape == (3, 70, 90)
     assert arrays["class_names"].tolist() == ["building", "road", "tree"]
-    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # saved in half precision, so ties may differ
+    # Weights are saved in half precision, so labels may differ where two classes have equal scores.
+    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99
     body = json.loads((out / "town.json").read_text())
     assert [(c["id"], c["name"]) for c in body["classes"]] == [(0, "building"), (1, "road"), (2, "tree")]
     assert [c["pixels"] for c in body["classes"]] == np.bincount(labels.ravel(), minlength=3).tolist()
@@ -56,7 +57,7 @@ def test_classes_give_all_kinds_of_files(call, image, tmp_path):
 
 
 def test_a_single_class_gets_a_threshold(call, image, tmp_path):
-    """A single class gets a threshold of 0.5; without one it would fill the image."""
+    """A single class gets a threshold of 0.5; without a threshold, all pixels would get this class."""
     assert call(DEMO, "--input", image, "--classes", "building", "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert [c["name"] for c in body["classes"]] == ["none", "building"]
@@ -267,7 +268,7 @@ def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
     Image.open(image).save(tmp_path / "city.png")
     command = [sys.executable, DEMO, "--input", str(tmp_path / "*.png"), "--classes", "road,tree", "--output"]
     master, slave = os.openpty()
-    # Without a width, the terminal would get no progress bar.
+    # Set the terminal's width, because without a width there would be no progress bar.
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stdout=slave, stderr=slave)
     os.close(slave)
@@ -275,7 +276,7 @@ def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
     try:
         while block := os.read(master, 65536):
             output += block
-    except OSError:  # the process has closed the terminal
+    except OSError:  # the process has ended and closed the terminal
         pass
     assert process.wait() == 0, output.decode()
     screen = [line.rstrip("\r").split("\r")[-1].rstrip() for line in output.decode().split("\n")]

@@ -1,4 +1,4 @@
-"""Tests that words unknown to a model's training are reported once, and that weight files store the training words."""
+"""Tests that words missing from a model's training are reported once, and that weights store the training words."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch)
 def test_a_new_word_is_encoded_once_for_its_mask_and_its_warning(mini, monkeypatch):
     asked = []
     real = mini.model.tower.encode_text
-    mini.unfamiliar(Vocabulary.parse("griffin"))  # encodes the training words
+    mini.unfamiliar(Vocabulary.parse("griffin"))  # this call encodes the training words
     monkeypatch.setattr(mini.model.tower, "encode_text", lambda strings: asked.extend(strings) or real(strings))
     mini(np.zeros((32, 32, 3), np.uint8), "griffin,phoenix|firebird")
     assert sorted(asked) == sorted(set(asked))

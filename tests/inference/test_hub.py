@@ -26,13 +26,13 @@ def predictor():
 
 
 def equal(a: Predictor, b: Predictor) -> bool:
-    """Return whether two predictors agree up to rounding: loading for inference folds batch norms."""
+    """Return whether two predictors agree up to rounding, which differs because loading folds batch norms."""
     return np.allclose(a(IMAGE, "road,tree").score, b(IMAGE, "road,tree").score, atol=1e-4)
 
 
 @pytest.fixture
 def cache(predictor, tmp_path):
-    """Return a hub cache that contains org/tiny as a download leaves it."""
+    """Return a hub cache in the state after a download of org/tiny."""
     repository = tmp_path / "hub" / "models--org--tiny"
     predictor.save_pretrained(repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()

@@ -108,7 +108,7 @@ def test_the_decoder_returns_the_documented_shapes(head, features):
 
 
 def test_queries_are_independent(head, features):
-    """Masks of prompts do not depend on phrases, other prompts or padding, and masks of phrases not on prompts."""
+    """Prompts' masks do not depend on phrases, other prompts or padding; phrases' masks do not depend on prompts."""
     whole = head(features, queries())
     q = queries()
     for k in range(3):
@@ -132,7 +132,7 @@ def test_the_product_with_the_position_encoding_equals_its_naive_twin(head):
 
 
 def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkeypatch):
-    """The part that depends only on the image is computed once; a second prompt reuses it and gets the same masks."""
+    """Features that depend only on the image are computed once; decoding again reuses them for the same masks."""
     calls = []
     with torch.no_grad():
         image, fresh = head.refine(features), head.refine(features)
@@ -190,7 +190,10 @@ def test_each_part_of_a_prompt_changes_the_mask(head, features, change):
 
 
 def test_points_and_boxes_are_converted_to_prepared_pixels():
-    """Points and boxes of a 100 x 50 image are converted to prepared pixels: padded to 128 x 64, or also squeezed."""
+    """Points and boxes of a 100 x 50 image are converted to the pixels of the prepared image.
+
+    One image is padded to 128 x 64; the other is also squeezed afterwards.
+    """
     transforms = [ImageTransform((50, 100), (64, 128), (64, 64)), ImageTransform((50, 100), (64, 128), (64, 128))]
     given = {
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
@@ -227,7 +230,7 @@ def test_terms_equal_their_naive_twin():
     g = torch.Generator().manual_seed(3)
     logits, iou_pred = torch.randn(2, 3, 6, 8, generator=g), torch.rand(2, 3, generator=g)
     target = torch.rand(2, 3, 6, 8, generator=g) > 0.6
-    target[1, 2] = False  # an empty target, which gives no loss
+    target[1, 2] = False  # this target has no pixel, so it has no loss
     known = (torch.rand(2, 1, 6, 8, generator=g) > 0.1).expand(2, 3, 6, 8)
     masks, errors = [], []
     for b in range(2):
@@ -357,7 +360,7 @@ def test_prompts_for_weights_without_prompts_are_an_error(words_only):
 
 
 def test_a_click_returns_only_the_connected_part_that_it_is_in(monkeypatch):
-    """The predicted mask may cover similar objects elsewhere; these are returned only if they are clicked, too."""
+    """A predicted mask may also cover similar objects elsewhere; these are returned only if they are clicked, too."""
     logits = -torch.ones(1, 16, 16)
     logits[0, 2:6, 2:6] = logits[0, 10:14, 10:14] = 1
     image = PromptedImage(SkySenseO(prompt_config()).eval(), np.zeros((64, 64, 3), np.uint8))
@@ -369,4 +372,4 @@ def test_a_click_returns_only_the_connected_part_that_it_is_in(monkeypatch):
     assert not left[32:, 32:].any()
     assert (left[:32, :32] == both[:32, :32]).all()
     assert (image.prompt([(16, 16), (48, 48)], [1, 1])[0] == both).all()
-    assert (image.prompt([(30, 60)], [1])[0] == both).all()  # outside of both parts: the whole mask
+    assert (image.prompt([(30, 60)], [1])[0] == both).all()  # a click outside both parts returns the whole mask

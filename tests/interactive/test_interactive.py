@@ -161,7 +161,7 @@ def test_words_only_weights_take_a_box_as_it_is(session):
 def test_like_is_a_class_beside_the_words_or_alone(session):
     with pytest.raises(ValueError, match="no region yet"):
         session.add_example()
-    session.draw_box(0, 0, 80, 18)  # the water in the drawn scene
+    session.draw_box(0, 0, 80, 18)  # a box around the water in the drawn scene
     assert session.add_example() == "like region 1"
     assert session.segment(["road"]).classes == ("road", "like region 1")
     assert session.segment().classes == ("none", "like region 1")
@@ -253,7 +253,7 @@ def test_a_connected_part_is_measured_and_outlined(session):
 
 
 def test_a_part_is_of_one_segmentation_even_if_another_replaces_it_meanwhile(session, monkeypatch):
-    """Regression: a part used to mix two segmentations: the outline from one, the name from the other or from none."""
+    """Regression: a part could have the outline from one segmentation, and its name from another one or none."""
     before = session.segment(["water", "road", "tree"])
     before.labels[:] = 0
     before.labels[10:20, 30:50] = 2

@@ -1,4 +1,4 @@
-"""Tests of the web page's limits: no requests by uploaded files, memory, time, request sizes, cleanup on signals."""
+"""Tests of the web page's limits on memory, time, request sizes and requests that uploaded files cause; of signals."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_no_upload_causes_a_request(listener, tmp_path, suffix):
 
 
 def test_the_same_files_do_cause_requests_where_remote_data_is_allowed(listener, tmp_path):
-    """Where remote data is allowed, the same files do cause requests: the test that uploads cause none can fail."""
+    """The same files do cause requests where remote data is allowed, so the test that uploads cause none can fail."""
     pytest.importorskip("rasterio", reason="needs the extra geo")
     from skysense_o.image_io.gdal_access import gdal_settings, open_dataset
 
@@ -152,7 +152,8 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     image = OpenedImage(draw_scene(np.random.default_rng(0), 200, 300)[0], "town.png")
     session = Session(mini, image, tmp_path / "session")
     session.segment(["water"])
-    session.draw_box(10, 10, 90, 60)  # the first box and the first click compute more of the image, before measuring
+    # The first box and the first click store further features of the image, so do both before measuring.
+    session.draw_box(10, 10, 90, 60)
     session.click(20, 20)
     session.clear()
     few = session.nbytes
@@ -266,7 +267,7 @@ def test_late_work_stops_at_its_next_model_call(mini, tmp_path):
         time.sleep(0.01)
     assert work.late == 0
     assert asked
-    check_time()  # outside a request there is no limit
+    check_time()  # there is no time limit outside a request
     session.close()
 
 
@@ -338,7 +339,7 @@ def test_uploads_that_are_under_way_count_as_well(tmp_path):
 def test_a_file_given_as_an_address_is_refused():
     pytest.importorskip("starlette")
     limits = {"upload_bytes": 1000, "request_bytes": 10_000_000, "folder_bytes": 10}
-    join = "/gradio_api/queue/join"  # an address of the review page
+    join = "/gradio_api/queue/join"  # an address that the review page requests
     file = {"path": "http://127.0.0.1/x.png", "meta": {"_type": "gradio.FileData"}}
     assert answer_of(limits, join, [json.dumps({"data": [None, [file]]}).encode()])[0] == 400
     file["path"] = " HTTPS://example.org/x.png"

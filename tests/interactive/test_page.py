@@ -75,7 +75,7 @@ def visit(browser, served):
     def keep(response):
         try:
             said.append((response.url, response.text() if "image" not in str(response.headers) else ""))
-        except playwright.Error:  # the stream was cut when the tab closed
+        except playwright.Error:  # the stream was cut off when the tab closed
             said.append((response.url, ""))
 
     def open_page(width=1280, height=900, **options):
@@ -110,7 +110,7 @@ def town(tmp_path):
 
 
 def changed(page, act) -> None:
-    """Do `act`, and wait until the map shows the server's new answer."""
+    """Call `act`, and wait until the map shows the server's new answer."""
     before = page.locator("#map").get_attribute("data-shown")
     act()
     page.wait_for_function("was => (document.querySelector('#map').dataset.shown ?? was) !== was", arg=before)
@@ -150,7 +150,7 @@ MASKS = """() => { const canvas = document.querySelector('.leaflet-masks-pane ca
 
 
 def masks(page) -> tuple[float, float]:
-    """Return the share of pixels with a mask, and the opacity (0 to 255) of the most opaque pixel."""
+    """Return the share of the map's pixels with a mask, and the opacity (0 to 255) of the most opaque pixel."""
     return tuple(page.evaluate(MASKS))
 
 
@@ -260,7 +260,8 @@ def test_classes_opacity_and_split_change_the_view_and_ask_nothing(visit):
     page.keyboard.press("s")
     assert not divider.is_visible()
     assert page.evaluate(clip) in ("", "none")
-    assert [url for url in requests if not url.endswith("/familiar")] == []  # /familiar is asked once, late
+    # The page requests /familiar once, after a delay.
+    assert [url for url in requests if not url.endswith("/familiar")] == []
 
 
 @needs_chromium
@@ -287,7 +288,7 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     page.mouse.move(*at(page, 0.5, 0.6))
     page.mouse.down()
     page.mouse.move(*at(page, 0.1, 0.4), steps=3)
-    page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # first upwards, then back
+    page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # first move up, then back
     page.locator(".leaflet-picks-pane canvas").wait_for()
     assert not page.locator("#region").is_visible(), "a preview must not be shown as a selected region"
     changed(page, page.mouse.up)

@@ -1,4 +1,4 @@
-"""Tests of the page's server without a browser: access rights, refused requests, and the content of tiles and maps."""
+"""Tests of the web page's server without a browser: access rights, refused requests, content of tiles and maps."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_positions_go_to_the_map_and_back(scene):
 
 
 def tile_of(zoom: int, latitude: float, longitude: float) -> tuple[float, float]:
-    """Return the position in units of tiles, by the formula in the OpenStreetMap wiki."""
+    """Return the position of longitude and latitude in units of tiles, by the formula in the OpenStreetMap wiki."""
     y = (1 - np.arcsinh(np.tan(np.radians(latitude))) / np.pi) / 2
     return (longitude + 180) / 360 * 2**zoom, y * 2**zoom
 
@@ -272,7 +272,7 @@ def test_labels_lie_on_the_map_where_their_pixels_do(scene):
 
 
 def test_longitudes_may_run_from_0_to_360(tmp_path):
-    """Regression: tiles of a scene with longitudes above 180 used to be empty, and clicks on it lay outside."""
+    """Regression: tiles of a scene with longitudes above 180 used to be empty, and clicks missed the scene."""
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     from rasterio.transform import from_origin
 
@@ -290,7 +290,7 @@ def test_longitudes_may_run_from_0_to_360(tmp_path):
 
 
 def test_a_scene_that_reaches_beyond_its_projection_is_shown_without_a_map(words_only, tmp_path):
-    """Regression: opening an image of the whole earth, as a satellite sees it, used to be an error of the server."""
+    """Regression: opening a satellite image of the whole earth's disc used to give a server error."""
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     from rasterio.transform import from_origin
 

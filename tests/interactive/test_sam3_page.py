@@ -38,7 +38,7 @@ def session(predictor, tmp_path):
 
 @pytest.fixture
 def decoded(predictor, monkeypatch):
-    """Record how many image-phrase pairs each call of the decoder receives."""
+    """Return a list that gets the number of image-phrase pairs in each call of the decoder."""
     calls, answer = [], predictor.model.tower.answer
     monkeypatch.setattr(
         predictor.model.tower, "answer", lambda e, tokens, valid: calls.append(len(tokens)) or answer(e, tokens, valid)
@@ -77,7 +77,7 @@ def test_everything_without_words_and_with(session):
 
 def test_the_page(predictor, tmp_path, monkeypatch):
     page = Page(predictor, tmp_path)
-    # This must not encode anything: SAM 3 needs 19 GFLOP for each of the hundreds of phrases.
+    # Naming must not encode the hundreds of phrases: SAM 3 needs 19 GFLOP for each phrase.
     page.encode_naming_vocabulary()
     assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
     assert page.about()["prompts"]
