@@ -1,4 +1,4 @@
-"""A box selects the region of the label maps that was meant."""
+"""Tests that a box selects the region of the label maps that the user meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROAD, ROOF, TREE = 0, 1, 2
 
 @pytest.fixture
 def labels() -> np.ndarray:
-    """A roof of 10 x 8 pixels with a tree before it, on a road that crosses the image, among grass (3)."""
+    """Return a label map: a road across grass (label 3), and on it a roof of 10 x 8 pixels, partly under a tree."""
     labels = np.full((40, 40), 3, np.uint8)
     labels[14:26] = ROAD
     labels[16:24, 15:25] = ROOF

@@ -1,4 +1,4 @@
-"""Tests that every part of the project that reads images (here called a "door") gets the same, correct pixels."""
+"""Tests that every function that reads images for a task (here called a "door") gets the same, correct pixels."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypat
 
 
 def test_a_label_map_that_qgis_loads_gets_the_names_of_its_classes(plugin, tmp_path):
-    """Regression: its legend was the numbers 0 to 255."""
+    """Regression: QGIS showed the numbers 0 to 255 as the legend."""
     values = values_of(tmp_path, REGIONS="")
     context = qgis_stub.Context(values["LABELS"])
     plugin.algorithms[0].processAlgorithm(values, context, qgis_stub.Feedback())
@@ -100,7 +100,7 @@ def test_a_label_map_that_qgis_loads_gets_the_names_of_its_classes(plugin, tmp_p
 
 
 def test_files_of_others_in_its_folder_stay(plugin, tmp_path):
-    """Regression: the plugin used to delete the folder of its results with everything in it."""
+    """Regression: the plugin used to delete the whole folder of its results, including the user's files."""
     folder = tmp_path / "found/labels_skysense_o"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")

@@ -28,7 +28,7 @@ PACKAGE = ROOT / "skysense_o"
 
 
 def imports_of(path) -> set[str]:
-    """Return the modules of this package that a file imports at run time, without imports for type checkers only."""
+    """Return the modules of this package that a file imports at run time; imports for type checkers do not count."""
     found = set()
     tree = ast.parse(path.read_text())
     hidden = {
@@ -115,7 +115,7 @@ def committed():
 
 
 def test_no_path_of_a_machine():
-    # Label Studio's addresses of local files begin like a folder, but are not paths.
+    # Label Studio's URLs of local files look like paths of a machine, but are none.
     pattern = re.compile(r"(?<![\w.])/(work|home/\w+|root|mnt|data(?!/local-files)|Users)/")
     bad = []
     for path in committed():
@@ -157,7 +157,7 @@ def test_help_teaches(script, monkeypatch, capsys):
 
 
 def public_definitions() -> dict[str, list[str]]:
-    """Return {name of a public class or function at a module's top level: modules that define it}."""
+    """Return {name of a public class or function at the top level of modules: modules that define it}."""
     found: dict[str, list[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
@@ -176,7 +176,7 @@ def test_no_module_is_long():
     assert {path: n for path, n in lengths.items() if n > 300} == {}
 
 
-# These modules open files made by this project or that are not images; all other modules use skysense_o/image_io.
+# These modules open files that this project made or that are not images; all others must use skysense_o/image_io.
 OPENS = re.compile(r"\bImage\.open\(|\bcv2\.im(read|decode)\(|\brasterio\.open\(")
 MAY_OPEN = {
     "data_engine/work_folder.py": "maps of the data engine",

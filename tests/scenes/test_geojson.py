@@ -1,4 +1,4 @@
-"""Tests of GeoJSON: valid after rounding, split at the antimeridian, right at the poles, refused without longitudes."""
+"""Tests of GeoJSON: valid after rounding, split at the antimeridian, correct at the poles, or else an error."""
 
 from __future__ import annotations
 

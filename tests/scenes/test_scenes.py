@@ -1,4 +1,4 @@
-"""Tests of whole scenes: same grid, no seams, the same bytes after an interruption, and errors that say what to do."""
+"""Tests of whole scenes: same grid, no seams, same bytes after an interruption, errors that say what to do."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def dies_after(monkeypatch, writes: int, error: Exception):
 
 
 def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
-    """Interrupt a run and resume it; return the model calls of an uninterrupted and of the resumed run."""
+    """Interrupt a run and resume it; return the number of model calls of an uninterrupted and of the resumed run."""
     path = write_scene(tmp_path / "s.tif", fields(280, 560))
     formats, calls = ("geotiff", "confidence", "areas", "coco"), []
     window_model = predictor.window_model
@@ -296,7 +296,7 @@ def test_scenes_that_fail_leave_no_file_open(tmp_path, monkeypatch):
 
 
 def test_damage_in_the_middle_leaves_no_partial_file(tmp_path):
-    """A scene damaged in the middle leaves no output file; its overview is intact, so only reading windows fails."""
+    """A scene damaged in the middle leaves no output file. Its overview is intact, so the error comes while reading."""
     path = write_scene(
         tmp_path / "s.tif", fields(2200, 1100), tiled=True, blockxsize=256, blockysize=256, compress="deflate"
     )
@@ -375,10 +375,10 @@ def test_real_scenes_have_every_export_and_their_areas_add_up(tmp_path, mini, na
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real scenes of ../shared/data/scenes")
 def test_no_seams_on_a_real_scene(mini):
-    """Labels change more often at borders of windows without overlap; the overlap removes 90 % of that excess.
+    """Without overlap, labels change more often at the borders of windows; an overlap removes 90 % of this excess.
 
-    Changes are counted relative to those of the whole scene predicted in one window, so the content of the scene
-    cancels out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because this
+    Changes are divided by those in a prediction of the whole scene in one window, so the content of the scene cancels
+    out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because this
     scene has only ten such borders: one direction alone deviates by 30 % either way by chance.
     """
     with rasterio.open(SHARED / REAL[1]) as file:
@@ -392,7 +392,7 @@ def test_no_seams_on_a_real_scene(mini):
         for axis in (0, 1):
             mine, its = ((np.diff(x.astype(int), axis=axis) != 0).sum(axis=1 - axis) for x in (tiled, whole))
             line = np.arange(1, len(mine) + 1)
-            inside = line < len(mine) - window  # the last windows end at the scene's edge
+            inside = line < len(mine) - window  # leave out the last windows, which end at the scene's edge
             border = (line % (window - overlap) == 0) | ((line - overlap) % (window - overlap) == 0) & (line > overlap)
             other = (line % 16 == 0) & ~border & inside
             border &= inside

@@ -1,4 +1,4 @@
-"""Tests that the wheel is built, installs into a fresh environment and works there."""
+"""Tests that the wheel can be built, can be installed into a fresh environment, and works there."""
 
 from __future__ import annotations
 

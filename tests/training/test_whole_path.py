@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(dubai, tmp_path):
     assert done.returncode == 0, done.stderr
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    done = train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path, resume=True)  # nothing is left to train
+    done = train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path, resume=True)  # no step is left to train
     assert done.returncode == 0, done.stderr
     assert "copypaste: mIoU" in done.stdout
 

@@ -26,7 +26,10 @@ ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
 
 def blobs(generator, many=64):
-    """Return noise maps with up to five bright cells per channel, the channel to count (one-hot), counts and points."""
+    """Return noise maps with up to five bright cells in each of two channels.
+
+    Also return the channel to count (one-hot), and the number and points of this channel's bright cells.
+    """
     numbers = torch.randint(6, (many, 2), generator=generator)
     kinds = torch.randint(2, (many,), generator=generator)
     maps, points = torch.rand(many, 4, CELLS, CELLS, generator=generator), []
@@ -212,7 +215,10 @@ def test_each_number_goes_to_its_question(cars, monkeypatch):
 
 
 def test_a_rotated_image_has_the_same_count(cars):
-    """Averaged over four rotations, the count distribution does not change with the image's rotation; else it does."""
+    """The count distribution, averaged over four rotations of the image, does not depend on the image's orientation.
+
+    Without averaging, this distribution does depend on it.
+    """
     torch.manual_seed(0)
     model, shares = EmbeddedVQA(counting_config(cars)).eval(), []
     with torch.no_grad():
@@ -228,7 +234,7 @@ def test_a_rotated_image_has_the_same_count(cars):
 
 
 def test_it_learns_under_bf16_too(cars):
-    """Training under bf16 autocast works, although autocast cannot stack the half-precision feature cache."""
+    """Training under bf16 autocast works, although autocast cannot stack features cached in half precision."""
     cfg = counting_config(cars)
     model, mapper = EmbeddedVQA(cfg).train(), QuestionMapper(cfg)
     with torch.autocast("cpu", torch.bfloat16):
