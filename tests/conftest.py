@@ -70,7 +70,7 @@ def mini():
 
 @pytest.fixture(scope="session")
 def words_only():
-    """Return a predictor whose model is the shipped one, with the parts for clicks and boxes removed."""
+    """Return a predictor with the shipped model, but without the modules that handle clicks and boxes."""
     from skysense_o import Predictor
 
     predictor = Predictor.from_pretrained("mini", device="cpu")
@@ -95,7 +95,7 @@ def logs_reach_the_tests():
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image of coloured fields and its label image; one colour per class of Dubai makes it easy to learn."""
+    """Draw an image of coloured fields and its label image; each class of Dubai has one colour, so learning is easy."""
     labels = np.ones((height, width), np.uint8)
     labels[: height // 3] = 0
     labels[height // 2 : height // 2 + height // 8] = 2
@@ -142,7 +142,7 @@ def pairs(dubai) -> Path:
 
 @pytest.fixture
 def questions(tmp_path, monkeypatch):
-    """Make UC Merced questions like RSIVQA's; the answer depends on the image's colour, never on the question alone."""
+    """Make questions like RSIVQA's about UC Merced; the question alone never determines the answer, the colour does."""
     folder, rng, lines = tmp_path / "data" / "ucmerced", np.random.default_rng(0), []
     colors = {"river": (40, 60, 200), "forest": (30, 160, 40), "beach": (230, 210, 130)}
     for split, count in (("train", 3), ("test", 1)):

@@ -1,4 +1,4 @@
-"""A box selects the region of the label maps that was meant."""
+"""Tests that a box selects the region of the label maps that the user meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROAD, ROOF, TREE = 0, 1, 2
 
 @pytest.fixture
 def labels() -> np.ndarray:
-    """A roof of 10 x 8 pixels with a tree before it, on a road that crosses the image, among grass (3)."""
+    """Return a label map: a road across grass (label 3), and on it a roof of 10 x 8 pixels, partly under a tree."""
     labels = np.full((40, 40), 3, np.uint8)
     labels[14:26] = ROAD
     labels[16:24, 15:25] = ROOF
@@ -25,7 +25,9 @@ def test_the_region_that_reaches_the_sides_is_meant_and_not_what_goes_on_outside
     mask = BoxRegions([labels]).mask((15, 16, 25, 24))
     assert (mask == (labels == ROOF) & (np.arange(40) > 10)).all()
     mask = BoxRegions([labels]).mask((13, 15, 27, 25))
-    assert mask.sum() == 10 * 8 - 12, "the road fills more of a loose box, but continues outside"
+    assert mask.sum() == 10 * 8 - 12, (
+        "the road has more pixels in this loose box, but continues outside, so the roof is meant"
+    )
 
 
 def test_a_box_around_all_of_a_region_with_another_one_inside(labels):

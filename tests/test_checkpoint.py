@@ -125,7 +125,7 @@ def test_a_file_that_is_not_on_the_hub_gives_a_hint(hub):
 
 
 def test_a_model_is_built_around_its_weights(small_model, cfg, tmp_path):
-    """A model is built around its weights: float32 tensors stay memory-mapped, and `half` casts only large ones."""
+    """A model uses the tensors that were read: float32 tensors stay memory-mapped, and `half` casts only large ones."""
     torch.save({"model": small_model.state_dict()}, tmp_path / "w.pth")
     whole, report = build_with_weights(cfg, tmp_path / "w.pth")
     assert not report.missing
@@ -226,7 +226,7 @@ def problem_of(path) -> WeightsError | None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_damaged_pth_names_its_path(tmp_path, zipped):
-    """Regression: damaged .pth files used to raise IndexError, KeyError or UnicodeDecodeError without the path."""
+    """Regression: damaged .pth files used to raise IndexError, KeyError or UnicodeDecodeError without their path."""
     torch.save({"model": STATE}, tmp_path / "good.pth", _use_new_zipfile_serialization=zipped)
     good, rng, kinds = (tmp_path / "good.pth").read_bytes(), np.random.default_rng(0), set()
     for _ in range(150):
@@ -243,7 +243,7 @@ def test_a_damaged_pth_names_its_path(tmp_path, zipped):
 
 
 def test_numbers_of_numpy_keep_their_shape(tmp_path):
-    """Zero-dimensional NumPy numbers, such as a batch norm's counter, stay zero-dimensional."""
+    """Zero-dimensional NumPy numbers, such as the batch counter of a batch norm, stay zero-dimensional."""
     (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": {"n": np.array(3), "a": np.ones((2, 3)).T}}))
     found = read_weights(tmp_path / "w.pkl", trust=True)
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"n": (), "a": (3, 2)}

@@ -1,4 +1,4 @@
-"""Tests that threads wait passively and are as many as the CPU quota allows, unless the user sets their number."""
+"""Tests that threads wait passively, and that the CPU quota sets their number unless the user sets it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from skysense_o.cpu_threads import available_cores, cpu_quota
 
-LIGHT = {"check_dataset.py", "compare_results.py"}  # these run no model
+LIGHT = {"check_dataset.py", "compare_results.py"}  # these scripts run no model
 SCRIPTS = [p for folder in ("tools", "demo") for p in sorted((ROOT / folder).glob("*.py")) if p.name not in LIGHT]
 LIGHT_MODULES = {"skysense_o.cpu_threads", "skysense_o.memory_limit"}
 SCRIPTS = [path for path in SCRIPTS if path.name != "__init__.py"]

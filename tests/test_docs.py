@@ -49,7 +49,7 @@ def test_commands_are_ones_that_the_parsers_take(page):
     for line in COMMAND.finditer(page.read_text().replace("\\\n", " ")):
         script, words = line[1], shlex.split(line[2], comments=True)
         assert (ROOT / script).is_file(), line[0]
-        if "..." in words or "CONFIG" in words:  # a usage line, not a command to run
+        if "..." in words or "CONFIG" in words:  # this line shows the usage, it is not a command to run
             continue
         if script in ("run_train.sh", "run_eval.sh"):
             takes(words[0], [word for word in words[3:] if word != "--resume"])
@@ -62,7 +62,7 @@ def test_commands_are_ones_that_the_parsers_take(page):
 
 
 def takes(config: str, changes: list[str]) -> None:
-    """Check that the YAML exists and has the changed keys, except MODEL.LOSS.TVERSKY, which a page adds."""
+    """Check that the config exists and has the changed keys, except MODEL.LOSS.TVERSKY, which extending.md adds."""
     cfg, pairs = default_config(), list(zip(changes[::2], changes[1::2], strict=True))
     cfg.merge_from_file(str(ROOT / config))
     words = [word for pair in pairs if pair[0] != "MODEL.LOSS.TVERSKY" for word in pair]
@@ -71,19 +71,19 @@ def takes(config: str, changes: list[str]) -> None:
 
 @pytest.fixture
 def registered(monkeypatch):
-    """After the test, remove what the pages' code registers."""
+    """After the test, remove the classes that the code of the documentation pages registers."""
     from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
     from skysense_o.modeling import TOWER_REGISTRY
 
     for registry in (SEM_SEG_HEADS_REGISTRY, TOWER_REGISTRY):
         rest = {key: value for key, value in registry._obj_map.items() if key not in ("ResNetTower", "CosineHead")}
-        # If somebody has followed the page, these names are already registered, so hide them.
+        # If somebody has followed the page, its classes are already registered, so hide their names.
         monkeypatch.setattr(registry, "_obj_map", rest)
 
 
 def trains_and_sees(cfg, untouched: str = "$") -> None:
-    """Check that one step's gradients reach every parameter except those matching `untouched`, and predict once."""
+    """Check that a training step gives a gradient to all parameters except `untouched` ones, and predict once."""
     model, words = SkySenseO(cfg), Vocabulary.of(["road", "water"])
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
     sample = {"image": image, "vocabulary": words, "sem_seg": torch.randint(0, 2, (70, 90))}

@@ -31,7 +31,7 @@ SIZES = [(37, 53), (101, 67), (64, 96), (1, 200), (133, 31)]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_pixel_keeps_its_position(size):
-    """A pixel keeps its position; the published code, which keeps its padding, moves it by up to 31 pixels."""
+    """A pixel keeps its position; the published code does not remove its padding, so pixels move by up to 31 pixels."""
     for mark in {(0, 0), (size[0] // 2, size[1] // 3), (size[0] - 1, size[1] - 1)}:
         image = torch.zeros(3, *size, dtype=torch.uint8)
         image[:, mark[0], mark[1]] = 255
@@ -74,18 +74,18 @@ def test_padding_is_the_mean_colour():
 @pytest.mark.parametrize("compat", [False, True])
 @pytest.mark.parametrize("memory", [1, geometry.RESTORE_BYTES])  # one class at a time, and all classes at once
 def test_labels_equal_those_of_all_probabilities_at_full_size(monkeypatch, size, compat, memory):
-    """Labels equal the best of all full-size probabilities, although most pixels are computed for one class only."""
+    """Labels equal the best class at full size, although most pixels are computed for one class only."""
     torch.manual_seed(0)
     transform = image_transform_for((45, 61), tower())
     logits, phrase_to_class = torch.randn(9, 16, 16), [0, 0, 1, 2, 2, 2, 3, 4, 5]
-    logits[:3, 4:9] += 6  # a region of one class
+    logits[:3, 4:9] += 6  # these cells all have the same class
     whole = transform.restore(logits, phrase_to_class, 6, size, "probabilities", compat)["sem_seg"]
     monkeypatch.setattr(geometry, "RESTORE_BYTES", memory)
     parts = transform.restore(logits, phrase_to_class, 6, size, "labels", compat)
     score, _ = whole.max(0)
     assert parts["labels"].dtype == torch.int64
     assert torch.allclose(parts["score"], score, atol=1e-6)
-    # The label is a best class up to rounding.
+    # The label's probability equals the highest one up to rounding.
     assert torch.allclose(whole.gather(0, parts["labels"][None])[0], score, atol=1e-6)
 
 

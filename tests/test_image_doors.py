@@ -1,4 +1,4 @@
-"""Tests that every part of the project that reads images (here called a "door") gets the same, correct pixels."""
+"""Tests that every function that reads images for a task (here called a "door") gets the same, correct pixels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data_doors(made: Made, folder) -> dict[str, np.ndarray]:
     record = {"file_name": str(made.path), "sem_seg_file_name": str(folder / "labels.png"), "names": ["all"]}
     image, labels = read_image_and_labels(record)
     valid = np.ones(labels.shape, bool) if made.valid is None else made.valid
-    assert np.array_equal(labels == IGNORE, ~valid), "pixels without data are ignored"
+    assert np.array_equal(labels == IGNORE, ~valid), "pixels without data must be ignored in the labels"
     sample = evaluation_sample(record, Vocabulary.parse("all"))
     return {
         "training": image,
@@ -98,7 +98,9 @@ def test_all_doors_get_the_same_and_right_pixels(tmp_path, kind, monkeypatch):
     assert np.array_equal(opened.rgb, read.filled((255, 255, 255)))
     assert (opened.scene is not None) == placed
     if not placed and made.path.suffix.lower() in UPLOADS:
-        assert np.array_equal(read_image(made.path.read_bytes()).filled(), expected), "bytes, as out of a shard"
+        assert np.array_equal(read_image(made.path.read_bytes()).filled(), expected), (
+            "an image read from bytes, as in a shard, must be the same"
+        )
 
 
 def test_check_dataset_reports_the_stretch_of_a_data_set_once(tmp_path):

@@ -55,7 +55,7 @@ def test_16_bits_are_stretched_over_the_whole_image(tmp_path, channels, suffix):
     assert image.max() == 255
     assert "stretched" in read.record.notes[-1]
     if channels > 1:
-        assert image[-1, -1, 0] < image[-1, -1, 2], "red is the darkest channel here and must stay so"
+        assert image[-1, -1, 0] < image[-1, -1, 2], "red is the darkest channel here and must stay the darkest"
 
 
 def test_float_arrays_ignore_nan_and_infinity():
@@ -94,7 +94,7 @@ def test_missing_empty_wrong_and_truncated_files_are_errors(tmp_path):
 
 
 def test_tiffs_that_pillow_cannot_decode_are_read_with_gdal(tmp_path):
-    """Regression: TIFFs of YCbCr without JPEG, or of WebP, used to be called damaged, as Pillow cannot decode them."""
+    """Regression: TIFFs with YCbCr but no JPEG, or with WebP, which Pillow cannot decode, were reported as damaged."""
     rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
     y, x = np.mgrid[0:40, 0:60]
     rgb = np.stack([x * 4, y * 6, 255 - x * 2 - y * 2], -1).astype(np.uint8)
@@ -130,7 +130,9 @@ def test_8_bit_arrays_and_pil_images_are_not_changed():
     turned, exif = Image.fromarray(rgb), Image.Exif()
     exif[0x0112] = 6
     turned.getexif().update(exif)
-    assert np.array_equal(as_image(turned).rgb, np.rot90(rgb, -1)), "a PIL image is turned as its file would be"
+    assert np.array_equal(as_image(turned).rgb, np.rot90(rgb, -1)), (
+        "a PIL image must be rotated by its EXIF orientation, like a file"
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -143,12 +145,12 @@ def test_as_stored_is_the_inverse_of_upright(orientation):
 
 @pytest.mark.parametrize(("orientation", "quarter"), [(3, 2), (6, 1), (8, 3)])
 def test_labels_turn_with_their_image(tmp_path, orientation, quarter):
-    """Labels stored like their image are rotated with it, and labels that are already upright are not."""
+    """Labels stored in the orientation of their image file are rotated with it; upright labels are not rotated."""
     labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
     Image.fromarray(labels).save(tmp_path / "upright.png")
     Image.fromarray(np.rot90(labels, quarter).copy()).save(tmp_path / "stored.png")
     assert np.array_equal(read_labels(tmp_path / "upright.png", (4, 6), orientation), labels)
-    # At 180 degrees both sizes are equal, so labels are taken as upright.
+    # A rotation by 180 degrees keeps the size, so it cannot be detected and labels are taken as upright.
     if orientation != 3:
         assert np.array_equal(read_labels(tmp_path / "stored.png", (4, 6), orientation), labels)
     with pytest.raises(BadData, match="they must be equal"):
@@ -241,7 +243,7 @@ def test_link_loops_and_names_that_are_not_utf8_are_errors(tmp_path):
     os.rename(tmp_path / "deep.png", odd)
     with pytest.raises(ImageError, match=r"caf\\xe9.png has a name that is not UTF-8.*rename it") as caught:
         read_image(os.fsdecode(odd))
-    str(caught.value).encode()  # the message can be encoded, so it can be printed
+    str(caught.value).encode()  # the message can be encoded as UTF-8, so it can be printed
 
 
 def test_images_without_valid_pixels_are_errors(tmp_path):
@@ -326,7 +328,7 @@ def test_remote_overviews_and_network_file_systems_are_refused(tmp_path, server)
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{address}/a.ovr")
     with pytest.raises(ImageError, match="refers to another file for its overviews, which needs --remote"):
         Raster(path)
-    assert np.array_equal(read_image(path).rgb, colours()), "Pillow reads no overviews"
+    assert np.array_equal(read_image(path).rgb, colours()), "Pillow reads no overviews, so it must still read the image"
     with gdal_settings():
         for system in ("/vsicurl/", "/vsicurl_streaming/", "/vsigs/", "/vsis3/"):
             with pytest.raises(rasterio.errors.RasterioIOError):
@@ -397,7 +399,7 @@ print(image.rgb.shape[0], image.rgb[-1, -1, 0], most - before)
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_large_16_bit_png_takes_three_bytes_per_pixel_plus_200_mib(tmp_path, channels):
-    """Regression: a large 16-bit PNG used to take 10.8 GiB, because all of it was stretched as float and read twice."""
+    """Regression: a large 16-bit PNG took 10.8 GiB, because it was read twice and stretched as a whole in float."""
     side = 9000
     ramp = (np.arange(side, dtype=np.uint32) * 7 % 60_000).astype(np.uint16)
     image = np.broadcast_to(ramp[:, None, None], (side, side, channels))

@@ -1,4 +1,4 @@
-"""Damaged boxes of JPEG 2000 files are an error before GDAL, which would never return from some of them."""
+"""Tests that damaged boxes in JPEG 2000 files give an error; GDAL alone would never return from some of these files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def jp2() -> bytearray:
 
 
 def changed(jp2: bytearray, kind: bytes, length: int) -> bytearray:
-    """Set the length of the first box of a type."""
+    """Set the length field of the first box of the given type."""
     start = jp2.index(kind) - 4
     jp2[start : start + 4] = length.to_bytes(4, "big")
     return jp2
@@ -31,7 +31,7 @@ def changed(jp2: bytearray, kind: bytes, length: int) -> bytearray:
 
 @pytest.mark.parametrize("length", [0, 1, 7, 10_000])
 def test_a_box_inside_another_one_has_a_right_length(jp2, tmp_path, length):
-    """Regression: with length 0, GDAL read the same box for ever."""
+    """Regression: GDAL read a nested box of length 0 again and again without end."""
     (tmp_path / "a.jp2").write_bytes(changed(jp2, b"colr", length))
     with pytest.raises(ImageError, match="a.jp2 is damaged: a JPEG 2000 box at byte 62 has a wrong length"):
         check_boxes(tmp_path / "a.jp2")
@@ -53,7 +53,7 @@ def test_a_vrt_of_a_damaged_file_is_an_error(jp2, tmp_path):
 
 
 def test_good_files_pass(jp2, tmp_path):
-    """The last box may have length 0, which means to the end of the file; a bare codestream has no boxes."""
+    """Length 0 is allowed for the last box, which then ends with the file; a bare codestream has no boxes."""
     path = tmp_path / "a.jp2"
     for good in (bytes(jp2), bytes(changed(bytearray(jp2), b"jp2c", 0)), bytes(jp2[jp2.index(b"jp2c") + 4 :])):
         path.write_bytes(good)

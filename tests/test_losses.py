@@ -109,7 +109,7 @@ def test_pixel_losses_equal_their_naive_twins(batch, loss, naive):
 
 @pytest.fixture
 def regions(batch):
-    """Pool region features on a grid as large as the image, so pooling is a plain mean; return the losses' inputs."""
+    """Return pooled region features and the region losses' other inputs, after checking that pooling is a mean."""
     _, sem_seg, valid = batch
     g = torch.Generator().manual_seed(1)
     dense = torch.randn(B, D, H, W, generator=g)
@@ -141,7 +141,7 @@ def test_region_contrast_equals_its_naive_twin(regions):
 
 @pytest.fixture
 def pairs():
-    """Return similarities of T phrases: textual S_t, partly negative, and visual S_v, partly unknown."""
+    """Return similarities of T phrases: textual S_t, some of them negative, and visual S_v, 0 where unknown."""
     g = torch.Generator().manual_seed(4)
     visual_similarity = torch.randint(0, 11, (B, T, T), generator=g) / 10
     return torch.rand(B, T, T, generator=g) * 2 - 1, visual_similarity
@@ -155,7 +155,8 @@ def test_vision_centric_equals_its_naive_twin(regions, pairs):
         total, names = 0.0, [t for t in range(T) if valid[b, t]]
         for i in names:
             for j in names:
-                if present[b, i] and i != j:  # on the diagonal S_v is 1, so these terms are 0
+                # Pairs of a phrase with itself are left out: their S_v is 1, so their terms are 0.
+                if present[b, i] and i != j:
                     region = torch.nn.functional.normalize(pooled[b, i], dim=0)
                     bce = -torch.log(1 - torch.sigmoid(region @ text[b, j] / 0.1))
                     total += ((1 - visual_similarity[b, i, j]) * max(alike[b, i, j], 0) * bce) ** 2
@@ -188,7 +189,8 @@ def test_published_regional_losses_equal_their_naive_twins(regions, pairs, graph
 
 def test_chunks_of_names_change_no_loss_and_no_gradient():
     g = torch.Generator().manual_seed(5)
-    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)  # each loss resizes logits
+    # The logits are smaller than the labels, so each loss resizes them.
+    logits = torch.randn(B, 7, H // 2, W // 2, generator=g, requires_grad=True)
     sem_seg, valid = torch.randint(0, 7, (B, H, W), generator=g), torch.ones(B, 7, dtype=torch.bool)
     for loss in (losses.pixel_bce, losses.focal, losses.dice):
         whole, chunked = loss(logits, sem_seg, valid), loss(logits, sem_seg, valid, chunk=3)
@@ -197,7 +199,7 @@ def test_chunks_of_names_change_no_loss_and_no_gradient():
 
 
 def test_name_255_is_not_what_ignored_pixels_are():
-    """With more than 255 classes, 255 still marks ignored pixels and never class 255."""
+    """With more than 255 classes, the label 255 still means an ignored pixel, never class 255."""
     sem_seg = torch.full((1, 4, 4), 255)
     sem_seg[0, 0] = 3
     assert losses.one_hot(sem_seg, 300).nonzero()[:, 1].unique().tolist() == [3]
@@ -206,7 +208,7 @@ def test_name_255_is_not_what_ignored_pixels_are():
 
 
 def test_names_are_encoded_once(monkeypatch):
-    """Sentence similarity (S_t) encodes each name once, whatever the vocabulary, and loads its encoder at first use."""
+    """Sentence similarity (S_t) encodes each name once for all vocabularies, and loads its encoder at first use."""
     from skysense_o.modeling import minilm
 
     asked, read = [], []
@@ -229,7 +231,7 @@ def test_names_are_encoded_once(monkeypatch):
 def test_presence_asks_only_what_is_known(batch):
     _, sem_seg, valid = batch
     presence = torch.randn(B, T, generator=torch.Generator().manual_seed(2))
-    # Sample 0 has ignored pixels, so absence is unknown. Sample 1 is complete: two classes present, one absent.
+    # Sample 0 has ignored pixels, so no class is known to be absent. In sample 1, two classes are present, one absent.
     first = torch.nn.functional.softplus(-presence[0, :3]).mean()
     second = torch.stack(
         [

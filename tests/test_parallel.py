@@ -35,7 +35,7 @@ def test_results_come_in_order_and_few_items_are_pending():
     with OrderedThreadPool(slow, 3) as pool:
         results = pool(items())
         assert next(results) == 0
-        assert len(taken) == 4, "three under way, one that waits, no further one"
+        assert len(taken) == 4, "only four items may be taken: three being processed and one waiting"
         assert list(results) == [n * n for n in range(1, 9)]
     assert most == 3
 
@@ -49,7 +49,7 @@ def test_each_call_has_one_thread_and_the_setting_is_restored():
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert found == [before], "for threads begun later too"
+    assert found == [before], "threads started later must have the restored setting, too"
 
 
 def test_a_count_of_one_runs_in_the_callers_thread():
@@ -70,9 +70,15 @@ def test_an_error_in_a_thread_is_raised():
 def test_the_thread_count_fits_memory_device_and_model(small_model, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     plan = plan_windows(small_model, (2000, 2000), 100)
-    assert thread_count(small_model, 1, plan, 2**34) == 8, "a core each"
-    assert thread_count(small_model, 1, plan, 2**31) == 3, "a quarter of the memory"
+    assert thread_count(small_model, 1, plan, 2**34) == 8, "with enough memory, there must be one thread per core"
+    assert thread_count(small_model, 1, plan, 2**31) == 3, (
+        "the windows of all threads must fit into a quarter of the memory"
+    )
     assert thread_count(small_model, 1, plan, 2**20) == 1
-    assert thread_count(small_model, 4, plan) == 1, "a batch of several keeps all cores busy"
+    assert thread_count(small_model, 4, plan) == 1, (
+        "a batch of several windows uses all cores by itself, so one thread is enough"
+    )
     monkeypatch.setattr("skysense_o.inference.sliding.LARGE", 10**5)
-    assert thread_count(small_model, 1, plan, 2**34) == 1, "a large model's layers do so by themselves"
+    assert thread_count(small_model, 1, plan, 2**34) == 1, (
+        "a large model's layers use all cores by themselves, so one thread is enough"
+    )

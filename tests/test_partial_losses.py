@@ -1,4 +1,4 @@
-"""Tests of losses for partial labels: equal to the full losses where all is known, otherwise to loops over pixels."""
+"""Tests of losses for partial labels: with complete labels they equal the full losses, otherwise a naive loop."""
 
 import math
 
@@ -16,7 +16,7 @@ B, T, SIDE = 3, 5, 12
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 4, (B, SIDE, SIDE), generator=generator)  # phrase 4 is absent
+    labels = torch.randint(0, 4, (B, SIDE, SIDE), generator=generator)  # no pixel has phrase 4
     labels[0, :3] = IGNORE
     logits = torch.randn(B, T, SIDE, SIDE, generator=generator, dtype=torch.float64, requires_grad=True)
     return labels, logits, torch.ones(B, T, dtype=torch.bool)
@@ -28,7 +28,11 @@ def complete(count=T):
 
 @pytest.fixture
 def partial_batch(batch):
-    """Return a batch with two YES in one pixel, unknown pairs, an uninformative label value, and an unknown phrase."""
+    """Return a batch of partial labels.
+
+    A pixel may have two phrases that are YES, and phrases that are unknown. One label value says nothing about any
+    phrase, and one phrase is unknown everywhere.
+    """
     labels, logits, _ = batch
     generator = torch.Generator().manual_seed(1)
     says = [torch.randint(-1, 2, (4, T), generator=generator).to(torch.int8) for _ in range(B)]
@@ -167,7 +171,8 @@ def test_bags_by_a_loop():
         terms.append(math.log1p(math.exp(-sum(best) / len(best))))
     expected = (sum(terms) / 2 + 0) / 2  # the second sample has no bag
     assert float(partly.bags(logits, labels, table)) == pytest.approx(expected, abs=1e-9)
-    assert (partly.partial_targets(labels, table) <= YES).all()  # a bag labels no single pixel as YES
+    # A bag (at least so many percent of the pixels are YES) labels no single pixel as YES.
+    assert (partly.partial_targets(labels, table) <= YES).all()
 
 
 def test_candidates_by_a_loop():
@@ -183,25 +188,30 @@ def test_candidates_by_a_loop():
                 road, one, two, _ = (math.exp(v) for v in logits[0, :, y, x].tolist())
                 each.append(-math.log((one + two) / (one + two + road)))
     loss = partly.candidates(logits, labels, table)
-    assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9), "the second sample has none"
+    assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9), (
+        "the second sample has no candidates, so its loss is 0"
+    )
     gradient = torch.autograd.grad(loss, logits)[0]
     assert gradient[0, 3].abs().sum() == gradient[1].abs().sum() == 0
-    assert (partly.partial_targets(labels, table)[0, 1:3] == NO).sum() == 2 * (labels[0] == 1).sum(), "else unknown"
+    assert (partly.partial_targets(labels, table)[0, 1:3] == NO).sum() == 2 * (labels[0] == 1).sum(), (
+        "candidates are NO only where the label says so, and unknown elsewhere"
+    )
 
 
 def test_where_two_words_are_right_the_narrower_one_should_win():
     generator = torch.Generator().manual_seed(7)
     labels = torch.randint(0, 2, (2, 6, 6), generator=generator)
     logits = torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    says = torch.tensor([[YES, YES, NO], [NO, YES, UNKNOWN]], dtype=torch.int8)  # values forest and street tree
+    # The label values mean forest and street tree.
+    says = torch.tensor([[YES, YES, NO], [NO, YES, UNKNOWN]], dtype=torch.int8)
     target = partly.partial_targets(labels, partly.says_table([says, says], 3))
     narrower = torch.zeros(2, 3, 3, dtype=torch.bool)
-    narrower[0, 0, 1] = True  # a forest is a kind of tree; the second sample does not say so
+    narrower[0, 0, 1] = True  # in the first sample, forest is marked as narrower than tree; in the second, no phrase is
     each = [math.log1p(math.exp(t - f)) for f, t in logits[0, :2][:, labels[0] == 0].T.tolist()]
     loss = partly.narrower_first(logits, target, narrower)
     assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9)
     gradient = torch.autograd.grad(loss, logits)[0]
-    assert (gradient[0, 0][labels[0] == 0] < 0).all(), "forest rises"
+    assert (gradient[0, 0][labels[0] == 0] < 0).all(), "the loss must raise the logit of forest, the narrower word"
     assert gradient[0, :, labels[0] == 1].abs().sum() == gradient[1].abs().sum() == 0
 
 
@@ -223,7 +233,7 @@ def test_a_region_meets_only_words_that_it_is_known_not_to_be():
 
 
 def test_region_contrast_by_a_loop(partial_batch):
-    """Like a loop over regions, the region contrast pools a phrase's YES pixels and opposes phrases that are NO."""
+    """Region contrast equals a loop that pools a phrase's YES pixels and contrasts them with phrases that are NO."""
     labels, _, _, table, target = partial_batch
     generator = torch.Generator().manual_seed(5)
     dense, temperature = torch.randn(B, 8, SIDE, SIDE, generator=generator), 0.1

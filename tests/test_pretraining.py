@@ -1,4 +1,4 @@
-"""Tests of pretraining: contrastive losses across processes, reconstruction, data and metrics."""
+"""Tests of pretraining: contrastive losses across processes, the reconstruction loss, data and metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_contrast_equals_its_naive_twin():
-    # The first and the third have the same caption.
+    # The first and the third image have the same caption.
     a, b, ids = unit(5, 7), unit(5, 7, seed=1), torch.tensor([0, 1, 0, 2, 3])
     total = 0.0
     for i in range(5):
@@ -111,7 +111,7 @@ def pretraining(**changes) -> ImageTextPretraining:
 
 def batch(folder, count: int = 6) -> list[dict]:
     np.random.seed(0)
-    random.seed(0)  # the source of colour jitter's random numbers
+    random.seed(0)  # colour jitter takes its random numbers from here
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
     mapper = CaptionMapper(cfg)
@@ -146,7 +146,7 @@ def test_reconstruction_is_of_hidden_pixels_only(pairs):
         each.append((said - x).abs()[:, hidden].mean())
     torch.testing.assert_close(got, sum(each) / 2, atol=1e-5, rtol=1e-5)
     share = samples[0]["hidden"].float().mean()
-    assert share == pytest.approx(0.5, abs=0.01), "2 of 4 blocks of 32 pixels: the nearest to 60 %"
+    assert share == pytest.approx(0.5, abs=0.01), "hiding 2 of the 4 blocks (32 x 32 pixels) comes nearest to 60 %"
 
 
 def test_a_term_without_weight_has_no_parameters(pairs):
@@ -156,7 +156,7 @@ def test_a_term_without_weight_has_no_parameters(pairs):
 
 
 def test_two_colours_are_learned(pairs):
-    """A few training steps make classification and retrieval of unseen images of two colours perfect."""
+    """After a few training steps, unseen images of two colours are classified and retrieved without an error."""
     model, samples = pretraining(IMAGE_IMAGE=0.0, RECONSTRUCTION=0.1).train(), batch(pairs, 8)
     optimizer = build_optimizer(model, [[".", 1.0, 0.0]], 3e-3)
     for _ in range(12):
@@ -260,7 +260,7 @@ def test_left_stays_left(pairs):
 
 
 def test_without_captions_any_word_of_the_class_is_used(pairs):
-    """Without captions, each of the class's four words is used with each of the four templates."""
+    """For a class without captions, each of its four words is used with each of the four templates."""
     cfg = small_config()
     cfg.INPUT.CROP_SIZE = 64
     image = next((pairs / "images/river").iterdir())
@@ -272,7 +272,7 @@ def test_without_captions_any_word_of_the_class_is_used(pairs):
 
 
 def test_real_captions(tmp_path, monkeypatch):
-    """The records of UC Merced match the shipped config; skipped where the data are absent."""
+    """The records of UC Merced match the shipped config; the test is skipped if the data are absent."""
     shared = ROOT.parent / "shared/data"
     if not (shared / "ucmerced/captions.jsonl").is_file():
         pytest.skip("no ../shared/data/ucmerced beside the project")

@@ -44,7 +44,7 @@ def model():
 
 
 def sample(arrays, case) -> dict:
-    """Return the inputs that the published code had; S_v contains the graph's scores, and 0 where there is no edge."""
+    """Return the inputs that the published code had; S_v has the graph's scores, and 0 for pairs without an edge."""
     names = arrays[f"{case}_texts"].tolist()
     sem_seg = arrays["sem_seg_one" if case == "one" else "sem_seg"].long()
     graph = json.loads(str(arrays["graph_json"]))
@@ -59,7 +59,7 @@ def sample(arrays, case) -> dict:
 
 @pytest.mark.parametrize("case", ["dyn", "one"])
 def test_values_and_gradients_of_the_published_losses(model, arrays, case, monkeypatch):
-    alike = arrays.get(f"{case}_text_correlation", torch.ones(12, 12))  # with one class, no similarity is needed
+    alike = arrays.get(f"{case}_text_correlation", torch.ones(12, 12))  # the case with one class needs no similarity
     monkeypatch.setattr(model.objective, "similarity", lambda names: alike)
     model.zero_grad()
     model.text_bank.weights_changed()
@@ -72,7 +72,8 @@ def test_values_and_gradients_of_the_published_losses(model, arrays, case, monke
     assert set(names) <= set(ours), sorted(set(names) - set(ours))[:5]
     norms, sums = arrays[f"{case}_grad_norms"], arrays[f"{case}_grad_sums"]
     for name, norm, total in zip(names, norms.tolist(), sums.tolist()):
-        noise = 1e-3 * norm * ours[name].numel() ** 0.5 + 2e-5  # rounding error of such a sum in single precision
+        # Expected rounding error of this sum in single precision.
+        noise = 1e-3 * norm * ours[name].numel() ** 0.5 + 2e-5
         assert ours[name].norm().item() == pytest.approx(norm, rel=5e-3, abs=2e-5), name
         assert ours[name].sum().item() == pytest.approx(total, rel=5e-3, abs=noise), name
     for key in [k for k in arrays if k.startswith(f"{case}_grad/")]:

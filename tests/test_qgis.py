@@ -77,18 +77,20 @@ def test_a_run_calls_the_command_and_moves_its_files(plugin, tmp_path, monkeypat
     style = ElementTree.fromstring((tmp_path / "found/labels.qml").read_text())
     (entry,) = style.iter("paletteEntry")
     assert (entry.get("value"), entry.get("color"), entry.get("label")) == ("0", "#ff0010", "a & b")
-    assert feedback.progress == [0, 25, 50, 75, 100, 100], "the last one when the command has ended"
+    assert feedback.progress == [0, 25, 50, 75, 100, 100], "the last 100 must be reported when the command has ended"
     said = "\n".join(feedback.lines)
     for word in ("--classes=road|street,-a", "--save=geotiff,json,gpkg", "--background=tree", "--threshold=0.4"):
         assert word in said
     assert "--min-area=10.0" in said
     assert "--gsd" not in said
     assert "--weights" not in said
-    assert "['PYTHONIOENCODING', 'PYTHONUNBUFFERED']" in said, "nothing of QGIS's Python and GDAL"
+    assert "['PYTHONIOENCODING', 'PYTHONUNBUFFERED']" in said, (
+        "the command must not inherit QGIS's environment variables for Python and GDAL"
+    )
 
 
 def test_a_label_map_that_qgis_loads_gets_the_names_of_its_classes(plugin, tmp_path):
-    """Regression: its legend was the numbers 0 to 255."""
+    """Regression: QGIS showed the numbers 0 to 255 as the legend."""
     values = values_of(tmp_path, REGIONS="")
     context = qgis_stub.Context(values["LABELS"])
     plugin.algorithms[0].processAlgorithm(values, context, qgis_stub.Feedback())
@@ -98,7 +100,7 @@ def test_a_label_map_that_qgis_loads_gets_the_names_of_its_classes(plugin, tmp_p
 
 
 def test_files_of_others_in_its_folder_stay(plugin, tmp_path):
-    """Regression: the plugin used to delete the folder of its results with everything in it."""
+    """Regression: the plugin used to delete the whole folder of its results, including the user's files."""
     folder = tmp_path / "found/labels_skysense_o"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
@@ -123,7 +125,7 @@ def test_cancel_ends_the_command_and_keeps_its_progress(plugin, tmp_path, monkey
     while _alive(int(pid.read_text())) and time.time() < deadline:
         time.sleep(0.1)
     assert not _alive(int(pid.read_text()))
-    assert pid.is_file(), "the folder stays, so that the next run resumes"
+    assert pid.is_file(), "the folder must remain, so that the next run can resume"
 
 
 def _alive(pid: int) -> bool:
@@ -178,4 +180,6 @@ def test_the_real_command_reports_progress_and_writes_what_qgis_loads(plugin, tm
     with rasterio.open(results["LABELS"]) as file:
         assert file.tags()["CLASS_0"] == "water"
     assert os.path.getsize(results["REGIONS"]) > 0
-    assert not (tmp_path / "found/labels_skysense_o").exists(), "it knows all files that the command leaves"
+    assert not (tmp_path / "found/labels_skysense_o").exists(), (
+        "the plugin must know and move all files that the command leaves"
+    )

@@ -1,4 +1,7 @@
-"""Tests that two runs never write into one folder: the second names the first; a dead process's lock is taken over."""
+"""Tests that two runs never write into one folder.
+
+The second run's error names the first run; the lock of a dead process is taken over.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ pytestmark = pytest.mark.faults
 
 
 def hold(path: Path, *more: str) -> subprocess.Popen:
-    """Start another process that holds the lock."""
+    """Start another process that holds the lock of a folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLDER, str(path), *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -75,7 +75,7 @@ def test_evaluation_builds_it_from_the_config(folder):
 
 
 def test_run_eval_on_a_folder(folder, dubai, tmp_path, monkeypatch):
-    """The command of run_eval.sh evaluates a SAM 3 folder on the tiny Dubai; a second call reads the result back."""
+    """The command of run_eval.sh evaluates a SAM 3 folder on the tiny Dubai; a second call reads the stored result."""
     command = [
         sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(ROOT / "configs/sam3/sam3.yaml"),
         "--num-gpus", "1", "--eval-only", "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", str(folder),
@@ -89,7 +89,7 @@ def test_run_eval_on_a_folder(folder, dubai, tmp_path, monkeypatch):
 
 
 def cached(home, folder):
-    """Make the hub's cache as it is after facebook/sam3 was downloaded."""
+    """Make the hub's cache in the state after a download of facebook/sam3."""
     repo = home / "hub" / "models--facebook--sam3"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("0123abcd")

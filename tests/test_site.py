@@ -1,4 +1,4 @@
-"""Tests that the documentation site builds without warnings, its links lead to pages, and every document is there."""
+"""Tests that the documentation site builds without warnings, has every document, and has no broken links."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_links_and_images_of_the_built_pages_exist(site):
     ids = {page: set(re.findall(r'\bid="([^"]+)"', page.read_text())) for page in pages}
     wrong = []
     for page in pages:
-        if page.name == "404.html":  # the links of 404.html are relative to a server's root
+        if page.name == "404.html":  # skip 404.html, whose links are relative to the server's root
             continue
         for link in re.findall(r'(?:href|src)="([^"]+)"', page.read_text()):
             parts = urlsplit(link)
@@ -56,6 +56,6 @@ def test_the_pages_ask_no_other_server(site):
 def test_the_reference_shows_signatures_and_documents_outside_of_docs_are_pages(site):
     page = (site / "reference/prediction.html").read_text()
     assert 'id="skysense_o.inference.predictor.Predictor.from_pretrained"' in page
-    assert "&gt;&gt;&gt;" in page, "examples are code"
+    assert "&gt;&gt;&gt;" in page, "examples in docstrings must be shown as code"
     assert "Where things are" in (site / "project/architecture.html").read_text()
     assert "Trained on" in (site / "project/mini.html").read_text()

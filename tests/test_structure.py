@@ -28,7 +28,7 @@ PACKAGE = ROOT / "skysense_o"
 
 
 def imports_of(path) -> set[str]:
-    """Return the modules of this package that a file imports at run time, without imports for type checkers only."""
+    """Return the modules of this package that a file imports at run time; imports for type checkers do not count."""
     found = set()
     tree = ast.parse(path.read_text())
     hidden = {
@@ -115,7 +115,7 @@ def committed():
 
 
 def test_no_path_of_a_machine():
-    # Label Studio's addresses of local files begin like a folder, but are not paths.
+    # Label Studio's URLs of local files look like paths of a machine, but are none.
     pattern = re.compile(r"(?<![\w.])/(work|home/\w+|root|mnt|data(?!/local-files)|Users)/")
     bad = []
     for path in committed():
@@ -131,7 +131,9 @@ def test_files_are_small():
 @pytest.mark.parametrize("script", ["demo.sh", "run_train.sh", "run_eval.sh", "run_tests.sh", "tools/setup.sh"])
 def test_scripts_are_plain_sh(script):
     assert subprocess.run(["sh", "-n", ROOT / script]).returncode == 0
-    assert not re.search(r"\[\[|\bfunction \b|<<<|=\(", (ROOT / script).read_text()), "dash does not know these"
+    assert not re.search(r"\[\[|\bfunction \b|<<<|=\(", (ROOT / script).read_text()), (
+        "the script uses bash syntax that dash, Debian's sh, does not know"
+    )
 
 
 @pytest.mark.parametrize("script", ["run_train.sh", "run_eval.sh"])
@@ -151,11 +153,11 @@ def test_help_teaches(script, monkeypatch, capsys):
         load_script(script).parser().parse_args()
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert f"python {script}" in shown, "an example of its use"
+    assert f"python {script}" in shown, "the help must contain an example command"
 
 
 def public_definitions() -> dict[str, list[str]]:
-    """Return {name of a public class or function at a module's top level: modules that define it}."""
+    """Return {name of a public class or function at the top level of modules: modules that define it}."""
     found: dict[str, list[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
@@ -166,7 +168,7 @@ def public_definitions() -> dict[str, list[str]]:
 
 def test_no_two_public_things_share_a_name():
     shared = {name: modules for name, modules in public_definitions().items() if len(modules) > 1}
-    assert shared == {}, "give each its own name"
+    assert shared == {}, "these public names are defined in several modules: give each its own name"
 
 
 def test_no_module_is_long():
@@ -174,7 +176,7 @@ def test_no_module_is_long():
     assert {path: n for path, n in lengths.items() if n > 300} == {}
 
 
-# These modules open files made by this project or that are not images; all other modules use skysense_o/image_io.
+# These modules open files that this project made or that are not images; all others must use skysense_o/image_io.
 OPENS = re.compile(r"\bImage\.open\(|\bcv2\.im(read|decode)\(|\brasterio\.open\(")
 MAY_OPEN = {
     "data_engine/work_folder.py": "maps of the data engine",
@@ -192,6 +194,6 @@ def test_there_is_one_reader_of_images():
         name = str(path.relative_to(PACKAGE))
         if not name.startswith("image_io/") and OPENS.search(path.read_text()):
             found.add(name)
-    assert found == set(MAY_OPEN), "read users' images by skysense_o.image_io.read_image, labels by data.labels"
+    assert found == set(MAY_OPEN), "read users' images with skysense_o.image_io.read_image, and labels with data.labels"
     scripts = [p for folder in ("demo", "tools") for p in (ROOT / folder).glob("*.py")]
     assert [p.name for p in scripts if OPENS.search(p.read_text())] == []

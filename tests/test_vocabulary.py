@@ -33,7 +33,9 @@ def test_other_signs_between_classes_are_an_error_that_says_how_to_write_them(si
     for words in ({"text": f"road{sign}tree"}, {"text": "sea", "background": f"road{sign}tree"}):
         with pytest.raises(ValueError, match=r'the class names .* have .*: write them as "building,road"'):
             Vocabulary.parse(**words)
-    assert Vocabulary.of(["road; paved"]).classes == ("road; paved",), "a list needs no separators"
+    assert Vocabulary.of(["road; paved"]).classes == ("road; paved",), (
+        "names given as a list need no separators, so they may contain any sign"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

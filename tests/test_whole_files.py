@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 
 
 def fail_half_way(*args, **kwargs):
-    """Stand in for a library's writer: write a few bytes, then fail as on a full disk."""
+    """Replace a library's writer: write a few bytes, then fail as on a full disk."""
     target = next(a for a in (*args, *kwargs.values()) if hasattr(a, "write") or hasattr(a, "write_bytes"))
     if hasattr(target, "write_bytes"):
         target.write_bytes(b"half")
@@ -108,7 +108,7 @@ def test_a_checkpoint_stays_whole(small_model, tmp_path, monkeypatch):
 
 
 def test_weights_stay_whole_and_equal_weights_give_equal_bytes(small_model, cfg, tmp_path, monkeypatch):
-    """Regression: the metadata's order used to vary, so equal weights had different SHA-256 sums."""
+    """Regression: the order of the metadata used to vary, so files of equal weights had different SHA-256 sums."""
     import json
     import struct
 
@@ -128,7 +128,7 @@ def test_weights_stay_whole_and_equal_weights_give_equal_bytes(small_model, cfg,
 
 
 def test_of_several_errors_on_a_full_disk_the_first_is_told(tmp_path):
-    """Regression: the error with file and size used to be replaced by the error of a log file closed later."""
+    """Regression: the error with file and size was replaced by a later error from closing a log file."""
     from skysense_o.errors import message
 
     def closed_later():

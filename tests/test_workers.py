@@ -1,4 +1,4 @@
-"""Tests of the loops that run here or on a Ray cluster: same results, also when a worker is killed in the middle.
+"""Tests that loops give the same results in this process and on a Ray cluster, even if a worker is killed.
 
 The cluster has a head and a second node, each with one CPU; both run on this machine.
 """
@@ -35,7 +35,7 @@ from skysense_o.meta_arch import SkySenseO
 from skysense_o.vqa import EmbeddedVQA
 from skysense_o.workers import ATTEMPTS, Cluster, here
 
-OBJECT_STORE = 100 * 2**20  # bytes per node
+OBJECT_STORE = 100 * 2**20  # object store size per node, in bytes
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def cluster():
         patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers"))))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # by default workers give way to everything else
-        patch.setenv("RAY_raylet_start_wait_time_s", "180")  # for a busy machine; the default is 30
+        patch.setenv("RAY_worker_niceness", "0")  # by default, workers have a lower priority than all other processes
+        patch.setenv("RAY_raylet_start_wait_time_s", "180")  # timeout for a busy machine; the default is 30 seconds
         head = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         nodes = Nodes(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
@@ -74,7 +74,7 @@ def worker_processes(cluster) -> list[int]:
 
 @pytest.fixture
 def killer(cluster):
-    """Return a function: it kills one busy worker as soon as `when()` is true, and returns the list of the dead."""
+    """Return a function that kills one busy worker as soon as `when()` is true; it returns the list of killed ids."""
     stop, threads = threading.Event(), []
 
     def start(when):
@@ -166,7 +166,7 @@ def test_ray_that_is_not_installed_is_an_error(monkeypatch):
 
 @pytest.fixture
 def one_thread():
-    """One thread, as in the workers: the last digits of scores depend on the number of threads."""
+    """Use one thread, like the workers, because the last digits of scores depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -218,7 +218,7 @@ def test_an_evaluation_on_a_cluster_equals_that_of_one_process(cluster, killer, 
             source = dubai / kind / f"tile{1 + number % 2}_001.{end}"
             (dubai / kind / f"tile6_00{number}.{end}").write_bytes(source.read_bytes())
     cfg, asked = small_config(), vqa_config(records_of("rsivqa_train"))
-    cfg.MODEL.SEM_SEG_HEAD.SHARED_TOKENS = 5  # SMALL does not change this key
+    cfg.MODEL.SEM_SEG_HEAD.SHARED_TOKENS = 5  # the overrides in SMALL do not change this key
     for name, model, its in (("small", SkySenseO(cfg), cfg), ("vqa", EmbeddedVQA(asked), asked)):
         save_weights(model, tmp_path / f"{name}.safetensors", model_config(its).dump())
     keys = [*SMALL, "MODEL.WEIGHTS", tmp_path / "small.safetensors", "MODEL.VQA.WEIGHTS", tmp_path / "vqa.safetensors"]
@@ -233,7 +233,8 @@ def test_an_evaluation_on_a_cluster_equals_that_of_one_process(cluster, killer, 
     assert [body.pop("record")["machine"]["processes"] for body in results[0] + results[1]] == [2, 2, 1, 1]
     assert results[0] == results[1]
     for folder in ("one", "two"):
-        for name in ("dubai_val", "rsivqa_test"):  # these hold the times; their numbers are in results.json, too
+        # These files contain run times, which differ; their metrics are also in results.json.
+        for name in ("dubai_val", "rsivqa_test"):
             (tmp_path / folder / f"inference/{name}.json").unlink()
     files = hashes(tmp_path / "one/inference")
     assert files == hashes(tmp_path / "two/inference")

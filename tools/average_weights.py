@@ -6,7 +6,7 @@
 
 The result is share x the first file + (1 - share) x the second file (Wortsman et al., Robust fine-tuning of zero-shot
 models, CVPR 2022). Averaging only makes sense if one of the models was trained from the other. The config, and tensors
-that only the first file has, come from the first file.
+that only the first file has, are taken from the first file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from skysense_o.cpu_threads import set_thread_environment
 from skysense_o.memory_limit import check_memory_limit
 
 set_thread_environment()  # before torch is imported
-check_memory_limit()  # before torch is imported, which would fail with a traceback
+check_memory_limit()  # before torch is imported, because under too low a limit that import fails with a traceback
 
 from safetensors.torch import save_file
 
@@ -30,9 +30,9 @@ from skysense_o.whole_files import whole
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("first", help="weights that a training ended with, or the name of shipped ones")
-    p.add_argument("second", help="the weights that it began with")
-    p.add_argument("target", type=Path, help="the .safetensors to write")
+    p.add_argument("first", help="weights after the fine-tuning: a file, or the name of shipped weights")
+    p.add_argument("second", help="weights before the fine-tuning: a file, or the name of shipped weights")
+    p.add_argument("target", type=Path, help="the .safetensors file to write")
     p.add_argument("--share", type=float, default=0.5, metavar="S", help="share of the first file, 0..1 (default: 0.5)")
     return p
 

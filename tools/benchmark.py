@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Measure speed and memory. `python tools/benchmark.py TOPIC --help` lists the options of a topic.
 
-  python tools/benchmark.py model     time, FLOPs and memory of each part of the model, by number of classes and batch
+  python tools/benchmark.py model     time, FLOPs and memory of each part of a model, by classes and batch size
   python tools/benchmark.py compare   backends and precisions in turn, with ratios
   python tools/benchmark.py load      time and memory of loading a weights file
   python tools/benchmark.py data      time per training sample, and samples per second by number of workers
-  python tools/benchmark.py train     time and memory of a training step, by batch, precision and losses
-  python tools/benchmark.py scene     a large scene: memory, windows per second, resuming after a kill
+  python tools/benchmark.py train     time and memory of a training step, by batch size, precision and losses
+  python tools/benchmark.py scene     memory and windows per second for a large scene, and resuming after a kill
 
 Compare only numbers from one run: machines differ, and shared machines are noisy.
 """

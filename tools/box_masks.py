@@ -31,10 +31,15 @@ from skysense_o.errors import exit_code
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
-        "names", nargs="+", metavar="SPLIT", help="data sets with boxes, as simd_train; the folder comes last"
+        "names",
+        nargs="+",
+        metavar="SPLIT",
+        help="data sets with boxes, such as simd_train; the last argument is the folder",
     )
-    p.add_argument("out", type=Path, help="folder to write to: <out>/<data set>/<image>.png")
-    p.add_argument("--ellipse", action="store_true", help="the ellipse in each box instead of GrabCut")
+    p.add_argument("out", type=Path, help="folder for the label images, <folder>/<data set>/<image>.png")
+    p.add_argument(
+        "--ellipse", action="store_true", help="label the ellipse inside each box instead of a mask by GrabCut"
+    )
     return p
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compute a relation graph, a similarity score from 1 to 10 per pair of classes, from text, images or a CSV.
+"""Compute a relation graph: a similarity score from 1 to 10 for each pair of classes, from text, images or a CSV.
 
 python tools/build_graph.py --dataset dubai --by text --output output/dubai_graph.json
 python tools/build_graph.py --dataset dubai_train --by images --weights mini --output output/dubai_graph.json
@@ -34,15 +34,19 @@ from skysense_o.errors import exit_code
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--by", required=True, choices=("text", "images", "scores"), help="source of the scores")
-    p.add_argument("--dataset", metavar="NAME", help="data set with the classes and, for images, the images")
-    p.add_argument("--classes", metavar="WORDS", help='for text: classes "a,b,c" instead of a data set')
-    p.add_argument("--scores", metavar="FILE", help="for scores: CSV of from,to,score")
+    p.add_argument("--dataset", metavar="NAME", help="data set with the classes and, for --by images, the images")
+    p.add_argument("--classes", metavar="WORDS", help='for --by text: classes "a,b,c" instead of a data set')
+    p.add_argument("--scores", metavar="FILE", help="for --by scores: CSV file with the columns from,to,score")
     p.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
     p.add_argument("--config-file", metavar="FILE", help="model config, for weights that do not contain it")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     p.add_argument(
-        "--limit", type=int, default=200, metavar="N", help="for images: number of images, evenly spread (default: 200)"
+        "--limit",
+        type=int,
+        default=200,
+        metavar="N",
+        help="for --by images: number of images, spread evenly over the data set (default: 200)",
     )
     return p
 

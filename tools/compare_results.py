@@ -29,18 +29,23 @@ SHOWN = {
     "classification": ("top1", "top5"),
     "image-text": ("image_R@1", "image_R@5", "image_R@10", "text_R@1", "text_R@5", "text_R@10"),
     "vqa": ("model/", "question_only/", "shuffled/"),
-    "words": ("",),  # all numbers of tools/evaluate_words.py
+    "words": ("",),  # the numbers that tools/evaluate_words.py writes
 }
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("folder", help="contains one folder per run, each with a results.json")
+    p.add_argument("folder", help="folder that contains one folder per run, each with a results.json")
     p.add_argument(
         "--results", default=str(RESULTS), metavar="FILE", help="Markdown file with the table (default: RESULTS.md)"
     )
-    p.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"in percentage points (default: {TOLERANCE})")
-    p.add_argument("--write", action="store_true", help="replace the table by the measured values")
+    p.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help=f"largest permitted difference in percentage points (default: {TOLERANCE})",
+    )
+    p.add_argument("--write", action="store_true", help="write the measured values into the table")
     return p
 
 

@@ -21,7 +21,7 @@ from skysense_o.cpu_threads import set_thread_environment
 from skysense_o.memory_limit import check_memory_limit
 
 set_thread_environment()  # before torch is imported
-check_memory_limit()  # before torch is imported, which would fail with a traceback
+check_memory_limit()  # before torch is imported, because under too low a limit that import fails with a traceback
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -52,10 +52,15 @@ def parser() -> argparse.ArgumentParser:
         "--config-file", default=str(CONFIG), metavar="FILE", help="config of the model (default: published SkySense-O)"
     )
     p.add_argument("--part", choices=PARTS, default="whole", help="part of the model to write (default: whole)")
-    p.add_argument("--dtype", choices=DTYPES, default="as is", help="convert floating-point tensors (default: as is)")
+    p.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="as is",
+        help="type of the floating-point tensors to write (default: as they are)",
+    )
     p.add_argument("--inference", action="store_true", help="drop tensors that only training needs")
     p.add_argument(
-        "--trust-checkpoint", action="store_true", help="unpickle old files completely; runs any code in them"
+        "--trust-checkpoint", action="store_true", help="unpickle old files completely, which executes any code in them"
     )
     return p
 

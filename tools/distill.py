@@ -30,13 +30,25 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", required=True, metavar="DIR", help="work folder with collected tiles")
     p.add_argument("--teacher", default="mini", metavar="W", help="weights of the teacher (default: mini)")
-    p.add_argument("--teacher-config", default="", metavar="FILE", help="its config, where its weights do not hold it")
-    p.add_argument("--classes", required=True, metavar="WORDS", help='"a,b,c"; synonyms with bars, for the teacher')
-    p.add_argument("--output", required=True, metavar="DIR", help="folder for the student")
-    p.add_argument("--config-file", default=str(CONFIG), metavar="FILE", help="of the student (default: mini/distill)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the teacher")
-    p.add_argument("options", nargs="*", metavar="KEY VALUE", help="changes of the student's config")
+    p.add_argument(
+        "--teacher-config",
+        default="",
+        metavar="FILE",
+        help="config of the teacher, if its weights do not contain the config",
+    )
+    p.add_argument(
+        "--classes",
+        required=True,
+        metavar="WORDS",
+        help='classes "a,b,c"; synonyms with bars, "a|b,c", are used by the teacher',
+    )
+    p.add_argument("--output", required=True, metavar="DIR", help="folder for the student's weights and logs")
+    p.add_argument(
+        "--config-file", default=str(CONFIG), metavar="FILE", help="config of the student (default: mini/distill)"
+    )
+    p.add_argument("--device", default="auto", help="device: auto, cpu, cuda, ...")
+    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the teacher")
+    p.add_argument("options", nargs="*", metavar="KEY VALUE", help="changes to the student's config")
     return p
 
 
@@ -61,7 +73,7 @@ def run() -> int:
     if cfg.MODEL.META_ARCHITECTURE != "SkySenseO":
         raise ValueError(f"the student is a SkySenseO, not {cfg.MODEL.META_ARCHITECTURE!r}: give another --config-file")
     vocabulary, work, output = Vocabulary.parse(args.classes), WorkFolder(args.work), Path(args.output)
-    work.kept()  # raises an error without tiles, before a model is loaded
+    work.kept()  # this raises an error if there are no tiles, before a model is loaded
     teacher = Predictor.from_pretrained(args.teacher, args.device, args.teacher_config or None, args.precision)
     errors = label_softly(work, teacher, vocabulary)
     for error in errors:

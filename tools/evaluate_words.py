@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a model with everyday words: roads, roofs, objects in boxes, scene classes.
+"""Evaluate how well a model finds everyday words: roads, roofs, objects in boxes, scene classes.
 
 python tools/evaluate_words.py mini
 python tools/evaluate_words.py output/broad/model_final.safetensors --only roads objects --limit 20
@@ -20,7 +20,7 @@ from skysense_o.cpu_threads import set_thread_environment
 from skysense_o.memory_limit import check_memory_limit
 
 set_thread_environment()  # before torch is imported
-check_memory_limit()  # before torch is imported, which would fail with a traceback
+check_memory_limit()  # before torch is imported, because under too low a limit that import fails with a traceback
 
 from tabulate import tabulate
 
@@ -36,11 +36,17 @@ from skysense_o.whole_files import write_text
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("weights", help="a name of shipped weights, or a file; a .pth needs --config-file")
-    p.add_argument("--config-file", metavar="FILE", help="the YAML that a .pth was trained with")
-    p.add_argument("--only", nargs="+", choices=sorted(TESTS), default=list(TESTS), help="which tests; all by default")
-    p.add_argument("--limit", type=int, default=0, metavar="N", help="images per set, evenly spread; 0: all")
-    p.add_argument("--output", type=Path, metavar="FOLDER", help="write results.json there")
+    p.add_argument("weights", help="name of shipped weights, or a weights file; a .pth file needs --config-file")
+    p.add_argument("--config-file", metavar="FILE", help="YAML file with which a .pth file was trained")
+    p.add_argument("--only", nargs="+", choices=sorted(TESTS), default=list(TESTS), help="tests to run (default: all)")
+    p.add_argument(
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of images per data set, spread evenly over it; 0 means all",
+    )
+    p.add_argument("--output", type=Path, metavar="FOLDER", help="folder in which to write results.json")
     return p
 
 

@@ -5,7 +5,7 @@ python tools/figures.py                                    # docs/figures/teaser
 python tools/figures.py --weights output/mini/model_final.safetensors --output output/figures
 
 teaser.png: each shipped image above its masks. exer.png: masks of one image for several lists of classes.
-gallery_*.jpg: images and masks of docs/gallery.md; check their captions by eye when the weights change.
+gallery_*.jpg: images and masks for docs/gallery.md, whose captions must be checked by eye when the weights change.
 """
 
 import argparse

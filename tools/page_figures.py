@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from skysense_o.errors import exit_code
 
-VISITS = (  # file name, width and height of the window, theme, button of the example to open
+VISITS = (  # each row: file name, width and height of the window, theme, label of the button that opens the example
     ("page_1400.jpg", 1400, 900, "light", None),
     ("page_390.jpg", 390, 844, "dark", None),
     ("page_map_1400.jpg", 1400, 900, "dark", "River and town (GeoTIFF)"),
@@ -31,13 +31,21 @@ WAIT_MS = 180_000
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--output", type=Path, default=ROOT / "docs/figures", metavar="FOLDER", help="default: docs/figures")
-    p.add_argument("--port", type=int, default=7868, help="of the page while the pictures are taken (default: 7868)")
+    p.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "docs/figures",
+        metavar="FOLDER",
+        help="folder for the pictures (default: docs/figures)",
+    )
+    p.add_argument(
+        "--port", type=int, default=7868, help="port of the web page while the pictures are taken (default: 7868)"
+    )
     return p
 
 
 def take(page, example: str | None) -> None:
-    """Wait until the open page shows the result of the first example, or of the example of a button."""
+    """Wait until the page shows the result of the first example, or of the example that the given button opens."""
     page.get_by_text("yellowstone_0.4m.jpg · ").wait_for()
     page.locator("#map canvas").wait_for()
     page.get_by_role("button", name=re.compile("^road")).wait_for()
@@ -71,7 +79,7 @@ def run() -> int:
                         try:
                             page.goto(f"http://127.0.0.1:{args.port}", wait_until="domcontentloaded")
                             break
-                        except Exception as error:  # playwright's own kind; the page has not started yet
+                        except Exception as error:  # playwright's own error; the page has not started yet
                             if "ERR_CONNECTION_REFUSED" not in str(error):
                                 raise
                             page.wait_for_timeout(500)

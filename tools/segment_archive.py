@@ -27,10 +27,15 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--input", nargs="+", required=True, metavar="FILE", help="scenes, folders or globs in quotes")
     p.add_argument("--classes", required=True, metavar="WORDS", help='classes, "a,b,c"; synonyms with bars, "a|b,c"')
-    p.add_argument("--background", default="", metavar="WORDS", help="background classes, which become 'none' (id 0)")
+    p.add_argument(
+        "--background", default="", metavar="WORDS", help="background classes, whose pixels become 'none' (id 0)"
+    )
     p.add_argument("--output", required=True, metavar="DIR", help="folder for the results, the same on all machines")
     p.add_argument(
-        "--save", default="geotiff,areas", metavar="LIST", help="formats, as for demo.py (default: geotiff,areas)"
+        "--save",
+        default="geotiff,areas",
+        metavar="LIST",
+        help="output formats, as for demo.py (default: geotiff,areas)",
     )
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
@@ -51,8 +56,8 @@ def run() -> int:
     from skysense_o.scenes.options import FORMATS, SceneOptions, SceneOutputs, parse_bytes
     from skysense_o.scenes.ray_archive import segment_archive
 
-    classes_by_id(vocabulary, None)  # raises an error if a class is called "none", the name of id 0
-    scene_tools()  # raises an error if the extra "geo" is missing
+    classes_by_id(vocabulary, None)  # this raises an error if a class is called "none", the name of id 0
+    scene_tools()  # this raises an error if the extra "geo" is missing
     formats = [word.strip() for word in args.save.split(",") if word.strip()]
     unknown = [word for word in formats if word not in FORMATS]
     if unknown or not formats:

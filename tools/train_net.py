@@ -5,7 +5,7 @@ python tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR ou
 python tools/train_net.py --config-file configs/mini/finetune.yaml --resume OUTPUT_DIR output/mini
 python tools/train_net.py --config-file configs/mini/finetune.yaml --eval-only MODEL.WEIGHTS mini
 
-Several machines: --num-machines, --machine-rank and --dist-url, or torchrun or accelerate:
+To train on several machines, give --num-machines, --machine-rank and --dist-url, or use torchrun or accelerate:
 torchrun --nproc_per_node 8 tools/train_net.py --config-file configs/mini/finetune.yaml OUTPUT_DIR output/mini
 accelerate launch --multi_gpu --num_processes 8 tools/train_net.py --config-file configs/mini/finetune.yaml
 """

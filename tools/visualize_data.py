@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def panel(sample: dict, colors: list[tuple[int, int, int]]) -> Image.Image:
-    """Draw an image next to its labels; a legend below lists present classes in colour and absent classes in grey."""
+    """Draw an image next to its labels, and below them a legend: present classes in colour, absent classes in grey."""
     from skysense_o.inference.drawing import overlay
     from skysense_o.sample import IGNORE
 

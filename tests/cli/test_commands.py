@@ -29,7 +29,7 @@ def test_version_and_help(capsys):
     code, said, _ = run(capsys, "--help")
     assert code == 0
     assert all(f"\n    {name} " in said for name in COMMANDS)
-    assert run(capsys)[0] == 2, "without a command"
+    assert run(capsys)[0] == 2, "without a command, the exit code is 2"
     code, _, err = run(capsys, "fly")
     assert code == 2
     assert "invalid choice: 'fly'" in err
@@ -55,7 +55,7 @@ def test_scripts_run_as_commands(words):
     command = [sys.executable, "-m", "skysense_o", *words, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "python " in done.stdout, "the script's own examples"
+    assert "python " in done.stdout, "the help must show the script's own examples"
 
 
 def test_a_data_set_that_no_script_prepares(capsys):
@@ -130,7 +130,9 @@ def test_a_config_of_ours_is_found_from_any_folder(tmp_path, monkeypatch):
     assert find_config("configs/mini/finetune.yaml") == ROOT / "configs/mini/finetune.yaml"
     (tmp_path / "configs/mini").mkdir(parents=True)
     (tmp_path / "configs/mini/finetune.yaml").touch()
-    assert str(find_config("configs/mini/finetune.yaml")) == "configs/mini/finetune.yaml", "the user's own is first"
+    assert str(find_config("configs/mini/finetune.yaml")) == "configs/mini/finetune.yaml", (
+        "a user's own file comes before the shipped file of the same name"
+    )
     with pytest.raises(FileNotFoundError, match="no config at 'configs/mini/nowhere.yaml': see configs/"):
         find_config("configs/mini/nowhere.yaml")
 
@@ -140,4 +142,6 @@ def test_the_demo_has_all_options_of_the_commands():
     for name in ("segment", "scene", "classify", "ask"):
         args = main._parser(name).parse_args([name, "--question", "why"] if name == "ask" else [name])
         assert set(vars(args)) - {"files", "command", "completion"} <= options
-        assert options - {"help"} <= set(vars(args)), "what run_task reads"
+        assert options - {"help"} <= set(vars(args)), (
+            "run_task reads every option of the demo, so each command must have it"
+        )

@@ -45,7 +45,7 @@ def rows_of(name: str) -> list[dict]:
 
 
 def words_of(row: dict) -> list[str]:
-    """Return all words of a class: name, synonyms and kinds ("wheat field" is a kind of vegetation)."""
+    """Return all words of a class: its name, synonyms and kinds, such as "wheat field" for vegetation."""
     return [row["name"], *row.get("synonyms", ()), *row.get("kinds", ())]
 
 

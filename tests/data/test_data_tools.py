@@ -1,4 +1,4 @@
-"""Tests of the command lines that show data, build relation graphs and measure data loading."""
+"""Tests of the commands that show data, build relation graphs and measure data loading."""
 
 from __future__ import annotations
 
@@ -119,4 +119,4 @@ def test_open_world_runs_on_the_shipped_image(call, tmp_path):
     words = ("--open-world", "--output", tmp_path, "--save", "json")
     code, said, err = call("demo/demo.py", "--input", ROOT / "demo/yellowstone_0.4m.jpg", *words)
     assert code == 0, err
-    assert len(said.splitlines()) < 300, "only what was found is listed"
+    assert len(said.splitlines()) < 300, "the table must list only the classes that were found"

@@ -66,7 +66,7 @@ def test_published_split_names_are_aliases_of_ours():
 
 
 def test_class_files_are_those_of_the_published_benchmarks():
-    """Class files list the published class names in index order; skipped where the published list is absent."""
+    """Class files list the published class names in index order; the test is skipped without the published list."""
     path = ROOT / "../shared/facts/benchmarks.json"
     if not path.is_file():
         pytest.skip("no ../shared/facts/benchmarks.json here")
@@ -111,7 +111,9 @@ def test_scene_classification_sets_are_read_as_published(name, data, call):
     assert len(records) == count
     for record in records:
         assert Path(record["file_name"]).parent.name == table.folders[record["label"]]
-    assert len({r["file_name"] for r in records}) == count, "SIRI-WHU's files of different classes share their names"
+    assert len({r["file_name"] for r in records}) == count, (
+        "SIRI-WHU uses the same file names in every class folder, so full paths must differ"
+    )
     code, said, _ = call(CHECK, f"{name}_all")
     assert code == 0, said
     assert table.classes[-1] in said
@@ -244,7 +246,7 @@ def test_class_tables_check_themselves():
 
 def test_images_in_both_train_and_test_are_found(dubai, call):
     image = dubai / "images/tile5_001.jpg"
-    # A real photo, because images drawn by the tests are nearly uniform, so their perceptual hash is noise.
+    # Use a real photo: images drawn by the tests are nearly uniform, so their perceptual hashes would be random.
     aerial = Image.open(ROOT / "demo/yellowstone_0.4m.jpg")
     aerial.resize((131, 97)).save(dubai / "images/tile1_001.jpg")
     aerial.resize((120, 90)).resize((131, 97)).save(image, quality=60)

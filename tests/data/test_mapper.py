@@ -96,7 +96,7 @@ def test_image_and_labels_move_together(dubai, cfg):
         distance = (sample["image"].permute(1, 2, 0)[:, :, None].float() - colors).norm(dim=-1)
         known = sample["sem_seg"] != 255
         agree = (distance.argmin(-1) == sample["sem_seg"])[known].float().mean()
-        assert agree > 0.85, record  # less than 1, because resizing blurs borders
+        assert agree > 0.85, record  # the share is less than 1, because resizing blurs borders
 
 
 def same(one, two) -> bool:
@@ -135,12 +135,14 @@ def test_evaluation_keeps_the_whole_image(dubai):
 
 
 def test_each_epoch_is_shuffled_once(dubai):
-    """Each epoch's permutation is computed once, because for 5 million records it takes 0.25 s."""
+    """Each epoch's permutation is computed once, because computing it takes 0.25 s for 5 million records."""
     records = [{"file_name": str(i)} for i in range(1000)]
     samples = NumberedSamples(records, lambda record: record, seed=3)
     drawn = [samples[i]["file_name"] for i in range(2000)]
     shuffles = [np.random.default_rng((3, epoch)).permutation(1000) for epoch in range(2)]
-    assert drawn == [str(i) for i in np.concatenate(shuffles)], "the order of earlier versions"
+    assert drawn == [str(i) for i in np.concatenate(shuffles)], (
+        "the order of images must be the same as in earlier versions"
+    )
     assert samples.order(1) is samples.order(1)
     assert [NumberedSamples(records, lambda r: r, seed=3)[i]["file_name"] for i in (1500, 20)] == [
         drawn[1500],
@@ -156,7 +158,7 @@ def test_images_are_decoded_once_while_they_fit(dubai, monkeypatch):
     assert cache.currsize <= KEPT_BYTES == cache.maxsize
     small = byte_cache(image.nbytes + labels.nbytes + 1)
     small["a"], small["b"] = (image, labels), image[:1]
-    assert list(small) == ["b"], "both do not fit"
+    assert list(small) == ["b"], "the cache has no room for both entries"
 
 
 def test_signals_to_the_training_do_not_reach_its_loader_processes(dubai):

@@ -29,7 +29,7 @@ SETS = ("epfl_roads_train", "simd_train", "urban_trees_train", "rsicd_scenes_tra
 
 @pytest.fixture
 def data(tmp_path, monkeypatch, call):
-    """Make one tiny data set of each kind, and masks for those with boxes."""
+    """Make one tiny data set for each kind of label, and masks for the data sets with boxes."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for make in (trees.roads, trees.vehicles, trees.trees, trees.rsicd):
         make(tmp_path)
@@ -82,7 +82,10 @@ def test_an_ellipse_touches_its_box():
 
 
 def test_a_label_image_of_boxes_has_the_classes_ids():
-    """With 3 classes, a label is c in a mask, 3 + c in and around its box, 6 elsewhere, and 255 for a rejected mask."""
+    """The label is c in a mask of class c, and 3 + c in the rest of its box and in a rim around the box (of 3 classes).
+
+    Pixels outside all boxes have label 6. A box whose mask was rejected has label 255.
+    """
 
     def left_half(image, box):
         if box[0] >= 40:
@@ -94,7 +97,7 @@ def test_a_label_image_of_boxes_has_the_classes_ids():
     labels = box_labels(np.zeros((64, 64, 3), np.uint8), [[10, 10, 20, 20, 1], [44, 44, 54, 54, 0]], 3, left_half)
     assert (labels[10:20, 10:15] == 1).all()
     assert (labels[10:20, 15:20] == 3 + 1).all()
-    assert labels[9, 15] == labels[21, 15] == 3 + 1, "the rim"
+    assert labels[9, 15] == labels[21, 15] == 3 + 1, "the rim around a box must have the label of the box"
     assert (labels[44:54, 44:54] == IGNORE).all()
     assert labels[43, 50] == 3 + 0
     assert labels[0, 0] == labels[30, 30] == 6
@@ -140,7 +143,7 @@ def test_a_disc_is_as_a_loop_has_it():
                 assert labels[y, x] == 1, (x, y)
             elif away > 8.5:
                 assert labels[y, x] == 6, (x, y)
-    assert (labels == IGNORE).sum() > 40, "the margin"
+    assert (labels == IGNORE).sum() > 40, "the margin around the disc must be ignored"
     assert IGNORE not in shape_labels((20, 24), [outline(1, 0, circles=[[9.5, 8, 5]])], classes=3)
 
 
@@ -151,7 +154,7 @@ def test_polygons_holes_and_borders_of_two_classes():
     assert labels[11, 11] == labels[2, 2] == labels[22, 22] == 4
     right = [[20, 0], [30, 0], [30, 24], [20, 24]]
     labels = shape_labels((24, 30), [outline(0, 2, [square]), outline(1, 2, [right])], classes=2)
-    assert set(labels[12, 18:22]) == {IGNORE}, "where two classes touch"
+    assert set(labels[12, 18:22]) == {IGNORE}, "pixels where two classes touch must be ignored"
     assert (labels[12, 8], labels[12, 25], labels[1, 1]) == (0, 1, 4)
     boxes = shape_boxes([outline(0, polygons=[square]), outline(1, circles=[[9, 8, 5]])])
     assert boxes == [[4, 4, 20, 20, 0], [4, 3, 14, 13, 1]]
@@ -170,7 +173,7 @@ def test_shapes_say_what_is_outside_of_them(data, monkeypatch):
         if "sea" in says:
             assert (says["sea"][at("sea")], says["sea"][at("beach")], says["sea"][-1]) == (YES, NO, NO)
         if "beach" in says:
-            assert says["beach"][-1] == UNKNOWN, "not all of it is outlined"
+            assert says["beach"][-1] == UNKNOWN, "not every beach is outlined, so a beach elsewhere is unknown"
         assert set(sample["sem_seg"].unique().tolist()) <= {at("sea"), at("beach"), IGNORE}
         seen |= set(says)
         np.random.seed(seed)
@@ -191,7 +194,7 @@ def test_mosaic_cells_cover_the_image_and_have_ragged_edges():
         assert len(shares) == count
         assert shares.min() > 0.01
     border = np.argmax(np.diff(ragged_cells(96, 2, wobble=0.1).astype(int), axis=1) != 0, axis=1)
-    assert len(set(border.tolist())) > 4, "no straight line"
+    assert len(set(border.tolist())) > 4, "the border between cells must not be a straight line"
     np.random.seed(3)
     one = ragged_cells(64, 3)
     np.random.seed(3)
@@ -217,7 +220,7 @@ def test_crops_contain_an_object_at_a_useful_scale():
         assert 0 <= y <= 200 - height
         assert x <= 100
         assert x + width >= 112
-        assert 12 * 128 / width >= 12, "never shrunk"
+        assert 12 * 128 / width >= 12, "a crop must never be shrunk"
     x, y, width, _ = object_square([], (50, 300), 128)
     assert width == 50
     assert y == 0
@@ -247,7 +250,7 @@ def test_label_not_road_denies_road_and_says_nothing_else(data):
     denied = {name for c, name in enumerate(names) if says[0, c] == NO}
     assert denied <= {"road", "freeway", "overpass"}
     common = {name for c, name in enumerate(names) if says[0, c] == MAYBE}
-    assert len(common) >= CANDIDATES, "it is one of these"
+    assert len(common) >= CANDIDATES, "the label 'not road' means one of several common classes"
     assert common < set(COMMON) - {"road"}
 
 
@@ -356,7 +359,9 @@ def test_each_round_has_the_configured_number_of_samples_per_set():
     samples = mixed((3, 1))
     for block in range(5):
         assert Counter(samples.locate(4 * block + i)[0] for i in range(4)) == {0: 3, 1: 1}
-    assert len({tuple(samples.locate(4 * b + i)[0] for i in range(4)) for b in range(20)}) > 1, "in a random order"
+    assert len({tuple(samples.locate(4 * b + i)[0] for i in range(4)) for b in range(20)}) > 1, (
+        "the order of the data sets within a round must be random"
+    )
 
 
 def test_each_set_repeats_only_after_all_its_records():

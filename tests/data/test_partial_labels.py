@@ -58,7 +58,7 @@ def test_a_box_says_little_about_the_pixels_around_it():
     assert says[car, at("airplane")] == says[jet, at("car")] == NO
     assert says[count + car, at("car")] == NO
     assert says[count + car, at("building")] == says[count + car, at("vehicle")] == UNKNOWN
-    assert says[count + jet, at("helicopter")] == NO, "beside an aeroplane in its box there is no other aircraft"
+    assert says[count + jet, at("helicopter")] == NO, "a box of an aeroplane contains no other kind of aircraft"
     assert (says[2 * count] == UNKNOWN).all()
     assert at("car") in own
 
@@ -68,7 +68,7 @@ def test_outside_boxes_only_completely_labelled_classes_are_denied():
     jet = [0, 0, 9, 9, table.folders.index("airliner")]
     few, many = ({"dataset": "simd", "boxes": [jet] * n} for n in (6, 7))
     assert outside_says(few)[concepts.index("airliner")] == NO
-    assert outside_says(few)[concepts.index("car")] == UNKNOWN, "not every car is boxed"
+    assert outside_says(few)[concepts.index("car")] == UNKNOWN, "not every car has a box, so a car elsewhere is unknown"
     assert (outside_says(many) == UNKNOWN).all()
     ships = {"dataset": "harbor_ships", "boxes": []}
     assert outside_says(ships)[concepts.index("ship")] == NO
@@ -85,12 +85,14 @@ def test_outside_of_all_shapes_of_a_class_it_is_denied():
 
     river = outside("river", "river")
     assert river[at("river")] == NO
-    assert river[at("water")] == NO, "an image of a river has no other water"
+    assert river[at("water")] == NO, "an image of a river has no water outside the river"
     assert river[at("tree")] == UNKNOWN
-    assert river[at("airplane")] == NO, "not in this kind of scene"
+    assert river[at("airplane")] == NO, "a scene of a river contains no aeroplane"
     assert outside("river")[at("river")] == outside("river")[at("water")] == UNKNOWN
     assert outside("airplane", "airplane")[at("aircraft")] == NO
-    assert outside("runway", "runway")[at("paved area")] == UNKNOWN, "there may be a road"
+    assert outside("runway", "runway")[at("paved area")] == UNKNOWN, (
+        "there may be a road, which is a paved area, outside the runway"
+    )
     beach = outside("beach", "beach", "sea")
     assert (beach[at("sea")], beach[at("water")], beach[at("bare land")]) == (NO, NO, UNKNOWN)
     assert len(beach) == len(concepts)
@@ -104,11 +106,15 @@ def test_a_scene_class_makes_an_outlined_class_narrower():
         return shapes_say(record)[classes.index(name)]
 
     assert water("ucmerced/river")[at("river")] == water("ucmerced/beach")[at("sea")] == YES
-    assert water("scenes12/lake")[at("lake")] == UNKNOWN, "it may be a pond"
+    assert water("scenes12/lake")[at("lake")] == UNKNOWN, (
+        "water in a lake scene may be a pond, so it is not surely a lake"
+    )
     assert water("ucmerced/harbor")[at("sea")] == water(None)[at("river")] == UNKNOWN
     assert water("ucmerced/forest", "tree")[at("forest")] == YES
     assert water("ucmerced/dense residential", "building")[at("house")] == YES
-    assert water("ucmerced/overpass", "road")[at("overpass")] == UNKNOWN, "there are other roads"
+    assert water("ucmerced/overpass", "road")[at("overpass")] == UNKNOWN, (
+        "an image of an overpass also has roads that are no overpass"
+    )
     assert water("rsicd/church", "building")[at("church")] == UNKNOWN
 
 
@@ -119,11 +125,13 @@ def test_a_scene_class_says_what_must_may_and_cannot_be_there():
     assert farm[at("road")] == farm[at("tree")] == UNKNOWN
     assert farm[at("airplane")] == farm[at("sea")] == farm[at("airport")] == NO
     harbor = concepts.scene_says(concepts.scenes["ucmerced/harbor"])
-    assert harbor[at("harbor")] == YES, "a place fills its image"
-    assert (harbor[at("boat")], harbor[at("water")]) == (15, 8), "so many percent at least"
-    assert harbor[at("vessel")] == 15, "a boat is a vessel"
+    assert harbor[at("harbor")] == YES, "the class of a place, such as a harbor, holds for the whole image"
+    assert (harbor[at("boat")], harbor[at("water")]) == (15, 8), (
+        "at least this percentage of the image must be boats or water"
+    )
+    assert harbor[at("vessel")] == 15, "a boat is a vessel, so both have the same percentage"
     said = concepts.scene_says(concepts.scenes["rsicd/park"], {at("airplane"): 3})
-    assert said[at("airplane")] == 3, "a caption speaks of it"
+    assert said[at("airplane")] == 3, "a class that the caption mentions has the percentage passed for it"
 
 
 def test_every_scene_of_the_training_sets_is_described():
@@ -183,7 +191,9 @@ def test_the_vocabulary_is_the_set_s_classes_then_denied_ones():
     further = [
         c for c, name in enumerate(vocabulary.classes) if name not in (*load_classes("dubai").classes, "bare land")
     ]
-    assert (says[4, further] == NO).all(), "a word that may be there is not asked for"
+    assert (says[4, further] == NO).all(), (
+        "a further word must be one that the label denies, never one that may be present"
+    )
 
 
 def test_hypernyms_are_drawn_with_the_configured_probability():
@@ -225,7 +235,7 @@ def test_an_unlabelled_crop_still_has_a_vocabulary():
 
 def test_prompts_are_drawn_only_for_classes_and_objects():
     road = object_values({"dataset": "epfl_roads", "sem_seg_file_name": "x"})
-    assert np.flatnonzero(road).tolist() == [1], "0 is the rest"
+    assert np.flatnonzero(road).tolist() == [1], "label 0 means 'not road', which is no object to prompt for"
     boxed = object_values({"dataset": "simd", "boxes": []})
     assert np.flatnonzero(boxed).tolist() == list(range(len(load_classes("vehicles"))))
     assert not object_values({"dataset": "urban_trees", "points": []}).any()

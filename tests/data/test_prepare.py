@@ -1,4 +1,4 @@
-"""Tests of every data set from its publisher's files to training samples: prepare, load, check, map."""
+"""Tests that prepare, load, check and map every data set, from its publisher's files to training samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Return a function that prepares a set: run("floodnet", "--source", ...) -> (exit code, stdout, stderr)."""
+    """Return a function that prepares a data set: run("floodnet", "--source", ...) -> (exit code, stdout, stderr)."""
 
     def call(name: str, *words) -> tuple[int, str, str]:
         module = load_script(f"datasets/prepare_{name}.py")
@@ -132,7 +132,7 @@ def test_an_interrupted_run_resumes(data, run, tmp_path):
 
 
 def test_loveda_keeps_its_published_labels_and_splits(data, run, tmp_path):
-    """LoveDA's labels need 1 subtracted exactly once; the published "train" list is not used, as it points at val."""
+    """LoveDA's labels are reduced by 1 exactly once; its "train" list is not used, because it names images of val."""
     trees.loveda(tmp_path)
     run("loveda", "--source", tmp_path / "LoveDA")
     stored = np.asarray(Image.open(data / "loveda/ann_dir/train/0.png"))
@@ -172,7 +172,9 @@ def test_windows_cover_the_image_and_end_at_its_border():
     assert seen.min() > 0
     assert boxes[-1] == (1900 - 896, 1000 - 896, 1900, 1000)
     assert list(windows(5, 7, (0, 0, 0))) == [(0, 0, 7, 5)]
-    assert len(list(windows(6000, 6000, (512, 512, 0)))) == 144, "3,456 windows of Potsdam's 24 tiles"
+    assert len(list(windows(6000, 6000, (512, 512, 0)))) == 144, (
+        "a tile has 144 windows, so Potsdam's 24 tiles have 3,456"
+    )
     assert len(list(windows(2160, 3840, (1280, 1080, 0)))) == 6
 
 

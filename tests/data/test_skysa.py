@@ -88,8 +88,9 @@ def test_each_defect_in_the_graph_file_is_counted():
     lines = [
         relation("Lake", "pond", 9),
         relation("lake", " forest ", 2),
-        relation("lake", "forest", 3),  # the same pair again: the last score counts
-        relation("lake", "road", 4, "").removesuffix(d) + ")",  # no reason given, so a bracket follows the score
+        relation("lake", "forest", 3),  # this pair occurs twice: the last score counts
+        # This entry has no reason, so a bracket follows the score.
+        relation("lake", "road", 4, "").removesuffix(d) + ")",
         relation("lake", "mud", "high"),
         relation("lake", "mud", 11),
         relation("lake", "LAKE", 5),
@@ -204,7 +205,7 @@ def test_similarity_becomes_a_rank_in_tenths():
 
 
 def test_a_graph_of_the_size_of_sky_sa_is_read():
-    """Sampling negatives takes milliseconds with Sky-SA's 1,763 names, although every pair has a score."""
+    """Sampling negatives takes milliseconds, even with Sky-SA's 1,763 names and a score for every pair of names."""
     rng = np.random.default_rng(0)
     scores = rng.integers(1, 11, (1763, 1763)).astype(np.uint8)
     graph = RelationGraph(tuple(f"n{i}" for i in range(1763)), scores)
@@ -224,7 +225,7 @@ def test_the_vocabulary_is_the_image_s_classes_then_negatives(tmp_path):
     sampler = TextSampler(False, (), 0, 4, str(tmp_path / "g.json"), (1, 3, 9, 10))
     vocabulary, kept = drawn(sampler, ("a", "d"))
     assert kept is None
-    assert vocabulary.classes == ("a", "d", "b"), "of a and d both: b alone has 1 to 3"
+    assert vocabulary.classes == ("a", "d", "b"), "b is the only class with scores from 1 to 3 to both a and d"
     vocabulary, _ = drawn(sampler, ("a",))
     assert set(vocabulary.classes) == {"a", "b"}
 
@@ -234,7 +235,9 @@ def test_without_negatives_any_class_except_similar_ones_is_drawn(tmp_path):
     sampler = TextSampler(False, (), 0, 10, str(tmp_path / "g.json"), (5, 6, 9, 10))
     vocabulary, _ = drawn(sampler, ("a",))
     assert vocabulary.classes[0] == "a"
-    assert set(vocabulary.classes) == {"a", "b", "d", "e"}, "c looks like a (9): it may be there, unlabelled"
+    assert set(vocabulary.classes) == {"a", "b", "d", "e"}, (
+        "c is similar to a (score 9), so c may be present but unlabelled"
+    )
     vocabulary, _ = drawn(sampler, ("unheard of",))
     assert len(vocabulary) == 6
 
@@ -370,7 +373,7 @@ def test_a_set_of_only_bad_files_is_an_error(dubai, cfg):
 
 
 def test_colour_jitter_draws_like_detectron2(cfg):
-    """With the same random numbers, our colour jitter gives Detectron2's image up to rounding."""
+    """With the same random numbers, our colour jitter gives the same image as Detectron2's, up to rounding."""
     import random
 
     from detectron2.projects.point_rend import ColorAugSSDTransform

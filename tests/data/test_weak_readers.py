@@ -29,7 +29,9 @@ def test_boxes_are_corners_and_an_id_of_our_class_table(data):
     assert Path(one["file_name"]).name == "1.png"
     assert one["boxes"] == [[10, 10, 22, 18, folders.index("car")], [30, 30, 54, 50, folders.index("airliner")]]
     assert [box[:4] for box in two["boxes"]] == [[4, 40, 14, 46]]
-    assert [Path(r["file_name"]).name for r in records_of("simd_val")] == ["10.png"], "every tenth id validates"
+    assert [Path(r["file_name"]).name for r in records_of("simd_val")] == ["10.png"], (
+        "images whose id is a multiple of 10 belong to the validation split"
+    )
 
 
 def test_an_image_without_boxes_is_kept_and_a_missing_image_is_an_error(data):
@@ -130,7 +132,7 @@ def test_mistakes_in_shapes_are_named(outlined, change, told):
 
 
 def test_the_annotated_shapes_are_sound(monkeypatch, data):
-    """Every outline in the project's annotation file of UC Merced is valid; the images themselves are not needed."""
+    """Every outline in this project's annotation file for UC Merced is valid; the test does not need the images."""
     monkeypatch.setattr(weak_records, "_record", lambda spec, file, **what: {"file_name": str(file), **what})
     records = list(weak_records.read_shapes(spec_of("ucmerced_shapes"), "train"))
     count = len(load_classes("ucmerced_shapes"))
@@ -183,7 +185,7 @@ def test_check_counts_shapes_and_finds_those_outside(outlined, call):
     assert code == 1
     assert "beach00.jpg: the polygon of sea [[0, 0], [65, 0], [9, 9]] is not inside the image of 64 x 64" in said
     assert "the circle of sea [70, 10, 5] is not inside" in said
-    assert "[66, 10, 5]" not in said, "a part of it is inside"
+    assert "[66, 10, 5]" not in said, "a circle that is partly inside the image must not be reported"
 
 
 def test_the_contact_sheet_draws_boxes_points_and_shapes(outlined, call, tmp_path):

@@ -73,7 +73,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_one_command_makes_a_set_that_passes_the_check(call, survey, tmp_path):
-    """One command makes a valid data set; an unreadable image is reported, and running it again changes nothing."""
+    """One command makes a valid data set and reports an unreadable image; running the command again changes nothing."""
     out = tmp_path / "work"
     words = ("all", "--input", survey, "--classes", WORDS, "--tile", "128", "--work", out, "--confidence", "0.1")
     words += ("--val", "0.3", "--method", "superpixels", "--coarse", "0.5", "--licence", "CC0")
@@ -146,7 +146,7 @@ def test_images_with_the_same_file_name_are_kept_apart_and_later_ones_are_added(
 
 
 def test_a_folder_with_short_tile_ids_is_resumed(survey, tmp_path):
-    """Work folders of earlier versions, whose tile ids end in 8 hexadecimal digits instead of 16, keep their ids."""
+    """In work folders of earlier versions, tile ids end in 8 hexadecimal digits instead of 16; these ids are kept."""
     work = WorkFolder(tmp_path / "work")
     collect(work, [survey / "0.png"], side=64)
     lines = [json.loads(line) for line in (work / "catalog.jsonl").read_text().splitlines()]
@@ -204,36 +204,38 @@ def test_neighbour_search_equals_brute_force():
     cosines = vectors @ vectors.T
     plain = {(i, j) for i, j in np.argwhere(cosines >= 0.7).tolist() if j < i}
     assert {(i, j) for i, j, _ in near_vectors(vectors, 0.3)} == plain
-    assert (50, 3) in {(i, j) for i, j, _ in near_vectors(vectors, 0.3, exact=10)}, "by the HNSW graph"
+    assert (50, 3) in {(i, j) for i, j, _ in near_vectors(vectors, 0.3, exact=10)}, (
+        "the approximate search by an HNSW graph must find this pair, too"
+    )
 
 
 def test_a_chain_of_small_differences_is_not_removed_as_a_whole():
     chain = [(1, 0, 0.1), (2, 1, 0.1), (3, 2, 0.1)]
     assert first_of_each(chain, 0) == {1: (0, 0.1), 3: (2, 0.1)}
-    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test images are always kept"
+    assert first_of_each(chain, 2) == {2: (1, 0.1)}, "test images must always be kept"
 
 
 def test_regions_are_connected_and_small_ones_are_merged():
     labels = np.zeros((40, 50), int)
     labels[:, 20:] = 5
-    labels[5:8, 30:33] = 9  # nine pixels: too small
+    labels[5:8, 30:33] = 9  # a region of nine pixels, which is too small
     labels[20:30, 2:12] = 5  # the same label in a second place
     labels[39, 0] = 7
     regions = tidy(labels, 20)
     assert regions.dtype == np.uint16
     assert sorted(np.unique(regions)) == [0, 1, 2]
-    assert (regions[5:8, 30:33] == 1).all(), "it joined the surrounding region"
+    assert (regions[5:8, 30:33] == 1).all(), "a small region must be merged into the region that surrounds it"
     assert (regions[20:30, 2:12] == 2).all()
-    assert regions[39, 0] == 0, "a small piece inside the rest joins the rest"
+    assert regions[39, 0] == 0, "a small piece surrounded by unassigned pixels must become unassigned"
     one = np.full((4, 4), 3)
-    assert (tidy(one, 100) == 1).all(), "a piece without neighbours is kept"
+    assert (tidy(one, 100) == 1).all(), "a piece without neighbours must be kept, even if it is small"
     entries = described(regions, np.where(regions == 2, 0.75, 0.5))
     assert entries[1] == {"region": 2, "box": [2, 20, 12, 30], "pixels": 100, "score": 0.75}
     assert sum(e["pixels"] for e in entries) + (regions == 0).sum() == regions.size
 
 
 def merge_regions_naively(pieces: np.ndarray, least: int) -> list[int]:
-    """Naive reference for merging small regions: recount everything after each merge, without queue or border table."""
+    """Naive reference for merging small regions: compute all sizes and borders again after each merge."""
     pieces = pieces.copy()
     parent = list(range(int(pieces.max()) + 1))
     while True:
@@ -260,7 +262,7 @@ def test_merging_regions_equals_the_naive_form(least):
 
 
 def test_merging_ten_thousand_pieces_takes_little_time():
-    """Regression: with a sorted list in place of a heap, the time used to grow with the square of the pieces."""
+    """Regression: a sorted list instead of a heap made the time grow with the square of the number of pieces."""
     pieces = label(np.random.default_rng(0).integers(0, 5, (128, 128)), connectivity=1, background=-1) - 1
     assert pieces.max() > 9000
     begun = time.process_time()
@@ -342,7 +344,8 @@ def test_tiles_of_the_same_area_are_in_the_same_split():
     utm = CRS.from_epsg(32633).to_wkt()
     other = CRS.from_epsg(32632).to_wkt()
     rows = [spec_of(f"a{i}", "a.tif", crs=utm, transform=[2, 0, 500000 + 20 * i, 0, -2, 5200000]) for i in range(3)]
-    rows += [spec_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]  # begins where "a2" ends
+    # This tile begins where tile "a2" ends.
+    rows += [spec_of("b", "b.tif", crs=utm, transform=[2, 0, 500060, 0, -2, 5200000])]
     rows += [spec_of("far", "far.tif", crs=other, transform=[2, 0, 300000, 0, -2, 5000000])]
     rows += [spec_of(f"s{i}", f"scene{i // 4}_{i % 4}.jpg") for i in range(12)]
     for seed in range(5):
@@ -350,7 +353,7 @@ def test_tiles_of_the_same_area_are_in_the_same_split():
         assert len({sides[f"a{i}"] for i in range(3)} | {sides["b"]}) == 1
         assert all(len({sides[f"s{4 * k + i}"] for i in range(4)}) == 1 for k in range(3))
         assert 1 <= sum(side == "val" for side in sides.values()) <= 6
-    assert set(split(rows[:3], 0.5, 0).values()) == {"train"}, "one source cannot be split"
+    assert set(split(rows[:3], 0.5, 0).values()) == {"train"}, "tiles of a single source must all be in one split"
     assert set(split(rows, 0.0, 0).values()) == {"train"}
     with pytest.raises(ValueError, match="--val 1.5 is out of range"):
         split(rows, 1.5, 0)
@@ -383,7 +386,7 @@ def test_a_failed_replacement_keeps_the_old_set(halves, mini, monkeypatch):
         publish(halves, val=0.5)
     assert hashes(halves / "set") == before
     monkeypatch.undo()
-    rename(halves / "set", halves / "set.old")  # as left by a kill between the two renames
+    rename(halves / "set", halves / "set.old")  # the state after a kill between the two renames
     publish(halves, val=0.5)
     assert hashes(halves / "set") != before
     assert not (halves / "set.old").exists()
@@ -394,7 +397,9 @@ def test_other_options_need_a_restart(call, survey, tmp_path):
     words = ("collect", "--input", survey / "0.png", "--work", out)
     code, _, err = call(ENGINE, *words, "--tile", "5")
     assert (code, "--tile 5 is out of range" in err) == (2, True)
-    assert call(ENGINE, *words, "--tile", "128")[0] == 0, "a command with a wrong option is not recorded"
+    assert call(ENGINE, *words, "--tile", "128")[0] == 0, (
+        "a command that failed for a wrong option must not be recorded"
+    )
     code, _, err = call(ENGINE, *words, "--tile", "64")
     assert code == 2
     assert "collect ran with tile 128 in" in err

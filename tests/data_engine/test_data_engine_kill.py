@@ -1,4 +1,4 @@
-"""Tests that kill every step of the data engine with SIGKILL: resumed runs give the files of an uninterrupted run."""
+"""Tests that kill every step of the data engine with SIGKILL; a resumed run must write the same files as one run."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def test_resuming_after_a_kill_gives_the_same_files(tmp_path):
     whole, parts = hashes(tmp_path / "whole"), hashes(tmp_path / "killed")
     leftovers = {name for name in parts if name.endswith(".part")}
     same = {name for name in whole if whole[name] == parts.get(name)}
-    assert set(whole) - same == set(), "files differ or are missing"
+    assert set(whole) - same == set(), "files of the resumed run differ or are missing"
     assert set(parts) - set(whole) - leftovers == set()

@@ -109,11 +109,12 @@ def test_a_region_is_shown_with_its_outline_and_surroundings():
     mask = np.zeros((100, 100), bool)
     mask[40:60, 50:90] = True
     image = np.asarray(outlined_crop(rgb, mask))
-    assert image.shape == (85, 128, 3)  # 40 x 60 with margins, clipped at the image's edge, enlarged to a width of 128
+    # A crop of 40 x 60 pixels with margins, which ends at the image's edge, enlarged to a width of 128.
+    assert image.shape == (85, 128, 3)
     red = (image == (255, 0, 0)).all(-1)
     assert red.any()
     assert not red[:10].any()
-    assert not red[40:45, 60].any(), "only the outline"
+    assert not red[40:45, 60].any(), "the inside of the region must not be red, only its outline"
 
 
 class Server:
@@ -226,7 +227,7 @@ def test_the_key_is_not_sent_to_another_host_by_a_redirect(server):
     assert ask(IMAGE, "?") == ("ship", 0.5)
     assert other.keys == [None]
     assert ask(IMAGE, "?") == ("road", 0.5)
-    assert server.keys == ["Bearer a-secret"] * 3, "the same host gets the key"
+    assert server.keys == ["Bearer a-secret"] * 3, "the original host must still get the key"
     other.close()
 
 
@@ -297,7 +298,7 @@ def tiny_llava(tmp_path_factory):
 
 
 def test_a_local_model_names_regions(tiny_llava):
-    """A local VLM with random weights gives the same answer each time, with a probability as its confidence."""
+    """A local VLM with random weights gives the same answer each time, and its confidence is a probability."""
     regions = np.repeat(np.array([1, 2], np.uint16), 20)[None].repeat(40, 0)
     rgb = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     ask = local_model(tiny_llava)

@@ -33,7 +33,9 @@ def test_names_by_features_and_by_masks_equal_a_naive_computation(mini):
     plain = mini(seen, words, probabilities=True).probabilities
     for k, candidates in enumerate(VocabularyNamer(mini, words, "masks")(image, regions)):
         means = {n: float(plain[c][masks[k]].mean()) for c, n in enumerate(words.classes) if n != "sky"}
-        assert dict(candidates) == pytest.approx(means, abs=0.1), "at a quarter of the size"
+        assert dict(candidates) == pytest.approx(means, abs=0.1), (
+            "the namer averages masks at a quarter of the image's size, hence the tolerance"
+        )
         assert [v for _, v in candidates] == sorted((v for _, v in candidates), reverse=True)
     for candidates, cosines in zip(
         VocabularyNamer(mini, words, "features")(image, regions), seen.name(masks, words, 6)
@@ -79,7 +81,8 @@ def test_a_tower_scores_each_class_by_its_best_phrase(mini, tmp_path):
 def test_region_shares_equal_a_naive_count():
     regions = np.zeros((6, 8), np.uint16)
     regions[:3, :4], regions[3:, 4:] = 1, 2
-    got = region_shares(regions, (8, 8), (2, 2)).numpy()  # cells of 4 x 4 pixels; the last two rows are padding
+    # Each cell has 4 x 4 pixels, and the last two rows of cells are padding.
+    got = region_shares(regions, (8, 8), (2, 2)).numpy()
     assert got == pytest.approx(np.array([[1, 0, 0, 0], [0, 4 / 12, 0, 8 / 12]]))
 
 
@@ -124,7 +127,9 @@ def test_classes_that_reviewers_rename_into_each_other_score_highest(halves, min
     path.write_text("\n".join(lines))
     graph = build_relation_graph(halves, mini)
     i, j = graph.index["lake"], graph.index["tree"]
-    assert "confused by reviewers" not in graph.sources[graph.origin[i, j]], "once, since Bob took it back"
+    assert "confused by reviewers" not in graph.sources[graph.origin[i, j]], (
+        "only one reviewer renamed this pair, because Bob undid his decision"
+    )
     path.write_text("\n".join(lines[:2]) + '\n{"torn')
     graph = build_relation_graph(halves, mini)
     assert graph.scores[i, j] == graph.scores[j, i] == 10

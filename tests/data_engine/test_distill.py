@@ -105,7 +105,7 @@ def test_a_crop_and_its_masks_are_turned_together(tiles):
         assert soft.shape == (3, 16, 16)
         blue = torch.nn.functional.avg_pool2d(image[2:].float() / 255, 4)[0]
         close.append(float(torch.corrcoef(torch.stack([blue.flatten(), soft[0].flatten()]))[0, 1]))
-    assert np.median(close) > 0.9  # colours were jittered, but positions were not
+    assert np.median(close) > 0.9  # augmentation changes colours, but must not change positions
 
 
 def test_small_tiles_small_crops_and_missing_masks(tiles):
@@ -154,6 +154,7 @@ def test_a_student_learns_and_a_kill_changes_nothing(tiles, tmp_path):
     with pytest.raises(Killed):
         teach(other, optimizer, scheduler, masks, tmp_path / "killed", **options)
     again, optimizer, scheduler = student()
-    assert len(teach(again, optimizer, scheduler, masks, tmp_path / "killed", **options)) == 8  # resumed at step 4
+    # The run was resumed at step 4.
+    assert len(teach(again, optimizer, scheduler, masks, tmp_path / "killed", **options)) == 8
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values()):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)

@@ -1,4 +1,4 @@
-"""Tests of regions that a user draws (embedding, class scores, use as an example) and of automatic masks."""
+"""Tests of regions that a user draws (their embedding, class scores and use as examples) and of automatic masks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_an_embedded_image_gives_the_same_result_as_a_new_one(mini, image, monke
 
 
 def test_a_regions_embedding_is_the_mean_feature_of_its_pixels(mini, image):
-    """A region's embedding is the normalised mean of the feature cells it covers (whole cells, for a simple check)."""
+    """A region's embedding is the normalised mean of the feature cells it covers; here it covers only whole cells."""
     seen = mini.set_image(image)
     mask = np.zeros((50, 70), bool)
     mask[16:48, 32:64] = True
@@ -53,7 +53,10 @@ def test_regions_are_ranked_by_their_best_phrase(mini, image):
 
 
 def test_an_example_region_segments_like_a_class(mini, image):
-    """An example with a class's text embedding gives that class's mask: alone, with other classes, and in windows."""
+    """An example region whose embedding equals a class's text embedding gives the mask of that class.
+
+    This holds for the example alone, together with other classes, and in sliding windows.
+    """
     text, _ = mini.model.text_bank(mini.model.tower, [Vocabulary.of(["road"])], ["{}"])
     monkey = {"like this": text[0, 0, 0]}
     seen = mini.set_image(image)

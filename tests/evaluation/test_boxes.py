@@ -57,7 +57,7 @@ def test_the_command_reads_both_files_and_prints_the_metrics(call, tmp_path):
     code, out, err = call("tools/evaluate_boxes.py", truth, results)
     assert code == 0, err
     table = dict(line.rsplit(maxsplit=1) for line in out.splitlines()[2:])
-    assert table["AP"] == "0.5000", "ships are perfect, the car is missed"
+    assert table["AP"] == "0.5000", "ships have an AP of 1 and cars an AP of 0, so the mean is 0.5"
     assert table["AP ship"] == "1.0000"
     code, out, _ = call("tools/evaluate_boxes.py", truth, results, "--json")
     assert json.loads(out)["per_class"]["car"] == 0

@@ -1,4 +1,4 @@
-"""Tests of segmentation metrics against Detectron2's evaluator and a copy of its earlier rule for mIoU."""
+"""Tests that segmentation metrics agree with Detectron2's evaluator and with a copy of its earlier rule for mIoU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skysense_o.evaluation.metrics import confusion, segmentation_metrics, wilso
 
 @pytest.fixture
 def random_labels():
-    """Return truth and prediction; class 3 occurs only in the prediction, class 4 in neither."""
+    """Return true and predicted labels; class 3 occurs only in the prediction, class 4 in neither of the two."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, (40, 50))
     prediction = np.where(rng.random((40, 50)) < 0.6, truth, rng.integers(0, 4, (40, 50)))
@@ -81,7 +81,7 @@ def test_no_labels_give_nan():
 
 
 def test_against_torchmetrics(random_labels):
-    """IoU per class equals torchmetrics' where both treat absent classes alike; ignored pixels are left out."""
+    """IoU per class equals torchmetrics' IoU, except for absent classes: ours is NaN, theirs is 0."""
     truth, prediction = random_labels
     theirs = MulticlassJaccardIndex(5, average=None, ignore_index=255)
     theirs.update(torch.from_numpy(prediction), torch.from_numpy(truth))

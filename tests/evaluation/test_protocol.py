@@ -32,7 +32,7 @@ def sample(height: int, width: int, vocabulary: Vocabulary = WORDS) -> dict:
 class Local:
     """A model that predicts each pixel from its own colour, so windows must give the same result as the whole image.
 
-    `Plan` uses `tower` and `stride`; class 0 is red, 1 green, 2 blue.
+    Class 0 is red, 1 green and 2 blue. The sliding-window `Plan` reads the attributes `tower` and `stride`.
     """
 
     stride, device = 1, torch.device("cpu")
@@ -79,11 +79,13 @@ def test_a_large_image(small_model, name):
 def test_views_and_windows_of_a_local_model_agree_with_the_whole(name, words):
     s = sample(150, 211)
     whole = s["image"].float().argmax(0)
-    assert (protocol(name, *words).labels(Local(), s) == whole).float().mean() > 0.999, "ties apart"
+    assert (protocol(name, *words).labels(Local(), s) == whole).float().mean() > 0.999, (
+        "labels may differ only where two classes have equal scores"
+    )
 
 
 def test_scales_are_averaged():
-    """Testing at several scales does not change the labels of a uniform image, but changes those of a checkerboard."""
+    """Averaging several scales does not change the labels of a uniform image, but changes those of a checkerboard."""
     even = {"image": torch.full((3, 64, 64), 90, dtype=torch.uint8), "vocabulary": WORDS}
     even["image"][1] = 200
     assert (protocol("multiscale").labels(Local(), even) == 1).all()
@@ -105,14 +107,16 @@ def test_published_resizes_as_detectron2_does(monkeypatch):
 
 
 def test_background_words_and_thresholds():
-    """Pixels of a background word (blue) and pixels below the class threshold (weak green) get the label `rest`."""
+    """Blue (a background word) and weak green (below its class threshold) pixels get the label `rest`."""
     image = torch.zeros((3, 1, 4), dtype=torch.uint8)
     image[0, 0, 0], image[1, 0, 1], image[1, 0, 2], image[2, 0, 3] = 255, 255, 100, 255
     one = protocol("native", "TEST.WINDOW", 0, "TEST.BACKGROUND", ["sky"], "TEST.CLASS_THRESHOLDS", [["road", 0.5]])
     words = one.words(Vocabulary.of(["water", "road"]), "any")
     assert words.classes == ("water", "road", "sky")
     s = {"image": image, "vocabulary": words}
-    assert one.labels(Local(), s).tolist() == [[0, 1, 2, 2]], "2 of 2 names: none"
+    assert one.labels(Local(), s).tolist() == [[0, 1, 2, 2]], (
+        "with two class names, label 2 means that no class was found"
+    )
     assert one.labels(Local(), s, rest=0).tolist() == [[0, 1, 0, 0]]
     all_names = protocol("native", "TEST.WINDOW", 0, "TEST.THRESHOLD", 0.5)
     assert all_names.labels(Local(), {"image": image, "vocabulary": WORDS}).tolist() == [[0, 1, 3, 2]]

@@ -21,12 +21,12 @@ COMMAND = "tools/evaluate_words.py"
 
 def test_a_box_is_hit_where_more_than_half_of_its_inner_half_is_the_word():
     mask = np.zeros((40, 40), bool)
-    mask[0:8, 0:8] = True  # all of the first box's inner half (x and y 2 to 6), and 48 pixels around it
-    mask[20:24, 20:24] = True  # a quarter of the second box's inner half (x and y 22 to 26)
+    mask[0:8, 0:8] = True  # covers the first box's inner half (x and y from 2 to 6) completely, and 48 pixels around it
+    mask[20:24, 20:24] = True  # covers a quarter of the second box's inner half (x and y from 22 to 26)
     counts = BoxCounts()
     count_boxes(counts, mask, [[0, 0, 8, 8], [20, 20, 28, 28]])
     assert (counts.boxes, counts.hit, counts.pixels, counts.inside) == (2, 1, 80, 80)
-    mask[30:35, 0:4] = True  # outside any box
+    mask[30:35, 0:4] = True  # lies outside all boxes
     count_boxes(counts, mask, [[0, 0, 8, 8]])
     assert counts.hit_share == 2 / 3
     assert counts.inside_share == (80 + 64) / (80 + 100)
@@ -75,7 +75,7 @@ class Painter(Asker):
 
 
 def test_iou_of_a_class_against_the_rest(data):
-    """The road is in rows 20 to 35 and predicted in rows 28 to 43, so 8 of the 24 rows are in both."""
+    """The road is in rows 20 to 35, the prediction in rows 28 to 43: the intersection is 8 rows, the union 24."""
     assert words.ask_roads(Painter()) == {"epfl_roads_val": {"IoU of road": pytest.approx(8 / 24)}}
 
 
@@ -138,7 +138,10 @@ class Shown:
 
 
 def test_not_road_is_never_asked_for_as_a_word(data, cfg):
-    """Sets whose label 0 is "not road" are left out of `DATASETS.TEST all` with a reason, and are an error if named."""
+    """Data sets whose label 0 means "not road" have no class to ask for at label 0.
+
+    `DATASETS.TEST all` leaves these data sets out and gives the reason; naming one of them is an error.
+    """
     cfg.DATASETS.TEST = ("all",)
     names, left_out = evaluate.test_sets(cfg)
     assert "epfl_roads_val" not in names

@@ -3,7 +3,7 @@
 
     python tests/faults/crowd.py                                    20 users for two minutes
     python tests/faults/crowd.py --users 4 --seconds 20             4 users for 20 seconds
-    python tests/faults/crowd.py --json output/crowd.json -- --jobs 4     options of demo/app.py follow the two dashes
+    python tests/faults/crowd.py --json output/crowd.json -- --jobs 4     with options for demo/app.py after the dashes
 
 Each user uploads an image of 700 x 500 pixels and segments it four times with 6 words, waiting some seconds before
 each; then the user uploads another image. Each answer must contain the user's own words and nobody else's.
@@ -81,15 +81,15 @@ class Server:
         self.address = line.split(" is at ")[1].split()[0]
 
     def memory(self) -> dict[str, float]:
-        """Return resident memory in MiB: "now", of the process and its children; "highest", the largest peak of one."""
+        """Return resident memory in MiB: "now" of the process and its children, "highest" peak of any process."""
         now, highest = 0, 0
         for pid in [self.process.pid, *map(int, self._children())]:
             try:
                 status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             except (FileNotFoundError, ProcessLookupError):
-                continue  # a process that opened an upload has just ended
+                continue  # a child process that opened an upload has just ended
             if "VmRSS" not in status:
-                continue  # it has ended, and its parent has not yet asked for its exit code
+                continue  # the process has ended, but its parent has not yet read its exit code
             now += int(status["VmRSS"].split()[0])
             highest = max(highest, int(status["VmHWM"].split()[0]))
         return {"now": now / 1024, "highest": highest / 1024}
@@ -109,7 +109,7 @@ class Server:
     def _children(self) -> list[str]:
         children = []
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since it was listed
                 children += (task / "children").read_text().split()
         return children
 
@@ -127,7 +127,7 @@ def made_image(rng: np.random.Generator) -> bytes:
 
 
 def work(user, number: int, end: float, thinking: float, times: dict[str, list], problems: list[str]) -> None:
-    """Act as one user until `end`; append the time of each request to `times`, and what went wrong to `problems`."""
+    """Act as one user until `end`; append the time of each request to `times`, and each error to `problems`."""
     chance, rng = random.Random(number), np.random.default_rng(number)
     try:
         while time.monotonic() < end:
@@ -173,14 +173,19 @@ def run() -> int:
     p.add_argument("--users", type=int, default=20)
     p.add_argument("--seconds", type=float, default=120.0)
     p.add_argument(
-        "--thinking", type=float, default=8.0, metavar="S", help="between two requests of a user (default: 8)"
+        "--thinking",
+        type=float,
+        default=8.0,
+        metavar="S",
+        help="mean pause between two requests of a user, in seconds (default: 8)",
     )
-    p.add_argument("--json", metavar="FILE", help="also write the figures here")
-    p.add_argument("options", nargs="*", help="of demo/app.py")
+    p.add_argument("--json", metavar="FILE", help="JSON file to which the results are also written")
+    p.add_argument("options", nargs="*", help="options for demo/app.py, after two dashes")
     args = p.parse_args()
     server = Server(args.options)
     try:
-        crowd(PageUser, server.address, 2, 10, 0.1)  # warm-up: the first image loads what is loaded only once
+        # Warm-up: with the first image, the page loads the files that it loads only once.
+        crowd(PageUser, server.address, 2, 10, 0.1)
         server.wait_until_idle()
         before, load = server.memory(), os.getloadavg()[0]
         times, problems = crowd(PageUser, server.address, args.users, args.seconds, args.thinking)

@@ -18,8 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--minutes", type=float, default=60.0, help="no round begins later than this (default: 60)")
-    p.add_argument("--seed", type=int, default=1, help="of the first round; each round has the next (default: 1)")
+    p.add_argument(
+        "--minutes", type=float, default=60.0, help="do not start a new round after this many minutes (default: 60)"
+    )
+    p.add_argument("--seed", type=int, default=1, help="seed of the first round; each later round adds 1 (default: 1)")
     args = p.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers"), str(ROOT / "tests/faults")]
     from test_fuzz import SHORT

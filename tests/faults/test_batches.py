@@ -1,4 +1,4 @@
-"""Tests that one bad file never ends a batch: when collecting, preparing data sets, on Ray workers, and in folders."""
+"""Tests that one bad file never stops a batch of files: in the data engine, in prepare, on Ray workers, in the demo."""
 
 from __future__ import annotations
 
@@ -58,11 +58,13 @@ def test_collect_lists_bad_files_and_takes_the_others(tmp_path, monkeypatch):
     assert said[1].startswith("c.png: unexpected KeyError: tag")
     assert said[2].startswith("e.png is not an image that can be read")
     assert "no image at 'lost.png'" in said[3]
-    assert not any(str(tmp_path) in text for text in said), "no path of this machine is written"
+    assert not any(str(tmp_path) in text for text in said), (
+        "the written messages must not contain paths of this machine"
+    )
     assert {row["source"] for row in work.catalog()} == {"a.png", "d.png"}
     monkeypatch.undo()
     assert {row["source"] for row in work.catalog()} == {"a.png", "d.png"}
-    assert len(collect(work, paths, side=64).errors) == 2, "what failed is tried again"
+    assert len(collect(work, paths, side=64).errors) == 2, "files that failed must be tried again in the next run"
     assert {row["source"] for row in work.catalog()} == {"a.png", "b.png", "c.png", "d.png"}
 
 
@@ -85,7 +87,7 @@ def test_loops_of_links_end_and_are_told(tmp_path):
     assert [p.name for p in found] == ["a.png", "again.png", "loop.png", "one.png", "two.png"]
     result = collect(WorkFolder(tmp_path / "work"), found, side=64)
     assert [error["source"] for error in result.errors] == ["loop.png", "one.png", "two.png"]
-    assert (result.sources, result.tiles) == (1, 1), "a link to an image is the image"
+    assert (result.sources, result.tiles) == (1, 1), "a link to an image and the image itself must count as one source"
     assert find_images([str(tmp_path / "**/a.png")]) == [path]
 
 
@@ -150,7 +152,7 @@ def test_a_ray_worker_gives_each_scene_its_own_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray_archive, "run_scene", run_scene)
     outputs = SceneOutputs(tmp_path, ("geotiff",))
-    one = partial(ray_archive.segment_one, None, outputs, SceneOptions(), None)  # the model is not needed
+    one = partial(ray_archive.segment_one, None, outputs, SceneOptions(), None)  # this test does not need the model
     rows = [{"path": str(tmp_path / f"{name}.tif"), "stem": name} for name in "abcd"]
     with pytest.raises(ZeroDivisionError):
         one(rows[1])

@@ -1,4 +1,6 @@
-"""Tests on a full disk (a tmpfs, which needs root): the last line names file, size and cure; no partial file remains.
+"""Tests on a full disk: the last line of output names the file, its size and the cure; no partial file remains.
+
+The disk is a tmpfs, and only root can mount one.
 
 tests/test_whole_files.py tests each writer without a real disk.
 """
@@ -62,7 +64,7 @@ def fill(folder: Path, left: int = 0) -> None:
 
 
 def told(run) -> str:
-    """Run a command that must fail; return the last line that it prints, because progress bars may precede it."""
+    """Run a command that must fail; return the last line that it prints. Progress bars may precede this line."""
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         assert exit_code(run) == 2
@@ -143,7 +145,7 @@ def test_a_torn_last_line_is_read_on_a_full_disk(disk):
     with open(log.path, "ab") as file:
         file.write(b'{"tile": "a", "reg')
     size = log.path.stat().st_size
-    with open(log.path, "ab") as file:  # fills the file's last block, so that there is no room for even one more byte
+    with open(log.path, "ab") as file:  # fill the file's last block, so that not even one more byte fits
         file.write(b" " * (4096 - size))
     fill(folder)
     assert len(DecisionLog(folder).history["ann"]) == 1
@@ -171,7 +173,7 @@ def test_the_engine(disk, tmp_path):
 
 @pytest.mark.slow
 def test_training(dubai, disk, tmp_path):
-    """Regression: when the disk filled up, tracebacks of logging used to follow the error message."""
+    """Regression: when the disk became full, tracebacks of the logging module used to follow the error message."""
     from training.test_whole_path import train
 
     folder = disk("1m")

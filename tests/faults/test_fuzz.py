@@ -49,7 +49,7 @@ NASTY = (
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """Return `data` with random bytes cut, overwritten, repeated or replaced; half of the changes are near the head."""
+    """Return `data` with some random bytes cut, overwritten or repeated; half of the changes are near the start."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 5)):
         end = max(1, len(data) if rng.random() < 0.5 else min(len(data), 300))
@@ -108,7 +108,7 @@ def error_of(read, *args) -> Exception | None:
 
 def outcome(read, *args) -> str:
     """Return "read" or "error"; fail unless the reader gives a result or a one-line error in time."""
-    begun = time.process_time()  # CPU time, so that other processes have no influence
+    begun = time.process_time()  # measure CPU time, so that other processes have no influence
     error = error_of(read, *args)
     assert time.process_time() - begun < MOST_SECONDS
     if error is None:
@@ -189,7 +189,7 @@ def read_own_folder(path: Path) -> None:
 def memory():
     """Each reader's memory grows by at most 2 GiB."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
+        Path("/proc/self/clear_refs").write_text("5")  # reset the recorded peak memory
     except OSError:
         yield
         return
@@ -205,7 +205,7 @@ def status(name: str) -> int:
 
 long_run = pytest.mark.skipif(
     not os.environ.get("SKYSENSE_O_FUZZ"),
-    reason="set SKYSENSE_O_FUZZ=1 for 3,000 inputs per reader; takes many minutes",
+    reason="set SKYSENSE_O_FUZZ=1 to test 3,000 inputs per reader, which takes many minutes",
 )
 COUNTS = [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=[pytest.mark.slow, long_run])]
 

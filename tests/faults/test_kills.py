@@ -1,4 +1,6 @@
-"""Tests that kill a scene's run with SIGKILL at random moments: resumed runs give the bytes of an uninterrupted run.
+"""Tests that kill the segmentation of a scene with SIGKILL at random moments.
+
+The files of a resumed run must be identical to those of an uninterrupted run.
 
 Training (20 kills) and the data engine (12 kills) are tested in tests/training/test_engine.py and
 tests/data_engine/test_data_engine_kill.py. To run all three: python -m pytest -m faults -k kill

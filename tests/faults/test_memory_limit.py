@@ -1,4 +1,4 @@
-"""Tests that too low a memory limit gives one line that says how much memory is needed, not a traceback."""
+"""Tests that commands with too little memory print one line that says how much they need, and no traceback."""
 
 from __future__ import annotations
 

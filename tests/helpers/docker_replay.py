@@ -1,8 +1,9 @@
-"""Run the Dockerfile without docker: each step runs as root, by chroot, in a folder with Debian and Python.
+"""Run the Dockerfile without docker: each instruction runs as root, by chroot, in a folder with Debian and Python.
 
     python tests/helpers/docker_replay.py BASE WORK [--build-arg TORCH=cuda] [--share /opt/wheels] [--env PIP_CERT]
 
-BASE is a folder with what the FROM lines name, Debian 12 and Python 3.11 in BASE/usr/local. Each stage is a copy of it:
+BASE is a folder with the image that the FROM lines name: Debian 12, with Python 3.11 in BASE/usr/local. Each stage of
+the Dockerfile starts as a copy of BASE. Make BASE by
 
     debootstrap --variant=minbase \\
         --include=ca-certificates,netbase,tzdata,libssl3,libffi8,libsqlite3-0,libreadline8 bookworm BASE
@@ -10,9 +11,9 @@ BASE is a folder with what the FROM lines name, Debian 12 and Python 3.11 in BAS
     tar c --exclude='site-packages/*' bin/python3* lib/libpython3* lib/python3.11 | tar x -C BASE/usr/local
     chroot BASE ldconfig
 
---share and --env give the steps files and variables of this machine that pip needs; the image does not contain them.
-At the end the container's command and its healthcheck run as the container's user, and an image of /data is segmented
-by an id without a name, as with docker run --user.
+--share and --env pass files and environment variables of this machine to the instructions, because pip needs them; the
+image does not contain them. At the end, the container's command and its healthcheck run as the container's user. Then
+a user id without a name, as with `docker run --user`, segments an image of /data.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KNOWN = {"ARG", "FROM", "COPY", "RUN", "ENV", "USER", "WORKDIR", "EXPOSE", "HEAL
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """(name, the rest) of each instruction, with continued lines joined and comments left out.
+    """Return (name, arguments) of each instruction, with continued lines joined and comments left out.
 
     Raises:
         ValueError: an instruction that this replay does not know.
@@ -56,7 +57,7 @@ def _pattern(rule: str) -> re.Pattern:
 
 
 def context(root: Path) -> list[str]:
-    """The files that .dockerignore keeps: the last rule that matches a path, or a folder above the path, decides."""
+    """Return the files that .dockerignore keeps; the last rule that matches a path, or a folder above it, decides."""
     rules = [line.strip() for line in (root / ".dockerignore").read_text().splitlines()]
     rules = [(not rule.startswith("!"), _pattern(rule.lstrip("!"))) for rule in rules if rule and rule[0] != "#"]
     left = []
@@ -69,7 +70,7 @@ def context(root: Path) -> list[str]:
 
 @dataclass
 class Stage:
-    """A folder that becomes an image, and what its instructions have set."""
+    """The root folder of one build stage, and the user, variables and other settings that its instructions have set."""
 
     folder: Path
     variables: dict[str, str] = field(default_factory=dict)
@@ -88,8 +89,8 @@ class Replay:
         base: a root file system, copied for each FROM.
         work: a folder for the stages.
         arguments: values of ARG.
-        share: files and folders of this machine that the steps see at the same path.
-        passed: names of variables of this machine that the steps see.
+        share: files and folders of this machine that the instructions see at the same path.
+        passed: names of environment variables of this machine that the instructions see.
     """
 
     def __init__(self, root: Path, base: Path, work: Path, arguments: dict[str, str], share=(), passed=()) -> None:
@@ -99,7 +100,7 @@ class Replay:
         self.stage: Stage | None = None
 
     def build(self) -> Stage:
-        """Run all instructions; returns the last stage."""
+        """Run all instructions; return the last stage."""
         for name, rest in instructions((self.root / "Dockerfile").read_text()):
             print(f"[{time.strftime('%H:%M:%S')}] {name} {rest}", flush=True)
             getattr(self, f"_{name.lower()}")(rest)
@@ -192,13 +193,13 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="a new folder; the image is in WORK/last")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--share", nargs="*", default=[], help="files and folders of this machine that the steps see")
-    parser.add_argument("--env", nargs="*", default=[], help="variables of this machine that the steps see")
+    parser.add_argument("--env", nargs="*", default=[], help="environment variables of this machine for the steps")
     args = parser.parse_args()
     args.work.mkdir()
     given = dict(pair.split("=", 1) for pair in args.build_arg)
     replay = Replay(Path(__file__).parents[2], args.base, args.work.resolve(), given, args.share, args.env)
     stage = replay.build()
-    replay.outside, replay.share = {}, []  # the running container does not see them
+    replay.outside, replay.share = {}, []  # the running container does not see the shared files
     page = replay.inside([*stage.entrypoint, *stage.command])
     try:
         for _ in range(60):

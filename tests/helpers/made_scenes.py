@@ -19,7 +19,7 @@ WORDS = Vocabulary.parse("red,green,blue")
 
 
 class ColourModel(nn.Module):
-    """One class per colour channel: its probability is the channel's mean over each 4 x 4 cell."""
+    """A model with one class per colour channel: its probability is the channel's mean over each 4 x 4 cell."""
 
     stride, gsd = 4, 0.0
 

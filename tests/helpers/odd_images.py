@@ -1,4 +1,4 @@
-"""Image files of every unusual kind, each with what a reader must return. Shape letters: H W pixels."""
+"""Image files of many unusual kinds, each with the pixels that a reader must return. Shape letters: H W pixels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Made:
     exact: bool = True
 
     def expected(self) -> np.ndarray:
-        """Return the expected uint8 (H,W,3): 8-bit values unchanged, others stretched from 2nd to 98th percentile."""
+        """Return the expected uint8 (H,W,3): 8-bit values as stored, others stretched from 2nd to 98th percentile."""
         values = self.values
         if values.dtype != np.uint8:
             kept = values[self.valid if self.valid is not None else np.ones(values.shape[:2], bool)].astype(np.float64)
@@ -52,7 +52,7 @@ class Made:
 
 
 def colours(seed: int = 0) -> np.ndarray:
-    """Return a uint8 (H,W,3) image without symmetry and with different channels."""
+    """Return a uint8 (H,W,3) image without symmetry whose channels all differ."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     rng = np.random.default_rng(seed)
     base = np.stack([x * 4, y * 6, 255 - x * 2 - y * 2], -1)
@@ -129,7 +129,7 @@ def _opencv(name: str, alpha: bool = False, grey: bool = False) -> Callable[[Pat
 
 
 def _clear(name: str, mode: str, **options) -> Callable[[Path], Made]:
-    """Return a maker of an image with an 8-bit alpha channel, written with Pillow."""
+    """Return a function that writes an image with an 8-bit alpha channel, using Pillow."""
 
     def make(folder: Path) -> Made:
         grey = mode == "LA"

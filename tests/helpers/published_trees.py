@@ -19,7 +19,7 @@ from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 
 SIZE = (24, 36)
-Truth = dict[str, np.ndarray]  # {"split/stem": (H,W) array of class names, "" where ignored}
+Truth = dict[str, np.ndarray]  # {"split/stem": (H,W) array of class names}, where "" means an ignored pixel
 
 ISPRS = {
     "others": (255, 0, 0), "road": (255, 255, 255), "building": (0, 0, 255), "grass": (0, 255, 255),
@@ -62,7 +62,7 @@ VDD = {"background": 0, "facade": 1, "road": 2, "vegetation": 3, "vehicle": 4, "
 FBP = {"others": 0, "industrial area": 1, "paddy field": 2, "river": 11, "snow": 16, "road": 21, "airport": 24}
 COCO = {"person": 0, "bicycle": 1, "stop sign": 12, "parking meter": 13, "bench": 14, "hat": None, "backpack": 26,
         "umbrella": 27, "handbag": 30, "toothbrush": 89, "banner": 91, "blanket": 92, "wood": 181, "": 255}  # fmt: skip
-del COCO["hat"]  # id 25, which COCO never used
+del COCO["hat"]  # COCO never used id 25
 BUILDINGS, ROADS, WATER = ({"background": 0, name: 255} for name in ("building", "road", "water"))
 
 
@@ -78,7 +78,7 @@ def names_of(codes: dict, rng: np.random.Generator, size=SIZE) -> np.ndarray:
 
 
 def encoded(names: np.ndarray, codes: dict) -> np.ndarray:
-    """Return these names as the publisher stores them: uint8 (H,W) or (H,W,3)."""
+    """Return a (H,W) array of class names as the publisher stores it: uint8 (H,W) ids or (H,W,3) colours."""
     first = next(iter(codes.values()))
     stored = np.zeros(names.shape + ((3,) if isinstance(first, tuple) else ()), np.uint8)
     for name, code in codes.items():
@@ -229,7 +229,7 @@ def fbp(root: Path) -> Truth:
         stem, names = f"GF2_PMS1__L1A000{n}-MSS1", names_of(FBP, np.random.default_rng(n))
         bands = np.concatenate(
             [np.full((*SIZE, 1), 251, np.uint8), random_image(rng)], axis=2
-        )  # near infrared is the first band
+        )  # the first band is near infrared
         base = root / "Five-Billion-Pixels"
         write(base / f"Image__8bit_NirRGB/{stem}.tif", bands)
         write(base / f"Annotation__index/{stem}_24label.png", encoded(names, FBP))
@@ -246,7 +246,7 @@ def coco_stuff(root: Path) -> Truth:
 
 THREE, TWO = ("train", "val", "test"), ("train", "val")
 PREPARED: dict[str, tuple[str, str, list[str], Callable[[Path], Truth]]] = {
-    # row: script, source folder, further options, generator
+    # each row: name of the prepare script, source folder, further options, generator
     "isaid": ("isaid", "iSAID", [], isaid),
     "samrs_sota": ("samrs", "SOTA", ["--set", "sota"], lambda r: samrs(r, "SOTA", SOTA)),
     "samrs_fast": ("samrs", "FAST", ["--set", "fast"], lambda r: samrs(r, "FAST", FAST)),
@@ -290,7 +290,7 @@ PREPARED: dict[str, tuple[str, str, list[str], Callable[[Path], Truth]]] = {
 
 
 def scenes(root: Path, name: str) -> int:
-    """Write a scene classification set below `root` as its publisher's archive unpacks; return the number of images."""
+    """Write a scene classification set below `root`, in the folders of its publisher; return the number of images."""
     row = spec_of(name)
     rng = np.random.default_rng(0)
     folder = root / (row.folder or row.name) / row.images.split("|")[0]
@@ -304,7 +304,7 @@ def scenes(root: Path, name: str) -> int:
 
 
 def skysa(root: Path, images: int = 6) -> Path:
-    """Write a set like Sky-SA: repeated names, an empty list, a path on its publisher's disk, a relation graph."""
+    """Write a data set like Sky-SA: with repeated names, an empty list, a path on its publisher's disk and a graph."""
     folder, rng = root / "skysa", np.random.default_rng(0)
     lines = []
     lists = [["lake", "forest"], ["road", "car", "road"], ["roof"], [], ["lake", "pond", "Forest"], ["car"]]

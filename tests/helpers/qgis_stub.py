@@ -1,4 +1,4 @@
-"""A stub of the part of QGIS's Python interface that the plugin uses, so that it is tested without QGIS."""
+"""A stub of the part of QGIS's Python interface that the plugin uses, so that tests of the plugin need no QGIS."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Number(_Parameter):
 
 
 class _Algorithm:
-    """Stub of QgsProcessingAlgorithm: the value of a parameter comes from a dictionary, or else is its default."""
+    """Stub of QgsProcessingAlgorithm: a parameter's value comes from a dictionary, or is the parameter's default."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, _Parameter] = {}
@@ -83,7 +83,7 @@ class Registry:
 
 
 class Feedback:
-    """Stub of QgsProcessingFeedback: stores what it receives; `cancel_when(self)` is True once the user cancels."""
+    """Stub of QgsProcessingFeedback: stores all messages; `cancel_when(self)` returns True once the user cancels."""
 
     def __init__(self, cancel_when=lambda self: False) -> None:
         self.progress, self.lines, self.commands, self.cancel_when = [], [], [], cancel_when

@@ -1,4 +1,4 @@
-"""A tiny data-engine work folder, as the steps `propose` and `name` leave it."""
+"""Make a tiny work folder of the data engine, in the state after its steps `propose` and `name`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from PIL import Image
 from skysense_o.data_engine.review import cli as review_cli
 
 HEIGHT, WIDTH = 80, 120
-BOXES = {1: (0, 0, 50, 40), 2: (50, 0, 120, 40), 3: (0, 40, 120, 72)}  # x0, y0, x1, y1; the rows below are unassigned
+# Boxes (x0, y0, x1, y1) by region number; pixel rows below the boxes belong to no region.
+BOXES = {1: (0, 0, 50, 40), 2: (50, 0, 120, 40), 3: (0, 40, 120, 72)}
 NAMES = {1: "building", 2: "water", 3: "tree"}
 COLORS = {0: (90, 90, 90), 1: (190, 80, 70), 2: (60, 100, 180), 3: (50, 130, 60)}
 

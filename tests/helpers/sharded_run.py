@@ -1,8 +1,9 @@
-"""Train a config in the processes of torchrun: with DDP, sharded, and sharded but resumed in the middle.
+"""Train a config three times in the processes of torchrun: with DDP, sharded, and sharded but resumed half-way.
 
 torchrun --nproc_per_node 2 sharded_run.py CONFIG FOLDER KEY VALUE ...
 
-Writes FOLDER/losses.json, run -> total loss of each step, and FOLDER/held_<rank>.json, run -> numbers in memory.
+Writes FOLDER/losses.json, {name of the run: total loss of each step}, and FOLDER/held_<rank>.json, {name of the run:
+number of parameter and optimiser values that this process holds}.
 """
 
 import json
@@ -25,7 +26,7 @@ losses, held = {}, {}
 
 
 class Recorded(Trainer):
-    """Keeps the mean loss over all processes, and what this process has to keep."""
+    """A trainer that records the mean loss over all processes, and how many values this process holds in memory."""
 
     def _write_metrics(self, loss_dict, data_time, prefix=""):
         super()._write_metrics(loss_dict, data_time, prefix)
@@ -43,7 +44,7 @@ def run(shard: bool, resume: bool) -> None:
     cfg.merge_from_list([*words, "SOLVER.SHARD", shard, "OUTPUT_DIR", str(folder / name)])
     (folder / name).mkdir(exist_ok=True)
     losses[name] = []
-    torch.manual_seed(torch.distributed.get_rank())  # each process starts from its own weights
+    torch.manual_seed(torch.distributed.get_rank())  # each process draws different initial weights
     train(cfg, resume)
 
 

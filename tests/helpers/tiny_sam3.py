@@ -79,7 +79,7 @@ def processor() -> Sam3Processor:
 
 
 def louder(model: torch.nn.Module) -> torch.nn.Module:
-    """Scale up a model's random weights, so that words and images influence the result."""
+    """Scale up a model's random weights, so that words and images clearly influence the result."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:

@@ -23,7 +23,7 @@ def tiny_siglip_trunk(pretrained: bool = False, **kwargs) -> VisionTransformer:
 def register(folder: Path, name: str = "tiny-sigmoid") -> None:
     """Register the model with open_clip, configured like its SigLIP models except for sizes and tokenizer.
 
-    The name lacks "siglip", because for such a name open_clip would choose T5's tokenizer, which is not installed.
+    The name must not contain "siglip", because open_clip would then choose T5's tokenizer, which is not installed.
     """
     text = {"context_length": 16, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": 2}
     text |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}

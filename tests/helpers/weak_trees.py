@@ -10,7 +10,7 @@ from PIL import Image
 
 SIDE = 64
 BOXES = {
-    1: [("car", [10, 10, 12, 8]), ("airliner", [30, 30, 24, 20])],  # x, y, width, height
+    1: [("car", [10, 10, 12, 8]), ("airliner", [30, 30, 24, 20])],  # each box: x, y, width, height
     2: [("car", [4, 40, 10, 6])],
     10: [("boat", [20, 8, 16, 10])],
 }
@@ -99,7 +99,7 @@ def scenes12(data: Path) -> Path:
 
 
 def roads(data: Path) -> Path:
-    """Write images crossed by a road, and labels (1 road, 0 not road); the numbers ending in 5 are for validation."""
+    """Write images crossed by a road, and labels (1 road, 0 not road); image numbers ending in 5 are for validation."""
     for number in (1, 5):
         image(data / f"roads/images/img_{number}.png", (80, 120, 60), number)
         labels = np.zeros((SIDE, SIDE), np.uint8)

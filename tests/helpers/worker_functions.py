@@ -12,7 +12,7 @@ def ten() -> int:
 
 
 def times(folder: Path, model: int, item: int) -> int:
-    """Multiply; item 3 kills its worker once, item 5 always, item 7 is wrong."""
+    """Multiply an item; item 3 kills its worker once, item 5 kills it always, and item 7 raises an error."""
     marker = folder / "killed"
     if item == 5 or (item == 3 and not marker.exists()):
         marker.touch()

@@ -25,7 +25,7 @@ WORDS = "building|house,road,water"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Save a small random model and set a cache for exports, which all tests of this module share; return its path."""
+    """Save a small random model and return its path; all tests of this module share the cache for its exports."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
     with pytest.MonkeyPatch.context() as patch:
@@ -72,13 +72,13 @@ def test_an_export_is_made_once_and_again_if_its_bytes_have_changed(weights, mon
     assert backend.exported_file(predictor) == path
     assert [one.parent for one in made] == [path.parent]
     assert sorted(one.suffix for one in path.parent.glob(f"{path.stem}*")) == [".json", ".onnx"], (
-        "no other file is left"
+        "the export must leave no other files"
     )
     assert predictor.sha256[:32] in path.name
 
 
 def test_another_config_of_the_same_weights_has_an_export_of_its_own(weights, monkeypatch):
-    """Configs must have separate exports: HEADS, for example, changes the graph, but not the shape of any tensor."""
+    """Each config needs its own export, because a key such as HEADS changes the graph but no tensor's shape."""
     predictor = Predictor.from_pretrained(weights, "cpu")
     monkeypatch.setattr(backend, "_export", lambda model, path: path.write_bytes(b"a graph"))
     first = backend.exported_file(predictor)

@@ -42,7 +42,8 @@ def test_classes_give_all_kinds_of_files(call, image, tmp_path):
     arrays = np.load(out / "town_probabilities.npz")
     assert arrays["probabilities"].shape == (3, 70, 90)
     assert arrays["class_names"].tolist() == ["building", "road", "tree"]
-    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99  # saved in half precision, so ties may differ
+    # Weights are saved in half precision, so labels may differ where two classes have equal scores.
+    assert (arrays["probabilities"].argmax(0) == labels).mean() > 0.99
     body = json.loads((out / "town.json").read_text())
     assert [(c["id"], c["name"]) for c in body["classes"]] == [(0, "building"), (1, "road"), (2, "tree")]
     assert [c["pixels"] for c in body["classes"]] == np.bincount(labels.ravel(), minlength=3).tolist()
@@ -56,7 +57,7 @@ def test_classes_give_all_kinds_of_files(call, image, tmp_path):
 
 
 def test_a_single_class_gets_a_threshold(call, image, tmp_path):
-    """A single class gets a threshold of 0.5; without one it would fill the image."""
+    """A single class gets a threshold of 0.5; without a threshold, all pixels would get this class."""
     assert call(DEMO, "--input", image, "--classes", "building", "--output", tmp_path / "out")[0] == 0
     body = json.loads((tmp_path / "out/town.json").read_text())
     assert [c["name"] for c in body["classes"]] == ["none", "building"]
@@ -253,7 +254,7 @@ def test_open_world_lists_only_the_larger_classes_sorted_by_share(call, image, t
     code, text, err = call(DEMO, "--input", image, "--open-world", "--output", tmp_path / "out")
     assert code == 0, err
     rows = json.loads((tmp_path / "out/town.json").read_text())["classes"]
-    assert len(rows) > 300, "the JSON has all classes"
+    assert len(rows) > 300, "the JSON file must list all classes"
     shares = [row["share"] for row in rows]
     assert shares == sorted(shares, reverse=True)
     table = text[text.index("class") :].splitlines()[2:]
@@ -267,7 +268,7 @@ def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
     Image.open(image).save(tmp_path / "city.png")
     command = [sys.executable, DEMO, "--input", str(tmp_path / "*.png"), "--classes", "road,tree", "--output"]
     master, slave = os.openpty()
-    # Without a width, the terminal would get no progress bar.
+    # Set the terminal's width, because without a width there would be no progress bar.
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stdout=slave, stderr=slave)
     os.close(slave)
@@ -275,11 +276,11 @@ def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
     try:
         while block := os.read(master, 65536):
             output += block
-    except OSError:  # the process has closed the terminal
+    except OSError:  # the process has ended and closed the terminal
         pass
     assert process.wait() == 0, output.decode()
     screen = [line.rstrip("\r").split("\r")[-1].rstrip() for line in output.decode().split("\n")]
-    assert "2/2" in output.decode(), "there was a bar"
+    assert "2/2" in output.decode(), "the output must contain a progress bar"
     for stem in ("city", "town"):
         start = screen.index(str(tmp_path / f"out/{stem}_overlay.png"))
         assert screen[start + 3].split() == ["class", "pixels", "share"]
@@ -295,7 +296,9 @@ def test_a_class_may_be_called_none_where_id_0_has_no_name(call, image, tmp_path
     renamed = {row["name"]: row for row in json.loads((tmp_path / "out/town.json").read_text())["classes"]}
     assert list(rows) == ["none", "road", "tree"]
     assert list(renamed) == ["nothing", "road", "tree"]
-    assert rows["none"]["color"] != list(NONE_COLOR), "it is a class with a color of its own"
+    assert rows["none"]["color"] != list(NONE_COLOR), (
+        "the class called 'none' must have its own color, not that of unlabelled pixels"
+    )
     for more in (("--threshold", "0.3"), ("--background", "sky")):
         for word in ("none", "None"):
             code, _, err = call(DEMO, *words, *more, "--classes", f"{word},road")
@@ -303,7 +306,9 @@ def test_a_class_may_be_called_none_where_id_0_has_no_name(call, image, tmp_path
             assert f"a class is called '{word}', which is the name of id 0" in err
             assert f"call it 'nothing|{word}', or leave them out" in err
     code, _, err = call(DEMO, *words, "--classes", "none")
-    assert (code, "a class is called 'none'" in err) == (2, True), "a single class has a threshold"
+    assert (code, "a class is called 'none'" in err) == (2, True), (
+        "a single class has a threshold, so 'none' already names the pixels below the threshold"
+    )
 
 
 def test_one_bad_file_never_ends_a_batch(call, image, tmp_path, monkeypatch):

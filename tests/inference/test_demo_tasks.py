@@ -45,7 +45,9 @@ def test_ask_answers_each_question(call, questions, tmp_path):
     code, _, err = call(DEMO, *words, "--question", "How many boats?", "--weights", tmp_path / "masks.safetensors")
     assert code == 2
     assert "holds no VQA model: train one" in err
-    assert call(DEMO, *words, "--question", "How many boats?")[0] == 0, "mini_vqa is the default"
+    assert call(DEMO, *words, "--question", "How many boats?")[0] == 0, (
+        "without --weights the command must use mini_vqa"
+    )
     assert json.loads((tmp_path / "out/test0_ask.json").read_text())["weights"] == "mini_vqa"
     code, _, err = call(DEMO, *words)
     assert code == 2

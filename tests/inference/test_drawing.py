@@ -35,7 +35,7 @@ def test_color_difference_equals_that_of_scikit_image():
     color = pytest.importorskip("skimage.color")
     rgb = np.random.default_rng(0).integers(0, 256, (2, 2000, 3))
     rgb[1, :50] = rgb[0, :50]
-    rgb[0, 50:80] = rgb[0, 50:80, :1]  # greys, which have no hue
+    rgb[0, 50:80] = rgb[0, 50:80, :1]  # grey colours, which have no hue
     lab = color.rgb2lab(rgb / 255)
     assert np.abs(lab_of(rgb) - lab).max() < 1e-3
     assert np.abs(ciede2000(*lab) - color.deltaE_ciede2000(*lab)).max() < 1e-9
@@ -87,7 +87,7 @@ def test_nothing_but_water_is_sea_blue_beside_water():
     colors = colors_for(["road", "lake", "house"], given)
     assert colors[1:] == given[1:]
     assert not sea_blue(np.array(colors[0]))
-    assert colors_for(["road", "house"], given[::2]) == given[::2], "without water, blue is a color like others"
+    assert colors_for(["road", "house"], given[::2]) == given[::2], "without a class water, any class may be blue"
     classes = ["water", *(f"thing {i}" for i in range(11))]
     colors = colors_for(classes)
     assert [bool(sea_blue(np.array(color))) for color in colors] == [True, *[False] * 11]

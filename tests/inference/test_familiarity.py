@@ -1,4 +1,4 @@
-"""Tests that words unknown to a model's training are reported once, and that weight files store the training words."""
+"""Tests that words missing from a model's training are reported once, and that weights store the training words."""
 
 from __future__ import annotations
 
@@ -66,11 +66,13 @@ def test_the_predictor_warns_once(small_model, caplog):
 def test_facts_come_from_the_class_tables_and_the_concepts():
     classes, sets, gsd = training_facts(["dubai_train", "resisc12_train"])
     names = {entry.partition("|")[0] for entry in classes}
-    assert {"water", "building", "wetland", "river"} <= names, "classes of both sets"
+    assert {"water", "building", "wetland", "river"} <= names, "the classes of both data sets must be listed"
     assert "road" in names
     assert "not road" not in names
     assert sets == ["dubai_train", "resisc12_train"]
-    assert gsd == [1.0, 1.0], "kinds of scenes come at all scales, and say nothing of the scale of masks"
+    assert gsd == [1.0, 1.0], (
+        "only data sets with masks count for the pixel size, because scene classes occur at all scales"
+    )
 
 
 def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch):
@@ -78,7 +80,7 @@ def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch)
     cfg.DATASETS.TRAIN = ("dubai_train",)
     cfg.freeze()
     fill_known(cfg)
-    assert cfg.is_frozen(), "as tools/train_net.py gives it"
+    assert cfg.is_frozen(), "the config must still be frozen, as it is when tools/train_net.py passes it"
     cfg.defrost()
     assert any(entry.startswith("water|") for entry in cfg.MODEL.KNOWN.CLASSES)
     assert cfg.MODEL.KNOWN.GSD == [1.0, 1.0]
@@ -95,7 +97,7 @@ def test_a_training_of_clicks_keeps_what_its_weights_know(tmp_path, monkeypatch)
 def test_a_new_word_is_encoded_once_for_its_mask_and_its_warning(mini, monkeypatch):
     asked = []
     real = mini.model.tower.encode_text
-    mini.unfamiliar(Vocabulary.parse("griffin"))  # encodes the training words
+    mini.unfamiliar(Vocabulary.parse("griffin"))  # this call encodes the training words
     monkeypatch.setattr(mini.model.tower, "encode_text", lambda strings: asked.extend(strings) or real(strings))
     mini(np.zeros((32, 32, 3), np.uint8), "griffin,phoenix|firebird")
     assert sorted(asked) == sorted(set(asked))

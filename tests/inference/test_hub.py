@@ -26,13 +26,13 @@ def predictor():
 
 
 def equal(a: Predictor, b: Predictor) -> bool:
-    """Return whether two predictors agree up to rounding: loading for inference folds batch norms."""
+    """Return whether two predictors agree up to rounding, which differs because loading folds batch norms."""
     return np.allclose(a(IMAGE, "road,tree").score, b(IMAGE, "road,tree").score, atol=1e-4)
 
 
 @pytest.fixture
 def cache(predictor, tmp_path):
-    """Return a hub cache that contains org/tiny as a download leaves it."""
+    """Return a hub cache in the state after a download of org/tiny."""
     repository = tmp_path / "hub" / "models--org--tiny"
     predictor.save_pretrained(repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()
@@ -61,7 +61,9 @@ def test_a_folder_holds_the_model_its_config_and_a_card(predictor, tmp_path):
 
 def test_shipped_weights_keep_their_card_and_their_size(mini, tmp_path):
     mini.save_pretrained(tmp_path / "mini")
-    assert (tmp_path / "mini/model.safetensors").stat().st_size == mini.path.stat().st_size, "half precision"
+    assert (tmp_path / "mini/model.safetensors").stat().st_size == mini.path.stat().st_size, (
+        "weights must be saved in half precision, so the file must have the same size"
+    )
     card = (tmp_path / "mini/README.md").read_text()
     assert "Trained on" in card
     assert "](../" not in card

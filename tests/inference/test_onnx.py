@@ -25,7 +25,7 @@ def predictor():
 
 
 def test_a_tower_prepared_for_inference_gives_the_same(predictor):
-    """Folding batch norms and fixing paddings keeps the features, and doing it twice equals doing it once."""
+    """Folding batch norms and fixing paddings does not change the features, even if this is done twice."""
     tower = predictor.model.tower.double()
     for norm in (m for m in tower.image.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.1)
@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_predictor(predictor):
 
 @pytest.mark.slow
 def test_the_file_agrees_with_torch(predictor, tmp_path):
-    """A file exported with two 96 x 128 images and five phrases agrees with torch for other sizes and counts."""
+    """A model exported with two 96 x 128 images and five phrases agrees with torch for other image sizes and counts."""
     pytest.importorskip("onnxruntime")
     path = tmp_path / "small.onnx"
     facts = export_onnx(predictor, path)

@@ -1,4 +1,4 @@
-"""Tests that images with much finer pixels than training images (drones) are reduced before they are segmented."""
+"""Tests that images with much finer pixels than training images, such as drone images, are first scaled down."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def test_the_model_sees_the_reduced_image_and_the_result_has_the_full_size(predi
     seen = predictor(small, "road,tree,water")
     assert found.labels.shape == (256, 320)
     enlarged = cv2.resize(seen.labels.astype(np.uint8), (320, 256), interpolation=cv2.INTER_NEAREST_EXACT)
-    assert (found.labels == enlarged).mean() > 0.9  # borders are interpolated more finely
+    # Borders differ, because at full size they are interpolated more finely.
+    assert (found.labels == enlarged).mean() > 0.9
     assert not (predictor(fine, "road,tree,water").labels == found.labels).all()
 
 

@@ -33,15 +33,15 @@ def two_squares() -> np.ndarray:
 
 def test_components_have_middles_and_boxes():
     parts = components(two_squares(), 10)
-    assert len(parts) == 3, "the background and two squares"
-    assert box_from_mask(parts[1]) == (3, 2, 9, 8), "half-open"
+    assert len(parts) == 3, "the connected regions must be the background and two squares"
+    assert box_from_mask(parts[1]) == (3, 2, 9, 8), "the box must be half-open: x1 and y1 are one past the last pixel"
     x0, y0, x1, y1 = box_from_mask(parts[2])
     assert (two_squares()[y0:y1, x0:x1] == 1).all()
     assert box_between((8, 2), (3, 7)) == (3, 2, 9, 8)
     x, y = middle(parts[1])
     assert 5 <= x <= 6
     assert 4 <= y <= 5
-    assert components(two_squares(), 40)[1][12, 22], "the smaller square is left out"
+    assert components(two_squares(), 40)[1][12, 22], "the smaller square has too few pixels and must be left out"
 
 
 def test_a_corrective_click_lies_in_the_largest_error():
@@ -50,7 +50,7 @@ def test_a_corrective_click_lies_in_the_largest_error():
     assert corrective(small | large, small, everywhere) == (*middle(large), 1)
     assert corrective(small, small | large, everywhere) == (*middle(large), 0)
     assert corrective(small, small, everywhere) == (*middle(small), 1)
-    assert corrective(small, small | large, ~large)[2] == 1, "unknown pixels are no error"
+    assert corrective(small, small | large, ~large)[2] == 1, "pixels with an unknown label must not count as an error"
 
 
 def test_sampled_prompts_lie_inside_their_mask():
@@ -63,7 +63,7 @@ def test_sampled_prompts_lie_inside_their_mask():
             inside = points[given >= 0].long()
             assert (given <= 1).all()
             assert mask[inside[:, 1], inside[:, 0]].all()
-            assert box.isnan().all() == bool((given >= 0).any()), "clicks or a box"
+            assert box.isnan().all() == bool((given >= 0).any()), "a prompt must have clicks or a box, not both"
             kinds.add(int((given >= 0).sum()))
     assert kinds == {0, 1, 2, 3}
     empty = PromptSampler(2)(np.full((9, 9), 255, np.uint8))
@@ -108,7 +108,7 @@ def test_the_decoder_returns_the_documented_shapes(head, features):
 
 
 def test_queries_are_independent(head, features):
-    """Masks of prompts do not depend on phrases, other prompts or padding, and masks of phrases not on prompts."""
+    """Prompts' masks do not depend on phrases, other prompts or padding; phrases' masks do not depend on prompts."""
     whole = head(features, queries())
     q = queries()
     for k in range(3):
@@ -132,7 +132,7 @@ def test_the_product_with_the_position_encoding_equals_its_naive_twin(head):
 
 
 def test_what_depends_on_the_image_alone_is_computed_once(head, features, monkeypatch):
-    """The part that depends only on the image is computed once; a second prompt reuses it and gets the same masks."""
+    """Features that depend only on the image are computed once; decoding again reuses them for the same masks."""
     calls = []
     with torch.no_grad():
         image, fresh = head.refine(features), head.refine(features)
@@ -167,10 +167,10 @@ def test_likeness_is_high_where_features_resemble_the_clicked_ones():
     left[:, :4] = 1
     torch.testing.assert_close(inside, left)
     torch.testing.assert_close(outside, 1 - left)
-    assert not box.any(), "there is none"
+    assert not box.any(), "without a box, the similarity to a box must be 0"
     prompts.boxes, prompts.labels = torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[[-1, -1, -1]]])
     inside, outside, box = _likeness(look, _nearness(prompts, (16, 32), (4, 8), look), prompts, (16, 32))[0, 0]
-    assert not inside.any(), "no click"
+    assert not inside.any(), "without a click, the similarity to clicks must be 0"
     assert not outside.any()
     torch.testing.assert_close(box, torch.full((4, 8), 0.5**0.5))
 
@@ -190,7 +190,10 @@ def test_each_part_of_a_prompt_changes_the_mask(head, features, change):
 
 
 def test_points_and_boxes_are_converted_to_prepared_pixels():
-    """Points and boxes of a 100 x 50 image are converted to prepared pixels: padded to 128 x 64, or also squeezed."""
+    """Points and boxes of a 100 x 50 image are converted to the pixels of the prepared image.
+
+    One image is padded to 128 x 64; the other is also squeezed afterwards.
+    """
     transforms = [ImageTransform((50, 100), (64, 128), (64, 64)), ImageTransform((50, 100), (64, 128), (64, 128))]
     given = {
         "masks": torch.zeros(1, 50, 100, dtype=torch.bool),
@@ -217,7 +220,9 @@ def test_the_encoder_reads_the_first_and_the_last_pixel_of_a_box():
     assert kinds.tolist() == [[[2, 3], [-1, -1]]]
     near = _nearness(Queries(*words, boxes=box), (64, 64), (64, 64), xy)[0, 0, 0]
     inside = torch.nonzero(near > 0)
-    assert inside.amin(0).tolist() == [2, 1], "rows 2 to 7; columns 3 to 8 of 128 are 1 to 4 of 64"
+    assert inside.amin(0).tolist() == [2, 1], (
+        "the box must start at row 2 and, as 128 columns are reduced to 64, at column 1"
+    )
     assert inside.amax(0).tolist() == [7, 4]
 
 
@@ -225,7 +230,7 @@ def test_terms_equal_their_naive_twin():
     g = torch.Generator().manual_seed(3)
     logits, iou_pred = torch.randn(2, 3, 6, 8, generator=g), torch.rand(2, 3, generator=g)
     target = torch.rand(2, 3, 6, 8, generator=g) > 0.6
-    target[1, 2] = False  # an empty target, which gives no loss
+    target[1, 2] = False  # this target has no pixel, so it has no loss
     known = (torch.rand(2, 1, 6, 8, generator=g) > 0.1).expand(2, 3, 6, 8)
     masks, errors = [], []
     for b in range(2):
@@ -282,7 +287,7 @@ def test_training_on_prompts_improves_masks():
         optimizer.step()
     assert {"loss_prompt_mask", "loss_prompt_quality"} <= set(losses)
     after = evaluate_prompts(model, [lambda s=s: s for s in samples])
-    assert model.training, "the mode of the model is restored"
+    assert model.training, "evaluation must set the model back to training mode"
     assert after["parts"] == before["parts"] > 10
     assert after["box"] > before["box"] + 0.2
     assert after["click1"] > before["click1"] + 0.05
@@ -318,12 +323,14 @@ def test_a_box_selects_a_region_of_the_label_maps_if_the_config_says_so():
     encoded = Predictor(SkySenseO(cfg)).set_image(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
     box = (5, 5, 40, 40)
     mask, iou_pred = encoded.prompt(box=box)
-    assert iou_pred is None, "the model predicts none for a region of a label map"
+    assert iou_pred is None, "for a region of a label map, the model must predict no IoU"
     maps = [encoded.predict_text(Vocabulary.of(words), "labels")["labels"].numpy() for words in CLASSES]
-    assert any(len(np.unique(labels[mask])) == 1 for labels in maps), "all of one class"
+    assert any(len(np.unique(labels[mask])) == 1 for labels in maps), (
+        "the mask must have a single class in one of the label maps"
+    )
     assert (mask & encoded.box_mask(box) == mask).all()
     again, iou_pred = encoded.prompt([(10, 20)], [1], box)
-    assert 0 <= iou_pred <= 1, "with a click, the decoder answers"
+    assert 0 <= iou_pred <= 1, "with a click, the mask must come from the decoder, which predicts an IoU"
     assert (again != mask).any()
 
 
@@ -353,7 +360,7 @@ def test_prompts_for_weights_without_prompts_are_an_error(words_only):
 
 
 def test_a_click_returns_only_the_connected_part_that_it_is_in(monkeypatch):
-    """The predicted mask may cover similar objects elsewhere; these are returned only if they are clicked, too."""
+    """A predicted mask may also cover similar objects elsewhere; these are returned only if they are clicked, too."""
     logits = -torch.ones(1, 16, 16)
     logits[0, 2:6, 2:6] = logits[0, 10:14, 10:14] = 1
     image = PromptedImage(SkySenseO(prompt_config()).eval(), np.zeros((64, 64, 3), np.uint8))
@@ -365,4 +372,4 @@ def test_a_click_returns_only_the_connected_part_that_it_is_in(monkeypatch):
     assert not left[32:, 32:].any()
     assert (left[:32, :32] == both[:32, :32]).all()
     assert (image.prompt([(16, 16), (48, 48)], [1, 1])[0] == both).all()
-    assert (image.prompt([(30, 60)], [1])[0] == both).all()  # outside of both parts: the whole mask
+    assert (image.prompt([(30, 60)], [1])[0] == both).all()  # a click outside both parts returns the whole mask

@@ -1,4 +1,4 @@
-"""Tests of sliding windows: each pixel gets one label, there are no seams, and whole images give the same result."""
+"""Tests of sliding windows: each pixel gets one label, without seams, and equal to that of the whole image."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_a_local_model_tiled_equals_whole(size, overlap):
     assert np.abs(score - best.numpy()).max() < 1e-5
     differ = labels != index.numpy()
     margins = whole(model, image).topk(2, dim=0).values
-    assert (margins[0] - margins[1]).numpy()[differ].max(initial=0) < 1e-5, "only ties may differ"
+    assert (margins[0] - margins[1]).numpy()[differ].max(initial=0) < 1e-5, (
+        "labels may differ only where two classes have nearly equal logits"
+    )
 
 
 def test_narrow_strips_give_the_same_as_one_strip():
@@ -73,7 +75,7 @@ def test_narrow_strips_give_the_same_as_one_strip():
 
 
 def test_starting_at_any_row_gives_identical_values():
-    """A run that starts at any row gives the same values from there on, so interrupted runs can resume."""
+    """A run that starts at any row gives the same values from this row on, so interrupted runs can resume."""
     model, image = Local(5), random_image(300, 200)
     plan = plan_windows(model, (300, 200), 5, 64, 32)
     pad = F.pad(image.float(), (0, 32, 0, 32), mode="reflect").to(torch.uint8)

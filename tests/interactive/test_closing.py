@@ -1,4 +1,4 @@
-"""Tests that requests on images that are closed meanwhile get an answer, or an error that says the image is closed."""
+"""Tests of requests whose image is closed before they end: they get an answer, or an error that says so."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def answered(words_only):
 
 
 def add(page: Page, client: TestClient, image: OpenedImage, found) -> OpenImage:
-    """Open an image for the client's visitor, with its segmentation."""
+    """Open an image for the client's visitor, with an existing segmentation."""
     session = Session(page.predictor, image, page.root / f"session_{time.monotonic_ns()}")
     session.found = found
     session.proposal_labels = found.labels.astype(np.uint8)
@@ -94,7 +94,7 @@ def test_a_map_that_is_under_way_is_sent_although_its_image_is_closed(page, clie
     closed.set()
     thread.join(60)
     assert answers[0].status_code == 200
-    assert shown.session.image is None, "its memory is free now"
+    assert shown.session.image is None, "the closed image's memory must be freed after the answer"
     assert client.get(f"/api/images/{shown.key}/classes.png").status_code == 404
 
 
@@ -107,7 +107,7 @@ def test_a_request_at_work_ends_although_its_image_is_closed_and_the_next_is_tol
 
 
 def test_closing_at_any_moment_is_no_error_of_the_server(page, client, answered):
-    """Regression: requests in parallel on images that were closed meanwhile sometimes got status 500."""
+    """Regression: requests got status 500 if a parallel request closed their image."""
     chance, statuses = random.Random(0), []
     paths = ("", "/image.jpg", "/thumbnail.jpg", "/classes.png", "/regions.png", "/part?x=9&y=9", "/run.json")
     for k in range(16):

@@ -86,7 +86,7 @@ def test_a_large_photo_is_scaled_down_and_says_so(tmp_path):
     pixels[:, 180:] = 200
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     opened = open_upload(tmp_path / "photo.png", max_pixels=10_800)
-    assert opened.rgb.shape == (90, 120, 3), "the aspect ratio is kept"
+    assert opened.rgb.shape == (90, 120, 3), "scaling down must keep the aspect ratio"
     assert (opened.rgb[:, :60] == 0).all()
     assert (opened.rgb[:, 60:] == 200).all()
     assert opened.notes == ("scaled down from 360 x 270 pixels",)
@@ -138,7 +138,7 @@ def test_a_session_looks_once_and_takes_its_folder_along(mini, image, tmp_path, 
     monkeypatch.setattr(mini.model.tower, "encode_image", lambda x: calls.append(1) or encode(x))
     session = Session(mini, image, tmp_path / "session")
     region = session.click(20, 10)
-    assert region.mask[10, 20], "the shipped weights take clicks"
+    assert region.mask[10, 20], "the mask must contain the clicked pixel"
     session.segment(["road", "water"])
     session.segment(["tree"], threshold=0.2)
     session.draw_box(50, 40, 10, 10)
@@ -152,7 +152,7 @@ def test_a_session_looks_once_and_takes_its_folder_along(mini, image, tmp_path, 
 def test_words_only_weights_take_a_box_as_it_is(session):
     region = session.draw_box(50, 40, 10, 20)
     assert region.mask.sum() == 40 * 20
-    assert session.draw_box(0, 0, 90, 60).mask.all(), "the whole image"
+    assert session.draw_box(0, 0, 90, 60).mask.all(), "a box around the whole image must select all pixels"
     assert region.iou_pred is None
     with pytest.raises(ValueError, match="take words only"):
         session.click(3, 3)
@@ -161,7 +161,7 @@ def test_words_only_weights_take_a_box_as_it_is(session):
 def test_like_is_a_class_beside_the_words_or_alone(session):
     with pytest.raises(ValueError, match="no region yet"):
         session.add_example()
-    session.draw_box(0, 0, 80, 18)  # the water in the drawn scene
+    session.draw_box(0, 0, 80, 18)  # a box around the water in the drawn scene
     assert session.add_example() == "like region 1"
     assert session.segment(["road"]).classes == ("road", "like region 1")
     assert session.segment().classes == ("none", "like region 1")
@@ -178,7 +178,7 @@ def test_clicks_go_on_with_the_region_and_are_undone(prompted, image, tmp_path):
     first = session.click(30, 30)
     would = session.preview_click(60, 50, inside=False)
     boxed = session.preview_box(10, 20, 70, 50)
-    assert session.region is first, "a preview changes nothing"
+    assert session.region is first, "a preview must not change the session's region"
     region = session.click(60, 50, inside=False)
     assert np.array_equal(region.mask, would)
     mask, iou_pred = prompted.set_image(image.rgb).prompt([(30, 30), (60, 50)], [1, 0])
@@ -186,7 +186,7 @@ def test_clicks_go_on_with_the_region_and_are_undone(prompted, image, tmp_path):
     assert region.iou_pred == iou_pred
     assert session.draw_box(70, 50, 10, 20).prompt.box == (10, 20, 70, 50)
     assert np.array_equal(session.region.mask, boxed)
-    assert np.array_equal(session.undo().mask, mask), "the box is gone and both points are back"
+    assert np.array_equal(session.undo().mask, mask), "undo must remove the box and restore the mask of both clicks"
     assert np.array_equal(session.undo().mask, first.mask)
     assert session.undo() is None
     assert session.region is None
@@ -217,7 +217,7 @@ def test_the_browser_gets_every_label_and_score(session):
     labels = np.arange(60 * 90, dtype=np.uint16).reshape(60, 90) % 300
     session.found = replace(session.found, classes=many, labels=labels)
     red, _, blue = np.moveaxis(channels(class_png(session)).astype(int), -1, 0)
-    assert np.array_equal(red + 256 * blue, session.found.labels), "more classes than a byte holds"
+    assert np.array_equal(red + 256 * blue, session.found.labels), "labels above 255 must be stored in two channels"
     region = session.draw_box(10, 10, 40, 30)
     assert np.array_equal(channels(map_png(session, [region.mask.astype(np.uint8)]))[..., 0], region.mask)
 
@@ -232,15 +232,17 @@ def test_a_connected_part_is_measured_and_outlined(session):
     part = connected_part(session, 31, 11)
     assert (part["name"], part["pixels"], part["area_m2"]) == ("road", 200 - 15, None)
     outer = max(part["rings"], key=len)
-    assert len(part["rings"]) == 2, "with its hole"
+    assert len(part["rings"]) == 2, "the outline must have two rings, the outer one and the hole"
     corners = np.concatenate([np.array(ring) for ring in part["rings"]])
     assert corners.min(0).tolist() == [30, 10] or np.allclose(corners.min(0), [30, 10], atol=0.3)
     assert np.allclose(corners.max(0), [50, 20], atol=0.3)
     assert outer
     hole = connected_part(session, 36, 13)
-    assert hole["pixels"] == 15, "the hole is a part by itself"
+    assert hole["pixels"] == 15, "the pixels in the hole must form their own connected part"
     assert (hole["number"], hole["parts"]) == (2, 2)
-    assert numbered_part(session, hole["name"], 2) == hole, "parts are numbered from the largest"
+    assert numbered_part(session, hole["name"], 2) == hole, (
+        "a class's parts must be numbered by size, the largest first"
+    )
     assert connected_part(session, *map(int, hole["inside"])) == hole
     with pytest.raises(ValueError, match="no part 3 of 'water', which has 2"):
         numbered_part(session, "water", 3)
@@ -251,7 +253,7 @@ def test_a_connected_part_is_measured_and_outlined(session):
 
 
 def test_a_part_is_of_one_segmentation_even_if_another_replaces_it_meanwhile(session, monkeypatch):
-    """Regression: a part used to mix two segmentations: the outline from one, the name from the other or from none."""
+    """Regression: a part could have the outline from one segmentation, and its name from another one or none."""
     before = session.segment(["water", "road", "tree"])
     before.labels[:] = 0
     before.labels[10:20, 30:50] = 2
@@ -302,7 +304,7 @@ def test_the_command_repeats_the_run(session, image, call, tmp_path):
     session.draw_box(0, 0, 80, 18)
     session.add_example()
     session.segment(["road"])
-    assert repeat_command(session) is None, "a region has no word"
+    assert repeat_command(session) is None, "no command can repeat a run with an example region, which has no word"
 
 
 def test_every_file_of_a_plain_image(session):

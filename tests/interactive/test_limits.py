@@ -1,4 +1,4 @@
-"""Tests of the web page's limits: no requests by uploaded files, memory, time, request sizes, cleanup on signals."""
+"""Tests of the web page's limits on memory, time, request sizes and requests that uploaded files cause; of signals."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_no_upload_causes_a_request(listener, tmp_path, suffix):
 
 
 def test_the_same_files_do_cause_requests_where_remote_data_is_allowed(listener, tmp_path):
-    """Where remote data is allowed, the same files do cause requests: the test that uploads cause none can fail."""
+    """The same files do cause requests where remote data is allowed, so the test that uploads cause none can fail."""
     pytest.importorskip("rasterio", reason="needs the extra geo")
     from skysense_o.image_io.gdal_access import gdal_settings, open_dataset
 
@@ -152,12 +152,13 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     image = OpenedImage(draw_scene(np.random.default_rng(0), 200, 300)[0], "town.png")
     session = Session(mini, image, tmp_path / "session")
     session.segment(["water"])
-    session.draw_box(10, 10, 90, 60)  # the first box and the first click compute more of the image, before measuring
+    # The first box and the first click store further features of the image, so do both before measuring.
+    session.draw_box(10, 10, 90, 60)
     session.click(20, 20)
     session.clear()
     few = session.nbytes
     session.segment([f"class {i}" for i in range(31)])
-    assert session.nbytes == few, "31 classes take no more than one"
+    assert session.nbytes == few, "a session with 31 classes must take no more memory than with one class"
     assert session.found.labels.dtype == np.uint8
     assert session.found.probabilities is None
     assert len(session.find_all_regions(Vocabulary.parse("water,road"), side=6, iou_pred=0, stability_score=0)) > 1
@@ -165,7 +166,9 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     session.add_example()
     assert session.nbytes == reachable_bytes(session)
     pixels = 200 * 300
-    assert session.nbytes - few <= 2 * pixels + 10_000, "one mask, one map of all regions, one example"
+    assert session.nbytes - few <= 2 * pixels + 10_000, (
+        "a mask, the map of all regions and an example must take at most 2 bytes per pixel and 10 kB"
+    )
     session.close()
     assert session.nbytes == 0
     assert reachable_bytes(session) == 0
@@ -189,7 +192,7 @@ def test_the_session_that_was_idle_longest_is_closed():
     third.lock.acquire()
     store.used(fourth)
     assert first.closed
-    assert not third.closed, "it is at work"
+    assert not third.closed, "a session that is processing a request must not be closed"
     assert store.nbytes == 90
     store.remove(third)
     store.remove(None)
@@ -243,7 +246,7 @@ def test_work_that_is_stopped_ends_and_tells_how_far_it_was():
         if not work.late:
             break
         time.sleep(0.01)
-    assert work.late == 0, "the thread has ended"
+    assert work.late == 0, "the thread of the stopped request must have ended"
 
 
 def test_late_work_stops_at_its_next_model_call(mini, tmp_path):
@@ -264,7 +267,7 @@ def test_late_work_stops_at_its_next_model_call(mini, tmp_path):
         time.sleep(0.01)
     assert work.late == 0
     assert asked
-    check_time()  # outside a request there is no limit
+    check_time()  # there is no time limit outside a request
     session.close()
 
 
@@ -306,7 +309,9 @@ def test_large_requests_are_refused_before_they_are_read(tmp_path):
     assert answer_of(limits, join, [b"x"], declared=1001) == (413, b"")
     assert answer_of(limits, join, [b"x" * 600] * 2) == (413, b"")
     assert answer_of(limits, upload, [b"x"], declared=10**9) == (413, b"")
-    assert answer_of(limits, upload, [b"x" * 90_000] * 3)[1] == b"x" * 90_000, "the rest does not reach the page"
+    assert answer_of(limits, upload, [b"x" * 90_000] * 3)[1] == b"x" * 90_000, (
+        "data beyond the size limit must not reach the application"
+    )
     (tmp_path / "full").write_bytes(b"x" * 11)
     assert answer_of(limits, upload, [b"x"], folder=tmp_path) == (507, b"")
 
@@ -334,7 +339,7 @@ def test_uploads_that_are_under_way_count_as_well(tmp_path):
 def test_a_file_given_as_an_address_is_refused():
     pytest.importorskip("starlette")
     limits = {"upload_bytes": 1000, "request_bytes": 10_000_000, "folder_bytes": 10}
-    join = "/gradio_api/queue/join"  # an address of the review page
+    join = "/gradio_api/queue/join"  # an address that the review page requests
     file = {"path": "http://127.0.0.1/x.png", "meta": {"_type": "gradio.FileData"}}
     assert answer_of(limits, join, [json.dumps({"data": [None, [file]]}).encode()])[0] == 400
     file["path"] = " HTTPS://example.org/x.png"

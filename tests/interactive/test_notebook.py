@@ -27,4 +27,4 @@ def test_it_runs_top_to_bottom(tmp_path):
     assert [o for o in outputs if o.output_type == "error"] == []
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
     assert any("vegetation" in o.get("data", {}).get("text/plain", "") for o in outputs)
-    assert "area_m2" in str(notebook.cells[-2].outputs), "the scene's polygons"
+    assert "area_m2" in str(notebook.cells[-2].outputs), "the notebook must show the areas of the scene's polygons"

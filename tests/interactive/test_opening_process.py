@@ -1,4 +1,4 @@
-"""Tests that opening an image in a separate process gives the same result, and that its decoder may hang or crash."""
+"""Tests that opening an image in a separate process gives the same result, and survives a hanging decoder or crash."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def png(tmp_path):
 
 
 def test_the_process_does_not_import_torch():
-    """Torch takes seconds to import, and the user waits for the process."""
+    """The process must not import torch: the import takes seconds, and the user waits for the process."""
     code = "import sys, skysense_o.interactive.opening_process; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "False"
 
@@ -99,7 +99,7 @@ def test_errors_are_those_of_open_upload(tmp_path, folder):
 
 def test_a_decoder_that_hangs_is_killed_and_its_thread_is_free(png, folder, decoder):
     """Regression: such a decoder used to keep its thread for good; after eight of them the page refused everybody."""
-    decoder("ctypes.PyDLL(None).sleep(600)")  # holds Python's global lock, as C code that hangs may do
+    decoder("ctypes.PyDLL(None).sleep(600)")  # hold Python's global lock, as hanging C code may do
     work = TimedWork(4.0)
     for _ in range(2):
         with pytest.raises(TooLate, match="time limit"):
@@ -117,7 +117,7 @@ def test_a_decoder_that_hangs_is_killed_and_its_thread_is_free(png, folder, deco
     deadline = time.monotonic() + 30  # the thread ends the process after the request has its answer
     while children() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not children(), "no process is left"
+    assert not children(), "the process with the hanging decoder must have been killed"
 
 
 def children() -> list[str]:

@@ -75,7 +75,7 @@ def visit(browser, served):
     def keep(response):
         try:
             said.append((response.url, response.text() if "image" not in str(response.headers) else ""))
-        except playwright.Error:  # the stream was cut when the tab closed
+        except playwright.Error:  # the stream was cut off when the tab closed
             said.append((response.url, ""))
 
     def open_page(width=1280, height=900, **options):
@@ -95,7 +95,9 @@ def visit(browser, served):
         context.close()
     assert broken == []
     assert said
-    assert [url for url, _ in said if not url.startswith((served[0], "blob:", "data:"))] == [], "nothing from outside"
+    assert [url for url, _ in said if not url.startswith((served[0], "blob:", "data:"))] == [], (
+        "the page must request nothing from other servers"
+    )
     for secret in (str(served[1].root), str(ROOT), os.path.expanduser("~") + "/"):
         assert not [url for url, text in said if secret in url or secret in text], secret
 
@@ -108,7 +110,7 @@ def town(tmp_path):
 
 
 def changed(page, act) -> None:
-    """Do `act`, and wait until the map shows the server's new answer."""
+    """Call `act`, and wait until the map shows the server's new answer."""
     before = page.locator("#map").get_attribute("data-shown")
     act()
     page.wait_for_function("was => (document.querySelector('#map').dataset.shown ?? was) !== was", arg=before)
@@ -148,7 +150,7 @@ MASKS = """() => { const canvas = document.querySelector('.leaflet-masks-pane ca
 
 
 def masks(page) -> tuple[float, float]:
-    """Return the share of pixels with a mask, and the opacity (0 to 255) of the most opaque pixel."""
+    """Return the share of the map's pixels with a mask, and the opacity (0 to 255) of the most opaque pixel."""
     return tuple(page.evaluate(MASKS))
 
 
@@ -174,8 +176,12 @@ def test_it_opens_with_an_example_segmented_and_in_view(visit, width, height):
     panel = page.locator("#panel").bounding_box()
     assert top >= 0
     assert right <= width
-    assert bottom <= (height if width > 760 else panel["y"]), "the whole result is above the sheet"
-    assert left >= (panel["x"] + panel["width"] if width > 760 else 0), "the panel covers nothing of it"
+    assert bottom <= (height if width > 760 else panel["y"]), (
+        "on a narrow screen the sheet at the bottom must not cover the result"
+    )
+    assert left >= (panel["x"] + panel["width"] if width > 760 else 0), (
+        "on a wide screen the panel on the left must not cover the result"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for number in range(3):
         shown = page.locator("#examples img").nth(number).evaluate("img => img.decode().then(() => img.naturalWidth)")
@@ -254,7 +260,8 @@ def test_classes_opacity_and_split_change_the_view_and_ask_nothing(visit):
     page.keyboard.press("s")
     assert not divider.is_visible()
     assert page.evaluate(clip) in ("", "none")
-    assert [url for url in requests if not url.endswith("/familiar")] == []  # /familiar is asked once, late
+    # The page requests /familiar once, after a delay.
+    assert [url for url in requests if not url.endswith("/familiar")] == []
 
 
 @needs_chromium
@@ -281,14 +288,16 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     page.mouse.move(*at(page, 0.5, 0.6))
     page.mouse.down()
     page.mouse.move(*at(page, 0.1, 0.4), steps=3)
-    page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # first upwards, then back
+    page.mouse.move(*at(page, 0.2, 0.2), steps=3)  # first move up, then back
     page.locator(".leaflet-picks-pane canvas").wait_for()
-    assert not page.locator("#region").is_visible(), "a preview is no region"
+    assert not page.locator("#region").is_visible(), "a preview must not be shown as a selected region"
     changed(page, page.mouse.up)
     assert pixels_of_region(page) > 0
     changed(page, page.get_by_role("button", name="Find everything like it").click)
     assert "like region 1" in page.locator("#chips").inner_text()
-    assert not page.get_by_role("button", name="Copy command").is_visible(), "a region has no word"
+    assert not page.get_by_role("button", name="Copy command").is_visible(), (
+        "an example region has no word, so there is no command to copy"
+    )
 
     page.locator("#map").focus()
     page.keyboard.press("Enter")  # sets a corner at the cross; the next Enter sets the other corner
@@ -331,8 +340,10 @@ def test_fingers_pinch_pan_and_drag_boxes(visit):
         whole = width()
         pinch(30, 50, 70, 90)
         assert width() > 1.5 * whole, tool
-        assert page.evaluate("visualViewport.scale") == 1, "the map is zoomed, and not the page"
-        assert page.locator("#map").get_attribute("data-shown") == shown, "a pinch is no click and no box"
+        assert page.evaluate("visualViewport.scale") == 1, "a pinch must zoom the map, not the page"
+        assert page.locator("#map").get_attribute("data-shown") == shown, (
+            "a pinch must not be taken as a click or a box"
+        )
         pinch(90, 70, 50)
     page.get_by_role("radio", name="Move", exact=True).tap()
     before, (x, y) = at(page, 0, 0), at(page, 0.5, 0.5)
@@ -377,7 +388,7 @@ def test_a_geotiff_is_a_map(visit, tmp_path):
     popup = page.locator(".leaflet-popup-content").last  # earlier popups are still fading out
     popup.wait_for()
     assert re.search(r"m², [\d,]+ pixels\s+mean confidence \d+ %", popup.inner_text())
-    assert page.locator(".leaflet-marks-pane path").count() == 1, "its outline"
+    assert page.locator(".leaflet-marks-pane path").count() == 1, "the outline of the clicked part must be drawn"
     name, number, parts = re.search(r"(\w+)\n.*?([\d,]+) of ([\d,]+)", popup.inner_text(), re.S).groups()
     number, parts = (int(text.replace(",", "")) for text in (number, parts))
     for step in (1, 2):  # the second press is Enter, because the button keeps the focus
@@ -386,7 +397,7 @@ def test_a_geotiff_is_a_map(visit, tmp_path):
     assert popup.inner_text().startswith(name)
     assert page.locator(".leaflet-marks-pane path").count() == 1
     page.keyboard.press("0")
-    assert not page.locator("#basemap-choice").is_visible(), "there is none by default"
+    assert not page.locator("#basemap-choice").is_visible(), "there must be no base map by default"
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download all results (ZIP)").click()
@@ -516,7 +527,7 @@ def test_who_waits_sees_the_place_in_the_queue_and_may_stop(visit, served, monke
     first.get_by_text("Stopped.").wait_for()
     go.set()
     third.locator("#chips", has_text="river").wait_for()
-    assert "vegetation" in first.locator("#chips").inner_text(), "what was there stays"
+    assert "vegetation" in first.locator("#chips").inner_text(), "stopping must keep the result that was shown before"
     assert "vegetation" in second.locator("#chips").inner_text()
 
 
@@ -534,8 +545,8 @@ def test_two_people_at_once_and_their_folders_go(visit, served, town, tmp_path):
     assert second.evaluate("key => fetch(`/api/images/${key}`).then(answer => answer.status)", own) == 404
     before = set(served[1].root.glob("session_*"))
     changed(first, first.get_by_role("button", name="Close town.png").click)
-    assert len(before - set(served[1].root.glob("session_*"))) == 1, "its folder is gone"
-    assert not list(served[1].root.glob("upload_*")), "uploads are not kept"
+    assert len(before - set(served[1].root.glob("session_*"))) == 1, "closing an image must delete its folder"
+    assert not list(served[1].root.glob("upload_*")), "uploaded files must be deleted"
 
 
 def test_options_become_limits(app):

@@ -1,4 +1,4 @@
-"""Tests of the page's server without a browser: access rights, refused requests, and the content of tiles and maps."""
+"""Tests of the web page's server without a browser: access rights, refused requests, content of tiles and maps."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_an_image_is_its_visitors_own(visitor):
 def test_one_person_has_so_many_images(visitor, page):
     client = visitor()
     keys = [upload(client, f"{i}.png") for i in range(3)]
-    assert [image["id"] for image in client.get("/api/state").json()["images"]] == keys[1:], "the oldest is closed"
+    assert [image["id"] for image in client.get("/api/state").json()["images"]] == keys[1:], (
+        "the visitor's oldest image must be closed"
+    )
     assert client.get(f"/api/images/{keys[0]}").status_code == 404
 
 
@@ -118,8 +120,12 @@ def test_changes_for_other_sites_are_refused(visitor):
     for site in ("cross-site", "same-site"):
         answer = client.post("/api/examples/0", headers={"sec-fetch-site": site})
         assert answer.status_code == 403
-    assert client.get("/api/state", headers={"sec-fetch-site": "cross-site"}).status_code == 403, "it makes a visitor"
-    assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200, "a link to the page"
+    assert client.get("/api/state", headers={"sec-fetch-site": "cross-site"}).status_code == 403, (
+        "this request would create a visitor, so it must be refused from other sites"
+    )
+    assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200, (
+        "a link on another site must open the page"
+    )
 
 
 def test_uploads_are_limited_named_and_checked(visitor, page):
@@ -132,7 +138,7 @@ def test_uploads_are_limited_named_and_checked(visitor, page):
         assert client.post("/api/upload", params={"name": name}, content=b"x").status_code == 415, name
     answer = client.post("/api/upload", params={"name": "a.png"}, content=b"no image")
     assert result(answer)["error"].startswith("a.png is not an image that can be read")
-    assert set(page.root.iterdir()) == before, "nothing is left of them"
+    assert set(page.root.iterdir()) == before, "refused uploads must leave no files"
     key = upload(client, "../..\\up/<b>&\x00é.png")
     assert client.get(f"/api/images/{key}").json()["name"] == "_b___é.png"
 
@@ -183,14 +189,16 @@ def test_words_only_weights_take_boxes_and_say_so(visitor):
     key = upload(client)
     box = {"x0": 50.2, "y0": 40, "x1": 10.7, "y1": 9.5}
     state = result(client.post(f"/api/images/{key}/box", json=box))["result"]
-    assert state["region"]["pixels"] == 41 * 31, "each pixel that the box touches"
+    assert state["region"]["pixels"] == 41 * 31, "the region must contain every pixel that the box touches"
     assert state["region"]["box"] == [[10, 9], [51, 9], [51, 40], [10, 40]]
     assert len(state["region"]["names"]) == 2
     assert "take words only" in result(client.post(f"/api/images/{key}/click", json={"x": 1, "y": 1}))["error"]
     assert client.post(f"/api/preview/{key}/click", json={"x": 1, "y": 1}).status_code == 204
     assert client.post(f"/api/preview/{key}/box", json=box).status_code == 200
     outside = {"x0": -9, "y0": 5, "x1": -2, "y1": 9}
-    assert client.post(f"/api/preview/{key}/box", json=outside).status_code == 204, "an empty box has no mask"
+    assert client.post(f"/api/preview/{key}/box", json=outside).status_code == 204, (
+        "a box outside the image contains no pixel, so it must have no mask"
+    )
 
 
 # Maps
@@ -222,7 +230,7 @@ def test_positions_go_to_the_map_and_back(scene):
 
 
 def tile_of(zoom: int, latitude: float, longitude: float) -> tuple[float, float]:
-    """Return the position in units of tiles, by the formula in the OpenStreetMap wiki."""
+    """Return the position of longitude and latitude in units of tiles, by the formula in the OpenStreetMap wiki."""
     y = (1 - np.arcsinh(np.tan(np.radians(latitude))) / np.pi) / 2
     return (longitude + 180) / 360 * 2**zoom, y * 2**zoom
 
@@ -246,7 +254,9 @@ def test_a_tile_holds_the_pixels_of_its_place(scene):
             assert (pixel[:3] <= around.max(0) + 2).all()
     assert scene.tile(zoom, 0, 0) is None
     x, y = tile_of(6, *np.mean(scene.bounds, axis=0))
-    assert 0 < (scene.tile(6, int(x), int(y))[..., 3] > 0).sum() < 100, "from far away it is a few pixels"
+    assert 0 < (scene.tile(6, int(x), int(y))[..., 3] > 0).sum() < 100, (
+        "at a low zoom level the scene must cover only a few pixels"
+    )
     with pytest.raises(ValueError, match="tile 3/8/0 is out of range"):
         scene.tile(3, 8, 0)
 
@@ -258,11 +268,11 @@ def test_labels_lie_on_the_map_where_their_pixels_do(scene):
     x, y = np.round(scene.places(np.array([[60.0, 110.0]]))[0]).astype(int)
     assert warped[y, x] == 7
     assert (warped == 7).sum() == pytest.approx(400, rel=0.15)
-    assert set(np.unique(warped)) == {0, 7, 255}, "outside of the scene is outside"
+    assert set(np.unique(warped)) == {0, 7, 255}, "pixels outside the scene must have a label of their own"
 
 
 def test_longitudes_may_run_from_0_to_360(tmp_path):
-    """Regression: tiles of a scene with longitudes above 180 used to be empty, and clicks on it lay outside."""
+    """Regression: tiles of a scene with longitudes above 180 used to be empty, and clicks missed the scene."""
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     from rasterio.transform import from_origin
 
@@ -280,7 +290,7 @@ def test_longitudes_may_run_from_0_to_360(tmp_path):
 
 
 def test_a_scene_that_reaches_beyond_its_projection_is_shown_without_a_map(words_only, tmp_path):
-    """Regression: opening an image of the whole earth, as a satellite sees it, used to be an error of the server."""
+    """Regression: opening a satellite image of the whole earth's disc used to give a server error."""
     scenes = pytest.importorskip("made_scenes", reason="needs the extra geo")
     from rasterio.transform import from_origin
 
@@ -315,7 +325,7 @@ def test_a_scene_is_served_as_a_map(visitor):
     assert client.get(f"{base}/tiles/12/0/0.png").status_code == 204
     assert client.get(f"{base}/tiles/12/9999/0.png").status_code == 404
     again = result(client.post("/api/examples/0"))["result"]
-    assert again["id"] == state["id"], "an example is opened once"
+    assert again["id"] == state["id"], "opening the same example again must return the same image"
     run = client.get(f"{base}/run.json")
     assert "attachment" in run.headers["content-disposition"]
     assert run.json()["words"] == [["water"], ["land"]]
@@ -331,7 +341,7 @@ def test_a_scaled_scene_is_a_map_of_all_its_pixels(words_only, tmp_path):
     assert "scaled down from 300 x 280 pixels" in state["notes"][-1]
     assert state["width"] * state["height"] <= 20_000
     assert state["map"]["gsd"] == pytest.approx(30 * 300 / state["width"], rel=0.02)
-    assert state["map"]["native_zoom"] == 13, "tiles are of the file as it is"
+    assert state["map"]["native_zoom"] == 13, "tiles must be cut from the file at full resolution"
     words = {"words": "water,land"}
     rows = result(client.post(f"/api/images/{state['id']}/segment", json=words))["result"]["classes"]
     assert sum(row["area_m2"] for row in rows) == pytest.approx(300 * 280 * 900, rel=0.01)
@@ -410,10 +420,10 @@ def test_people_are_bounded_and_forgotten_when_idle():
         visitors.add(first, image)
     assert [image.session.closed for image in images] == [True, False, False]
     visitors.close(first, images[2].key)
-    assert first.current == images[1].key, "the one before is shown"
+    assert first.current == images[1].key, "after closing an image, the previous image must be shown"
     assert visitors.find("somebody else's") is None
     visitors.of(None)
-    assert visitors.find(cookies[1]) is None, "whoever was idle longest is forgotten"
+    assert visitors.find(cookies[1]) is None, "the visitor who was idle longest must be forgotten"
     assert visitors.find(cookies[0]) is first
     visitors.sweep(idle=-1)
     assert len(visitors) == 0

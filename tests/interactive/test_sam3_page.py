@@ -38,7 +38,7 @@ def session(predictor, tmp_path):
 
 @pytest.fixture
 def decoded(predictor, monkeypatch):
-    """Record how many image-phrase pairs each call of the decoder receives."""
+    """Return a list that gets the number of image-phrase pairs in each call of the decoder."""
     calls, answer = [], predictor.model.tower.answer
     monkeypatch.setattr(
         predictor.model.tower, "answer", lambda e, tokens, valid: calls.append(len(tokens)) or answer(e, tokens, valid)
@@ -50,7 +50,9 @@ def test_words_a_click_a_box_an_example_and_files(session, decoded):
     region = session.click(45, 30)
     assert region.mask.shape == (60, 90)
     assert 0 <= region.iou_pred <= 1
-    assert session.naming(MANY) is None, "naming by a hundred words would decode a hundred masks at each click"
+    assert session.naming(MANY) is None, (
+        "a region must stay unnamed: a hundred words would need a hundred masks at each click"
+    )
     assert session.name(session.naming(MANY)) == []
     assert decoded == []
     found = session.segment(["building|house", "water"])
@@ -75,7 +77,7 @@ def test_everything_without_words_and_with(session):
 
 def test_the_page(predictor, tmp_path, monkeypatch):
     page = Page(predictor, tmp_path)
-    # This must not encode anything: SAM 3 needs 19 GFLOP for each of the hundreds of phrases.
+    # Naming must not encode the hundreds of phrases: SAM 3 needs 19 GFLOP for each phrase.
     page.encode_naming_vocabulary()
     assert predictor.model.text_bank._tokens.keys() <= {"building", "house", "water", "road", "visual"}
     assert page.about()["prompts"]

@@ -66,14 +66,14 @@ def colored(count: int, size: int, generator: torch.Generator) -> tuple[torch.Te
     ("name", "size"), [("tiny-vit", 32), ("tiny-vit-mean", 32), ("tiny-sigmoid", 32), ("tiny-convnext", 64)]
 )
 def test_the_mean_of_the_dense_map_ranks_names_like_the_pooled_vector(name, size):
-    """In a tower trained to classify colours, the dense map's mean ranks the colours like the pooled vector."""
+    """In a tower trained to classify colours, the mean of the dense map ranks colour names like the pooled vector."""
     torch.manual_seed(0)
     tower, generator = OpenCLIPTower(config(name)), torch.Generator().manual_seed(1)
     # ConvNeXt is not trained: its random features suffice, and its convolutions are slow to train.
     if name == "tiny-convnext":
         tower.clip.visual.trunk.eval().requires_grad_(False)
     for parameter in tower.parameters():
-        # The token embedding table stays frozen.
+        # The text tower's token embeddings stay frozen.
         parameter.requires_grad_(parameter.requires_grad and parameter.numel() < 10**6)
     optimizer = torch.optim.AdamW([p for p in tower.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(30):
@@ -109,7 +109,7 @@ def test_pooled_features_and_text_equal_open_clips(name, size):
 
 @torch.no_grad()
 def test_shared_tokens_run_once():
-    """Encoding shared leading tokens once gives open_clip's embeddings with less than half of its operations."""
+    """Encoding the leading tokens that phrases share only once gives open_clip's embeddings with half of the FLOPs."""
     from torch.utils.flop_counter import FlopCounterMode
 
     text = open_clip.create_model("tiny-vit").eval()
@@ -127,7 +127,7 @@ def test_shared_tokens_run_once():
 
 
 def test_attention_pooling_is_an_error():
-    """Attention pooling as in CoCa is an error, because its projection was trained for the pooled vector only."""
+    """A tower with attention pooling, as in CoCa, is refused: its projection was trained for the pooled vector only."""
     with pytest.raises(
         ValueError, match="'tiny-map' .* pools so that its map is not in the text space; choose another"
     ):
@@ -135,13 +135,16 @@ def test_attention_pooling_is_an_error():
 
 
 def test_siglips_cells_are_pooled_alone():
-    """Each dense cell of SigLIP is pooled alone: value, output projection and feed-forward layer, but no attention."""
+    """Each dense cell of SigLIP is pooled alone.
+
+    The cell passes the pooling layer's value projection, output projection and feed-forward layer, without attention.
+    """
     torch.manual_seed(0)
     tower = OpenCLIPTower(config("tiny-sigmoid")).eval()
     trunk, x = tower.clip.visual.trunk, torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         for parameter in trunk.attn_pool.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # so that biases are not 0
+            parameter.add_(0.1 * torch.randn_like(parameter))  # make the biases differ from 0
         dense, tokens = tower.encode_image(x).dense, trunk.forward_features(x)[0]
         pool, width = trunk.attn_pool, tiny_siglip.WIDTH
         for i, token in enumerate(tokens):
@@ -153,7 +156,7 @@ def test_siglips_cells_are_pooled_alone():
 
 
 def test_mean_and_std_are_those_that_open_clip_lists():
-    """Without a pretrained tag open_clip builds SigLIP with CLIP's mean and std; `preprocessing` returns SigLIP's."""
+    """Without a pretrained tag, open_clip gives SigLIP the mean and std of CLIP; `preprocessing` returns SigLIP's."""
     clips = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28), "interpolation": "bicubic"}
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
     for weights in ("", "open_clip_model.safetensors"):
@@ -164,7 +167,7 @@ def test_mean_and_std_are_those_that_open_clip_lists():
 
 
 def test_a_tokenizer_that_is_not_here_says_so(monkeypatch, tmp_path):
-    """If SigLIP's T5 tokenizer, which comes from the hub, is not available, the error says so."""
+    """SigLIP's T5 tokenizer comes from the hub; if it is not available, the error says so."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     body = {**MODELS["tiny-vit"], "text_cfg": {**TEXT, "hf_tokenizer_name": "nobody/no-tokenizer"}}
     (tmp_path / "tiny-t5.json").write_text(json.dumps(body))
@@ -208,7 +211,7 @@ def test_each_decoder_trains_a_step_and_predicts(name, head):
 
 
 def test_warnings_are_hidden_of_one_package_only(caplog):
-    """Regression: `logging.disable` used to hide the warnings of the whole process instead of one package's."""
+    """Regression: `logging.disable` used to hide the warnings of all packages instead of one package."""
     from skysense_o.modeling.open_clip_tower import without_warnings_of
 
     root, other = logging.getLogger(), logging.getLogger("somebody")

@@ -21,7 +21,7 @@ def test_a_packed_layer_has_the_outputs_of_the_plain_one_for_any_number_of_rows(
     mlp = nn.Sequential(nn.Linear(40, 64), nn.GELU(), nn.Linear(64, 24)).to(dtype)
     plain = copy.deepcopy(mlp)
     assert pack_linears([mlp]) == 2
-    assert not list(mlp.parameters())  # the plain weights are gone, so each weight is in memory once
+    assert not list(mlp.parameters())  # no plain weights remain, so each weight is in memory only once
     for shape in ((1, 40), (7, 40), (2, 33, 40)):
         x = torch.randn(shape, dtype=dtype)
         torch.testing.assert_close(mlp(x), plain(x), atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)

@@ -1,6 +1,6 @@
-"""Tests that every stage of the published model agrees with the published code's outputs on small random weights.
+"""Tests that every stage of our model agrees with the published code's outputs for small random weights.
 
-`tests/reference/published_*.npz` contain these outputs. Arrays are float64 where the outputs were stored as float64.
+The files `tests/reference/published_*.npz` contain these outputs, some of them as float64.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def double() -> SkySenseO:
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["x0", "x1", "x2"])
 def test_every_stage_of_the_image_tower(double, case):
-    """The tower's stages equal the published stages. x0: padded windows; x1: odd sizes; x2: a map of one window."""
+    """The outputs of the tower's stages equal the published ones.
+
+    Input x0 needs padded windows, x1 has odd sizes, and x2 has a feature map of a single window.
+    """
     want = stored("visual")
     for j, got in enumerate(double.tower.visual(want[case].double())):
         torch.testing.assert_close(got, want[f"{case}_stage{j}"], atol=1e-5, rtol=0)
@@ -112,7 +115,7 @@ def test_dense_and_pooled_features(double):
 
 @torch.no_grad()
 def test_pooled_features_and_text_share_a_space(model):
-    """Classification logits equal the published logits; users had reported almost random predictions."""
+    """Classification logits equal the published logits. Users had reported almost random predictions."""
     want, texts = stored("encode_image"), stored("text")["texts"].tolist()
     pooled = torch.nn.functional.normalize(model.tower.encode_image(want["x"]).pooled, dim=-1)
     logits = model.tower.logit_scale.exp() * pooled @ model.tower.encode_text(texts).T
@@ -124,8 +127,8 @@ def decoder(pad_len: int, templates: int = 1, changes: dict | None = None) -> Co
         dim=40, pyramid_channels=(20, 12), pyramid_guidance=(20, 12), templates=templates, pad_len=pad_len,
         max_classes=pad_len, **HEAD,
     )  # fmt: skip
-    # tests/reference has no weights for `pyramid_guidance`: in the published code, these projections are outside the
-    # module whose weights were stored.
+    # tests/reference has no weights for `pyramid_guidance`, because in the published code these projections are
+    # outside the module whose weights were stored.
     head.pyramid_guidance = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
     state = {**stored("aggregator"), **(changes or {})}
     published = {name: published_name(f"sem_seg_head.{name}").split("transformer.")[1] for name in head.state_dict()}
@@ -146,7 +149,10 @@ CASES = [key for key in np.load(DATA / "published_aggregator.npz").files if key.
 @pytest.mark.parametrize("chunk", [None, 7])
 @pytest.mark.parametrize("case", CASES)
 def test_the_decoder_with_every_padding_and_number_of_phrases(case, chunk):
-    """Decoder logits equal the published ones for every padding and number of phrases (-100 beyond the best 16)."""
+    """Decoder logits equal the published ones for every padding and number of phrases.
+
+    A decoder that is limited to 16 phrases gives all phrases but the best 16 logits of -100.
+    """
     arrays = stored("aggregator")
     pad, names = map(int, re.match(r"out_pad(\d+)_T(\d+)", case).groups())
     dtype = arrays[case].dtype
@@ -191,7 +197,7 @@ def test_an_ensemble_of_templates():
 
 @torch.no_grad()
 def test_an_invalid_phrase_changes_nothing():
-    """The padding of a shorter vocabulary in a batch changes no result of its valid phrases."""
+    """In a batch, shorter vocabularies are padded by invalid phrases, which do not change results of valid phrases."""
     arrays = stored("aggregator")
     features, queries = inputs(arrays, "text10", torch.float32)
     few = decoder(16)(features, Queries(queries.text[:, :3], queries.valid[:, :3]))[0]
@@ -203,7 +209,7 @@ def test_an_invalid_phrase_changes_nothing():
 
 @torch.no_grad()
 def test_pruned_phrases_are_not_scored_and_the_others_change_little():
-    """Of ten phrases the last four are dropped, because they lie opposite to a direction that all cells share."""
+    """The last four of ten phrases are dropped: their embeddings are opposite to a direction that all cells share."""
     arrays = stored("aggregator")
     features, queries = inputs(arrays, "text10", torch.float32)
     away = torch.nn.functional.normalize(torch.ones(40), dim=0)
@@ -215,7 +221,7 @@ def test_pruned_phrases_are_not_scored_and_the_others_change_little():
     plain = head(features, queries)[0]
     head.spatial[1].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
 
-    head.prune = 2.0  # cosines cannot be farther apart, so no phrase is dropped
+    head.prune = 2.0  # cosines differ by at most 2, so no phrase is dropped
     torch.testing.assert_close(head(features, queries)[0], plain, atol=1e-5, rtol=0)
 
     rows.clear()
@@ -232,7 +238,7 @@ def test_pruned_phrases_are_not_scored_and_the_others_change_little():
 @torch.no_grad()
 @pytest.mark.parametrize("prune", [0.0, 2.0])
 def test_phrases_that_are_not_valid_change_nothing(prune):
-    """Regression: pruning used to count invalid phrases as dropped phrases, and then added less padding."""
+    """Regression: pruning counted invalid phrases as dropped phrases, and therefore added too little padding."""
     features, queries = inputs(stored("aggregator"), "text10", torch.float32)
     head = decoder(16)
     head.prune = prune
@@ -273,7 +279,7 @@ def predict(model: SkySenseO, arrays: dict, case: str, names: Vocabulary) -> tor
 
 @pytest.mark.parametrize("case", cases("inference_divisible"))
 def test_masks_end_to_end(model, case):
-    """For sides that are multiples of 32, where the published code needs no padding, masks equal its masks."""
+    """Masks equal the published code's masks for images whose sides are multiples of 32, which need no padding."""
     arrays = stored("inference_divisible")
     got = predict(model, arrays, case, Vocabulary.of(arrays["names"].tolist()))
     torch.testing.assert_close(got, arrays[case], atol=1e-4, rtol=0)
@@ -286,7 +292,9 @@ def test_masks_of_odd_sizes_with_reference_compat(model, case, monkeypatch):
     ours = predict(model, arrays, case, names)
     monkeypatch.setattr(model, "reference_compat", True)
     torch.testing.assert_close(predict(model, arrays, case, names), arrays[case], atol=1e-4, rtol=0)
-    assert (ours - arrays[case]).abs().max() > 0.01, "by default the padding is undone"
+    assert (ours - arrays[case]).abs().max() > 0.01, (
+        "the default must undo the padding, so its result must differ from the published one"
+    )
 
 
 def test_retrieval_words(model, monkeypatch):
@@ -294,7 +302,8 @@ def test_retrieval_words(model, monkeypatch):
     texts, counts = arrays["rag_texts"].tolist(), arrays["rag_nums"].tolist()
     names, extra = texts[: len(counts)], texts[len(counts) :]
     words = {name: [extra.pop(0) for _ in range(n)] for name, n in zip(names, counts)}
-    vocabulary = Vocabulary.of(names).with_words(dict(reversed(words.items())))  # matched by class name, in any order
+    # The words are matched by class name, so their order may differ.
+    vocabulary = Vocabulary.of(names).with_words(dict(reversed(words.items())))
     monkeypatch.setattr(model, "reference_compat", True)
     sample = {"image": arrays["image_100x140"], "vocabulary": vocabulary}
     (got,) = model.predict([sample], "probabilities")
@@ -302,7 +311,7 @@ def test_retrieval_words(model, monkeypatch):
 
 
 def test_retrieval_words_are_matched_by_name(tmp_path):
-    """Retrieval words are matched by class name, because the published UAVid lists have different orders."""
+    """Retrieval words are matched by class name, because the published lists for UAVid have different orders."""
     (tmp_path / "o1.json").write_text('{"Storage_Tank": ["silo", "cistern"], "ship": ["boat"], "except": ["sky"]}')
     words = read_retrieval_words(tmp_path / "o1.json")
     assert Vocabulary.of(["ship", "storage tank"]).with_words(words).phrases == (
@@ -325,7 +334,7 @@ def published_rows(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def test_the_huge_model_has_the_published_names_and_shapes(root):
-    """The full-size model, built on the meta device, has the published names and shapes, apart from NOT_NEEDED."""
+    """The full-size model, built without memory for weights, has the published names and shapes except NOT_NEEDED."""
     cfg = default_config()
     cfg.merge_from_file(str(root / "configs/skysense_o/skysense_o.yaml"))
     with torch.device("meta"):
@@ -365,7 +374,7 @@ MODEL:
 
 @pytest.fixture
 def published_file(tmp_path, root):
-    """Save a small checkpoint in the published form, with the unused tensors of the authors' files."""
+    """Save a small checkpoint in the published format, including the unused tensors of the authors' files."""
     (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
     cfg = default_config()
     cfg.merge_from_file(str(tmp_path / "small.yaml"))
@@ -394,7 +403,8 @@ def test_to_safetensors_and_back_bit_for_bit(call, published_file):
 def test_the_same_checkpoint_gives_the_same_bytes(call, published_file):
     """Regression: the order of the metadata, and so the SHA-256, used to differ from run to run."""
     folder, _ = published_file
-    paths = [folder / f"{k}.safetensors" for k in range(6)]  # six, as order may be right by chance
+    # Convert six times, because the order may be right by chance.
+    paths = [folder / f"{k}.safetensors" for k in range(6)]
     for path in paths:
         assert call(CONVERT, folder / "model_final.pth", path, "--config-file", folder / "small.yaml")[0] == 0
     assert len({path.read_bytes() for path in paths}) == 1

@@ -71,7 +71,7 @@ def direct(theirs, image, phrase):
 
 
 def test_random_weights_tell_words_and_images_apart(theirs, images):
-    """The random weights distinguish words and images; otherwise the other tests would also pass for a constant."""
+    """The random weights distinguish words and images; otherwise a model with constant output would pass all tests."""
     out = [direct(theirs, image, phrase) for image in images for phrase in WORDS[:2]]
     for a, b in ((0, 1), (0, 2)):
         assert (out[a].presence_logits - out[b].presence_logits).abs().min() > 1e-3
@@ -110,9 +110,10 @@ def test_instances_are_theirs(folder, theirs, images, count):
             )
             mine = found.labels == c
             torch.testing.assert_close(found.scores[mine], want["scores"], atol=1e-5, rtol=0)
-            torch.testing.assert_close(found.boxes[mine], want["boxes"], atol=1e-3, rtol=1e-5)  # in pixels
+            torch.testing.assert_close(found.boxes[mine], want["boxes"], atol=1e-3, rtol=1e-5)  # boxes are in pixels
             if len(want["scores"]):
-                assert (found.masks[mine] != want["masks"].bool()).float().mean() < 1e-3  # rounding decides at 0.5
+                # Rounding may decide a pixel whose probability is 0.5.
+                assert (found.masks[mine] != want["masks"].bool()).float().mean() < 1e-3
             total += len(want["scores"])
     assert total > count
 
@@ -149,7 +150,7 @@ def test_labels_are_the_best_class_and_chunks_change_nothing(folder, images):
 
 
 def test_forty_classes_in_chunks_of_seven_are_those_of_one_chunk(folder, images, monkeypatch):
-    """Forty classes in chunks of seven give the result of one chunk, and the decoder holds at most one chunk."""
+    """Forty classes in chunks of seven give the same result as in one chunk; the decoder gets one chunk at a time."""
     vocabulary, maps, found = Vocabulary.of(words(40)), [], []
     for chunk in (7, 1000):
         model, pairs = sam3(folder, phrase_chunk=chunk), []
@@ -176,7 +177,7 @@ def test_forty_classes_in_chunks_of_seven_are_those_of_one_chunk(folder, images,
 @pytest.mark.parametrize("count", [1, 3, 40])
 @torch.no_grad()
 def test_mask_probabilities_boxes_and_scores_are_theirs_before_any_threshold(folder, theirs, images, count):
-    """Mask probabilities, boxes (shares of the sides) and scores equal transformers' to 1e-5, before any threshold."""
+    """Before any threshold, mask probabilities, boxes (shares of the image's sides) and scores equal transformers'."""
     model = sam3(folder, phrase_chunk=3)
     embedding, _, _ = model.embed_images(images)
     for pairs, answer in model._answers(embedding, [Vocabulary.of(words(count))] * 2):
@@ -212,7 +213,7 @@ def test_two_phrases_of_a_class_give_an_instance_once_and_background_gives_none(
         return model.instances(embedding, [vocabulary], [SIZES[0]])[0].labels.bincount(minlength=2).tolist()
 
     alone = count(Vocabulary.of(["road", "tree"]))
-    assert alone[0] == alone[1] == 6  # one instance per query of the detector
+    assert alone[0] == alone[1] == 6  # the detector has one instance per query
     assert count(Vocabulary.of(["road|tree"]))[0] < 12
     assert count(Vocabulary.of(["road"], ["tree"])) == [6, 0]
 
@@ -236,7 +237,7 @@ def test_the_image_is_encoded_once_and_each_phrase_once_per_weights(folder, imag
     read = counting(monkeypatch, model.tower.detector, "get_text_features")
     first = asked(model, images, Vocabulary.of(["road|street", "tree"]))
     assert seen == [2]
-    assert sum(read) == 4  # three phrases and the word that stands for examples
+    assert sum(read) == 4  # three phrases, and the word "visual", which stands for examples
     again = asked(model, images, Vocabulary.of(["road|street", "tree", "water"]))
     assert (seen, sum(read)) == ([2, 2], 5)
     torch.testing.assert_close(first[0]["sem_seg"], again[0]["sem_seg"][:2], atol=1e-6, rtol=0)
@@ -298,10 +299,10 @@ def halves() -> np.ndarray:
 
 
 def test_presence_of_windows_leaves_no_seam():
-    """Presence is blended over the overlap of windows, so it leaves no seam.
+    """The presence score is blended over the overlap of windows, so no seam is visible.
 
-    It is 0.1 in the windows on the left and 0.9 on the right; a Hann ramp rises at most pi/2 times the difference over
-    its length.
+    Presence is 0.1 in the windows on the left and 0.9 in those on the right. The blending weight is a Hann ramp, whose
+    greatest slope is pi/2 times the difference divided by the ramp's length.
     """
     predictor = Predictor(Sam3(tower=MadeTower(), presence="window"))
     score = predictor(halves(), ["ship", "tree"], window=SIDE, overlap=SIDE // 2).score
@@ -328,7 +329,8 @@ def test_windows_of_one_square_are_the_whole_image(folder):
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     windows, once = (predictor(image, "road,tree,water", window=window) for window in (SIDE, None))
     assert predictor.model.stride == 2  # 28 cells of 2 pixels, because 16 cells of 3.5 pixels would not fit windows
-    assert np.abs(windows.score - once.score).mean() < 5e-3  # interpolated twice
+    # Scores differ a little, because windows are interpolated twice.
+    assert np.abs(windows.score - once.score).mean() < 5e-3
     with pytest.raises(ValueError, match=f"a window of 64 pixels does not fit the model: it takes {SIDE} pixels only"):
         predictor(image, "road", window=64)
 
@@ -381,7 +383,7 @@ def test_prompts_through_the_predictor(whole, folder):
 
 @torch.no_grad()
 def test_a_region_as_example_is_a_box_of_the_detector(folder, theirs, images):
-    """In its own image, an example region gives SAM 3's result for one box without words; other images work, too."""
+    """In its own image, an example region gives SAM 3's result for a box without words; it also works on others."""
     model, (their_model, processor) = sam3(folder, fuse="semantic", presence="none"), theirs
     rgb = images[0].permute(1, 2, 0).numpy()
     predictor = Predictor(model)

@@ -72,7 +72,7 @@ def test_prompts_for_a_decoder_without_them_are_an_error(head, features):
 
 
 def test_ten_classes_cost_little_more_than_one():
-    """With the real sizes, ten classes take less than 1.1 times the FLOPs of one: they share the image features."""
+    """At the real sizes, ten classes take less than 1.1 times the FLOPs of one class, as they share image features."""
     head = SAMMaskHead(dim=384, pyramid_channels=(96, 96), width=256, depth=2, heads=8, mlp=2048, shared=5)
     pyramid = (torch.randn(1, 96, 64, 64), torch.randn(1, 96, 128, 128))
     features = Features(torch.randn(1, 384, 32, 32), pyramid, torch.randn(1, 384))
@@ -150,7 +150,7 @@ def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_batch_of_two_equals_two_of_one(small_model):
-    """A batch of images with different sizes and vocabularies gives the same results as each image alone."""
+    """A batch of two images with different sizes and vocabularies gives the same results as each image alone."""
     samples = [
         {"image": image(70, 90), "vocabulary": Vocabulary.parse("road,water|lake,tree")},
         {"image": image(65, 81, 1), "vocabulary": Vocabulary.parse("building")},

@@ -156,7 +156,7 @@ def test_joint_bilateral_pixel_by_pixel():
 
 
 def test_joint_bilateral_finds_an_edge_between_cells():
-    """Joint bilateral upsampling finds an image edge inside a cell; bilinear would blur it over the whole cell."""
+    """Joint bilateral upsampling finds an image edge inside a cell; bilinear upsampling would blur the edge."""
     image = torch.full((1, 3, 16, 64), -1.0)
     image[..., 36:] = 1.0
     maps = torch.zeros(1, 1, 2, 8)
@@ -202,7 +202,8 @@ def test_an_affinity_that_is_not_there_says_so(monkeypatch):
 def test_siglips_checkpoint_is_enough(tmp_path):
     """A SigLIP checkpoint loads without other files.
 
-    Its logit bias is equal for all words and cancels in the softmax over words; TEMPERATURE replaces its logit scale.
+    SigLIP's logit bias is equal for all words, so it cancels in the softmax over words. The key TEMPERATURE replaces
+    SigLIP's logit scale.
     """
     torch.manual_seed(0)
     theirs = open_clip.create_model("tiny-sigmoid")
@@ -227,7 +228,7 @@ def test_siglips_checkpoint_is_enough(tmp_path):
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "bilateral"])
 def test_a_checkpoint_of_open_clip_is_enough(tmp_path, upsampling):
-    """A bare open_clip state dict, as RemoteCLIP and GeoRSCLIP publish, works on whole images and in windows."""
+    """A plain open_clip state dict, as published for RemoteCLIP and GeoRSCLIP, works on whole images and in windows."""
     torch.manual_seed(0)
     theirs = open_clip.create_model("tiny-free")
     torch.save(theirs.state_dict(), tmp_path / "RemoteCLIP-tiny.pt")

@@ -1,4 +1,4 @@
-"""Tests of GeoJSON: valid after rounding, split at the antimeridian, right at the poles, refused without longitudes."""
+"""Tests of GeoJSON: valid after rounding, split at the antimeridian, correct at the poles, or else an error."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_polygons_across_the_antimeridian_are_cut(tmp_path, crs, centre):
     assert shape.is_valid
     assert len(shape.geoms) == 2
     assert (shape.bounds[0], shape.bounds[2]) == (-180, 180)
-    assert all(part.bounds[2] - part.bounds[0] < 3 for part in shape.geoms), "none of them goes around the earth"
+    assert all(part.bounds[2] - part.bounds[0] < 3 for part in shape.geoms), (
+        "no part may stretch around the whole earth"
+    )
 
 
 def test_a_polygon_with_a_hole_across_the_antimeridian_keeps_it(tmp_path):

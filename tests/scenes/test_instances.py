@@ -102,7 +102,8 @@ def test_objects_across_windows_are_one(scene, tmp_path):
     assert all(b["category_id"] == 1 and b["score"] == pytest.approx(0.9, abs=0.11) for b in boxes)
     table = geopandas.read_file(tmp_path / "out" / "harbour.gpkg")
     areas = sorted((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in SHIPS)
-    np.testing.assert_allclose(sorted(table.pixels), areas, rtol=0.15)  # masks on the coarse grid lose corners
+    # Masks lose their corners on the coarse grid of the model.
+    np.testing.assert_allclose(sorted(table.pixels), areas, rtol=0.15)
     np.testing.assert_allclose(table.area_m2, table.pixels * 4.0)
     np.testing.assert_allclose(table.geometry.area, table.area_m2)
     coco = json.loads((tmp_path / "out" / "harbour_coco.json").read_text())
@@ -161,7 +162,7 @@ def test_an_interrupted_run_asks_no_window_twice(scene, tmp_path, monkeypatch):
         run(predictor, scene, tmp_path / "out")
     monkeypatch.setattr(predictor.model, "instances", instances)
     with open(tmp_path / "out" / "harbour.work" / "instances_0.jsonl", "a") as file:
-        file.write('{"index": [9')  # an incomplete line, as a killed run leaves it
+        file.write('{"index": [9')  # append an incomplete line, which a killed run may leave
     run(predictor, scene, tmp_path / "out")
     assert predictor.model.tower.asked == calls
     for name in ("harbour_boxes.json", "harbour_coco.json"):

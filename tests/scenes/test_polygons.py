@@ -77,7 +77,7 @@ def test_regions_across_bands_equal_those_of_the_whole(tmp_path, band):
 
 
 def test_a_spiral_is_one_region(tmp_path):
-    """A spiral, which crosses the borders of bands many times in both directions, is found as one region."""
+    """A spiral is found as one region, although it crosses the borders between bands many times in both directions."""
     labels = np.zeros((41, 41), np.uint8)
     y = x = 20
     dy, dx, length = 0, 1, 2
@@ -176,7 +176,7 @@ def test_a_map_without_regions_gives_valid_empty_files(tmp_path):
 def test_coco_masks_and_boxes_agree(tmp_path, monkeypatch):
     monkeypatch.setattr("skysense_o.scenes.coco.COLUMNS", 16)
     labels, score = speckled()
-    labels[:, 30:50] = 1  # runs that continue in the next column and in the next chunk of columns
+    labels[:, 30:50] = 1  # runs of class 1 continue in the next column, and in the next chunk of columns
     regions = find(labels, score, tmp_path)
     data = coco_dataset(regions, labels.shape, NAMES, 1, "s.tif")
     assert [c["name"] for c in data["categories"]] == ["red", "green & <blue>"]

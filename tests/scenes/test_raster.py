@@ -179,12 +179,12 @@ def test_areas_in_feet_become_square_metres(tmp_path):
         ("EPSG:3857", (1e6, 7e6), 10, 2.77),
         ("EPSG:3413", (1e5, 1e5), 100, 0.94),
         ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", (-1e6, 1e6), 3000, 0.96),
-        ("EPSG:4807", (5, 50), 1e-4, None),  # unit: grads, counted from Paris
+        ("EPSG:4807", (5, 50), 1e-4, None),  # longitudes in grads, counted from Paris
         ("EPSG:32612", (5e5, 49e5), 10, 1.0),
     ],
 )
 def test_areas_are_those_on_the_ground_in_every_projection(crs, origin, side, in_plane):
-    """Regression: areas used to be 2.8 times too large in Web Mercator at 53 degrees; grads were read as degrees."""
+    """Regression: areas were 2.8 times too large in Web Mercator at 53 degrees, and grads were taken as degrees."""
     grid = Affine(side, 0, origin[0], 0, -side, origin[1])
     areas = PixelAreas(rasterio.crs.CRS.from_user_input(crs), grid, (40, 60))
     corners = np.array([grid @ corner for corner in ((30, 20), (31, 20), (31, 21), (30, 21))])
@@ -198,7 +198,7 @@ def test_areas_are_those_on_the_ground_in_every_projection(crs, origin, side, in
 
 
 def test_beyond_its_projection_a_pixel_has_its_area_in_the_plane():
-    """In the corner of an image of the whole earth, as a satellite sees it, there is no earth, so the plane decides."""
+    """A corner of a satellite image of the whole earth's disc shows no earth; there, areas are those in the plane."""
     crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
     areas = PixelAreas(crs, Affine(3e5, 0, -6e6, 0, -3e5, 6e6), (40, 40))
     assert areas.at(np.array([0]), np.array([0])).item() == 3e5**2
@@ -206,7 +206,7 @@ def test_beyond_its_projection_a_pixel_has_its_area_in_the_plane():
 
 
 def test_an_image_of_the_whole_earth_has_larger_pixels_near_its_edge():
-    """Regression: all pixels used to get the area of the middle ones, because most checked points lie off the earth."""
+    """Regression: all pixels used to get the area of the central ones, as most checked points lie off the earth."""
     crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
     grid = Affine(3e4, 0, -6e6, 0, -3e4, 6e6)
     areas = PixelAreas(crs, grid, (400, 400))
@@ -250,7 +250,7 @@ LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
     ],
 )
 def test_area_geojson_aoi_and_gsd_need_a_location_on_the_ground(tmp_path, georeference, known):
-    """GeoJSON and an area of interest need a known location on the ground; without it they raise an error."""
+    """GeoJSON output and an area of interest need a known location on the ground; without it, both raise an error."""
     path = write_scene(tmp_path / "s.tif", fields(40, 50), **georeference)
     near = area(tmp_path, [(0, 0), (9, 0), (9, 9), (0, 0)])
     with Raster(path) as raster:

@@ -22,7 +22,7 @@ def test_a_scene_as_a_table(tmp_path):
     larger = skysense_o.segment_scene(path, "red,green,blue", weights=colour_predictor(), min_area=2000, **SMALL)
     assert 0 < len(larger) < len(table)
     assert larger.area_m2.min() >= 2000
-    assert [p.name for p in tmp_path.iterdir()] == ["s.tif"], "nothing is left"
+    assert [p.name for p in tmp_path.iterdir()] == ["s.tif"], "the call must leave no other files in the folder"
 
 
 def test_a_scene_as_a_label_map(tmp_path):

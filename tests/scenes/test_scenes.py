@@ -1,4 +1,4 @@
-"""Tests of whole scenes: same grid, no seams, the same bytes after an interruption, and errors that say what to do."""
+"""Tests of whole scenes: same grid, no seams, same bytes after an interruption, errors that say what to do."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_nodata_stays_nodata_and_costs_no_window(tmp_path):
     assert sum(row["pixels"] for row in rows) == 300 * 100
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert (labels_of(files["_confidence.tif"])[:, 100:] == 255).all()
-    assert len(predictor.model.seen) == 9 * 4, "of 9 x 9 windows, only those with a valid pixel"
+    assert len(predictor.model.seen) == 9 * 4, "of 9 x 9 windows, only the 9 x 4 with a valid pixel must run"
 
 
 def test_an_area_of_interest_limits_the_windows_and_the_result(tmp_path):
@@ -171,7 +171,9 @@ def test_the_model_sees_the_requested_gsd_and_the_result_keeps_the_grid(tmp_path
     path = write_scene(tmp_path / "s.tif", pixels)
     predictor = colour_predictor()
     files, _ = make(path, tmp_path / "out", predictor=predictor, gsd=8)
-    assert sum(w.shape[0] for w in predictor.model.seen) < 10, "60 x 80 pixels, not 240 x 320"
+    assert sum(w.shape[0] for w in predictor.model.seen) < 10, (
+        "the model must see the scene at 60 x 80 pixels, which needs few windows"
+    )
     labels = labels_of(files["_labels.tif"])
     assert labels.shape == (240, 320)
     assert (labels == pixels.argmax(0)).mean() > 0.9
@@ -190,7 +192,7 @@ def test_the_scale_is_logged_with_a_warning_if_it_is_far_from_training(tmp_path,
     with caplog.at_level("INFO"):
         make(path, tmp_path / "out", predictor=predictor)
         assert "s.tif: 2 m per pixel" in caplog.text
-        assert "trained at" not in caplog.text, "no warning if the weights do not state their scale"
+        assert "trained at" not in caplog.text, "there must be no warning if the weights do not state their scale"
         predictor.known_gsd = (0.5, 0.5)
         make(path, tmp_path / "out", predictor=predictor)
         assert "the weights were trained at 0.5 m per pixel" in caplog.text
@@ -216,7 +218,7 @@ def dies_after(monkeypatch, writes: int, error: Exception):
 
 
 def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
-    """Interrupt a run and resume it; return the model calls of an uninterrupted and of the resumed run."""
+    """Interrupt a run and resume it; return the number of model calls of an uninterrupted and of the resumed run."""
     path = write_scene(tmp_path / "s.tif", fields(280, 560))
     formats, calls = ("geotiff", "confidence", "areas", "coco"), []
     window_model = predictor.window_model
@@ -232,7 +234,9 @@ def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
         dies_after(patch, 500, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             make(path, tmp_path / "cut", formats, predictor, **options)
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["s.work"], "no file has its final name"
+    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["s.work"], (
+        "an interrupted run must leave no file under its final name"
+    )
     before = len(calls)
     make(path, tmp_path / "cut", formats, predictor, **options)
     assert all_bytes(tmp_path / "cut") == all_bytes(tmp_path / "whole")
@@ -242,7 +246,7 @@ def interrupt_and_resume(tmp_path, monkeypatch, predictor, **options):
 def test_an_interrupted_scene_resumes_and_gives_the_same_bytes(tmp_path, monkeypatch, mini):
     words = Vocabulary.parse("water,land,road")
     whole, rest = interrupt_and_resume(tmp_path, monkeypatch, mini, words=words, window=128)
-    assert rest < whole, "finished windows do not run again"
+    assert rest < whole, "a resumed run must not repeat finished windows"
 
 
 def test_a_scene_of_several_strips_resumes_as_well(tmp_path, monkeypatch):
@@ -286,11 +290,13 @@ def test_scenes_that_fail_leave_no_file_open(tmp_path, monkeypatch):
             with pytest.raises(ValueError, match="of the disk"):
                 make(path, tmp_path / "out")
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1, "one at most, of a cache"
+    assert len(os.listdir("/proc/self/fd")) <= before + 1, (
+        "a failed scene may leave at most one file open, which belongs to a cache"
+    )
 
 
 def test_damage_in_the_middle_leaves_no_partial_file(tmp_path):
-    """A scene damaged in the middle leaves no output file; its overview is intact, so only reading windows fails."""
+    """A scene damaged in the middle leaves no output file. Its overview is intact, so the error comes while reading."""
     path = write_scene(
         tmp_path / "s.tif", fields(2200, 1100), tiled=True, blockxsize=256, blockysize=256, compress="deflate"
     )
@@ -369,10 +375,10 @@ def test_real_scenes_have_every_export_and_their_areas_add_up(tmp_path, mini, na
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real scenes of ../shared/data/scenes")
 def test_no_seams_on_a_real_scene(mini):
-    """Labels change more often at borders of windows without overlap; the overlap removes 90 % of that excess.
+    """Without overlap, labels change more often at the borders of windows; an overlap removes 90 % of this excess.
 
-    Changes are counted relative to those of the whole scene predicted in one window, so the content of the scene
-    cancels out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because this
+    Changes are divided by those in a prediction of the whole scene in one window, so the content of the scene cancels
+    out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because this
     scene has only ten such borders: one direction alone deviates by 30 % either way by chance.
     """
     with rasterio.open(SHARED / REAL[1]) as file:
@@ -386,14 +392,14 @@ def test_no_seams_on_a_real_scene(mini):
         for axis in (0, 1):
             mine, its = ((np.diff(x.astype(int), axis=axis) != 0).sum(axis=1 - axis) for x in (tiled, whole))
             line = np.arange(1, len(mine) + 1)
-            inside = line < len(mine) - window  # the last windows end at the scene's edge
+            inside = line < len(mine) - window  # leave out the last windows, which end at the scene's edge
             border = (line % (window - overlap) == 0) | ((line - overlap) % (window - overlap) == 0) & (line > overlap)
             other = (line % 16 == 0) & ~border & inside
             border &= inside
             counts += [mine[border].sum(), its[border].sum(), mine[other].sum(), its[other].sum()]
         excess[overlap] = (counts[0] / counts[1]) / (counts[2] / counts[3])
     print("changes at borders relative to elsewhere, by overlap:", excess)
-    assert excess[0] > 1.25, "the test can tell"
+    assert excess[0] > 1.25, "without overlap there must be visible seams, or else the test could not fail"
     assert excess[64] - 1 < 0.1 * (excess[0] - 1)
 
 

@@ -96,10 +96,12 @@ def test_the_results_are_an_item(item, tmp_path, monkeypatch):
         assert (tmp_path / "out" / asset.href).is_file()
     assert read.assets["labels"].media_type == pystac.MediaType.COG
     (link,) = read.get_links("derived_from")
-    assert not link.href.startswith("/"), "no folder of the machine"
+    assert not link.href.startswith("/"), "the link must be relative, because absolute paths hold only on this machine"
     assert (tmp_path / "out" / link.href).resolve() == item.resolve()
     west, south, east, north = read.bbox
-    assert (west, north) == pytest.approx((15, 46.95), abs=0.01), "UTM zone 33 at 500,000 m east, 5,200,000 m north"
+    assert (west, north) == pytest.approx((15, 46.95), abs=0.01), (
+        "the corner is at 500,000 m east, 5,200,000 m north in UTM zone 33"
+    )
     assert 0 < east - west < 0.01
     assert 0 < north - south < 0.01
 

@@ -30,7 +30,7 @@ def test_a_model_with_random_weights(call, tmp_path):
 
 @pytest.mark.parametrize("config", ["sam3/sam3.yaml", "training_free/openclip.yaml"])
 def test_models_of_others_with_random_weights(call, tmp_path, monkeypatch, config):
-    """The benchmark runs other projects' models with random weights at the published sizes, SAM 3 at a tiny size."""
+    """The benchmark runs other projects' models with random weights: at published sizes, but SAM 3 at a tiny size."""
     tiny = transformers.Sam3Config(**DETECTOR)
     monkeypatch.setattr(transformers, "Sam3Config", lambda: tiny)
     processor = transformers.Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
@@ -86,7 +86,7 @@ def test_a_model_with_random_weights_plain_and_packed(call, tmp_path):
 
 @pytest.mark.slow
 def test_backends_agree_with_torch(call, tmp_path):
-    """ONNX Runtime and OpenVINO agree with torch in fp32; bf16, where the CPU supports it, is only timed."""
+    """ONNX Runtime and OpenVINO agree with torch in fp32; bf16 is only timed, and only on CPUs that support it."""
     words = ("--size", 64, "--names", 3, "--repeats", 1, "--json", tmp_path / "compare.json")
     code, out, err = call("tools/benchmark.py", "compare", *words)
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""Tests of the Dockerfile: the files that its build gets and, if a base folder is given, its steps without docker."""
+"""Tests of the Dockerfile: the files that its build gets and, if a base folder is given, its instructions."""
 
 from __future__ import annotations
 

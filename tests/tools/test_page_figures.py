@@ -1,4 +1,4 @@
-"""The pictures of the web page for docs/ (`tools/page_figures.py`)."""
+"""Tests of tools/page_figures.py, which takes the screenshots of the web page for docs/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ tool = load_script("tools/page_figures.py")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_the_page_is_shown_wide_and_on_a_phone_with_masks(tmp_path, monkeypatch):
     pytest.importorskip("playwright.sync_api", reason='pip install -e ".[test]"')
     pytest.importorskip("fastapi", reason='pip install -e ".[app]"')

@@ -1,4 +1,4 @@
-"""Tests that the wheel is built, installs into a fresh environment and works there."""
+"""Tests that the wheel can be built, can be installed into a fresh environment, and works there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_the_wheel_holds_what_the_code_needs(wheel):
     needed = (*needed, "datasets/concepts.json")
     assert [n for n in inside if n.startswith(needed) and f"skysense_o/_data/{n}" not in names] == []
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"skysense_o", f"skysense_o-{skysense_o.__version__}.dist-info"}, "no stray package"
+    assert tops == {"skysense_o", f"skysense_o-{skysense_o.__version__}.dist-info"}, (
+        "the wheel must contain no other top-level package"
+    )
 
 
 @pytest.mark.slow
@@ -69,6 +71,6 @@ def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     assert (tmp_path / "output/yellowstone_0.4m_labels.png").is_file()
     done = command(program, "eval", "--config-file", "configs/mini/finetune.yaml", "MODEL.WIDTH", "1", cwd=tmp_path)
     assert done.returncode == 2
-    assert "MODEL.WIDTH" in done.stderr, "the config was found, and one of its keys is wrong"
+    assert "MODEL.WIDTH" in done.stderr, "the error must be about the wrong key, so the config itself was found"
     assert command(program, "app", "--help", cwd=tmp_path).returncode == 0
     assert command(program, "data", "check", "--list", cwd=tmp_path).stdout.startswith("dubai")

@@ -1,4 +1,4 @@
-"""Tests of `tools/train_net.py --eval-only`, called by run_eval.sh: every available data set once, in one table."""
+"""Tests of `tools/train_net.py --eval-only`, as run by run_eval.sh: one table with every available data set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def weights(tmp_path):
     """Save the weights of a small untrained model; return their path."""
     torch.manual_seed(0)
     cfg = small_config()
-    cfg.MODEL.SEM_SEG_HEAD.SHARED_TOKENS = 5  # SMALL does not change this key
+    cfg.MODEL.SEM_SEG_HEAD.SHARED_TOKENS = 5  # the overrides in SMALL do not change this key
     save_weights(SkySenseO(cfg), tmp_path / "small.safetensors", model_config(cfg).dump())
     return tmp_path / "small.safetensors"
 
@@ -55,7 +55,7 @@ def run(call, tmp_path, weights):
 
 
 def test_every_available_data_set_in_one_table(run, dubai, questions, tmp_path):
-    """One table contains segmentation and questions, each with its model; missing data sets are listed with a hint."""
+    """One table has results for segmentation and for questions, each with its model; missing data sets get a hint."""
     records = records_of("rsivqa_train")
     cfg = vqa_config(records)
     save_weights(EmbeddedVQA(cfg), tmp_path / "vqa.safetensors", model_config(cfg).dump())
@@ -81,7 +81,9 @@ def test_every_available_data_set_in_one_table(run, dubai, questions, tmp_path):
     assert len(said) == 9
     assert {"question", "answer", "kind", "predictions"} < set(said[0])
     images = sorted(p.name for p in (inference / "dubai_val_images").iterdir())
-    assert [name.split("_")[0] for name in images] == ["best", "worst"], "two images: the middle one is the best"
+    assert [name.split("_")[0] for name in images] == ["best", "worst"], (
+        "of two images, the median one is the best, so it is not drawn again"
+    )
     assert (inference / "dubai_val_names_confusion.png").is_file()
     _predictions_agree(inference / "dubai_val_predictions", body["results"][0]["results"]["names"])
 
@@ -98,7 +100,7 @@ def test_a_folder_of_ones_own_by_its_path(run, dubai, tmp_path):
 
 
 def _predictions_agree(folder, metrics):
-    """Run-length masks equal the PNGs, and Detectron2's evaluator gives the same metrics for them."""
+    """Check that run-length masks equal the PNG label maps, and that Detectron2's evaluator gives the same metrics."""
     records, rows = records_of("dubai_val"), json.loads((folder / "sem_seg_predictions.json").read_text())
     DatasetCatalog.register("again", lambda: records)
     MetadataCatalog.get("again").set(stuff_classes=list("abcde"), ignore_label=255)
@@ -143,7 +145,7 @@ def test_finished_results_are_read_back(run, dubai, weights, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
-    """Two processes evaluate three images like one process: no image is counted twice or left out."""
+    """Two processes evaluate three images like one process; no image is counted twice or left out."""
     (dubai / "images/tile6_002.jpg").write_bytes((dubai / "images/tile1_001.jpg").read_bytes())
     (dubai / "labels/tile6_002.png").write_bytes((dubai / "labels/tile1_001.png").read_bytes())
     cfg = vqa_config(records_of("rsivqa_train"))
@@ -159,7 +161,9 @@ def test_two_processes_equal_one(dubai, questions, weights, tmp_path):
         bodies.append(json.loads((tmp_path / f"eval{count}/results.json").read_text())["results"])
     one, two = bodies
     assert [b["record"]["machine"]["processes"] for b in two] == [2, 2]
-    assert one[0]["results"] == two[0]["results"], "the confusion matrix is exact"
+    assert one[0]["results"] == two[0]["results"], (
+        "results must be identical, because confusion matrices add up exactly"
+    )
     assert one[1]["numbers"] == two[1]["numbers"]
     names = [tmp_path / f"eval{n}/inference/dubai_val_predictions/sem_seg_predictions.json" for n in (1, 2)]
     rows = [json.loads(path.read_text()) for path in names]
@@ -197,4 +201,6 @@ def test_published_numbers_stand_beside_ours():
 
 def test_an_absent_class_has_no_row():
     prediction = np.array([[0, 0, 2], [3, 3, 3]])
-    assert [row["category_id"] for row in as_coco("x.jpg", prediction, 3)] == [0, 2], "3 of 3: none"
+    assert [row["category_id"] for row in as_coco("x.jpg", prediction, 3)] == [0, 2], (
+        "with three classes, label 3 means 'no class' and must have no row"
+    )

@@ -1,4 +1,4 @@
-"""Tests of device placement without a GPU: fake tensors know their device, so mixing in a CPU tensor is an error.
+"""Tests of device placement without a GPU, on fake tensors, which raise an error if they are mixed with CPU tensors.
 
 Autograd calls the CUDA driver, which is absent here. Backward passes therefore run on fake "meta" tensors, which also
 fail when mixed with CPU tensors; forward passes run on fake "cuda" tensors.
@@ -34,7 +34,7 @@ def model_on(cfg, fake):
         with fake:
             model.to_empty(device=device)
         model.text_bank._weights_of = lambda tower: "fake weights have no hash"
-        # MiniLM switches autocast off, which does not know "meta"; it is frozen, so it has no backward pass.
+        # MiniLM disables autocast, which fails for "meta". Replace it: MiniLM is frozen, so it has no backward pass.
         if device == "meta":
             model.tower.encode_text = lambda strings: torch.empty(len(strings), model.tower.dim, device=device)
         return model

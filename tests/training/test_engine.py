@@ -55,7 +55,7 @@ def tiny(path, **changes) -> list[str]:
         **SMALL_KEYS,
         "TEST.EVAL_PERIOD": 0,
         "SOLVER.MAX_ITER": 2,
-        # Accelerate has one precision for all runs of a process.
+        # Accelerate allows only one precision per process, so all tests use the same.
         "SOLVER.PRECISION": "no",
         "MODEL.WEIGHTS": "",
         "DATASETS.TEST": "()",
@@ -215,7 +215,7 @@ def test_a_signal_saves_and_says_how_to_resume(dubai, tmp_path, gpus, number, se
     until = time.time() + 120
     metrics = out / "metrics.json"
     while time.time() < until and not (metrics.is_file() and metrics.stat().st_size):
-        time.sleep(0.2)  # after 20 steps, all processes have begun
+        time.sleep(0.2)  # the first metrics are written after 20 steps, when all processes have started
     send(run.pid, number)
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 128 + number, said[-2000:]
@@ -296,7 +296,7 @@ def test_run_json_and_plot(dubai, tmp_path):
 
 
 def test_twenty_steps_print_five_lines_and_every_point_is_in_the_plot(dubai, tmp_path, caplog, monkeypatch):
-    """Regression: twenty steps used to print one line, and a curve with one point is invisible in metrics.png."""
+    """Regression: twenty steps used to print only one line, and a curve of one point is invisible in metrics.png."""
     from matplotlib.axes import Axes
 
     drawn, plot = {}, Axes.plot
@@ -472,7 +472,7 @@ print(killed, status)
 @pytest.mark.slow
 @pytest.mark.faults
 def test_killed_twenty_times_it_ends_with_the_same_weights(dubai, tmp_path):
-    """Training with a loader process, killed 20 times by SIGKILL at random, ends with an unkilled run's weights."""
+    """A training with a loader process, killed 20 times at random by SIGKILL, gives the weights of an unkilled run."""
     config = ROOT / "configs/mini/finetune.yaml"
     words = tiny(config, **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.EMA_DECAY": 0.9, "DATALOADER.NUM_WORKERS": 1})
     done = command("-c", FORKED, config, tmp_path, 20, 60, *words, cwd=ROOT)

@@ -32,14 +32,17 @@ CHANGES = {
     "SOLVER.IMS_PER_BATCH": 4,
     "SOLVER.ACCUMULATION": 2,
     "SOLVER.EMA_DECAY": 0.9,
-    "MODEL.TEXT_NOISE": 0.0,  # differs between processes
+    "MODEL.TEXT_NOISE": 0.0,  # the noise would differ between processes
     "DATASETS.TEST": "('dubai_val',)",
 }
 
 
 @pytest.mark.slow
 def test_two_sharded_processes_train_like_ddp(dubai, tmp_path):
-    """Two processes train with DDP, sharded, and sharded but resumed after 2 of 4 steps; one process goes on."""
+    """Two processes train with DDP, sharded, and sharded but resumed after 2 of 4 steps; all end alike.
+
+    One process alone can also resume the sharded run.
+    """
     start = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29613]
     done = command(*start, ROOT / "tests/helpers/sharded_run.py", CONFIG, tmp_path, *tiny(CONFIG, **CHANGES), cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -52,9 +55,11 @@ def test_two_sharded_processes_train_like_ddp(dubai, tmp_path):
 
     held = [json.loads((tmp_path / f"held_{rank}.json").read_text()) for rank in range(2)]
     assert held[0]["ddp"] == held[1]["ddp"]
-    assert all(h["whole"] < 0.6 * h["ddp"] for h in held), "parameters and AdamW's moments are halved"
+    assert all(h["whole"] < 0.6 * h["ddp"] for h in held), (
+        "each of two processes must hold about half of the parameters and AdamW's moments"
+    )
 
-    # One process without a process group reads the folder whole.
+    # A single process without a process group can read the sharded folder.
     path = find_weights(tmp_path / "whole/model_final.sharded")
     ddp, whole = read_weights(tmp_path / "ddp/model_final.pth"), read_weights(path)
     assert whole.keys() == ddp.keys()
@@ -71,9 +76,9 @@ def test_two_sharded_processes_train_like_ddp(dubai, tmp_path):
     files = (tmp_path / "ddp/model_final.pth", path, tmp_path / "whole/model_final.safetensors")
     maps = [build_with_weights(cfg, file)[0].predict([image], "probabilities")[0]["sem_seg"] for file in files]
     torch.testing.assert_close(maps[1], maps[0], atol=1e-4, rtol=0)
-    torch.testing.assert_close(maps[2], maps[1], atol=1e-2, rtol=0)  # stored in half precision
+    torch.testing.assert_close(maps[2], maps[1], atol=1e-2, rtol=0)  # these weights were stored in half precision
 
-    # One process resumes what two have saved, and ends with the same weights up to rounding.
+    # A single process resumes from the checkpoint of two, and ends with the same weights up to rounding.
     shutil.copytree(tmp_path / "whole/model_0000001.sharded", tmp_path / "alone/model_0000001.sharded")
     (tmp_path / "alone/last_checkpoint").write_text("model_0000001.sharded")
     alone = tiny_config(CONFIG, tmp_path / "alone", **{**CHANGES, "SOLVER.ACCUMULATION": 4, "DATASETS.TEST": "()"})
@@ -96,14 +101,14 @@ def test_every_kind_of_model_is_sharded_by_the_command_line(dubai, pairs, questi
 
 @pytest.fixture
 def one_process(tmp_path):
-    """A process group of this process only."""
+    """Make a process group that contains only this process."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
 class Layers(nn.Module):
-    """Layers that are sharded one by one, in a model with a scalar, a channels-last kernel and frozen weights."""
+    """A model whose layers are sharded one by one; it has a scalar, channels-last kernels and frozen weights."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +143,7 @@ def test_scalars_and_frozen_weights(one_process):
             optimizer.zero_grad()
             average.update()
         with average.applied():
-            with whole_weights(model):  # called as in evaluation: no gathering inside
+            with whole_weights(model):  # call a block directly, as evaluation does; no weights may be gathered inside
                 model.tower.blocks[0](torch.ones(1, 4, 8, 8))
                 assert not isinstance(model.head.weight, DTensor)
             results.append((numbers, whole_state(model.state_dict())))
@@ -164,7 +169,7 @@ STATE = {
 
 def test_a_sharded_folder_is_read_whole_without_running_code(one_process, tmp_path):
     path = tmp_path / "a.sharded"
-    for _ in range(2):  # the second one replaces the first
+    for _ in range(2):  # the second folder replaces the first
         write_sharded(path, STATE)
     assert sorted(p.name for p in tmp_path.glob(".a*")) == []
     state = load_plain(path)

@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(dubai, tmp_path):
     assert done.returncode == 0, done.stderr
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    done = train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path, resume=True)  # nothing is left to train
+    done = train(tmp_path / "parts", "SOLVER.MAX_ITER", "6", cwd=tmp_path, resume=True)  # no step is left to train
     assert done.returncode == 0, done.stderr
     assert "copypaste: mIoU" in done.stdout
 
@@ -142,7 +142,7 @@ def test_mistakes_get_one_line_and_code_2(call, dubai, tmp_path, words, says):
     code, _, err = call(TRAIN, *words)
     assert code == 2
     assert says in err
-    assert not (tmp_path / "run").exists(), "nothing is written before all is known to be right"
+    assert not (tmp_path / "run").exists(), "a run with a mistake in its arguments must write nothing"
 
 
 def test_an_output_that_is_a_file(call, tmp_path):

@@ -26,7 +26,10 @@ ANSWERS = ("0", "1", "2", "3", "4", "5", "about 7", "yes")
 
 
 def blobs(generator, many=64):
-    """Return noise maps with up to five bright cells per channel, the channel to count (one-hot), counts and points."""
+    """Return noise maps with up to five bright cells in each of two channels.
+
+    Also return the channel to count (one-hot), and the number and points of this channel's bright cells.
+    """
     numbers = torch.randint(6, (many, 2), generator=generator)
     kinds = torch.randint(2, (many,), generator=generator)
     maps, points = torch.rand(many, 4, CELLS, CELLS, generator=generator), []
@@ -42,7 +45,9 @@ def test_it_learns_to_count_and_where():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     counter = Counter([4], 2, ANSWERS, width=32, dropout=0.0)
-    assert counter.numbers == (0, 1, 2, 3, 4, 5), "'about 7' and 'yes' are no numbers"
+    assert counter.numbers == (0, 1, 2, 3, 4, 5), (
+        "the counter must leave out the answers 'about 7' and 'yes', which are no numbers"
+    )
     optimizer = torch.optim.AdamW(counter.parameters(), lr=3e-2)
     for _ in range(160):
         maps, text, numbers, points = blobs(generator, 16)
@@ -53,10 +58,12 @@ def test_it_learns_to_count_and_where():
     maps, text, numbers, points = blobs(generator)
     with torch.inference_mode():
         scores, density = counter.eval()([maps], text)
-    assert (scores.argmax(1) == numbers).float().mean() > 0.5, "six numbers, so chance is about 0.17"
+    assert (scores.argmax(1) == numbers).float().mean() > 0.5, (
+        "accuracy must be far above chance, which is 0.17 with six numbers"
+    )
     five = int(numbers.argmax())
     x, y = (points[five] * CELLS).long().T
-    assert density[five, y, x].mean() > 5 * density[five].mean(), "it is dense where the objects are"
+    assert density[five, y, x].mean() > 5 * density[five].mean(), "the density must be high where the objects are"
 
 
 def test_answers_that_are_not_numbers_have_no_loss():
@@ -78,7 +85,7 @@ def test_object_locations_sum_to_the_annotated_count():
     points = torch.tensor([[0.25, 0.5], [0.99, 0.01]])
     target = marked_density(points, 3)
     assert target.shape == (CELLS, CELLS)
-    assert float(target.sum()) == pytest.approx(3), "also for one at the border"
+    assert float(target.sum()) == pytest.approx(3), "objects at the border must count fully, too"
     assert float(target[12:20, 4:12].sum()) == pytest.approx(1.5, abs=0.01)
     assert float(marked_density(torch.empty(0, 2), 0).sum()) == 0
     right = density_loss(target[None], target[None])
@@ -136,14 +143,14 @@ def test_points_rotate_with_the_image(cars):
             sample = mapper(record)
             _, height, width = sample["image"].shape
             x, y = (sample["points"][0] * torch.tensor([width, height])).long().tolist()
-            assert sample["image"][:, y, x].min() > 200, "the mark is on the car"
+            assert sample["image"][:, y, x].min() > 200, "the point must lie on the white car"
             turns.add(sample["file_name"][-1])
     assert turns == set("0123")
     reds = [mapper({**records[0], "question": "How many red cars in the image?", "answer": "zero"}) for _ in range(20)]
     asked = {(sample["question"], sample["answer"], len(sample.get("points", ()))) for sample in reds}
     assert asked == {("How many red cars in the image?", "zero", 0), ("How many cars in the image?", "1", 1)}
     where = mapper({**records[0], "question": "Where is the car?", "answer": "left"})
-    assert where["file_name"] == records[0]["file_name"], "left would not stay left"
+    assert where["file_name"] == records[0]["file_name"], "a question about directions must not rotate the image"
 
 
 def test_an_image_is_asked_about_all_annotated_objects(cars):
@@ -156,9 +163,13 @@ def test_an_image_is_asked_about_all_annotated_objects(cars):
     samples = [mapper(record) for _ in range(300)]
     asked = Counts((sample["question"], sample["answer"]) for sample in samples)
     assert set(asked) == {("How many cars in the image?", "one"), ("How many red cars in the image?", "1")}
-    assert 170 < asked["How many cars in the image?", "one"] < 230, "two times of three what people asked"
+    assert 170 < asked["How many cars in the image?", "one"] < 230, (
+        "about two of three samples must keep the question that people asked"
+    )
     unturned = {s["question"]: s["points"].tolist() for s in samples if s["file_name"].endswith("turned 0")}
-    assert unturned["How many red cars in the image?"] == [[0.125, 0.25]], "shares of 48 x 64"
+    assert unturned["How many red cars in the image?"] == [[0.125, 0.25]], (
+        "points must be given as shares of the image's width and height"
+    )
     assert unturned["How many cars in the image?"] == [[0.5, 0.5], [0.125, 0.25]]
 
 
@@ -178,7 +189,9 @@ def test_the_counter_leaves_other_answers_as_they_are(cars):
     assert model.answer(*asked) == ["yes"] * 4
     with torch.no_grad():
         model.head[-1].bias[ANSWERS.index("2")] += 200
-    assert model.answer(*asked) == ["4"] * 4, "the head says that it is a number, the counter which"
+    assert model.answer(*asked) == ["4"] * 4, (
+        "the head decides that the answer is a number, and the counter decides which number"
+    )
 
 
 def test_each_number_goes_to_its_question(cars, monkeypatch):
@@ -196,11 +209,16 @@ def test_each_number_goes_to_its_question(cars, monkeypatch):
     monkeypatch.setattr(model, "count", count)
     assert model.answer(images, questions) == ["yes", "3", "5"]
     assert given["values"] == [20, 30]
-    assert torch.allclose(given["text"], model._encode(questions[1:]), atol=1e-5), "encoded in another batch"
+    assert torch.allclose(given["text"], model._encode(questions[1:]), atol=1e-5), (
+        "text embeddings may differ by rounding only, as they are encoded in another batch"
+    )
 
 
 def test_a_rotated_image_has_the_same_count(cars):
-    """Averaged over four rotations, the count distribution does not change with the image's rotation; else it does."""
+    """The count distribution, averaged over four rotations of the image, does not depend on the image's orientation.
+
+    Without averaging, this distribution does depend on it.
+    """
     torch.manual_seed(0)
     model, shares = EmbeddedVQA(counting_config(cars)).eval(), []
     with torch.no_grad():
@@ -216,7 +234,7 @@ def test_a_rotated_image_has_the_same_count(cars):
 
 
 def test_it_learns_under_bf16_too(cars):
-    """Training under bf16 autocast works, although autocast cannot stack the half-precision feature cache."""
+    """Training under bf16 autocast works, although autocast cannot stack features cached in half precision."""
     cfg = counting_config(cars)
     model, mapper = EmbeddedVQA(cfg).train(), QuestionMapper(cfg)
     with torch.autocast("cpu", torch.bfloat16):
@@ -314,7 +332,9 @@ def test_a_file_holds_the_counter(cars, tmp_path):
     left = load_weights(
         EmbeddedVQA(without), tmp_path / "count.safetensors", ignore_unexpected=without.MODEL.IGNORE_UNEXPECTED
     )
-    assert "counter.density.weight" in left.passed_over, "it may be left out"
+    assert "counter.density.weight" in left.passed_over, (
+        "a model without a counter must accept the file and skip the counter's tensors"
+    )
 
 
 def test_the_list_of_answers_comes_with_the_head(cars, tmp_path):
@@ -352,4 +372,4 @@ def test_the_cache_is_bounded(cars):
     model._cache = byte_cache(2**30)
     for _ in range(2):
         model(samples)
-    assert calls == [1] * 9, "nothing fits, so each image is encoded each time; then once"
+    assert calls == [1] * 9, "without cache both passes encode all images; with a cache only the first does"

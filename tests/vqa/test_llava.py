@@ -48,8 +48,10 @@ def test_eight_questions_are_memorised(llama, samples, tmp_path):
     images, questions = [s["image"] for s in samples], [s["question"] for s in samples]
     assert model.answer(images, questions) == list(ANSWERS)
     assert model.answer(images, questions, cache=False) == list(ANSWERS)
-    assert [model.answer([i], [q])[0] for i, q in zip(images, questions)] == list(ANSWERS), "alone as in a batch"
-    assert model.answer(images[2:] + images[:2], questions) != list(ANSWERS), "the image decides"
+    assert [model.answer([i], [q])[0] for i, q in zip(images, questions)] == list(ANSWERS), (
+        "a question must get the same answer alone as in a batch"
+    )
+    assert model.answer(images[2:] + images[:2], questions) != list(ANSWERS), "other images must give other answers"
 
     save_weights(model, tmp_path / "merged.safetensors", model_config(cfg).dump())
     again = LlavaVQA(vqa_config(llama, rank=0)).eval()
@@ -72,7 +74,9 @@ def test_low_rank_updates_train_in_half_precision(llama, samples):
     model = LlavaVQA(vqa_config(llama, rank=2, precision="bf16")).train()
     model(samples[:2])["loss_answer"].backward()
     moved = [name for name, p in model.named_parameters() if p.grad is not None and "parametrizations" in name]
-    assert len(moved) == 2 * 2 * 7, "A and B of seven matrices in two layers"
+    assert len(moved) == 2 * 2 * 7, (
+        "the trained tensors must be the factors A and B of seven matrices in each of two layers"
+    )
 
 
 def test_a_language_model_that_is_not_there(tmp_path):

@@ -27,7 +27,7 @@ def vqa_config(records):
 
 def test_normalised():
     assert normalise(" The Twenty-two  boats. ") == "22 boats"
-    assert normalise("None") == "none", "one in none is no number"
+    assert normalise("None") == "none", "the letters 'one' in 'none' must not be taken as a number"
     assert [normalise(x) for x in ("YES", "zero", "a river", "121m2")] == ["yes", "0", "river", "121m2"]
 
 
@@ -61,7 +61,9 @@ def test_the_question_alone():
     records = [{"question": q, "answer": a} for q, a in (("Is it?", "no"), ("is it", "No."), ("Is it?", "yes"))]
     lookup = QuestionOnly(records)
     assert lookup({"question": "is it?"}) == "no"
-    assert lookup({"question": "Is there a ship?"}) == "no", "the most frequent answer of its type"
+    assert lookup({"question": "Is there a ship?"}) == "no", (
+        "an unseen question must get the most frequent answer of its type"
+    )
 
 
 def test_it_learns_to_use_the_image(questions, tmp_path):
@@ -80,7 +82,7 @@ def test_it_learns_to_use_the_image(questions, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert sum(calls) == 9, "each image is seen once in all of training"
+    assert sum(calls) == 9, "training must encode each image only once"
     assert all(p.grad is not None for p in trained)
     model.eval()
     numbers, rows = evaluate_questions(model, records_of("rsivqa_test"), read_record_image, records)
@@ -89,7 +91,7 @@ def test_it_learns_to_use_the_image(questions, tmp_path):
     assert numbers["question_only/presence"] == numbers["question_only/count"] == pytest.approx(2 / 3)
     assert [row["number"] for row in rows] == list(range(9))
     right = [row["predictions"]["model"] == normalise(row["answer"]) for row in rows]
-    assert numbers["model/overall"] == np.mean(right), "the rows are enough to score again"
+    assert numbers["model/overall"] == np.mean(right), "the metric must be computable from the stored rows alone"
 
     save_weights(model, tmp_path / "vqa.safetensors", model_config(cfg).dump())
     again = load_vqa_model(tmp_path / "vqa.safetensors", "cpu")

@@ -1,4 +1,4 @@
-"""Compare the speed of backends and precisions, called in turn, so that other programs slow all of them down alike.
+"""Compare the speed of backends and precisions. They are called in turn, so that other programs slow all of them alike.
 
   python tools/benchmark.py compare                                 the shipped model, 512 x 512, 10 classes
   python tools/benchmark.py compare --size 1024 --names 100 --repeats 20
@@ -43,7 +43,7 @@ Variant = Callable[[Tensor, Tensor], Tensor]
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="mini", metavar="W", help="weights of a model that can be exported (mini)")
-    p.add_argument("--config-file", metavar="FILE", help="a model with random weights, in place of --weights")
+    p.add_argument("--config-file", metavar="FILE", help="YAML of a model with random weights, instead of --weights")
     p.add_argument("--size", type=int, default=512, help="side of the image in pixels, a multiple of 32 (default: 512)")
     p.add_argument("--names", type=int, default=10, help="number of classes (default: 10)")
     p.add_argument("--repeats", type=int, default=11, help="number of rounds (default: 11)")
@@ -86,7 +86,10 @@ def example(dim: int, size: int, names: int) -> tuple[Tensor, Tensor]:
 
 
 def variants(predictor: Predictor, folder: Path) -> dict[str, Variant]:
-    """Return every variant that this machine can run, torch in fp32 first; export the model to `folder`."""
+    """Return every variant (backend and precision) that this machine can run, torch in fp32 first.
+
+    The model is exported to `folder` for the variants that need a file.
+    """
     threads = torch.get_num_threads()
     found = {REFERENCE: _torch(predictor.model, False)}
     if has_bf16(torch.device("cpu")):
@@ -107,14 +110,15 @@ def variants(predictor: Predictor, folder: Path) -> dict[str, Variant]:
 
 
 def random_variants(config_file: str) -> tuple[dict[str, Variant], Tower]:
-    """A model of this config with random weights, in each precision, with plain and packed layers; and the tower."""
+    """Return variants of a model with random weights: each precision, with plain and packed layers; and the tower."""
     found: dict[str, Variant] = {}
     for half in (False, True) if has_bf16(torch.device("cpu")) else (False,):
         for packed in (False, True):
             model = random_model(config_file, half)
             if packed:
                 model.tower.pack()
-            del model.tower.text  # text embeddings are given, so the text encoder is dropped to save memory
+            # Drop the text encoder to save memory: the benchmark gives text embeddings to the model.
+            del model.tower.text
             found[f"torch {'bf16' if half else 'fp32'}{' packed' if packed else ''}"] = _torch(model, half)
     return found, model.tower
 
@@ -157,7 +161,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Variant:
 
 @torch.inference_mode()
 def compare(found: dict[str, Variant], image: Tensor, text: Tensor, repeats: int) -> list[dict]:
-    """Call all variants in turn, `repeats` times after a warm-up; return one row per variant (see the module)."""
+    """Call all variants in turn, `repeats` times after a warm-up; return one row per variant, as the table shows."""
     logits = {name: call(image, text) for name, call in found.items()}
     wall, cpu = {name: [] for name in found}, {name: [] for name in found}
     for _ in range(repeats):

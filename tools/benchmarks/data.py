@@ -77,7 +77,7 @@ def measure(name: str, crop: int, workers: list[int], seconds: float) -> dict:
     from skysense_o.data.labels import load_image, read_labels
 
     room.read_image_and_labels = room.read_image_and_labels.__wrapped__  # bypass the cache of decoded images
-    cv2.setNumThreads(0)  # as in a loader process
+    cv2.setNumThreads(0)  # use the settings of a loader process
     records = records_of(name)
     cfg = default_config()
     cfg.INPUT.CROP_SIZE = crop

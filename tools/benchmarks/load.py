@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
         "--weights", default="", metavar="W", help="weights file (default: mini, or random ones with --config-file)"
     )
     p.add_argument("--config-file", default="", metavar="FILE", help="model config, for weights that do not contain it")
-    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="(default: fp32)")
+    p.add_argument(
+        "--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the loaded model (default: fp32)"
+    )
     p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     return p
 
@@ -57,7 +59,7 @@ def fabricate(config_file: str, path: Path) -> Path:
 
 
 def measure(path: Path, config_file: str | None, precision: str) -> dict:
-    """Measure loading after the file was read once, so that it is in the page cache and disk speed has no influence."""
+    """Measure loading after reading the file once: it is then in the page cache, so disk speed has no influence."""
     with open(path, "rb") as file:
         while file.read(2**26):
             pass

@@ -14,7 +14,7 @@ import torch
 from skysense_o.cpu_threads import cpu_quota
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # side of the matrices for `matrix_peak`, large enough to reach the peak
-LONG = 20.0  # in seconds; calls that take longer need neither warm-up nor repetition
+LONG = 20.0  # in seconds; longer calls are neither warmed up nor repeated
 STATUS = Path("/proc/self/status")
 
 
@@ -50,10 +50,10 @@ def reset_peak(device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Return memory in GiB: the peak since `reset_peak`; on a CPU also current anonymous memory and mapped files."""
+    """Return memory in GiB: the peak since `reset_peak`, and on a CPU also the current anonymous and mapped memory."""
     if device.type == "cuda":
         return {"peak": torch.cuda.max_memory_allocated(device) / 2**30}
-    if not STATUS.exists():  # not Linux
+    if not STATUS.exists():  # these files exist on Linux only
         return {"peak": float("nan")}
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     keys = {"peak": "VmHWM", "anonymous": "RssAnon", "files": "RssFile"}

@@ -50,11 +50,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--names", default="1,16,100,256", metavar="N,N", help="numbers of classes (default: 1,16,100,256)")
     p.add_argument("--batch", default="1", metavar="N,N", help="batch sizes (default: 1)")
     p.add_argument("--size", type=int, default=512, help="side of the image in pixels (default: 512)")
-    p.add_argument("--precision", default="", metavar="P,P", help="fp32,bf16 (default: all that the device supports)")
+    p.add_argument(
+        "--precision",
+        default="",
+        metavar="P,P",
+        help="precisions, as fp32,bf16 (default: all that the device supports)",
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     p.add_argument("--repeats", type=int, default=3, help="number of calls; the median counts (default: 3)")
     p.add_argument("--all-names", action="store_true", help="decode all classes without a limit (MAX_CLASSES 0)")
-    p.add_argument("--plain", action="store_true", help="linear layers as they are (MODEL.TOWER.PACKED False)")
+    p.add_argument("--plain", action="store_true", help="do not pack linear layers (MODEL.TOWER.PACKED False)")
     p.add_argument("--compile", action="store_true", help="compile the image tower with torch.compile")
     p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     return p
@@ -81,7 +86,7 @@ def run() -> None:
 
 
 def as_table(rows: list[dict]) -> str:
-    """Return a table of time and utilisation per part, and of whole calls with and without cached text."""
+    """Return a table of time and utilisation per part of the model, and of whole calls with and without cached text."""
     body = []
     for row in rows:
         parts = [f"{row[p]['seconds']:.2f} ({row[p]['gflop']:,.0f}; {100 * row[p]['share']:.0f} %)" for p in PARTS]
@@ -111,11 +116,11 @@ def _model(args: argparse.Namespace, device: torch.device, half: bool) -> nn.Mod
     model = model.to(device, memory_format=torch.channels_last)
     if args.compile:
         model.tower.encode_image = torch.compile(model.tower.encode_image)
-    return model.requires_grad_(False)  # otherwise FlopCounterMode misses operations
+    return model.requires_grad_(False)  # without this, FlopCounterMode misses operations
 
 
 def random_model(config_file: str, half: bool = False) -> nn.Module:
-    """The model of a config with random weights."""
+    """Build the model of a config with random weights."""
     cfg = config_of(None, config_file)
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).eval()
@@ -124,7 +129,7 @@ def random_model(config_file: str, half: bool = False) -> nn.Module:
 
 
 def random_sam3(phrase_chunk: int, half: bool = False) -> nn.Module:
-    """Build SAM 3 without its tracker, with random weights in the published sizes, which are transformers' defaults."""
+    """Build SAM 3 without its tracker, with random weights; sizes are the published ones, transformers' defaults."""
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
 
     from skysense_o.modeling.sam3_tower import PHRASE_TOKENS, Sam3Tower
@@ -141,11 +146,11 @@ def random_sam3(phrase_chunk: int, half: bool = False) -> nn.Module:
 
 
 def random_state(model: nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
-    """Return random weights: identity norms, and matrices of a repeated noise block (a billion draws take minutes)."""
+    """Return random weights: identity norms, and matrices that repeat one noise block (drawing all takes minutes)."""
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     state = {}
     for name, tensor in model.state_dict().items():
-        if not tensor.is_meta:  # already filled with random values by the tower's library
+        if not tensor.is_meta:  # the tower's library has already filled these with random values
             state[name] = tensor
             continue
         count = tensor.numel()

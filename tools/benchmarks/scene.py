@@ -1,4 +1,4 @@
-"""Measure large scenes: windows per second (of the run and of the model alone), memory beyond the weights, resuming.
+"""Measure a large scene: windows per second in the run and in the model alone, memory beyond the weights, resuming.
 
 python tools/benchmark.py scene --width 30000 --height 2048 --names 100
 python tools/benchmark.py scene --width 30000 --height 30000 --names 100 --stand-in --no-kill
@@ -25,12 +25,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int, default=30000, help="width in pixels (default: 30000)")
     p.add_argument("--height", type=int, default=2048, help="height in pixels (default: 2048)")
     p.add_argument("--names", type=int, default=100, help="number of classes (default: 100)")
-    p.add_argument("--memory", default="2GiB", help="memory to use beyond the weights (default: 2GiB)")
+    p.add_argument("--memory", default="2GiB", help="memory that the run may use beyond the weights (default: 2GiB)")
     p.add_argument("--weights", default="mini", help="'mini' or a file (default: mini)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     p.add_argument("--stand-in", action="store_true", help="replace the model by cheap arithmetic")
     p.add_argument("--no-kill", action="store_true", help="do not test killing and resuming a second run")
-    p.add_argument("--folder", help="folder for files, 13 bytes per pixel (default: the system's temporary folder)")
+    p.add_argument(
+        "--folder", help="folder for files, which take 13 bytes per pixel (default: the system's temporary folder)"
+    )
     return p
 
 

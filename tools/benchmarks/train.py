@@ -53,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--names", type=int, default=16, metavar="T", help="classes per image (default: 16)")
     p.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: INPUT.CROP_SIZE)")
     p.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps, after one warm-up step (default: 3)")
-    p.add_argument("--peak", type=float, metavar="TFLOPS", help="peak of the processor, to report the utilisation")
+    p.add_argument(
+        "--peak", type=float, metavar="TFLOPS", help="peak speed of the processor, to report the utilisation"
+    )
     p.add_argument("--output", metavar="FILE", help="also write the rows as JSON")
     p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return p
@@ -107,7 +109,8 @@ def measure(cfg, args: argparse.Namespace, batch: int) -> dict:
             half.append(middle - begun)
             whole.append(time.perf_counter() - begun)
         else:
-            loss = float(sum(losses.values()))  # taken before the first update, so that precisions can be compared
+            # Losses are taken before the first update, so that precisions can be compared.
+            loss = float(sum(losses.values()))
     seconds, flops = statistics.median(whole), _flops(model, [sample] * batch) if args.peak else None
     speed = flops / statistics.median(half) / 1e12 if flops else None
     return {

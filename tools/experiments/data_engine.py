@@ -48,19 +48,38 @@ TOLERANCE = 3
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("regions", "names", "copies", "scale"), help="the experiment")
+    p.add_argument("what", choices=("regions", "names", "copies", "scale"), help="name of the experiment")
     p.add_argument("--data", default="dubai_val", help="for regions: a data set with labels (default: dubai_val)")
     p.add_argument(
         "--limit", type=int, default=1000, help="for regions: number of images, evenly spread (default: 1000)"
     )
-    p.add_argument("--open-world", action="store_true", help="for regions: also test the open-world classes (slow)")
-    p.add_argument("--coarse", default="1", metavar="LIST", help="for regions: values of --coarse, separated by commas")
-    p.add_argument("--count", type=int, default=5, help="images per class of UC Merced's test split (default: 5)")
-    p.add_argument("--method", default="superpixels", help="for names: superpixels or words (default: superpixels)")
+    p.add_argument(
+        "--open-world", action="store_true", help="for regions: also test with the classes of open_world.json (slow)"
+    )
+    p.add_argument(
+        "--coarse",
+        default="1",
+        metavar="LIST",
+        help="for regions: values of the data engine's option --coarse, separated by commas",
+    )
+    p.add_argument(
+        "--count",
+        type=int,
+        default=5,
+        help="for names and copies: images per class of UC Merced's test split (default: 5)",
+    )
+    p.add_argument(
+        "--method",
+        default="superpixels",
+        help="for names: how regions are proposed, superpixels or words (default: superpixels)",
+    )
     p.add_argument("--tiles", type=int, default=100_000, help="for scale: number of tiles (default: 100000)")
     p.add_argument("--work", type=Path, help="for scale: a folder for the tiles")
     p.add_argument(
-        "--by", default="masks,features,tower", metavar="LIST", help="for names: the namers (default: all three)"
+        "--by",
+        default="masks,features,tower",
+        metavar="LIST",
+        help="for names: the namers to test (default: all three)",
     )
     p.add_argument(
         "--tower", default="mini_vqa", metavar="W", help="for names: the tower's weights (default: mini_vqa)"
@@ -226,7 +245,7 @@ def scale_of(args: argparse.Namespace, predictor: Predictor) -> None:
     images.mkdir(parents=True, exist_ok=True)
     copies = args.tiles // 20
     for i in tqdm(range(args.tiles), unit="tile", desc="make"):
-        if i >= args.tiles - copies:  # a copy of an earlier tile with less contrast
+        if i >= args.tiles - copies:  # this tile is a copy of an earlier tile with less contrast
             image = (np.asarray(Image.open(images / f"{i - args.tiles + copies:06d}.png")) * 0.95).astype(np.uint8)
         else:
             image = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)

@@ -18,7 +18,7 @@ SHOWN = ("/mIoU", "/top1", "_R@1", "_R@5", "_R@10")
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("folder", help="contains one folder per run, named <name>_<seed> or <name>")
+    p.add_argument("folder", help="folder that contains one folder per run, named <name>_<seed> or <name>")
     return p
 
 
@@ -27,7 +27,7 @@ def run() -> int:
     for path in sorted(Path(parser().parse_args().folder).glob("*/metrics.json")):
         numbers = [pair for line in path.read_text().splitlines() for pair in json.loads(line).items()]
         name, _, seed = path.parent.name.rpartition("_")
-        last = {key: 100 * value for key, value in numbers if key.endswith(SHOWN)}  # the last value of each key
+        last = {key: 100 * value for key, value in numbers if key.endswith(SHOWN)}  # keep the last value of each key
         groups[name if seed.isdigit() else path.parent.name].append(last)
     rows = []
     for name, runs in groups.items():

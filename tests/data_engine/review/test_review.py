@@ -90,7 +90,9 @@ def test_two_processes_can_write_at_once(work):
     log = DecisionLog(work)
     assert log.bad == []
     assert [len(log.history[name]) for name in ("ann", "bob")] == [60, 60]
-    assert sorted(map(int, outputs[0] + outputs[1])) == list(range(4, 124)), "each piece has a number of its own"
+    assert sorted(map(int, outputs[0] + outputs[1])) == list(range(4, 124)), (
+        "each region made by a split must have its own number"
+    )
 
 
 def test_returned_decisions_are_in_the_file_after_a_kill(work):
@@ -153,12 +155,14 @@ def test_a_split_makes_a_region_until_it_is_undone(review, say, tile):
     assert (labels == 1).sum() == 30 * 40
     say("ann", 4, "rename", name="shed")
     inner = say("ann", 4, "split", box=(0, 0, 10, 100))
-    assert review.view("ann", tile).last == {}, "a split makes the region undecided"
+    assert review.view("ann", tile).last == {}, "splitting a region must remove the decision about it"
     assert review.proposed(tile, review.view("ann", tile), inner.into).name == "building"
     for _ in range(3):
         review.undo("ann")
     assert review.view("ann", tile).regions == (1, 2, 3)
-    assert say("bob", 1, "split", box=(0, 0, 20, 100)).into == 4, "equal splits have the same number"
+    assert say("bob", 1, "split", box=(0, 0, 20, 100)).into == 4, (
+        "regions made by equal splits must have the same number"
+    )
     assert say("bob", 2, "split", box=(60, 0, 70, 100)).into == 6
 
 
@@ -191,7 +195,9 @@ def test_round_two_shows_disagreements_and_undecided_regions(review, say, tile):
     say("ann", 2, "rename", name="river", round=2)
     assert review.items("ann", tile, 2) == [(2, True), (3, False)]
     assert review.items("bob", tile, 2) == [(3, False)]
-    assert agreement(review).pairs[0][2:] == (2, pytest.approx(1 / 3)), "kappa is over round 1"
+    assert agreement(review).pairs[0][2:] == (2, pytest.approx(1 / 3)), (
+        "kappa must be computed from the decisions of round 1"
+    )
     assert agreement(review).disagreements == []
 
 
@@ -202,7 +208,9 @@ def test_another_reviewers_decisions_are_adopted_with_their_splits(review, say, 
     say("bob", 1, "reject")
     review.adopt("bob", "ann", tile, 1, 2)
     assert review.view("bob", tile).verdicts() == review.view("ann", tile).verdicts()
-    assert review.view("bob", tile, 1).verdicts() == {1: Verdict(None, (1,), ())}, "round 1 is unchanged"
+    assert review.view("bob", tile, 1).verdicts() == {1: Verdict(None, (1,), ())}, (
+        "adopting a decision in round 2 must not change round 1"
+    )
     review.adopt("ann", "bob", tile, 2, 2)
     say("carl", 2, "merge", into=3)
     cut = say("carl", 3, "split", box=(0, 0, 20, 100))
@@ -272,7 +280,7 @@ def test_finish_writes_majority_decisions_with_merges_and_splits(review, say, ti
     assert rows[1]["candidates"] == [["shed", 0.6667], ["car", 0.3333]]
     assert np.array_equal(labels == 4, mask_of((0, 0, 20, 40)))
     assert np.array_equal(labels == 1, mask_of((20, 0, 120, 40)))
-    assert not labels[40:].any(), "rejected pixels and the rest are unlabelled"
+    assert not labels[40:].any(), "rejected pixels and pixels without a region must be unlabelled"
 
 
 def mask_of(box):
@@ -293,7 +301,9 @@ def test_finish_leaves_out_and_reports_ties_and_undecided_regions(review, say, t
     labels, rows = read_final(work, tile)
     assert [row["region"] for row in rows] == [2]
     assert set(np.unique(labels)) == {0, 2}
-    assert not (work / "review/final" / f"{list(review.tiles)[1]}.png").exists(), "nobody decided on that tile"
+    assert not (work / "review/final" / f"{list(review.tiles)[1]}.png").exists(), (
+        "a tile without decisions must have no final labels"
+    )
     for who in ("ann", "bob", "ann"):
         review.undo(who)
     finish(review)
@@ -329,7 +339,9 @@ def test_a_named_rest_gets_a_region_number(work, tile):
     finish(review)
     labels, rows = read_final(work, tile)
     assert [(row["region"], row["name"]) for row in rows] == [(4, "land")]
-    assert np.array_equal(labels == 4, mask_of((0, 72, 120, 80))), "rejected regions do not become part of it"
+    assert np.array_equal(labels == 4, mask_of((0, 72, 120, 80))), (
+        "rejected regions must not become part of the named remaining area"
+    )
 
 
 # --- actions of one reviewer ---
@@ -343,7 +355,9 @@ def test_actions_go_through_all_regions(review, tile):
     assert message == "Saved: region 1 is building."
     assert ReviewPosition.read(str(position)) == position
     position, _ = actions.rename(position, "car park")
-    assert review.log.history["ann"][-1].name == "Car park", "with the spelling of the known name"
+    assert review.log.history["ann"][-1].name == "Car park", (
+        "a new name must take the spelling of a known name that differs only in case"
+    )
     position, _ = actions.merge(position, 2)
     assert position.tile != tile
     assert actions.previous(position)[0].region == 3
@@ -422,7 +436,9 @@ def test_the_image_highlights_the_current_region(review, tile):
     assert image.shape == (640, 960, 3)
     yellow = (image == REGION_COLOR).all(2)
     x0, y0, _, y1 = (8 * value for value in BOXES[2])
-    assert yellow[y0 + 20 : y1 - 20, x0 - 4 : x0 + 4].any(1).all(), "its left edge is highlighted"
+    assert yellow[y0 + 20 : y1 - 20, x0 - 4 : x0 + 4].any(1).all(), (
+        "the left edge of the current region must be highlighted"
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from skysense_o.data_engine.review.session import Review, piece_mask
 
 
 def decisions_of(work, reviewer: str) -> dict[tuple[str, int], tuple]:
-    """Return {(tile, region): (action, name, into)} of the reviewer's decisions that are in force."""
+    """Return {(tile, region): (action, name, into)} for the reviewer's decisions that are in force."""
     review = Review(work)
     views = {tile: review.view(reviewer, tile) for tile in review.tiles}
     return {(t, r): (d.action, d.name, d.into) for t, view in views.items() for r, d in view.last.items()}
@@ -44,10 +44,13 @@ def test_coco_import_renames_deletes_and_adds_regions(work, tile, tmp_path, caps
     coco = COCO()
     coco.dataset = data
     coco.createIndex()
-    assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), "COCO's own reader"
+    assert np.array_equal(coco.annToMask(data["annotations"][1]), mask_of(50, 0, 120, 40)), (
+        "COCO's own reader must decode the same mask"
+    )
     data["categories"].append({"id": 9, "name": "car"})
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["category_id"] = 9  # region 1 is renamed, 2 deleted, and a new one covers parts of 3 and of the rest
+    # Region 1 is renamed, 2 is deleted, and a new one covers pixels of region 3 and pixels without a region.
+    of_tile[0]["category_id"] = 9
     del of_tile[0]["region"]  # some programs drop keys that are not part of COCO
     new = {
         "id": 77,
@@ -170,7 +173,8 @@ def test_a_polygon_close_to_its_region_keeps_the_regions_mask(review, work, tile
 def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_path):
     data = to_coco(review)
     of_tile = [a for a in data["annotations"] if a["image_id"] == 1]
-    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))  # wider (over region 2) and lower
+    # The new mask is wider, so it covers pixels of region 2, and less high.
+    of_tile[0]["segmentation"] = rle_of(mask_of(0, 0, 60, 30))
     of_tile[1]["segmentation"] = rle_of(mask_of(60, 0, 120, 40))
     data["annotations"] = of_tile
     file = tmp_path / "redrawn.json"
@@ -180,7 +184,7 @@ def test_a_redrawn_mask_moves_pixels_between_regions(review, work, tile, tmp_pat
     assert np.array_equal(back["building"], mask_of(0, 0, 60, 30))
     assert np.array_equal(back["water"], mask_of(60, 0, 120, 40))
     finish(Review(work))
-    assert not final(work, tile)[0][30:40, :50].any(), "what it gave up is ignored"
+    assert not final(work, tile)[0][30:40, :50].any(), "pixels that a redrawn mask no longer covers must be unlabelled"
 
 
 def test_all_formats_of_coco_masks_are_read(review, tile):
@@ -236,7 +240,7 @@ def test_errors_in_a_coco_file(review, change, match):
 
 
 def test_ids_of_coco_may_be_numbers_here_and_text_there(review, tile):
-    """Regression: annotations whose ids are text used to be left out silently, as if the reviewer had removed them."""
+    """Regression: COCO annotations with strings as ids used to be taken as regions that the reviewer had deleted."""
     data = to_coco(review)
     for row in data["annotations"]:
         row.update(image_id=str(row["image_id"]), category_id=str(row["category_id"]))
@@ -337,7 +341,8 @@ def test_turned_boxes_and_ellipses_are_read(review, tile):
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     inside = ((x - 60) / 30) ** 2 + ((y - 40) / 20) ** 2 <= 1
     assert (ellipse.mask != inside).sum() < 0.03 * inside.sum()
-    inside = ((x - 60) / 24) ** 2 + ((y - 40) / 12) ** 2 <= 1  # radii: 30 % of 80 along x, 10 % of 120 along y
+    # The radii are 30 % of 80 pixels along x and 10 % of 120 pixels along y.
+    inside = ((x - 60) / 24) ** 2 + ((y - 40) / 12) ** 2 <= 1
     assert (other.mask != inside).sum() < 0.05 * inside.sum()
     assert (box.name, ellipse.name) == ("car", "tank")
 
@@ -352,7 +357,9 @@ def test_a_drawing_and_its_label_in_two_results_are_one_region(review, work, til
     first, second = imported(review, tile, *apart)
     assert (first.name, first.region, first.exact) == ("shed", 1, True)
     assert np.array_equal(first.mask, mask_of(0, 0, 50, 40))
-    assert (second.name, second.region) == ("unnamed", 2), "drawn, but not named: kept, and no name decided"
+    assert (second.name, second.region) == ("unnamed", 2), (
+        "a region that is drawn without a name must be kept as unnamed"
+    )
 
 
 def test_results_of_unknown_types_are_reported_and_decide_nothing(work, tile, tmp_path, capsys):
@@ -367,7 +374,7 @@ def test_results_of_unknown_types_are_reported_and_decide_nothing(work, tile, tm
     assert "nothing was decided on their regions: 2 keypointlabels" in capsys.readouterr().out
     stands = decisions_of(work, "label-studio 1")
     assert stands[tile, 1] == ("accept", "building", None)
-    assert (tile, 2) not in stands, "neither accepted nor rejected"
+    assert (tile, 2) not in stands, "a result of an unknown type must neither accept nor reject the region"
     assert stands[tile, 3] == ("reject", None, None)
 
 

@@ -28,7 +28,7 @@ TILES = 6
 
 
 class Server:
-    """The page in a separate process, which can be killed and restarted at the same address."""
+    """The review page in a separate process, which can be killed and restarted at the same address."""
 
     def __init__(self, work) -> None:
         with socket.socket() as free:
@@ -68,7 +68,7 @@ def visit(server):
         responses = []
 
         def keep(response):
-            with contextlib.suppress(playwright.Error):  # the event stream was cut
+            with contextlib.suppress(playwright.Error):  # an event stream that was cut off has no text
                 responses.append(response.url + ("" if "image" in str(response.headers) else response.text()))
 
         def open_page(query="", width=1280, height=900):
@@ -108,7 +108,7 @@ def press(page, *keys: str, count: int | None = None) -> None:
     count = decided(page) + 1 if count is None else count
     for key in keys:
         if len(key) > 1 and key != "Enter" and key != "Escape":
-            # Without the focus on the input, the letters would be taken as commands.
+            # Wait until the input has the focus, because otherwise the page would take the letters as commands.
             page.locator("#rename input:focus").wait_for()
             page.keyboard.type(key)
         else:
@@ -158,7 +158,9 @@ def test_a_review_by_keyboard(visit, server, tmp_path):
     server.start()
     ann.wait_for_function("!window.before")  # the page reconnects by itself
     ann.locator("#view img").wait_for()
-    assert (work / "review/decisions.jsonl").read_bytes() == before, "a dead server decided nothing"
+    assert (work / "review/decisions.jsonl").read_bytes() == before, (
+        "keys pressed while the server was dead must not record a decision"
+    )
     assert where(ann) == (3, 1)
     assert decided(ann) == 10
     press(ann, "x")
@@ -169,7 +171,7 @@ def test_a_review_by_keyboard(visit, server, tmp_path):
 
     bob = visit("?reviewer=bob", 390, 844)
     bob.locator("#view img").wait_for()
-    assert bob.evaluate("document.documentElement.scrollWidth") <= 390, "a phone scrolls down only"
+    assert bob.evaluate("document.documentElement.scrollWidth") <= 390, "on a phone the page must not scroll sideways"
     for _ in range(3 * TILES):
         press(bob, "a")
     bob.screenshot(path=tmp_path / "phone.png", full_page=True)
@@ -194,7 +196,7 @@ def test_a_review_by_keyboard(visit, server, tmp_path):
     for tile in map(tile_name, range(TILES)):
         assert review.view("bob", tile).verdicts() == review.view("ann", tile).verdicts()
     with Image.open(tmp_path / "desktop.png") as image:
-        assert np.array(image.convert("L")).std() > 20, "something is on the page"
+        assert np.array(image.convert("L")).std() > 20, "the screenshot must not be blank"
 
 
 @needs_chromium
@@ -223,7 +225,9 @@ def test_clicks_errors_and_suggestions(visit, server):
     page.mouse.move(box["x"] + 40.5 * side, box["y"] + 50.5 * side, steps=3)
     page.mouse.up()
     page.get_by_text("region 5 is cut out of 3").wait_for()
-    assert Review(server.work).log.history["carl"][-1].box == (40, 50, 60, 60), "a box that was dragged"
+    assert Review(server.work).log.history["carl"][-1].box == (40, 50, 60, 60), (
+        "the box dragged with the mouse must be recorded"
+    )
     page.keyboard.press("u")
     page.get_by_text("Undone: split of region 3").wait_for()
     page.keyboard.press("m")
@@ -252,7 +256,7 @@ def test_clicks_errors_and_suggestions(visit, server):
     press(page, "Enter")
     assert Review(server.work).log.history["carl"][-1].name == "tree"
 
-    erin = visit("?reviewer=erin")  # a second window, open at the same time
+    erin = visit("?reviewer=erin")  # erin's page is open at the same time as carl's
     erin.locator("#view img").wait_for()
     for _ in range(3):
         press(erin, "a")
@@ -261,7 +265,7 @@ def test_clicks_errors_and_suggestions(visit, server):
     page.keyboard.press("n")
     wait_until_at(page, (2, 3))  # otherwise the answer to "n" would clear what is typed meanwhile
     press(page, "r", "<b>odd</b>", "Enter")
-    assert "is <b>odd</b>" in page.locator("#said").inner_text(), "names are text, not HTML"
+    assert "is <b>odd</b>" in page.locator("#said").inner_text(), "the page must show names as text, not as HTML"
     history = Review(server.work).log.history
     assert [d.action for d in history["erin"]] == ["accept"] * 3
     assert [d.action for d in history["carl"]][-4:] == ["reject"] * 3 + ["rename"]

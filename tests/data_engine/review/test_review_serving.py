@@ -18,7 +18,7 @@ def test_a_box_that_is_told_is_understood_or_refused():
 
 
 def test_the_folder_has_another_name_outside(tmp_path):
-    """Responses show an alias instead of the folder's path, and the alias in a request is replaced by the path."""
+    """Responses contain an alias instead of the folder's path; in requests the alias is replaced by the path."""
     got, kind = {}, b"application/json"
 
     async def app(scope, receive, send):
@@ -49,4 +49,4 @@ def test_the_folder_has_another_name_outside(tmp_path):
     kind = b"application/zip"
     sent.clear()
     asyncio.run(hidden(scope, receive, send))
-    assert str(tmp_path) in sent[1]["body"].decode(), "a download passes unchanged"
+    assert str(tmp_path) in sent[1]["body"].decode(), "the content of a downloaded file must not be changed"
