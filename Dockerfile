@@ -1,4 +1,4 @@
-# The page, and the command line, in a container.
+# A container with the web page and the command line.
 #
 #   docker build -t skysense-o .                                    torch for CPUs, from PyTorch's own index
 #   docker build -t skysense-o:cuda --build-arg TORCH=cuda .        torch with CUDA 13, from PyPI
@@ -6,8 +6,8 @@
 #   docker run --rm --gpus all -p 127.0.0.1:7860:7860 skysense-o:cuda
 #   docker run --rm -v "$PWD:/data" --user "$(id -u)" skysense-o segment town.jpg --classes "road,tree"
 #
-# --user lets the results belong to you. Without it user 1000 writes them, who may not be permitted to write to your folder.
-# The weights are in the wheel; nothing is downloaded later. docs/security.md says what to do before others may connect.
+# With --user "$(id -u)" the results belong to you. Without it user 1000 writes them, who may not be permitted to write to your folder.
+# The image contains the weights; nothing is downloaded at run time. Read docs/security.md before you let other people connect.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
@@ -20,8 +20,8 @@ FROM python:${PYTHON}-slim-bookworm
 RUN apt-get update -q && apt-get install -q -y --no-install-recommends libexpat1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/skysense-o /opt/skysense-o
 RUN useradd --uid 1000 --create-home skysense && mkdir /data && chown skysense /data
-# A home folder and a name for any user who runs the container: torch asks for the name, and the id that --user gives has
-# none in /etc/passwd. The Hugging Face hub is not contacted.
+# HOME and USER: a home folder and a name for every user who runs the container. torch asks for the name, and the id that --user
+# gives has no name in /etc/passwd. HF_HUB_OFFLINE=1: the Hugging Face hub is not contacted.
 ENV PATH=/opt/skysense-o/bin:$PATH HOME=/tmp USER=skysense HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
 USER skysense
 WORKDIR /data

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Segment an image:   bash demo.sh [IMAGE [CLASSES [more options of demo/demo.py]]]
-# Without arguments it segments the image in demo/. The first run installs the requirements.
+# Without arguments, the shipped image demo/yellowstone_0.15m.jpg is segmented. The first run installs the requirements.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 case ${1:-} in
--h | --help) # installs nothing
+-h | --help) # this option installs nothing
     sed -n '2,3s/^# //p' "$0"
     python=$here/.venv/bin/python
     [ -x "$python" ] || python=python3

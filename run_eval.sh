@@ -1,5 +1,5 @@
 #!/bin/sh
-# Evaluate:   bash run_eval.sh CONFIG NUM_GPUS OUTPUT_DIR [--address A] [KEY VALUE ...]
+# Evaluate weights:   bash run_eval.sh CONFIG NUM_GPUS OUTPUT_DIR [--address A] [KEY VALUE ...]
 set -eu
 if [ $# -lt 3 ]; then
     echo "usage: bash run_eval.sh CONFIG NUM_GPUS OUTPUT_DIR [--address A] [KEY VALUE ...]" >&2

@@ -9,7 +9,8 @@ python=$(sh tools/setup.sh)
     echo "Installing the test tools ..." >&2
     "$python" -m pip install --quiet --disable-pip-version-check -e ".[test]" >&2
 }
-# PASSIVE: spinning threads slow down other processes on the same cores; without it, tests with subprocesses took ten times as long.
+# PASSIVE: threads that wait actively slow down other processes on the same cores; without PASSIVE, tests with subprocesses took ten times
+# as long.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 marks="not slow"
 if [ "${1:-}" = --all ]; then
@@ -21,17 +22,18 @@ fi
 if [ $# -gt 0 ]; then
     exec "$python" -m pytest -m "$marks" --cov --cov-report=term:skip-covered "$@"
 fi
-# Each folder of tests has its own process. In a single process for all, a SIGSEGV came after 2,000 tests while it waited for a child
-# (gdb: in wait4, no bad access): one library's signal handler, probably, on a signal stack that another library had taken away.
+# Each folder of tests runs in its own process. When one process ran all tests, it ended with a SIGSEGV after 2,000 tests, while it waited
+# for a child process (gdb shows wait4 and no invalid memory access). Probably the signal handler of one library used a signal stack that
+# another library had removed.
 status=0
 rm -f .coverage
 for part in tests/*/ "$(echo tests/test_*.py)"; do
     case $part in *__pycache__*) continue ;; esac
     echo "== ${part%% *}" >&2
-    # shellcheck disable=SC2086  (the last part is a list of files)
+    # shellcheck disable=SC2086  (the last value of $part is a list of files)
     "$python" -m pytest -m "$marks" --cov --cov-append --cov-report= $part || {
         code=$?
-        [ $code = 5 ] || status=$code # 5: a folder of helpers has no tests
+        [ $code = 5 ] || status=$code # pytest ends with 5 if a folder has no tests
     }
 done
 "$python" -m coverage report --skip-covered

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train:   bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [--resume] [KEY VALUE ...]
+# Train a model:   bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [--resume] [KEY VALUE ...]
 set -eu
 if [ $# -lt 3 ]; then
     echo "usage: bash run_train.sh CONFIG NUM_GPUS OUTPUT_DIR [--resume] [KEY VALUE ...]" >&2

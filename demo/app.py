@@ -26,8 +26,8 @@ from skysense_o.errors import exit_code, install_extra
 from skysense_o.interactive.limits import Limits, parse_size
 
 SCENES = 5
-"""Number of class names of the whole image that are shown."""
-EXAMPLES = (  # title, file, words and a threshold; demo/README.md describes the results
+"""Number of classes of the whole image that the page shows."""
+EXAMPLES = (  # title, file, words, and optionally a threshold; demo/README.md describes the results
     ("Road in a forest", "yellowstone_0.4m.jpg", "road, vegetation"),
     ("River and town (GeoTIFF)", "foz_30m.tif", "water|river|lake", 0.9),
     ("Town and fields", "fields_30m.jpg", "vegetation, building, land"),
@@ -44,28 +44,28 @@ def parser() -> argparse.ArgumentParser:
         "--basemap",
         default="",
         metavar="URL",
-        help="address of map tiles with {z}, {x} and {y}, which people may switch on below GeoTIFFs (default: none)",
+        help="address of map tiles with {z}, {x} and {y}; users can switch this map on below GeoTIFFs (default: none)",
     )
-    p.add_argument("--config-file", metavar="FILE", help="needed for weights that do not hold their config")
+    p.add_argument("--config-file", metavar="FILE", help="config of weights whose file does not contain it")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add_backend(p)
     p.add_argument("--host", default="127.0.0.1", help="address to bind (default: localhost only)")
     p.add_argument("--port", type=int, default=7860)
     limits, g = Limits(), p.add_argument_group("limits")
-    g.add_argument("--max-upload", default="64mb", metavar="SIZE", help="of an uploaded file (default: 64mb)")
-    g.add_argument("--max-request", default="1mb", metavar="SIZE", help="of any other request (default: 1mb)")
-    g.add_argument("--max-folder", default="4gb", metavar="SIZE", help="of all uploads and results (default: 4gb)")
-    g.add_argument("--session-memory", default="1gb", metavar="SIZE", help="of all open images (default: 1gb)")
+    g.add_argument("--max-upload", default="64mb", metavar="SIZE", help="largest uploaded file (default: 64mb)")
+    g.add_argument("--max-request", default="1mb", metavar="SIZE", help="largest other request (default: 1mb)")
+    g.add_argument("--max-folder", default="4gb", metavar="SIZE", help="all uploads and results on disk (default: 4gb)")
+    g.add_argument("--session-memory", default="1gb", metavar="SIZE", help="memory of all open images (default: 1gb)")
     for option, name, text in (
-        ("--sessions", "sessions", "open images; the one idle longest is closed first"),
-        ("--images", "images", "open images per person; the oldest is closed first"),
+        ("--sessions", "sessions", "number of open images; the one that was idle longest is closed first"),
+        ("--images", "images", "number of open images per user; the oldest is closed first"),
         ("--max-pixels", "pixels", "larger images are scaled down to N pixels"),
         ("--max-read-pixels", "read_pixels", "images with more than N pixels are refused"),
-        ("--max-words", "words", "words per request"),
-        ("--max-word-length", "word_length", "characters per word"),
-        ("--time-limit", "seconds", "seconds per request"),
-        ("--jobs", "jobs", "requests in parallel"),
-        ("--queue", "queue", "requests that may wait"),
+        ("--max-words", "words", "largest number of words per request"),
+        ("--max-word-length", "word_length", "largest number of characters per word"),
+        ("--time-limit", "seconds", "time limit per request in seconds"),
+        ("--jobs", "jobs", "number of requests that run at the same time"),
+        ("--queue", "queue", "number of requests that may wait"),
     ):
         value = getattr(limits, name)
         g.add_argument(
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
-    """Return the limits that the options set.
+    """Return the limits of the page, as set by the options.
 
     Raises:
         ValueError: If a size cannot be parsed or a limit is not above 0.
@@ -124,7 +124,7 @@ def run() -> int:
     limits = limits_of(args)
     if args.basemap and not all(part in args.basemap for part in ("http", "{z}", "{x}", "{y}")):
         raise ValueError(
-            f"--basemap {args.basemap!r} is no address of tiles: write it as https://.../{{z}}/{{x}}/{{y}}.png"
+            f"--basemap {args.basemap!r} is not an address of map tiles: write it as https://.../{{z}}/{{x}}/{{y}}.png"
         )
     with folder_until_stopped("skysense_o_page_") as (root, stopped):
         try:
@@ -149,4 +149,4 @@ if __name__ == "__main__":
         code = stop.code
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0)  # a normal exit would abort while torch's threads still run
+    os._exit(code or 0)  # with sys.exit the process would abort while torch's threads still run

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment images with classes in words.
+"""Segment images by classes that are given as words.
 
 python demo/demo.py --input town.jpg --classes "building|house,road,tree" --output out
 python demo/demo.py --input "survey/*.tif" --classes-file words.txt --output out --save overlay,labels,json

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The Dockerfile's install step: make a virtual environment with this package, the web page, and what PyPI does not list.
+# The Dockerfile calls this script to make a virtual environment with this package, the requirements of the web page, Detectron2 and
+# MiniLM.
 #
 #   sh tools/docker_install.sh SOURCE TARGET [cpu|cuda]
 #
@@ -13,7 +14,7 @@ cuda) index= ;;
 esac
 python3 -m venv "$target"
 pip="$target/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check"
-# shellcheck disable=SC2086,SC2046  # these are lists of words
+# shellcheck disable=SC2086,SC2046  # the values of $pip and of sed are lists of words
 if ! $pip ${index:+--index-url $index} $(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' "$source/require.txt"); then
     echo "error: torch was not installed from ${index:-PyPI}: pip says above why" >&2
     [ -z "$index" ] || echo "If $index cannot be reached, build with --build-arg TORCH=cuda:" \

@@ -3,8 +3,8 @@
 #
 #   sh tools/install_detectron2.sh [PYTHON]
 #
-# See skysense_o/cli/unlisted.py. If you need Detectron2's compiled operators, build it from source first
-# (docs/install.md); this script keeps an existing installation.
+# skysense_o/cli/unlisted.py does the installation. If you need the compiled operators of Detectron2, build Detectron2 from source before
+# you run this script (docs/install.md); the script keeps an existing installation.
 set -eu
 cd "$(dirname "$0")/.."
 python=${1:-python3}

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Leave-one-out over the seven scenes of Dubai: train on six, test on the seventh; print mean and standard deviation.
+# Leave-one-out over the seven scenes of Dubai: train on six scenes and test on the seventh, for each scene. Print the mIoU of each scene,
+# their mean and their standard deviation.
 #
 #   sh tools/leave_one_scene_out.sh CONFIG OUTPUT_DIR [KEY VALUE ...]
 set -eu

@@ -3,7 +3,8 @@
 #
 #   DETECTRON2_DATASETS=/where/your/data/is bash tools/reproduce.sh OUTPUT_DIR
 #
-# The script takes some minutes on two cores. Finished evaluations are not repeated; missing data sets are listed and skipped.
+# The script takes some minutes on two cores. If it is run again, finished evaluations are not repeated. Missing data sets are listed and
+# skipped.
 set -eu
 out=${1:?usage: bash tools/reproduce.sh OUTPUT_DIR}
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,7 +17,7 @@ if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/dubai" ]; then
     sh "$here/run_eval.sh" "$mini" 1 "$out/heldout" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)" \
         TEST.WORDS heldout TEST.HELDOUT_FILE "$here/tests/reference/heldout_words.json"
 fi
-if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/eurosat" ]; then  # with synonyms, averaged over each image and its mirror image
+if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/eurosat" ]; then  # with synonyms, averaged over the eight symmetries of each image
     sh "$here/run_eval.sh" "$mini" 1 "$out/phrases" MODEL.WEIGHTS mini MODEL.VQA.WEIGHTS mini_vqa \
         DATASETS.TEST "('eurosat_all','resisc12_test','rsicd_scenes_test')" TEST.WORDS synonyms TEST.FLIPS True
 fi

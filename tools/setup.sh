@@ -1,10 +1,10 @@
 #!/bin/sh
-# Install what the other scripts need, and print the path of the Python to use: the Python of the active environment, or
-# else of .venv, which is created here.
+# Install what the other scripts need, and print the path of the Python to use. This is the Python of the active environment or, if none
+# is active, of .venv, which this script then creates.
 #
 #   python=$(sh tools/setup.sh)
 #
-# A stamp file in the environment records what was installed, so a second run takes no time.
+# A stamp file in the environment records what was installed, so later runs install nothing.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,4 +1,4 @@
-"""The QGIS plugin: a Processing provider over the command line of SkySense-O."""
+"""The QGIS plugin: a Processing provider that calls the command line of SkySense-O."""
 
 
 def classFactory(iface):

@@ -23,16 +23,18 @@ from qgis.core import (
 from .command import Cancelled, CommandError, run, scene_command
 from .style import write_label_style
 
-# QGIS makes a paragraph of each line.
-HELP = """Segments a raster of any size: a class for every pixel, out of the classes that you name.
-<b>Classes</b>: separated by commas, synonyms by bars: <i>building|house, road, tree</i>. Each pixel gets the best \
-class, so name everything that covers much of the image. One class alone is compared with a threshold of 0.5.
-<b>Background</b>: classes that compete and are not drawn.
-<b>Threshold</b>: pixels whose best class is less probable get no class.
-<b>Ground sampling distance</b>: resample the image to so many metres per pixel for the model; 0: do not.
-<b>Smallest region</b>: smaller polygons are left out, in square metres.
-The shipped model knows aerial images with 0.1 to 1 m per pixel. Look at the result before you use it.
-A cancelled run resumes if the same files are chosen again."""
+# QGIS shows each line as a paragraph.
+HELP = """Segments a raster of any size: every pixel gets one of the classes that you name.
+<b>Classes</b>: separate classes by commas and synonyms by bars: <i>building|house, road, tree</i>. Each pixel gets \
+the best class, so name everything that covers much of the image. If you name only one class, pixels that score below \
+0.5 get no class.
+<b>Background classes</b>: pixels whose best class is one of these get no class.
+<b>Threshold</b>: pixels whose best class has a lower probability get no class.
+<b>Ground sampling distance</b>: the image is resampled to this number of metres per pixel for the model; 0: not \
+resampled.
+<b>Smallest region</b>: polygons with a smaller area, in square metres, are left out.
+The shipped model was trained on aerial images with 0.1 to 1 m per pixel. Look at the result before you use it.
+A cancelled run resumes if you run the algorithm again with the same input and output files."""
 
 
 class LabelStyle(QgsProcessingLayerPostProcessorInterface):
@@ -43,7 +45,7 @@ class LabelStyle(QgsProcessingLayerPostProcessorInterface):
     """
 
     kept: dict[Path, LabelStyle] = {}
-    """By style file. QGIS does not own these objects, and needs them after the algorithm has ended."""
+    """Style file -> object. QGIS needs these objects after the algorithm has ended but holds no reference to them."""
 
     def __init__(self, style: Path) -> None:
         super().__init__()
@@ -56,10 +58,10 @@ class LabelStyle(QgsProcessingLayerPostProcessorInterface):
 
 
 class SegmentByWords(QgsProcessingAlgorithm):
-    """Segment a raster layer by free words.
+    """The algorithm that segments a raster layer by free words.
 
     Args:
-        command_line: returns the command to call.
+        command_line: function that returns the command line of SkySense-O.
     """
 
     INPUT, CLASSES, BACKGROUND, THRESHOLD = "INPUT", "CLASSES", "BACKGROUND", "THRESHOLD"
@@ -106,7 +108,7 @@ class SegmentByWords(QgsProcessingAlgorithm):
         """Run the command, then move its files to where the user wants them.
 
         Raises:
-            QgsProcessingException: the layer is not a file, or the command cannot be started or fails.
+            QgsProcessingException: the layer is not stored in a file, or the command cannot be started or fails.
         """
         layer = self.parameterAsRasterLayer(parameters, self.INPUT, context)
         source = Path(layer.source().split("|")[0]) if layer is not None else Path()
@@ -144,7 +146,7 @@ class SegmentByWords(QgsProcessingAlgorithm):
             shutil.move(folder / f"{source.stem}.gpkg", regions)
             found[self.REGIONS] = regions
         (folder / f"{source.stem}.json").unlink()
-        with suppress(OSError):  # files that this run did not write stay, and so does their folder
+        with suppress(OSError):  # if the folder has files of another run, it is kept
             folder.rmdir()
         return found
 

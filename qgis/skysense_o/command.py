@@ -1,4 +1,4 @@
-"""Call the command line of SkySense-O, with progress and cancel. Needs no QGIS."""
+"""Call the command line of SkySense-O, show its progress and cancel it. This module imports nothing from QGIS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PERCENT = re.compile(r"(\d{1,3})%\|[^\]]*\]?")
 """The part of a tqdm progress bar that begins with the percentage."""
 SECONDS_TO_STOP = 20.0
 FOREIGN = ("PYTHON", "GDAL_", "PROJ_", "QT_", "QGIS_", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_")
-"""Beginnings of the environment variables that QGIS sets for its own Python and libraries."""
+"""Prefixes of the environment variables that QGIS sets for its own Python and libraries."""
 
 
 class CommandError(Exception):
@@ -49,13 +49,13 @@ def scene_command(
 
     Args:
         command_line: program and first arguments, such as `/opt/env/bin/skysense-o scene`, or
-            `"/opt/my env/bin/python" /opt/skysense-o/demo/demo.py`. Quote parts with spaces.
-        source: the raster.
-        folder: folder of the results.
-        formats: what to write, see `--save`.
+            `"/opt/my env/bin/python" /opt/skysense-o/demo/demo.py`. Paths with spaces need quotes.
+        source: file of the raster.
+        folder: folder for the results.
+        formats: formats of the results, as in `--save`.
 
     Raises:
-        CommandError: no command, or no classes.
+        CommandError: the command line is empty, or there are no classes.
 
     >>> scene_command("skysense-o scene", Path("a.tif"), Path("out"), ["geotiff"], classes="road", threshold=0.4)[:4]
     ['skysense-o', 'scene', '--input', 'a.tif']
@@ -65,7 +65,7 @@ def scene_command(
         raise CommandError("no command: set it in Settings > Options > Processing > Providers > SkySense-O")
     if not classes.strip():
         raise CommandError("no classes: name at least one, such as road")
-    # With "=", because a value may begin with a minus.
+    # Values are given after "=", because a value may begin with a minus.
     command = [*words, "--input", str(source), "--output", str(folder), f"--classes={classes}"]
     command.append(f"--save={','.join(formats)}")
     options = {
@@ -88,14 +88,14 @@ def run(
     """Run a command to its end.
 
     Args:
-        is_cancelled: asked several times per second; if it returns True, the command gets SIGTERM, so that it can
-            store its progress, and is killed after SECONDS_TO_STOP.
-        set_progress: called with 0..100.
+        is_cancelled: called several times per second; if it returns True, the command gets SIGTERM, so that it can
+            store its progress. If the command still runs after SECONDS_TO_STOP, it is killed.
+        set_progress: called with the progress in percent, 0..100.
         tell: called with each line that the command prints.
 
     Raises:
         Cancelled: `is_cancelled` returned True.
-        CommandError: the command cannot be started, or fails; the message has the last lines of the command's output.
+        CommandError: the command cannot be started, or fails; the message has the last lines of its output.
     """
     try:
         process = subprocess.Popen(
@@ -138,11 +138,11 @@ def run(
                 tell(text)
     if process.wait():
         raise CommandError("\n".join(last) or f"{command[0]} ended with exit code {process.returncode}")
-    set_progress(100.0)  # the bar of a scene with few windows may end below 100
+    set_progress(100.0)  # the progress bar of a scene with few windows may end below 100
 
 
 def clean_environment(environment) -> dict[str, str]:
-    """The environment of the command: the one of QGIS without the variables for QGIS's own Python, GDAL and Qt."""
+    """The environment variables for the command: those of QGIS, without the ones for its own Python, GDAL and Qt."""
     kept = {key: value for key, value in environment.items() if not key.startswith(FOREIGN)}
     return {**kept, "SKYSENSE_O_PROGRESS": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 

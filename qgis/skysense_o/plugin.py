@@ -1,4 +1,4 @@
-"""The plugin object that QGIS holds."""
+"""The plugin object, which QGIS creates and keeps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class SkySensePlugin:
         self.provider = None
 
     def initProcessing(self) -> None:
-        """Register the provider; without a window (qgis_process), QGIS calls only this method."""
+        """Register the provider. If QGIS runs without a window (qgis_process), it calls only this method."""
         self.provider = SkySenseProvider()
         QgsApplication.processingRegistry().addProvider(self.provider)
 
     def initGui(self) -> None:
-        """Load the plugin into QGIS with its window."""
+        """Register the provider. If QGIS runs with a window, it calls this method."""
         self.initProcessing()
 
     def unload(self) -> None:

@@ -1,4 +1,4 @@
-"""The Processing provider, with the setting that says which command to call."""
+"""The Processing provider, with a setting for the command line of SkySense-O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTING = "SKYSENSE_O_COMMAND"
 
 
 def command_line() -> str:
-    """The command to call, from the environment variable, else from QGIS's settings."""
+    """The command line of SkySense-O, from the environment variable or, if it is not set, from the settings of QGIS."""
     return os.environ.get(SETTING) or ProcessingConfig.getSetting(SETTING) or DEFAULT_COMMAND
 
 

@@ -1,4 +1,4 @@
-"""The style of a label map: one colour and name per class. Needs no QGIS."""
+"""The QGIS style of a label map: a colour and a name for each class. This module imports nothing from QGIS."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def write_label_style(facts: Path, labels: Path) -> Path:
     """Write `<labels>.qml`, which QGIS applies when a user adds the label map to a project; return its path.
 
     Args:
-        facts: JSON file of the run, with id, name and color of each class.
-        labels: the label map.
+        facts: JSON file beside the label map, with id, name and color of each class.
+        labels: file of the label map.
     """
     classes = json.loads(facts.read_text(encoding="utf-8"))["classes"]
     style = labels.with_suffix(".qml")
@@ -21,7 +21,7 @@ def write_label_style(facts: Path, labels: Path) -> Path:
 
 
 def label_style(classes: list[dict]) -> str:
-    """The QML of a label map.
+    """The content of the style file (QML) of a label map.
 
     >>> "paletteEntry" in label_style([{"id": 0, "name": "road", "color": [255, 0, 0]}])
     True

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Run all fault tests: malformed inputs, kills, full disks (need root), limits, 20 users for two minutes, fuzzing with new seeds.
+# Run all fault tests: malformed inputs, kills, full disks (real ones only as root), limits, 20 simulated users for two minutes, and
+# fuzzing with new seeds.
 #   bash tests/faults/run.sh [minutes of fuzzing, default 60] [first seed, default: the date]
 set -eu
 cd "$(dirname "$0")/../.."

@@ -86,7 +86,7 @@ def test_a_basemap_is_what_the_server_was_started_with(words_only, tmp_path, cal
     )
     code, _, err = call("demo/app.py", "--basemap", "tiles.png")
     assert code == 2
-    assert "--basemap 'tiles.png' is no address of tiles" in err
+    assert "--basemap 'tiles.png' is not an address of map tiles" in err
 
 
 def test_an_image_is_its_visitors_own(visitor):

@@ -1,20 +1,21 @@
 #!/bin/sh
-# Measure the effect of pretraining and of three losses: the mini tower is pretrained on UC Merced and fine-tuned on Dubai, with 3 seeds.
+# Measure the effects of pretraining and of one, two or three losses: the mini tower is pretrained on UC Merced, and the mini model is
+# fine-tuned on Dubai with 3 seeds.
 #   DETECTRON2_DATASETS=../shared/data sh tools/experiments/pretrain_and_finetune.sh output/experiment [STEPS on Dubai: 100]
-# Finished runs are not repeated. The numbers are in the metrics.json of each folder.
+# Finished trainings are not repeated. The metrics.json in each folder has the numbers of a training, and a table is printed at the end.
 set -eu
 out=${1:?usage: sh tools/experiments/pretrain_and_finetune.sh OUTPUT_DIR [STEPS]}
 steps=${2:-100}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 python=$(sh "$here/tools/setup.sh")
 
-run() {  # folder, config, KEY VALUE ...
+run() {  # arguments: folder, config, KEY VALUE ...
     folder=$1 config=$2
     shift 2
     [ -f "$folder/model_final.pth" ] || "$python" "$here/tools/train_net.py" --config-file "$here/configs/$config" OUTPUT_DIR "$folder" "$@"
 }
 
-# To evaluate the untrained and the ImageNet-only tower, train one step with a learning rate near 0.
+# To evaluate a tower with random weights and one with ImageNet weights, train each for one step with a learning rate near 0.
 nothing="SOLVER.MAX_ITER 1 SOLVER.BASE_LR 1e-12 SOLVER.IMS_PER_BATCH 2"
 # shellcheck disable=SC2086
 run "$out/untrained" pretrain/mini.yaml MODEL.TOWER.PRETRAINED False $nothing
