@@ -138,7 +138,7 @@ def test_impossible_decisions_raise_an_error(say, review, region, action, what, 
         say("ann", region, action, **what)
     with pytest.raises(ValueError, match="a reviewer needs a name"):
         say(" ", 1, "reject")
-    with pytest.raises(ValueError, match="'elsewhere' is not a tile"):
+    with pytest.raises(ValueError, match="'elsewhere' is not one of the 2 tiles with regions"):
         review.decide(Decision("elsewhere", 1, "ann", "reject"))
 
 
