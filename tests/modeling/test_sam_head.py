@@ -141,7 +141,7 @@ def test_a_checkpoint_that_is_not_sams_or_does_not_fit(tmp_path):
     with pytest.raises(WeightsError, match="no decoder of Segment Anything that fits.*0 tensors fit"):
         load_sam_decoder(head, tmp_path / "other.pth")
     torch.save(sam().state_dict(), tmp_path / "sam.pth")
-    with pytest.raises(WeightsError, match="misshaped: .*shared_tokens.weight.*leave WIDTH"):
+    with pytest.raises(WeightsError, match="misshaped: .*shared_tokens.weight.*keep the defaults of WIDTH"):
         load_sam_decoder(head, tmp_path / "sam.pth")
 
 
