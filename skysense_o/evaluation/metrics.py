@@ -1,4 +1,7 @@
-"""Metrics from a confusion matrix. Shape letters: C classes; rows are the truth, columns the prediction."""
+"""Metrics from a confusion matrix.
+
+Shape letters: C classes; rows are the truth, columns the prediction.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Read files with Pillow: header, tags, and images of 8 bits per channel. Shape letters: H W pixels."""
+"""Read files with Pillow: header, tags, and images of 8 bits per channel.
+
+Shape letters: H W pixels.
+"""
 
 from __future__ import annotations
 
