@@ -106,7 +106,7 @@ def whole_image_tasks(vqa_model) -> tuple[Callable, Callable]:
 
 
 def make_page(args: argparse.Namespace, limits: Limits, root: Path):
-    """Load the weights and return the page."""
+    """Load the models that the options name, and return the page that uses them."""
     from skysense_o.inference.classify import load_vqa_model
     from skysense_o.inference.predictor import Predictor
     from skysense_o.interactive.page import Example, Page

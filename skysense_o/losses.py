@@ -213,7 +213,7 @@ def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Ten
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Convert half precision to float32; leave float64."""
+    """Convert a tensor to float32, unless it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 

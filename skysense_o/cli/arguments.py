@@ -116,7 +116,7 @@ def _model(p: ArgumentParser, weights: str) -> None:
 
 
 def add_backend(p: ArgumentParser) -> None:
-    """Add --backend."""
+    """Add the option --backend, which selects the runtime of the image encoder of `mini`."""
     text = "runtime for the image encoder of mini on a CPU; auto: onnx where possible (default: torch)"
     p.add_argument("--backend", default="torch", choices=("torch", "onnx", "openvino", "auto"), help=text)
 

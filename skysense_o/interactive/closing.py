@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class ClosedSession(ValueError):
-    """The session was closed."""
+    """The error of a request to a session that was closed."""
 
 
 class Closable(ABC):

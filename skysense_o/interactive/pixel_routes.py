@@ -34,7 +34,7 @@ CHUNK = 1 << 20
 
 
 class TypedBody(Body):
-    """Words as they are typed."""
+    """Body of a request with the words that a person is still typing."""
 
     words: str
 

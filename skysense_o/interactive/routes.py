@@ -44,7 +44,7 @@ WEB = Path(__file__).with_name("web")
 
 
 class WordsBody(Body):
-    """Classes to segment."""
+    """Body of a request to segment the image by words."""
 
     words: str
     background: str = ""
@@ -52,13 +52,13 @@ class WordsBody(Body):
 
 
 class QuestionBody(Body):
-    """A question about an image."""
+    """Body of a request with a question about the image."""
 
     question: str
 
 
 def create_app(page: Page) -> FastAPI:
-    """The application that serves a page."""
+    """Create the FastAPI application that serves a page and its requests."""
     queue = JobQueue(page.work, page.limits.jobs, page.limits.queue)
 
     @asynccontextmanager

@@ -126,7 +126,7 @@ def _pixels(raster: Raster, plan: Plan, k: int, c: int, fill) -> Tensor:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The complete lines of a file."""
+    """Read a file of JSON lines; lines that are empty or incomplete are left out."""
     found = []
     for line in path.read_text().split("\n") if path.is_file() else ():
         try:

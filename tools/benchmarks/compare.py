@@ -185,7 +185,7 @@ def compare(found: dict[str, Variant], image: Tensor, text: Tensor, repeats: int
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:
-    """Return median, minimum and maximum."""
+    """Return the median, minimum and maximum of measured times."""
     return statistics.median(values), min(values), max(values)
 
 
