@@ -57,7 +57,7 @@ class Header:
 
     @property
     def has_geo_tags(self) -> bool:
-        """Whether a TIFF has tags for its georeference."""
+        """Whether a TIFF has tags that give a georeference."""
         return any(tag in self.tags for tag in _GEO_TAGS)
 
     @property

@@ -56,4 +56,4 @@ class Closable(ABC):
 
     @abstractmethod
     def _free(self) -> None:
-        """Delete the session's files and free its memory."""
+        """Delete the files and free the memory of the session."""

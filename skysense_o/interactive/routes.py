@@ -63,7 +63,8 @@ def create_app(page: Page) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_):
-        # Requests outside the queue (tiles, masks as PNG) use these threads, so no more of them run at once than jobs.
+        # Requests outside the queue (tiles, masks as PNG) run in this thread pool. As many run at once as
+        # `limits.jobs`, but at least two.
         to_thread.current_default_thread_limiter().total_tokens = max(2, page.limits.jobs)
         cleaner = asyncio.create_task(_clean(page))
         yield

@@ -109,7 +109,7 @@ def collect_instances(
 
 
 def _extent(axis: Axis, index: int) -> tuple[int, int]:
-    """The pixels of the result that a window covers, half-open; it may end beyond the scene."""
+    """The pixels of the result that a window covers, half-open; a window may end beyond the scene."""
     scale, start = axis.target / axis.length, axis.starts[index]
     return round(start * scale), round((start + axis.window) * scale)
 
