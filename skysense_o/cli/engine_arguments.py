@@ -11,7 +11,7 @@ from skysense_o.data_engine.review import cli as review_cli
 
 
 def add_engine_arguments(p: ArgumentParser) -> None:
-    """Add one command per step."""
+    """Add one command per step of the data engine, with the options of the step."""
     steps = p.add_subparsers(dest="step", required=True, metavar="STEP")
     for name, (text, groups) in STEPS.items():
         step = steps.add_parser(name, help=text, description=text)

@@ -183,7 +183,7 @@ def test_windows_cover_the_image_and_end_at_its_border():
     [
         ("floodnet", lambda p: Image.new("L", (36, 24), 10).save(p), r"has unknown values \[10\]"),
         ("floodnet", lambda p: Image.new("RGB", (36, 24)).save(p), "is a RGB image where one channel"),
-        ("floodnet", lambda p: Image.new("L", (30, 24)).save(p), r"is \(24, 30\), its image \(24, 36\)"),
+        ("floodnet", lambda p: Image.new("L", (30, 24)).save(p), r"has the size \(24, 30\), but its image \(24, 36\)"),
         ("floodnet", lambda p: p.write_bytes(p.read_bytes()[:60]), "cut short or"),
         ("floodnet", lambda p: p.unlink(), "has no label file"),
     ],
