@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="address of map tiles with {z}, {x} and {y}; users can switch this map on below GeoTIFFs (default: none)",
     )
-    p.add_argument("--config-file", metavar="FILE", help="config of weights whose file does not contain it")
+    p.add_argument("--config-file", metavar="FILE", help="config of the model, for weights files without a config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add_backend(p)
     p.add_argument("--host", default="127.0.0.1", help="address to bind (default: localhost only)")
@@ -106,7 +106,7 @@ def whole_image_tasks(vqa_model) -> tuple[Callable, Callable]:
 
 
 def make_page(args: argparse.Namespace, limits: Limits, root: Path):
-    """Load the weights and return the page."""
+    """Load the models that the options name, and return the page that uses them."""
     from skysense_o.inference.classify import load_vqa_model
     from skysense_o.inference.predictor import Predictor
     from skysense_o.interactive.page import Example, Page

@@ -1,7 +1,9 @@
 """Masks for boxes, taken from the model's own label maps.
 
 People draw a box tightly around a whole thing. So of the regions inside the box, they mean the one that reaches its
-four sides, fills much of it, and does not continue outside. H W pixels; a box is half-open XYXY.
+four sides, fills much of it, and does not continue outside.
+
+Shape letters: H W pixels. A box is half-open XYXY.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Make clicks and boxes from known masks, to train and evaluate prompts; find the part of a mask that a click means.
-H W pixels; a point is (x, y) of a pixel.
 
 Nothing here is random: the same masks give the same clicks.
+
+Shape letters: H W pixels. A point is (x, y) of a pixel.
 """
 
 from __future__ import annotations

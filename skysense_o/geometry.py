@@ -1,4 +1,4 @@
-"""From images to the model's input and back. Shape letters: B images, T phrases, C classes, H W pixels, h w grid.
+"""From images to the model's input and back.
 
 `prepare` normalises and pads. For a tower with a fixed input size it also squeezes: it resizes images to a square of
 this size without keeping the aspect ratio. `ImageTransform.restore` is the inverse: it undoes the
@@ -6,6 +6,8 @@ squeeze, crops the padding and resizes.
 
 Pixel coordinates: pixel i covers [i, i + 1). A point (x, y) names a pixel and means its centre. A box is half-open
 XYXY, (x0, y0, x1, y1): pixel (x1 - 1, y1 - 1) is the last pixel inside.
+
+Shape letters: B images, T phrases, C classes, H W pixels, h w grid.
 """
 
 from __future__ import annotations

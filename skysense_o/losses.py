@@ -1,4 +1,4 @@
-"""Training losses: pure functions. Shape letters: B images, T classes, D embedding, H W pixels, h w grid.
+"""Training losses: pure functions.
 
 Each loss is a mean over the valid pixels and classes of a sample, then over the samples. So the loss does not depend on
 how a batch is divided between processes. A sample without valid pixels or classes contributes zero.
@@ -9,6 +9,8 @@ how a batch is divided between processes. A sample without valid pixels or class
 0.6931
 >>> round(dice(logits, sem_seg, valid).item(), 4)  # 1 - (2 * 8 + 1) / (8 + 16 + 1)
 0.32
+
+Shape letters: B images, T classes, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -211,7 +213,7 @@ def presence_bce(presence: Tensor, sem_seg: Tensor, valid: Tensor, complete: Ten
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Convert half precision to float32; leave float64."""
+    """Convert a tensor to float32, unless it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -1,8 +1,10 @@
-"""Training losses for partial labels. Shape letters: B images, T phrases, V label values, H W pixels.
+"""Training losses for partial labels.
 
 A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each phrase and pixel. UNKNOWN (and MAYBE,
 see sample.py) is not a negative: it adds nothing.
 If every target is known, each loss here equals its counterpart in `losses.py`.
+
+Shape letters: B images, T phrases, V label values, H W pixels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Iterative prompt training with corrective clicks. B images, K prompts per image, N points per prompt, H W pixels."""
+"""Iterative prompt training with corrective clicks.
+
+Shape letters: B images, K prompts per image, N points per prompt, H W pixels.
+"""
 
 from __future__ import annotations
 

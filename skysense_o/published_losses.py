@@ -1,6 +1,6 @@
 """The region losses of the published code. They differ from the paper; `losses.py` has our reading of the paper.
 
-B images, T classes, D embedding.
+Shape letters: B images, T classes, D embedding.
 """
 
 from __future__ import annotations

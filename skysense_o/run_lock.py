@@ -85,7 +85,7 @@ def _is_same(file: IO, path: Path) -> bool:
 
 
 def _holder(path: Path) -> dict:
-    """What the holder of the lock wrote about itself; {} if it has not written yet."""
+    """What the holder of the lock wrote about itself; {} if the holder has not written anything yet."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

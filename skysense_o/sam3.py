@@ -123,7 +123,7 @@ class Sam3(nn.Module):
         self.text_bank(self.tower, [self.templates[0].format(p) for words in vocabulary.phrases for p in words])
 
     def forward(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """Samples -> labels and scores."""
+        """Predict the label of each pixel and its score, for each sample."""
         return self.predict(samples, "labels")
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class Sam3(nn.Module):
         sizes: Sequence[tuple[int, int]],
         reduce: Reduce,
     ) -> list[Prediction]:
-        """As `SkySenseO.predict_text`."""
+        """Predict from embedded images and words, as `SkySenseO.predict_text` does."""
         return [
             {**transform.restore_probabilities(grid, size, reduce), "presence": presence}
             for grid, presence, transform, size in zip(*self._classes(image_embedding, vocabularies), transforms, sizes)
@@ -280,7 +280,7 @@ def _like(example: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tenso
 
 
 def _full_size(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h,w) logits -> (H,W) probabilities."""
+    """Enlarge a mask to the size of the image: logits (h,w) -> probabilities (H,W)."""
     return F.interpolate(mask[None, None].float().sigmoid(), size=size, mode="bilinear", align_corners=False)[0, 0]
 
 

@@ -50,7 +50,7 @@ class TextBank:
         self._fingerprint: str | None = None
 
     def weights_changed(self) -> None:
-        """Call this when the text tower may have new weights; they are hashed before the next use."""
+        """Call this when the text tower may have new weights; the weights are then hashed before the next use."""
         self._fingerprint = None
 
     def __call__(

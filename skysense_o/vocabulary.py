@@ -157,7 +157,7 @@ class Vocabulary:
 
 
 def as_vocabulary(classes: Vocabulary | Sequence[str] | str, background: Sequence[str] | str) -> Vocabulary:
-    """The vocabulary of the arguments of `Predictor.__call__`."""
+    """Make a vocabulary from the arguments `classes` and `background` of `Predictor.__call__`."""
     extra = split_words(background) if isinstance(background, str) else background or ()
     if isinstance(classes, Vocabulary):
         if extra:

@@ -35,7 +35,7 @@ LOST = f"its worker was lost {ATTEMPTS} times: killed, out of memory, or gone wi
 
 
 class Each(Protocol):
-    """Calls a function on each item."""
+    """Interface of the functions that call a given function on each of many items; see `__call__`."""
 
     def __call__(
         self,
@@ -99,7 +99,9 @@ class Cluster:
 
     @contextmanager
     def each(self, load: Callable[[], Any]) -> Iterator[Each]:
-        """Context manager for the workers. Each worker calls `load` once and keeps the model.
+        """Context manager that connects to the cluster and yields an `Each`, whose calls run on the workers.
+
+        Each worker calls `load` once and keeps the model that it returns. The context ends the connection.
 
         Functions and their arguments are pickled, so they must be importable on all machines. Workers run in the folder
         of this process, which must be there on all machines, so that relative paths mean the same.
@@ -192,7 +194,7 @@ class _Pool:
         self.busy[worker.start.remote()] = worker, None, attempt
 
     def each(self, function, items, *, desc, unit="image", lost=None):
-        """See `Each`."""
+        """Call a function on each item, on the workers of this pool; see `Each`."""
         ray, function = self.ray, self.ray.put(function)
         waiting, left = deque(((item,), 1) for item in items), len(items)  # in tuples, because an item may be None
         with tqdm(total=left, desc=desc, unit=unit) as bar:

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--scores", metavar="FILE", help="for --by scores: CSV file with the columns from,to,score")
     p.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
-    p.add_argument("--config-file", metavar="FILE", help="model config, for weights that do not contain it")
+    p.add_argument("--config-file", metavar="FILE", help="config of the model, for weights files without a config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     p.add_argument(
         "--limit",

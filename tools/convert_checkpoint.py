@@ -46,8 +46,12 @@ PARTS = {
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("source", help=".pth, .ckpt or .safetensors, or hf://org/repo/file")
-    p.add_argument("target", help=".safetensors (our names) or .pth (published names, under 'model')")
+    p.add_argument("source", help="checkpoint to read: a .pth, .ckpt or .safetensors file, or hf://org/repo/file")
+    p.add_argument(
+        "target",
+        help="file to write: .safetensors with this project's parameter names, or .pth with the published parameter"
+        " names, under the key 'model'",
+    )
     p.add_argument(
         "--config-file", default=str(CONFIG), metavar="FILE", help="config of the model (default: published SkySense-O)"
     )
@@ -56,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=DTYPES,
         default="as is",
-        help="type of the floating-point tensors to write (default: as they are)",
+        help="type of the floating-point tensors to write (default: the types in the source)",
     )
     p.add_argument("--inference", action="store_true", help="drop tensors that only training needs")
     p.add_argument(

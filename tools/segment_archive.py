@@ -30,12 +30,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--background", default="", metavar="WORDS", help="background classes, whose pixels become 'none' (id 0)"
     )
-    p.add_argument("--output", required=True, metavar="DIR", help="folder for the results, the same on all machines")
+    p.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the results; must have the same path on all machines"
+    )
     p.add_argument(
         "--save",
         default="geotiff,areas",
         metavar="LIST",
-        help="output formats, as for demo.py (default: geotiff,areas)",
+        help="output formats, see --save of demo/demo.py (default: geotiff,areas)",
     )
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")

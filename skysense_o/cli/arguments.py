@@ -78,13 +78,13 @@ def add_ask_arguments(p: ArgumentParser) -> None:
     p.set_defaults(**_of_segmentation(), **words, task="ask", open_world=False, interactive=False)
 
 
-INPUT = "images, folders or globs in quotes; item.json of STAC"
+INPUT = "images, folders, globs in quotes, or a STAC item (item.json)"
 WEIGHTS = "a file, hf://org/repo/file, org/repo, mini or mini_vqa (default: {})"
 
 
 def _files(p: ArgumentParser) -> None:
     p.add_argument("files", nargs="*", metavar="FILE", help=INPUT)
-    p.add_argument("--input", nargs="+", default=[], metavar="FILE", help="the same as FILE")
+    p.add_argument("--input", nargs="+", default=[], metavar="FILE", help="another way to give the input files")
     p.add_argument("--output", default="output", metavar="DIR", help="folder for the results (default: output)")
 
 
@@ -94,7 +94,9 @@ def _words(p: ArgumentParser) -> None:
     words.add_argument("--classes-file", metavar="FILE", help="one class per line, with bars between synonyms")
     words.add_argument("--dataset", metavar="NAME", help="classes and colors of datasets/classes/NAME.json")
     words.add_argument(
-        "--open-world", action="store_true", help="hundreds of classes: Sky-SA's if its graph is present, else our list"
+        "--open-world",
+        action="store_true",
+        help="hundreds of classes: those of Sky-SA's relation graph if it is present, else a shipped list",
     )
 
 
@@ -109,14 +111,14 @@ def _question(p: ArgumentParser, text: str, required: bool = False) -> None:
 def _model(p: ArgumentParser, weights: str) -> None:
     p.add_argument("--weights", metavar="W", help=weights)
     p.add_argument("--trust-checkpoint", action="store_true", help="also read pickles, which executes any code in them")
-    p.add_argument("--config-file", metavar="FILE", help="config of the model, for weights that do not contain it")
+    p.add_argument("--config-file", metavar="FILE", help="config of the model, for weights files without a config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster where supported")
     add_backend(p)
 
 
 def add_backend(p: ArgumentParser) -> None:
-    """Add --backend."""
+    """Add the option --backend, which selects the runtime of the image encoder of `mini`."""
     text = "runtime for the image encoder of mini on a CPU; auto: onnx where possible (default: torch)"
     p.add_argument("--backend", default="torch", choices=("torch", "onnx", "openvino", "auto"), help=text)
 
@@ -141,7 +143,9 @@ def _limit(p: ArgumentParser) -> None:
     p.add_argument(
         "--max-pixels", type=int, metavar="N", help="most pixels of a plain image; 0: no limit (default: 178,956,970)"
     )
-    p.add_argument("--asset", metavar="KEY", help="which asset of a STAC item is the image (default: its only one)")
+    p.add_argument(
+        "--asset", metavar="KEY", help="which asset of a STAC item is the image (default: the only image asset)"
+    )
 
 
 def _scenes(p: ArgumentParser) -> None:

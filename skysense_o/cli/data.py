@@ -13,11 +13,11 @@ def add_data_arguments(p: ArgumentParser) -> None:
     steps = p.add_subparsers(dest="step", required=True, metavar="check|show|prepare")
     text = "check a data set, and print a manifest to compare with other copies"
     add_check_arguments(steps.add_parser("check", help=text, description=text))
-    steps.add_parser("show", help="draw the samples that training gets", add_help=False)
-    text = "convert a data set from the publisher's files to ours"
+    steps.add_parser("show", help="draw training samples of a data set as an image", add_help=False)
+    text = "convert a data set from the publisher's files to the files that this project reads"
     prepare = steps.add_parser("prepare", help=text, description=text)
     names = sorted(recipe_scripts())
-    more = "its options follow: skysense-o data prepare NAME --help"
+    more = "for the options of one data set: skysense-o data prepare NAME --help"
     prepare.add_argument("name", choices=names, metavar="NAME", help=f"{', '.join(names)}; {more}")
 
 

@@ -11,14 +11,16 @@ from skysense_o.data_engine.review import cli as review_cli
 
 
 def add_engine_arguments(p: ArgumentParser) -> None:
-    """Add one command per step."""
+    """Add one command per step of the data engine, with the options of the step."""
     steps = p.add_subparsers(dest="step", required=True, metavar="STEP")
     for name, (text, groups) in STEPS.items():
         step = steps.add_parser(name, help=text, description=text)
         step.add_argument("--work", required=True, metavar="DIR", help="work folder of all steps; created if missing")
         if name != "review":  # reviewers' decisions are never deleted
             step.add_argument(
-                "--restart", action="store_true", help="repeat this step; deletes its and later steps' files"
+                "--restart",
+                action="store_true",
+                help="delete the files of this step and all later steps, and repeat this step",
             )
         for add in groups:
             add(step)
@@ -29,20 +31,30 @@ def _input(p: ArgumentParser) -> None:
         "--input", nargs="+", required=True, metavar="FILE", help="images, rasters, folders, globs in quotes"
     )
     p.add_argument("--tile", type=int, default=512, metavar="PX", help="longest side of a tile (default: 512)")
-    p.add_argument("--licence", default="", metavar="TEXT", help="licence of these images, for the catalogue")
-    p.add_argument("--credit", default="", metavar="TEXT", help="author or owner of these images, for the catalogue")
+    p.add_argument("--licence", default="", metavar="TEXT", help="licence of the input images, for the catalogue")
+    p.add_argument(
+        "--credit", default="", metavar="TEXT", help="author or owner of the input images, for the catalogue"
+    )
     p.add_argument("--gsd", type=float, metavar="M", help="metres per pixel of images that are not georeferenced")
 
 
 def _duplicates(p: ArgumentParser) -> None:
     p.add_argument(
-        "--bits", type=int, default=8, help="duplicates differ in at most this many of 256 hash bits (default: 8)"
+        "--bits",
+        type=int,
+        default=8,
+        metavar="N",
+        help="two tiles are duplicates if at most N of 256 hash bits differ (default: 8)",
     )
     p.add_argument(
         "--distance", type=float, default=0.005, help="largest 1 - cosine of duplicates' embeddings (default: 0.005)"
     )
     p.add_argument(
-        "--against", nargs="+", default=[], metavar="NAME", help="leave out tiles similar to images of these sets"
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="data sets: leave out tiles that are similar to their images",
     )
     p.add_argument("--hashes-only", action="store_true", help="compare hashes only: fast, but misses shifted copies")
 
@@ -54,7 +66,11 @@ def _regions(p: ArgumentParser) -> None:
         help="how to find regions (default: words with --classes or --dataset, else superpixels)",
     )
     p.add_argument(
-        "--least", type=int, default=100, metavar="PX", help="merge regions smaller than this (default: 100)"
+        "--least",
+        type=int,
+        default=100,
+        metavar="PX",
+        help="merge regions of fewer than PX pixels into others (default: 100)",
     )
     p.add_argument(
         "--coarse",
@@ -70,7 +86,7 @@ def _words(p: ArgumentParser) -> None:
     words.add_argument("--classes", metavar="WORDS", help='classes, "a,b,c"; synonyms with bars, "a|b,c"')
     words.add_argument("--dataset", metavar="NAME", help="classes of datasets/classes/NAME.json")
     words.add_argument("--open-world", action="store_true", help="some 370 classes of all kinds (the default)")
-    p.add_argument("--background", default="", metavar="WORDS", help="background classes; they are never written")
+    p.add_argument("--background", default="", metavar="WORDS", help="background classes, which are never written")
 
 
 def _naming(p: ArgumentParser) -> None:
@@ -93,9 +109,12 @@ def _naming(p: ArgumentParser) -> None:
         "--synonyms",
         type=float,
         metavar="COS",
-        help="merge names whose text embeddings have at least this cosine (default: 0.85 for free text, else none)",
+        help="merge names whose text embeddings have a cosine of at least COS (default: 0.85 for free text, else"
+        " no merging)",
     )
-    p.add_argument("--graph", metavar="FILE", help="relation graph; names that it scores as dissimilar are not merged")
+    p.add_argument(
+        "--graph", metavar="FILE", help="relation graph; names that the graph scores as dissimilar are not merged"
+    )
 
 
 def _sure(p: ArgumentParser) -> None:
@@ -106,14 +125,17 @@ def _publishing(p: ArgumentParser) -> None:
     p.add_argument("--val", type=float, default=0.1, help="share of tiles for validation (default: 0.1)")
     p.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
     p.add_argument(
-        "--group", default="", metavar="REGEX", help=r'keep files with the same match in one split: "(scene\d+)_"'
+        "--group",
+        default="",
+        metavar="REGEX",
+        help=r'keep files in one split if REGEX matches the same text in their names: "(scene\d+)_"',
     )
     p.add_argument("--title", default="", help="title of the data sheet")
 
 
 def _model(p: ArgumentParser) -> None:
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
-    p.add_argument("--config-file", metavar="FILE", help="model config, for weights that do not contain it")
+    p.add_argument("--config-file", metavar="FILE", help="config of the model, for weights files without a config")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 

@@ -22,7 +22,7 @@ def add_export_arguments(p: ArgumentParser) -> None:
 
 
 def run_export(args: Namespace) -> int:
-    """Export; returns the exit code."""
+    """Write the model to an ONNX file as the options say, and return the exit code."""
     path = Path(args.output)
     if path.suffix != ".onnx":
         raise ValueError(f"--output {args.output!r} ends in {path.suffix!r}: write a name that ends in .onnx")

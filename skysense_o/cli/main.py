@@ -16,7 +16,7 @@ from skysense_o.shipped_files import shipped_file
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command of `skysense-o`.
 
     Attributes:
         add: module and function that adds its options, as "arguments.add_segment_arguments".

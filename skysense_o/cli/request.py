@@ -55,7 +55,7 @@ class Request:
         return OPEN_WORLD_SHARE if self.args.open_world else 0.0
 
     def outputs(self, path: Path, stem: str) -> SceneOutputs:
-        """Which files to write for a scene."""
+        """Return which files to write for a scene and how, from the command's options."""
         args, share, item = self.args, self.min_share, self.items.get(path)
         return SceneOutputs(
             Path(args.output), self.formats, stem, self.colors, args.min_area, args.simplify, share, item

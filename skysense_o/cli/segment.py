@@ -1,4 +1,4 @@
-"""Run segment, scene, classify and ask."""
+"""Run the commands `skysense-o segment`, `scene`, `classify` and `ask`."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _segment_scene(request: Request, predictor, path: Path, stem: str, processes
 
 
 def _prompt_loop(request: Request) -> int:
-    """Run the prompt loop for one image."""
+    """Open the first image and read commands (words, points, boxes) from the terminal until the user quits."""
     from skysense_o.data.open_world import open_world
     from skysense_o.interactive.dialogue import Dialogue
     from skysense_o.interactive.opening import open_upload

@@ -42,7 +42,7 @@ def _add_changes(p: ArgumentParser) -> None:
 
 
 def run_train(args: Namespace) -> int:
-    """Train or evaluate; returns the exit code."""
+    """Train or evaluate a model as the options say, and return the exit code."""
     if any(word.startswith("--") for word in args.opts):
         flag = next(word for word in args.opts if word.startswith("--"))
         raise ValueError(f"{flag!r} is among the KEY VALUE pairs: put options before them")

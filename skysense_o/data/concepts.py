@@ -3,7 +3,7 @@
 A label means yes, no or unknown for each word: a pixel with the label "grass" is vegetation (yes), not a building (no),
 and perhaps a meadow (unknown).
 
-K concepts, V label values.
+Shape letters: K concepts, V label values.
 """
 
 from __future__ import annotations

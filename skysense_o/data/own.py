@@ -98,7 +98,7 @@ def _read_yaml(path: Path) -> dict:
 
 
 def _ignored(body: dict, path: Path) -> tuple[int, ...]:
-    """Label values that belong to no class."""
+    """Read `ignore` of dataset.yaml: the label values that belong to no class."""
     values = body.get("ignore", 255)
     values = values if isinstance(values, list) else [values]
     if not all(type(value) is int and 0 <= value <= LARGEST for value in values):
@@ -110,7 +110,7 @@ def _ignored(body: dict, path: Path) -> tuple[int, ...]:
 
 
 def _offset(body: dict, path: Path, classes: int) -> int:
-    """Label value of the first class."""
+    """Read `offset` of dataset.yaml: the label value of the first class."""
     offset = body.get("offset", 0)
     if type(offset) is not int or not 0 <= offset <= LARGEST + 1 - classes:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Find out what label values mean for each concept, and choose the words of a training sample.
 
-K concepts, V label values, C words of a sample.
+Shape letters: K concepts, V label values, C words of a sample.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def load_graph_with_report(path: str) -> tuple[RelationGraph, dict[str, int]]:
 
 
 def _saved_graph(body: dict, path: str) -> RelationGraph:
-    """A graph as `RelationGraph.save` writes it."""
+    """Make a graph from `body`, the content of a JSON file that `RelationGraph.save` wrote."""
     names = [checked(name, str, f"{path}: a name") for name in take(body, "names", list, path)]
     sources = [checked(one, str, f"{path}: a source") for one in take(body, "sources", list, path, ["unknown"])]
     edges = take(body, "edges", list, path)

@@ -56,7 +56,7 @@ class Counts:
             self.gsd.append(row["gsd"])
 
     def summary(self) -> dict:
-        """The content of statistics.json."""
+        """Return the statistics of the data set, which are written to statistics.json."""
         total = sum(self.images.values())
         sizes = np.percentile(self.sizes, (5, 25, 50, 75, 95)).round().astype(int).tolist()
         return {

@@ -1,7 +1,9 @@
 """Step 2: leave out near-duplicates of other tiles, and tiles that duplicate an image of a test set.
 
 Duplicates are found first by their perceptual hashes (which tools/check_dataset.py uses too), then by the image tower's
-embeddings. faiss searches the nearest neighbours. Shape letters: N tiles, D embedding.
+embeddings. faiss searches the nearest neighbours.
+
+Shape letters: N tiles, D embedding.
 """
 
 from __future__ import annotations

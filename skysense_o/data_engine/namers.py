@@ -30,7 +30,7 @@ REGION_BATCH = 32
 
 
 class Namer(Protocol):
-    """The interface of all namers."""
+    """Interface of the models and programs that give regions their names."""
 
     def __call__(self, rgb: np.ndarray, regions: np.ndarray) -> list[list[tuple[str, float]]]:
         """Name the regions of an image.

@@ -28,7 +28,7 @@ class Vectors:
         self.files = len(list(folder.glob("[0-9]*.npz")))
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """The names that have no vector yet."""
+        """The names among `names` for which the store has no vector."""
         return [name for name in names if name not in self.known]
 
     def add(self, pairs: Iterator[tuple[str, np.ndarray]]) -> None:

@@ -121,7 +121,7 @@ class WorkFolder:
         return self.table("catalog.parquet", "collect")
 
     def kept(self) -> list[dict]:
-        """The catalogue without the tiles that step "deduplicate" left out, if it ran."""
+        """The catalogue without the tiles that the step "deduplicate" left out, if that step ran."""
         rows = self.catalog()
         if not (self / "duplicates.parquet").is_file():
             return rows

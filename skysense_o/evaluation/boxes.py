@@ -97,7 +97,7 @@ def _read_json(path: str | Path):
 
 
 def _complete(number: int, annotation: dict) -> dict:
-    """Add the keys that pycocotools needs."""
+    """Add the keys that pycocotools needs (`iscrowd`, `id`, `area`) to a COCO annotation."""
     _, _, width, height = annotation["bbox"]
     return {"iscrowd": 0, **annotation, "id": number, "area": width * height}
 

@@ -1,4 +1,7 @@
-"""Write the confusion matrix as a table and as a figure. Shape letters: C classes."""
+"""Write the confusion matrix as a table and as a figure.
+
+Shape letters: C classes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images to inspect predictions by eye."""
+"""Write images on which people inspect predictions by eye."""
 
 from __future__ import annotations
 

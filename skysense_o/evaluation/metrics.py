@@ -1,4 +1,7 @@
-"""Metrics from a confusion matrix. Shape letters: C classes; rows are the truth, columns the prediction."""
+"""Metrics from a confusion matrix.
+
+Shape letters: C classes; rows are the truth, columns the prediction.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def _means(iou: np.ndarray, in_truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """mIoU and mIoU_predicted, see `segmentation_metrics`."""
+    """Compute mIoU and mIoU_predicted, which `segmentation_metrics` explains."""
     either = (in_truth | predicted).sum()
     return _mean(iou[in_truth]), float(iou[in_truth].sum() / either) if either else float("nan")
 

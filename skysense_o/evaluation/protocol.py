@@ -1,6 +1,8 @@
-"""Evaluation protocols: input size, windows, test-time augmentation, thresholds. C classes, H W pixels, h w grid.
+"""Evaluation protocols: input size, windows, test-time augmentation, thresholds.
 
 A protocol is a YAML file in configs/protocols that changes keys of the config; TEST.PROTOCOL names it.
+
+Shape letters: C classes, H W pixels, h w grid.
 """
 
 from __future__ import annotations

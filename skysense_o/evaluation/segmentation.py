@@ -58,7 +58,7 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return len(self.colors)
 
     @property

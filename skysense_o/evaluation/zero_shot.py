@@ -151,7 +151,7 @@ def _images(each: Each, tower: nn.Module, records: Sequence[dict], read: Callabl
 def _vectors(
     records: Sequence[dict], read: Callable, side: int, flips: bool, model: nn.Module, chosen: list[int]
 ) -> Tensor:
-    """Unit vectors (K,D) of K images."""
+    """Encode K images -> unit vectors (K,D)."""
     side = model.tower.scene_side or side
     images = [cv2.resize(read(records[i]), (side, side), interpolation=cv2.INTER_LINEAR) for i in chosen]
     vectors = image_vectors(model.tower, images)

@@ -1,7 +1,9 @@
 """Read rasters with GDAL: which bands become RGB, which pixels are valid, and one stretch for the whole raster.
 
 `scenes.raster.Raster` extends `GDALImage`, and `read_image` uses it for files that Pillow cannot read completely, so
-both give the same pixels. Shape letters: H W pixels of the file as stored, h w pixels that are requested.
+both give the same pixels.
+
+Shape letters: H W pixels of the file as stored, h w pixels that are requested.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""EXIF orientation: rotate and mirror stored images so that they are upright. Shape letters: H W pixels."""
+"""EXIF orientation: rotate and mirror stored images so that they are upright.
+
+Shape letters: H W pixels.
+"""
 
 from __future__ import annotations
 

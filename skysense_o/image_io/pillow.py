@@ -1,4 +1,7 @@
-"""Read files with Pillow: header, tags, and images of 8 bits per channel. Shape letters: H W pixels."""
+"""Read files with Pillow: header, tags, and images of 8 bits per channel.
+
+Shape letters: H W pixels.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class Header:
 
     @property
     def has_geo_tags(self) -> bool:
-        """Whether a TIFF has tags for its georeference."""
+        """Whether a TIFF has tags that give a georeference."""
         return any(tag in self.tags for tag in _GEO_TAGS)
 
     @property

@@ -54,7 +54,7 @@ class RGBImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H,W)."""
+        """Size of the image (H,W)."""
         return self.rgb.shape[:2]
 
     def filled(self, color=FILL) -> np.ndarray:

@@ -27,7 +27,7 @@ STABILITY_OFFSET = 1.0
 
 @dataclass(frozen=True)
 class Proposal:
-    """One region.
+    """One region that was found without words.
 
     Attributes:
         mask: bool (H,W).

@@ -157,7 +157,7 @@ def _missing(backend: str) -> str:
 
 
 def _why_not(predictor: Predictor, backend: str) -> str:
-    """Why a backend cannot run a predictor, with the cure; "" if it can."""
+    """Say why a backend cannot run a predictor, and how to mend this; "" if the backend can run the predictor."""
     model = predictor.model
     head = getattr(model, "sem_seg_head", None)
     if model.device.type != "cpu":

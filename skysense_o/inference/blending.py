@@ -1,7 +1,9 @@
 """From windows to a label map: probabilities are blended on the mask grid, then labels are computed per pixel.
 
 No array has the size of the image times the number of classes: a strip of columns is processed from top to bottom, and
-finished rows are passed on. Shape letters: B windows, C classes, H W pixels, h w cells of the mask grid.
+finished rows are passed on.
+
+Shape letters: B windows, C classes, H W pixels, h w cells of the mask grid.
 """
 
 from __future__ import annotations

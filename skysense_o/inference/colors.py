@@ -186,7 +186,7 @@ class _Search:
             self.add(color)
 
     def add(self, color: Color) -> Color:
-        """Choose a color."""
+        """Record a color as chosen, so that later colors are compared with it, and return it."""
         color = tuple(int(value) for value in color)
         lab = lab_of(np.array(color))
         if len(self.chosen) < MAX_SEARCHED:

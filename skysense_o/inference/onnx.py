@@ -1,7 +1,9 @@
 """Export the image tower and decoder to ONNX: image and text embeddings in, one mask per phrase out.
 
 The text tower is not exported. Text embeddings are computed once (`embed_words`) and are an input, so the file works
-with any vocabulary. Shape letters: B images, T phrases, D embedding, H W pixels, h w grid.
+with any vocabulary.
+
+Shape letters: B images, T phrases, D embedding, H W pixels, h w grid.
 """
 
 from __future__ import annotations

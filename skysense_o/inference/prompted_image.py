@@ -187,7 +187,7 @@ class PromptedImage:
         return F.normalize(torch.einsum("khw,dhw->kd", shares, self.dense[0].float()), dim=-1)
 
     def _regions(self, masks: np.ndarray) -> np.ndarray:
-        """Check masks; returns bool (K,H,W)."""
+        """Check that masks have the image's size and are not empty -> bool (K,H,W)."""
         masks = np.asarray(masks, bool)
         if masks.ndim != 3 or masks.shape[1:] != self.size:
             height, width = self.size

@@ -1,4 +1,7 @@
-"""Segment images of any size in memory with sliding windows. Shape letters: H W pixels, C classes."""
+"""Segment images of any size in memory with sliding windows.
+
+Shape letters: H W pixels, C classes.
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """The windows of an image, and the strips of columns in which its result is computed."""
+    """The windows of an image, and the strips of columns in which the result is computed."""
 
     rows: Axis
     cols: Axis

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class ClosedSession(ValueError):
-    """The session was closed."""
+    """The error of a request to a session that was closed."""
 
 
 class Closable(ABC):
@@ -56,4 +56,4 @@ class Closable(ABC):
 
     @abstractmethod
     def _free(self) -> None:
-        """Delete the session's files and free its memory."""
+        """Delete the files and free the memory of the session."""

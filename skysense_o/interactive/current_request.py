@@ -22,7 +22,7 @@ class StoppedByUser(ValueError):
 
 @dataclass
 class TimedRequest:
-    """One request.
+    """One request to the web page, with its time limit.
 
     Args:
         report: is called with the share of the work that is done, 0..1.

@@ -24,7 +24,7 @@ from skysense_o.scenes.raster import Raster
 MERCATOR = CRS.from_epsg(3857)
 DEGREES = CRS.from_epsg(4326)
 EDGE = 20037508.342789244
-"""Half the side of Web Mercator's square, in its metres."""
+"""Half the side of the square that Web Mercator maps the world to, in metres of Web Mercator."""
 TILE = 256
 MOST_PIXELS = 8_000_000
 """Largest number of pixels of the grid on which results are shown; a larger grid is made coarser."""

@@ -46,7 +46,7 @@ class Example:
 
 
 class Page:
-    """The requests of the page.
+    """Handles the requests of the web page, one method per request.
 
     Args:
         predictor: the model.
@@ -77,7 +77,7 @@ class Page:
 
     @functools.cached_property
     def naming_vocabulary(self) -> Vocabulary:
-        """The classes that regions are compared with."""
+        """The open-world classes, with which a selected region is compared to find its name."""
         return open_world()[0]
 
     def encode_naming_vocabulary(self) -> None:
@@ -167,7 +167,7 @@ class Page:
         return image
 
     def _give_map(self, session: Session) -> None:
-        """Show a scene on a map."""
+        """Make the map of the session, if its image is georeferenced; if no map can be made, a note says why."""
         image = session.image
         if image.scene is None or session.areas is None:
             return
@@ -209,7 +209,7 @@ class Page:
         self.segment(image, words, background, threshold)
 
     def everything(self, image: OpenImage) -> None:
-        """Find regions without words."""
+        """Find and name all regions of the image, without words from the user."""
         found = image.session.find_all_regions(image.session.naming(self.naming_vocabulary))
         if not found:
             raise ValueError(NOTHING_FOUND)
@@ -217,12 +217,12 @@ class Page:
         image.summary = Counter(p.classes[0][0] if p.classes else "no name" for p in found).most_common()
 
     def clear(self, image: OpenImage) -> None:
-        """Forget the region and the examples."""
+        """Forget the selected region, the example regions and the names and summary shown for them."""
         image.session.clear()
         image.region_names, image.summary = [], None
 
     def ask(self, image: OpenImage, question: str) -> None:
-        """Answer a question about the image."""
+        """Answer a question about the image with the VQA model, and keep the answer."""
         if self.answer is None:
             raise ValueError("no model for questions is loaded here")
         if not question.strip():
@@ -232,7 +232,7 @@ class Page:
         image.answered(question, self.answer(image.session.image.rgb, question))
 
     def name_scene(self, image: OpenImage) -> None:
-        """Rank classes for the whole image."""
+        """Name the whole image: keep the classes ranked by their cosine."""
         if self.scene_names is None:
             raise ValueError("no model for whole images is loaded here")
         image.scene_names = [

@@ -34,7 +34,7 @@ CHUNK = 1 << 20
 
 
 class TypedBody(Body):
-    """Words as they are typed."""
+    """Body of a request with the words that a person is still typing."""
 
     words: str
 
@@ -154,6 +154,6 @@ def _parts(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _attached(name: str) -> dict[str, str]:
-    """The header by which a browser stores an answer under this name."""
+    """The header that makes a browser save an answer as a file with this name."""
     plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
     return {"content-disposition": f"attachment; filename=\"{plain}\"; filename*=utf-8''{quote(name)}"}

@@ -44,7 +44,7 @@ WEB = Path(__file__).with_name("web")
 
 
 class WordsBody(Body):
-    """Classes to segment."""
+    """Body of a request to segment the image by words."""
 
     words: str
     background: str = ""
@@ -52,18 +52,19 @@ class WordsBody(Body):
 
 
 class QuestionBody(Body):
-    """A question about an image."""
+    """Body of a request with a question about the image."""
 
     question: str
 
 
 def create_app(page: Page) -> FastAPI:
-    """The application that serves a page."""
+    """Create the FastAPI application that serves a page and its requests."""
     queue = JobQueue(page.work, page.limits.jobs, page.limits.queue)
 
     @asynccontextmanager
     async def lifespan(_):
-        # Requests outside the queue (tiles, masks as PNG) use these threads, so no more of them run at once than jobs.
+        # Requests outside the queue (tiles, masks as PNG) run in this thread pool. As many run at once as
+        # `limits.jobs`, but at least two.
         to_thread.current_default_thread_limiter().total_tokens = max(2, page.limits.jobs)
         cleaner = asyncio.create_task(_clean(page))
         yield

@@ -195,7 +195,7 @@ class Session(Closable):
         return region
 
     def _predict(self, prompt: Prompt) -> tuple[np.ndarray, float | None]:
-        """Mask and predicted IoU; see `Region`."""
+        """Predict the mask for clicks or a box, and its IoU, or None if no IoU is predicted."""
         if self.seen.takes_prompts or prompt.points:
             return self.seen.prompt(prompt.points, prompt.labels, prompt.box)
         return self.seen.box_mask(prompt.box), None

@@ -47,7 +47,7 @@ class OpenImage:
     version: int = 0
 
     def answered(self, question: str, answer: str) -> None:
-        """Keep an answer; the oldest are forgotten."""
+        """Keep an answer; of more than MOST_ANSWERS answers, the oldest are forgotten."""
         self.answers = [*self.answers[1 - MOST_ANSWERS :], (question, answer)]
 
 

@@ -36,7 +36,7 @@ class Queries:
 
 
 class MaskDecoder(nn.Module):
-    """Interface of all mask decoders."""
+    """Interface of mask decoders, which predict a mask for each phrase and for each prompt."""
 
     takes_prompts: bool  # whether prompts are accepted; if False, they raise an error
     upscale: int = 4  # side of the logits divided by the side of the dense map
@@ -67,7 +67,7 @@ class MaskDecoder(nn.Module):
     def decode(
         self, image_embedding: object, queries: Queries, chunk: int | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As `forward`, from the result of `refine`."""
+        """Decode the masks as `forward` does, but from an image embedding that `refine` has returned."""
         return self.forward(image_embedding, queries, chunk)
 
     def check(self, queries: Queries) -> None:

@@ -75,7 +75,7 @@ class MiniTower(Tower):
         return Features(dense, tuple(outputs[1:]), dense.mean(dim=(2, 3)), tuple(stages))
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
-        """See `encode_sentences`."""
+        """Encode strings with MiniLM; see `encode_sentences`."""
         return encode_sentences(self.text, self.tokenizer, strings, self.pixel_mean.device)
 
     def layers(self) -> list[list[nn.Module]]:

@@ -147,7 +147,7 @@ def _value_path(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
 
 
 def _to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B,hw,C) -> (B,C,h,w)."""
+    """Arrange tokens as a map: (B,hw,C) -> (B,C,h,w)."""
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
@@ -195,7 +195,7 @@ class TimmViTReader:
 
 
 def timm_self_attention(block: Block, x: Tensor, kinds: Sequence[str], residual: bool = False) -> Tensor:
-    """`self_attention` for a block of timm."""
+    """Do what `self_attention` does, for a transformer block of timm."""
     part = block.attn
     q, k, v = part.qkv(block.norm1(x)).unflatten(-1, (3, part.num_heads, -1)).permute(2, 0, 3, 1, 4)
     read = _read((part.q_norm(q), part.k_norm(k), v), kinds)

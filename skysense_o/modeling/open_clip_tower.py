@@ -1,4 +1,7 @@
-"""Models of open_clip as towers: RemoteCLIP, GeoRSCLIP, LAION's, SigLIP, ... B images, N strings, D embedding."""
+"""Models of open_clip as towers: RemoteCLIP, GeoRSCLIP, LAION's CLIP, SigLIP and others.
+
+Shape letters: B images, N strings, D embedding.
+"""
 
 from __future__ import annotations
 

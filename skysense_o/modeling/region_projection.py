@@ -1,4 +1,7 @@
-"""Region features as the published code computes them. B images, D embedding, T classes, h w grid, s upscaling."""
+"""Region features as the published code computes them.
+
+Shape letters: B images, D embedding, T classes, h w grid, s upscaling.
+"""
 
 from __future__ import annotations
 

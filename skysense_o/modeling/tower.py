@@ -73,7 +73,7 @@ class Tower(nn.Module):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
 
     def encode_image(self, x: Tensor) -> Features:
-        """x (B,3,h0,w0) normalised -> Features."""
+        """Encode normalised images x (B,3,h0,w0) -> Features."""
         raise NotImplementedError
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:

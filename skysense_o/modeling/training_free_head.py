@@ -103,7 +103,7 @@ class TrainingFreeHead(MaskDecoder):
     def decode(
         self, image_embedding: Features, queries: Queries, chunk: int | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As `forward`, from the result of `refine`.
+        """Decode as `forward` does, but from an image embedding that `refine` has returned.
 
         Raises:
             ValueError: there is only one phrase, so there is nothing to compare it with.

@@ -1,4 +1,4 @@
-"""Cache tensors that depend on weights only."""
+"""Cache tensors that depend only on a model's weights, not on its inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Cut maps into windows for attention. B images, H W tokens, C channels, M windows, N tokens."""
+"""Cut maps into windows for attention.
+
+Shape letters: B images, H W tokens, C channels, M windows, N tokens.
+"""
 
 from __future__ import annotations
 

@@ -167,5 +167,5 @@ def _key(file: Path, stem: str) -> str:
 
 
 def _path(start: Path, end: str) -> Path:
-    """`<folder>/<stem><end>`; the stem may contain dots."""
+    """Return the path `<folder>/<stem><end>` of an output file; the stem may contain dots."""
     return start.with_name(start.name + end)

@@ -94,7 +94,7 @@ def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:
         N polygons or multi-polygons in longitude -180..180 and latitude, valid as rounded.
 
     Raises:
-        ValueError: a coordinate has no longitude or latitude.
+        ValueError: a coordinate cannot be converted to longitude and latitude.
     """
     project = Transformer.from_crs(crs, 4326, always_xy=True)
     moved = shapely.transform(geometry, lambda xy: np.stack(project.transform(xy[:, 0], xy[:, 1]), axis=1))
@@ -111,7 +111,7 @@ def to_longitudes(geometry: np.ndarray, crs, decimals: int) -> np.ndarray:
 
 
 def _areas_of(shape: shapely.Geometry) -> shapely.Geometry:
-    """The polygons of a shape, without the lines and points that its repair may have left."""
+    """The polygons of a shape, without the lines and points that `make_valid` may have left."""
     if not isinstance(shape, shapely.GeometryCollection) or isinstance(shape, shapely.MultiPolygon):
         return shape
     return shapely.union_all([part for part in shape.geoms if part.area > 0])

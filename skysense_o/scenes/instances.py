@@ -109,7 +109,7 @@ def collect_instances(
 
 
 def _extent(axis: Axis, index: int) -> tuple[int, int]:
-    """The pixels of the result that a window covers, half-open; it may end beyond the scene."""
+    """The pixels of the result that a window covers, half-open; a window may end beyond the scene."""
     scale, start = axis.target / axis.length, axis.starts[index]
     return round(start * scale), round((start + axis.window) * scale)
 
@@ -126,7 +126,7 @@ def _pixels(raster: Raster, plan: Plan, k: int, c: int, fill) -> Tensor:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The complete lines of a file."""
+    """Read a file of JSON lines; lines that are empty or incomplete are left out."""
     found = []
     for line in path.read_text().split("\n") if path.is_file() else ():
         try:

@@ -206,7 +206,7 @@ def _writer(
 
 
 def _share(height: int, process: int, processes: int) -> range:
-    """The rows of one process."""
+    """The range of image rows that one of several processes segments."""
     return range(height * process // processes, height * (process + 1) // processes)
 
 

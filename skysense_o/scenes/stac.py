@@ -106,7 +106,7 @@ def write_item(
         source_item: the item that the scene was given by; its time is kept, and the item is linked.
 
     Raises:
-        ValueError: the footprint has no longitudes, or the item is not valid.
+        ValueError: the footprint cannot be converted to longitude and latitude, or the item is not valid STAC.
     """
     import pystac
 

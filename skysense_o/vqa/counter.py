@@ -82,7 +82,7 @@ class Counter(nn.Module):
     def losses(
         self, scores: Tensor, density: Tensor, answers: Sequence[str], points: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        """Compute the losses.
+        """Compute the losses of the counter.
 
         Args:
             scores, density: outputs of `forward`.

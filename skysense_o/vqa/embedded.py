@@ -142,7 +142,7 @@ class EmbeddedVQA(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """See `VQAModel`."""
+        """Answer one question per image; see `VQAModel.answer`."""
         different = {id(image): image for image in images}  # an image with several questions is encoded once
         row = {key: i for i, key in enumerate(different)}
         cells = self.grid_features(self.encode_images(list(different.values())))

@@ -23,7 +23,7 @@ NUMBER = re.compile(r"\b(" + "|".join(sorted(NUMBERS, key=len, reverse=True)) + 
 
 
 class VQAModel(Protocol):
-    """The interface of all VQA models."""
+    """Interface of models that answer questions about images."""
 
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """Answer one question per image.

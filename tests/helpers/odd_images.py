@@ -1,4 +1,7 @@
-"""Image files of many unusual kinds, each with the pixels that a reader must return. Shape letters: H W pixels."""
+"""Image files of many unusual kinds, each with the pixels that a reader must return.
+
+Shape letters: H W pixels.
+"""
 
 from __future__ import annotations
 

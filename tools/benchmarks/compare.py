@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=int, default=512, help="side of the image in pixels, a multiple of 32 (default: 512)")
     p.add_argument("--names", type=int, default=10, help="number of classes (default: 10)")
     p.add_argument("--repeats", type=int, default=11, help="number of rounds (default: 11)")
-    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
+    p.add_argument("--json", metavar="FILE", help="also write the measured numbers to FILE, as JSON")
     return p
 
 
@@ -185,7 +185,7 @@ def compare(found: dict[str, Variant], image: Tensor, text: Tensor, repeats: int
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:
-    """Return median, minimum and maximum."""
+    """Return the median, minimum and maximum of measured times."""
     return statistics.median(values), min(values), max(values)
 
 

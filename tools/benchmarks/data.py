@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--crop", type=int, default=512, metavar="N", help="INPUT.CROP_SIZE (default: 512)")
     p.add_argument("--workers", default="0,1,2", metavar="LIST", help="numbers of workers to try (default: 0,1,2)")
     p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="duration of each measurement (default: 4)")
-    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
+    p.add_argument("--json", metavar="FILE", help="also write the measured numbers to FILE, as JSON")
     return p
 
 

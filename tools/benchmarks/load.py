@@ -29,11 +29,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--weights", default="", metavar="W", help="weights file (default: mini, or random ones with --config-file)"
     )
-    p.add_argument("--config-file", default="", metavar="FILE", help="model config, for weights that do not contain it")
+    p.add_argument(
+        "--config-file", default="", metavar="FILE", help="config of the model, for weights files without a config"
+    )
     p.add_argument(
         "--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the loaded model (default: fp32)"
     )
-    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
+    p.add_argument("--json", metavar="FILE", help="also write the measured numbers to FILE, as JSON")
     return p
 
 

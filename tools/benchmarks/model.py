@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--weights", default="", metavar="W", help="weights file (default: mini, or random with --config-file)"
     )
-    p.add_argument("--config-file", default="", metavar="FILE", help="model config, for weights that do not contain it")
+    p.add_argument(
+        "--config-file", default="", metavar="FILE", help="config of the model, for weights files without a config"
+    )
     p.add_argument("--names", default="1,16,100,256", metavar="N,N", help="numbers of classes (default: 1,16,100,256)")
     p.add_argument("--batch", default="1", metavar="N,N", help="batch sizes (default: 1)")
     p.add_argument("--size", type=int, default=512, help="side of the image in pixels (default: 512)")
@@ -61,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--all-names", action="store_true", help="decode all classes without a limit (MAX_CLASSES 0)")
     p.add_argument("--plain", action="store_true", help="do not pack linear layers (MODEL.TOWER.PACKED False)")
     p.add_argument("--compile", action="store_true", help="compile the image tower with torch.compile")
-    p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
+    p.add_argument("--json", metavar="FILE", help="also write the measured numbers to FILE, as JSON")
     return p
 
 

@@ -1,4 +1,7 @@
-"""Measure a large scene: windows per second in the run and in the model alone, memory beyond the weights, resuming.
+"""Benchmark the segmentation of a large scene.
+
+Measured are windows per second in the whole run and in the model alone, and the memory in addition to the weights. A
+second run is killed and resumed, to test that it writes the same label map.
 
 python tools/benchmark.py scene --width 30000 --height 2048 --names 100
 python tools/benchmark.py scene --width 30000 --height 30000 --names 100 --stand-in --no-kill

@@ -61,7 +61,7 @@ def _different_pairs(labels: Counter) -> int:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of all reviewers.
+    """How well the decisions of all reviewers agree.
 
     Attributes:
         pairs: (reviewer, reviewer, number of regions on which both decided, kappa).

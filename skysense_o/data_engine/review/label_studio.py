@@ -134,7 +134,10 @@ def _region(rows: list[dict], size: tuple[int, int], tile: str) -> ExchangedRegi
 
 
 def _drawing(row: dict, shape: str, size: tuple[int, int], tile: str) -> np.ndarray:
-    """Rasterise what a result draws -> bool (H,W). Coordinates are percent of the image's sides."""
+    """Rasterise the shape in `row`, one result of Label Studio -> bool (H,W).
+
+    The coordinates of shapes other than brushes are in percent of the image's sides.
+    """
     where = f"{tile}, a {shape}"
     drawn = take(row, "original_height", int, where, size[0]), take(row, "original_width", int, where, size[1])
     if drawn != tuple(size):

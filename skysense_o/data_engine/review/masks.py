@@ -1,4 +1,7 @@
-"""Conversion of masks to and from run lengths (RLE), polygons and boxes. Shape letters: H W pixels."""
+"""Conversion of masks to and from run lengths (RLE), polygons and boxes.
+
+Shape letters: H W pixels.
+"""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class ReviewPage:
 
 
 def build_page(page: ReviewPage):
-    """Build the Gradio page."""
+    """Build the page on which people review regions, as Gradio blocks."""
     import gradio as gr
 
     with gr.Blocks(title="Review", delete_cache=(600, 3600), analytics_enabled=False) as blocks:

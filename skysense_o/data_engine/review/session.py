@@ -144,7 +144,7 @@ class Review:
         return items
 
     def progress(self, reviewer: str, round: int) -> tuple[int, int]:
-        """(number of decided regions, number of all regions) of this reviewer in this round."""
+        """Return the number of regions that this reviewer has decided in this round, and the number of all regions."""
         items = [decided for tile in self.tiles for _, decided in self.items(reviewer, tile, round)]
         return sum(items), len(items)
 

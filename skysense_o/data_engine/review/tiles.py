@@ -81,6 +81,6 @@ class Tiles:
         return read_image(self.work / "tiles" / f"{tile}.png").rgb.copy()
 
     def names(self) -> set[str]:
-        """All proposed names and candidates."""
+        """All names that a model gave to regions, and all candidates for names, of all tiles."""
         rows = [row for regions in self.proposed.values() for row in regions.values()]
         return {row.name for row in rows if row.name} | {name for row in rows for name, _ in row.candidates}
