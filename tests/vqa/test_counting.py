@@ -291,7 +291,7 @@ def test_marks_that_no_training_would_see_are_refused(cars, tmp_path):
     elsewhere = tmp_path / "elsewhere.jsonl"
     elsewhere.write_text('{"image": "a/b.tif", "what": "car", "points": [[1, 2]]}')
     cfg.INPUT.POINTS = str(elsewhere)
-    with pytest.raises(ValueError, match=r"has no image of the 'how many' questions .*: it has \['a/b'\]"):
+    with pytest.raises(ValueError, match=r"has no image of the 'how many' questions .*: the file has \['a/b'\]"):
         check_config(cfg, eval_only=False, resume=False)
     check_config(cfg, eval_only=True, resume=False)
     elsewhere.write_text("")
@@ -309,7 +309,8 @@ def test_the_marks_we_ship_are_those_that_are_written_of():
             images[kind] += 1
             points[kind] += len(some)
     table = (ROOT / "datasets/README.md").read_text()
-    assert f"in {len(marks)} training images of UC Merced ({points.total():,} points)" in " ".join(table.split())
+    words = " ".join(table.split())
+    assert f"has {points.total():,} points, in pixels, on objects in {len(marks)} training images of UC Merced" in words
     for kind in images:
         assert f"\n| {kind} | {images[kind]} | {points[kind]:,} |" in table
     places = np.array([point for kinds in marks.values() for some in kinds.values() for point in some])
