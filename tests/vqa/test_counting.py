@@ -295,7 +295,7 @@ def test_marks_that_no_training_would_see_are_refused(cars, tmp_path):
         check_config(cfg, eval_only=False, resume=False)
     check_config(cfg, eval_only=True, resume=False)
     elsewhere.write_text("")
-    with pytest.raises(ValueError, match=r"it has \[\], they have"):
+    with pytest.raises(ValueError, match=r"the file has \[\], the questions have"):
         check_config(cfg, eval_only=False, resume=False)
     cfg.INPUT.MAPPER = "labels"
     with pytest.raises(ValueError, match="INPUT.POINTS are for INPUT.MAPPER 'questions', not 'labels'"):
