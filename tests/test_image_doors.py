@@ -115,9 +115,10 @@ def test_check_dataset_reports_the_stretch_of_a_data_set_once(tmp_path):
     told = [note for note in report.notes if "stretched" in note]
     assert len(told) == 1
     assert told[0].startswith(
-        "3 of 3 images have values of uint16: each is stretched to 0..255 between its own 2nd and"
+        "3 of 3 images have values of uint16: in training and prediction, each image is stretched"
     )
-    assert "the lower from 1095.98 to 9095.98, the upper from 5703.02 to 13703" in told[0]
+    assert "its own 2nd percentile (1095.98 to 9095.98 in these images)" in told[0]
+    assert "its 98th (5703.02 to 13703)" in told[0]
 
 
 def test_predictor_and_demo_give_the_same_labels_for_a_scene(mini, call, tmp_path):

@@ -18,6 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from skysense_o.cpu_threads import set_thread_environment
+
+set_thread_environment()
+
 from skysense_o.errors import exit_code
 
 VISITS = (  # each row: file name, width and height of the window, theme, label of the button that opens the example
