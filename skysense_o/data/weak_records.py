@@ -91,8 +91,9 @@ def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
 def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read `datasets/points/<index>`, JSON lines {"image", "what", "points"}.
 
-    A line has a point on every object of the kind "what" in one image. A record has "points" as in `read_point_labels`,
-    "what", and "kind", the scene class of the image. Kinds that are not in the class table are left out.
+    A line has a point on every object of the kind "what" in one image. A record has three further keys:
+    "points", a list of [x, y, class id]; "what", copied from the line; and "kind", the scene class of the image. Lines
+    with a kind that is not in the class table are left out.
     """
     names = load_classes(spec.class_table_name).classes
     path = CLASSES_FOLDER.parent / "points" / spec.index

@@ -28,9 +28,9 @@ class PromptEncoder(nn.Module):
     Tokens: one learned mask token, then for each point and box corner its position encoding plus its kind embedding.
 
     In Segment Anything the prompt also changes the image features. Here the image is refined once for all queries.
-    Instead each prompt adds maps to its mask logits: its location, the inside of the box, the proximity of foreground
-    and background clicks, and the similarity to the features under the prompt. A few convolutions combine these maps,
-    separately for each prompt.
+    Instead each prompt has maps of its own: its location, the inside of the box, the proximity of foreground and
+    background clicks, and the similarity to the features under the prompt. For each prompt a few convolutions turn its
+    maps into values that are added to its mask logits.
     """
 
     def __init__(self, width: int) -> None:

@@ -378,8 +378,9 @@ def test_no_seams_on_a_real_scene(mini):
     """Without overlap, labels change more often at the borders of windows; an overlap removes 90 % of this excess.
 
     Changes are divided by those in a prediction of the whole scene in one window, so the content of the scene cancels
-    out. Only lines on the grid of 16 pixels are compared. Rows and columns are counted together, because this
-    scene has only ten such borders: one direction alone deviates by 30 % either way by chance.
+    out. Only lines on the grid of 16 pixels are compared. Horizontal and vertical borders of windows are
+    counted together. This scene has only ten, too few to measure each direction alone: its excess would vary by 30 %
+    up or down by chance.
     """
     with rasterio.open(SHARED / REAL[1]) as file:
         pixels = file.read([1, 2, 3])
