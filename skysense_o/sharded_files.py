@@ -78,7 +78,9 @@ def read_sharded(path: Path, placed: Placed | None = None, only: str = "") -> di
     stored = torch.load(path / VALUES, map_location="cpu", weights_only=True)
     found = len(list(path.glob("*.safetensors")))
     if found != stored["processes"]:
-        raise OSError(f"{found} of the {stored['processes']} files of its processes are there")
+        raise OSError(
+            f"the folder has {found} of the {stored['processes']} weights files that the training's processes wrote"
+        )
     reader = checkpoint.HuggingFaceStorageReader(str(path))
     tensors = {
         name: (placed or _whole)(name, entry.size, entry.properties.dtype)

@@ -272,7 +272,9 @@ def _compare(one: SplitReport, two: SplitReport) -> None:
 
 
 def histogram(reports: list[SplitReport]) -> list[tuple]:
-    """Rows of a table: class, then for each split share in % and images. Only the 60 most frequent classes."""
+    """Rows of a table of the 60 most frequent classes: the class; then, for each split, its share in % and the number of
+    images that have it.
+    """
     total = Counter()
     for report in reports:
         total.update({name: count for name, (count, _) in report.counts.items()})

@@ -157,7 +157,7 @@ def _is_envi(path: Path) -> bool:
 
 
 def _check_vrt(path: Path, depth: int = 0) -> None:
-    """Check that a VRT refers only to local images that could be opened by themselves.
+    """Check that a VRT refers only to local images that may also be opened directly.
 
     Raises:
         ImageError: the VRT refers to something else, or cannot be read.

@@ -50,7 +50,9 @@ def linear(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pack_linears(modules: Iterable[nn.Module]) -> int:
-    """Pack, in place, the linear layers that are direct children of these modules, each with a GELU that follows it.
+    """Pack, in place, the linear layers that are direct children of these modules.
+
+    In an `nn.Sequential`, a GELU directly after a linear layer becomes part of the packed layer.
 
     Returns:
         The number of packed layers; 0 where this machine's torch cannot pack them, which is logged.

@@ -366,8 +366,8 @@ def test_real_scenes_have_every_export_and_their_areas_add_up(tmp_path, mini, na
     if crs.is_projected:
         assert np.allclose(table.geometry.area, table.area_m2)
     else:
-        geod = table.crs.get_geod()
-        assert np.allclose([abs(geod.geometry_area_perimeter(g)[0]) for g in table.geometry], table.area_m2, rtol=1e-4)
+        geod = table.crs.get_geod()  # it connects corners by geodesics, and pixels end at parallels: up to 1.2e-4 apart
+        assert np.allclose([abs(geod.geometry_area_perimeter(g)[0]) for g in table.geometry], table.area_m2, rtol=3e-4)
     world = geopandas.read_file(files[".geojson"])
     assert world.crs.to_epsg() == 4326
     assert len(world) == len(table)

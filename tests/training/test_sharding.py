@@ -197,7 +197,7 @@ def test_a_sharded_folder_with_a_lost_file_falls_back_to_the_one_before(one_proc
     next((tmp_path / "model_0000005.sharded").glob("*.safetensors")).unlink()
     with caplog.at_level("WARNING"):
         assert checkpointer.resume() == 4
-    assert "0 of the 1 files of its processes are there" in caplog.text
+    assert "the folder has 0 of the 1 weights files that the training's processes wrote" in caplog.text
     checkpointer.save("model_best", tag=False, iteration=3, best=0.25)
     assert checkpointer.best() == 0.25
 
