@@ -272,8 +272,8 @@ def _compare(one: SplitReport, two: SplitReport) -> None:
 
 
 def histogram(reports: list[SplitReport]) -> list[tuple]:
-    """Rows of a table of the 60 most frequent classes: the class; then, for each split, its share in % and the number of
-    images that have it.
+    """Rows of a table of the 60 most frequent classes: the class; then, for each split, its share in % and the number
+    of images that have it.
     """
     total = Counter()
     for report in reports:

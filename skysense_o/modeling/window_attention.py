@@ -1,6 +1,6 @@
 """Cut maps into windows for attention.
 
-Shape letters: B images, H W height and width of the map in tokens, C channels, M windows per image, N tokens per window.
+Shape letters: B images, H W the map's height and width in tokens, C channels, M windows per image, N tokens per window.
 """
 
 from __future__ import annotations
