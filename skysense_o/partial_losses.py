@@ -83,7 +83,8 @@ def narrower_first(logits: Tensor, target: Tensor, narrower: Tensor) -> Tensor:
 
     Without this term such phrases never compete, and "tree" may win in a forest. The loss of a pair is the mean of
     softplus(wider - narrower) over its pixels; it is averaged over the pairs of a sample. A sample without pairs
-    contributes 0.
+    contributes 0. If the decoder reads each phrase by itself, as `SAMMaskHead` does, the term also lowers the wider
+    phrase where it is asked for alone (docs/experiments.md, 2026-11-30).
 
     Args:
         logits, target: (B,T,H,W).

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +61,25 @@ def take(page, example: str | None) -> None:
     page.wait_for_timeout(1500)  # the map fades in and comes to rest
 
 
+def go(page, address: str, served: subprocess.Popen) -> None:
+    """Open the address, and wait for a page that has not started yet.
+
+    Raises:
+        OSError: the page's process has ended.
+    """
+    from playwright.sync_api import Error
+
+    while served.poll() is None:
+        try:
+            page.goto(address, wait_until="domcontentloaded")
+            return
+        except Error as error:
+            if "ERR_CONNECTION_REFUSED" not in str(error):
+                raise
+            page.wait_for_timeout(500)
+    raise OSError(f"the page ended with code {served.returncode}: the lines above say why")
+
+
 def run() -> int:
     args = parser().parse_args()
     chromium = shutil.which("chromium")
@@ -71,30 +89,18 @@ def run() -> int:
 
     args.output.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "demo/app.py"), "--port", str(args.port)]
-    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stdout=said, stderr=said) as served:
+    with subprocess.Popen(command) as served, sync_playwright() as p:
         try:
-            with sync_playwright() as p:
-                browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-                for name, width, height, theme, example in VISITS:
-                    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
-                    page = context.new_page()
-                    page.set_default_timeout(WAIT_MS)
-                    while served.poll() is None:
-                        try:
-                            page.goto(f"http://127.0.0.1:{args.port}", wait_until="domcontentloaded")
-                            break
-                        except Exception as error:  # playwright's own error; the page has not started yet
-                            if "ERR_CONNECTION_REFUSED" not in str(error):
-                                raise
-                            page.wait_for_timeout(500)
-                    else:
-                        said.seek(0)
-                        raise OSError(f"the page ended with code {served.returncode}: {said.read()[-2000:]}")
-                    take(page, example)
-                    page.screenshot(path=args.output / name, type="jpeg", quality=85)
-                    print(args.output / name)
-                    context.close()
-                browser.close()
+            browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            for name, width, height, theme, example in VISITS:
+                page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+                page.set_default_timeout(WAIT_MS)
+                go(page, f"http://127.0.0.1:{args.port}", served)
+                take(page, example)
+                page.screenshot(path=args.output / name, type="jpeg", quality=85)
+                print(args.output / name)
+                page.close()
+            browser.close()
         finally:
             served.terminate()
     return 0
