@@ -41,6 +41,7 @@ class Concepts:
     above: np.ndarray  # bool (K,K): the row's concept equals the column's concept, or is a kind of it
     fits: np.ndarray  # bool (K,K), symmetric: both concepts may be seen in one pixel
     place: np.ndarray  # bool (K,)
+    landscape: np.ndarray  # bool (K,): fills most of an image, or is not in it
     classes: dict[str, int]  # "<table>/<class>" -> concept
     nots: dict[str, int]  # "<table>/<class>" -> the concept that pixels of this class are not
     scenes: dict[str, SceneContents] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Concepts:
         possible = related[:, held].any(1)
         if scene.whole is not None:
             possible |= self.fits[:, scene.whole] & ~self.place
+        possible &= ~self.landscape | self.above[held].any(0)
         if scene.whole is None and scene.place is None:
             possible |= self.place  # a scene that names no place may lie in any place
         says = np.where(possible, UNKNOWN, NO).astype(np.int8)
@@ -129,7 +131,9 @@ def load_concepts() -> Concepts:
     # If concept a can occur "with" concept b in one pixel, then so can every kind of a with every kind of b.
     fits = (above.astype(int) @ beside @ above.T) > 0
     fits |= above | above.T
-    place = np.array([entry.get("kind") == "place" for entry in entries.values()])
+    place, landscape = (
+        np.array([entry.get("kind") == kind for entry in entries.values()]) for kind in ("place", "landscape")
+    )
     says = np.where(fits, UNKNOWN, NO).astype(np.int8)
     says[:, place] = UNKNOWN
     says[place] = UNKNOWN
@@ -146,7 +150,7 @@ def load_concepts() -> Concepts:
         for key, s in body["scenes"].items()
     }
     words, kinds = _words(entries, above)
-    return Concepts(names, words, kinds, says, above, fits, place, classes, nots, scenes)
+    return Concepts(names, words, kinds, says, above, fits, place, landscape, classes, nots, scenes)
 
 
 def _words(entries: dict, above: np.ndarray) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:

@@ -98,10 +98,12 @@ def outside_says(record: dict) -> np.ndarray:
 
 
 def shapes_say(record: dict) -> np.ndarray:
-    """`object_says` for an image with shapes. In an image of a river, outlined water is also "river".
+    """`object_says` for an image with shapes, made more precise by the scene class of the image.
 
-    A scene class makes an outlined class narrower if exactly one kind of this class is certain in its images, and
-    neither the class itself nor another kind of it may be there.
+    - Outlined pixels show nothing that is absent from images of the scene class. If the scene class lists some kinds of
+      the outlined class, they are of no other kind.
+    - In an image of a river, outlined water is also "river": outlined pixels are of a kind of their class if this kind
+      is certain in images of the scene class, and neither the class itself nor another kind of it is listed.
 
     Returns:
         int8 (V,K), a new array.
@@ -112,12 +114,21 @@ def shapes_say(record: dict) -> np.ndarray:
     if not record["kind"]:
         return says
     scene = concepts.scenes[record["kind"]]
+    absent = concepts.scene_says(scene) == NO
     certain = {concept for concept in (scene.whole, *scene.shows) if concept is not None}
+    listed = np.zeros(len(concepts), bool)
+    listed[[*certain, *scene.may]] = True
     for label in range(len(load_classes(table))):
-        below = concepts.above[:, concepts.of_class(table, label)]
-        kinds = [concept for concept in {*certain, *scene.may} if below[concept]]
-        if len(kinds) == 1 and kinds[0] in certain:
-            says[label, concepts.above[kinds[0]]] = YES
+        concept = concepts.of_class(table, label)
+        below = concepts.above[:, concept]
+        kinds = listed & below & (np.arange(len(concepts)) != concept)
+        related = concepts.above[:, kinds].any(1) | concepts.above[kinds].any(0)
+        others = below & ~related & kinds.any()
+        others[concept] = False
+        says[label, (says[label] == UNKNOWN) & (absent | others)] = NO
+        named = np.flatnonzero(listed & below)
+        if len(named) == 1 and named[0] in certain:
+            says[label, concepts.above[named[0]]] = YES
     return says
 
 

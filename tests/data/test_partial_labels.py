@@ -118,6 +118,24 @@ def test_a_scene_class_makes_an_outlined_class_narrower():
     assert water("rsicd/church", "building")[at("church")] == UNKNOWN
 
 
+def test_a_scene_class_excludes_what_it_does_not_list():
+    classes, at = load_classes("land_shapes").classes, load_concepts().index
+
+    def says(kind: str | None, name: str, word: str) -> int:
+        record = {"dataset": "ucmerced_land", "shapes": [], "complete": [], "kind": kind}
+        return shapes_say(record)[classes.index(name), at(word)]
+
+    assert says("ucmerced/dense residential", "tree", "forest") == NO, "a forest is a landscape, and not listed"
+    assert says("ucmerced/sparse residential", "tree", "forest") == UNKNOWN, "it is listed here"
+    assert says(None, "tree", "forest") == UNKNOWN
+    assert says("ucmerced/harbor", "water", "river") == NO, "the sea is listed, so other kinds of water are absent"
+    assert says("ucmerced/harbor", "water", "sea") == UNKNOWN
+    assert says("rsicd/center", "water", "river") == UNKNOWN, "water without its kinds may be of any kind"
+    assert says("ucmerced/baseball diamond", "bare land", "golf bunker") == NO, "absent from such images"
+    assert says("ucmerced/golf course", "bare land", "golf bunker") == UNKNOWN
+    assert says("ucmerced/harbor", "water", "water") == YES
+
+
 def test_a_scene_class_says_what_must_may_and_cannot_be_there():
     concepts, at = load_concepts(), load_concepts().index
     farm = concepts.scene_says(concepts.scenes["rsicd/farmland"])
