@@ -25,6 +25,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.KNOWN = CfgNode()
     cfg.MODEL.KNOWN.CLASSES = []  # each class with its synonyms, separated by bars; [] if unknown
     cfg.MODEL.KNOWN.DATASETS = []
+    cfg.MODEL.KNOWN.KINDS = []  # concepts that are kinds of others, see `Kinds`; [] if unknown
     cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown
 
     # The image-text tower.
@@ -160,7 +161,6 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.IGNORED_AS_NEGATIVE = False  # BCE: ignored pixels are negatives of every class, as published
     loss.BAGS = 0.0  # for words that are known to be in an image, without their place (`partial_losses.bags`)
     loss.CANDIDATES = 0.0  # for data sets of one class, whose other pixels show one of several common classes
-    loss.NARROWER = 0.0  # where "forest" and "tree" are both right, the narrower word should win
     loss.CAPTIONS = 0.0  # for choosing the caption of an image among several captions; in mixed training
     loss.GRID = 2  # for partly labelled samples: the losses are computed on cells of this many label pixels a side
     loss.CLASS_CHUNK = 64  # classes per chunk of the pixel losses; affects memory, not results

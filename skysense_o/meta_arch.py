@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry, losses
+from skysense_o.kinds import Kinds
 from skysense_o.modeling import Features, MaskDecoder, Queries, RegionProjection, Tower, build_tower
 from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.objective import Objective
@@ -45,6 +46,7 @@ class SkySenseO(nn.Module):
         reference_compat: bool = False,
         gsd: float = 0.0,
         box_regions: bool = False,
+        kinds: Kinds | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +61,7 @@ class SkySenseO(nn.Module):
             reference_compat: see `ImageTransform.restore`.
             gsd: metres per pixel of the training images; 0: unknown. For information only.
             box_regions: a box without clicks selects a region of the label maps, see `PromptedImage.prompt`.
+            kinds: which words are kinds of which others; None: not known.
         """
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
@@ -66,7 +69,7 @@ class SkySenseO(nn.Module):
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
-        self.box_regions = box_regions
+        self.box_regions, self.kinds = box_regions, kinds or Kinds()
         # Runs the image half (tower and refinement) in another runtime, see inference/backend.py; None: torch runs it.
         self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = None
 
@@ -86,6 +89,7 @@ class SkySenseO(nn.Module):
             "reference_compat": cfg.MODEL.REFERENCE_COMPAT,
             "gsd": cfg.MODEL.GSD,
             "box_regions": cfg.MODEL.SEM_SEG_HEAD.BOX_REGIONS,
+            "kinds": Kinds(cfg.MODEL.KNOWN.KINDS),
         }
 
     @property
@@ -151,8 +155,9 @@ class SkySenseO(nn.Module):
         queries = Queries(text.expand(batch, -1, -1, -1), valid.expand(batch, -1))
         logits, _, _ = self.sem_seg_head.decode(image_embedding, queries, self.phrase_chunk)
         phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
+        narrowed = (self.kinds.narrow(masks, vocabulary) for masks in logits)
         return torch.stack(
-            [geometry.best_of_phrases(masks.float().sigmoid_(), phrase_to_class, num_classes) for masks in logits]
+            [geometry.best_of_phrases(masks.float().sigmoid_(), phrase_to_class, num_classes) for masks in narrowed]
         )
 
     @torch.no_grad()
@@ -195,9 +200,8 @@ class SkySenseO(nn.Module):
         predictions = []
         for b, (vocabulary, transform, size) in enumerate(zip(vocabularies, transforms, sizes)):
             phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
-            prediction = transform.restore(
-                logits[b, : len(phrase_to_class)], phrase_to_class, num_classes, size, reduce, self.reference_compat
-            )
+            masks = self.kinds.narrow(logits[b, : len(phrase_to_class)], vocabulary)
+            prediction = transform.restore(masks, phrase_to_class, num_classes, size, reduce, self.reference_compat)
             if presence is not None:
                 found = presence[b, : len(phrase_to_class)].float().sigmoid()
                 prediction["presence"] = geometry.best_of_phrases(found, phrase_to_class, num_classes)

@@ -26,7 +26,6 @@ TERMS = (
     "presence",
     "bags",
     "candidates",
-    "narrower",
     "captions",
     *REGION_TERMS,
 )
@@ -78,7 +77,6 @@ class Objective:
             "vision_centric_published": loss.VISION_CENTRIC_PUBLISHED,
             "bags": loss.BAGS,
             "candidates": loss.CANDIDATES,
-            "narrower": loss.NARROWER,
             "captions": loss.CAPTIONS,
         }
         return cls(

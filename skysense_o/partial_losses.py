@@ -78,26 +78,6 @@ def candidates(logits: Tensor, sem_seg: Tensor, table: Tensor) -> Tensor:
     return mean_of_means(F.softplus(against - some), (said == MAYBE).any(1))
 
 
-def narrower_first(logits: Tensor, target: Tensor, narrower: Tensor) -> Tensor:
-    """If a pixel is YES for two phrases and one is a kind of the other (forest, tree), the narrower one should win.
-
-    Without this term such phrases never compete, and "tree" may win in a forest. The loss of a pair is the mean of
-    softplus(wider - narrower) over its pixels; it is averaged over the pairs of a sample. A sample without pairs
-    contributes 0. If the decoder reads each phrase by itself, as `SAMMaskHead` does, the term also lowers the wider
-    phrase where it is asked for alone (docs/experiments.md, 2026-11-30).
-
-    Args:
-        logits, target: (B,T,H,W).
-        narrower: bool (B,T,T), [i, j]: phrase i is a kind of phrase j.
-    """
-    means = []
-    for one, yes, kinds in zip(logits, target == YES, narrower):
-        pairs = [(one[j] - one[i])[yes[i] & yes[j]] for i, j in kinds.nonzero().tolist()]
-        terms = [F.softplus(pair).mean() for pair in pairs if len(pair)]
-        means.append(torch.stack(terms).mean() if terms else one.new_zeros(()))
-    return torch.stack(means).mean()
-
-
 def partial_dice(logits: Tensor, target: Tensor) -> Tensor:
     """Dice loss of each phrase that is YES in some pixel, over the pixels where the phrase is known."""
     yes = target == YES

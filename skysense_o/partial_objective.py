@@ -25,7 +25,6 @@ KNOWN_TERMS = (
     "region",
     "bags",
     "candidates",
-    "narrower",
     "captions",
 )
 
@@ -67,7 +66,6 @@ def partial_terms(
             "presence": lambda: partly.partial_presence(presence, target, labels, table),
             "bags": lambda: partly.bags(full, labels, table),
             "candidates": lambda: partly.candidates(full, labels, table),
-            "narrower": lambda: partly.narrower_first(full, target, _narrower(samples, names).to(target.device)),
             "region": lambda: partly.partial_region_contrast(
                 partly.pool_yes(features.dense, target),
                 (target == YES).flatten(2).any(-1),
@@ -87,16 +85,6 @@ def _says(sample: Sample) -> Tensor:
         return sample["says"]
     count = len(sample["vocabulary"])
     return torch.where(torch.eye(count, dtype=torch.bool), YES, NO).to(torch.int8)
-
-
-def _narrower(samples: Sequence[Sample], names: int) -> Tensor:
-    """bool (B,T,T), [i, j]: phrase i is a kind of phrase j; all False for samples without `narrower`."""
-    table = torch.zeros(len(samples), names, names, dtype=torch.bool)
-    for row, sample in zip(table, samples):
-        if "narrower" in sample:
-            count = len(sample["narrower"])
-            row[:count, :count] = sample["narrower"]
-    return table
 
 
 def _captions(samples: Sequence[Sample], pooled: Tensor, encode: Encode, temperature: float) -> Tensor:

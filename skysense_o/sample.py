@@ -42,7 +42,6 @@ class Sample(TypedDict):
         Tensor
     ]  # int8 (V,C): what label value v means for class c: 1 yes, 0 no, -1 unknown, n > 1: at least n
     # percent of its pixels; without it label value v means yes for class v and no for all others
-    narrower: NotRequired[Tensor]  # bool (C,C), [i, j]: class i is a kind of class j, as forest is a kind of tree
     captions: NotRequired[tuple[str, ...]]  # the first describes this image, the others describe other images
     visual_similarity: NotRequired[
         Tensor

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 MODULES = [
-    "errors", "byte_cache", "losses", "data.captions", "data.classes", "data.encode", "data.prepare", "data.skysa",
+    "errors", "byte_cache", "kinds", "losses", "data.captions", "data.classes", "data.concepts", "data.encode",
+    "data.prepare", "data.skysa",
     "data.question_mapper", "data.relation_graph", "data.catalog", "data.augment", "data.labels", "device", "parallel",
     "clicks", "geometry", "vocabulary", "text_bank", "published", "weight_paths",
     "shipped_files", "pretraining", "modeling.adapters", "modeling.decoder", "modeling.tower", "modeling.weight_cache",

@@ -198,23 +198,6 @@ def test_candidates_by_a_loop():
     )
 
 
-def test_where_two_words_are_right_the_narrower_one_should_win():
-    generator = torch.Generator().manual_seed(7)
-    labels = torch.randint(0, 2, (2, 6, 6), generator=generator)
-    logits = torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    # The label values mean forest and street tree.
-    says = torch.tensor([[YES, YES, NO], [NO, YES, UNKNOWN]], dtype=torch.int8)
-    target = partly.partial_targets(labels, partly.says_table([says, says], 3))
-    narrower = torch.zeros(2, 3, 3, dtype=torch.bool)
-    narrower[0, 0, 1] = True  # in the first sample, forest is marked as narrower than tree; in the second, no phrase is
-    each = [math.log1p(math.exp(t - f)) for f, t in logits[0, :2][:, labels[0] == 0].T.tolist()]
-    loss = partly.narrower_first(logits, target, narrower)
-    assert float(loss.detach()) == pytest.approx(sum(each) / len(each) / 2, abs=1e-9)
-    gradient = torch.autograd.grad(loss, logits)[0]
-    assert (gradient[0, 0][labels[0] == 0] < 0).all(), "the loss must raise the logit of forest, the narrower word"
-    assert gradient[0, :, labels[0] == 1].abs().sum() == gradient[1].abs().sum() == 0
-
-
 def test_presence_asks_only_what_is_known():
     says = torch.tensor([[1, 0, -1, 20]], dtype=torch.int8)
     labels = torch.zeros(1, 4, 4, dtype=torch.long)

@@ -94,6 +94,23 @@ class Concepts:
         return says
 
 
+def kind_entries() -> list[str]:
+    """The concepts that are kinds of others, and these others, in the form of the config key MODEL.KNOWN.KINDS.
+
+    >>> [entry for entry in kind_entries() if entry.startswith("freeway|")][0].split(" < ")[1]
+    'road'
+    """
+    concepts = load_concepts()
+    strictly = concepts.above & ~np.eye(len(concepts), dtype=bool)
+    entries = []
+    for k in np.flatnonzero((strictly.any(1) | strictly.any(0)) & ~concepts.place):
+        parents = strictly[k] & ~strictly[strictly[k]].any(0)  # those that are not above another one
+        above = ", ".join(concepts.names[parent] for parent in np.flatnonzero(parents))
+        words = (concepts.names[k], *(word for word in concepts.words[k] if word != concepts.names[k]))
+        entries.append("|".join(words) + (f" < {above}" if above else ""))
+    return entries
+
+
 @lru_cache(1)
 def load_concepts() -> Concepts:
     """Load datasets/concepts.json.

@@ -106,13 +106,12 @@ class MixedMapper:
                 f"{record['file_name']} has no label image, boxes, points, shapes or scene class, only {sorted(record)}"
             )
         image, labels = self.augmentation.transform(image, labels)
-        vocabulary, table, narrower = self.words(labels, says, own)
+        vocabulary, table = self.words(labels, says, own)
         if self.prompts:
             extra["prompts"] = self.prompts(np.where(object_values(record)[labels], labels, IGNORE))
         return {
             **labelled_sample(image, labels, vocabulary, record),
             "says": torch.from_numpy(np.ascontiguousarray(table)),
-            "narrower": torch.from_numpy(narrower),
             **extra,
         }
 

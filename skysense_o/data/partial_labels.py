@@ -166,9 +166,7 @@ class WordChooser:
     count: int
     hypernyms: float
 
-    def __call__(
-        self, labels: np.ndarray, says: np.ndarray, own: np.ndarray
-    ) -> tuple[Vocabulary, np.ndarray, np.ndarray]:
+    def __call__(self, labels: np.ndarray, says: np.ndarray, own: np.ndarray) -> tuple[Vocabulary, np.ndarray]:
         """Choose words, with NumPy's global generator.
 
         Args:
@@ -177,8 +175,7 @@ class WordChooser:
             own: concepts that are always among the words.
 
         Returns:
-            the vocabulary of C classes; the columns of `says` for these classes, int8 (V,C); and bool (C,C), where
-            [i, j] says whether class i is a kind of class j.
+            the vocabulary of C classes, and the columns of `says` for these classes, int8 (V,C).
         """
         concepts = load_concepts()
         counts = np.bincount(labels.ravel(), minlength=256)[: len(says)]
@@ -204,8 +201,7 @@ class WordChooser:
         words = [
             self._called(concepts.names[k], concepts.words[k], concepts.kinds[k] * (not wanted[k])) for k in chosen
         ]
-        narrower = concepts.above[np.ix_(chosen, chosen)] & ~np.eye(len(chosen), dtype=bool)
-        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen], narrower
+        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen]
 
     def _called(self, name: str, words: tuple[str, ...], kinds: tuple[str, ...]) -> str:
         """A word for a concept: its name with probability 1/3, else one of its words."""

@@ -23,6 +23,7 @@ from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, 
 from skysense_o.config import default_config, merge_text, model_config
 from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
+from skysense_o.data.concepts import kind_entries
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.mixed_mapper import MixedMapper
@@ -84,14 +85,9 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"unknown INPUT.MAPPER {cfg.INPUT.MAPPER!r}: choose one of {', '.join(MAPPERS)}")
     loss = cfg.MODEL.LOSS
-    if (
-        max(loss.BAGS, loss.CANDIDATES, loss.NARROWER, loss.CAPTIONS) > 0
-        and cfg.INPUT.MAPPER != "mixed"
-        and not eval_only
-    ):
+    if max(loss.BAGS, loss.CANDIDATES, loss.CAPTIONS) > 0 and cfg.INPUT.MAPPER != "mixed" and not eval_only:
         raise ValueError(
-            "MODEL.LOSS.BAGS, CANDIDATES, NARROWER and CAPTIONS are for INPUT.MAPPER 'mixed', not"
-            f" {cfg.INPUT.MAPPER!r}: set 0.0"
+            f"MODEL.LOSS.BAGS, CANDIDATES and CAPTIONS are for INPUT.MAPPER 'mixed', not {cfg.INPUT.MAPPER!r}: set 0.0"
         )
     if cfg.DATASETS.WEIGHTS and not eval_only:
         check_weights(cfg.DATASETS.WEIGHTS, len(cfg.DATASETS.TRAIN))
@@ -163,6 +159,7 @@ def fill_known(cfg: CfgNode) -> None:
     known.DATASETS = list(dict.fromkeys((*stored.get("DATASETS", []), *sets)))
     metres = [*stored.get("GSD", []), *gsd]
     known.GSD = [min(metres), max(metres)] if metres else []
+    known.KINDS = kind_entries() if words and cfg.INPUT.MAPPER == "mixed" else stored.get("KINDS", [])
     if frozen:
         cfg.freeze()
 
