@@ -80,7 +80,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.PRESENCE = True  # predict whether a phrase is in the image; trained by MODEL.LOSS.PRESENCE
     head.SAM_WEIGHTS = ""  # start SAMMaskHead from the decoder of a Segment Anything checkpoint, such as sam_vit_b.pth
     head.PROMPTS = False  # accept clicks and boxes; trained by MODEL.LOSS.PROMPT
-    head.BOX_REGIONS = False  # a box without clicks selects a region of the model's label maps, see box_regions.py
+    head.CLASS_MAPS = False  # clicks and boxes also use the probabilities of classes, see inference/class_maps.py
     head.PHRASE_CHUNK = 256  # phrases decoded at a time; affects memory, not results
 
     # CostAggregationHead: sizes of the published weights.
@@ -251,7 +251,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
 # The keys that describe a model and are stored with its weights; all other keys describe a run.
 MODEL_KEYS = ("META_ARCHITECTURE", "KNOWN", "TOWER", "TEMPLATES", "REFERENCE_COMPAT", "GSD", "VQA")
 HEAD_KEYS = (
-    "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS", "BOX_REGIONS",
+    "NAME", "WIDTH", "DEPTH", "HEADS", "MLP", "SHARED_TOKENS", "PHRASE_CHUNK", "PRESENCE", "PROMPTS", "CLASS_MAPS",
     "HIDDEN", "WINDOW", "PAD_LEN", "MAX_CLASSES", "PRUNE", "TRAINING_FREE",
 )  # fmt: skip
 

@@ -45,7 +45,7 @@ class SkySenseO(nn.Module):
         phrase_chunk: int = 256,
         reference_compat: bool = False,
         gsd: float = 0.0,
-        box_regions: bool = False,
+        class_maps: bool = False,
         kinds: Kinds | None = None,
     ) -> None:
         """
@@ -60,7 +60,7 @@ class SkySenseO(nn.Module):
             phrase_chunk: phrases decoded at a time in inference.
             reference_compat: see `ImageTransform.restore`.
             gsd: metres per pixel of the training images; 0: unknown. For information only.
-            box_regions: a box without clicks selects a region of the label maps, see `PromptedImage.prompt`.
+            class_maps: clicks and boxes also use what the model knows of classes, see `PromptedImage.prompt`.
             kinds: which words are kinds of which others; None: not known.
         """
         super().__init__()
@@ -69,7 +69,7 @@ class SkySenseO(nn.Module):
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
-        self.box_regions, self.kinds = box_regions, kinds or Kinds()
+        self.class_maps, self.kinds = class_maps, kinds or Kinds()
         # Runs the image half (tower and refinement) in another runtime, see inference/backend.py; None: torch runs it.
         self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = None
 
@@ -88,7 +88,7 @@ class SkySenseO(nn.Module):
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
             "reference_compat": cfg.MODEL.REFERENCE_COMPAT,
             "gsd": cfg.MODEL.GSD,
-            "box_regions": cfg.MODEL.SEM_SEG_HEAD.BOX_REGIONS,
+            "class_maps": cfg.MODEL.SEM_SEG_HEAD.CLASS_MAPS,
             "kinds": Kinds(cfg.MODEL.KNOWN.KINDS),
         }
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skysense_o import box_regions, geometry
+from skysense_o import geometry
 from skysense_o.clicks import box_from_mask, parts_at
+from skysense_o.inference.class_maps import ClassMaps
 from skysense_o.sample import Prediction, Reduce
 from skysense_o.vocabulary import Vocabulary
 
@@ -58,7 +59,7 @@ class PromptedImage:
             valid: bool (H,W), which pixels have data; None for all. The model does not use it.
         """
         self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid
-        self.box_regions: box_regions.BoxRegions | None = None  # created when the first box is drawn
+        self.class_maps: ClassMaps | None = None  # created for the first prompt that uses them
         with precision():
             self.image_embedding, self.dense, transforms = model.embed_images([torch.tensor(rgb).permute(2, 0, 1)])
         (self.transform,) = transforms
@@ -99,9 +100,9 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float | None]:
         """Predict the mask of one object from points, a box or both.
 
-        With foreground points, only those connected parts of the mask are returned that contain a foreground point: a
-        click means one object. With a box alone, a model with MODEL.SEM_SEG_HEAD.BOX_REGIONS returns the region of its
-        label maps that fits the box best, see `BoxRegions`.
+        With points alone, only those connected parts of the mask are returned that contain a foreground point: a click
+        means one object. A model with MODEL.SEM_SEG_HEAD.CLASS_MAPS also uses what it knows of classes, see
+        `ClassMaps`; a box alone then selects the region of its label maps that fits best.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -115,23 +116,26 @@ class PromptedImage:
             ValueError: the weights were trained without prompts; there are neither points nor a box; the numbers of
                 points and labels differ; a point or the box lies outside the image; or the box is empty.
         """
-        points, labels, box = self._check(points, labels, box)
-        if self.has_region_vectors and self.model.box_regions and not len(points):  # SAM 3 was trained with boxes
-            region = self._box_region(box.tolist())
+        self._check(points, labels, box)
+        clicks, box = [(x, y, label) for (x, y), label in zip(points, labels)], () if box is None else tuple(box)
+        masks = self._decode
+        if self.has_region_vectors and self.model.class_maps and (box or any(labels)):  # SAM 3 was trained with boxes
+            self.class_maps = self.class_maps or ClassMaps(self.class_probabilities, self.transform, self._decode)
+            region = None if clicks else self.class_maps.box_regions.mask(box)
             if region is not None:
                 return region, None
-        logits, iou_pred = self.predict_prompts(points[None], labels[None], box[None])
-        mask = (self.to_image(logits)[0] > 0).cpu().numpy()
-        return parts_at(mask, points[labels == 1].int().tolist()), float(iou_pred[0].clamp(0, 1))
+            masks = self.class_maps.logits
+        logits, iou_pred = masks(clicks, box)
+        mask = (self.to_image(logits[None])[0] > 0).cpu().numpy()
+        inside = [(int(x), int(y)) for x, y, label in clicks if label and not box]
+        return parts_at(mask, inside), float(iou_pred.clamp(0, 1))
 
-    def _box_region(self, box: Sequence[float]) -> np.ndarray | None:
-        if self.box_regions is not None:
-            return self.box_regions.mask(box)
-        scale = min(1.0, box_regions.LONGEST / max(self.size))
-        size = tuple(max(1, round(side * scale)) for side in self.size)
-        maps = (self.predict_text(Vocabulary.of(classes), "labels", size)["labels"] for classes in box_regions.CLASSES)
-        self.box_regions = box_regions.BoxRegions([labels.cpu().numpy() for labels in maps], self.size)
-        return self.box_regions.mask(box)
+    def _decode(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> tuple[Tensor, Tensor]:
+        points = torch.tensor([click[:2] for click in clicks], dtype=torch.float32).view(1, -1, 2)
+        labels = torch.tensor([[click[2] for click in clicks]], dtype=torch.int64)
+        corners = torch.tensor([box or [float("nan")] * 4], dtype=torch.float32)
+        logits, iou_pred = self.predict_prompts(points, labels, corners)
+        return logits[0], iou_pred[0]
 
     @torch.inference_mode()
     def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,8 +275,8 @@ class PromptedImage:
         mask[y0:y1, x0:x1] = True
         return mask
 
-    def _check(self, points, labels, box) -> tuple[Tensor, Tensor, Tensor]:
-        """Check a prompt. Returns points (N,2), labels (N,) and box (4,), NaN without a box."""
+    def _check(self, points: Sequence, labels: Sequence[int], box: Sequence[float] | None) -> None:
+        """Check a prompt, see `prompt`."""
         if len(points) != len(labels):
             raise ValueError(
                 f"{len(points)} points with {len(labels)} labels: give one label per point, 1 (inside) or 0 (outside)"
@@ -292,8 +296,3 @@ class PromptedImage:
                 raise ValueError(f"box {tuple(box)} is empty: give x0, y0, x1, y1 with x0 < x1 and y0 < y1")
             if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
                 raise ValueError(f"box {tuple(box)} extends beyond the image, which is {width} x {height} (x, y)")
-        return (
-            torch.tensor(points, dtype=torch.float32).view(-1, 2),
-            torch.tensor(labels, dtype=torch.int64),
-            torch.tensor(box if box is not None else [float("nan")] * 4, dtype=torch.float32),
-        )

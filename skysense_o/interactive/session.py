@@ -93,7 +93,7 @@ class Session(Closable):
         kept += [
             seen and seen.dense,
             seen and seen.image_embedding,
-            *(seen.box_regions.arrays if seen and seen.box_regions else ()),
+            *(seen.class_maps.arrays if seen and seen.class_maps else ()),
         ]
         return sum(_nbytes(value) for value in kept)
 

@@ -319,7 +319,7 @@ def test_an_image_is_encoded_once_for_several_prompts(monkeypatch):
 def test_a_box_selects_a_region_of_the_label_maps_if_the_config_says_so():
     torch.manual_seed(0)
     cfg = prompt_config()
-    cfg.MODEL.SEM_SEG_HEAD.BOX_REGIONS = True
+    cfg.MODEL.SEM_SEG_HEAD.CLASS_MAPS = True
     encoded = Predictor(SkySenseO(cfg)).set_image(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
     box = (5, 5, 40, 40)
     mask, iou_pred = encoded.prompt(box=box)

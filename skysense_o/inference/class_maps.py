@@ -1,0 +1,163 @@
+"""Clicks and boxes that also use what the model's words say about the image.
+
+The prompt decoder knows where a click is and what the pixels around it look like. The masks of words know what is
+there: road, water, building. A first click means the region that looks like the clicked place to both. Each later click
+corrects a mistake near it and leaves the rest as it is.
+
+Shape letters: C classes, H W pixels, h w grid of the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skysense_o.box_regions import CLASSES, LONGEST, BoxRegions
+from skysense_o.geometry import ImageTransform
+from skysense_o.vocabulary import Vocabulary
+
+GRID = 256
+"""Longest side of the class maps that are kept, in cells."""
+LEAST = 0.02
+"""Smallest likeness of two cells, so that its logarithm is finite."""
+FAR = 1.5
+"""Evidence that a correction needs per tenth of the image's side that a cell is away from the click. Chosen, like the
+equal weight of decoder and class maps, on training images of Dubai and validation images of Czech land cover and roofs
+(docs/experiments.md, 2026-11-30)."""
+SURE = 3.0
+"""Logit of the cells that a correction changes."""
+KEPT = 4
+"""Number of recent prompts whose logits are kept, so that one more click corrects them instead of starting anew."""
+
+Prompt = tuple[tuple[float, ...], tuple[tuple[float, float, int], ...]]  # box, () without one; clicks x, y, label
+
+
+class ClassMaps:
+    """Class probabilities of one image for the two lists of classes in `box_regions.CLASSES`."""
+
+    def __init__(
+        self,
+        class_probabilities: Callable[[Vocabulary], Tensor],
+        transform: ImageTransform,
+        decode: Callable[[Sequence[tuple[float, float, int]], Sequence[float]], tuple[Tensor, Tensor]],
+    ) -> None:
+        """
+        Args:
+            class_probabilities: vocabulary -> (C,h,w) over the padded image.
+            transform: of the image.
+            decode: clicks and box, () without one -> the prompt decoder's mask logits (h,w) over the padded image, and
+                the IoU that it predicts.
+        """
+        self.size, self.padded, self.decode = transform.size, transform.padded, decode
+        maps = [class_probabilities(Vocabulary.of(classes)) for classes in CLASSES]
+        scale = min(1.0, LONGEST / max(self.size))
+        size = tuple(max(1, round(side * scale)) for side in self.size)
+        labels = [transform.restore_probabilities(found, size)["labels"].cpu().numpy() for found in maps]
+        self.box_regions = BoxRegions(labels, self.size)
+        self.maps = [_shares(found) for found in maps]
+        self._recent: dict[Prompt, tuple[Tensor, Tensor | None]] = {}
+
+    @property
+    def arrays(self) -> list[np.ndarray | Tensor]:
+        """All arrays of this object, to measure the memory that they take."""
+        return [*self.box_regions.arrays, *self.maps, *(logits for logits, _ in self._recent.values())]
+
+    def logits(
+        self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mask of a prompt.
+
+        Args:
+            clicks: x, y in pixels of the image, and 1 for foreground or 0 for background. If there is no box, at least
+                one is foreground.
+            box: half-open XYXY; () for none.
+
+        Returns:
+            Logits (h,w) over the padded image, and the IoU that the decoder predicts for its own mask of this prompt;
+            None if there is only a box, and it selects a region.
+        """
+        clicks = tuple(clicks)
+        if not box:  # a mask starts with a foreground click
+            first = next(i for i, (*_, label) in enumerate(clicks) if label)
+            clicks = (clicks[first], *clicks[:first], *clicks[first + 1 :])
+        prompt = (tuple(box), clicks)
+        if prompt not in self._recent:
+            found = self._corrected(prompt) if len(clicks) > (not box) else self._first(prompt)
+            self._recent[prompt] = found
+            while len(self._recent) > KEPT:
+                del self._recent[next(iter(self._recent))]
+        return self._recent[prompt]
+
+    def _first(self, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
+        box, clicks = prompt
+        logits, iou_pred = self.decode(clicks, box)
+        if not box:
+            return logits + self._evidence(clicks, (), logits.shape), iou_pred
+        region = self.box_regions.mask(box)
+        if region is None:
+            return logits, iou_pred
+        below, right = (p - n for p, n in zip(self.padded, self.size))
+        mask = F.pad(torch.from_numpy(region).float(), (0, right, 0, below))
+        return (F.adaptive_avg_pool2d(mask[None], logits.shape)[0].to(logits) * 2 - 1) * SURE, None
+
+    def _corrected(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Logits without the last click, changed in the connected part around it that the evidence says is wrong."""
+        box, clicks = prompt
+        before, (x, y, label) = self.logits(clicks[:-1], box)[0], clicks[-1]
+        drawn, iou_pred = self.decode(clicks, box)
+        sign = 1 if label else -1
+        opposite = [click for click in clicks if click[2] != label]
+        evidence = sign * drawn + self._evidence(clicks[-1:], opposite, before.shape)
+        wrong = (sign * before <= 0) & (evidence > FAR * self._tenths(x, y, before))
+        row, column = self._cell(x, y, before.shape)
+        wrong[row, column] = True
+        _, parts = cv2.connectedComponents(wrong.cpu().numpy().astype(np.uint8), connectivity=8)
+        part = torch.from_numpy(parts == parts[row, column]).to(before.device)
+        return torch.where(part, sign * SURE, before), iou_pred
+
+    def _evidence(self, like: Sequence, unlike: Sequence, grid: tuple[int, int]) -> Tensor:
+        """(h,w): how much more a cell shows what is under some clicks than what is under others, or than anything else.
+
+        It is the sum over the class maps of log(p / q). p is the cosine of the cell's class probabilities and those
+        under the click (the largest over the clicks), q the same for the other clicks, or 1 - p without other clicks.
+        """
+        total = 0.0
+        for shares in self.maps:
+            p = self._likeness(shares, like)
+            q = self._likeness(shares, unlike) if unlike else 1 - p
+            total = total + (p.clamp(min=LEAST) / q.clamp(min=LEAST)).log()
+        return F.interpolate(total[None, None], size=grid, mode="bilinear", align_corners=False)[0, 0]
+
+    def _likeness(self, shares: Tensor, clicks: Sequence) -> Tensor:
+        found = []
+        for x, y, _ in clicks:
+            row, column = self._cell(x, y, shares.shape[1:])
+            under = shares[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].float().mean((1, 2))
+            found.append(torch.einsum("c,chw->hw", under / under.norm().clamp(min=0.1), shares.float()))
+        return torch.stack(found).amax(0)
+
+    def _tenths(self, x: float, y: float, grid: Tensor) -> Tensor:
+        """(h,w): distance of each cell to a pixel, in tenths of the side of a square as large as the image."""
+        rows, columns = (
+            (torch.arange(count, device=grid.device) + 0.5) * (side / count) - at
+            for count, side, at in zip(grid.shape, self.padded, (y, x))
+        )
+        return torch.hypot(rows[:, None], columns[None]) * (10 / (self.size[0] * self.size[1]) ** 0.5)
+
+    def _cell(self, x: float, y: float, grid: Sequence[int]) -> tuple[int, int]:
+        (height, width), (rows, columns) = self.padded, grid
+        return min(rows - 1, int(y * rows / height)), min(columns - 1, int(x * columns / width))
+
+
+def _shares(probabilities: Tensor) -> Tensor:
+    """Each class's share of the sum of probabilities (C,h,w), on a grid of at most GRID cells a side."""
+    scale = min(1.0, GRID / max(probabilities.shape[1:]))
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in probabilities.shape[1:])
+        probabilities = F.interpolate(probabilities[None], size=size, mode="area")[0]
+    return (probabilities / probabilities.sum(0).clamp(min=1e-6)).half()

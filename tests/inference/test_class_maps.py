@@ -1,0 +1,127 @@
+"""Tests of clicks and boxes that also use class probabilities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skysense_o.box_regions import CLASSES
+from skysense_o.geometry import ImageTransform
+from skysense_o.inference.class_maps import FAR, KEPT, ClassMaps
+from skysense_o.renamed_keys import with_new_names
+
+SIDE = 64  # of the image; the grid has a quarter of it
+HALF = SIDE // 8
+
+
+class Made(ClassMaps):
+    """An image whose left half is water and whose right half is road; `drawn` is what the decoder answers."""
+
+    def __init__(self, drawn: float | torch.Tensor = 0.0) -> None:
+        self.asked, self.drawn = [], drawn
+        super().__init__(self.probabilities, ImageTransform(*[(SIDE, SIDE)] * 3), self.answer)
+
+    def probabilities(self, vocabulary) -> torch.Tensor:
+        found = torch.full((len(vocabulary), SIDE // 4, SIDE // 4), 0.02)
+        found[vocabulary.classes.index("water" if "water" in vocabulary.classes else "sea"), :, :HALF] = 0.9
+        found[vocabulary.classes.index("road"), :, HALF:] = 0.9
+        return found
+
+    def answer(self, clicks, box):
+        self.asked.append((tuple(clicks), tuple(box)))
+        return torch.zeros(SIDE // 4, SIDE // 4) + self.drawn, torch.tensor(0.7)
+
+
+def mask(maps: ClassMaps, *clicks, box=()) -> torch.Tensor:
+    return maps.logits(clicks, box)[0] > 0
+
+
+def test_the_first_click_means_the_class_under_it_even_if_the_decoder_does_not_know():
+    left = mask(Made(), (10, 30, 1))
+    assert left[:, :HALF].all()
+    assert not left[:, HALF:].any()
+    assert mask(Made(drawn=20.0), (10, 30, 1)).all(), "a decoder that is sure decides"
+    assert not mask(Made(drawn=-20.0), (10, 30, 1)).any()
+
+
+def test_a_background_click_takes_the_part_around_it_and_leaves_the_rest():
+    drawn = torch.full((SIDE // 4, SIDE // 4), 20.0)
+    maps = Made(drawn)
+    assert mask(maps, (10, 30, 1)).all()
+    maps.drawn = drawn.clone()
+    maps.drawn[:, HALF + 2 :] = -20  # now the decoder gives up these columns, a strip of road
+    corrected = mask(maps, (10, 30, 1), (60, 30, 0))
+    assert corrected[:, : HALF + 2].all()
+    assert not corrected[:, HALF + 2 :].any()
+
+
+def test_a_correction_changes_only_what_is_connected_to_the_click():
+    maps = Made(20.0)
+    mask(maps, (10, 30, 1))
+    maps.drawn = torch.full((SIDE // 4, SIDE // 4), 20.0)
+    maps.drawn[:3, HALF:] = maps.drawn[-3:, HALF:] = -20.0  # it gives up two corners, and the click is in one of them
+    corrected = mask(maps, (10, 30, 1), (60, 2, 0))
+    assert not corrected[:3, HALF:].any()
+    assert corrected[-3:, HALF:].all()
+
+
+def test_far_cells_need_more_evidence():
+    maps = Made(20.0)
+    assert mask(maps, (5, 30, 1)).all()
+    maps.drawn = -2.0 * FAR  # both clicks are in water, so the class maps say nothing, and the decoder is against all
+    corrected = mask(maps, (5, 30, 1), (21, 30, 0))
+    cells = torch.arange(SIDE // 4) * 4 + 2
+    distance = torch.hypot(cells[:, None] - 30.0, cells[None] - 21.0)
+    assert torch.equal(corrected, distance >= 0.2 * SIDE), "twice the evidence reaches two tenths of the side"
+
+
+def test_the_clicked_cell_always_follows_the_click():
+    maps = Made(20.0)
+    assert mask(maps, (10, 30, 1)).all()
+    maps.drawn = 100.0
+    corrected = mask(maps, (10, 30, 1), (12, 12, 0))
+    assert not corrected[3, 3]
+    assert corrected.sum() == corrected.numel() - 1
+
+
+def test_a_mask_starts_with_a_foreground_click_whatever_the_order():
+    maps = Made()
+    one, other = mask(maps, (60, 30, 0), (10, 30, 1)), mask(maps, (10, 30, 1), (60, 30, 0))
+    assert torch.equal(one, other)
+    assert one[:, :HALF].all()
+
+
+def test_a_click_after_a_box_corrects_the_region_of_the_box():
+    maps = Made()
+    boxed = mask(maps, (10, 30, 1), box=(0, 0, 32, 64))
+    assert boxed[:, :HALF].all()
+    assert not boxed[:, HALF:].any()
+    maps.drawn = 20.0
+    more = mask(maps, (10, 30, 1), (40, 30, 1), box=(0, 0, 32, 64))
+    assert more[HALF, HALF + 2]
+    assert more[:, :HALF].all()
+    assert maps.logits([], (0, 0, 32, 64))[1] is None, "the decoder's IoU says nothing of a region of the label maps"
+
+
+def test_one_more_click_asks_the_decoder_once():
+    maps, clicks = Made(), [(10, 30, 1), (60, 30, 0), (5, 5, 1), (50, 9, 0), (40, 3, 0), (9, 60, 1)]
+    for count in range(1, len(clicks) + 1):
+        maps.logits(clicks[:count])
+    assert len(maps.asked) == len(clicks)
+    assert len(maps._recent) == KEPT
+    maps.logits(clicks)
+    maps.logits(clicks[:-1])
+    assert len(maps.asked) == len(clicks), "a repeated prompt, and undo, ask nothing"
+    assert sum(array.nbytes for array in maps.arrays) < 1 << 20
+
+
+def test_weights_with_the_old_name_of_the_key_are_read():
+    assert with_new_names({"MODEL": {"SEM_SEG_HEAD": {"BOX_REGIONS": True}}}) == {
+        "MODEL": {"SEM_SEG_HEAD": {"CLASS_MAPS": True}}
+    }
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_both_lists_of_classes_have_what_this_test_draws(classes):
+    assert "road" in classes
+    assert {"water", "sea"} & set(classes)
