@@ -57,13 +57,17 @@ class Kinds:
         if not self.wider:
             return {}
         classes = vocabulary.phrase_to_class
-        concepts = [self.concept_of.get(word.lower()) for words in vocabulary.phrases for word in words]
+        phrases_of: dict[str, list[int]] = {}
+        for i, word in enumerate(word for words in vocabulary.phrases for word in words):
+            if word.lower() in self.concept_of:
+                phrases_of.setdefault(self.concept_of[word.lower()], []).append(i)
         pairs: dict[int, list[int]] = {}
-        for i, concept in enumerate(concepts):
-            above = self.wider.get(concept, ())
-            for j, other in enumerate(concepts):
-                if other in above and classes[i] != classes[j]:
-                    pairs.setdefault(j, []).append(i)
+        for concept, phrases in phrases_of.items():
+            for other in self.wider[concept] & phrases_of.keys():
+                for j in phrases_of[other]:
+                    kinds = [i for i in phrases if classes[i] != classes[j]]
+                    if kinds:
+                        pairs.setdefault(j, []).extend(kinds)
         return pairs
 
     def narrow(self, logits: Tensor, vocabulary: Vocabulary) -> Tensor:
