@@ -74,21 +74,20 @@ class Kinds:
         """Let narrower words win: the probability of a wider word becomes p (1 - q), q the largest of its kinds.
 
         Args:
-            logits: (T,h',w').
+            logits: (T,h',w'); the logits of wider words are changed in place, as thousands of phrases may be large.
             vocabulary: with T phrases.
 
         Returns:
-            logits (T,h',w'); `logits` itself if no phrase is a kind of another class's phrase.
+            `logits`.
         """
-        pairs = self.narrower(vocabulary)
-        if not pairs:
-            return logits
-        narrowed = logits.clone()
-        for wide, kinds in pairs.items():
+        rows = {}
+        for wide, kinds in self.narrower(vocabulary).items():
             largest = logits[kinds].float().amax(0)
             log_p = F.logsigmoid(logits[wide].float()) + F.logsigmoid(-largest)
-            narrowed[wide] = log_p - torch.log(-torch.expm1(log_p.clamp(max=-SMALLEST)))
-        return narrowed
+            rows[wide] = log_p - torch.log(-torch.expm1(log_p.clamp(max=-SMALLEST)))
+        for wide, row in rows.items():  # only now, as a word may be wider than one word and narrower than another
+            logits[wide] = row
+        return logits
 
 
 def _all_above(name: str, parents: dict[str, list[str]]) -> set[str]:

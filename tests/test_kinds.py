@@ -23,11 +23,18 @@ def logit(p: float) -> float:
 def test_a_wider_word_loses_only_where_a_requested_kind_of_it_is_found():
     kinds = Kinds(ENTRIES)
     tree_and_forest = torch.tensor([[[logit(0.99), logit(0.9), logit(0.3)]], [[logit(0.95), logit(0.1), logit(0.2)]]])
-    both = kinds.narrow(tree_and_forest, Vocabulary.parse("tree,forest")).sigmoid()
+    both = kinds.narrow(tree_and_forest.clone(), Vocabulary.parse("tree,forest")).sigmoid()
     expected = [0.99 * 0.05, 0.9 * 0.9, 0.3 * 0.8]
     torch.testing.assert_close(both[0, 0], torch.tensor(expected), atol=1e-6, rtol=1e-5)
     assert torch.equal(both[1], tree_and_forest[1].sigmoid()), "the narrower word keeps its probability"
-    assert kinds.narrow(tree_and_forest, Vocabulary.parse("tree,road")) is tree_and_forest
+    alone = kinds.narrow(tree_and_forest.clone(), Vocabulary.parse("tree,road"))
+    assert torch.equal(alone, tree_and_forest)
+
+
+def test_a_word_between_two_others_loses_to_one_and_beats_the_other():
+    p = torch.tensor([0.9, 0.8, 0.6])[:, None, None]
+    found = Kinds(ENTRIES).narrow(p.logit(), Vocabulary.parse("vegetation,tree,forest")).sigmoid().flatten()
+    torch.testing.assert_close(found, torch.tensor([0.9 * (1 - 0.8), 0.8 * (1 - 0.6), 0.6]), atol=1e-6, rtol=1e-5)
 
 
 def test_which_phrases_are_kinds_of_others():

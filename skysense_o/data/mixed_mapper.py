@@ -158,7 +158,8 @@ class MixedMapper:
             self._outlines[key] = shape_labels(image.shape[:2], record["shapes"], count)
         labels = self._outlines[key]
         box = object_square(shape_boxes(record["shapes"]), image.shape[:2], self.side)
-        return *crop_and_resize(image, labels, box, self.side), shapes_say(record), np.zeros(0, np.int64)
+        says = shapes_say(record, said_of(record))
+        return *crop_and_resize(image, labels, box, self.side), says, np.zeros(0, np.int64)
 
     def _scenes(self, record: dict):
         """One scene image, or a mosaic of up to four scene images. Each image has its own label value."""

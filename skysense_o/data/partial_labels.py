@@ -5,6 +5,7 @@ Shape letters: K concepts, V label values, C words of a sample.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -97,13 +98,17 @@ def outside_says(record: dict) -> np.ndarray:
     return says
 
 
-def shapes_say(record: dict) -> np.ndarray:
+def shapes_say(record: dict, mentioned: Iterable[int] = ()) -> np.ndarray:
     """`object_says` for an image with shapes, made more precise by the scene class of the image.
 
     - Outlined pixels show nothing that is absent from images of the scene class. If the scene class lists some kinds of
       the outlined class, they are of no other kind.
     - In an image of a river, outlined water is also "river": outlined pixels are of a kind of their class if this kind
       is certain in images of the scene class, and neither the class itself nor another kind of it is listed.
+
+    Args:
+        record: of a data set with shapes.
+        mentioned: concepts that the captions of the image name; they count as listed.
 
     Returns:
         int8 (V,K), a new array.
@@ -114,10 +119,10 @@ def shapes_say(record: dict) -> np.ndarray:
     if not record["kind"]:
         return says
     scene = concepts.scenes[record["kind"]]
-    absent = concepts.scene_says(scene) == NO
+    absent = concepts.scene_says(scene, dict.fromkeys(mentioned, 0)) == NO
     certain = {concept for concept in (scene.whole, *scene.shows) if concept is not None}
     listed = np.zeros(len(concepts), bool)
-    listed[[*certain, *scene.may]] = True
+    listed[[*certain, *scene.may, *mentioned]] = True
     for label in range(len(load_classes(table))):
         concept = concepts.of_class(table, label)
         below = concepts.above[:, concept]

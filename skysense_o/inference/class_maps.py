@@ -34,97 +34,105 @@ SURE = 3.0
 KEPT = 4
 """Number of recent prompts whose logits are kept, so that one more click corrects them instead of starting anew."""
 
+Decode = Callable[[Sequence[tuple[float, float, int]], Sequence[float]], tuple[Tensor, Tensor]]
+"""Clicks (x, y, label) and a box, () without one -> the prompt decoder's mask logits (h,w) over the padded image, and
+the IoU that it predicts."""
 Prompt = tuple[tuple[float, ...], tuple[tuple[float, float, int], ...]]  # box, () without one; clicks x, y, label
 
 
 class ClassMaps:
     """Class probabilities of one image for the two lists of classes in `box_regions.CLASSES`."""
 
-    def __init__(
-        self,
-        class_probabilities: Callable[[Vocabulary], Tensor],
-        transform: ImageTransform,
-        decode: Callable[[Sequence[tuple[float, float, int]], Sequence[float]], tuple[Tensor, Tensor]],
-    ) -> None:
+    def __init__(self, class_probabilities: Callable[[Vocabulary], Tensor], transform: ImageTransform) -> None:
         """
         Args:
             class_probabilities: vocabulary -> (C,h,w) over the padded image.
             transform: of the image.
-            decode: clicks and box, () without one -> the prompt decoder's mask logits (h,w) over the padded image, and
-                the IoU that it predicts.
         """
-        self.size, self.padded, self.decode = transform.size, transform.padded, decode
+        self.size, self.padded = transform.size, transform.padded
         maps = [class_probabilities(Vocabulary.of(classes)) for classes in CLASSES]
         scale = min(1.0, LONGEST / max(self.size))
         size = tuple(max(1, round(side * scale)) for side in self.size)
         labels = [transform.restore_probabilities(found, size)["labels"].cpu().numpy() for found in maps]
-        self.box_regions = BoxRegions(labels, self.size)
+        self.box_regions, self.grid = BoxRegions(labels, self.size), tuple(maps[0].shape[1:])
         self.maps = [_shares(found) for found in maps]
         self._recent: dict[Prompt, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def arrays(self) -> list[np.ndarray | Tensor]:
         """All arrays of this object, to measure the memory that they take."""
-        return [*self.box_regions.arrays, *self.maps, *(logits for logits, _ in self._recent.values())]
+        return [*self.box_regions.arrays, *self.maps, *(logits for logits, _ in list(self._recent.values()))]
 
     def logits(
-        self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float] = ()
+        self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode
     ) -> tuple[Tensor, Tensor | None]:
-        """The mask of a prompt.
+        """The mask of a prompt. Asks the decoder once per click, but not for clicks of recent prompts.
 
         Args:
             clicks: x, y in pixels of the image, and 1 for foreground or 0 for background. If there is no box, at least
                 one is foreground.
             box: half-open XYXY; () for none.
+            decode: of this image; it is not kept, because it refers to the image, which refers to this object.
 
         Returns:
             Logits (h,w) over the padded image, and the IoU that the decoder predicts for its own mask of this prompt;
             None if there is only a box, and it selects a region.
         """
-        clicks = tuple(clicks)
+        box, clicks = tuple(box), tuple(clicks)
         if not box:  # a mask starts with a foreground click
             first = next(i for i, (*_, label) in enumerate(clicks) if label)
             clicks = (clicks[first], *clicks[:first], *clicks[first + 1 :])
-        prompt = (tuple(box), clicks)
-        if prompt not in self._recent:
-            found = self._corrected(prompt) if len(clicks) > (not box) else self._first(prompt)
-            self._recent[prompt] = found
-            while len(self._recent) > KEPT:
-                del self._recent[next(iter(self._recent))]
-        return self._recent[prompt]
+        start = 0 if box else 1
+        known = next((n for n in range(len(clicks), start - 1, -1) if (box, clicks[:n]) in self._recent), None)
+        if known is None:
+            known, found = start, self._first(box, clicks[:start], decode)
+        else:
+            found = self._recent.pop((box, clicks[:known]))
+        self._keep(box, clicks[:known], found)
+        for n in range(known + 1, len(clicks) + 1):
+            found = self._corrected(found[0], box, clicks[:n], decode)
+            self._keep(box, clicks[:n], found)
+        return found
 
-    def _first(self, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
-        box, clicks = prompt
-        logits, iou_pred = self.decode(clicks, box)
-        if not box:
-            return logits + self._evidence(clicks, (), logits.shape), iou_pred
-        region = self.box_regions.mask(box)
-        if region is None:
+    def _keep(self, box: tuple, clicks: tuple, found: tuple[Tensor, Tensor | None]) -> None:
+        self._recent[box, clicks] = found
+        while len(self._recent) > KEPT:
+            del self._recent[next(iter(self._recent))]
+
+    def _first(self, box: tuple, clicks: tuple, decode: Decode) -> tuple[Tensor, Tensor | None]:
+        region = self.box_regions.mask(box) if box else None
+        if region is not None:
+            below, right = (p - n for p, n in zip(self.padded, self.size))
+            mask = F.pad(torch.from_numpy(region).float(), (0, right, 0, below))
+            return (F.adaptive_avg_pool2d(mask[None], self.grid)[0].to(self.maps[0].device) * 2 - 1) * SURE, None
+        logits, iou_pred = decode(clicks, box)
+        if box:
             return logits, iou_pred
-        below, right = (p - n for p, n in zip(self.padded, self.size))
-        mask = F.pad(torch.from_numpy(region).float(), (0, right, 0, below))
-        return (F.adaptive_avg_pool2d(mask[None], logits.shape)[0].to(logits) * 2 - 1) * SURE, None
+        logits = logits + self._evidence(clicks, (), logits.shape)
+        under = self._under(*clicks[0][:2], logits)
+        logits[under] = logits[under].clamp(min=SURE)
+        return logits, iou_pred
 
-    def _corrected(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Logits without the last click, changed in the connected part around it that the evidence says is wrong."""
-        box, clicks = prompt
-        before, (x, y, label) = self.logits(clicks[:-1], box)[0], clicks[-1]
-        drawn, iou_pred = self.decode(clicks, box)
+    def _corrected(self, before: Tensor, box: tuple, clicks: tuple, decode: Decode) -> tuple[Tensor, Tensor]:
+        """Change the connected part around the last click that the evidence says is wrong."""
+        *_, (x, y, label) = clicks
+        drawn, iou_pred = decode(clicks, box)
         sign = 1 if label else -1
         opposite = [click for click in clicks if click[2] != label]
         evidence = sign * drawn + self._evidence(clicks[-1:], opposite, before.shape)
         wrong = (sign * before <= 0) & (evidence > FAR * self._tenths(x, y, before))
-        row, column = self._cell(x, y, before.shape)
-        wrong[row, column] = True
+        under = self._under(x, y, before)
+        wrong[under] = True
         _, parts = cv2.connectedComponents(wrong.cpu().numpy().astype(np.uint8), connectivity=8)
-        part = torch.from_numpy(parts == parts[row, column]).to(before.device)
+        part = torch.from_numpy(parts == parts[self._cell(x, y, before.shape)]).to(before.device)
         return torch.where(part, sign * SURE, before), iou_pred
 
     def _evidence(self, like: Sequence, unlike: Sequence, grid: tuple[int, int]) -> Tensor:
         """(h,w): how much more a cell shows what is under some clicks than what is under others, or than anything else.
 
-        It is the sum over the class maps of log(p / q). p is the cosine of the cell's class probabilities and those
-        under the click (the largest over the clicks), q the same for the other clicks, or 1 - p without other clicks.
+        It is the sum over the class maps of log(p / q). p is the product of the cell's class shares and the unit vector
+        of those under the click (the largest over the clicks), 0..1. q is the same for the other clicks, or 1 - p
+        without other clicks.
         """
         total = 0.0
         for shares in self.maps:
@@ -136,8 +144,7 @@ class ClassMaps:
     def _likeness(self, shares: Tensor, clicks: Sequence) -> Tensor:
         found = []
         for x, y, _ in clicks:
-            row, column = self._cell(x, y, shares.shape[1:])
-            under = shares[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].float().mean((1, 2))
+            under = shares[(slice(None), *self._under(x, y, shares[0]))].float().mean((1, 2))
             found.append(torch.einsum("c,chw->hw", under / under.norm().clamp(min=0.1), shares.float()))
         return torch.stack(found).amax(0)
 
@@ -148,6 +155,11 @@ class ClassMaps:
             for count, side, at in zip(grid.shape, self.padded, (y, x))
         )
         return torch.hypot(rows[:, None], columns[None]) * (10 / (self.size[0] * self.size[1]) ** 0.5)
+
+    def _under(self, x: float, y: float, grid: Tensor) -> tuple[slice, slice]:
+        """The cell of a pixel and its neighbours, so that bilinear interpolation at the pixel uses these cells only."""
+        row, column = self._cell(x, y, grid.shape)
+        return slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
 
     def _cell(self, x: float, y: float, grid: Sequence[int]) -> tuple[int, int]:
         (height, width), (rows, columns) = self.padded, grid

@@ -100,9 +100,9 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float | None]:
         """Predict the mask of one object from points, a box or both.
 
-        With points alone, only those connected parts of the mask are returned that contain a foreground point: a click
-        means one object. A model with MODEL.SEM_SEG_HEAD.CLASS_MAPS also uses what it knows of classes, see
-        `ClassMaps`; a box alone then selects the region of its label maps that fits best.
+        Only connected parts with a foreground point are returned: a click means one object. With
+        MODEL.SEM_SEG_HEAD.CLASS_MAPS the model also uses what it knows of classes, see `ClassMaps`: a box selects a
+        region of its label maps, and each click corrects the mask of the box and clicks before it.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -110,7 +110,8 @@ class PromptedImage:
             box: half-open XYXY, in pixels of the image.
 
         Returns:
-            Mask bool (H,W), and the IoU that the model predicts for it, 0..1; None for a region of the label maps.
+            Mask bool (H,W), and the IoU that the decoder predicts for its own mask of this prompt, 0..1; None for a
+            region of the label maps.
 
         Raises:
             ValueError: the weights were trained without prompts; there are neither points nor a box; the numbers of
@@ -118,17 +119,18 @@ class PromptedImage:
         """
         self._check(points, labels, box)
         clicks, box = [(x, y, label) for (x, y), label in zip(points, labels)], () if box is None else tuple(box)
-        masks = self._decode
-        if self.has_region_vectors and self.model.class_maps and (box or any(labels)):  # SAM 3 was trained with boxes
-            self.class_maps = self.class_maps or ClassMaps(self.class_probabilities, self.transform, self._decode)
+        if self.takes_prompts and self.has_region_vectors and self.model.class_maps and (box or any(labels)):
+            self.class_maps = self.class_maps or ClassMaps(self.class_probabilities, self.transform)
             region = None if clicks else self.class_maps.box_regions.mask(box)
             if region is not None:
                 return region, None
-            masks = self.class_maps.logits
-        logits, iou_pred = masks(clicks, box)
+            logits, iou_pred = self.class_maps.logits(clicks, box, self._decode)
+            whole = bool(box)  # a box may mean several parts
+        else:
+            (logits, iou_pred), whole = self._decode(clicks, box), False
         mask = (self.to_image(logits[None])[0] > 0).cpu().numpy()
-        inside = [(int(x), int(y)) for x, y, label in clicks if label and not box]
-        return parts_at(mask, inside), float(iou_pred.clamp(0, 1))
+        inside = [(int(x), int(y)) for x, y, label in clicks if label]
+        return mask if whole else parts_at(mask, inside), float(iou_pred.clamp(0, 1))
 
     def _decode(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> tuple[Tensor, Tensor]:
         points = torch.tensor([click[:2] for click in clicks], dtype=torch.float32).view(1, -1, 2)

@@ -134,6 +134,8 @@ def test_a_scene_class_excludes_what_it_does_not_list():
     assert says("ucmerced/baseball diamond", "bare land", "golf bunker") == NO, "absent from such images"
     assert says("ucmerced/golf course", "bare land", "golf bunker") == UNKNOWN
     assert says("ucmerced/harbor", "water", "water") == YES
+    record = {"dataset": "ucmerced_land", "shapes": [], "complete": [], "kind": "ucmerced/dense residential"}
+    assert shapes_say(record, [at("forest")])[classes.index("tree"), at("forest")] == UNKNOWN, "its captions name it"
 
 
 def test_a_scene_class_says_what_must_may_and_cannot_be_there():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from skysense_o.box_regions import CLASSES
 from skysense_o.geometry import ImageTransform
@@ -19,7 +24,7 @@ class Made(ClassMaps):
 
     def __init__(self, drawn: float | torch.Tensor = 0.0) -> None:
         self.asked, self.drawn = [], drawn
-        super().__init__(self.probabilities, ImageTransform(*[(SIDE, SIDE)] * 3), self.answer)
+        super().__init__(self.probabilities, ImageTransform(*[(SIDE, SIDE)] * 3))
 
     def probabilities(self, vocabulary) -> torch.Tensor:
         found = torch.full((len(vocabulary), SIDE // 4, SIDE // 4), 0.02)
@@ -33,7 +38,7 @@ class Made(ClassMaps):
 
 
 def mask(maps: ClassMaps, *clicks, box=()) -> torch.Tensor:
-    return maps.logits(clicks, box)[0] > 0
+    return maps.logits(clicks, box, maps.answer)[0] > 0
 
 
 def test_the_first_click_means_the_class_under_it_even_if_the_decoder_does_not_know():
@@ -41,7 +46,7 @@ def test_the_first_click_means_the_class_under_it_even_if_the_decoder_does_not_k
     assert left[:, :HALF].all()
     assert not left[:, HALF:].any()
     assert mask(Made(drawn=20.0), (10, 30, 1)).all(), "a decoder that is sure decides"
-    assert not mask(Made(drawn=-20.0), (10, 30, 1)).any()
+    assert mask(Made(drawn=-20.0), (10, 30, 1)).sum() == 9, "only the clicked cell and its neighbours"
 
 
 def test_a_background_click_takes_the_part_around_it_and_leaves_the_rest():
@@ -75,13 +80,19 @@ def test_far_cells_need_more_evidence():
     assert torch.equal(corrected, distance >= 0.2 * SIDE), "twice the evidence reaches two tenths of the side"
 
 
-def test_the_clicked_cell_always_follows_the_click():
-    maps = Made(20.0)
-    assert mask(maps, (10, 30, 1)).all()
-    maps.drawn = 100.0
-    corrected = mask(maps, (10, 30, 1), (12, 12, 0))
-    assert not corrected[3, 3]
-    assert corrected.sum() == corrected.numel() - 1
+def test_the_clicked_pixel_always_follows_the_click():
+    def at_full_size(maps: ClassMaps, *clicks) -> torch.Tensor:
+        logits = maps.logits(clicks, (), maps.answer)[0]
+        return F.interpolate(logits[None, None], size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0] > 0
+
+    maps = Made(100.0)
+    assert at_full_size(maps, (10, 30, 1)).all()
+    corrected = at_full_size(maps, (10, 30, 1), (12, 12, 0))
+    assert not corrected[12, 12], "although the decoder and the class maps are against it"
+    assert corrected.float().mean() > 0.95
+    nothing = at_full_size(Made(-100.0), (10, 30, 1))
+    assert nothing[30, 10]
+    assert 0 < nothing.float().mean() < 0.05
 
 
 def test_a_mask_starts_with_a_foreground_click_whatever_the_order():
@@ -100,19 +111,47 @@ def test_a_click_after_a_box_corrects_the_region_of_the_box():
     more = mask(maps, (10, 30, 1), (40, 30, 1), box=(0, 0, 32, 64))
     assert more[HALF, HALF + 2]
     assert more[:, :HALF].all()
-    assert maps.logits([], (0, 0, 32, 64))[1] is None, "the decoder's IoU says nothing of a region of the label maps"
+    assert maps.logits([], (0, 0, 32, 64), maps.answer)[1] is None, (
+        "the decoder's IoU says nothing of a region of the label maps"
+    )
 
 
-def test_one_more_click_asks_the_decoder_once():
+def test_the_decoder_is_asked_once_per_new_click():
     maps, clicks = Made(), [(10, 30, 1), (60, 30, 0), (5, 5, 1), (50, 9, 0), (40, 3, 0), (9, 60, 1)]
     for count in range(1, len(clicks) + 1):
-        maps.logits(clicks[:count])
+        mask(maps, *clicks[:count])
     assert len(maps.asked) == len(clicks)
-    assert len(maps._recent) == KEPT
-    maps.logits(clicks)
-    maps.logits(clicks[:-1])
+    mask(maps, *clicks)
+    mask(maps, *clicks[:-1])
     assert len(maps.asked) == len(clicks), "a repeated prompt, and undo, ask nothing"
+    for x in range(3 * KEPT):  # previews of a further click, wherever the pointer rests
+        mask(maps, *clicks, (x, 40, 1))
+    assert len(maps.asked) == len(clicks) + 3 * KEPT, "previews must not push out the prompt that they extend"
+    assert len(maps._recent) == KEPT
     assert sum(array.nbytes for array in maps.arrays) < 1 << 20
+
+
+def test_hundreds_of_clicks():
+    maps = Made()
+    found = maps.logits([(10, 30, 1), *((x % SIDE, x // SIDE, x % 2) for x in range(600))], (), maps.answer)[0]
+    assert found.isfinite().all()
+
+
+def test_an_image_is_freed_without_the_garbage_collector(mini):
+    image = mini.set_image(np.zeros((64, 64, 3), np.uint8))
+    image.prompt([(30, 30)], [1])
+    freed = weakref.ref(image.class_maps)
+    gc.disable()
+    try:
+        del image
+        assert freed() is None, "a cycle of references would keep the features of images on a GPU"
+    finally:
+        gc.enable()
+
+
+def test_the_shipped_weights_use_class_maps_and_know_kinds(mini):
+    assert mini.model.class_maps
+    assert "tree" in mini.model.kinds.wider["forest"]
 
 
 def test_weights_with_the_old_name_of_the_key_are_read():
