@@ -173,9 +173,10 @@ def vision_centric(
 ) -> Tensor:
     """Vision-centric loss (SkySense-O): separate classes with similar words that look different.
 
-    The paper's L_vc = 1/(BN) sum [(1 - S_v) S_t L_region]^2 does not say what is summed. We take the mean over the
-    N x N pairs of a sample of [(1 - S_v) S_t l_ij]^2, with l_ij = BCE(r_i.w_j / temperature, [i = j]) for region i and
-    class j. Classes that are not in the image have no region and contribute 0.
+    The paper's L_vc = 1/(BN) sum [(1 - S_v) S_t L_region]^2 does not say what is summed. For each sample we take the
+    mean of [(1 - S_v) S_t l_ij]^2 over all pairs (i, j) of its classes. l_ij = BCE(r_i.w_j / temperature, [i = j])
+    compares the region of class i with the text of class j. Classes that are not in the image have no region and
+    contribute 0.
 
     Args:
         regions, present, text, valid, temperature: see `region_contrast`.

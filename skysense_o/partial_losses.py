@@ -37,7 +37,7 @@ def partial_targets(sem_seg: Tensor, table: Tensor) -> Tensor:
 
 
 def partial_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """BCE: the mean over the known (phrase, pixel) pairs of each sample. logits, target: (B,T,H,W)."""
+    """BCE, averaged over known (phrase, pixel) pairs of each sample, then over samples. logits, target: (B,T,H,W)."""
     each = F.binary_cross_entropy_with_logits(logits, (target == YES).to(logits.dtype), reduction="none")
     return mean_of_means(each, target != UNKNOWN)
 

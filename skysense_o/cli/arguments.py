@@ -155,7 +155,11 @@ def _scenes(p: ArgumentParser) -> None:
     scene.add_argument("--aoi", metavar="FILE", help="area of interest: polygons (GeoJSON, GeoPackage)")
     scene.add_argument("--memory", default="2GiB", metavar="SIZE", help="memory beyond the weights (default: 2GiB)")
     scene.add_argument(
-        "--min-area", type=float, default=0.0, metavar="M2", help="leave out regions with a smaller area"
+        "--min-area",
+        type=float,
+        default=0.0,
+        metavar="M2",
+        help="leave out regions of fewer square metres (of fewer pixels, if the location on the ground is unknown)",
     )
     scene.add_argument("--simplify", type=float, default=0.0, metavar="PX", help="simplify polygons, in pixels")
     scene.add_argument("--remote", action="store_true", help="allow files that refer to network data (WMS, VRT)")

@@ -40,7 +40,7 @@ Answer = tuple[str, float]
 
 
 class VLMNamer:
-    """Shows each region, outlined in red, to a model that answers in free text."""
+    """Names regions: shows each one, outlined in red, to a model that answers in free text."""
 
     def __init__(self, ask: Callable[[Image.Image, str], Answer]) -> None:
         self.ask = ask

@@ -127,7 +127,8 @@ def is_beside(path: Path, name: str) -> bool:
 
 def _names_in(folder: Path) -> frozenset[str]:
     changed = folder.stat().st_mtime_ns
-    if time.time_ns() - changed < 2e9:  # another file may appear within the resolution of the clock
+    if time.time_ns() - changed < 2e9:
+        # A file that is added now may leave the folder's time as it is. So no earlier list is used: `now` is a new key.
         return _listed(str(folder), -1, time.time_ns())
     return _listed(str(folder), changed)
 

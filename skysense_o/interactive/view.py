@@ -29,7 +29,7 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
     """ "road #e83cc8, building|house" -> (["road", "building|house"], {"road": (232, 60, 200)}); blank text -> nothing.
 
     Raises:
-        ValueError: after a # there is no colour of three or six hexadecimal digits.
+        ValueError: a # is not followed by three or six hexadecimal digits.
     """
     words, colors = [], {}
     for entry in split_words(text or "", OTHER_SIGNS.replace("#", "")):

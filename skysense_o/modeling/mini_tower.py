@@ -89,7 +89,7 @@ class MiniTower(Tower):
         _fold(self.image)
 
     def train(self, mode: bool = True) -> MiniTower:
-        """Batch norm and MiniLM stay in eval mode: the batches are too small for batch statistics."""
+        """Frozen MiniLM stays in eval mode, and so does the image encoder: batches are too small for batch norm."""
         super().train(mode)
         self.image.eval()
         self.text.eval()

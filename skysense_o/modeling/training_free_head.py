@@ -166,7 +166,7 @@ class Affinity(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, dense: Tensor) -> Tensor:
-        """image (B,3,h0,w0) as the tower sees it, dense (B,D,h,w) -> (B,D,h,w)."""
+        """Average `dense` (B,D,h,w) over similar cells. `image`: (B,3,h0,w0), normalised for the tower."""
         h, w = dense.shape[-2:]
         shown = (image.float() * self.tower_std + self.tower_mean - self.mean) / self.std
         size = (h * self.patch, w * self.patch)  # at this size, the ViT has the same grid of cells as the tower
