@@ -121,8 +121,9 @@ class ClassMaps:
         opposite = [click for click in clicks if click[2] != label]
         evidence = sign * drawn + self._evidence(clicks[-1:], opposite, before.shape)
         wrong = (sign * before <= 0) & (evidence > FAR * self._tenths(x, y, before))
-        under = self._under(x, y, before)
-        wrong[under] = True
+        for other in opposite:
+            wrong[self._under(*other[:2], before)] = False
+        wrong[self._under(x, y, before)] = True
         _, parts = cv2.connectedComponents(wrong.cpu().numpy().astype(np.uint8), connectivity=8)
         part = torch.from_numpy(parts == parts[self._cell(x, y, before.shape)]).to(before.device)
         return torch.where(part, sign * SURE, before), iou_pred

@@ -70,11 +70,20 @@ def test_a_correction_changes_only_what_is_connected_to_the_click():
     assert corrected[-3:, HALF:].all()
 
 
+def test_a_correction_keeps_what_was_clicked():
+    maps = Made(20.0)
+    mask(maps, (30, 30, 1))
+    maps.drawn = -100.0
+    corrected = mask(maps, (30, 30, 1), (12, 30, 0))
+    assert corrected[7, 7], "the place of the first click"
+    assert corrected.sum() == 9
+
+
 def test_far_cells_need_more_evidence():
     maps = Made(20.0)
-    assert mask(maps, (5, 30, 1)).all()
+    assert mask(maps, (5, 60, 1)).all()
     maps.drawn = -2.0 * FAR  # both clicks are in water, so the class maps say nothing, and the decoder is against all
-    corrected = mask(maps, (5, 30, 1), (21, 30, 0))
+    corrected = mask(maps, (5, 60, 1), (21, 30, 0))
     cells = torch.arange(SIDE // 4) * 4 + 2
     distance = torch.hypot(cells[:, None] - 30.0, cells[None] - 21.0)
     assert torch.equal(corrected, distance >= 0.2 * SIDE), "twice the evidence reaches two tenths of the side"
