@@ -94,10 +94,12 @@ def whole_image_tasks(vqa_model) -> tuple[Callable, Callable]:
     """Return two functions: (uint8 RGB (H,W,3), question) -> answer, and RGB -> (class, cosine) pairs."""
     import torch
 
+    from skysense_o import Vocabulary
     from skysense_o.data.classes import load_classes
     from skysense_o.inference.classify import classify
 
-    classes = load_classes("ucmerced").classes
+    table = load_classes("ucmerced")
+    classes = Vocabulary(table.classes, tuple(zip(table.classes)), table.background)
 
     def answer(rgb, question: str) -> str:
         return vqa_model.answer([torch.from_numpy(rgb.copy()).permute(2, 0, 1)], [question])[0]

@@ -54,7 +54,7 @@ class Kinds:
         >>> Kinds(["vegetation", "tree < vegetation"]).narrower(Vocabulary.parse("road,vegetation|green,Tree"))
         {1: [3]}
         """
-        if not self.wider:
+        if not (self.wider and vocabulary.narrower_wins):
             return {}
         classes = vocabulary.phrase_to_class
         phrases_of: dict[str, list[int]] = {}

@@ -30,12 +30,14 @@ class Vocabulary:
         phrases: for each class its name and synonyms.
         background: for each class whether it is a background class, for pixels of no other class.
         examples: phrase -> unit vector (D,), for phrases that mean a region of an image instead of words.
+        narrower_wins: of two right words, such as "forest" and "tree", the narrower one should win, see `Kinds`.
     """
 
     classes: tuple[str, ...]
     phrases: tuple[tuple[str, ...], ...]
     background: tuple[bool, ...]
     examples: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    narrower_wins: bool = True
 
     @classmethod
     def of(cls, classes: Iterable[str | Sequence[str]], background: Iterable[str] = ()) -> Vocabulary:
@@ -136,11 +138,12 @@ class Vocabulary:
         twice = [name for name in examples if name.lower() in taken]
         if twice:
             raise ValueError(f"{twice} are already phrases of this vocabulary: give the examples other names")
-        return Vocabulary(
-            (*self.classes, *examples),
-            (*self.phrases, *((name,) for name in examples)),
-            (*self.background, *(False for _ in examples)),
-            {**self.examples, **examples},
+        return replace(
+            self,
+            classes=(*self.classes, *examples),
+            phrases=(*self.phrases, *((name,) for name in examples)),
+            background=(*self.background, *(False for _ in examples)),
+            examples={**self.examples, **examples},
         )
 
     def __len__(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import small_config
@@ -9,6 +11,7 @@ from conftest import small_config
 from skysense_o import Vocabulary
 from skysense_o.config import default_config
 from skysense_o.data.concepts import kind_entries
+from skysense_o.data.open_world import open_world
 from skysense_o.kinds import Kinds
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.training.run import fill_known
@@ -44,6 +47,9 @@ def test_which_phrases_are_kinds_of_others():
     assert narrower(Vocabulary.parse("tree|forest,water")) == {}, "phrases of one class do not compete"
     assert narrower(Vocabulary.parse("Trees,FOREST")) == {0: [1]}
     assert Kinds().narrower(Vocabulary.parse("tree,forest")) == {}, "unknown relations change nothing"
+    assert not open_world()[0].narrower_wins, "among hundreds of classes, general words must not lose"
+    asked = replace(Vocabulary.parse("tree,forest"), narrower_wins=False).with_examples({"like this": torch.ones(2)})
+    assert narrower(asked) == {}
 
 
 def test_extreme_logits_stay_finite():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
@@ -16,11 +17,16 @@ def open_world(background: Sequence[str] = ()) -> tuple[Vocabulary, Sequence[tup
     Args:
         background: words for everything that is none of these classes.
 
+    Of hundreds of classes, one is often a kind of the right general word, and a little probable. If narrower words won,
+    the general word would lose to unrelated words, so here they do not.
+
     Returns:
         the vocabulary, and the colours of its classes (None for the classes of the graph).
     """
     spec = spec_of("skysa")
     if (spec.root / spec.graph).is_file():
-        return Vocabulary.of(load_graph(spec.root / spec.graph).names, background), None
+        names = load_graph(spec.root / spec.graph).names
+        return replace(Vocabulary.of(names, background), narrower_wins=False), None
     table = load_classes("open_world")
-    return Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)], background), table.colors
+    vocabulary = Vocabulary.of([(n, *s) for n, s in zip(table.classes, table.synonyms)], background)
+    return replace(vocabulary, narrower_wins=False), table.colors

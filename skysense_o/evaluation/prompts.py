@@ -46,8 +46,8 @@ def evaluate_prompts(
     Returns:
         Means over all components, without ignored pixels: "click1", "click5" and "box" are the IoU of the mask after
         one click, after five clicks and from the box; "box_filled" is the IoU if the whole box is the mask;
-        "quality_error" is |predicted IoU - IoU| after one click. "parts" is the number of components. {} if there are
-        no components.
+        "quality_error" is |predicted IoU - IoU| after one click, if an IoU is predicted. "parts" is the number of
+        components. {} if there are no components.
     """
     was_training = model.training
     model.eval()
@@ -92,7 +92,8 @@ def _one_image(model: nn.Module, sample: Sample) -> tuple[list[dict[str, float]]
             mask, iou_pred = image.prompt(points, kinds)
             if count == 1:
                 row["click1"] = _iou(part, mask, known)
-                row["quality_error"] = abs(iou_pred - row["click1"])
+                if iou_pred is not None:
+                    row["quality_error"] = abs(iou_pred - row["click1"])
             x, y, kind = corrective(part, mask, known)
             points, kinds = [*points, (x, y)], [*kinds, kind]
         row[f"click{CLICKS}"] = _iou(part, mask, known)

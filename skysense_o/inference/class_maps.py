@@ -34,9 +34,8 @@ SURE = 3.0
 KEPT = 4
 """Number of recent prompts whose logits are kept, so that one more click corrects them instead of starting anew."""
 
-Decode = Callable[[Sequence[tuple[float, float, int]], Sequence[float]], tuple[Tensor, Tensor]]
-"""Clicks (x, y, label) and a box, () without one -> the prompt decoder's mask logits (h,w) over the padded image, and
-the IoU that it predicts."""
+Decode = Callable[[Sequence[tuple[float, float, int]], Sequence[float]], Tensor]
+"""Clicks (x, y, label) and a box, () without one -> the prompt decoder's mask logits (h,w) over the padded image."""
 Prompt = tuple[tuple[float, ...], tuple[tuple[float, float, int], ...]]  # box, () without one; clicks x, y, label
 
 
@@ -56,17 +55,15 @@ class ClassMaps:
         labels = [transform.restore_probabilities(found, size)["labels"].cpu().numpy() for found in maps]
         self.box_regions, self.grid = BoxRegions(labels, self.size), tuple(maps[0].shape[1:])
         self.maps = [_shares(found) for found in maps]
-        self._recent: dict[Prompt, tuple[Tensor, Tensor | None]] = {}
+        self._recent: dict[Prompt, Tensor] = {}
 
     @property
     def arrays(self) -> list[np.ndarray | Tensor]:
         """All arrays of this object, to measure the memory that they take."""
-        return [*self.box_regions.arrays, *self.maps, *(logits for logits, _ in list(self._recent.values()))]
+        return [*self.box_regions.arrays, *self.maps, *list(self._recent.values())]
 
-    def logits(
-        self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode
-    ) -> tuple[Tensor, Tensor | None]:
-        """The mask of a prompt. Asks the decoder once per click, but not for clicks of recent prompts.
+    def logits(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode) -> Tensor:
+        """The mask logits of a prompt. Asks the decoder once per click, but not for clicks of recent prompts.
 
         Args:
             clicks: x, y in pixels of the image, and 1 for foreground or 0 for background. If there is no box, at least
@@ -75,8 +72,7 @@ class ClassMaps:
             decode: of this image; it is not kept, because it refers to the image, which refers to this object.
 
         Returns:
-            Logits (h,w) over the padded image, and the IoU that the decoder predicts for its own mask of this prompt;
-            None if there is only a box, and it selects a region.
+            (h,w) over the padded image.
         """
         box, clicks = tuple(box), tuple(clicks)
         if not box:  # a mask starts with a foreground click
@@ -90,43 +86,42 @@ class ClassMaps:
             found = self._recent.pop((box, clicks[:known]))
         self._keep(box, clicks[:known], found)
         for n in range(known + 1, len(clicks) + 1):
-            found = self._corrected(found[0], box, clicks[:n], decode)
+            found = self._corrected(found, box, clicks[:n], decode)
             self._keep(box, clicks[:n], found)
         return found
 
-    def _keep(self, box: tuple, clicks: tuple, found: tuple[Tensor, Tensor | None]) -> None:
+    def _keep(self, box: tuple, clicks: tuple, found: Tensor) -> None:
         self._recent[box, clicks] = found
         while len(self._recent) > KEPT:
             del self._recent[next(iter(self._recent))]
 
-    def _first(self, box: tuple, clicks: tuple, decode: Decode) -> tuple[Tensor, Tensor | None]:
+    def _first(self, box: tuple, clicks: tuple, decode: Decode) -> Tensor:
         region = self.box_regions.mask(box) if box else None
         if region is not None:
             below, right = (p - n for p, n in zip(self.padded, self.size))
             mask = F.pad(torch.from_numpy(region).float(), (0, right, 0, below))
-            return (F.adaptive_avg_pool2d(mask[None], self.grid)[0].to(self.maps[0].device) * 2 - 1) * SURE, None
-        logits, iou_pred = decode(clicks, box)
+            return (F.adaptive_avg_pool2d(mask[None], self.grid)[0].to(self.maps[0].device) * 2 - 1) * SURE
+        logits = decode(clicks, box)
         if box:
-            return logits, iou_pred
+            return logits
         logits = logits + self._evidence(clicks, (), logits.shape)
         under = self._under(*clicks[0][:2], logits)
         logits[under] = logits[under].clamp(min=SURE)
-        return logits, iou_pred
+        return logits
 
-    def _corrected(self, before: Tensor, box: tuple, clicks: tuple, decode: Decode) -> tuple[Tensor, Tensor]:
+    def _corrected(self, before: Tensor, box: tuple, clicks: tuple, decode: Decode) -> Tensor:
         """Change the connected part around the last click that the evidence says is wrong."""
         *_, (x, y, label) = clicks
-        drawn, iou_pred = decode(clicks, box)
         sign = 1 if label else -1
         opposite = [click for click in clicks if click[2] != label]
-        evidence = sign * drawn + self._evidence(clicks[-1:], opposite, before.shape)
+        evidence = sign * decode(clicks, box) + self._evidence(clicks[-1:], opposite, before.shape)
         wrong = (sign * before <= 0) & (evidence > FAR * self._tenths(x, y, before))
         for other in opposite:
             wrong[self._under(*other[:2], before)] = False
         wrong[self._under(x, y, before)] = True
         _, parts = cv2.connectedComponents(wrong.cpu().numpy().astype(np.uint8), connectivity=8)
         part = torch.from_numpy(parts == parts[self._cell(x, y, before.shape)]).to(before.device)
-        return torch.where(part, sign * SURE, before), iou_pred
+        return torch.where(part, sign * SURE, before)
 
     def _evidence(self, like: Sequence, unlike: Sequence, grid: tuple[int, int]) -> Tensor:
         """(h,w): how much more a cell shows what is under some clicks than what is under others, or than anything else.

@@ -110,8 +110,8 @@ class PromptedImage:
             box: half-open XYXY, in pixels of the image.
 
         Returns:
-            Mask bool (H,W), and the IoU that the decoder predicts for its own mask of this prompt, 0..1; None for a
-            region of the label maps.
+            Mask bool (H,W), and the IoU that the decoder predicts for it, 0..1; None with CLASS_MAPS, because then the
+            mask is not the decoder's.
 
         Raises:
             ValueError: the weights were trained without prompts; there are neither points nor a box; the numbers of
@@ -124,13 +124,13 @@ class PromptedImage:
             region = None if clicks else self.class_maps.box_regions.mask(box)
             if region is not None:
                 return region, None
-            logits, iou_pred = self.class_maps.logits(clicks, box, self._decode)
+            logits, iou_pred = self.class_maps.logits(clicks, box, lambda *prompt: self._decode(*prompt)[0]), None
             whole = bool(box)  # a box may mean several parts
         else:
             (logits, iou_pred), whole = self._decode(clicks, box), False
         mask = (self.to_image(logits[None])[0] > 0).cpu().numpy()
         inside = [(int(x), int(y)) for x, y, label in clicks if label]
-        return mask if whole else parts_at(mask, inside), float(iou_pred.clamp(0, 1))
+        return mask if whole else parts_at(mask, inside), None if iou_pred is None else float(iou_pred.clamp(0, 1))
 
     def _decode(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> tuple[Tensor, Tensor]:
         points = torch.tensor([click[:2] for click in clicks], dtype=torch.float32).view(1, -1, 2)

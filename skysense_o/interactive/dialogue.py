@@ -74,6 +74,14 @@ class Dialogue(cmd.Cmd):
         self._say(f"{self.session.add_example()} is a class now")
         self._segment()
 
+    def do_undo(self, _: str) -> None:
+        """undo            undo the latest point or box"""
+        region = self.session.undo()
+        if region is None:
+            self._say("no region")
+        else:
+            self._report_region(region)
+
     def do_clear(self, _: str) -> None:
         """clear           forget the region, the examples and the words"""
         self.session.clear()
@@ -87,7 +95,7 @@ class Dialogue(cmd.Cmd):
             self._say("no region with a high enough score: try more points (everything 32) or a larger image")
             return
         rows = [(i, *(p.classes or [("", None)])[0], p.iou_pred, p.box) for i, p in enumerate(found, 1)]
-        self._say(tabulate(rows, ["region", "class", "cosine", "predicted IoU", "box"], floatfmt=".2f"))
+        self._say(tabulate(rows, ["region", "class", "cosine", "score", "box"], floatfmt=".2f"))
         self._draw(self.session.proposal_labels, "everything")
 
     def do_save(self, _: str) -> None:

@@ -151,7 +151,7 @@ class Session(Closable):
             inside: True for a foreground point, False for a background point.
 
         Raises:
-            ValueError: see `PromptedImage.prompt`.
+            ValueError: see `PromptedImage.prompt`; or the point is a background point, and there is no region.
         """
         return self._select(self._with_point(x, y, inside))
 
@@ -185,6 +185,8 @@ class Session(Closable):
         return bool(self._before)
 
     def _with_point(self, x: float, y: float, inside: bool) -> Prompt:
+        if self.region is None and not inside:
+            raise ValueError("there is no region to remove from: first select one by a foreground click or a box")
         old = self.region.prompt if self.region is not None else Prompt()
         return Prompt((*old.points, (x, y)), (*old.labels, int(inside)), old.box)
 

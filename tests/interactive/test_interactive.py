@@ -397,10 +397,15 @@ def test_everything_that_finds_nothing_says_so(prompted, image, tmp_path, monkey
 
 def test_the_prompt_loop_with_prompts(prompted, image, tmp_path, monkeypatch):
     session, said = Session(prompted, image, tmp_path / "session"), io.StringIO()
-    lines = "point 20 20\npoint 70 50 0\neverything 4\nwords point of view\nclear\nname"
+    lines = "point 9 9 0\npoint 20 20\npoint 70 50 0\nundo\nundo\nundo\npoint 20 20\n"
+    lines += "everything 4\nwords point of view\nclear\nname"
     monkeypatch.setattr(session, "find_all_regions", partial(session.find_all_regions, iou_pred=0, stability_score=0))
     Dialogue(session, tmp_path, lambda: NAMES, stdin=io.StringIO(lines), stdout=said).cmdloop()
-    assert said.getvalue().count(" pixels, predicted IoU ") == 2
+    assert said.getvalue().count(" pixels, predicted IoU ") == 4, "two points, the first one again after undo, one more"
+    assert (
+        "error: there is no region to remove from: first select one by a foreground click or a box" in said.getvalue()
+    )
+    assert "error: nothing to undo" in said.getvalue()
     assert "point of view" in said.getvalue()
     assert "no region yet" in said.getvalue().splitlines()[-2:][0] + said.getvalue().splitlines()[-1]
     assert (tmp_path / "town_everything.png").is_file()

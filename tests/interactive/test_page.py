@@ -16,6 +16,8 @@ from conftest import ROOT, draw_scene, load_script
 from PIL import Image
 
 from skysense_o import Vocabulary
+from skysense_o.data.classes import load_classes
+from skysense_o.inference.classify import load_vqa_model
 from skysense_o.interactive.limits import Limits
 from skysense_o.interactive.page import Example, Page
 from skysense_o.interactive.session import Session
@@ -323,6 +325,17 @@ def touch(page, act, ended: str = "click") -> None:
         except playwright.TimeoutError:
             continue
     raise AssertionError(f"after five touches, the page has had no {ended} event")
+
+
+def test_the_pages_function_for_scene_names_ranks_the_scene_classes(app):
+    """Regression: it passed the class names where a vocabulary is needed, and every request for a scene name failed."""
+    answer, scene_names = app.whole_image_tasks(load_vqa_model("mini_vqa", "cpu"))
+    rgb = np.asarray(Image.open(ROOT / "demo/yellowstone_0.4m.jpg"))
+    ranked = scene_names(rgb)
+    assert len(ranked) == app.SCENES
+    assert {name for name, _ in ranked} < set(load_classes("ucmerced").classes)
+    assert [cosine for _, cosine in ranked] == sorted((cosine for _, cosine in ranked), reverse=True)
+    assert answer(rgb, "Is there water?")
 
 
 @needs_chromium

@@ -116,6 +116,8 @@ async function show(next) {
   if (other) {
     loaded = {};
     $("#sheet").scrollTop = 0;
+    $("#readout").replaceChildren();
+    if (phone() && Number($("#handle").dataset.step) === 2) setSheet(1);
     viewer.hidden = new Set(JSON.parse(remembered(`hidden ${next.id}`) ?? "[]"));
     viewer.open(next);
     if ($("#basemap").checked) viewer.basemap(about.basemap);
