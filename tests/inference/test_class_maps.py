@@ -6,11 +6,9 @@ import gc
 import weakref
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 
-from skysense_o.box_regions import CLASSES
 from skysense_o.geometry import ImageTransform
 from skysense_o.inference.class_maps import FAR, KEPT, ClassMaps
 from skysense_o.renamed_keys import with_new_names
@@ -164,9 +162,3 @@ def test_weights_with_the_old_name_of_the_key_are_read():
     assert with_new_names({"MODEL": {"SEM_SEG_HEAD": {"BOX_REGIONS": True}}}) == {
         "MODEL": {"SEM_SEG_HEAD": {"CLASS_MAPS": True}}
     }
-
-
-@pytest.mark.parametrize("classes", CLASSES)
-def test_both_lists_of_classes_have_what_this_test_draws(classes):
-    assert "road" in classes
-    assert {"water", "sea"} & set(classes)

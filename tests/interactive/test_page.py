@@ -314,13 +314,16 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
 def touch(page, act, ended: str = "click") -> None:
     """Touch the page, again if the page never hears of it: Chromium cancels a touch that a busy page answers late."""
     page.evaluate(
-        "ended => { window.heard = 0; addEventListener(ended, () => { window.heard = 1; }, { capture: true }); }",
+        """ended => {
+          window.heard = false;
+          addEventListener(ended, () => { window.heard = ended; }, { capture: true, once: true });
+        }""",
         ended,
     )
     for _ in range(5):
         act()
         try:
-            page.wait_for_function("window.heard", timeout=5_000)
+            page.wait_for_function("ended => window.heard === ended", arg=ended, timeout=5_000)
             return
         except playwright.TimeoutError:
             continue
@@ -396,6 +399,22 @@ def test_fingers_pinch_pan_and_drag_boxes(visit):
     tap("Add")
     changed(page, lambda: touch(page, lambda: page.touchscreen.tap(*at(page, 0.25, 0.4)), "pointerup"))
     assert pixels_of_region(page) > 0
+
+
+@needs_chromium
+def test_on_a_phone_a_message_lies_above_the_open_panel(visit, tmp_path):
+    """Regression: the panel covered the message, so an error looked as if nothing had happened."""
+    page = visit(390, 844)
+    page.evaluate("document.querySelector('#handle').dataset.step = 1; document.querySelector('#handle').click()")
+    page.locator("body.wide-sheet").wait_for()
+    (tmp_path / "bad.txt").write_text("no image")
+    page.set_input_files("#file", tmp_path / "bad.txt")
+    toast = page.locator(".toast")
+    toast.wait_for()
+    comes_to_rest(page)
+    box = toast.bounding_box()
+    middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+    assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('.toast') !== null", middle)
 
 
 @needs_chromium
