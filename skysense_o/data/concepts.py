@@ -140,14 +140,16 @@ def load_concepts() -> Concepts:
         if (wider == above).all():
             break
         above = wider
-    beside = np.zeros((count, count), bool)
-    for name, entry in entries.items():
-        for other in entry.get("with", ()):
-            beside[index_of[name], at(other, name)] = True
-    beside |= beside.T
-    # If concept a can occur "with" concept b in one pixel, then so can every kind of a with every kind of b.
-    fits = (above.astype(int) @ beside @ above.T) > 0
-    fits |= above | above.T
+
+    def pairs(key: str) -> np.ndarray:
+        """bool (K,K), symmetric: pairs that the entries list under `key`, and all pairs of kinds of both."""
+        listed = np.zeros((count, count), bool)
+        for name, entry in entries.items():
+            for other in entry.get(key, ()):
+                listed[index_of[name], at(other, name)] = True
+        return (above.astype(int) @ (listed | listed.T) @ above.T) > 0
+
+    fits = pairs("with") & ~pairs("not") | above | above.T
     place, landscape = (
         np.array([entry.get("kind") == kind for entry in entries.values()]) for kind in ("place", "landscape")
     )

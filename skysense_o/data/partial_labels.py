@@ -53,6 +53,11 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     return says, own
 
 
+NARROWEST = {"crop field": ("bare land",), "chaparral": ("bare land", "tree")}
+"""Outlined classes whose pixels may also be of other classes: a ploughed field is bare land. The pixels of all other
+outlined classes are of no other class of the data set, unless their class is a kind of it."""
+
+
 @lru_cache
 def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     """The same as `class_says` for boxes, points or shapes; the label values are the 2 C + 1 of `weak.box_masks`."""
@@ -60,16 +65,19 @@ def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     classes = load_classes(table)
     count = len(classes)
     says = np.full((2 * count + 1, len(concepts)), UNKNOWN, np.int8)
-    own = set()
-    for c in range(count):
-        concept = concepts.of_class(table, c)
-        own.add(concept)
+    meant = [concepts.of_class(table, c) for c in range(count)]
+    for c, concept in enumerate(meant):
         says[c] = concepts.says[concept]
+        if spec_of(dataset).task == "shapes":
+            also = {concepts.index(name) for name in NARROWEST.get(concepts.names[concept], ())}
+            for other in set(meant) - also:
+                if not concepts.above[concept, other]:
+                    says[c, concepts.above[:, other] & (says[c] == UNKNOWN)] = NO
         says[count + c, concepts.above[:, concept]] = NO
         aircraft = concepts.index("aircraft")
         if concepts.above[concept, aircraft]:
             says[count + c, concepts.above[:, aircraft]] = NO
-    return says, np.array(sorted(own))
+    return says, np.array(sorted(set(meant)))
 
 
 def object_values(record: dict) -> np.ndarray:
