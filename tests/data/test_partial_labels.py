@@ -63,6 +63,39 @@ def test_a_box_says_little_about_the_pixels_around_it():
     assert at("car") in own
 
 
+@pytest.mark.parametrize(
+    "outlined, word, expected",
+    [
+        ("tree", "crop field", NO),
+        ("grass", "crop field", NO),
+        ("crop field", "tree", NO),
+        ("crop field", "bare land", UNKNOWN),  # a ploughed field is both
+        ("bare land", "crop field", NO),  # but bare soil that was not outlined as a field is none
+        ("paved area", "road", NO),
+        ("road", "paved area", YES),
+        ("runway", "road", NO),
+        ("chaparral", "tree", UNKNOWN),
+        ("tree", "forest", UNKNOWN),
+        ("bare land", "beach", NO),
+    ],
+)
+def test_an_outlined_pixel_is_of_one_class(outlined, word, expected):
+    says, _ = object_says("rsicd_land")
+    label = load_classes("land_shapes").classes.index(outlined)
+    assert WORDS[says[label, load_concepts().index(word)]] == WORDS[expected]
+
+
+def test_a_box_of_a_van_does_not_exclude_a_car():
+    says, _ = object_says("simd")
+    assert says[load_classes("vehicles").folders.index("van"), load_concepts().index("car")] == UNKNOWN
+
+
+@pytest.mark.parametrize("scene", ["rsicd/forest", "ucmerced/chaparral", "rsicd/meadow", "rsicd/desert"])
+def test_a_whole_landscape_is_no_crop_field(scene):
+    concepts = load_concepts()
+    assert concepts.scene_says(concepts.scenes[scene])[concepts.index("crop field")] == NO
+
+
 def test_outside_boxes_only_completely_labelled_classes_are_denied():
     concepts, table = load_concepts(), load_classes("vehicles")
     jet = [0, 0, 9, 9, table.folders.index("airliner")]
