@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from skysense_o.image_io import gdal_settings
 from skysense_o.inference.predictor import Predictor
+from skysense_o.memory_limit import share_one_heap
 from skysense_o.run_lock import run_lock
 from skysense_o.scenes.check import check_formats
 from skysense_o.scenes.export import REGION_FORMATS, save_scene
@@ -65,6 +66,7 @@ def run_scene(
     >>> [row["name"] for row in rows]
     ['water', 'forest']
     """
+    share_one_heap()
     options = options or SceneOptions()
     index, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
     stem = outputs.stem or path.stem

@@ -64,7 +64,7 @@ def test_a_box_says_little_about_the_pixels_around_it():
 
 
 @pytest.mark.parametrize(
-    "outlined, word, expected",
+    ("outlined", "word", "expected"),
     [
         ("tree", "crop field", NO),
         ("grass", "crop field", NO),

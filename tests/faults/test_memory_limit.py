@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import subprocess
 import sys
@@ -51,3 +52,31 @@ def test_memory_that_is_used_up_later_is_one_line(capsys, monkeypatch):
     assert "not enough memory" in file_error(MemoryError(), "a.png")
     with pytest.raises(RuntimeError, match="another"):
         exit_code(lambda: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+HEAPS = """
+import ctypes, threading
+from skysense_o.memory_limit import share_one_heap
+libc = ctypes.CDLL(None)
+{call}
+libc.malloc.restype, libc.malloc.argtypes, barrier = ctypes.c_void_p, [ctypes.c_size_t], threading.Barrier(4)
+def allocate():
+    barrier.wait()
+    [libc.malloc(1000) for _ in range(1000)]
+    barrier.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs glibc")
+def test_the_threads_of_a_scene_share_one_heap():
+    """Regression: a scene took 400 MB more the taller it was, because each thread's heap kept what was freed in it."""
+    heaps = []
+    for call in ("", "assert share_one_heap()"):
+        code = HEAPS.format(call=call)
+        heaps.append(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout)
+    assert heaps[0].count("<heap nr=") > 1
+    assert heaps[1].count("<heap nr=") == 1
