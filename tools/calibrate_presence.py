@@ -93,7 +93,7 @@ def _table(cases: list[PresenceCase], raw: np.ndarray, calibrated: np.ndarray, p
     for word in [*sorted(set(words.tolist())), None]:
         these = np.ones(len(cases), bool) if word is None else words == word
         pairs = zip(_metrics(raw[these], present[these]), _metrics(calibrated[these], present[these]))
-        numbers = [f"{before} -> {after}" for before, after in pairs]
+        numbers = [f"{before} -> {after}" if before else "" for before, after in pairs]
         rows.append([word or "all", int(these.sum()), int(present[these].sum()), *numbers])
     return _markdown(rows, ["class", "images", "with it", "AUC", "Brier", "ECE"])
 
