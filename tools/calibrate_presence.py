@@ -11,6 +11,7 @@ and the expected calibration error (ECE, 10 bins). "Before" is the decoder's own
 a score of the mask. For the tables it is fitted on half of the scenes of each data set and measured on the other half.
 The two numbers to store, MODEL.KNOWN.PRESENCE, are fitted on all scenes; --write stores them in a copy of the weights.
 Calibrate last: training and averaging change the scores. Missing data sets are reported and left out.
+All take about 80 seconds on one core.
 """
 
 import argparse
