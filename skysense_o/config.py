@@ -27,6 +27,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.KNOWN.DATASETS = []
     cfg.MODEL.KNOWN.KINDS = []  # concepts that are kinds of others, see `Kinds`; [] if unknown
     cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown
+    cfg.MODEL.KNOWN.PRESENCE = []  # calibration of the presence of a class, see `Presence`; [] if not calibrated
 
     # The image-text tower.
     cfg.MODEL.TOWER = CfgNode()
@@ -36,9 +37,8 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.SCENE_SIDE = 0
     cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 image takes 0.14 s on 2 cores
 
-    cfg.MODEL.TOWER.RECOMPUTE = (
-        False  # recompute the tower's activations in the backward pass: less memory, 1/3 more time
-    )
+    # Recompute the tower's activations in the backward pass: less memory, 1/3 more time.
+    cfg.MODEL.TOWER.RECOMPUTE = False
     # In inference on a CPU, store linear layers in the order in which oneDNN multiplies them, which is faster.
     # For SkySenseCLIP only; loading takes longer.
     cfg.MODEL.TOWER.PACKED = False

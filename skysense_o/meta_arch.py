@@ -21,6 +21,7 @@ from skysense_o.modeling import Features, MaskDecoder, Queries, RegionProjection
 from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.objective import Objective
 from skysense_o.partial_objective import partial_terms
+from skysense_o.presence import Presence
 from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
 from skysense_o.text_bank import TextBank
@@ -47,6 +48,7 @@ class SkySenseO(nn.Module):
         gsd: float = 0.0,
         class_maps: bool = False,
         kinds: Kinds | None = None,
+        presence: Presence | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +64,7 @@ class SkySenseO(nn.Module):
             gsd: metres per pixel of the training images; 0: unknown. For information only.
             class_maps: clicks and boxes also use what the model knows of classes, see `PromptedImage.prompt`.
             kinds: which words are kinds of which others; None: not known.
+            presence: makes the presence of a phrase from its scores; None: not calibrated.
         """
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
@@ -69,7 +72,7 @@ class SkySenseO(nn.Module):
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
-        self.class_maps, self.kinds = class_maps, kinds or Kinds()
+        self.class_maps, self.kinds, self.presence = class_maps, kinds or Kinds(), presence or Presence()
         # Runs the image half (tower and refinement) in another runtime, see inference/backend.py; None: torch runs it.
         self.exported: Callable[[Tensor], tuple[object, Tensor]] | None = None
 
@@ -90,6 +93,7 @@ class SkySenseO(nn.Module):
             "gsd": cfg.MODEL.GSD,
             "class_maps": cfg.MODEL.SEM_SEG_HEAD.CLASS_MAPS,
             "kinds": Kinds(cfg.MODEL.KNOWN.KINDS),
+            "presence": Presence(cfg.MODEL.KNOWN.PRESENCE),
         }
 
     @property
@@ -106,6 +110,11 @@ class SkySenseO(nn.Module):
     def takes_prompts(self) -> bool:
         """Whether clicks and boxes are supported (`predict_prompts`)."""
         return self.sem_seg_head.takes_prompts
+
+    @property
+    def presence_calibrated(self) -> bool:
+        """Whether `presence` of a prediction is a probability that was fitted on validation images."""
+        return bool(self.presence.factors)
 
     @property
     def stride(self) -> int:
@@ -196,14 +205,16 @@ class SkySenseO(nn.Module):
             reduce: "labels" or "probabilities", see `Prediction`.
         """
         text, valid = self.text_bank(self.tower, vocabularies, self.templates)
-        logits, presence, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid), self.phrase_chunk)
+        logits, head, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid), self.phrase_chunk)
         predictions = []
         for b, (vocabulary, transform, size) in enumerate(zip(vocabularies, transforms, sizes)):
             phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
-            masks = self.kinds.narrow(logits[b, : len(phrase_to_class)], vocabulary)
+            masks, found = logits[b, : len(phrase_to_class)], None
+            if head is not None:  # before narrowing: in a forest there are trees, even if "forest" is requested, too
+                found = self.presence(head[b, : len(phrase_to_class)], masks, transform)
+            masks = self.kinds.narrow(masks, vocabulary)
             prediction = transform.restore(masks, phrase_to_class, num_classes, size, reduce, self.reference_compat)
-            if presence is not None:
-                found = presence[b, : len(phrase_to_class)].float().sigmoid()
+            if found is not None:
                 prediction["presence"] = geometry.best_of_phrases(found, phrase_to_class, num_classes)
             predictions.append(prediction)
         return predictions

@@ -62,7 +62,7 @@ class Prediction(TypedDict):
     sem_seg: NotRequired[Tensor]  # float (C,H,W), independent probabilities per class; reduce="probabilities"
     labels: NotRequired[Tensor]  # int64 (H,W), index of the best class; reduce="labels"
     score: NotRequired[Tensor]  # float (H,W), probability of that class; reduce="labels"
-    presence: NotRequired[Tensor]  # float (C,), probability that the class is in the image
+    presence: NotRequired[Tensor]  # float (C,), whether the class is in the image, 0..1
 
 
 @dataclass

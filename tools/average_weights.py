@@ -6,7 +6,8 @@
 
 The result is share x the first file + (1 - share) x the second file (Wortsman et al., Robust fine-tuning of zero-shot
 models, CVPR 2022). Averaging only makes sense if one of the models was trained from the other. The config, and tensors
-that only the first file has, are taken from the first file.
+that only the first file has, are taken from the first file. The calibration of presence is dropped, because it was
+measured with other weights: run tools/calibrate_presence.py afterwards.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from skysense_o.memory_limit import check_memory_limit
 set_thread_environment()  # before torch is imported
 check_memory_limit()  # before torch is imported, because under too low a limit that import fails with a traceback
 
+import yaml
 from safetensors.torch import save_file
 
 from skysense_o.checkpoint import find_weights, read_config, read_weights, sort_metadata
@@ -56,9 +58,16 @@ def run() -> None:
     }
     state = {name: tensor.contiguous() for name, tensor in (ours | average).items()}
     with whole(args.target) as part:
-        save_file(state, part, metadata={"format": "pt", **({"config": config} if config else {})})
+        save_file(state, part, metadata={"format": "pt", **({"config": _uncalibrated(config)} if config else {})})
         sort_metadata(part)
     print(f"{len(shared)} of {len(ours)} tensors averaged -> {args.target}")
+
+
+def _uncalibrated(config: str) -> str:
+    """The YAML of a model without MODEL.KNOWN.PRESENCE."""
+    body = yaml.safe_load(config)
+    body.get("MODEL", {}).get("KNOWN", {}).pop("PRESENCE", None)
+    return yaml.safe_dump(body)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ def _segment_image(request: Request, predictor, path: Path, stem: str) -> tuple[
     }
     folder, colors, share = Path(args.output), request.colors, request.min_share
     written = save(segmentation, image.rgb, folder, stem, request.formats, settings, colors, share)
-    return written, segmentation.areas()
+    calibrated = getattr(predictor.model, "presence_calibrated", False)
+    presence = (segmentation.presence or {}) if calibrated else {}
+    return written, [{**row, "presence": presence.get(row["name"])} for row in segmentation.areas()]
 
 
 def _segment_scene(request: Request, predictor, path: Path, stem: str, processes) -> tuple[list[Path], list[dict]]:
@@ -199,11 +201,12 @@ def _whole_images(request: Request) -> int:
 
 
 def _table_of(rows: list[dict]) -> str:
-    """A table of class, pixels, share, and square metres where they are known."""
-    columns, known = ["class", "pixels", "share"], rows[0].get("area_m2") is not None
-    lines = [
-        [row["name"], row["pixels"], f"{100 * row['share']:.1f} %", *([f"{row['area_m2']:,.0f}"] if known else [])]
-        for row in rows
-    ]
-    columns += ["m2"] if known else []
+    """A table of class, pixels, share, and square metres and presence where they are known."""
+    columns = ["class", "pixels", "share"]
+    lines = [[row["name"], row["pixels"], f"{100 * row['share']:.1f} %"] for row in rows]
+    for title, key, form in (("m2", "area_m2", "{:,.0f}"), ("present", "presence", "{:.2f}")):
+        if any(row.get(key) is not None for row in rows):
+            columns.append(title)
+            for line, row in zip(lines, rows):
+                line.append("" if row.get(key) is None else form.format(row[key]))
     return tabulate(lines, columns, intfmt=",", colalign=("left", *["right"] * (len(columns) - 1)))

@@ -129,7 +129,7 @@ def ask_objects(ask: Asker) -> Numbers:
     share of the pixels inside boxes and outlines is computed as well.
     """
     found: Numbers = {}
-    outlines = _unboxed()
+    outlines = unboxed()
     for name, words, meant in (
         ("simd_val", AIRFIELD, {"airplane": AEROPLANES, "boat": ("boat",), "car": ("car",)}),
         ("harbor_ships_test", HARBOUR, {"ship": ("ship",)}),
@@ -156,7 +156,7 @@ def ask_objects(ask: Asker) -> Numbers:
     return found
 
 
-def _unboxed() -> dict[str, dict]:
+def unboxed() -> dict[str, dict]:
     """Image file -> its record of `simd_unboxed_val`; empty where these images are not installed."""
     try:
         return {record["file_name"]: record for record in records_of("simd_unboxed_val")}

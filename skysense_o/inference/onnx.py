@@ -91,7 +91,7 @@ def export_onnx(predictor: Predictor, path: Path) -> dict:
         "outputs": {
             "logits": f"float32 (B,T,H/{model.stride},W/{model.stride}); sigmoid gives probabilities",
             **(
-                {"presence": "float32 (B,T); sigmoid gives the probability that the phrase is anywhere in the image"}
+                {"presence": "float32 (B,T); whether the phrase is in the image: a logit, not calibrated"}
                 if len(names) > 1
                 else {}
             ),

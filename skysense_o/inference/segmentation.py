@@ -26,7 +26,8 @@ class Segmentation:
         score: (H,W) float32, probability of the best class per pixel, background included.
         vocabulary: the requested classes.
         probabilities: (C,H,W) float32 per class of the vocabulary, background included; None unless requested.
-        presence: class -> probability that it is anywhere in the image; None if the model does not predict it.
+        presence: class -> 0..1, whether it is anywhere in the image; None if the model does not predict it. It is a
+            probability if the weights are calibrated (`SkySenseO.presence_calibrated`).
         threshold: the threshold that was applied, or None.
         valid: bool (H,W), False where pixels have no data (declared nodata, alpha 0, not finite); None if all have. The
             model gets its mean color there.

@@ -160,6 +160,7 @@ def fill_known(cfg: CfgNode) -> None:
     metres = [*stored.get("GSD", []), *gsd]
     known.GSD = [min(metres), max(metres)] if metres else []
     known.KINDS = kind_entries() if words and cfg.INPUT.MAPPER == "mixed" else stored.get("KINDS", [])
+    known.PRESENCE = []  # was measured with the starting weights, which this training changes
     if frozen:
         cfg.freeze()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from skysense_o.checkpoint import read_config, read_weights
@@ -30,6 +31,16 @@ def test_the_share_of_the_first_file_counts(files, call, tmp_path):
     assert int(mean["steps"]) == 7
     assert set(mean) == {"a", "new", "steps"}
     assert "first" in read_config(tmp_path / "mean.safetensors")
+
+
+def test_the_calibration_of_presence_is_not_that_of_the_average(files, call, tmp_path):
+    config = "MODEL:\n  GSD: 0.5\n  KNOWN:\n    CLASSES: [road]\n    PRESENCE: [0.5, -1.0]\n"
+    state = {"a": torch.full((2, 2), 4.0).half()}
+    save_file(state, tmp_path / "calibrated.safetensors", metadata={"format": "pt", "config": config})
+    code, _, err = call(TOOL, tmp_path / "calibrated.safetensors", files[1], tmp_path / "mean.safetensors")
+    assert code == 0, err
+    stored = yaml.safe_load(read_config(tmp_path / "mean.safetensors"))
+    assert stored == {"MODEL": {"GSD": 0.5, "KNOWN": {"CLASSES": ["road"]}}}
 
 
 @pytest.mark.parametrize(
