@@ -19,7 +19,8 @@ _MEMORY = (
 )
 LONGEST = 4000
 """Longer messages are cut, because some libraries put whole configs into their messages."""
-
+CLOSED_PIPE = 141
+"""Exit code of a command whose output nobody reads any more; the shell reports the same (128 + SIGPIPE)."""
 
 DETECTRON2 = "Detectron2 is not installed, and not on PyPI under its name: python -m skysense_o doctor --install"
 
@@ -109,17 +110,31 @@ def exit_code(run: Callable[[], int | None]) -> int:
     """Run a command and return its exit code.
 
     An error of USER_ERRORS is printed as one line on stderr. With SKYSENSE_O_TRACEBACK=1 the error is raised instead,
-    with its traceback, for debugging.
+    with its traceback, for debugging. If the program that reads stdout ends early, as `head` does, the command ends
+    without a message.
 
     Args:
         run: the command; returns an exit code, or None for 0.
 
     Returns:
-        The exit code; 2 after an error.
+        The exit code; 2 after an error, CLOSED_PIPE if nobody reads stdout any more.
     """
     check_memory_limit()
     try:
+        try:
+            return _code_or_message(run)
+        finally:
+            print(end="", flush=True)  # when Python itself flushes at its end, an error is printed as a traceback
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python will flush once more
+        return CLOSED_PIPE
+
+
+def _code_or_message(run: Callable[[], int | None]) -> int:
+    try:
         return run() or 0
+    except BrokenPipeError:
+        raise
     except USER_ERRORS as error:
         if os.environ.get(TRACEBACK) not in (None, "", "unexpected"):
             raise

@@ -99,13 +99,17 @@ def run_command(words: Sequence[str] | None = None) -> int:
         # runpy.run_path would put the script's name into sys.argv, and so into the help text.
         exec(compile(path.read_text(), path, "exec"), {"__name__": "__main__", "__file__": str(path)})
         return 0  # most scripts end the process themselves
+    return exit_code(lambda: _run_here(words))
+
+
+def _run_here(words: list[str]) -> int | None:
     args = _parser(*words[:1]).parse_args(words)
     if args.completion:
-        return exit_code(lambda: _print_completion(args.completion))
+        return _print_completion(args.completion)
     if args.command is None:
         _parser("").print_help()
         return 2
-    return exit_code(lambda: _named(COMMANDS[args.command].run)(args))
+    return _named(COMMANDS[args.command].run)(args)
 
 
 def _parser(*complete: str) -> ArgumentParser:

@@ -89,6 +89,8 @@ def _each(request: Request, work: Callable[[Path, str], None]) -> int:
         for path, stem in tqdm(jobs, unit="image", disable=True if len(jobs) == 1 else None):
             try:
                 work(path, stem)
+            except BrokenPipeError:  # nobody reads the tables any more
+                raise
             except Exception as error:
                 failed.append(f"error: {file_error(error, printable(path.name))}")
                 code = code if is_expected(error) else 1

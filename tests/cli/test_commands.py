@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, load_script
 
 import skysense_o
-from skysense_o.cli import main
+from skysense_o.cli import main, segment
 from skysense_o.cli.main import COMMANDS, run_command
 
 
@@ -106,6 +108,27 @@ def test_completion_knows_commands_and_options(capsys):
     assert code == 0
     assert all(word in said for word in ("segment", "--open-world", "prepare", "--max-upload", "deduplicate"))
     assert subprocess.run(["bash", "-n"], input=said, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("words", ["--help", "--completion bash", "app --help"])
+def test_a_command_whose_output_nobody_reads_ends_quietly(words):
+    if "--completion" in words:
+        pytest.importorskip("shtab", reason='pip install "skysense_o[completion]"')
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    unread, stdout = os.pipe()
+    os.close(unread)  # as after `| true`
+    command = [sys.executable, "-m", "skysense_o", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_batch_whose_output_nobody_reads_ends_at_once():
+    def unread(path, stem):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        segment._each(SimpleNamespace(paths=["a.jpg", "b.jpg"], stems=["a", "b"]), unread)
 
 
 def test_without_detectron2_one_line_says_what_to_do(tmp_path):
