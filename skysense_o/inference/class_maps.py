@@ -30,7 +30,10 @@ FAR = 1.5
 equal weight of decoder and class maps, on training images of Dubai and validation images of Czech land cover and roofs
 (docs/experiments.md, 2026-11-30)."""
 SURE = 3.0
-"""Logit of the cells that a correction changes."""
+"""Logit of the cells under a click, inside a box and of crumbs."""
+CRUMB = 4
+"""Cells of the largest part that a correction changes as well if it cuts this part off. Smaller than what is kept
+around a click."""
 KEPT = 4
 """Number of recent prompts whose logits are kept, so that one more click corrects them instead of starting anew."""
 
@@ -115,13 +118,25 @@ class ClassMaps:
         sign = 1 if label else -1
         opposite = [click for click in clicks if click[2] != label]
         evidence = sign * decode(clicks, box) + self._evidence(clicks[-1:], opposite, before.shape)
-        wrong = (sign * before <= 0) & (evidence > FAR * self._tenths(x, y, before))
+        evidence -= FAR * self._tenths(x, y, before)
+        kept = torch.zeros_like(before, dtype=torch.bool)
         for other in opposite:
-            wrong[self._under(*other[:2], before)] = False
-        wrong[self._under(x, y, before)] = True
-        _, parts = cv2.connectedComponents(wrong.cpu().numpy().astype(np.uint8), connectivity=8)
-        part = torch.from_numpy(parts == parts[self._cell(x, y, before.shape)]).to(before.device)
-        return torch.where(part, sign * SURE, before)
+            kept[self._under(*other[:2], before)] = True
+        under = self._under(x, y, before)
+        kept[under], evidence[under] = False, evidence[under].clamp(min=SURE)
+        before = sign * before
+        wrong = ((before <= 0) & (evidence > 0) & ~kept).cpu().numpy()
+        wrong[under] = True
+        parts, _ = _parts(wrong)
+        part = parts == parts[self._cell(x, y, before.shape)]
+        around = cv2.dilate(part.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        # The evidence also replaces the cells around the part, so that the border lies where it crosses 0.
+        change = torch.from_numpy(around).to(before.device) & ~kept
+        after = torch.where(change, torch.maximum(before, evidence), before)
+        left, sizes = _parts((after <= 0).cpu().numpy())
+        crumbs = set(left[around]) - set(left[kept.cpu().numpy()]) - {0}
+        crumbs = np.isin(left, [i for i in crumbs if sizes[i] <= CRUMB])
+        return sign * torch.where(torch.from_numpy(crumbs).to(before.device), SURE, after)
 
     def _evidence(self, like: Sequence, unlike: Sequence, grid: tuple[int, int]) -> Tensor:
         """(h,w): how much more a cell shows what is under some clicks than what is under others, or than anything else.
@@ -160,6 +175,12 @@ class ClassMaps:
     def _cell(self, x: float, y: float, grid: Sequence[int]) -> tuple[int, int]:
         (height, width), (rows, columns) = self.padded, grid
         return min(rows - 1, int(y * rows / height)), min(columns - 1, int(x * columns / width))
+
+
+def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The connected parts of a mask (8-connectivity): their numbers (h,w), 0 outside, and the cells of each."""
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return parts, stats[:, cv2.CC_STAT_AREA]
 
 
 def _shares(probabilities: Tensor) -> Tensor:

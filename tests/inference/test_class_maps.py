@@ -87,6 +87,35 @@ def test_far_cells_need_more_evidence():
     assert torch.equal(corrected, distance >= 0.2 * SIDE), "twice the evidence reaches two tenths of the side"
 
 
+def test_a_correction_has_a_smooth_border():
+    maps = Made(20.0)
+    mask(maps, (5, 60, 1))
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    slope = (
+        torch.from_numpy((x - 0.6 * y).astype(np.float32)) - 4
+    )  # the decoder gives up what lies above a slanted line
+    maps.drawn = -F.avg_pool2d(slope[None], 4)[0] * 2
+    corrected = maps.logits([(5, 60, 1), (24, 4, 0)], (), maps.answer)
+    full = F.interpolate(corrected[None, None], size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0] > 0
+    distance = torch.from_numpy(np.hypot(x - 24, y - 4).astype(np.float32)) * (10 / SIDE)
+    expected = 2 * slope <= FAR * distance
+    both_water = slice(0, SIDE // 2 - 4)  # there the class maps say nothing
+    assert (full != expected)[:, both_water].float().mean() < 0.01
+
+
+def test_a_correction_takes_the_crumbs_that_it_cuts_off():
+    maps = Made(20.0)
+    boxed = (0, 0, SIDE, SIDE)
+    mask(maps, (10, 30, 1), (50, 30, 1), box=boxed)
+    maps.drawn = torch.full((SIDE // 4, SIDE // 4), -100.0)
+    maps.drawn[2:4, HALF + 5 : HALF + 7] = 100.0  # four cells
+    maps.drawn[10:13, HALF + 3 : HALF + 5] = 100.0  # six cells
+    corrected = mask(maps, (10, 30, 1), (50, 30, 1), (60, 60, 0), box=boxed)
+    assert not corrected[:5, HALF:].any()
+    assert corrected[10:13, HALF + 3 : HALF + 5].all()
+    assert corrected[7, 12], "the place of a click"
+
+
 def test_the_clicked_pixel_always_follows_the_click():
     def at_full_size(maps: ClassMaps, *clicks) -> torch.Tensor:
         logits = maps.logits(clicks, (), maps.answer)
