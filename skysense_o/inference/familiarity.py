@@ -17,6 +17,10 @@ SYNONYMS = 4
 FAR = 0.5
 """Cosine of text embeddings below which a word is far from every training word. Of 230 held-out words for trained
 classes 50 % lie above it, and of 120 words for indoor things 10 % do. So the cosine is a hint, not a proof."""
+NOTHING = {"other", "background", "clutter", "none", "unknown", "void"}
+"""Training words that name no thing, so that nobody is told that a word is like them."""
+LONG = 5
+"""Letters of a word in which one letter may be a slip; many shorter words are one letter away from other real words."""
 
 
 class TrainingWords:
@@ -31,12 +35,16 @@ class TrainingWords:
         """
         self.tower, self.classes = tower, [entry.split("|") for entry in classes]
         self.text_bank = text_bank or TextBank()
-        self._trained = {_singular(word) for words in self.classes for word in words}
+        self._trained = {_singular(word): word for words in self.classes for word in words}
 
-    def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, tuple[str, float]]:
-        """Requested classes without a phrase from the training, each with the nearest training word and their cosine.
+    def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, tuple[str, float | None]]:
+        """Requested classes without a phrase from the training, each with the nearest training word.
 
         Background words and example regions are not checked. The result is empty if the training classes are unknown.
+
+        Returns:
+            Class -> a training word, and the cosine of their meanings; None instead of the cosine if the class is
+            spelled like the training word but for one slip.
         """
         if not self.classes:
             return {}
@@ -46,17 +54,26 @@ class TrainingWords:
             for name, phrases, background in rows
             if not (background or name in vocabulary.examples or any(_singular(p) in self._trained for p in phrases))
         }
+        slips = {name: word for name, phrases in unknown.items() for word in map(self._spelled, phrases) if word}
+        found = {name: (word, None) for name, word in slips.items()}
+        unknown = {name: phrases for name, phrases in unknown.items() if name not in found}
         if not unknown:
-            return {}
+            return found
         vectors = self._encode([phrase for phrases in unknown.values() for phrase in phrases])
         parts = (vectors @ self._vectors.T).split([len(phrases) for phrases in unknown.values()])
         cosines = torch.stack([part.amax(dim=0) for part in parts])
         nearest = cosines.argmax(dim=1).tolist()
-        return {name: (self._compared[k], float(row[k])) for name, row, k in zip(unknown, cosines, nearest)}
+        return found | {name: (self._compared[k], float(row[k])) for name, row, k in zip(unknown, cosines, nearest)}
+
+    def _spelled(self, phrase: str) -> str | None:
+        """The training word that a phrase is a slip of; None if there is none."""
+        asked = _singular(phrase)
+        slips = (word for known, word in self._trained.items() if word not in NOTHING and _is_slip(asked, known))
+        return next(slips, None)
 
     @cached_property
     def _compared(self) -> list[str]:
-        return [word for words in self.classes for word in words[: 1 + SYNONYMS]]
+        return [word for words in self.classes for word in words[: 1 + SYNONYMS] if word not in NOTHING]
 
     @cached_property
     def _vectors(self) -> Tensor:
@@ -69,19 +86,36 @@ class TrainingWords:
         return text[0, :, 0]
 
 
-def describe_unfamiliar(words: dict[str, tuple[str, float]]) -> list[str]:
+def describe_unfamiliar(words: dict[str, tuple[str, float | None]]) -> list[str]:
     """One sentence per class of `TrainingWords.unfamiliar`.
 
-    >>> print(*describe_unfamiliar({"solar panel": ("rooftop", 0.37), "freighter": ("ships", 0.8)}), sep="\\n")
+    >>> words = {"forst": ("forest", None), "solar panel": ("rooftop", 0.37), "freighter": ("ships", 0.8)}
+    >>> print(*describe_unfamiliar(words), sep="\\n")
+    "forst" is not a word of the training: did you mean "forest"?
     "solar panel" is far from every training word (nearest: "rooftop", 0.37): its mask may mean nothing
     "freighter" is not a word of the training; the model takes it for something like "ships" (0.80)
     """
     return [
-        f'"{name}" is far from every training word (nearest: "{nearest}", {cosine:.2f}): its mask may mean nothing'
+        f'"{name}" is not a word of the training: did you mean "{nearest}"?'
+        if cosine is None
+        else f'"{name}" is far from every training word (nearest: "{nearest}", {cosine:.2f}): its mask may mean nothing'
         if cosine < FAR
         else f'"{name}" is not a word of the training; the model takes it for something like "{nearest}" ({cosine:.2f})'
         for name, (nearest, cosine) in words.items()
     ]
+
+
+def _is_slip(a: str, b: str) -> bool:
+    """Whether one letter was dropped, added or changed between two words, or two neighbours were swapped.
+
+    >>> [_is_slip(word, "forest") for word in ("forst", "foorest", "forast", "froest", "fort", "forest")]
+    [True, True, True, True, False, False]
+    """
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    p, q = a[same:], b[same:]
+    swapped = len(p) > 1 and p[:2] == q[1::-1] and p[2:] == q[2:]
+    one_letter = a != b and (p[1:] in (q, q[1:]) or p == q[1:])
+    return swapped or (one_letter and max(len(a), len(b)) >= LONG)
 
 
 def _singular(word: str) -> str:

@@ -47,6 +47,22 @@ def test_a_new_word_gets_its_nearest_training_word(tower):
     assert '"teapot" is far from every training word' in far
 
 
+def test_a_slip_gets_the_word_that_was_meant_and_not_the_nearest_meaning(tower):
+    words = TrainingWords(tower, ["river|stream", "roof"])
+    for slip, meant in {"rivr": "river", "Steams": "stream", "raiver": "river", "rofo": "roof"}.items():
+        found = words.unfamiliar(Vocabulary.parse(slip))
+        assert found == {slip: (meant, None)}
+        assert describe_unfamiliar(found) == [f'"{slip}" is not a word of the training: did you mean "{meant}"?']
+    assert words.unfamiliar(Vocabulary.parse("creek"))["creek"][1] is not None
+
+
+def test_nobody_is_told_that_a_word_is_like_no_thing(tower):
+    AXES["other"] = AXES["teapot"]
+    words = TrainingWords(tower, ["river", "other|roof"])
+    assert words.unfamiliar(Vocabulary.parse("teapot"))["teapot"][0] == "roof"
+    assert words.unfamiliar(Vocabulary.parse("river,other")) == {}
+
+
 def test_background_words_examples_and_unknown_trainings_are_not_judged(tower):
     vocabulary = Vocabulary.parse("river", "teapot").with_examples({"like this": torch.ones(3)})
     assert TrainingWords(tower, ["river"]).unfamiliar(vocabulary) == {}
