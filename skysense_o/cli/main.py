@@ -103,7 +103,12 @@ def run_command(words: Sequence[str] | None = None) -> int:
 
 
 def _run_here(words: list[str]) -> int | None:
-    args = _parser(*words[:1]).parse_args(words)
+    parser = _parser(*words[:1])
+    args, rest = parser.parse_known_args(words)
+    if "files" in args and not any(word.startswith("-") for word in rest):
+        args.files += rest  # argparse takes files from one place only, but people also write files behind options
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.completion:
         return _print_completion(args.completion)
     if args.command is None:

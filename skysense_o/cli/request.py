@@ -81,7 +81,8 @@ def check_request(args: Namespace) -> Request:
     items = {image: path for image, path in zip(paths, given) if image != path}
     _check_files(args, paths)
     if args.interactive and len(paths) > 1:
-        raise ValueError(f"--interactive takes one image and --input gives {len(paths)}")
+        given = ", ".join(map(printable, args.input))
+        raise ValueError(f"--interactive takes one image, and {len(paths)} were given ({given}): give one of them")
     vocabulary, colors, image, scenes = None, None, None, frozenset()
     if (args.task == "segment" and not args.interactive) or args.task == "classify":
         vocabulary, colors = vocabulary_of(args)

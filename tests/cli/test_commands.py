@@ -74,6 +74,8 @@ def test_a_data_set_that_no_script_prepares(capsys):
         ("segment --classes road", "no image: give files, folders or globs"),
         ("scene nowhere.tif --classes road", "no image at 'nowhere.tif'"),
         ("scene nowhere.json --classes road", "no STAC item at 'nowhere.json'"),
+        ("segment README.md --interactive nowhere.jpg", "takes one image, and 2 were given (README.md, nowhere.jpg)"),
+        ("segment nowhere.jpg --threshold 2 other.jpg", "--threshold 2.0 is out of range"),
         ("classify nowhere.jpg --dataset ucmerced", "no image at 'nowhere.jpg'"),
         ("ask nowhere.jpg --question why", "no image at 'nowhere.jpg'"),
         ("train --config-file nowhere.yaml", "no config at 'nowhere.yaml'"),
@@ -90,6 +92,22 @@ def test_mistakes_are_answered_before_torch_is_imported(words, text, tmp_path):
     assert done.stdout.strip() == "2 []", done.stderr
     assert done.stderr.startswith("error: ")
     assert text in done.stderr
+
+
+def test_files_may_stand_before_and_behind_options(capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(segment, "run_task", lambda args: seen.append((args.files, args.classes)))
+    assert run(capsys, "segment", "a.jpg", "--classes", "road", "b.jpg", "--open", "c.jpg")[0] == 2, (
+        "two sources of words"
+    )
+    assert run(capsys, "segment", "a.jpg", "--classes", "road", "b.jpg", "--device", "cpu", "c.jpg")[0] == 0
+    assert seen == [(["a.jpg", "b.jpg", "c.jpg"], "road")]
+    code, _, err = run(capsys, "segment", "a.jpg", "--classes", "road", "b.jpg", "--fast")
+    assert code == 2
+    assert "unrecognized arguments: b.jpg --fast" in err
+    code, _, err = run(capsys, "export", "--output", "a.onnx", "b.jpg")
+    assert code == 2
+    assert "unrecognized arguments: b.jpg" in err
 
 
 def test_it_segments_as_the_demo_does(capsys, call, tmp_path):

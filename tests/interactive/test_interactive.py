@@ -422,7 +422,7 @@ def test_the_command_line(call, tmp_path, monkeypatch):
     assert (tmp_path / "yellowstone_0.4m_overlay.png").is_file()
     code, _, err = call("demo/demo.py", "--input", shipped, shipped.parent / "fields_30m.jpg", *words)
     assert code == 2
-    assert "takes one image and --input gives 2" in err
+    assert "takes one image, and 2 were given" in err
     code, _, err = call("demo/demo.py", "--input", shipped, "--output", tmp_path)
     assert code == 2
     assert "no classes: give --classes" in err
