@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -103,7 +104,8 @@ def write_item(
         raster: the scene.
         files: key of each asset -> its file.
         classes: rows of `class_areas`.
-        source_item: the item that the scene was given by; its time is kept, and the item is linked.
+        source_item: the item that the scene was given by; its time is kept, and the item is linked. If there is none,
+            the scene's file is linked.
 
     Raises:
         ValueError: the footprint cannot be converted to longitude and latitude, or the item is not valid STAC.
@@ -119,7 +121,10 @@ def write_item(
         roles = ["overview" if file.suffix == ".png" else "metadata" if file.suffix in (".json", ".csv") else "data"]
         item.add_asset(key, pystac.Asset(f"./{file.name}", media_type=media, roles=roles))
     if source_item:
-        item.add_link(pystac.Link("derived_from", os.path.relpath(source_item, path.parent), "application/geo+json"))
+        rel, source, media = "derived_from", source_item, "application/geo+json"
+    else:  # "derived_from" is for items only; IANA's "via" is the source of what a document tells
+        rel, source, media = "via", raster.path, mimetypes.guess_type(raster.path)[0]
+    item.add_link(pystac.Link(rel, os.path.relpath(source, path.parent), media))
     try:
         item.validate()
     except pystac.STACValidationError as error:

@@ -118,6 +118,8 @@ def test_a_scene_at_the_antimeridian(tmp_path):
     assert read.geometry["type"] == "MultiPolygon"
     assert read.bbox == pytest.approx([179.7, 9.36, -179.66, 10])
     assert read.properties["skysense_o:datetime_from"] == "the image file's time of change"
+    (link,) = read.get_links("via")
+    assert (link.rel, link.href, link.media_type) == ("via", "../a.tif", "image/tiff")
 
 
 def test_without_a_place_there_is_no_item(tmp_path):
