@@ -29,6 +29,7 @@ def image_state(image: OpenImage) -> dict:
         "words": image.words,
         "background": image.background,
         "threshold": image.threshold,
+        "used_threshold": found.threshold if found is not None else None,
         "classes": class_rows(session) if found is not None else None,
         "has_none": found is not None and found.has_none,
         "nodata": found.nodata if found is not None else None,

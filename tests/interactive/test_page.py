@@ -267,6 +267,22 @@ def test_classes_opacity_and_split_change_the_view_and_ask_nothing(visit):
 
 
 @needs_chromium
+def test_the_threshold_of_an_example_is_shown_and_can_be_changed(visit):
+    page = visit()
+    threshold, river = page.locator("#threshold-value"), page.get_by_role("button", name=re.compile("River and town"))
+    assert threshold.inner_text() == "none"
+    changed(page, river.click)
+    assert threshold.is_visible()
+    assert threshold.inner_text() == "90 %"
+    page.get_by_text("Background, threshold").click()
+    page.locator("#threshold").fill("0")
+    changed(page, page.get_by_role("button", name="Segment").click)
+    assert threshold.inner_text() == "50 % for a single class"
+    changed(page, river.click)
+    assert threshold.inner_text() == "90 %", "the example is opened anew"
+
+
+@needs_chromium
 def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     page = visit()
     page.keyboard.press("a")

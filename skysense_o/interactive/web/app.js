@@ -61,7 +61,7 @@ const act = (title, action, body) => (image ? run(title, `/api/images/${image.id
 
 const asked = () => ({ words: words.value, background: $("#background").value, threshold: $("#threshold").value / 100 });
 const segment = () => act("Segmenting", "segment", asked());
-const openExample = k => run(`Opening ${about.examples[k].title}`, `/api/examples/${k}`);
+const openExample = k => run(`Opening ${about.examples[k].title}`, `/api/examples/${k}`, {}, async next => { fillIn(next); await show(next); });
 
 async function openFile(file) {
   if (!file) return;
@@ -121,11 +121,10 @@ async function show(next) {
     viewer.hidden = new Set(JSON.parse(remembered(`hidden ${next.id}`) ?? "[]"));
     viewer.open(next);
     if ($("#basemap").checked) viewer.basemap(about.basemap);
-    if (next.words) words.value = next.words;
-    $("#background").value = next.background;
-    setThreshold(100 * next.threshold);
+    fillIn(next);
     placeDivider();
   }
+  setThreshold($("#threshold").value);
   noGhost();
   viewer.clearPart();
   const at = name => `/api/images/${next.id}/${name}.png?v=${next.version}`;
@@ -143,6 +142,13 @@ async function show(next) {
   viewer.drawPrompt(next.region);
   draw();
   $("#map").dataset.shown = `${next.id} ${next.version}`;
+}
+
+// The words, background and threshold that an image was segmented with.
+function fillIn(next) {
+  if (next.words) words.value = next.words;
+  $("#background").value = next.background;
+  setThreshold(Math.round(100 * next.threshold));
 }
 
 function draw() {
@@ -305,9 +311,11 @@ function setTool(tool) {
   viewer.useTool(tool);
 }
 
+// Without a threshold of the user, a class that is asked for alone has one of its own.
 function setThreshold(value) {
   $("#threshold").value = value;
-  $("#threshold-value").textContent = Number(value) ? `${value} %` : "none";
+  const own = image?.threshold ? null : image?.used_threshold;
+  $("#threshold-value").textContent = Number(value) ? `${value} %` : own ? `${Math.round(100 * own)} % for a single class` : "none";
 }
 
 const sheets = ["low-sheet", "", "wide-sheet"];
