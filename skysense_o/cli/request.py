@@ -83,6 +83,10 @@ def check_request(args: Namespace) -> Request:
     if args.interactive and len(paths) > 1:
         given = ", ".join(map(printable, args.input))
         raise ValueError(f"--interactive takes one image, and {len(paths)} were given ({given}): give one of them")
+    unused = [name for name in ("classes_file", "dataset", "open_world", "background", "threshold") if vars(args)[name]]
+    if args.interactive and unused:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ValueError(f"--interactive takes words by --classes or when it runs: leave out {options}")
     vocabulary, colors, image, scenes = None, None, None, frozenset()
     if (args.task == "segment" and not args.interactive) or args.task == "classify":
         vocabulary, colors = vocabulary_of(args)
@@ -158,7 +162,8 @@ def vocabulary_of(args: Namespace) -> tuple[Vocabulary, list | None]:
 
         return open_world(background)
     if args.classes is None and args.classes_file is None:
-        raise ValueError("no classes: give --classes, --classes-file, --dataset, --open-world or --interactive")
+        other = ", --open-world or --interactive" if args.task == "segment" else " or --open-world"
+        raise ValueError(f"no classes: give --classes, --classes-file, --dataset{other}")
     if args.classes_file:
         return Vocabulary.of(read_class_file(args.classes_file), background), None
     return Vocabulary.parse(args.classes, args.background), None

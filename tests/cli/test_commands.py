@@ -76,6 +76,8 @@ def test_a_data_set_that_no_script_prepares(capsys):
         ("scene nowhere.json --classes road", "no STAC item at 'nowhere.json'"),
         ("segment README.md --interactive nowhere.jpg", "takes one image, and 2 were given (README.md, nowhere.jpg)"),
         ("segment nowhere.jpg --threshold 2 other.jpg", "--threshold 2.0 is out of range"),
+        ("segment README.md --interactive --dataset dubai --threshold 0.4", "leave out --dataset, --threshold"),
+        ("classify README.md", "no classes: give --classes, --classes-file, --dataset or --open-world"),
         ("classify nowhere.jpg --dataset ucmerced", "no image at 'nowhere.jpg'"),
         ("ask nowhere.jpg --question why", "no image at 'nowhere.jpg'"),
         ("train --config-file nowhere.yaml", "no config at 'nowhere.yaml'"),
