@@ -96,6 +96,12 @@ def test_a_whole_landscape_is_no_crop_field(scene):
     assert concepts.scene_says(concepts.scenes[scene])[concepts.index("crop field")] == NO
 
 
+def test_a_forest_is_no_chaparral_but_single_trees_may_stand_in_it():
+    concepts = load_concepts()
+    assert concepts.says[concepts.index("forest"), concepts.index("chaparral")] == NO
+    assert concepts.says[concepts.index("tree"), concepts.index("chaparral")] == UNKNOWN
+
+
 def test_outside_boxes_only_completely_labelled_classes_are_denied():
     concepts, table = load_concepts(), load_classes("vehicles")
     jet = [0, 0, 9, 9, table.folders.index("airliner")]
