@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Band:
     """Finished rows of a strip, still on the mask grid."""
 
     rows: range  # rows of the result
-    grid: Tensor  # (h,w,C) blended probabilities
+    grid: Tensor  # (h,w,C) blended probabilities; `sweep` overwrites them when the next band is taken
     top: int  # index of the first row of cells in grid
 
 
@@ -70,7 +70,7 @@ def sweep(
             end = min(plan.rows.ready(k), rows.stop)
             if end > done:
                 height = plan.rows.span(range(done, end)).stop - top
-                yield Band(range(done, end), buffer[:height].clone(), top)
+                yield Band(range(done, end), buffer[:height], top)
                 if end >= rows.stop:
                     return
                 finished = plan.rows.cell(min(end, plan.rows.target - 1)) - top
@@ -157,8 +157,10 @@ def run_windows(
         pending: Future | None = None
         for band in sweep(plan, strip, rows, load, workers, batch):
             if pending is not None:
-                pending.result()  # at most one band waits, which bounds memory; errors of the thread are raised here
-            pending = writer.submit(finish, band)
+                pending.result()  # errors of the thread are raised here
+            # Copied after the band before it was written and freed: `strip_bytes` counts one copy.
+            pending = writer.submit(finish, replace(band, grid=band.grid.clone()))
+            del band
         if pending is not None:
             pending.result()
 

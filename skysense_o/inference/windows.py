@@ -18,8 +18,9 @@ from skysense_o.geometry import padded_size
 WINDOW = 512
 OVERLAP = 0.25
 """Default size of a window in pixels, and default overlap of windows as a share of this size."""
-BLENDING_SHARE = 0.5
-"""Share of the memory for blending; the rest is for the activations of the model and for pixels that are read ahead."""
+BLENDING_SHARE = 0.45
+"""Share of the memory for blending; the rest is for the activations of the model, for pixels that are read ahead, and
+for what the allocator keeps."""
 BLOCK = 512
 """Strips begin at multiples of this many pixels, which is the usual tile size of GeoTIFFs."""
 

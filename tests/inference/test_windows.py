@@ -155,7 +155,7 @@ def test_tiny_images_are_reflected():
         ({"window": 64, "overlap": 64}, "an overlap of 64 pixels is out of range: 0 to 32"),
         (
             {"window": 512, "memory": 2**20},
-            "too few to blend 300 classes in windows of 512: give at least 77 MiB",
+            "too few to blend 300 classes in windows of 512: give at least 86 MiB",
         ),
     ],
 )
