@@ -53,9 +53,9 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     return says, own
 
 
-NARROWEST = {"crop field": ("bare land",), "chaparral": ("bare land", "tree")}
-"""Outlined classes whose pixels may also be of other classes: a ploughed field is bare land. The pixels of all other
-outlined classes are of no other class of the data set, unless their class is a kind of it."""
+ALSO = {"crop field": ("bare land",), "chaparral": ("bare land", "tree"), "bare land": ("beach",)}
+"""Outlined classes whose pixels may also be of other classes: a ploughed field is bare land, and bare land may be sand,
+as a beach is. All other pixels are of no other outlined class, unless their class is a kind of it."""
 
 
 @lru_cache
@@ -69,7 +69,7 @@ def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     for c, concept in enumerate(meant):
         says[c] = concepts.says[concept]
         if spec_of(dataset).task == "shapes":
-            also = {concepts.index(name) for name in NARROWEST.get(concepts.names[concept], ())}
+            also = {concepts.index(name) for name in ALSO.get(concepts.names[concept], ())}
             for other in set(meant) - also:
                 if not concepts.above[concept, other]:
                     says[c, concepts.above[:, other] & (says[c] == UNKNOWN)] = NO
