@@ -283,7 +283,7 @@ def test_progress_bars_and_tables_do_not_run_into_each_other(image, tmp_path):
     assert "2/2" in output.decode(), "the output must contain a progress bar"
     for stem in ("city", "town"):
         start = screen.index(str(tmp_path / f"out/{stem}_overlay.png"))
-        assert screen[start + 3].split() == ["class", "pixels", "share"]
+        assert screen[start + 3].split() == ["class", "pixels", "share", "present"]
         assert [line.split()[0] for line in screen[start + 5 : start + 7]] == ["road", "tree"]
 
 
