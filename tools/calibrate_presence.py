@@ -28,13 +28,13 @@ set_thread_environment()  # before torch is imported
 check_memory_limit()  # before torch is imported, because under too low a limit that import fails with a traceback
 
 import numpy as np
+import yaml
 from safetensors.torch import save_file
 from tabulate import tabulate
 from tqdm import tqdm
 
 import skysense_o.data  # noqa: F401  (registers the data sets)
-from skysense_o.checkpoint import config_of, find_weights, read_weights, sort_metadata
-from skysense_o.config import model_config
+from skysense_o.checkpoint import find_weights, read_config, read_weights, sort_metadata
 from skysense_o.errors import exit_code
 from skysense_o.evaluation.calibration import (
     area_under_curve,
@@ -110,10 +110,10 @@ def _markdown(rows: list[list], columns: list[str]) -> str:
 
 def _write(source: Path, target: Path, factors: list[float]) -> None:
     """Copy weights, and set MODEL.KNOWN.PRESENCE in the config in their metadata."""
-    cfg = config_of(source)
-    cfg.MODEL.KNOWN.PRESENCE = factors
+    body = yaml.safe_load(read_config(source))
+    body["MODEL"]["KNOWN"]["PRESENCE"] = factors
     with whole(target) as part:
-        save_file(read_weights(source), part, metadata={"format": "pt", "config": model_config(cfg).dump()})
+        save_file(read_weights(source), part, metadata={"format": "pt", "config": yaml.safe_dump(body)})
         sort_metadata(part)
 
 

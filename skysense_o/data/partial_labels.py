@@ -40,22 +40,31 @@ def class_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     classes = load_classes(table)
     says = np.full((len(classes), len(concepts)), UNKNOWN, np.int8)
     meant = [concepts.of_class(table, c) for c in range(len(classes))]
+    own = {concept for concept in meant if concept is not None}
     for c, concept in enumerate(meant):
         if concept is not None:
-            says[c] = concepts.says[concept]
-            for other in {m for m in meant if m is not None} - {concept}:
-                if says[c, other] == UNKNOWN and not concepts.above[other, concept]:
-                    says[c, other] = NO
+            says[c] = _of_no_other(concept, own)
         else:
             says[c, [concepts.index(name) for name in COMMON if name in concepts.names]] = MAYBE
             says[c, concepts.above[:, concepts.nots[f"{table}/{classes.classes[c]}"]]] = NO
-    own = np.array(sorted({m for m in meant if m is not None}))
-    return says, own
+    return says, np.array(sorted(own))
 
 
 ALSO = {"crop field": ("bare land",), "chaparral": ("bare land", "tree"), "bare land": ("beach",)}
 """Outlined classes whose pixels may also be of other classes: a ploughed field is bare land, and bare land may be sand,
-as a beach is. All other pixels are of no other outlined class, unless their class is a kind of it."""
+as a beach is."""
+
+
+def _of_no_other(concept: int, own: set[int]) -> np.ndarray:
+    """int8 (K,): what a pixel of a class says if each pixel of a data set has one of the classes `own` alone: it is of
+    no other class and of no kind of it, unless its class is a kind of the other class.
+    """
+    concepts = load_concepts()
+    says = concepts.says[concept].copy()
+    for other in own:
+        if not concepts.above[concept, other]:
+            says[concepts.above[:, other] & (says == UNKNOWN)] = NO
+    return says
 
 
 @lru_cache
@@ -70,9 +79,7 @@ def object_says(dataset: str) -> tuple[np.ndarray, np.ndarray]:
         says[c] = concepts.says[concept]
         if spec_of(dataset).task == "shapes":
             also = {concepts.index(name) for name in ALSO.get(concepts.names[concept], ())}
-            for other in set(meant) - also:
-                if not concepts.above[concept, other]:
-                    says[c, concepts.above[:, other] & (says[c] == UNKNOWN)] = NO
+            says[c] = _of_no_other(concept, set(meant) - also)
         says[count + c, concepts.above[:, concept]] = NO
         aircraft = concepts.index("aircraft")
         if concepts.above[concept, aircraft]:

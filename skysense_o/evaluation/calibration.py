@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import mannwhitneyu
 
 BINS = 10
 
@@ -28,7 +30,7 @@ def area_under_curve(scores: np.ndarray, present: np.ndarray) -> float:
     yes, no = int(present.sum()), int((~present).sum())
     if not (yes and no):
         return float("nan")
-    return float((rankdata(scores)[present].sum() - yes * (yes + 1) / 2) / (yes * no))
+    return float(mannwhitneyu(scores[present], scores[~present]).statistic / (yes * no))
 
 
 def brier_score(probabilities: np.ndarray, present: np.ndarray) -> float:
@@ -50,14 +52,13 @@ def expected_calibration_error(probabilities: np.ndarray, present: np.ndarray, b
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
-def fit_logistic(scores: np.ndarray, present: np.ndarray, ridge: float = 1e-2, steps: int = 50) -> np.ndarray:
-    """Fit a logistic regression by Newton's method.
+def fit_logistic(scores: np.ndarray, present: np.ndarray, ridge: float = 1e-2) -> np.ndarray:
+    """Fit a logistic regression.
 
     Args:
         scores: (N,F). present: bool (N,).
         ridge: weight of the squared factors in the loss, a sum over cases; keeps the factors finite if a threshold
             separates all cases.
-        steps: steps of Newton's method.
 
     Returns:
         (F+1,): F factors, and the offset.
@@ -67,22 +68,18 @@ def fit_logistic(scores: np.ndarray, present: np.ndarray, ridge: float = 1e-2, s
     """
     if present.all() or not present.any():
         raise ValueError("a calibration needs cases with the class and cases without it: use more images")
-    x = np.column_stack([scores, np.ones(len(scores))]).astype(np.float64)
-    penalty = np.diag([ridge] * scores.shape[1] + [0.0])
-    factors = np.zeros(x.shape[1])
-    for _ in range(steps):
-        p = probability(factors, scores)
-        gradient = x.T @ (p - present) + penalty @ factors
-        curvature = (x * (p * (1 - p))[:, None]).T @ x + penalty + 1e-9 * np.eye(len(factors))
-        step = np.linalg.solve(curvature, gradient)
-        factors = factors - step / max(1.0, np.abs(step).max())  # long steps overshoot
-    return factors
+
+    def loss(factors: np.ndarray) -> float:
+        logits = scores @ factors[:-1] + factors[-1]
+        return np.logaddexp(0, np.where(present, -logits, logits)).sum() + ridge / 2 * (factors[:-1] ** 2).sum()
+
+    return minimize(loss, np.zeros(scores.shape[1] + 1)).x
 
 
 def probability(factors: Sequence[float], scores: np.ndarray) -> np.ndarray:
     """Probabilities (N,) of a logistic regression with F factors and an offset, for scores (N,F)."""
     *each, offset = factors
-    return 1 / (1 + np.exp(-np.clip(scores @ np.array(each) + offset, -50, 50)))
+    return expit(scores @ np.array(each) + offset)
 
 
 def cross_fitted(scores: np.ndarray, present: np.ndarray, first_half: np.ndarray) -> np.ndarray:
