@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
@@ -115,7 +116,7 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     unknown (default 1). The class "unknown" means that nothing is known about the pixels inside the outlines.
 
     A record combines all lines of one image: "shapes", with class ids (UNKNOWN_SHAPE for "unknown"); "complete", the
-    ids of the complete classes; and "kind", the scene class, or None if the image's folder does not name it.
+    ids of the complete classes; and "kind", the scene class, or None if it is not known.
 
     Raises:
         ValueError: a class is not in the table, an incomplete line has no outlines, a polygon has fewer than 3 points,
@@ -161,11 +162,25 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
 
 
 def _scene_of(spec: DatasetSpec, image: str) -> str | None:
-    """The scene class of an image <folder of a class>/<stem>, as `concepts.json` names it; None without a folder."""
-    if "/" not in image:
+    """The scene class of an image as `concepts.json` names it, by its folder or `scenes_index`; None if unknown."""
+    scenes = _listed_scenes(str(spec.root / spec.scenes_index)) if spec.scenes_index else {}
+    name = Path(image).parent.name or scenes.get(image)
+    if not name:
         return None
-    scenes = load_classes(spec.folder)
-    return f"{spec.folder}/{scenes.classes[scenes.folders.index(Path(image).parent.name)]}"
+    table = load_classes(spec.folder)
+    if name not in table.folders:
+        raise ValueError(f"the scene class {name!r} of {image} is not in datasets/classes/{spec.folder}.json")
+    return f"{spec.folder}/{table.classes[table.folders.index(name)]}"
+
+
+@lru_cache
+def _listed_scenes(path: str) -> dict[str, str | None]:
+    """Stem of each image -> name of its scene class, if it has one, from JSON lines {"image", "class"}."""
+    return {
+        Path(take(entry, "image", str, where)).stem: take(entry, "class", (str, type(None)), where, None)
+        for number, entry in read_json_lines(Path(path))
+        for where in [f"{path}, line {number}"]
+    }
 
 
 def _chosen(rule: str, number: int, stem: str) -> bool:

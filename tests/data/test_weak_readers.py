@@ -11,7 +11,10 @@ import weak_trees as trees
 from skysense_o.data import weak_records
 from skysense_o.data.catalog import records_of, spec_of
 from skysense_o.data.classes import load_classes
+from skysense_o.data.concepts import load_concepts
+from skysense_o.data.partial_labels import shapes_say
 from skysense_o.data.weak.shapes import shape_labels
+from skysense_o.sample import NO, UNKNOWN, YES
 
 CHECK = "tools/check_dataset.py"
 
@@ -111,6 +114,39 @@ def test_shapes_of_an_image_are_one_record(outlined):
     assert (beach["complete"], beach["kind"]) == ([at("sea")], "ucmerced/beach")
     assert tanks["shapes"][0]["circles"] == [[20, 30, 10], [60, 60, 9]]
     assert (tanks["complete"], tanks["kind"]) == ([at("storage tank")], "ucmerced/storage tanks")
+
+
+def test_outlines_get_the_scene_class_that_another_file_lists(data, monkeypatch):
+    """captions.jsonl has the scene classes of RSICD. Outlined water in an image of a river is a river."""
+    monkeypatch.setattr(weak_records, "CLASSES_FOLDER", data / "project" / "classes")
+    shape = {"class": "water", "complete": False, "polygons": [[[2, 2], [30, 2], [30, 30], [2, 30]]]}
+    (data / "project" / "shapes").mkdir(parents=True)
+    for stem in ("river_1", "port_1", "00001"):
+        trees.image(data / "rsicd" / "images" / f"{stem}.jpg", (60, 90, 120))
+    trees.write_lines(
+        data / "project" / "shapes" / "rsicd_land.jsonl",
+        [{"image": stem, **shape} for stem in ("river_1", "port_1", "00001")],
+    )
+    listed = [("river_1", "river"), ("port_1", "port"), ("00001", None)]
+    lines = [{"image": f"images/{stem}.jpg", "split": "train", "class": name} for stem, name in listed]
+    trees.write_lines(data / "rsicd" / "captions.jsonl", lines)
+    records = records_of("rsicd_land_train")
+    assert [r["kind"] for r in records] == ["rsicd/river", "rsicd/port", None]
+    concepts, water = load_concepts(), load_classes("land_shapes").classes.index("water")
+    river, lake = concepts.index("river"), concepts.index("lake")
+    assert [shapes_say(r)[water, river] for r in records] == [YES, UNKNOWN, UNKNOWN]
+    assert [shapes_say(r)[water, lake] for r in records] == [NO, NO, UNKNOWN]
+
+
+def test_an_unknown_scene_class_of_outlines_is_named(data, monkeypatch):
+    monkeypatch.setattr(weak_records, "CLASSES_FOLDER", data / "project" / "classes")
+    (data / "project" / "shapes").mkdir(parents=True)
+    (data / "rsicd").mkdir()
+    shape = {"class": "water", "complete": True, "polygons": []}
+    trees.write_lines(data / "project" / "shapes" / "rsicd_land.jsonl", [{"image": "a_1", **shape}])
+    trees.write_lines(data / "rsicd" / "captions.jsonl", [{"image": "a_1.jpg", "split": "train", "class": "moon base"}])
+    with pytest.raises(ValueError, match="the scene class 'moon base' of a_1 is not in datasets/classes/rsicd.json"):
+        records_of("rsicd_land_train")
 
 
 @pytest.mark.parametrize(

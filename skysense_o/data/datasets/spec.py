@@ -30,6 +30,7 @@ class DatasetSpec:
     image_suffix: str = ".png"  # suffixes to try, separated by bars: ".jpg|.tif"
     label_suffix: str = ".png"
     index: str = ""  # file that lists images, captions or questions; files to try are separated by bars
+    scenes_index: str = ""  # JSON lines {"image", "class"} with the scene class of images that have other labels
     class_file: str = ""  # datasets/classes/<class_file>.json; default: the name; "-": each record lists its classes
     ignore: tuple[int, ...] = (255,)  # label values that belong to no class
     offset: int = 0  # label value of class 0

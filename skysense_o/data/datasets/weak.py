@@ -152,6 +152,7 @@ WEAK: tuple[DatasetSpec, ...] = (
             folder=folder,
             class_file="land_shapes",
             index=f"{source}_land.jsonl",
+            scenes_index="captions.jsonl" if source == "rsicd" else "",
             images="train" if source == "resisc" else "images",
             image_suffix=".jpg",
             splits={"train": "*"},
