@@ -18,11 +18,17 @@ def add_data_arguments(p: ArgumentParser) -> None:
     prepare = steps.add_parser("prepare", help=text, description=text)
     names = sorted(recipe_scripts())
     more = "for the options of one data set: skysense-o data prepare NAME --help"
-    prepare.add_argument("name", choices=names, metavar="NAME", help=f"{', '.join(names)}; {more}")
+    prepare.add_argument("name", nargs="?", choices=names, metavar="NAME", help=f"{', '.join(names)}; {more}")
 
 
 def run_data(args: Namespace) -> int:
-    """Run `skysense-o data check`; returns the exit code."""
+    """Run `skysense-o data check`; returns the exit code.
+
+    Raises:
+        ValueError: `data prepare` without the name of a data set.
+    """
+    if args.step == "prepare":
+        raise ValueError(f"data prepare needs the name of a data set: {', '.join(sorted(recipe_scripts()))}")
     return run_check(args)
 
 

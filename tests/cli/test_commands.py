@@ -60,6 +60,13 @@ def test_scripts_run_as_commands(words):
     assert "python " in done.stdout, "the help must show the script's own examples"
 
 
+def test_prepare_without_a_name_lists_the_names(capsys):
+    code, _, err = run(capsys, "data", "prepare")
+    assert code == 2
+    assert err.startswith("error: data prepare needs the name of a data set: chn6_cug, coco_stuff,"), err
+    assert err.count("\n") == 1
+
+
 def test_a_data_set_that_no_script_prepares(capsys):
     code, _, err = run(capsys, "data", "prepare", "moon")
     assert code == 2
