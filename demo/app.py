@@ -30,7 +30,7 @@ SCENES = 5
 EXAMPLES = (  # title, file, words, and optionally a threshold; demo/README.md describes the results
     ("Road in a forest", "yellowstone_0.4m.jpg", "road, vegetation"),
     ("River and town (GeoTIFF)", "foz_30m.tif", "water|river|lake", 0.9),
-    ("Town and fields", "fields_30m.jpg", "vegetation, building, land"),
+    ("Meadow and trees", "yellowstone_0.25m.jpg", "tree, grass, bare land"),
 )
 
 

@@ -25,10 +25,10 @@ from PIL import Image
 from skysense_o.errors import exit_code
 from skysense_o.whole_files import whole
 
-TEASER = {
-    "yellowstone_0.4m.jpg": "road,vegetation",
-    "foz_30m.tif": "water,vegetation,building",
-    "fields_30m.jpg": "vegetation,building,land",
+TEASER = {  # file -> classes and threshold
+    "yellowstone_0.15m.jpg": ("road,tree,grass", None),
+    "yellowstone_0.25m.jpg": ("tree,grass,bare land", None),
+    "foz_30m.tif": ("water|river|lake", 0.9),
 }
 EXAMPLES = (
     "yellowstone_0.4m.jpg",
@@ -37,6 +37,7 @@ EXAMPLES = (
 GALLERY = {
     "road": ("yellowstone_0.4m.jpg", "road,tree,grass"),
     "absent": ("yellowstone_0.4m.jpg", "road,tree,grass,building,water,car"),
+    "meadow": ("yellowstone_0.25m.jpg", "tree,grass,bare land,road,water,building"),
     "water": ("foz_30m.tif", "water"),
     "foz": ("foz_30m.tif", "water,forest,crop field,built-up area"),
     "fields": ("fields_30m.jpg", "crop field,forest,bare land"),
@@ -90,9 +91,9 @@ def run() -> int:
     predictor, folder = Predictor.from_pretrained(args.weights, "cpu"), Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     columns = []
-    for name, words in TEASER.items():
+    for name, (words, threshold) in TEASER.items():
         image = read_image(ROOT / "demo" / name).rgb
-        columns.append([Image.fromarray(enlarged(image)), masks(image, predictor(image, words))])
+        columns.append([Image.fromarray(enlarged(image)), masks(image, predictor(image, words, threshold=threshold))])
     name, lists = EXAMPLES
     image = read_image(ROOT / "demo" / name).rgb
     seen = predictor.set_image(image)

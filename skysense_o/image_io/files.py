@@ -192,7 +192,7 @@ def find_images(patterns: list[str]) -> list[Path]:
         FileNotFoundError: nothing matches.
 
     >>> [path.name for path in find_images(["demo/*.jpg"])]
-    ['fields_30m.jpg', 'yellowstone_0.15m.jpg', 'yellowstone_0.4m.jpg']
+    ['fields_30m.jpg', 'yellowstone_0.15m.jpg', 'yellowstone_0.25m.jpg', 'yellowstone_0.4m.jpg']
     """
     paths: list[Path] = []
     for pattern in patterns:
