@@ -18,12 +18,12 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     """Add our keys to a Detectron2 config; an unknown key in a YAML stays an error."""
     cfg.MODEL.META_ARCHITECTURE = "SkySenseO"
     cfg.MODEL.DEVICE = "auto"  # cuda if available, else cpu
-
     cfg.MODEL.GSD = 0.0  # metres per pixel of the training images, to warn about other scales; 0: unknown
 
     # What the weights were trained on. Training fills these keys in, and inference warns about other words and scales.
     cfg.MODEL.KNOWN = CfgNode()
     cfg.MODEL.KNOWN.CLASSES = []  # each class with its synonyms, separated by bars; [] if unknown
+    cfg.MODEL.KNOWN.BLEND = 0.0  # 0..1: how much similar training words count in the vector of another word
     cfg.MODEL.KNOWN.DATASETS = []
     cfg.MODEL.KNOWN.KINDS = []  # concepts that are kinds of others, see `Kinds`; [] if unknown
     cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown

@@ -25,6 +25,7 @@ from skysense_o.presence import Presence
 from skysense_o.prompt_objective import PromptObjective
 from skysense_o.sample import IGNORE, Prediction, Reduce, Sample
 from skysense_o.text_bank import TextBank
+from skysense_o.training_words import TrainingWords
 from skysense_o.vocabulary import Vocabulary
 
 
@@ -49,6 +50,8 @@ class SkySenseO(nn.Module):
         class_maps: bool = False,
         kinds: Kinds | None = None,
         presence: Presence | None = None,
+        known_classes: Sequence[str] = (),
+        blend: float = 0.0,
     ) -> None:
         """
         Args:
@@ -65,10 +68,13 @@ class SkySenseO(nn.Module):
             class_maps: clicks and boxes also use what the model knows of classes, see `PromptedImage.prompt`.
             kinds: which words are kinds of which others; None: not known.
             presence: makes the presence of a phrase from its scores; None: not calibrated.
+            known_classes: classes of the training, with synonyms behind bars.
+            blend: how much similar training words count in the vector of another word, see `TrainingWords.blend`.
         """
         super().__init__()
         self.tower, self.sem_seg_head = tower, sem_seg_head
         self.templates, self.text_bank = tuple(templates), TextBank()
+        self.training_words = TrainingWords(tower, known_classes, self.text_bank, blend)
         self.objective, self.prompt_objective = objective, prompt_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
@@ -94,6 +100,8 @@ class SkySenseO(nn.Module):
             "class_maps": cfg.MODEL.SEM_SEG_HEAD.CLASS_MAPS,
             "kinds": Kinds(cfg.MODEL.KNOWN.KINDS),
             "presence": Presence(cfg.MODEL.KNOWN.PRESENCE),
+            "known_classes": cfg.MODEL.KNOWN.CLASSES,
+            "blend": cfg.MODEL.KNOWN.BLEND,
         }
 
     @property
@@ -137,7 +145,12 @@ class SkySenseO(nn.Module):
     def read_words(self, vocabulary: Vocabulary) -> None:
         """Encode the words of a vocabulary before they are needed."""
         with torch.no_grad():
-            self.text_bank(self.tower, [vocabulary], self.templates)
+            self._encode_words([vocabulary])
+
+    def _encode_words(self, vocabularies: Sequence[Vocabulary]) -> tuple[Tensor, Tensor]:
+        """`TextBank` for inference, with `TrainingWords.blend`."""
+        text, valid = self.text_bank(self.tower, vocabularies, self.templates)
+        return self.training_words.blend(text, vocabularies, self.templates), valid
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[object, Tensor, list[geometry.ImageTransform]]:
         """Encode and refine images once, for any number of queries.
@@ -160,7 +173,7 @@ class SkySenseO(nn.Module):
 
     def class_probabilities(self, image_embedding: object, batch: int, vocabulary: Vocabulary) -> Tensor:
         """Class probabilities (B,C,h',w') on the masks' own grid, for the `batch` images of an image embedding."""
-        text, valid = self.text_bank(self.tower, [vocabulary], self.templates)
+        text, valid = self._encode_words([vocabulary])
         queries = Queries(text.expand(batch, -1, -1, -1), valid.expand(batch, -1))
         logits, _, _ = self.sem_seg_head.decode(image_embedding, queries, self.phrase_chunk)
         phrase_to_class, num_classes = vocabulary.phrase_to_class, len(vocabulary)
@@ -204,7 +217,7 @@ class SkySenseO(nn.Module):
             sizes: output size (H,W) per image.
             reduce: "labels" or "probabilities", see `Prediction`.
         """
-        text, valid = self.text_bank(self.tower, vocabularies, self.templates)
+        text, valid = self._encode_words(vocabularies)
         logits, head, _ = self.sem_seg_head.decode(image_embedding, Queries(text, valid), self.phrase_chunk)
         predictions = []
         for b, (vocabulary, transform, size) in enumerate(zip(vocabularies, transforms, sizes)):

@@ -87,7 +87,7 @@ class TextBank:
     def _table(self, tower: Tower, strings: list[str]) -> dict[str, Tensor]:
         if torch.is_grad_enabled() and any(p.requires_grad for p in tower.text_parameters()):
             return dict(zip(strings, tower.encode_text(strings)))
-        key = self._weights_of(tower)
+        key = self.weights_of(tower)
         if torch.is_grad_enabled():
             return self._encode_singly(tower, key, strings)
         device = tower.pixel_mean.device
@@ -112,7 +112,8 @@ class TextBank:
                     self._single[key, string] = tower.encode_text([string])[0]
         return {s: self._single[key, s].to(tower.pixel_mean.device) for s in strings}
 
-    def _weights_of(self, tower: Tower) -> str:
+    def weights_of(self, tower: Tower) -> str:
+        """A hash of the weights of the text tower."""
         if self._fingerprint is None:
             digest = xxhash.xxh3_128()  # SHA-256 of gigabytes of weights would take seconds
             for parameter in tower.text_parameters():

@@ -14,7 +14,7 @@ from skysense_o.data.concepts import kind_entries
 from skysense_o.data.open_world import open_world
 from skysense_o.kinds import Kinds
 from skysense_o.meta_arch import SkySenseO
-from skysense_o.training.run import fill_known
+from skysense_o.training.known import fill_known
 
 ENTRIES = ["vegetation|green", "tree|trees < vegetation", "forest|woods < tree", "grass < vegetation"]
 

@@ -11,7 +11,7 @@ from skysense_o.config import default_config, model_config
 from skysense_o.geometry import ImageTransform
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.presence import Presence, mask_scores
-from skysense_o.training.run import fill_known
+from skysense_o.training.known import fill_known
 from skysense_o.vocabulary import Vocabulary
 
 

@@ -26,7 +26,8 @@ from skysense_o.evaluation.protocol import protocol_file
 from skysense_o.renamed_keys import renamed_key
 from skysense_o.training.benchmark_suite import evaluate_run
 from skysense_o.training.evaluate import ALL, test_sets
-from skysense_o.training.run import check_config, fill_answers, train
+from skysense_o.training.known import fill_answers, take_known
+from skysense_o.training.run import check_config, train
 from skysense_o.training.trainer import join_processes
 from skysense_o.whole_files import write_text
 
@@ -59,6 +60,8 @@ def _set_up(args: Namespace):
         raise ValueError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPUs")
     check_config(cfg, args.eval_only, args.resume)
     fill_answers(cfg, args.eval_only)
+    if args.eval_only:
+        take_known(cfg)
     cfg.freeze()
     return cfg
 

@@ -29,12 +29,12 @@ from skysense_o.config import model_config
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.image_io import RGBImage, as_image, printable, read_image
 from skysense_o.inference.backend import use_backend
-from skysense_o.inference.familiarity import TrainingWords, describe_unfamiliar
 from skysense_o.inference.hub import HubModel
 from skysense_o.inference.pixel_size import at_full_size, reduced, reduction
 from skysense_o.inference.prompted_image import PromptedImage
 from skysense_o.inference.segmentation import Segmentation, classes_by_id, fold_background, mark_nodata
 from skysense_o.inference.sliding import segment_array, window_probabilities
+from skysense_o.training_words import TrainingWords, describe_unfamiliar
 from skysense_o.vocabulary import Vocabulary, as_vocabulary
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,28 +18,26 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from torch import nn
 
 from skysense_o import meta_arch, pretraining, sam3  # noqa: F401  (fill the registry)
-from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights, read_config
-from skysense_o.config import default_config, merge_text, model_config
+from skysense_o.checkpoint import find_weights, load_sam_decoder, load_weights
+from skysense_o.config import model_config
 from skysense_o.data.caption_mapper import CaptionMapper
 from skysense_o.data.catalog import records_of, register_folders
-from skysense_o.data.concepts import kind_entries
 from skysense_o.data.loader import training_loader
 from skysense_o.data.mapper import TrainingMapper
 from skysense_o.data.mixed_mapper import MixedMapper
 from skysense_o.data.mixture import MixedSamples, check_weights
 from skysense_o.data.question_mapper import QuestionMapper, asks_how_many, image_key, read_points
-from skysense_o.data.training_facts import training_facts
 from skysense_o.device import choose_device
 from skysense_o.run_lock import run_lock
 from skysense_o.training.checkpointer import RunCheckpointer, ShardedCheckpointer
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.evaluate import check_tests, evaluate_all, test_sets
+from skysense_o.training.known import fill_known
 from skysense_o.training.optimizer import build_optimizer, learning_rate
 from skysense_o.training.record import WandbWriter, plot_metrics, write_run
 from skysense_o.training.sharding import check_sharding, shard, whole_weights
 from skysense_o.training.stopping import StopOnSignal, Stopped
 from skysense_o.training.trainer import FollowWeights, SaveCheckpoints, Trainer, Validate, build_accelerator
-from skysense_o.vqa import normalise
 from skysense_o.weight_paths import is_sharded
 
 logger = logging.getLogger(__name__)
@@ -122,47 +119,6 @@ def _check_points(cfg: CfgNode, records: Sequence[dict]) -> None:
             f" {tuple(cfg.DATASETS.TRAIN)}: the file has {list(marked)[:2]}, the questions have {images[:2]}; folder"
             " and stem must agree"
         )
-
-
-def _stored_config(cfg: CfgNode) -> CfgNode | None:
-    """The config that the starting weights contain; None if they contain none."""
-    path, stored = find_weights(cfg.MODEL.WEIGHTS), default_config()
-    text = read_config(path)
-    if text:
-        merge_text(stored, text, f"in {path}")
-    return stored if text else None
-
-
-def fill_answers(cfg: CfgNode, eval_only: bool) -> None:
-    """Fill MODEL.VQA.ANSWERS of an EmbeddedVQA: from its weights, or from the training set if its head is new."""
-    if cfg.MODEL.META_ARCHITECTURE != "EmbeddedVQA" or cfg.MODEL.VQA.ANSWERS:
-        return
-    new_head = any(re.search(pattern, "head.5.weight") for pattern in cfg.MODEL.ALLOW_MISSING)
-    if cfg.MODEL.WEIGHTS and (eval_only or not new_head):
-        stored = _stored_config(cfg)
-        if stored is not None and stored.MODEL.VQA.ANSWERS:
-            cfg.MODEL.VQA.ANSWERS = stored.MODEL.VQA.ANSWERS
-            return
-    cfg.MODEL.VQA.ANSWERS = sorted({normalise(record["answer"]) for records in load_records(cfg) for record in records})
-
-
-def fill_known(cfg: CfgNode) -> None:
-    """Set MODEL.KNOWN to the facts of the starting weights and, if this training has words, of its data sets."""
-    config = _stored_config(cfg) if cfg.MODEL.WEIGHTS else None
-    stored = dict(config.MODEL.KNOWN) if config is not None else {}
-    loss = cfg.MODEL.LOSS
-    words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE)) and cfg.MODEL.META_ARCHITECTURE == "SkySenseO"
-    classes, sets, gsd = training_facts(cfg.DATASETS.TRAIN) if words else ([], [], [])
-    known, frozen = cfg.MODEL.KNOWN, cfg.is_frozen()
-    cfg.defrost()
-    known.CLASSES = sorted({*stored.get("CLASSES", []), *classes})
-    known.DATASETS = list(dict.fromkeys((*stored.get("DATASETS", []), *sets)))
-    metres = [*stored.get("GSD", []), *gsd]
-    known.GSD = [min(metres), max(metres)] if metres else []
-    known.KINDS = kind_entries() if words and cfg.INPUT.MAPPER == "mixed" else stored.get("KINDS", [])
-    known.PRESENCE = []  # was measured with the starting weights, which this training changes
-    if frozen:
-        cfg.freeze()
 
 
 def build_model(cfg: CfgNode, allow_missing: Sequence[str] = ()) -> nn.Module:

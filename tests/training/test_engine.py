@@ -22,8 +22,8 @@ from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import build_tower
 from skysense_o.training import stopping
 from skysense_o.training.checkpointer import RunCheckpointer
+from skysense_o.training.known import fill_answers
 from skysense_o.training.optimizer import build_optimizer, learning_rate
-from skysense_o.training.run import fill_answers
 from skysense_o.training.run import train as train_run
 from skysense_o.training.stopping import LossError, check_losses
 from skysense_o.vocabulary import Vocabulary

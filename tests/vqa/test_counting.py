@@ -18,7 +18,8 @@ from skysense_o.data.catalog import records_of
 from skysense_o.data.question_mapper import QuestionMapper, read_points
 from skysense_o.inference.classify import load_vqa_model
 from skysense_o.modeling import Features
-from skysense_o.training.run import build_model, check_config, fill_answers
+from skysense_o.training.known import fill_answers
+from skysense_o.training.run import build_model, check_config
 from skysense_o.vqa import EmbeddedVQA
 from skysense_o.vqa.counter import CELLS, MARKED, Counter, counting_maps, density_loss, marked_density
 

@@ -1,4 +1,8 @@
-"""Which requested words a model was not trained on. Weights name their training classes in `MODEL.KNOWN.CLASSES`."""
+"""Words outside of a model's training: they are named, and read with the help of the most similar training words.
+
+Weights name their training classes in `MODEL.KNOWN.CLASSES`.
+Shape letters: B images, T phrases, P templates, D embedding, N training words.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from skysense_o.modeling import Tower
@@ -19,6 +24,10 @@ FAR = 0.5
 classes 50 % lie above it, and of 120 words for indoor things 10 % do. So the cosine is a hint, not a proof."""
 NOTHING = {"other", "background", "clutter", "none", "unknown", "void"}
 """Training words that name no thing, so that nobody is told that a word is like them."""
+NEAREST = 16
+"""Number of training words from which the vector of another word is blended."""
+TEMPERATURE = 0.1
+"""Of the softmax over their cosines."""
 LONG = 5
 """Letters of a word in which one letter may be a slip; many shorter words are one letter away from other real words."""
 
@@ -26,16 +35,25 @@ LONG = 5
 class TrainingWords:
     """The words a model was trained on."""
 
-    def __init__(self, tower: Tower, classes: Sequence[str], text_bank: TextBank | None = None) -> None:
+    def __init__(
+        self, tower: Tower, classes: Sequence[str], text_bank: TextBank | None = None, share: float = 0.0
+    ) -> None:
         """
         Args:
             tower: its text encoder compares words.
             classes: training classes, each with its synonyms separated by bars; empty if unknown.
             text_bank: the model's text bank, so that a word is encoded once; None: a new text bank.
+            share: 0..1, how much of the text vector of another word comes from training words, see `blend`.
+
+        Raises:
+            ValueError: the share is out of range.
         """
-        self.tower, self.classes = tower, [entry.split("|") for entry in classes]
+        if not 0 <= share <= 1:
+            raise ValueError(f"MODEL.KNOWN.BLEND {share} is out of range: 0 to 1")
+        self.tower, self.classes, self.share = tower, [entry.split("|") for entry in classes], share
         self.text_bank = text_bank or TextBank()
         self._trained = {_singular(word): word for words in self.classes for word in words}
+        self._blended: dict[tuple[str, ...], Tensor] = {}
 
     def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, tuple[str, float | None]]:
         """Requested classes without a phrase from the training, each with the nearest training word.
@@ -59,11 +77,48 @@ class TrainingWords:
         unknown = {name: phrases for name, phrases in unknown.items() if name not in found}
         if not unknown:
             return found
-        vectors = self._encode([phrase for phrases in unknown.values() for phrase in phrases])
+        vectors = self._encode([phrase for phrases in unknown.values() for phrase in phrases])[:, 0]
         parts = (vectors @ self._vectors.T).split([len(phrases) for phrases in unknown.values()])
         cosines = torch.stack([part.amax(dim=0) for part in parts])
         nearest = cosines.argmax(dim=1).tolist()
         return found | {name: (self._compared[k], float(row[k])) for name, row, k in zip(unknown, cosines, nearest)}
+
+    @torch.no_grad()
+    def blend(self, text: Tensor, vocabularies: Sequence[Vocabulary], templates: Sequence[str]) -> Tensor:
+        """Move the vectors of words outside of the training towards those of the most similar training words.
+
+        A model learns to find what its training words mean, but knows other words only by their similarity. "Dunes" is
+        similar to "sand" and, less so, to many other words; the blend keeps to the most similar ones.
+
+        Args:
+            text: (B,T,P,D) unit vectors of a `TextBank`.
+            vocabularies: the B vocabularies that were encoded.
+            templates: the P sentences with which they were encoded.
+
+        Returns:
+            (B,T,P,D) unit vectors: a new tensor, or `text` itself if there is nothing to change.
+        """
+        if not (self.share and self.classes):
+            return text
+        changed = text
+        for b, vocabulary in enumerate(vocabularies):
+            for t, phrase in enumerate(phrase for phrases in vocabulary.phrases for phrase in phrases):
+                if phrase in vocabulary.examples or _singular(phrase) in self._trained:
+                    continue
+                changed = text.clone() if changed is text else changed
+                changed[b, t] = self._blend_one(phrase, text[b, t], templates)
+        return changed
+
+    def _blend_one(self, phrase: str, own: Tensor, templates: Sequence[str]) -> Tensor:
+        """The blended vectors of a phrase, (P,D), for its `own` vectors; computed once per weights of the tower."""
+        key = (self.text_bank.weights_of(self.tower), phrase, *templates)
+        if key not in self._blended:
+            cosines = (self._encode(self._compared)[:, 0] @ self._encode([phrase])[0, 0]).float()
+            best, which = cosines.topk(min(NEAREST, len(cosines)))
+            near = self._encode([self._compared[i] for i in which.tolist()], templates).float()
+            mean = F.normalize(torch.einsum("n,npd->pd", (best / TEMPERATURE).softmax(0), near), dim=-1)
+            self._blended[key] = F.normalize((1 - self.share) * own.float() + self.share * mean, dim=-1).to(own)
+        return self._blended[key]
 
     def _spelled(self, phrase: str) -> str | None:
         """The training word that a phrase is a slip of; None if there is none."""
@@ -73,17 +128,19 @@ class TrainingWords:
 
     @cached_property
     def _compared(self) -> list[str]:
-        return [word for words in self.classes for word in words[: 1 + SYNONYMS] if word not in NOTHING]
+        words = [word for words in self.classes for word in words[: 1 + SYNONYMS] if word not in NOTHING]
+        return list(dict.fromkeys(words))
 
     @cached_property
     def _vectors(self) -> Tensor:
-        return self._encode(self._compared)
+        return self._encode(self._compared)[:, 0]
 
     @torch.no_grad()
-    def _encode(self, words: Sequence[str]) -> Tensor:
+    def _encode(self, words: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+        """(N,P,D) unit vectors."""
         asked = Vocabulary(tuple(words), tuple((word,) for word in words), (False,) * len(words))
-        text, _ = self.text_bank(self.tower, [asked], ("{}",))
-        return text[0, :, 0]
+        text, _ = self.text_bank(self.tower, [asked], templates)
+        return text[0]
 
 
 def describe_unfamiliar(words: dict[str, tuple[str, float | None]]) -> list[str]:
