@@ -88,7 +88,8 @@ class TrainingWords:
         """Move the vectors of words outside of the training towards those of the most similar training words.
 
         A model learns to find what its training words mean, but knows other words only by their similarity. "Dunes" is
-        similar to "sand" and, less so, to many other words; the blend keeps to the most similar ones.
+        similar to "sand" and, less so, to many other words; the blend keeps to the most similar ones. Words that are
+        FAR from every training word keep their vectors: nothing says which masks they should have.
 
         Args:
             text: (B,T,P,D) unit vectors of a `TextBank`.
@@ -117,7 +118,8 @@ class TrainingWords:
             best, which = cosines.topk(min(NEAREST, len(cosines)))
             near = self._encode([self._compared[i] for i in which.tolist()], templates).float()
             mean = F.normalize(torch.einsum("n,npd->pd", (best / TEMPERATURE).softmax(0), near), dim=-1)
-            self._blended[key] = F.normalize((1 - self.share) * own.float() + self.share * mean, dim=-1).to(own)
+            share = self.share if best[0] >= FAR else 0.0
+            self._blended[key] = F.normalize((1 - share) * own.float() + share * mean, dim=-1).to(own)
         return self._blended[key]
 
     def _spelled(self, phrase: str) -> str | None:

@@ -88,6 +88,11 @@ def test_a_new_word_moves_towards_the_training_words_that_are_like_it(tower):
     assert vector["stream"] @ moved[1] > vector["stream"] @ raw[1]
 
 
+def test_a_word_that_is_far_from_all_training_words_keeps_its_vector(tower):
+    raw, moved = blended(tower, "teapot", ["river", "roof"])
+    torch.testing.assert_close(moved, raw)
+
+
 def test_only_the_most_similar_training_words_count(tower):
     """With more than NEAREST training words, words that are unlike the new one change nothing."""
     for i in range(NEAREST):
