@@ -23,7 +23,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     # What the weights were trained on. Training fills these keys in, and inference warns about other words and scales.
     cfg.MODEL.KNOWN = CfgNode()
     cfg.MODEL.KNOWN.CLASSES = []  # each class with its synonyms, separated by bars; [] if unknown
-    cfg.MODEL.KNOWN.BLEND = 0.0  # 0..1: how much similar training words count in the vector of another word
+    cfg.MODEL.KNOWN.BLEND = -1.0  # 0..1: share of similar training words in the vector of another word; -1: not set
     cfg.MODEL.KNOWN.DATASETS = []
     cfg.MODEL.KNOWN.KINDS = []  # concepts that are kinds of others, see `Kinds`; [] if unknown
     cfg.MODEL.KNOWN.GSD = []  # least and greatest metres per pixel; [] if unknown

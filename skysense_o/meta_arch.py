@@ -101,7 +101,7 @@ class SkySenseO(nn.Module):
             "kinds": Kinds(cfg.MODEL.KNOWN.KINDS),
             "presence": Presence(cfg.MODEL.KNOWN.PRESENCE),
             "known_classes": cfg.MODEL.KNOWN.CLASSES,
-            "blend": cfg.MODEL.KNOWN.BLEND,
+            "blend": cfg.MODEL.KNOWN.BLEND if cfg.MODEL.KNOWN.BLEND != -1 else 0.0,
         }
 
     @property

@@ -6,6 +6,7 @@ Shape letters: B images, T phrases, P templates, D embedding, N training words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -53,7 +54,8 @@ class TrainingWords:
         self.tower, self.classes, self.share = tower, [entry.split("|") for entry in classes], share
         self.text_bank = text_bank or TextBank()
         self._trained = {_singular(word): word for words in self.classes for word in words}
-        self._blended: dict[tuple[str, ...], Tensor] = {}
+        self._blended: dict[tuple[str, ...], Tensor] = {}  # phrase and templates -> (P,D)
+        self._blended_for = ""  # hash of the weights for which they were computed
 
     def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, tuple[str, float | None]]:
         """Requested classes without a phrase from the training, each with the nearest training word.
@@ -77,8 +79,8 @@ class TrainingWords:
         unknown = {name: phrases for name, phrases in unknown.items() if name not in found}
         if not unknown:
             return found
-        vectors = self._encode([phrase for phrases in unknown.values() for phrase in phrases])[:, 0]
-        parts = (vectors @ self._vectors.T).split([len(phrases) for phrases in unknown.values()])
+        each = self._cosines([phrase for phrases in unknown.values() for phrase in phrases])
+        parts = each.split([len(phrases) for phrases in unknown.values()])
         cosines = torch.stack([part.amax(dim=0) for part in parts])
         nearest = cosines.argmax(dim=1).tolist()
         return found | {name: (self._compared[k], float(row[k])) for name, row, k in zip(unknown, cosines, nearest)}
@@ -88,8 +90,9 @@ class TrainingWords:
         """Move the vectors of words outside of the training towards those of the most similar training words.
 
         A model learns to find what its training words mean, but knows other words only by their similarity. "Dunes" is
-        similar to "sand" and, less so, to many other words; the blend keeps to the most similar ones. Words that are
-        FAR from every training word keep their vectors: nothing says which masks they should have.
+        similar to "sand" and, less so, to many other words; the blend keeps to the most similar ones. Two kinds of
+        phrases keep their vectors: those that are FAR from every training word, since nothing says which masks they
+        should have, and those with a training word in them, since "bus stop" would become "bus".
 
         Args:
             text: (B,T,P,D) unit vectors of a `TextBank`.
@@ -101,26 +104,44 @@ class TrainingWords:
         """
         if not (self.share and self.classes):
             return text
-        changed = text
-        for b, vocabulary in enumerate(vocabularies):
-            for t, phrase in enumerate(phrase for phrases in vocabulary.phrases for phrase in phrases):
-                if phrase in vocabulary.examples or _singular(phrase) in self._trained:
-                    continue
-                changed = text.clone() if changed is text else changed
-                changed[b, t] = self._blend_one(phrase, text[b, t], templates)
+        found = [
+            (b, t, phrase)
+            for b, vocabulary in enumerate(vocabularies)
+            for t, phrase in enumerate(phrase for phrases in vocabulary.phrases for phrase in phrases)
+            if phrase not in vocabulary.examples and not self._keeps(phrase)
+        ]
+        if not found:
+            return text
+        rows, columns, phrases = zip(*found)
+        changed = text.clone()
+        changed[list(rows), list(columns)] = self._blended_vectors(phrases, text[list(rows), list(columns)], templates)
         return changed
 
-    def _blend_one(self, phrase: str, own: Tensor, templates: Sequence[str]) -> Tensor:
-        """The blended vectors of a phrase, (P,D), for its `own` vectors; computed once per weights of the tower."""
-        key = (self.text_bank.weights_of(self.tower), phrase, *templates)
-        if key not in self._blended:
-            cosines = (self._encode(self._compared)[:, 0] @ self._encode([phrase])[0, 0]).float()
+    def _keeps(self, phrase: str) -> bool:
+        """Whether a phrase is a training word or has one in it."""
+        return any(_singular(part) in self._trained for part in (phrase, *re.split(r"[\s-]+", phrase)))
+
+    def _blended_vectors(self, phrases: Sequence[str], own: Tensor, templates: Sequence[str]) -> Tensor:
+        """The blended vectors (N,P,D) of N phrases with these own vectors; computed once per weights of the tower."""
+        weights = self.text_bank.weights_of(self.tower)
+        if weights != self._blended_for:
+            self._blended, self._blended_for = {}, weights
+        table, missing = self._blended, {}
+        for phrase, vectors in zip(phrases, own):
+            if (phrase, *templates) not in table:
+                missing[phrase] = vectors.float()
+        for phrase, cosines in zip(missing, self._cosines(list(missing)) if missing else ()):
             best, which = cosines.topk(min(NEAREST, len(cosines)))
             near = self._encode([self._compared[i] for i in which.tolist()], templates).float()
-            mean = F.normalize(torch.einsum("n,npd->pd", (best / TEMPERATURE).softmax(0), near), dim=-1)
+            mean = F.normalize((near * (best / TEMPERATURE).softmax(0)[:, None, None]).sum(0), dim=-1)
             share = self.share if best[0] >= FAR else 0.0
-            self._blended[key] = F.normalize((1 - share) * own.float() + share * mean, dim=-1).to(own)
-        return self._blended[key]
+            table[(phrase, *templates)] = F.normalize((1 - share) * missing[phrase] + share * mean, dim=-1)
+        return torch.stack([table[(phrase, *templates)] for phrase in phrases]).to(own)
+
+    def _cosines(self, words: Sequence[str]) -> Tensor:
+        """(words, N), in float32 also where autocast is on, so that FAR means the same everywhere."""
+        with torch.autocast(self.tower.pixel_mean.device.type, enabled=False):
+            return self._encode(words)[:, 0].float() @ self._encode(self._compared)[:, 0].float().T
 
     def _spelled(self, phrase: str) -> str | None:
         """The training word that a phrase is a slip of; None if there is none."""
@@ -132,10 +153,6 @@ class TrainingWords:
     def _compared(self) -> list[str]:
         words = [word for words in self.classes for word in words[: 1 + SYNONYMS] if word not in NOTHING]
         return list(dict.fromkeys(words))
-
-    @cached_property
-    def _vectors(self) -> Tensor:
-        return self._encode(self._compared)[:, 0]
 
     @torch.no_grad()
     def _encode(self, words: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from skysense_o.config import default_config
 from skysense_o.data.training_facts import training_facts
 from skysense_o.inference.predictor import Predictor
+from skysense_o.meta_arch import SkySenseO
 from skysense_o.text_bank import TextBank
 from skysense_o.training.known import fill_known, take_known
 from skysense_o.training_words import FAR, NEAREST, TEMPERATURE, TrainingWords, describe_unfamiliar
@@ -57,8 +58,8 @@ def test_a_slip_gets_the_word_that_was_meant_and_not_the_nearest_meaning(tower):
     assert words.unfamiliar(Vocabulary.parse("creek"))["creek"][1] is not None
 
 
-def test_nobody_is_told_that_a_word_is_like_no_thing(tower):
-    AXES["other"] = AXES["teapot"]
+def test_nobody_is_told_that_a_word_is_like_no_thing(tower, monkeypatch):
+    monkeypatch.setitem(AXES, "other", AXES["teapot"])
     words = TrainingWords(tower, ["river", "other|roof"])
     assert words.unfamiliar(Vocabulary.parse("teapot"))["teapot"][0] == "roof"
     assert words.unfamiliar(Vocabulary.parse("river,other")) == {}
@@ -93,10 +94,10 @@ def test_a_word_that_is_far_from_all_training_words_keeps_its_vector(tower):
     torch.testing.assert_close(moved, raw)
 
 
-def test_only_the_most_similar_training_words_count(tower):
+def test_only_the_most_similar_training_words_count(tower, monkeypatch):
     """With more than NEAREST training words, words that are unlike the new one change nothing."""
     for i in range(NEAREST):
-        AXES[f"river {i}"] = [1, 0.01 * i, 0]
+        monkeypatch.setitem(AXES, f"river {i}", [1, 0.01 * i, 0])
     near = [f"river {i}" for i in range(NEAREST)]
     _, few = blended(tower, "creek", near)
     _, many = blended(tower, "creek", [*near, "teapot"])
@@ -182,14 +183,16 @@ def test_an_evaluation_takes_what_the_weights_know(tmp_path, monkeypatch):
     monkeypatch.setattr("skysense_o.training.known.read_config", lambda path: stored)
     cfg = default_config()
     take_known(cfg)
-    assert cfg.MODEL.KNOWN.BLEND == 0.0, "without weights nothing is known"
+    assert cfg.MODEL.KNOWN.BLEND == -1.0, "without weights nothing is known"
     cfg.MODEL.WEIGHTS = "a.safetensors"
     take_known(cfg)
     known = cfg.MODEL.KNOWN
     assert (known.CLASSES, known.BLEND, known.PRESENCE) == (["ship"], 0.8, [1.0, 0.0])
-    cfg.MODEL.KNOWN.CLASSES, cfg.MODEL.KNOWN.BLEND = ["road"], 0.1
+    cfg.MODEL.KNOWN.CLASSES, cfg.MODEL.KNOWN.BLEND = ["road"], 0.0
     take_known(cfg)
-    assert (cfg.MODEL.KNOWN.CLASSES, cfg.MODEL.KNOWN.BLEND) == (["road"], 0.1), "a config's own facts stay"
+    assert (cfg.MODEL.KNOWN.CLASSES, cfg.MODEL.KNOWN.BLEND) == (["road"], 0.0), "a config's own facts stay"
+    fill_known(cfg)
+    assert cfg.MODEL.KNOWN.BLEND == 0.0, "a training can switch it off, too"
 
 
 def test_a_new_word_is_encoded_once_for_its_mask_and_its_warning(mini, monkeypatch):
@@ -201,6 +204,40 @@ def test_a_new_word_is_encoded_once_for_its_mask_and_its_warning(mini, monkeypat
     assert sorted(asked) == sorted(set(asked))
     assert {"phoenix", "firebird"} <= set(asked)
     assert "griffin" not in asked
+
+
+def test_a_phrase_with_a_training_word_in_it_keeps_its_vector(tower, monkeypatch):
+    """A "bus stop" is no bus, and "not water" is no water."""
+    monkeypatch.setitem(AXES, "roof garden", [0.4, 1, 0])
+    monkeypatch.setitem(AXES, "not-river", [1, 0.2, 0])
+    raw, moved = blended(tower, "roof garden,not-river,creek")
+    assert torch.equal(moved[:2], raw[:2])
+    assert not torch.equal(moved[2], raw[2])
+
+
+def test_batches_and_templates_are_blended_as_single_words_are(tower, monkeypatch):
+    for word in ("river", "stream", "roof", "creek", "teapot"):
+        monkeypatch.setitem(AXES, f"a {word}", [*AXES[word][:2], AXES[word][2] + 0.1])
+    pair, templates = [Vocabulary.parse("creek"), Vocabulary.parse("roof,creek,river")], ["{}", "a {}"]
+    words = TrainingWords(tower, ["river|stream", "roof"], share=0.8)
+    text, valid = TextBank()(tower, pair, templates)
+    moved = words.blend(text, pair, templates)
+    assert valid.tolist() == [[True, False, False], [True, True, True]]
+    assert torch.equal(moved[0, 1:], text[0, 1:]), "padding stays"
+    torch.testing.assert_close(moved[0, 0], moved[1, 1])
+    torch.testing.assert_close(moved[0, 0, 0], blended(tower, "creek")[1][0])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(
+            TrainingWords(tower, ["river|stream", "roof"], share=0.8).blend(text, pair, templates), moved
+        )
+
+
+def test_the_config_gives_the_model_its_training_words(cfg):
+    cfg.MODEL.KNOWN.CLASSES = ["road|street"]
+    assert SkySenseO(cfg).training_words.share == 0.0, "not set: words are read by their own vectors"
+    cfg.MODEL.KNOWN.BLEND = 0.8
+    words = SkySenseO(cfg).training_words
+    assert (words.share, words.classes) == (0.8, [["road", "street"]])
 
 
 def test_the_model_reads_new_words_with_the_help_of_training_words(small_model, monkeypatch):
@@ -215,3 +252,9 @@ def test_the_model_reads_new_words_with_the_help_of_training_words(small_model, 
     blended = probabilities()["sem_seg"]
     torch.testing.assert_close(blended[0], plain[0], msg="a training word must give the same mask")
     assert (blended[1] - plain[1]).abs().max() > 1e-6
+    window = torch.from_numpy(image).permute(2, 0, 1)[None]
+    grid = small_model.predict_windows(window, Vocabulary.parse("road,boulevard"))[0]
+    small_model.training_words = TrainingWords(small_model.tower, [], small_model.text_bank)
+    raw = small_model.predict_windows(window, Vocabulary.parse("road,boulevard"))[0]
+    torch.testing.assert_close(grid[0], raw[0])
+    assert (grid[1] - raw[1]).abs().max() > 1e-6, "windows of a scene must be read like whole images"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from functools import lru_cache
 from pathlib import Path
 
 from skysense_o.data.classes import CLASSES_FOLDER, load_classes
@@ -104,7 +103,7 @@ def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
         if what in names:
             points = [[*point, names.index(what)] for point in _points(entry, "points", where)]
             file = spec.root / spec.images / (image + spec.image_suffix)
-            yield _record(spec, file, points=points, what=what, kind=_scene_of(spec, image))
+            yield _record(spec, file, points=points, what=what, kind=_scene_of(spec, image, {}))
 
 
 def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
@@ -128,10 +127,11 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
         image = take(entry, "image", str, f"{path}, line {number}")
         where = f"{path}, line {number} ({image})"
         images.setdefault(image, []).append(_shape(entry, names, where, spec.class_table_name))
+    scenes = _listed_scenes(spec.root / spec.scenes_index) if spec.scenes_index else {}
     for image, shapes in images.items():
         complete = sorted({shape["class"] for shape in shapes if shape.pop("complete")})
         file = spec.root / spec.images / (image + spec.image_suffix)
-        yield _record(spec, file, shapes=shapes, complete=complete, kind=_scene_of(spec, image))
+        yield _record(spec, file, shapes=shapes, complete=complete, kind=_scene_of(spec, image, scenes))
 
 
 def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
@@ -161,9 +161,10 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
     return {"class": label, "complete": complete, "margin": margin, "polygons": polygons, "circles": circles}
 
 
-def _scene_of(spec: DatasetSpec, image: str) -> str | None:
+def _scene_of(spec: DatasetSpec, image: str, scenes: Mapping[str, str | None]) -> str | None:
     """The scene class of an image as `concepts.json` names it, by its folder or `scenes_index`; None if unknown."""
-    scenes = _listed_scenes(str(spec.root / spec.scenes_index)) if spec.scenes_index else {}
+    if spec.scenes_index and image not in scenes:
+        raise ValueError(f"{spec.root / spec.scenes_index} does not list {image}: get the whole file")
     name = Path(image).parent.name or scenes.get(image)
     if not name:
         return None
@@ -173,12 +174,11 @@ def _scene_of(spec: DatasetSpec, image: str) -> str | None:
     return f"{spec.folder}/{table.classes[table.folders.index(name)]}"
 
 
-@lru_cache
-def _listed_scenes(path: str) -> dict[str, str | None]:
+def _listed_scenes(path: Path) -> dict[str, str | None]:
     """Stem of each image -> name of its scene class, if it has one, from JSON lines {"image", "class"}."""
     return {
         Path(take(entry, "image", str, where)).stem: take(entry, "class", (str, type(None)), where, None)
-        for number, entry in read_json_lines(Path(path))
+        for number, entry in read_json_lines(path)
         for where in [f"{path}, line {number}"]
     }
 

@@ -51,18 +51,19 @@ def fill_known(cfg: CfgNode) -> None:
     metres = [*stored.get("GSD", []), *gsd]
     known.GSD = [min(metres), max(metres)] if metres else []
     known.KINDS = kind_entries() if words and cfg.INPUT.MAPPER == "mixed" else stored.get("KINDS", [])
-    known.BLEND = known.BLEND or stored.get("BLEND", 0.0)
+    known.BLEND = stored.get("BLEND", -1.0) if known.BLEND == -1 else known.BLEND
     known.PRESENCE = []  # was measured with the starting weights, which this training changes
     if frozen:
         cfg.freeze()
 
 
 def take_known(cfg: CfgNode) -> None:
-    """For an evaluation: set MODEL.KNOWN to that of the weights, so that they are evaluated as `Predictor` runs them.
+    """For an evaluation: take MODEL.KNOWN of the weights, so that they are evaluated as `Predictor` runs them.
 
-    A config that has its own MODEL.KNOWN.CLASSES is not changed.
+    Keys that the config sets itself are kept.
     """
-    if cfg.MODEL.META_ARCHITECTURE == "SkySenseO" and cfg.MODEL.WEIGHTS and not cfg.MODEL.KNOWN.CLASSES:
-        stored = _stored_config(cfg)
-        if stored is not None:
-            cfg.MODEL.KNOWN = stored.MODEL.KNOWN
+    if cfg.MODEL.META_ARCHITECTURE == "SkySenseO" and cfg.MODEL.WEIGHTS:
+        stored, unset = _stored_config(cfg), default_config().MODEL.KNOWN
+        for key, value in (stored.MODEL.KNOWN if stored is not None else {}).items():
+            if cfg.MODEL.KNOWN[key] == unset[key]:
+                cfg.MODEL.KNOWN[key] = value

@@ -147,6 +147,9 @@ def test_an_unknown_scene_class_of_outlines_is_named(data, monkeypatch):
     trees.write_lines(data / "rsicd" / "captions.jsonl", [{"image": "a_1.jpg", "split": "train", "class": "moon base"}])
     with pytest.raises(ValueError, match="the scene class 'moon base' of a_1 is not in datasets/classes/rsicd.json"):
         records_of("rsicd_land_train")
+    trees.write_lines(data / "rsicd" / "captions.jsonl", [{"image": "b_1.jpg", "split": "train", "class": "river"}])
+    with pytest.raises(ValueError, match="captions.jsonl does not list a_1: get the whole file"):
+        records_of("rsicd_land_train")
 
 
 @pytest.mark.parametrize(

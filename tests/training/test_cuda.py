@@ -33,7 +33,7 @@ def model_on(cfg, fake):
         model = SkySenseO(cfg)
         with fake:
             model.to_empty(device=device)
-        model.text_bank._weights_of = lambda tower: "fake weights have no hash"
+        model.text_bank.weights_of = lambda tower: "fake weights have no hash"
         # MiniLM disables autocast, which fails for "meta". Replace it: MiniLM is frozen, so it has no backward pass.
         if device == "meta":
             model.tower.encode_text = lambda strings: torch.empty(len(strings), model.tower.dim, device=device)
