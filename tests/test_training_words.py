@@ -135,8 +135,10 @@ def test_new_weights_of_the_text_tower_are_blended_anew(tower):
     torch.testing.assert_close(second, first.flip(-1))
 
 
-def test_the_predictor_warns_once(small_model, caplog):
-    predictor = Predictor(small_model, known_classes=["road|street", "water"])
+def test_the_predictor_warns_once(small_model, monkeypatch, caplog):
+    words = TrainingWords(small_model.tower, ["road|street", "water"], small_model.text_bank)
+    monkeypatch.setattr(small_model, "training_words", words)
+    predictor = Predictor(small_model)
     image = np.zeros((32, 32, 3), np.uint8)
     with caplog.at_level(logging.WARNING):
         predictor(image, "street,teapot")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -68,16 +68,21 @@ def read_point_labels(spec: DatasetSpec, split: str) -> Iterator[dict]:
 
 def read_listed_scenes(spec: DatasetSpec, split: str) -> Iterator[dict]:
     """Read JSON lines {"image", "split", "class"}; images without a class are left out."""
-    folders = load_classes(spec.class_table_name).folders
-    path = index_file(spec, split)
+    for image, of, label in _listed_scenes(index_file(spec, split), spec.class_table_name):
+        if of == spec.splits[split] and label is not None:
+            yield _record(spec, spec.root / image, label=label)
+
+
+def _listed_scenes(path: Path, table: str) -> Iterator[tuple[str, str, int | None]]:
+    """Image, split and class id of each line of a file {"image", "split", "class"}; None if an image has no class."""
+    folders = load_classes(table).folders
     for number, entry in read_json_lines(path):
         where = f"{path}, line {number}"
         folder = take(entry, "class", (str, type(None)), where, None)
-        if take(entry, "split", str, where) != spec.splits[split] or not folder:
-            continue
-        if folder not in folders:
-            raise ValueError(f"{where} has {folder!r}, which is not in datasets/classes/{spec.class_table_name}.json")
-        yield _record(spec, spec.root / take(entry, "image", str, where), label=folders.index(folder))
+        if folder and folder not in folders:
+            raise ValueError(f"{where} has {folder!r}, which is not in datasets/classes/{table}.json")
+        label = folders.index(folder) if folder else None
+        yield take(entry, "image", str, where), take(entry, "split", str, where), label
 
 
 def read_split_folders(spec: DatasetSpec, split: str) -> Iterator[dict]:
@@ -103,7 +108,7 @@ def read_marks(spec: DatasetSpec, split: str) -> Iterator[dict]:
         if what in names:
             points = [[*point, names.index(what)] for point in _points(entry, "points", where)]
             file = spec.root / spec.images / (image + spec.image_suffix)
-            yield _record(spec, file, points=points, what=what, kind=_scene_of(spec, image, {}))
+            yield _record(spec, file, points=points, what=what, kind=_scene_of(spec, image))
 
 
 def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
@@ -127,11 +132,11 @@ def read_shapes(spec: DatasetSpec, split: str) -> Iterator[dict]:
         image = take(entry, "image", str, f"{path}, line {number}")
         where = f"{path}, line {number} ({image})"
         images.setdefault(image, []).append(_shape(entry, names, where, spec.class_table_name))
-    scenes = _listed_scenes(spec.root / spec.scenes_index) if spec.scenes_index else {}
+    kinds = _scenes_of(spec, images)
     for image, shapes in images.items():
         complete = sorted({shape["class"] for shape in shapes if shape.pop("complete")})
         file = spec.root / spec.images / (image + spec.image_suffix)
-        yield _record(spec, file, shapes=shapes, complete=complete, kind=_scene_of(spec, image, scenes))
+        yield _record(spec, file, shapes=shapes, complete=complete, kind=kinds[image])
 
 
 def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
@@ -161,26 +166,24 @@ def _shape(entry: dict, names: Sequence[str], where: str, table: str) -> dict:
     return {"class": label, "complete": complete, "margin": margin, "polygons": polygons, "circles": circles}
 
 
-def _scene_of(spec: DatasetSpec, image: str, scenes: Mapping[str, str | None]) -> str | None:
-    """The scene class of an image as `concepts.json` names it, by its folder or `scenes_index`; None if unknown."""
-    if spec.scenes_index and image not in scenes:
-        raise ValueError(f"{spec.root / spec.scenes_index} does not list {image}: get the whole file")
-    name = Path(image).parent.name or scenes.get(image)
-    if not name:
+def _scene_of(spec: DatasetSpec, image: str) -> str | None:
+    """The scene class of an image <folder of a class>/<stem>, as `concepts.json` names it; None without a folder."""
+    if "/" not in image:
         return None
-    table = load_classes(spec.folder)
-    if name not in table.folders:
-        raise ValueError(f"the scene class {name!r} of {image} is not in datasets/classes/{spec.folder}.json")
-    return f"{spec.folder}/{table.classes[table.folders.index(name)]}"
+    scenes = load_classes(spec.folder)
+    return f"{spec.folder}/{scenes.classes[scenes.folders.index(Path(image).parent.name)]}"
 
 
-def _listed_scenes(path: Path) -> dict[str, str | None]:
-    """Stem of each image -> name of its scene class, if it has one, from JSON lines {"image", "class"}."""
-    return {
-        Path(take(entry, "image", str, where)).stem: take(entry, "class", (str, type(None)), where, None)
-        for number, entry in read_json_lines(path)
-        for where in [f"{path}, line {number}"]
-    }
+def _scenes_of(spec: DatasetSpec, images: Iterable[str]) -> dict[str, str | None]:
+    """`_scene_of` for many images, whose scene classes `scenes_index` lists if they have no folders."""
+    if not spec.scenes_index:
+        return {image: _scene_of(spec, image) for image in images}
+    path, names = spec.root / spec.scenes_index, load_classes(spec.folder).classes
+    listed = {Path(image).stem: label for image, _, label in _listed_scenes(path, spec.folder)}
+    missing = next((image for image in images if image not in listed), None)
+    if missing:
+        raise ValueError(f"{path} does not list {missing}: get the whole file")
+    return {image: f"{spec.folder}/{names[listed[image]]}" if listed[image] is not None else None for image in images}
 
 
 def _chosen(rule: str, number: int, stem: str) -> bool:

@@ -59,7 +59,6 @@ class Predictor(HubModel):
         source: str = "",
         path: Path | None = None,
         precision: Precision = "fp32",
-        known_classes: Sequence[str] = (),
         known_gsd: Sequence[float] = (),
         config: str = "",
     ) -> None:
@@ -69,7 +68,6 @@ class Predictor(HubModel):
             source: name of the model's weights, for records.
             path: the weights file, or None.
             precision: fp32 or bf16.
-            known_classes: classes of the training, with synonyms behind bars; requests for other classes get a warning.
             known_gsd: least and greatest metres per pixel of the training images.
             config: YAML of the model, with which it can be saved.
 
@@ -80,8 +78,7 @@ class Predictor(HubModel):
             raise ValueError(f"unknown precision {precision!r}: choose fp32 or bf16")
         self.model, self.source, self.path, self.precision = model.eval(), source, path, precision
         self.config, self.backend = config, "torch"
-        self.known_classes, self.known_gsd, self._warned = tuple(known_classes), tuple(known_gsd), set[str]()
-        self._training_words = TrainingWords(model.tower, known_classes, model.text_bank) if known_classes else None
+        self.known_gsd, self._warned = tuple(known_gsd), set[str]()
         if precision == "bf16" and not has_bf16(model.device):
             logger.warning("%s does not support bfloat16 natively: fp32 is many times faster here", model.device)
 
@@ -131,10 +128,9 @@ class Predictor(HubModel):
         model.tower.prepare_inference()
         if cfg.MODEL.TOWER.PACKED and chosen.type == "cpu":
             model.tower.pack()
-        known = cfg.MODEL.KNOWN
-        gsd = known.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
+        gsd = cfg.MODEL.KNOWN.GSD or ([cfg.MODEL.GSD] * 2 if cfg.MODEL.GSD else [])
         model = model.to(chosen, memory_format=torch.channels_last)
-        predictor = cls(model, str(weights), path, precision, known.CLASSES, gsd, model_config(cfg).dump())
+        predictor = cls(model, str(weights), path, precision, gsd, model_config(cfg).dump())
         predictor.config_in_file = config_file is None
         predictor.backend = use_backend(predictor, backend)
         return predictor
@@ -159,7 +155,8 @@ class Predictor(HubModel):
     @torch.inference_mode()
     def unfamiliar(self, vocabulary: Vocabulary) -> list[str]:
         """Sentences about requested classes that the weights were not trained on; see `TrainingWords.unfamiliar`."""
-        return describe_unfamiliar(self._training_words.unfamiliar(vocabulary)) if self._training_words else []
+        words: TrainingWords | None = getattr(self.model, "training_words", None)  # SAM 3 has none
+        return describe_unfamiliar(words.unfamiliar(vocabulary)) if words else []
 
     def warn_unfamiliar(self, vocabulary: Vocabulary) -> None:
         """Log the sentences of `unfamiliar`, each once."""

@@ -85,16 +85,15 @@ class Page:
         # SAM 3 names regions with other words, see `Session.naming`.
         if not hasattr(self.predictor.model, "embed_regions"):
             self.predictor.model.read_words(self.naming_vocabulary)
-        self.familiar(["water"])
 
     # Content of the page
 
     def about(self) -> dict:
         """The part of the page's state that is the same for everyone."""
-        known = self.predictor.known_classes
+        known = getattr(self.predictor.model, "training_words", None)  # SAM 3 has none
         return {
             "examples": [{"title": example.title, "words": example.words} for example in self.examples],
-            "known": [words.split("|")[0] for words in known],
+            "known": [words[0] for words in known.classes] if known else [],
             "gsd": list(self.predictor.known_gsd),
             "weights": Path(self.predictor.source).name,
             "prompts": self.predictor.model.takes_prompts,

@@ -145,7 +145,7 @@ def test_an_unknown_scene_class_of_outlines_is_named(data, monkeypatch):
     shape = {"class": "water", "complete": True, "polygons": []}
     trees.write_lines(data / "project" / "shapes" / "rsicd_land.jsonl", [{"image": "a_1", **shape}])
     trees.write_lines(data / "rsicd" / "captions.jsonl", [{"image": "a_1.jpg", "split": "train", "class": "moon base"}])
-    with pytest.raises(ValueError, match="the scene class 'moon base' of a_1 is not in datasets/classes/rsicd.json"):
+    with pytest.raises(ValueError, match="line 1 has 'moon base', which is not in datasets/classes/rsicd.json"):
         records_of("rsicd_land_train")
     trees.write_lines(data / "rsicd" / "captions.jsonl", [{"image": "b_1.jpg", "split": "train", "class": "river"}])
     with pytest.raises(ValueError, match="captions.jsonl does not list a_1: get the whole file"):

@@ -22,7 +22,7 @@ def predictor():
     torch.manual_seed(3)
     cfg = small_config()
     cfg.MODEL.KNOWN.CLASSES, cfg.MODEL.KNOWN.DATASETS = ["road|street", "tree"], ["dubai"]
-    return Predictor(SkySenseO(cfg), "tiny", known_classes=["road"], config=model_config(cfg).dump())
+    return Predictor(SkySenseO(cfg), "tiny", config=model_config(cfg).dump())
 
 
 def equal(a: Predictor, b: Predictor) -> bool:
