@@ -202,7 +202,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.INPUT.BOX_MASKS = ""  # output folder of tools/box_masks.py; required by data sets with boxes
     cfg.INPUT.WORDS = 14  # classes per sample; the classes of the image come first
     cfg.INPUT.HYPERNYMS = 0.3  # probability of adding a more general word for a class of the image
-    cfg.INPUT.CAPTIONS = 32  # captions to choose from per image, the image's own included
+    cfg.INPUT.CAPTIONS = 32  # captions to choose from per image, the image's own included; 0: read none
 
     # Data.
     cfg.DATASETS.WEIGHTS = ()  # samples per round of each set of TRAIN, whole numbers; (): in proportion to size

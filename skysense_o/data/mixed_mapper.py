@@ -54,6 +54,7 @@ class MixedMapper:
         words: WordChooser,
         box_masks: str = "",
         captions: int = 0,
+        read_captions: bool = True,
         scenes: list[dict] | None = None,
         prompts: PromptSampler | None = None,
     ) -> None:
@@ -63,11 +64,13 @@ class MixedMapper:
             words: chooses the vocabulary, and computes what each label means for it.
             box_masks: output folder of `tools/box_masks.py`.
             captions: number of captions from which the model chooses, per sample of one scene image; 0: none.
+            read_captions: captions also tell what is in their image, see `said_of`; False if their captions must
+                not be used.
             scenes: all records with a scene class, for mosaics.
             prompts: draws clicks and boxes for label images and boxes; other labels have no objects to click on.
         """
         self.augmentation, self.side, self.words = augmentation, augmentation.side, words
-        self.box_masks, self.captions = box_masks, captions
+        self.box_masks, self.captions, self.read_captions = box_masks, captions, read_captions
         self.scenes, self.prompts = scenes or [], prompts
         self._pure = [r for r in self.scenes if _scene(r).whole is not None]
         self._outlines: dict[tuple[str, str], np.ndarray] = {}  # data set and file -> labels, drawn once
@@ -81,6 +84,7 @@ class MixedMapper:
             "words": WordChooser(i.SYNONYMS, i.WORDS, i.HYPERNYMS),
             "box_masks": i.BOX_MASKS,
             "captions": i.CAPTIONS if cfg.MODEL.LOSS.CAPTIONS else 0,
+            "read_captions": i.CAPTIONS > 0,
             "scenes": [r for r in records if "label" in r],
             "prompts": PromptSampler(i.PROMPTS) if i.PROMPTS else None,
         }
@@ -143,7 +147,7 @@ class MixedMapper:
         says, own = object_says(record["dataset"])
         if "kind" in record:  # the image has a scene class, which tells more concepts that it shows or lacks
             concepts, says = load_concepts(), says.copy()
-            more = concepts.scene_says(concepts.scenes[record["kind"]], said_of(record))
+            more = concepts.scene_says(concepts.scenes[record["kind"]], self._said(record))
             more = np.where(more > YES, UNKNOWN, more)  # "somewhere in the image" says nothing about one pixel
             says[count:] = np.where(says[count:] == UNKNOWN, more, says[count:])
         return *crop, says, own[:0]
@@ -158,7 +162,7 @@ class MixedMapper:
             self._outlines[key] = shape_labels(image.shape[:2], record["shapes"], count)
         labels = self._outlines[key]
         box = object_square(shape_boxes(record["shapes"]), image.shape[:2], self.side)
-        says = shapes_say(record, said_of(record))
+        says = shapes_say(record, self._said(record))
         return *crop_and_resize(image, labels, box, self.side), says, np.zeros(0, np.int64)
 
     def _scenes(self, record: dict):
@@ -174,10 +178,13 @@ class MixedMapper:
             cell = labels == value
             part = random_part(read_record_image(one), self.side, 0.75 if count == 1 else 0.4)
             cv2.copyTo(part, cell.astype(np.uint8), image)
-        says = np.stack([load_concepts().scene_says(_scene(one), said_of(one)) for one in chosen])
+        says = np.stack([load_concepts().scene_says(_scene(one), self._said(one)) for one in chosen])
         own = np.zeros(0, np.int64)
         extra = {"captions": self._captions(record)} if count == 1 and self.captions else {}
         return image, labels, says, own, extra
+
+    def _said(self, record: dict) -> dict[int, int]:
+        return said_of(record) if self.read_captions else {}
 
     def _captions(self, record: dict) -> tuple[str, ...]:
         """Captions to choose from: first one of the image itself, then captions of images with other scene classes."""

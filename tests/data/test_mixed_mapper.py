@@ -386,3 +386,16 @@ def test_invalid_sampling_weights_are_an_error(weights):
         check_weights(weights, 2)
     with pytest.raises(ValueError, match="DATASETS.WEIGHTS"):
         mixed(weights)
+
+
+def test_captions_are_not_read_with_input_captions_0(data):
+    """A training on openly licensed data must not learn from captions without a licence."""
+    record = {**records_of("rsicd_scenes_train")[0], "captions": ["a swimming pool"]}
+    pool = load_concepts().index("swimming pool")
+    for captions, said in ((32, {pool}), (0, set())):
+        assert set(mapper_of(data, CAPTIONS=captions)._said(record)) == said
+    mapper, samples = mapper_of(data, CAPTIONS=0), []
+    for seed in range(20):
+        np.random.seed(seed)
+        samples.append(mapper(record))
+    assert not any("captions" in sample for sample in samples)
