@@ -33,7 +33,9 @@ fi
 stamp=$("$python" -c 'import sys; print(sys.prefix)')/.skysense_o_installed
 want=$(cat require.txt require-nodeps.txt require-detectron2.txt pyproject.toml tools/install_detectron2.sh | cksum; pwd)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
-    echo "Installing what require.txt lists (a few minutes, about 6 GB) ..." >&2
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+    echo "Installing what require.txt lists (a few minutes, about 7 GB; $free GiB are free here) ..." >&2
+    [ "$free" -ge 12 ] || echo "warning: the download and the installation together may need 12 GiB of free disk" >&2
     "$python" -m pip install --quiet --disable-pip-version-check -r require.txt >&2
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r require-nodeps.txt >&2
     sh tools/install_detectron2.sh "$python" >&2
