@@ -155,6 +155,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     loss.VISION_CENTRIC = 0.0  # vision-centric loss as in the paper, where it and the region loss have the weight 0.4
     loss.VISION_CENTRIC_PUBLISHED = 0.0  # vision-centric loss as in the published code, which differs from the paper
     loss.PROMPT = 0.0  # clicks and boxes: Dice, BCE, and squared error of the predicted IoU
+    loss.CORRECTION = 0.0  # corrections of the masks of clicks and boxes, with CLASS_MAPS: Dice and BCE
     loss.PROMPT_ROUNDS = 2  # predictions per prompt in a training step, with a corrective click between two of them
     loss.REGION_TEMPERATURE = 0.07  # CLIP's initial temperature
     loss.REGION_UPSCALE = 0  # 16: pool regions from the published code's feature map (269.7 M parameters); 0: off
@@ -240,7 +241,6 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.TEST.THRESHOLD = 0.0  # least probability of the best class; less probable pixels are background. 0: off
     cfg.TEST.CLASS_THRESHOLDS = []  # [class, threshold] pairs that override THRESHOLD
     cfg.TEST.RETRIEVAL = ""  # file with more words per class, such as o1.json; {} stands for the class table's name
-
     cfg.TEST.TEMPLATES = ""  # file with one template per line, for scene classes; "": MODEL.TEMPLATES
 
     cfg.DATALOADER.NUM_WORKERS = 2

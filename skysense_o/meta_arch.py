@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from skysense_o import geometry, losses
+from skysense_o.correction_objective import CorrectionObjective
 from skysense_o.kinds import Kinds
 from skysense_o.modeling import Features, MaskDecoder, Queries, RegionProjection, Tower, build_tower
 from skysense_o.modeling.sam_head import ImageEmbedding
@@ -42,6 +43,7 @@ class SkySenseO(nn.Module):
         templates: Sequence[str] = ("{}",),
         objective: Objective | None = None,
         prompt_objective: PromptObjective | None = None,
+        correction_objective: CorrectionObjective | None = None,
         region_projection: RegionProjection | None = None,
         text_noise: float = 0.0,
         phrase_chunk: int = 256,
@@ -60,6 +62,7 @@ class SkySenseO(nn.Module):
             templates: P sentences with one "{}" each; the embedding of a phrase is the mean over the sentences.
             objective: losses for words.
             prompt_objective: losses for clicks and boxes.
+            correction_objective: loss for corrections of their masks.
             region_projection: the published code's region map; None: regions are pooled from the dense features.
             text_noise: expected length of the noise added to unit text vectors in training.
             phrase_chunk: phrases decoded at a time in inference.
@@ -76,6 +79,7 @@ class SkySenseO(nn.Module):
         self.templates, self.text_bank = tuple(templates), TextBank()
         self.training_words = TrainingWords(tower, known_classes, self.text_bank, blend)
         self.objective, self.prompt_objective = objective, prompt_objective
+        self.correction_objective = correction_objective
         self.region_projection, self.text_noise = region_projection, text_noise
         self.phrase_chunk, self.reference_compat, self.gsd = phrase_chunk, reference_compat, gsd
         self.class_maps, self.kinds, self.presence = class_maps, kinds or Kinds(), presence or Presence()
@@ -92,6 +96,9 @@ class SkySenseO(nn.Module):
             "templates": cfg.MODEL.TEMPLATES,
             "objective": objective,
             "prompt_objective": PromptObjective(loss.PROMPT, loss.PROMPT_ROUNDS) if loss.PROMPT else None,
+            "correction_objective": CorrectionObjective(loss.CORRECTION, loss.PROMPT_ROUNDS)
+            if loss.CORRECTION
+            else None,
             "region_projection": RegionProjection(tower.dim, upscale) if upscale and objective.needs_regions else None,
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,
@@ -250,16 +257,22 @@ class SkySenseO(nn.Module):
                 terms |= self.objective(*batch, regions)
         if self.prompt_objective is not None:
             terms |= self.prompt_objective(partial(self.predict_prompts, image_embedding), samples, transforms, sem_seg)
+        if self.correction_objective is not None:
+            terms |= self.correction_objective(self, image_embedding, samples, transforms, sem_seg)
         return terms
 
     def predict_prompts(
         self, image_embedding: ImageEmbedding, points: Tensor, labels: Tensor, boxes: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Predict masks for clicks and boxes, see `Queries` -> logits (B,K,h',w') and predicted IoU (B,K)."""
         text = points.new_zeros((len(points), 0, len(self.templates), self.tower.dim))
         queries = Queries(text, text[..., 0, 0].bool(), points, labels, boxes)
         logits, _, iou_pred = self.sem_seg_head.decode(image_embedding, queries)
         return logits, iou_pred
+
+    def correct_masks(self, image_embedding: ImageEmbedding, window: tuple[slice, slice], *prompt) -> Tensor:
+        """Correct masks in a window of the mask grid; `prompt` and result: see `MaskCorrector.forward`."""
+        return self.sem_seg_head.prompt_corrector(image_embedding.canvas[(..., *window)], *prompt)
 
     def _encode_phrases(self, phrases: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
         """Phrases of R images, without a template -> unit vectors (R,N,D), and bool (R,N), False for padding."""

@@ -51,7 +51,7 @@ class PromptObjective:
             sem_seg: (B,H,W) labels, padded with IGNORE.
 
         Returns:
-            "loss_prompt_mask" and "loss_prompt_quality".
+            "loss_prompt_mask" and, if the decoder predicts the IoU, "loss_prompt_quality".
 
         Raises:
             ValueError: a sample has no prompts.
@@ -68,20 +68,19 @@ class PromptObjective:
         for turn in range(self.rounds):
             logits, iou_pred = decode(points, labels, boxes)
             logits = F.interpolate(logits.float(), size=(height, width), mode="bilinear", align_corners=False)
-            mask, error = prompt_terms(logits, iou_pred, target, known)
-            terms["loss_prompt_mask"].append(mask)
-            terms["loss_prompt_quality"].append(error)
+            for name, term in zip(terms, prompt_terms(logits, iou_pred, target, known)):
+                terms[name].append(term)
             if turn + 1 < self.rounds:
                 points, labels = _add_clicks(points, labels, target, logits > 0, known, transforms)
-        return {name: self.weight * torch.stack(values).mean() for name, values in terms.items()}
+        return {name: self.weight * torch.stack(values).mean() for name, values in terms.items() if values}
 
 
-def prompt_terms(logits: Tensor, iou_pred: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask loss and the IoU loss of one round.
+def prompt_terms(logits: Tensor, iou_pred: Tensor | None, target: Tensor, known: Tensor) -> tuple[Tensor, ...]:
+    """The mask loss of one round and, if an IoU was predicted, its loss.
 
     Args:
         logits: (B,K,H,W).
-        iou_pred: (B,K) predicted IoU.
+        iou_pred: (B,K) predicted IoU; None: not predicted.
         target: bool (B,K,H,W); an empty mask is left out.
         known: bool (B,K,H,W); False where the label is ignored.
 
@@ -91,10 +90,13 @@ def prompt_terms(logits: Tensor, iou_pred: Tensor, target: Tensor, known: Tensor
     not_empty = target.flatten(2).any(-1)
     bce = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none") * known
     each = bce.sum((2, 3)) / known.sum((2, 3)).clamp(min=1) + losses.mask_dice(logits, target, known)
+    term = losses.mean_of_means(each, not_empty)
+    if iou_pred is None:
+        return (term,)
     with torch.no_grad():
         predicted = (logits > 0) & known
         iou = (predicted & target).sum((2, 3)) / (predicted | target).sum((2, 3)).clamp(min=1)
-    return losses.mean_of_means(each, not_empty), losses.mean_of_means((iou_pred.float() - iou).square(), not_empty)
+    return term, losses.mean_of_means((iou_pred.float() - iou).square(), not_empty)
 
 
 def prepared_prompts(prompts: Sequence[dict], transforms: Sequence[ImageTransform]) -> tuple[Tensor, Tensor, Tensor]:

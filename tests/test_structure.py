@@ -19,9 +19,10 @@ ROOMS = [
     "sample", "memory_limit", "errors", "cpu_threads", "shipped_files", "whole_files", "run_lock", "words",
     "renamed_keys", "text_files", "config", "byte_cache", "image_io", "device", "parallel", "workers", "best_class",
     "geometry", "clicks", "box_regions", "vocabulary", "kinds", "presence", "text_bank", "modeling", "training_words",
-    "losses", "published_losses", "objective", "partial_losses", "partial_objective", "prompt_objective", "published",
-    "weight_paths", "sharded_files", "weight_files", "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data",
-    "inference", "scenes", "evaluation", "training", "interactive", "data_engine", "cli", "__main__",
+    "class_maps", "losses", "published_losses", "objective", "partial_losses", "partial_objective",
+    "prompt_objective", "correction_objective", "published", "weight_paths", "sharded_files", "weight_files",
+    "checkpoint", "meta_arch", "sam3", "pretraining", "vqa", "data", "inference", "scenes", "evaluation", "training",
+    "interactive", "data_engine", "cli", "__main__",
 ]  # fmt: skip
 FORBIDDEN = {("data", "meta_arch"), ("data", "modeling"), ("inference", "data"), ("geometry", "modeling")}
 PACKAGE = ROOT / "skysense_o"

@@ -33,7 +33,7 @@ class Proposal:
         mask: bool (H,W).
         box: half-open XYXY, in pixels.
         iou_pred: the IoU that the model predicts for its mask, 0..1. Models with MODEL.SEM_SEG_HEAD.CLASS_MAPS predict
-            nearly the same value for all masks of an image, so for them it is the stability score.
+            none, so for them it is the stability score.
         stability_score: IoU of the mask at a high threshold with the mask at a low threshold, 0..1.
         classes: (class, cosine) pairs, the best first; empty without a vocabulary.
     """
@@ -139,7 +139,7 @@ def _predict_clicks(
         no_box = torch.full((len(points), 4), float("nan"))
         masks, iou = image.predict_prompts(points[:, None], torch.ones(len(points), 1, dtype=torch.int64), no_box)
         stable = stability(masks)
-        iou = stable if getattr(image.model, "class_maps", False) else iou.clamp(0, 1)
+        iou = stable if iou is None else iou.clamp(0, 1)
         good = (iou >= iou_pred) & (stable >= stability_score) & (masks > 0).any(-1).any(-1)
         logits.append(masks[good])
         ious.append(iou[good])

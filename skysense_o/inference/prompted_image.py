@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skysense_o import geometry
+from skysense_o.class_maps import ClassMaps
 from skysense_o.clicks import box_from_mask, parts_at
-from skysense_o.inference.class_maps import ClassMaps
 from skysense_o.sample import Prediction, Reduce
 from skysense_o.vocabulary import Vocabulary
 
@@ -102,7 +103,7 @@ class PromptedImage:
 
         Only connected parts with a foreground point are returned: a click means one object. With
         MODEL.SEM_SEG_HEAD.CLASS_MAPS the model also uses what it knows of classes, see `ClassMaps`: a box selects a
-        region of its label maps, and each click corrects the mask of the box and clicks before it.
+        region of its label maps, and a network corrects this region, and the mask after each click.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -121,10 +122,9 @@ class PromptedImage:
         clicks, box = [(x, y, label) for (x, y), label in zip(points, labels)], () if box is None else tuple(box)
         if self.takes_prompts and self.has_region_vectors and self.model.class_maps and (box or any(labels)):
             self.class_maps = self.class_maps or ClassMaps(self.class_probabilities, self.transform)
-            region = None if clicks else self.class_maps.box_regions.mask(box)
-            if region is not None:
-                return region, None
-            logits, iou_pred = self.class_maps.logits(clicks, box, lambda *prompt: self._decode(*prompt)[0]), None
+            correct = partial(self.model.correct_masks, self.image_embedding)
+            with self.precision():
+                logits, iou_pred = self.class_maps.logits(clicks, box, lambda *p: self._decode(*p)[0], correct), None
             whole = bool(box)  # a box may mean several parts
         else:
             (logits, iou_pred), whole = self._decode(clicks, box), False
@@ -132,15 +132,15 @@ class PromptedImage:
         inside = [(int(x), int(y)) for x, y, label in clicks if label]
         return mask if whole else parts_at(mask, inside), None if iou_pred is None else float(iou_pred.clamp(0, 1))
 
-    def _decode(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def _decode(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> tuple[Tensor, Tensor | None]:
         points = torch.tensor([click[:2] for click in clicks], dtype=torch.float32).view(1, -1, 2)
         labels = torch.tensor([[click[2] for click in clicks]], dtype=torch.int64)
         corners = torch.tensor([box or [float("nan")] * 4], dtype=torch.float32)
         logits, iou_pred = self.predict_prompts(points, labels, corners)
-        return logits[0], iou_pred[0]
+        return logits[0], None if iou_pred is None else iou_pred[0]
 
     @torch.inference_mode()
-    def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predict the masks of K prompts in one call.
 
         Args:
@@ -149,7 +149,7 @@ class PromptedImage:
             boxes: (K,4) half-open XYXY, NaN for no box.
 
         Returns:
-            logits (K,h,w) on the mask grid of the padded image, and predicted IoU (K).
+            logits (K,h,w) on the mask grid of the padded image, and predicted IoU (K), None with CLASS_MAPS.
 
         Raises:
             ValueError: the weights were trained without prompts.
@@ -160,7 +160,7 @@ class PromptedImage:
         with self.precision():
             prompts = (x[None].to(self.model.device) for x in (xy, labels, corners))
             logits, iou_pred = self.model.predict_prompts(self.image_embedding, *prompts)
-        return logits[0].float(), iou_pred[0].float()
+        return logits[0].float(), None if iou_pred is None else iou_pred[0].float()
 
     def to_image(self, grid: Tensor) -> Tensor:
         """Resize masks from the mask grid to the image: (K,h,w) over the padded image -> (K,H,W)."""

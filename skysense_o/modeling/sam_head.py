@@ -22,7 +22,9 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 
+from skysense_o.box_regions import CLASSES
 from skysense_o.modeling.decoder import MaskDecoder, Queries
+from skysense_o.modeling.mask_corrector import MaskCorrector
 from skysense_o.modeling.prompt_encoder import PromptEncoder
 from skysense_o.modeling.tower import Features
 
@@ -58,6 +60,7 @@ class SAMMaskHead(MaskDecoder):
         shared: int,
         presence: bool = True,
         prompts: bool = False,
+        class_maps: bool = False,
         stride: int = 16,
     ) -> None:
         """
@@ -68,6 +71,8 @@ class SAMMaskHead(MaskDecoder):
             shared: S, number of learned tokens that refine the image (SAM: 5, one for IoU and four for masks).
             presence: predict for each phrase whether it is in the image at all.
             prompts: also take clicks and boxes.
+            class_maps: masks of clicks and boxes are corrected by means of class maps, see `class_maps.py`, and no IoU
+                is predicted for them.
             stride: stride of the tower's dense map, in input pixels.
         """
         super().__init__()
@@ -89,7 +94,8 @@ class SAMMaskHead(MaskDecoder):
         self.presence = MLP(width, width, 1, 2) if presence else None
         self.takes_prompts, self.stride = prompts, stride
         self.prompts = PromptEncoder(width) if prompts else None
-        self.prompt_quality = MLP(width, width, 1, 2) if prompts else None
+        self.prompt_quality = MLP(width, width, 1, 2) if prompts and not class_maps else None
+        self.prompt_corrector = MaskCorrector(width // 8, len(CLASSES)) if prompts and class_maps else None
 
     @classmethod
     def from_config(cls, cfg, tower) -> dict:
@@ -104,6 +110,7 @@ class SAMMaskHead(MaskDecoder):
             "shared": head.SHARED_TOKENS,
             "presence": head.PRESENCE,
             "prompts": head.PROMPTS,
+            "class_maps": head.CLASS_MAPS,
             "stride": tower.stride,
         }
 
@@ -152,7 +159,7 @@ class SAMMaskHead(MaskDecoder):
             look = self.prompts.appearance(image.canvas) if image.look is None else image.look
             image.look = None if torch.is_grad_enabled() else look
             logits.append(self.prompts.draw(drawn, token, queries, image.size, look, self.position))
-            iou_pred = self.prompt_quality(token)[..., 0]
+            iou_pred = self.prompt_quality(token)[..., 0] if self.prompt_quality else None
         return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, iou_pred
 
     def _draw(self, weights: Tensor, tokens: Tensor, image: ImageEmbedding) -> Tensor:

@@ -67,9 +67,11 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     words = any((loss.BCE, loss.FOCAL, loss.CROSS_ENTROPY, loss.DICE))  # False if only clicks and boxes are trained
     if head.NAME == "SAMMaskHead" and head.PRESENCE and words and not loss.PRESENCE and not eval_only:
         raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
-    if head.PROMPTS and not (cfg.MODEL.LOSS.PROMPT and cfg.INPUT.PROMPTS) and not eval_only:
+    if head.PROMPTS and not ((loss.PROMPT or loss.CORRECTION) and cfg.INPUT.PROMPTS) and not eval_only:
         raise ValueError("SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT and INPUT.PROMPTS: set both above 0")
-    if cfg.MODEL.LOSS.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):
+    if loss.CORRECTION and not (head.NAME == "SAMMaskHead" and head.PROMPTS and head.CLASS_MAPS):
+        raise ValueError("MODEL.LOSS.CORRECTION needs SAMMaskHead with SEM_SEG_HEAD.PROMPTS and CLASS_MAPS True")
+    if loss.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):
         raise ValueError("MODEL.LOSS.PROMPT needs SEM_SEG_HEAD.NAME SAMMaskHead with SEM_SEG_HEAD.PROMPTS True")
     if head.SAM_WEIGHTS and head.NAME != "SAMMaskHead":
         raise ValueError(f"SEM_SEG_HEAD.SAM_WEIGHTS are for SAMMaskHead, not for {head.NAME}: leave them out")

@@ -1,0 +1,214 @@
+"""Clicks and boxes that also use what the model's words say about the image.
+
+The prompt decoder knows where a click is and what the pixels around it look like. The masks of words know what is
+there: road, water, building. A first click means the region that looks like the clicked place to both, and a box means
+a region of the label maps. From there on, a small network corrects the mask after each click (`MaskCorrector`).
+
+Shape letters: N clicks, C classes, H W pixels, h w grid of the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skysense_o.box_regions import CLASSES, LONGEST, BoxRegions
+from skysense_o.clicks import parts_at
+from skysense_o.geometry import ImageTransform
+from skysense_o.vocabulary import Vocabulary
+
+GRID = 256
+"""Longest side of the class maps that are kept, in cells."""
+LEAST = 0.02
+"""Smallest likeness of two cells, so that its logarithm is finite."""
+SURE = 3.0
+"""Logit of the cells under a click and inside a box, and negative of parts that were not clicked."""
+WINDOW = 320
+"""Side of the square around the last click in which a mask is corrected, in cells of the mask grid."""
+REMEMBERED = 32
+"""Number of the latest clicks that a correction takes into account."""
+KEPT = 4
+"""Number of recent prompts whose logits are kept, so that one more click corrects them instead of starting anew."""
+
+Decode = Callable[[Sequence[tuple[float, float, int]], Sequence[float]], Tensor]
+"""Clicks (x, y, label) and a box, () without one -> the prompt decoder's mask logits (h,w) over the padded image."""
+Correct = Callable[[tuple[slice, slice], Sequence[Tensor], Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A window of the grid, class maps and mask logits in it, and points, labels and boxes in its cells, with a batch
+dimension of 1 as in `MaskCorrector.forward` -> corrected logits (1,h,w) of the window."""
+Prompt = tuple[tuple[float, ...], tuple[tuple[float, float, int], ...]]  # box, () without one; clicks x, y, label
+
+
+class ClassMaps:
+    """Class probabilities of one image for the two lists of classes in `box_regions.CLASSES`."""
+
+    def __init__(self, class_probabilities: Callable[[Vocabulary], Tensor], transform: ImageTransform) -> None:
+        """
+        Args:
+            class_probabilities: vocabulary -> (C,h,w) over the padded image.
+            transform: of the image.
+        """
+        self.size, self.padded = transform.size, transform.padded
+        maps = [class_probabilities(Vocabulary.of(classes)) for classes in CLASSES]
+        scale = min(1.0, LONGEST / max(self.size))
+        size = tuple(max(1, round(side * scale)) for side in self.size)
+        labels = [transform.restore_probabilities(found, size)["labels"].cpu().numpy() for found in maps]
+        self.box_regions, self.grid = BoxRegions(labels, self.size), tuple(maps[0].shape[1:])
+        self.maps = [_shares(found) for found in maps]
+        self._recent: dict[Prompt, Tensor] = {}
+
+    @property
+    def arrays(self) -> list[np.ndarray | Tensor]:
+        """All arrays of this object, to measure the memory that they take."""
+        return [*self.box_regions.arrays, *self.maps, *list(self._recent.values())]
+
+    def logits(
+        self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode, correct: Correct
+    ) -> Tensor:
+        """The mask logits of a prompt. Each click is a correction, except for those of recent prompts.
+
+        Args:
+            clicks: x, y in pixels of the image, and 1 for foreground or 0 for background. If there is no box, at least
+                one is foreground.
+            box: half-open XYXY; () for none.
+            decode, correct: of this image; they are not kept, because they refer to the image, which refers to this
+                object.
+
+        Returns:
+            (h,w) over the padded image.
+        """
+        box, clicks = tuple(box), tuple(clicks)
+        if not box:  # a mask starts with a foreground click
+            first = next(i for i, (*_, label) in enumerate(clicks) if label)
+            clicks = (clicks[first], *clicks[:first], *clicks[first + 1 :])
+        start = 0 if box else 1
+        known = next((n for n in range(len(clicks), start - 1, -1) if (box, clicks[:n]) in self._recent), None)
+        found = self.first(clicks[:start], box, decode) if known is None else self._recent.pop((box, clicks[:known]))
+        if known is not None:
+            self._keep(box, clicks[:known], found)
+        for n in range(start if known is None else known + 1, len(clicks) + 1):
+            found = self._corrected(found, clicks[:n], box, correct)
+            self._keep(box, clicks[:n], found)
+        return found
+
+    def _keep(self, box: tuple, clicks: tuple, found: Tensor) -> None:
+        self._recent[box, clicks] = found
+        while len(self._recent) > KEPT:
+            del self._recent[next(iter(self._recent))]
+
+    def first(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode) -> Tensor:
+        """The mask logits (h,w) of a box, or of one foreground click, before any correction."""
+        region = self.box_regions.mask(box) if box else None
+        if region is not None:
+            below, right = (p - n for p, n in zip(self.padded, self.size))
+            mask = F.pad(torch.from_numpy(region).float(), (0, right, 0, below))
+            return (F.adaptive_avg_pool2d(mask[None], self.grid)[0].to(self.maps[0].device) * 2 - 1) * SURE
+        logits = decode(clicks, box)
+        if box:
+            return logits
+        logits = logits + self._evidence(clicks[0], logits.shape)
+        under = self._under(*clicks[0][:2], logits)
+        logits[under] = logits[under].clamp(min=SURE)
+        return self.clicked_parts(logits, clicks, box)
+
+    def clicked_parts(self, logits: Tensor, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> Tensor:
+        """Mask logits (h,w) in which parts without a foreground click are no longer in the mask.
+
+        With a box all parts stay, because a box may mean several.
+        """
+        inside = [self._cell(x, y, logits.shape)[::-1] for x, y, label in clicks if label]
+        if box or not inside:
+            return logits
+        mask = (logits > 0).cpu().numpy()
+        return torch.where(torch.from_numpy(mask & ~parts_at(mask, inside)).to(logits.device), -SURE, logits)
+
+    def _corrected(self, before: Tensor, clicks: Sequence, box: Sequence[float], correct: Correct) -> Tensor:
+        """Correct a mask around its last click, or around its box."""
+        place = clicks[-1][:2] if clicks else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        window = self.window(*place, before.shape)
+        after = before.clone()
+        prompt = self.in_cells(clicks, box, window, before.shape)
+        after[window] = correct(window, self.in_window(window, before.shape), before[window][None], *prompt)[0]
+        for x, y, label in clicks:
+            under = self._under(x, y, before)
+            after[under] = after[under].clamp(min=SURE) if label else after[under].clamp(max=-SURE)
+        if box and not clicks:
+            self._clear_outside(after, box)
+        return self.clicked_parts(after, clicks, box)
+
+    def window(self, x: float, y: float, grid: Sequence[int]) -> tuple[slice, slice]:
+        """The rows and columns of a square of WINDOW cells around a pixel, moved into the grid."""
+        starts = [max(0, min(cell - WINDOW // 2, side - WINDOW)) for cell, side in zip(self._cell(x, y, grid), grid)]
+        return tuple(slice(start, min(side, start + WINDOW)) for start, side in zip(starts, grid))
+
+    def in_window(self, window: tuple[slice, slice], grid: Sequence[int]) -> list[Tensor]:
+        """The class maps in a window of the mask grid: (1,C,h,w) for each list of classes."""
+        device = self.maps[0].device
+        y, x = (
+            (torch.arange(part.start, part.stop, device=device) * 2 + 1) / side - 1 for part, side in zip(window, grid)
+        )
+        at = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+        return [
+            F.grid_sample(shares[None].float(), at, padding_mode="border", align_corners=False) for shares in self.maps
+        ]
+
+    def in_cells(
+        self, clicks: Sequence, box: Sequence[float], window: tuple[slice, slice], grid: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Points (1,N,2), labels (1,N) and boxes (1,4) in cells of a window; clicks outside of it are left out."""
+        rows, columns = window
+        found = []
+        for x, y, label in clicks[-REMEMBERED:]:
+            row, column = self._cell(x, y, grid)
+            if rows.start <= row < rows.stop and columns.start <= column < columns.stop:
+                found.append((column - columns.start, row - rows.start, label))
+        found = torch.tensor(found or [(0, 0, -1)], device=self.maps[0].device)
+        corners = torch.full((1, 4), torch.nan, device=self.maps[0].device)
+        if box:
+            scales = [cells / side for cells, side in zip(grid[::-1], self.padded[::-1])] * 2
+            starts = (columns.start, rows.start) * 2
+            cells = [value * scale - start for value, scale, start in zip(box, scales, starts)]
+            corners = torch.tensor([cells], device=corners.device)
+        return found[None, :, :2], found[None, :, 2], corners
+
+    def _clear_outside(self, logits: Tensor, box: Sequence[float]) -> None:
+        """Cells outside of the box are not in the mask of the box."""
+        top, left = self._cell(*box[:2], logits.shape)
+        bottom, right = self._cell(box[2] - 1, box[3] - 1, logits.shape)
+        outside = torch.ones_like(logits, dtype=torch.bool)
+        outside[top : bottom + 1, left : right + 1] = False
+        logits[outside] = logits[outside].clamp(max=-SURE)
+
+    def _evidence(self, click: tuple[float, float, int], grid: Sequence[int]) -> Tensor:
+        """(h,w): how much more a cell shows what is under a click than anything else.
+
+        It is the sum over the class maps of log(p / (1 - p)). p is the product of the cell's class shares and the unit
+        vector of those under the click, 0..1.
+        """
+        total = 0.0
+        for shares in self.maps:
+            under = shares[(slice(None), *self._under(*click[:2], shares[0]))].float().mean((1, 2))
+            p = torch.einsum("c,chw->hw", under / under.norm().clamp(min=0.1), shares.float())
+            total = total + (p.clamp(min=LEAST) / (1 - p).clamp(min=LEAST)).log()
+        return F.interpolate(total[None, None], size=tuple(grid), mode="bilinear", align_corners=False)[0, 0]
+
+    def _under(self, x: float, y: float, grid: Tensor) -> tuple[slice, slice]:
+        """The cell of a pixel and its neighbours, so that bilinear interpolation at the pixel uses these cells only."""
+        row, column = self._cell(x, y, grid.shape)
+        return slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
+
+    def _cell(self, x: float, y: float, grid: Sequence[int]) -> tuple[int, int]:
+        (height, width), (rows, columns) = self.padded, grid
+        return min(rows - 1, int(y * rows / height)), min(columns - 1, int(x * columns / width))
+
+
+def _shares(probabilities: Tensor) -> Tensor:
+    """Each class's share of the sum of probabilities (C,h,w), on a grid of at most GRID cells a side."""
+    scale = min(1.0, GRID / max(probabilities.shape[1:]))
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in probabilities.shape[1:])
+        probabilities = F.interpolate(probabilities[None], size=size, mode="area")[0]
+    return (probabilities / probabilities.sum(0).clamp(min=1e-6)).half()

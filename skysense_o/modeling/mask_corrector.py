@@ -1,0 +1,164 @@
+"""A small network that corrects the mask of a click or box.
+
+Shape letters: B masks, N clicks, C channels, M lists of classes, h w grid. Points and boxes are in cells of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDING = 16
+"""Channels of the learned embedding in which cells are compared with those under the clicks."""
+WIDTHS = (16, 24, 48, 56)
+"""Channels of the U-Net at 2, 4, 8 and 16 cells."""
+LARGEST = 2.0
+"""Logits of the previous mask are clamped to this absolute value, so that the network can change every cell."""
+NEAR, NEAREST = 0.08, 0.02
+"""Decay lengths of a click's proximity, as shares of the grid's side."""
+
+
+class MaskCorrector(nn.Module):
+    """Predicts how a mask changes after its last click (Sofiiuk et al., Reviving Iterative Training with Mask Guidance,
+    2021).
+
+    A U-Net reads the image features, the previous mask, where foreground, background and last clicks are, the inside of
+    the box, and how similar each cell is to those under the clicks: in a learned embedding, and in the class maps.
+    """
+
+    def __init__(self, channels: int, lists: int) -> None:
+        """
+        Args:
+            channels: C of the image features.
+            lists: M, the number of lists of classes, each with its own class maps.
+        """
+        super().__init__()
+        maps = 11 + 3 * lists
+        first, second, third, fourth = WIDTHS
+        self.embed = nn.Conv2d(channels, EMBEDDING, 1)
+        self.stem = _convolution(EMBEDDING + maps, first, stride=2)
+        widths = (first, *WIDTHS)
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip(widths, WIDTHS))
+        self.wide = _convolution(fourth, fourth, dilation=2)
+        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in ((fourth, third), (third, second), (second, first)))
+        self.up = nn.ModuleList(_block(c, c) for c in (third, second, first))
+        self.coarse = nn.Conv2d(first, EMBEDDING, 1)
+        self.fine = nn.Sequential(nn.Conv2d(EMBEDDING + maps, EMBEDDING, 1), nn.ReLU())
+        self.last = nn.Sequential(_convolution(EMBEDDING, EMBEDDING), nn.Conv2d(EMBEDDING, 1, 1))
+        nn.init.zeros_(self.last[-1].weight)  # an untrained network changes nothing
+        nn.init.zeros_(self.last[-1].bias)
+
+    def forward(
+        self,
+        features: Tensor,
+        class_maps: Sequence[Tensor],
+        mask: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+    ) -> Tensor:
+        """
+        Args:
+            features: (I,C,h,w) of I images, each with B / I masks, one image after the other.
+            class_maps: M tensors (B,classes,h,w), the share of each class in each cell, 0..1.
+            mask: (B,h,w), the logits of the previous mask.
+            points: int64 (B,N,2), column and row of the clicked cells, in the order of the clicks.
+            labels: (B,N), 1 foreground, 0 background, -1 padding, which comes last.
+            boxes: (B,4), half-open XYXY; NaN for none.
+
+        Returns:
+            (B,h,w), the logits of the corrected mask.
+        """
+        embedding = self.embed(F.instance_norm(features.float()))  # else all cells have nearly the same direction
+        embedding = embedding.repeat_interleave(len(mask) // len(features), dim=0)
+        mask = mask.float().clamp(-LARGEST, LARGEST)
+        x = torch.cat([embedding, self._maps(embedding.float(), class_maps, mask, points, labels, boxes)], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        levels = [self.stem(x)]
+        for i, block in enumerate(self.down):
+            levels.append(block(F.max_pool2d(levels[-1], 2, ceil_mode=True) if i else levels[-1]))
+        y = levels.pop()
+        y = y + self.wide(y)
+        y = y + y.mean((2, 3), keepdim=True)
+        for narrow, block in zip(self.narrow, self.up):
+            finer = levels.pop()
+            y = block(finer + _resized(narrow(y), finer))
+        return mask + self.last(self.fine(x) + _resized(self.coarse(y), x))[:, 0].float()
+
+    def _maps(
+        self,
+        embedding: Tensor,
+        class_maps: Sequence[Tensor],
+        mask: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+    ) -> Tensor:
+        """The maps (B,11+3M,h,w) of the previous mask, the clicks and the box."""
+        final, label = last_clicks(points, labels)
+        given, sign = label >= 0, torch.where(label >= 0, label * 2.0 - 1, 0.0)[..., None]
+        clicks = [(points, labels == 1), (points, labels == 0)]
+        unit = F.normalize(embedding, dim=1)
+        maps = [mask / LARGEST, (mask > 0).float()]
+        maps += [nearness(mask, *some) for some in clicks]
+        maps += [sign * nearness(mask, final, given, decay) for decay in (NEAR, NEAREST)]
+        for shares in class_maps:
+            maps += [_likeness(shares, *some) for some in clicks] + [sign * _likeness(shares, final, given)]
+        maps += [_inside(mask, boxes), (~boxes.isnan().any(1)).float()[:, None, None].expand_as(mask)]
+        maps += [_likeness(unit, *some).clamp(min=0) for some in clicks] + [sign * _likeness(unit, final, given)]
+        return torch.stack(maps, dim=1)
+
+
+def _convolution(before: int, after: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+
+
+def _block(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(*_convolution(before, after), *_convolution(after, after))
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def last_clicks(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The last click of each mask: (B,1,2), and its label (B,1), -1 without clicks. Arguments: see `MaskCorrector`."""
+    last = ((labels >= 0).sum(1, keepdim=True) - 1).clamp(min=0)
+    rows = torch.arange(len(points), device=points.device)[:, None]
+    return points[rows, last], labels[rows, last]
+
+
+def nearness(mask: Tensor, points: Tensor, given: Tensor, decay: float = NEAR) -> Tensor:
+    """(B,h,w): exp(-distance / decay length) of the nearest of some clicks; 0 without clicks.
+
+    points: (B,N,2); given: bool (B,N), which of them count.
+    """
+    height, width = mask.shape[-2:]
+    x, y = (points[..., i, None, None].float() for i in (0, 1))
+    rows = torch.arange(height, device=mask.device)[:, None]
+    columns = torch.arange(width, device=mask.device)
+    distance = torch.hypot(rows - y, columns - x).masked_fill(~given[..., None, None], torch.inf)
+    return torch.exp(-distance.amin(1) / (decay * (height * width) ** 0.5))
+
+
+def _likeness(features: Tensor, points: Tensor, given: Tensor) -> Tensor:
+    """(B,h,w): the largest product of a cell's features (B,C,h,w) and the unit vector of those around some clicks."""
+    around = F.avg_pool2d(features, 3, 1, 1, count_include_pad=False)
+    rows = torch.arange(len(points), device=points.device)[:, None]
+    vectors = around[rows, :, points[..., 1], points[..., 0]]
+    vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=0.1)
+    products = torch.einsum("bnc,bchw->bnhw", vectors, features)
+    largest = products.masked_fill(~given[..., None, None], -torch.inf).amax(1)
+    return torch.where(given.any(1)[:, None, None], largest, 0.0)
+
+
+def _inside(mask: Tensor, boxes: Tensor) -> Tensor:
+    """(B,h,w): 1 in the cells that a box touches, 0 in others; 0 without a box."""
+    x0, y0, x1, y1 = (boxes[:, i, None, None] for i in range(4))
+    rows = torch.arange(mask.shape[-2], device=mask.device)[:, None]
+    columns = torch.arange(mask.shape[-1], device=mask.device)
+    return ((rows + 1 > y0) & (rows < y1) & (columns + 1 > x0) & (columns < x1)).float()
