@@ -34,7 +34,7 @@ stamp=$("$python" -c 'import sys; print(sys.prefix)')/.skysense_o_installed
 want=$(cat require.txt require-nodeps.txt require-detectron2.txt pyproject.toml tools/install_detectron2.sh | cksum; pwd)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
     free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-    echo "Installing what require.txt lists (a few minutes, about 7 GB; $free GiB are free here) ..." >&2
+    echo "Installing what require.txt lists (a few minutes, about 6 GB; $free GiB are free here) ..." >&2
     [ "$free" -ge 12 ] || echo "warning: the download and the installation together may need 12 GiB of free disk" >&2
     "$python" -m pip install --quiet --disable-pip-version-check -r require.txt >&2
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r require-nodeps.txt >&2

@@ -146,14 +146,24 @@ def nearness(mask: Tensor, points: Tensor, given: Tensor, decay: float = NEAR) -
 
 
 def _likeness(features: Tensor, points: Tensor, given: Tensor) -> Tensor:
-    """(B,h,w): the largest product of a cell's features (B,C,h,w) and the unit vector of those around some clicks."""
-    around = F.avg_pool2d(features, 3, 1, 1, count_include_pad=False)
-    rows = torch.arange(len(points), device=points.device)[:, None]
-    vectors = around[rows, :, points[..., 1], points[..., 0]]
+    """(B,h,w): the largest product of a cell's features (B,C,h,w) and the unit vector of those around some clicks; 0
+    without clicks."""
+    vectors = _around(features, points)
     vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=0.1)
     products = torch.einsum("bnc,bchw->bnhw", vectors, features)
     largest = products.masked_fill(~given[..., None, None], -torch.inf).amax(1)
     return torch.where(given.any(1)[:, None, None], largest, 0.0)
+
+
+def _around(features: Tensor, points: Tensor) -> Tensor:
+    """(B,N,C): the mean of the features (B,C,h,w) of the clicked cells and their neighbours in the grid."""
+    height, width = features.shape[-2:]
+    step = torch.tensor([-1, 0, 1], device=points.device)
+    x, y = points[..., 0, None, None] + step, points[..., 1, None, None] + step[:, None]
+    inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height)).to(features.dtype)
+    rows = torch.arange(len(points), device=points.device)[:, None, None, None]
+    found = features[rows, :, y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    return (found * inside[..., None]).sum((2, 3)) / inside.sum((2, 3))[..., None]
 
 
 def _inside(mask: Tensor, boxes: Tensor) -> Tensor:
