@@ -27,7 +27,7 @@ LEAST = 0.02
 """Smallest likeness of two cells, so that its logarithm is finite."""
 SURE = 3.0
 """Logit of the cells under a click and inside a box, and negative of parts that were not clicked."""
-WINDOW = 320
+WINDOW = 256
 """Side of the square around the last click in which a mask is corrected, in cells of the mask grid."""
 REMEMBERED = 32
 """Number of the latest clicks that a correction takes into account."""

@@ -98,7 +98,7 @@ class CorrectionObjective:
             cells = [one.in_cells(c, box, whole, grid) for one, c, box in zip(maps, clicks, boxes)]
             points, labels, corners = _stacked(cells)
             with torch.set_grad_enabled(turn in trained):
-                found = model.correct_masks(image_embedding, whole, shares, masks, points, labels, corners)
+                found = model.sem_seg_head.correct(image_embedding, whole, shares, masks, points, labels, corners)
             prompted = zip(maps, found.detach(), clicks, boxes)
             masks = torch.stack([one.clicked_parts(mask, c, box) for one, mask, c, box in prompted])
             if turn in trained:

@@ -270,10 +270,6 @@ class SkySenseO(nn.Module):
         logits, _, iou_pred = self.sem_seg_head.decode(image_embedding, queries)
         return logits, iou_pred
 
-    def correct_masks(self, image_embedding: ImageEmbedding, window: tuple[slice, slice], *prompt) -> Tensor:
-        """Correct masks in a window of the mask grid; `prompt` and result: see `MaskCorrector.forward`."""
-        return self.sem_seg_head.prompt_corrector(image_embedding.canvas[(..., *window)], *prompt)
-
     def _encode_phrases(self, phrases: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
         """Phrases of R images, without a template -> unit vectors (R,N,D), and bool (R,N), False for padding."""
         asked = [Vocabulary(tuple(p), tuple((w,) for w in p), (False,) * len(p)) for p in phrases]

@@ -26,7 +26,8 @@ class MaskCorrector(nn.Module):
     2021).
 
     A U-Net reads the image features, the previous mask, where foreground, background and last clicks are, the inside of
-    the box, and how similar each cell is to those under the clicks: in a learned embedding, and in the class maps.
+    the box, and how similar each cell is to those under the clicks, and to the inside of the box rather than its
+    surroundings: in a learned embedding, and in the class maps.
     """
 
     def __init__(self, channels: int, lists: int) -> None:
@@ -36,9 +37,10 @@ class MaskCorrector(nn.Module):
             lists: M, the number of lists of classes, each with its own class maps.
         """
         super().__init__()
-        maps = 11 + 3 * lists
+        maps = 12 + 4 * lists
         first, second, third, fourth = WIDTHS
-        self.embed = nn.Conv2d(channels, EMBEDDING, 1)
+        # Without the norm, all cells have nearly the same direction, and similarities say nothing.
+        self.embed = nn.Sequential(nn.InstanceNorm2d(channels), nn.Conv2d(channels, EMBEDDING, 1))
         self.stem = _convolution(EMBEDDING + maps, first, stride=2)
         widths = (first, *WIDTHS)
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(widths, WIDTHS))
@@ -53,7 +55,7 @@ class MaskCorrector(nn.Module):
 
     def forward(
         self,
-        features: Tensor,
+        embedding: Tensor,
         class_maps: Sequence[Tensor],
         mask: Tensor,
         points: Tensor,
@@ -62,7 +64,7 @@ class MaskCorrector(nn.Module):
     ) -> Tensor:
         """
         Args:
-            features: (I,C,h,w) of I images, each with B / I masks, one image after the other.
+            embedding: (I,16,h,w) of I images, from `embed`, each with B / I masks, one image after the other.
             class_maps: M tensors (B,classes,h,w), the share of each class in each cell, 0..1.
             mask: (B,h,w), the logits of the previous mask.
             points: int64 (B,N,2), column and row of the clicked cells, in the order of the clicks.
@@ -72,8 +74,8 @@ class MaskCorrector(nn.Module):
         Returns:
             (B,h,w), the logits of the corrected mask.
         """
-        embedding = self.embed(F.instance_norm(features.float()))  # else all cells have nearly the same direction
-        embedding = embedding.repeat_interleave(len(mask) // len(features), dim=0)
+        if len(mask) > len(embedding):
+            embedding = embedding.repeat_interleave(len(mask) // len(embedding), dim=0)
         mask = mask.float().clamp(-LARGEST, LARGEST)
         x = torch.cat([embedding, self._maps(embedding.float(), class_maps, mask, points, labels, boxes)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -97,18 +99,21 @@ class MaskCorrector(nn.Module):
         labels: Tensor,
         boxes: Tensor,
     ) -> Tensor:
-        """The maps (B,11+3M,h,w) of the previous mask, the clicks and the box."""
+        """The maps (B,12+4M,h,w) of the previous mask, the clicks and the box."""
         final, label = last_clicks(points, labels)
         given, sign = label >= 0, torch.where(label >= 0, label * 2.0 - 1, 0.0)[..., None]
         clicks = [(points, labels == 1), (points, labels == 0)]
-        unit = F.normalize(embedding, dim=1)
+        unit = embedding * embedding.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt()
         maps = [mask / LARGEST, (mask > 0).float()]
         maps += [nearness(mask, *some) for some in clicks]
         maps += [sign * nearness(mask, final, given, decay) for decay in (NEAR, NEAREST)]
         for shares in class_maps:
             maps += [_likeness(shares, *some) for some in clicks] + [sign * _likeness(shares, final, given)]
-        maps += [_inside(mask, boxes), (~boxes.isnan().any(1)).float()[:, None, None].expand_as(mask)]
+        inside = _inside(mask, boxes)
+        around = _inside(mask, _enlarged(boxes)) * (1 - inside)
+        maps += [inside, (~boxes.isnan().any(1)).float()[:, None, None].expand_as(mask)]
         maps += [_likeness(unit, *some).clamp(min=0) for some in clicks] + [sign * _likeness(unit, final, given)]
+        maps += [_contrast(features, inside, around) for features in (*class_maps, unit)]
         return torch.stack(maps, dim=1)
 
 
@@ -172,3 +177,24 @@ def _inside(mask: Tensor, boxes: Tensor) -> Tensor:
     rows = torch.arange(mask.shape[-2], device=mask.device)[:, None]
     columns = torch.arange(mask.shape[-1], device=mask.device)
     return ((rows + 1 > y0) & (rows < y1) & (columns + 1 > x0) & (columns < x1)).float()
+
+
+def _enlarged(boxes: Tensor) -> Tensor:
+    """Boxes (B,4) with twice the sides and the same centres."""
+    sides = (boxes[:, 2:] - boxes[:, :2]) / 2
+    return torch.cat([boxes[:, :2] - sides, boxes[:, 2:] + sides], dim=1)
+
+
+def _contrast(features: Tensor, inside: Tensor, around: Tensor) -> Tensor:
+    """(B,h,w): how much more a cell is like the inside of a box than like its surroundings; 0 without a box.
+
+    It is the product of the cell's features (B,C,h,w) and the unit vector from the mean around the box to that inside.
+    """
+    if not inside.any():
+        return inside
+    means = [
+        torch.einsum("bchw,bhw->bc", features, part) / part.sum((1, 2)).clamp(min=1)[:, None]
+        for part in (inside, around)
+    ]
+    vector = means[0] - means[1]
+    return torch.einsum("bchw,bc->bhw", features, vector / vector.norm(dim=1, keepdim=True).clamp(min=0.1))

@@ -38,6 +38,7 @@ class ImageEmbedding:
     canvas: Tensor  # (B,width/8,4h,4w), upscaled features from which masks are made
     size: tuple[int, int]  # (h0,w0) of the prepared image
     look: Tensor | None = None  # `PromptEncoder.appearance`, kept from the first prompt in inference
+    cells: Tensor | None = None  # `MaskCorrector.embed`, kept from the first correction in inference
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -161,6 +162,12 @@ class SAMMaskHead(MaskDecoder):
             logits.append(self.prompts.draw(drawn, token, queries, image.size, look, self.position))
             iou_pred = self.prompt_quality(token)[..., 0] if self.prompt_quality else None
         return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, iou_pred
+
+    def correct(self, image: ImageEmbedding, window: tuple[slice, slice], *prompt) -> Tensor:
+        """Correct masks in a window of the mask grid; `prompt` and result: see `MaskCorrector.forward`."""
+        cells = self.prompt_corrector.embed(image.canvas) if image.cells is None else image.cells
+        image.cells = None if self.training else cells
+        return self.prompt_corrector(cells[(..., *window)], *prompt)
 
     def _draw(self, weights: Tensor, tokens: Tensor, image: ImageEmbedding) -> Tensor:
         """Mask weights (B,T,width/8) and query tokens (B,T,width) -> mask logits (B,T,4h,4w)."""

@@ -13,7 +13,17 @@ from skysense_o.correction_objective import TRAINED, CorrectionObjective, correc
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.prompts import evaluate_prompts
 from skysense_o.meta_arch import SkySenseO
-from skysense_o.modeling.mask_corrector import NEAR, MaskCorrector, _inside, _likeness, last_clicks, nearness
+from skysense_o.modeling.mask_corrector import (
+    EMBEDDING,
+    NEAR,
+    MaskCorrector,
+    _contrast,
+    _enlarged,
+    _inside,
+    _likeness,
+    last_clicks,
+    nearness,
+)
 from skysense_o.training.optimizer import build_optimizer
 from skysense_o.vocabulary import Vocabulary
 
@@ -38,7 +48,7 @@ def network() -> MaskCorrector:
 
 def example(count: int = 2) -> list:
     g = torch.Generator().manual_seed(1)
-    images = torch.randn(1, CHANNELS, *GRID, generator=g)
+    images = torch.randn(1, EMBEDDING, *GRID, generator=g)
     shares = [torch.rand(1, classes, *GRID, generator=g).expand(count, -1, -1, -1) for classes in (3, 5)]
     return [images, shares, torch.randn(1, *GRID, generator=g).expand(count, -1, -1)]
 
@@ -105,6 +115,29 @@ def test_the_maps_of_clicks_and_boxes_as_loops():
     assert inside.nonzero().amin(0).tolist() == [3, 2]
     assert inside.nonzero().amax(0).tolist() == [6, 5]
     assert not _inside(mask, torch.tensor([NO_BOX])).any()
+
+
+def test_a_box_tells_its_inside_from_its_surroundings():
+    features = torch.zeros(2, 3, *GRID)
+    features[:, 0] = 1  # land with a roof in the box, and a road that crosses box and surroundings
+    features[:, :, 4:8, 5:9] = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
+    features[:, :, 6] = torch.tensor([0.0, 0.0, 1.0])[:, None]
+    boxes = torch.tensor([[5.0, 4.0, 9.0, 8.0], NO_BOX])
+    inside = _inside(features[:, 0], boxes)
+    around = _inside(features[:, 0], _enlarged(boxes)) * (1 - inside)
+    assert around[0].nonzero().amin(0).tolist() == [2, 3]
+    assert around[0].nonzero().amax(0).tolist() == [9, 10]
+    found = _contrast(features, inside, around)
+    assert not found[1].any(), "without a box"
+    means = []
+    for part in (inside[0], around[0]):
+        cells = [features[0, :, y, x] for y, x in part.nonzero().tolist()]
+        means.append(torch.stack(cells).mean(0))
+    vector = (means[0] - means[1]) / (means[0] - means[1]).norm()
+    expected = [[float(features[0, :, y, x] @ vector) for x in range(GRID[1])] for y in range(GRID[0])]
+    torch.testing.assert_close(found[0], torch.tensor(expected))
+    assert found[0, 5, 6] > 0.6 > 0 > found[0, 0, 0]
+    assert abs(found[0, 6, 0]) < 0.3
 
 
 def test_the_last_click_is_the_last_that_is_no_padding():
