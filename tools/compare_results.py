@@ -25,7 +25,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "RESULTS.md"
 ROW = re.compile(r"^\| *(\w+) *\| *(\w+) *\| *([\w/@ ]+?) *\| *(-?[\d.]+) *\|$", re.MULTILINE)
 TOLERANCE = 0.3  # in percentage points, because rounding differs between processors
 SHOWN = {
-    "segmentation": ("mIoU", "fwIoU", "pACC"),
+    "segmentation": ("mIoU", "fwIoU", "pACC", "prompt_click", "prompt_box"),
     "classification": ("top1", "top5"),
     "image-text": ("image_R@1", "image_R@5", "image_R@10", "text_R@1", "text_R@5", "text_R@10"),
     "vqa": ("model/", "question_only/", "shuffled/"),

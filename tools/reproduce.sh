@@ -16,6 +16,7 @@ if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/dubai" ]; then
     sh "$here/run_eval.sh" "$mini" 1 "$out/scenes" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_scene5','dubai_scene6')"
     sh "$here/run_eval.sh" "$mini" 1 "$out/heldout" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)" \
         TEST.WORDS heldout TEST.HELDOUT_FILE "$here/tests/reference/heldout_words.json"
+    sh "$here/run_eval.sh" "$here/configs/mini/corrections.yaml" 1 "$out/prompts" MODEL.WEIGHTS mini DATASETS.TEST "('dubai_val',)"
 fi
 if [ -d "${DETECTRON2_DATASETS:-$here/datasets}/eurosat" ]; then  # with synonyms, averaged over the eight symmetries of each image
     sh "$here/run_eval.sh" "$mini" 1 "$out/phrases" MODEL.WEIGHTS mini MODEL.VQA.WEIGHTS mini_vqa \
