@@ -28,7 +28,9 @@ LEAST = 0.02
 SURE = 3.0
 """Logit of the cells under a click and inside a box, and negative of parts that were not clicked."""
 WINDOW = 256
-"""Side of the square around the last click in which a mask is corrected, in cells of the mask grid."""
+"""Side of the square in which a mask is corrected, in cells of the mask grid, or for a large mask in larger cells."""
+MARGIN = 1.25
+"""Side of this square, relative to the mask, its box and the last click."""
 REMEMBERED = 32
 """Number of the latest clicks that a correction takes into account."""
 KEPT = 4
@@ -37,8 +39,8 @@ KEPT = 4
 Decode = Callable[[Sequence[tuple[float, float, int]], Sequence[float]], Tensor]
 """Clicks (x, y, label) and a box, () without one -> the prompt decoder's mask logits (h,w) over the padded image."""
 Correct = Callable[[tuple[slice, slice], Sequence[Tensor], Tensor, Tensor, Tensor, Tensor], Tensor]
-"""A window of the grid, class maps and mask logits in it, and points, labels and boxes in its cells, with a batch
-dimension of 1 as in `MaskCorrector.forward` -> corrected logits (1,h,w) of the window."""
+"""A window of the grid; class maps and mask logits in it, whose size may be reduced; points, labels and boxes in the
+reduced cells, with a batch dimension of 1 as in `MaskCorrector.forward` -> corrected logits (1,h,w)."""
 Prompt = tuple[tuple[float, ...], tuple[tuple[float, float, int], ...]]  # box, () without one; clicks x, y, label
 
 
@@ -126,12 +128,15 @@ class ClassMaps:
         return torch.where(torch.from_numpy(mask & ~parts_at(mask, inside)).to(logits.device), -SURE, logits)
 
     def _corrected(self, before: Tensor, clicks: Sequence, box: Sequence[float], correct: Correct) -> Tensor:
-        """Correct a mask around its last click, or around its box."""
-        place = clicks[-1][:2] if clicks else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        window = self.window(*place, before.shape)
+        """Correct a mask in a window around it, its box and the last click; a large window has larger cells."""
+        window, size = self._window(before, clicks, box)
+        inside = before[window][None, None]
+        coarse = F.interpolate(inside, size=size, mode="area")[0]
+        shares = self.in_window(window, before.shape, size)
+        found = correct(window, shares, coarse, *self.in_cells(clicks, box, window, before.shape, size))
         after = before.clone()
-        prompt = self.in_cells(clicks, box, window, before.shape)
-        after[window] = correct(window, self.in_window(window, before.shape), before[window][None], *prompt)[0]
+        change = F.interpolate((found - coarse)[None], size=inside.shape[2:], mode="bilinear", align_corners=False)
+        after[window] += change[0, 0]
         for x, y, label in clicks:
             under = self._under(x, y, before)
             after[under] = after[under].clamp(min=SURE) if label else after[under].clamp(max=-SURE)
@@ -139,16 +144,30 @@ class ClassMaps:
             self._clear_outside(after, box)
         return self.clicked_parts(after, clicks, box)
 
-    def window(self, x: float, y: float, grid: Sequence[int]) -> tuple[slice, slice]:
-        """The rows and columns of a square of WINDOW cells around a pixel, moved into the grid."""
-        starts = [max(0, min(cell - WINDOW // 2, side - WINDOW)) for cell, side in zip(self._cell(x, y, grid), grid)]
-        return tuple(slice(start, min(side, start + WINDOW)) for start, side in zip(starts, grid))
+    def _window(
+        self, mask: Tensor, clicks: Sequence, box: Sequence[float]
+    ) -> tuple[tuple[slice, slice], tuple[int, int]]:
+        """The rows and columns of the window in which a mask is corrected, and the size to which they are reduced."""
+        ends = [self._cell(x, y, mask.shape) for x, y in ([box[:2], (box[2] - 1, box[3] - 1)] if box else [])]
+        ends += [self._cell(*click[:2], mask.shape) for click in clicks[-1:]]
+        found = (mask > 0).nonzero()
+        if len(found):
+            ends += [tuple(found.amin(0).tolist()), tuple(found.amax(0).tolist())]
+        sides = [max(cells) - min(cells) + 1 for cells in zip(*ends)]
+        step = max(1, -(-round(MARGIN * max(sides)) // WINDOW))
+        parts = []
+        for cells, side in zip(zip(*ends), mask.shape):
+            start = max(0, min((min(cells) + max(cells) - step * WINDOW) // 2, side - step * WINDOW))
+            parts.append(slice(start, min(side, start + step * WINDOW)))
+        return tuple(parts), tuple(-(-(part.stop - part.start) // step) for part in parts)
 
-    def in_window(self, window: tuple[slice, slice], grid: Sequence[int]) -> list[Tensor]:
-        """The class maps in a window of the mask grid: (1,C,h,w) for each list of classes."""
-        device = self.maps[0].device
+    def in_window(self, window: tuple[slice, slice], grid: Sequence[int], size: Sequence[int]) -> list[Tensor]:
+        """The class maps in a window of the mask grid, reduced to `size`: (1,C,h,w) for each list of classes."""
         y, x = (
-            (torch.arange(part.start, part.stop, device=device) * 2 + 1) / side - 1 for part, side in zip(window, grid)
+            (part.start + (torch.arange(count, device=self.maps[0].device) + 0.5) * ((part.stop - part.start) / count))
+            * (2 / side)
+            - 1
+            for part, side, count in zip(window, grid, size)
         )
         at = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
         return [
@@ -156,21 +175,27 @@ class ClassMaps:
         ]
 
     def in_cells(
-        self, clicks: Sequence, box: Sequence[float], window: tuple[slice, slice], grid: Sequence[int]
+        self,
+        clicks: Sequence,
+        box: Sequence[float],
+        window: tuple[slice, slice],
+        grid: Sequence[int],
+        size: Sequence[int],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Points (1,N,2), labels (1,N) and boxes (1,4) in cells of a window; clicks outside of it are left out."""
+        """Points (1,N,2), labels (1,N) and boxes (1,4) in cells of a reduced window, without clicks outside of it."""
         rows, columns = window
+        down, across = ((part.stop - part.start) / count for part, count in zip(window, size))
         found = []
         for x, y, label in clicks[-REMEMBERED:]:
             row, column = self._cell(x, y, grid)
             if rows.start <= row < rows.stop and columns.start <= column < columns.stop:
-                found.append((column - columns.start, row - rows.start, label))
+                found.append((int((column - columns.start) / across), int((row - rows.start) / down), label))
         found = torch.tensor(found or [(0, 0, -1)], device=self.maps[0].device)
         corners = torch.full((1, 4), torch.nan, device=self.maps[0].device)
         if box:
             scales = [cells / side for cells, side in zip(grid[::-1], self.padded[::-1])] * 2
-            starts = (columns.start, rows.start) * 2
-            cells = [value * scale - start for value, scale, start in zip(box, scales, starts)]
+            ends = zip(box, scales, (columns.start, rows.start) * 2, (across, down) * 2)
+            cells = [(value * scale - start) / step for value, scale, start, step in ends]
             corners = torch.tensor([cells], device=corners.device)
         return found[None, :, :2], found[None, :, 2], corners
 

@@ -95,7 +95,7 @@ class CorrectionObjective:
         trained, terms = set(random.sample(range(self.rounds), TRAINED)), []
         whole = (slice(0, grid[0]), slice(0, grid[1]))
         for turn in range(self.rounds):
-            cells = [one.in_cells(c, box, whole, grid) for one, c, box in zip(maps, clicks, boxes)]
+            cells = [one.in_cells(c, box, whole, grid, grid) for one, c, box in zip(maps, clicks, boxes)]
             points, labels, corners = _stacked(cells)
             with torch.set_grad_enabled(turn in trained):
                 found = model.sem_seg_head.correct(image_embedding, whole, shares, masks, points, labels, corners)
@@ -129,7 +129,7 @@ class CorrectionObjective:
         for b, (prompt, transform) in enumerate(zip(prompts, transforms)):
             one = ClassMaps(lambda vocabulary, b=b: probabilities(vocabulary, b).float(), transform)
             grid = drawn.shape[-2:]
-            inside = one.in_window((slice(0, grid[0]), slice(0, grid[1])), grid)
+            inside = one.in_window((slice(0, grid[0]), slice(0, grid[1])), grid, grid)
             for k, box in enumerate(prompt["boxes"]):
                 box = () if box.isnan().any() else tuple(box.tolist())
                 clicks = _clicks(prompt, k)[:1]

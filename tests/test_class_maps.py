@@ -98,20 +98,38 @@ def test_only_parts_with_a_foreground_click_stay():
     assert mask(maps, (10, 30, 1), box=(0, 0, SIDE, SIDE))[1:4, 12:15].all(), "a box may mean several parts"
 
 
-def test_a_large_image_is_corrected_around_the_click():
+def test_a_small_mask_in_a_large_image_is_corrected_around_it():
     side = 8 * WINDOW
-    maps = Made(drawn=torch.zeros(side // 4, side // 4), change=20.0, side=side)
-    found = maps.logits([(side - 30, 30, 1)], (), maps.answer, maps.correct)
     cells = side // 4
+    drawn = torch.full((cells, cells), -100.0)
+    drawn[5:9, cells - 12 : cells - 6] = 100.0
+    maps = Made(drawn, change=20.0, side=side)
+    found = maps.logits([(side - 30, 30, 1)], (), maps.answer, maps.correct)
     window, shares, _, points, *_ = maps.corrections[0]
     assert window == (slice(0, WINDOW), slice(cells - WINDOW, cells))
     assert points.tolist() == [[[WINDOW - 8, 7]]]
     assert all(x.shape[-2:] == (WINDOW, WINDOW) for x in shares)
     assert shares[0].argmax(1).unique().tolist() == [2], "it is all road there"
-    assert (found[window] > 0).all()
-    assert (found[-1, : cells // 2] < 0).all(), "the rest stays as it was"
-    maps.logits([(side - 30, 30, 1), (30, side - 30, 0)], (), maps.answer, maps.correct)
-    assert maps.corrections[-1][4].tolist() == [[0]], "clicks outside of the window are left out"
+    still = Made(drawn, side=side)
+    changed = found != still.logits([(side - 30, 30, 1)], (), still.answer, still.correct)
+    assert changed[window].any()
+    assert not changed[WINDOW:].any()
+
+
+def test_a_large_mask_is_corrected_in_larger_cells():
+    side = 8 * WINDOW
+    maps = Made(drawn=20.0, change=3.0, side=side)
+    found = maps.logits([(30, 30, 1), (side - 30, side - 30, 0)], (), maps.answer, maps.correct)
+    window, shares, mask, points, labels, _ = maps.corrections[-1]
+    assert window == (slice(0, side // 4), slice(0, side // 4))
+    reduced = side // 4 // 3 + 1
+    assert mask.shape == (1, reduced, reduced)
+    assert all(x.shape[-2:] == (reduced, reduced) for x in shares)
+    assert points.tolist() == [[[2, 2], [reduced - 3, reduced - 3]]]
+    assert labels.tolist() == [[1, 0]]
+    assert shares[0][0, 0, :, : reduced // 2 - 1].min() > 0.8
+    assert found.isfinite().all()
+    assert found[10, 200] > 20
 
 
 def test_the_clicked_pixel_always_follows_the_click():

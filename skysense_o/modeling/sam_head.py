@@ -10,6 +10,7 @@ chunks with the same result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -163,11 +164,16 @@ class SAMMaskHead(MaskDecoder):
             iou_pred = self.prompt_quality(token)[..., 0] if self.prompt_quality else None
         return torch.cat(logits, dim=1), torch.cat(presence, dim=1) if presence else None, iou_pred
 
-    def correct(self, image: ImageEmbedding, window: tuple[slice, slice], *prompt) -> Tensor:
-        """Correct masks in a window of the mask grid; `prompt` and result: see `MaskCorrector.forward`."""
+    def correct(
+        self, image: ImageEmbedding, window: tuple[slice, slice], class_maps: Sequence[Tensor], mask: Tensor, *prompt
+    ) -> Tensor:
+        """Correct masks in a window of the mask grid, reduced to the size of `mask`; see `MaskCorrector.forward`."""
         cells = self.prompt_corrector.embed(image.canvas) if image.cells is None else image.cells
         image.cells = None if self.training else cells
-        return self.prompt_corrector(cells[(..., *window)], *prompt)
+        cells = cells[(..., *window)]
+        if cells.shape[2:] != mask.shape[1:]:
+            cells = F.interpolate(cells, size=mask.shape[1:], mode="area")
+        return self.prompt_corrector(cells, class_maps, mask, *prompt)
 
     def _draw(self, weights: Tensor, tokens: Tensor, image: ImageEmbedding) -> Tensor:
         """Mask weights (B,T,width/8) and query tokens (B,T,width) -> mask logits (B,T,4h,4w)."""
