@@ -27,7 +27,7 @@ LEAST = 0.02
 """Smallest likeness of two cells, so that its logarithm is finite."""
 SURE = 3.0
 """Logit of the cells under a click and inside a box, and negative of parts that were not clicked."""
-WINDOW = 256
+WINDOW = 320
 """Side of the square in which a mask is corrected, in cells of the mask grid, or for a large mask in larger cells."""
 MARGIN = 1.25
 """Side of this square, relative to the mask, its box and the last click."""
@@ -153,8 +153,8 @@ class ClassMaps:
         found = (mask > 0).nonzero()
         if len(found):
             ends += [tuple(found.amin(0).tolist()), tuple(found.amax(0).tolist())]
-        sides = [max(cells) - min(cells) + 1 for cells in zip(*ends)]
-        step = max(1, -(-round(MARGIN * max(sides)) // WINDOW))
+        sides = [round(MARGIN * (max(cells) - min(cells) + 1)) for cells in zip(*ends)]
+        step = max(-(-min(needed, side) // WINDOW) for needed, side in zip(sides, mask.shape))
         parts = []
         for cells, side in zip(zip(*ends), mask.shape):
             start = max(0, min((min(cells) + max(cells) - step * WINDOW) // 2, side - step * WINDOW))

@@ -122,12 +122,11 @@ def test_a_large_mask_is_corrected_in_larger_cells():
     found = maps.logits([(30, 30, 1), (side - 30, side - 30, 0)], (), maps.answer, maps.correct)
     window, shares, mask, points, labels, _ = maps.corrections[-1]
     assert window == (slice(0, side // 4), slice(0, side // 4))
-    reduced = side // 4 // 3 + 1
-    assert mask.shape == (1, reduced, reduced)
-    assert all(x.shape[-2:] == (reduced, reduced) for x in shares)
-    assert points.tolist() == [[[2, 2], [reduced - 3, reduced - 3]]]
+    assert mask.shape == (1, WINDOW, WINDOW), "half as many cells a side as in the mask grid"
+    assert all(x.shape[-2:] == (WINDOW, WINDOW) for x in shares)
+    assert points.tolist() == [[[3, 3], [WINDOW - 4, WINDOW - 4]]]
     assert labels.tolist() == [[1, 0]]
-    assert shares[0][0, 0, :, : reduced // 2 - 1].min() > 0.8
+    assert shares[0][0, 0, :, : WINDOW // 2 - 1].min() > 0.8
     assert found.isfinite().all()
     assert found[10, 200] > 20
 
