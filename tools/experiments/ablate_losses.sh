@@ -1,11 +1,11 @@
 #!/bin/sh
 # Measure what the region loss, and with it the vision-centric loss and relation graph sampling, add to mixed training (3 seeds).
-#   DETECTRON2_DATASETS=../shared/data sh tools/experiments/ablate_losses.sh output/ablation [STEPS: 220]
+#   DETECTRON2_DATASETS=../shared/data sh tools/experiments/ablate_losses.sh output/ablation [STEPS: 110]
 # Finished trainings and evaluations are not repeated, and a stopped training is resumed. Each seed is finished before the next one
 # starts, so that the variants can be compared at any time. A table is printed at the end.
 set -eu
 out=${1:?usage: sh tools/experiments/ablate_losses.sh OUTPUT_DIR [STEPS]}
-steps=${2:-220}
+steps=${2:-110}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 python=$(sh "$here/tools/setup.sh")
 config=$here/configs/mini/ablation.yaml
