@@ -129,6 +129,13 @@ class Objective:
             }
             return {f"loss_{name}": w * terms[name]() for name, w in self.weights.items() if name in terms}
 
+    def similarities(self, samples: Sequence[Sample], valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        """S_t and S_v of the vision-centric loss, (B,T,T); S_v is None if no sample has it."""
+        alike = _stacked([self.similarity(s["vocabulary"].classes) for s in samples], valid)
+        if not any("visual_similarity" in s for s in samples):
+            return alike, None
+        return alike, _stacked([s.get("visual_similarity", torch.zeros(0, 0)) for s in samples], valid)
+
     def _of_regions(
         self, samples: Sequence[Sample], sem_seg: Tensor, text: Tensor, valid: Tensor, regions: Tensor
     ) -> dict[str, Callable[[], Tensor]]:
@@ -137,12 +144,7 @@ class Objective:
         plain = (regions, present, unit, valid)
         published = {name for name in self.weights if name.endswith("_published")}
         scores = published_losses.published_region_scores(regions, unit, valid) if published else None
-        alike, visual_similarity = None, None
-        if self.similarity is not None:
-            classes = [s["vocabulary"].classes for s in samples]
-            alike = _stacked([self.similarity(n) for n in classes], valid)
-            if any("visual_similarity" in s for s in samples):
-                visual_similarity = _stacked([s.get("visual_similarity", torch.zeros(0, 0)) for s in samples], valid)
+        alike, visual_similarity = self.similarities(samples, valid) if self.similarity else (None, None)
         unknown = torch.zeros((), device=valid.device) if visual_similarity is None else visual_similarity
         return {
             "region": lambda: losses.region_contrast(*plain, self.temperature),

@@ -2,7 +2,7 @@
 
 A target is int8 (B,T,H,W): YES, NO or UNKNOWN for each phrase and pixel. UNKNOWN (and MAYBE,
 see sample.py) is not a negative: it adds nothing.
-If every target is known, each loss here equals its counterpart in `losses.py`.
+If every target is known, each loss here equals its counterpart in `losses.py`, `partial_vision_centric` up to a factor.
 
 Shape letters: B images, T phrases, V label values, H W pixels.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
-from skysense_o.losses import mask_dice, mean_of_means
+from skysense_o.losses import mask_dice, mean_of_means, region_cosines
 from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 
 ABSENT = -1e4  # a logit that adds nothing to a sum of exponentials but has a finite gradient
@@ -144,6 +144,30 @@ def partial_region_contrast(
     scores = scores.masked_fill(~(own | (against & valid[:, None, :])), ABSENT)
     each = -scores.log_softmax(dim=-1).diagonal(dim1=1, dim2=2)
     return mean_of_means(each.masked_fill(~present, 0.0), present & valid)
+
+
+def partial_vision_centric(
+    regions: Tensor,
+    present: Tensor,
+    text: Tensor,
+    valid: Tensor,
+    against: Tensor,
+    similarity: Tensor,
+    visual_similarity: Tensor,
+    temperature: float,
+) -> Tensor:
+    """`losses.vision_centric` over the pairs (i, j) whose phrase j is known not to be in the region of phrase i.
+
+    The mean is over these pairs alone. `losses.vision_centric` also counts pairs that contribute 0: those of a phrase
+    with itself, and of phrases without a region. A partially labelled sample has so many of them that they would make
+    the loss small.
+
+    against: (B,T,T) bool, region by phrase, see `opposed_names`. Others as in `losses.vision_centric`.
+    """
+    own = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    pairs = (present & valid)[:, :, None] & valid[:, None, :] & against & ~own
+    factor = (1 - visual_similarity) * similarity.clamp(min=0)
+    return mean_of_means((factor * F.softplus(region_cosines(regions, text) / temperature)).square(), pairs)
 
 
 def caption_contrast(pooled: Tensor, text: Tensor, valid: Tensor, rows: Sequence[int], temperature: float) -> Tensor:

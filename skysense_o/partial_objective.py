@@ -23,6 +23,7 @@ KNOWN_TERMS = (
     "dice",
     "presence",
     "region",
+    "vision_centric",
     "bags",
     "candidates",
     "captions",
@@ -55,7 +56,6 @@ def partial_terms(
     table = partly.says_table([_says(s) for s in samples], names).to(sem_seg.device)
     labels = sem_seg[:, step // 2 :: step, step // 2 :: step]
     target = partly.partial_targets(labels, table)
-    unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
     with full_precision(sem_seg.device):
         full = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         terms = {
@@ -66,16 +66,14 @@ def partial_terms(
             "presence": lambda: partly.partial_presence(presence, target, labels, table),
             "bags": lambda: partly.bags(full, labels, table),
             "candidates": lambda: partly.candidates(full, labels, table),
-            "region": lambda: partly.partial_region_contrast(
-                partly.pool_yes(features.dense, target),
-                (target == YES).flatten(2).any(-1),
-                unit,
-                valid,
-                partly.opposed_names(labels, table),
-                objective.temperature,
-            ),
             "captions": lambda: _captions(samples, features.pooled, encode, objective.temperature),
         }
+        if objective.needs_regions:
+            unit = F.normalize(text.mean(dim=2), dim=-1, eps=1e-6)
+            present, against = (target == YES).flatten(2).any(-1), partly.opposed_names(labels, table)
+            regions = (partly.pool_yes(features.dense, target), present, unit, valid, against)
+            terms["region"] = lambda: partly.partial_region_contrast(*regions, objective.temperature)
+            terms["vision_centric"] = lambda: _vision_centric(objective, samples, regions)
         return {f"loss_{name}": weight * terms[name]() for name, weight in objective.weights.items()}
 
 
@@ -85,6 +83,12 @@ def _says(sample: Sample) -> Tensor:
         return sample["says"]
     count = len(sample["vocabulary"])
     return torch.where(torch.eye(count, dtype=torch.bool), YES, NO).to(torch.int8)
+
+
+def _vision_centric(objective: Objective, samples: Sequence[Sample], regions: tuple[Tensor, ...]) -> Tensor:
+    alike, visual = objective.similarities(samples, valid=regions[3])
+    visual = torch.zeros_like(alike) if visual is None else visual
+    return partly.partial_vision_centric(*regions, alike, visual, objective.temperature)
 
 
 def _captions(samples: Sequence[Sample], pooled: Tensor, encode: Encode, temperature: float) -> Tensor:

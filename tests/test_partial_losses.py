@@ -245,6 +245,64 @@ def test_region_contrast_by_a_loop(partial_batch):
     assert float(found) == pytest.approx(sum(means) / B, abs=1e-5)
 
 
+@pytest.fixture
+def pairs():
+    """Return S_t, S_v, and text with one padded phrase."""
+    generator = torch.Generator().manual_seed(7)
+    text = F.normalize(torch.randn(B, T, 8, generator=generator), dim=-1)
+    valid = torch.ones(B, T, dtype=torch.bool)
+    valid[0, 4] = False
+    alike, visual = torch.rand(B, T, T, generator=generator) * 2 - 1, torch.rand(B, T, T, generator=generator)
+    return alike, visual, text, valid
+
+
+def test_vision_centric_by_a_loop(partial_batch, pairs):
+    labels, _, _, table, target = partial_batch
+    alike, visual, text, valid = pairs
+    dense = torch.randn(B, 8, SIDE, SIDE, generator=torch.Generator().manual_seed(8))
+    present = (target == YES).flatten(2).any(-1)
+    against = partly.opposed_names(labels, table)
+    found = partly.partial_vision_centric(
+        partly.pool_yes(dense, target), present, text, valid, against, alike, visual, 0.1
+    )
+    means, unknown = [], 0
+    for b in range(B):
+        each = []
+        for i in range(T):
+            for j in range(T):
+                yes = target[b, i] == YES
+                if i == j or not (yes.any() and valid[b, i] and valid[b, j]):
+                    continue
+                if (target[b, j][yes] != NO).any():
+                    unknown += 1
+                    continue
+                score = float(F.normalize(dense[b][:, yes].mean(1), dim=0) @ text[b, j]) / 0.1
+                factor = (1 - float(visual[b, i, j])) * max(float(alike[b, i, j]), 0)
+                each.append((factor * math.log1p(math.exp(score))) ** 2)
+        means.append(sum(each) / max(1, len(each)))
+    assert unknown
+    assert float(found) == pytest.approx(sum(means) / B, rel=1e-4)
+    nothing = partly.partial_vision_centric(
+        partly.pool_yes(dense, target), present, text, valid, torch.zeros_like(against), alike, visual, 0.1
+    )
+    assert float(nothing) == 0
+
+
+def test_vision_centric_of_complete_labels(batch, pairs):
+    """With complete labels, its sum over the pairs equals that of the loss for complete labels."""
+    labels, _, _ = batch
+    alike, visual, text, _ = pairs
+    valid = torch.ones(B, T, dtype=torch.bool)
+    regions = losses.pool_regions(torch.randn(B, 8, 4, 4, generator=torch.Generator().manual_seed(9)), labels, T)
+    present = losses.present_classes(labels, T)
+    against = partly.opposed_names(labels, partly.says_table([complete()] * B, T))
+    plain = (regions, present, text, valid)
+    full = losses.vision_centric(*plain, alike, visual, 0.1)
+    part = partly.partial_vision_centric(*plain, against, alike, visual, 0.1)
+    assert (present.sum(1) == T - 1).all()
+    torch.testing.assert_close(full * T * T, part * (T - 1) * (T - 1))  # pairs of all classes; of the 4 regions
+
+
 def test_caption_contrast_by_a_loop():
     generator = torch.Generator().manual_seed(4)
     pooled, text = torch.randn(3, 6, generator=generator), torch.randn(2, 4, 6, generator=generator)

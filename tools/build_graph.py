@@ -4,16 +4,20 @@
 python tools/build_graph.py --dataset dubai --by text --output output/dubai_graph.json
 python tools/build_graph.py --dataset dubai_train --by images --weights mini --output output/dubai_graph.json
 python tools/build_graph.py --dataset eurosat --by images --limit 500 --output output/eurosat_graph.json
+python tools/build_graph.py --by concepts --training configs/mini/ablation.yaml --limit 100 --output output/graph.json
 python tools/build_graph.py --by scores --scores pairs.csv --output output/graph.json
 
 --by text compares the classes' text embeddings by cosine. --by images compares class prototypes by cosine: the mean of
-the image tower's dense features over the pixels of each class (over whole images for scene classification). --by scores
-reads a CSV of from,to,score. Cosines become scores by their rank among all pairs: the least similar tenth gets 1, the
-most similar tenth 10. The file records the source of each score. INPUT.GRAPH FILE uses the graph in training.
+the image tower's dense features over the pixels of each class (over whole images for scene classification).
+--by concepts does this for the concepts of a mixed training (datasets/concepts.json), over the pixels that its labels
+tell to be of a concept. --by scores reads a CSV of from,to,score. Cosines become scores by their rank among all pairs:
+the least similar tenth gets 1, the most similar tenth 10. The file records the source of each score. INPUT.GRAPH FILE
+uses the graph in training.
 """
 
 import argparse
 import csv
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +37,10 @@ from skysense_o.errors import exit_code
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--by", required=True, choices=("text", "images", "scores"), help="source of the scores")
+    p.add_argument("--by", required=True, choices=("text", "images", "concepts", "scores"), help="source of the scores")
     p.add_argument("--dataset", metavar="NAME", help="data set with the classes and, for --by images, the images")
     p.add_argument("--classes", metavar="WORDS", help='for --by text: classes "a,b,c" instead of a data set')
+    p.add_argument("--training", metavar="FILE", help="for --by concepts: config of a mixed training")
     p.add_argument("--scores", metavar="FILE", help="for --by scores: CSV file with the columns from,to,score")
     p.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
     p.add_argument("--weights", default="mini", metavar="W", help="'mini' or a file (default: mini)")
@@ -46,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=200,
         metavar="N",
-        help="for --by images: number of images, spread evenly over the data set (default: 200)",
+        help="for images and concepts: number of images of each data set, evenly spread over it (default: 200)",
     )
     return p
 
@@ -107,6 +112,51 @@ def by_images(model, records: list[dict], names: list[str]) -> np.ndarray:
     return prototype_cosines(sums, counts)
 
 
+def by_concepts(model, config: str, limit: int) -> np.ndarray:
+    """Return cosines (K,K) between the prototypes of the concepts, in `limit` images of each training set of a config.
+
+    Each image counts once for each of its concepts, so an image full of water counts as much as one with a pond.
+    """
+    import torch
+
+    from skysense_o.config import default_config, merge_file
+    from skysense_o.data.catalog import records_of
+    from skysense_o.data.concepts import load_concepts
+    from skysense_o.data.mixed_mapper import MixedMapper
+    from skysense_o.data.similarity import prototype_cosines
+    from skysense_o.geometry import prepare
+    from skysense_o.partial_losses import partial_targets, pool_yes, says_table
+    from skysense_o.sample import YES
+    from skysense_o.vocabulary import Vocabulary
+
+    if not config:
+        raise ValueError("--by concepts needs --training, the config of a mixed training")
+    cfg = default_config()
+    merge_file(cfg, config)
+    cfg.INPUT.GRAPH = ""
+    everything, mapper = Vocabulary.of([(name,) for name in load_concepts().names]), MixedMapper(cfg)
+    mapper.words = lambda labels, says, own: (everything, says, None)
+    sums, counts = np.zeros((len(everything), model.tower.dim)), np.zeros(len(everything))
+    chosen = [record for name in cfg.DATASETS.TRAIN for record in spread(records_of(name), limit)]
+    for index, record in enumerate(tqdm(chosen, unit="image")):
+        random.seed(index)
+        np.random.seed(index)
+        sample = mapper(record)
+        x, _ = prepare([sample["image"].to(model.tower.pixel_mean.device)], model.tower)
+        with torch.no_grad():
+            dense = model.tower.encode_image(x).dense.float().cpu()
+        target = partial_targets(sample["sem_seg"][None], says_table([sample["says"]], len(everything)))
+        here = (target == YES).flatten(2).any(-1)[0].numpy()
+        sums[here] += pool_yes(dense, target)[0].numpy()[here]
+        counts += here
+    return prototype_cosines(sums, counts)
+
+
+def spread(records: list[dict], limit: int) -> list[dict]:
+    """`limit` of the records, evenly spread over the data set."""
+    return [records[i] for i in np.unique(np.linspace(0, len(records) - 1, limit).astype(int))]
+
+
 def by_scores(path: str):
     """Read a graph from a CSV file of from,to,score."""
     from skysense_o.data.relation_graph import HIGHEST, LOWEST, RelationGraph
@@ -133,6 +183,14 @@ def run() -> int:
 
     if args.by == "scores":
         graph = by_scores(args.scores)
+    elif args.by == "concepts":
+        from skysense_o.data.concepts import load_concepts
+        from skysense_o.inference.predictor import Predictor
+
+        model = Predictor.from_pretrained(args.weights, args.device, args.config_file).model
+        values = by_concepts(model, args.training, args.limit)
+        source = f"cosine of concept prototypes in {args.training}, weights {Path(str(args.weights)).name}"
+        graph = RelationGraph.from_similarity(load_concepts().names, values, source)
     else:
         names = names_of(args)
         records = records_of(args.dataset) if args.by == "images" else []
@@ -146,8 +204,7 @@ def run() -> int:
 
             values = text_cosines(predictor.model, names)
         else:
-            chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, args.limit).astype(int))]
-            values = by_images(predictor.model, chosen, names)
+            values = by_images(predictor.model, spread(records, args.limit), names)
         source = {"text": "cosine of names", "images": f"cosine of class prototypes in {args.dataset}"}[args.by]
         graph = RelationGraph.from_similarity(names, values, f"{source}, weights {Path(str(args.weights)).name}")
     graph.save(args.output)

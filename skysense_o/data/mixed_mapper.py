@@ -81,7 +81,7 @@ class MixedMapper:
         records = [r for name in cfg.DATASETS.TRAIN for r in records_of(name, cfg.DATALOADER.SKIP_BAD)]
         return {
             "augmentation": Augmentation.from_config(cfg),
-            "words": WordChooser(i.SYNONYMS, i.WORDS, i.HYPERNYMS),
+            "words": WordChooser(i.SYNONYMS, i.WORDS, i.HYPERNYMS, i.GRAPH, tuple(i.SAMPLING_HYPER)),
             "box_masks": i.BOX_MASKS,
             "captions": i.CAPTIONS if cfg.MODEL.LOSS.CAPTIONS else 0,
             "read_captions": i.CAPTIONS > 0,
@@ -110,7 +110,9 @@ class MixedMapper:
                 f"{record['file_name']} has no label image, boxes, points, shapes or scene class, only {sorted(record)}"
             )
         image, labels = self.augmentation.transform(image, labels)
-        vocabulary, table = self.words(labels, says, own)
+        vocabulary, table, alike = self.words(labels, says, own)
+        if alike is not None:
+            extra["visual_similarity"] = torch.from_numpy(alike)
         if self.prompts:
             extra["prompts"] = self.prompts(np.where(object_values(record)[labels], labels, IGNORE))
         return {

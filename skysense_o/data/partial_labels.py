@@ -14,6 +14,7 @@ import numpy as np
 from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
+from skysense_o.data.relation_graph import check_thresholds, load_graph
 from skysense_o.sample import MAYBE, NO, UNKNOWN, YES
 from skysense_o.vocabulary import Vocabulary
 
@@ -180,13 +181,23 @@ class WordChooser:
         synonyms: draw one of the words of each concept, and for negatives also of its kinds; else use its name.
         count: number of words; a sample with more concepts has more words.
         hypernyms: probability of adding a concept that is more general than another one of the sample.
+        graph: file of a relation graph of concepts. The negatives that it gives for the concepts in the image are drawn
+            first, then those that are not too similar to one of them; without a graph, all are drawn alike.
+        thresholds: see `TextSampler`.
     """
 
     synonyms: bool
     count: int
     hypernyms: float
+    graph: str = ""
+    thresholds: tuple[int, int, int, int] = (1, 3, 9, 10)
 
-    def __call__(self, labels: np.ndarray, says: np.ndarray, own: np.ndarray) -> tuple[Vocabulary, np.ndarray]:
+    def __post_init__(self) -> None:
+        check_thresholds(self.thresholds)
+
+    def __call__(
+        self, labels: np.ndarray, says: np.ndarray, own: np.ndarray
+    ) -> tuple[Vocabulary, np.ndarray, np.ndarray | None]:
         """Choose words, with NumPy's global generator.
 
         Args:
@@ -195,7 +206,8 @@ class WordChooser:
             own: concepts that are always among the words.
 
         Returns:
-            the vocabulary of C classes, and the columns of `says` for these classes, int8 (V,C).
+            the vocabulary of C classes, the columns of `says` for these classes, int8 (V,C), and with a graph the
+            visual similarity of the classes, float32 (C,C).
         """
         concepts = load_concepts()
         counts = np.bincount(labels.ravel(), minlength=256)[: len(says)]
@@ -209,19 +221,32 @@ class WordChooser:
         wanted[np.random.permutation(common)[:CANDIDATES]] = True
         denied = (counts[:, None] * (says == NO)).sum(0) / max(1, labels.size)
         pool = np.flatnonzero(~wanted & ~positive & (denied > 0))
-        more = max(0, self.count - int(wanted.sum()))
         chosen = np.flatnonzero(wanted)
-        if len(pool) and more:
-            share = denied[pool] ** 0.5
-            chosen = np.concatenate(
-                [chosen, np.random.choice(pool, min(more, len(pool)), replace=False, p=share / share.sum())]
-            )
+        for part in self._by_graph(pool, np.flatnonzero(wanted & positive)):
+            more = min(self.count - len(chosen), len(part))
+            if more > 0:
+                share = denied[part] ** 0.5
+                chosen = np.concatenate([chosen, np.random.choice(part, more, replace=False, p=share / share.sum())])
         if not len(chosen):
             chosen = np.array([np.random.randint(len(concepts))])
         words = [
             self._called(concepts.names[k], concepts.words[k], concepts.kinds[k] * (not wanted[k])) for k in chosen
         ]
-        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen]
+        alike = load_graph(self.graph).between([concepts.names[k] for k in chosen]) if self.graph else None
+        return Vocabulary(tuple(words), tuple((w,) for w in words), (False,) * len(words)), says[:, chosen], alike
+
+    def _by_graph(self, pool: np.ndarray, shown: np.ndarray) -> list[np.ndarray]:
+        """Divide the concepts of `pool` into parts to draw from in turn, for an image of the concepts `shown`."""
+        if not self.graph:
+            return [pool]
+        graph, names = load_graph(self.graph), load_concepts().names
+        low, high, near, nearest = self.thresholds
+        here = [names[k] for k in shown]
+        first, never = (
+            np.isin([graph.index.get(names[k].lower(), -1) for k in pool], some)
+            for some in (graph.negatives(here, low, high), graph.positives(here, near, nearest))
+        )
+        return [pool[first], pool[~first & ~never]]
 
     def _called(self, name: str, words: tuple[str, ...], kinds: tuple[str, ...]) -> str:
         """A word for a concept: its name with probability 1/3, else one of its words."""

@@ -25,6 +25,21 @@ DELIMITER = "{tuple_delimiter}"
 LOWEST, HIGHEST = 1, 10
 
 
+def check_thresholds(thresholds: Sequence[int]) -> None:
+    """Check four scores: lowest and highest score of a negative, and lowest and highest score of a class that is too
+    similar to be a negative.
+
+    Raises:
+        ValueError: the thresholds are out of order.
+    """
+    low, high, near, nearest = thresholds
+    if not (LOWEST <= low <= high <= HIGHEST and LOWEST <= near <= nearest <= HIGHEST):
+        raise ValueError(
+            f"INPUT.SAMPLING_HYPER {list(thresholds)}: lowest and highest score of a negative, then lowest"
+            " and highest score of a positive, must be from 1 to 10, and lowest must not be above highest"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class RelationGraph:
     """Similarity scores between T classes.

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from skysense_o.data.classes import ClassTable
-from skysense_o.data.relation_graph import RelationGraph, load_graph
+from skysense_o.data.relation_graph import RelationGraph, check_thresholds, load_graph
 from skysense_o.vocabulary import Vocabulary
 
 
@@ -40,12 +40,7 @@ class TextSampler:
     thresholds: tuple[int, int, int, int] = field(default=(1, 3, 9, 10))
 
     def __post_init__(self) -> None:
-        low, high, near, nearest = self.thresholds
-        if not (1 <= low <= high <= 10 and 1 <= near <= nearest <= 10):
-            raise ValueError(
-                f"INPUT.SAMPLING_HYPER {list(self.thresholds)}: lowest and highest score of a negative, then lowest"
-                " and highest score of a positive, must be from 1 to 10, and lowest must not be above highest"
-            )
+        check_thresholds(self.thresholds)
 
     def __call__(self, own: ClassTable | tuple[str, ...], graph: str = "") -> tuple[Vocabulary, list[int] | None]:
         """Sample a vocabulary with NumPy's global generator, which the loader seeds for each sample.

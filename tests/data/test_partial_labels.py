@@ -12,6 +12,7 @@ from skysense_o.data.catalog import spec_of
 from skysense_o.data.classes import load_classes
 from skysense_o.data.concepts import load_concepts
 from skysense_o.data.partial_labels import WordChooser, class_says, object_says, object_values, outside_says, shapes_say
+from skysense_o.data.relation_graph import RelationGraph
 from skysense_o.sample import IGNORE, MAYBE, NO, UNKNOWN, YES
 
 WORDS = {YES: "yes", NO: "no", UNKNOWN: "unknown", MAYBE: "one of"}
@@ -240,7 +241,7 @@ def test_mistakes_in_the_concept_table_are_named(table):
 def chosen_of(dataset: str, chooser: WordChooser, labels: np.ndarray, seed: int = 0):
     np.random.seed(seed)
     says, own = class_says(dataset)
-    return chooser(labels, says, own)
+    return chooser(labels, says, own)[:2]
 
 
 def test_the_vocabulary_is_the_set_s_classes_then_denied_ones():
@@ -283,9 +284,36 @@ def test_the_drawn_vocabulary_is_a_function_of_the_seed():
     assert one != other
 
 
+def test_a_graph_chooses_the_negatives(tmp_path):
+    """Negatives that do not look like a building come first in its images, and those that look like it never come."""
+    concepts, path = load_concepts(), tmp_path / "graph.json"
+    says, indices = class_says("dubai")
+    others = [name for k, name in enumerate(concepts.names) if k not in indices]
+    far, near = others[:12], others[12:24]
+    names = ("building", *far, *near)
+    scores = np.zeros((len(names),) * 2, np.uint8)
+    scores[0, 1:13], scores[0, 13:] = 2, 10
+    RelationGraph(names, scores).save(path)
+    labels = np.full((8, 8), 3, np.uint8)  # label 3 is building
+    denied = [name for name in far if says[3, concepts.index(name)] == NO]
+    assert 4 < len(denied) < 13
+    for count in (8, 5 + len(denied) + 3):
+        np.random.seed(0)
+        vocabulary, _, alike = WordChooser(False, count, 0.0, str(path))(labels, says, indices)
+        drawn = [name for name in vocabulary.classes if concepts.index(name) not in indices]
+        assert len(vocabulary) == count
+        assert len(set(drawn) & set(denied)) == min(len(denied), len(drawn))
+        assert not set(drawn) & set(near)
+        building, one = (vocabulary.classes.index(name) for name in ("building", drawn[0]))
+        assert alike[building, one] == np.float32(0.2)
+        assert alike[building, building] == 1
+    with pytest.raises(ValueError, match="INPUT.SAMPLING_HYPER"):
+        WordChooser(False, 5, 0.0, str(path), (3, 1, 9, 10))
+
+
 def test_an_unlabelled_crop_still_has_a_vocabulary():
     says = np.full((2, len(load_concepts())), UNKNOWN, np.int8)
-    vocabulary, table = WordChooser(False, 5, 0.0)(np.full((4, 4), IGNORE, np.uint8), says, np.zeros(0, int))
+    vocabulary, table, _ = WordChooser(False, 5, 0.0)(np.full((4, 4), IGNORE, np.uint8), says, np.zeros(0, int))
     assert len(vocabulary) == 1
     assert table.shape == (2, 1)
 

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Print mean and standard deviation over the seeds of an experiment, from the metrics.json of its runs.
+"""Print mean and standard deviation over the seeds of an experiment.
+
+The numbers are in the metrics.json of its runs, and in the results.json of evaluations in folders within the runs.
 
 python tools/experiments/table.py output/experiment
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-SHOWN = ("/mIoU", "/top1", "_R@1", "_R@5", "_R@10")
+SHOWN = ("/mIoU", "/IoU of building", "/top1", "_R@1", "_R@5", "_R@10")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +28,10 @@ def run() -> int:
     groups: dict[str, list[dict]] = defaultdict(list)
     for path in sorted(Path(parser().parse_args().folder).glob("*/metrics.json")):
         numbers = [pair for line in path.read_text().splitlines() for pair in json.loads(line).items()]
+        for results in sorted(path.parent.glob("*/results.json")):
+            for one in json.loads(results.read_text())["results"]:
+                title = f"{results.parent.name}: {one['data_set']}"
+                numbers += [(f"{title}/{key}", value) for key, value in one["numbers"].items()]
         name, _, seed = path.parent.name.rpartition("_")
         last = {key: 100 * value for key, value in numbers if key.endswith(SHOWN)}  # keep the last value of each key
         groups[name if seed.isdigit() else path.parent.name].append(last)
