@@ -154,6 +154,7 @@ def test_a_session_keeps_nothing_of_a_size_per_class(mini, tmp_path):
     session.segment(["water"])
     # The first box and the first click store further features of the image, so do both before measuring.
     session.draw_box(10, 10, 90, 60)
+    session.clear()
     session.click(20, 20)
     session.clear()
     few = session.nbytes
