@@ -6,6 +6,7 @@ Shape letters: B masks, N clicks, C channels, M lists of classes, h w grid. Poin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -100,19 +101,24 @@ class MaskCorrector(nn.Module):
         boxes: Tensor,
     ) -> Tensor:
         """The maps (B,12+4M,h,w) of the previous mask, the clicks and the box."""
-        final, label = last_clicks(points, labels)
-        given, sign = label >= 0, torch.where(label >= 0, label * 2.0 - 1, 0.0)[..., None]
-        clicks = [(points, labels == 1), (points, labels == 0)]
+        _, label = last_clicks(points, labels)
+        sign = torch.where(label >= 0, label * 2.0 - 1, 0.0)[..., None]
         unit = embedding * embedding.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt()
-        maps = [mask / LARGEST, (mask > 0).float()]
-        maps += [nearness(mask, *some) for some in clicks]
-        maps += [sign * nearness(mask, final, given, decay) for decay in (NEAR, NEAREST)]
-        for shares in class_maps:
-            maps += [_likeness(shares, *some) for some in clicks] + [sign * _likeness(shares, final, given)]
+        side = (mask.shape[-2] * mask.shape[-1]) ** 0.5
+        foreground, background, last = (one / side for one in _by_label(-_distances(mask, points), labels))
+        maps = [mask / LARGEST, (mask > 0).float(), torch.exp(foreground / NEAR), torch.exp(background / NEAR)]
+        maps += [sign * torch.exp(last / decay) for decay in (NEAR, NEAREST)]
+        alike = [_by_label(_likeness(features, points), labels) for features in (*class_maps, unit)]
+        alike = [[one.masked_fill(one == -torch.inf, 0.0) for one in three] for three in alike]
+        alike = [[*(one.clamp(min=0) for one in three[:2]), sign * three[2]] for three in alike]
         inside = _inside(mask, boxes)
         around = _inside(mask, _enlarged(boxes)) * (1 - inside)
-        maps += [inside, (~boxes.isnan().any(1)).float()[:, None, None].expand_as(mask)]
-        maps += [_likeness(unit, *some).clamp(min=0) for some in clicks] + [sign * _likeness(unit, final, given)]
+        maps += [
+            *chain(*alike[:-1]),
+            inside,
+            (~boxes.isnan().any(1)).float()[:, None, None].expand_as(mask),
+            *alike[-1],
+        ]
         maps += [_contrast(features, inside, around) for features in (*class_maps, unit)]
         return torch.stack(maps, dim=1)
 
@@ -137,27 +143,37 @@ def last_clicks(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return points[rows, last], labels[rows, last]
 
 
-def nearness(mask: Tensor, points: Tensor, given: Tensor, decay: float = NEAR) -> Tensor:
+def nearness(mask: Tensor, points: Tensor, given: Tensor) -> Tensor:
     """(B,h,w): exp(-distance / decay length) of the nearest of some clicks; 0 without clicks.
 
     points: (B,N,2); given: bool (B,N), which of them count.
     """
-    height, width = mask.shape[-2:]
+    side = (mask.shape[-2] * mask.shape[-1]) ** 0.5
+    distances = _distances(mask, points).masked_fill(~given[..., None, None], torch.inf)
+    return torch.exp(-distances.amin(1) / (NEAR * side))
+
+
+def _distances(mask: Tensor, points: Tensor) -> Tensor:
+    """(B,N,h,w): the distance of each cell from each click."""
     x, y = (points[..., i, None, None].float() for i in (0, 1))
-    rows = torch.arange(height, device=mask.device)[:, None]
-    columns = torch.arange(width, device=mask.device)
-    distance = torch.hypot(rows - y, columns - x).masked_fill(~given[..., None, None], torch.inf)
-    return torch.exp(-distance.amin(1) / (decay * (height * width) ** 0.5))
+    rows = torch.arange(mask.shape[-2], device=mask.device)[:, None]
+    columns = torch.arange(mask.shape[-1], device=mask.device)
+    return torch.hypot(rows - y, columns - x)
 
 
-def _likeness(features: Tensor, points: Tensor, given: Tensor) -> Tensor:
-    """(B,h,w): the largest product of a cell's features (B,C,h,w) and the unit vector of those around some clicks; 0
-    without clicks."""
+def _likeness(features: Tensor, points: Tensor) -> Tensor:
+    """(B,N,h,w): the product of a cell's features (B,C,h,w) and the unit vector of those around each click."""
     vectors = _around(features, points)
     vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=0.1)
-    products = torch.einsum("bnc,bchw->bnhw", vectors, features)
-    largest = products.masked_fill(~given[..., None, None], -torch.inf).amax(1)
-    return torch.where(given.any(1)[:, None, None], largest, 0.0)
+    return torch.einsum("bnc,bchw->bnhw", vectors, features)
+
+
+def _by_label(values: Tensor, labels: Tensor) -> list[Tensor]:
+    """The largest of values (B,N,h,w) over foreground clicks, over background clicks, and that of the last click, each
+    (B,h,w), -inf without such a click."""
+    last = torch.arange(labels.shape[1], device=labels.device) == (labels >= 0).sum(1, keepdim=True) - 1
+    kinds = (labels == 1, labels == 0, last)
+    return [values.masked_fill(~these[..., None, None], -torch.inf).amax(1) for these in kinds]
 
 
 def _around(features: Tensor, points: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from skysense_o.modeling.mask_corrector import (
     EMBEDDING,
     NEAR,
     MaskCorrector,
+    _by_label,
     _contrast,
     _enlarged,
     _inside,
@@ -97,24 +98,30 @@ def test_the_maps_of_clicks_and_boxes_as_loops():
     features, mask = torch.randn(1, 4, *GRID, generator=g), torch.zeros(1, *GRID)
     clicks = [(0, 0), (7, 12), (17, 6)]
     points, given = torch.tensor([clicks]), torch.tensor([[True, True, False]])
-    near, like = nearness(mask, points, given)[0], _likeness(features, points, given)[0]
+    near, like = nearness(mask, points, given)[0], _likeness(features, points)[0]
     for row in range(GRID[0]):
         for column in range(GRID[1]):
             distance = min(math.hypot(column - x, row - y) for x, y in clicks[:2])
             assert near[row, column].item() == pytest.approx(
                 math.exp(-distance / (NEAR * math.sqrt(13 * 18))), abs=1e-5
             )
-            products = []
-            for x, y in clicks[:2]:
+            for click, (x, y) in enumerate(clicks):
                 around = features[0, :, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].mean((1, 2))
-                products.append(float(features[0, :, row, column] @ (around / max(0.1, float(around.norm())))))
-            assert like[row, column].item() == pytest.approx(max(products), abs=1e-4)
+                product = float(features[0, :, row, column] @ (around / max(0.1, float(around.norm()))))
+                assert like[click, row, column].item() == pytest.approx(product, abs=1e-4)
     assert not nearness(mask, points, torch.zeros_like(given)).any(), "without clicks"
-    assert not _likeness(features, points, torch.zeros_like(given)).any()
     inside = _inside(mask, torch.tensor([[2.5, 3.0, 5.1, 7.0]]))[0]
     assert inside.nonzero().amin(0).tolist() == [3, 2]
     assert inside.nonzero().amax(0).tolist() == [6, 5]
     assert not _inside(mask, torch.tensor([NO_BOX])).any()
+
+
+def test_values_of_clicks_by_their_label():
+    values = torch.tensor([3.0, 5.0, 4.0, 9.0])[:, None, None].expand(2, 4, *GRID)
+    labels = torch.tensor([[1, 0, 1, -1], [-1, -1, -1, -1]])
+    foreground, background, last = _by_label(values, labels)
+    assert [float(one[0, 0, 0]) for one in (foreground, background, last)] == [4, 5, 4]
+    assert all((one[1] == -torch.inf).all() for one in (foreground, background, last)), "without clicks"
 
 
 def test_a_box_tells_its_inside_from_its_surroundings():
