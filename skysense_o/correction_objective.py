@@ -5,7 +5,6 @@ Shape letters: B images, K prompts per image, R = BK masks, N clicks, H W pixels
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -92,7 +91,7 @@ class CorrectionObjective:
             )
         clicks = [_clicks(p, k) for p in prompts for k in range(len(p["labels"]))]
         boxes = [() if box.isnan().any() else tuple(box.tolist()) for p in prompts for box in p["boxes"]]
-        trained, terms = set(random.sample(range(self.rounds), TRAINED)), []
+        trained, terms = set(torch.randperm(self.rounds)[:TRAINED].tolist()), []
         whole = (slice(0, grid[0]), slice(0, grid[1]))
         for turn in range(self.rounds):
             cells = [one.in_cells(c, box, whole, grid, grid) for one, c, box in zip(maps, clicks, boxes)]
@@ -137,7 +136,7 @@ class CorrectionObjective:
                 if prompt["masks"][k].any():  # else there is neither a click nor a box
                     logits = one.first(clicks, box, lambda *_, logits=logits: logits.clone())
                 masks.append(logits)
-                shares.append([0 * each if random.random() < DROPPED else each for each in inside])
+                shares.append([0 * each if torch.rand(()) < DROPPED else each for each in inside])
                 maps.append(one)
         return torch.stack(masks), [torch.cat(each) for each in zip(*shares)], maps
 
