@@ -136,7 +136,8 @@ class CorrectionObjective:
                 if prompt["masks"][k].any():  # else there is neither a click nor a box
                     logits = one.first(clicks, box, lambda *_, logits=logits: logits.clone())
                 masks.append(logits)
-                shares.append([0 * each if torch.rand(()) < DROPPED else each for each in inside])
+                share = float(torch.rand(()) >= DROPPED)
+                shares.append([share * each for each in inside])
                 maps.append(one)
         return torch.stack(masks), [torch.cat(each) for each in zip(*shares)], maps
 
