@@ -27,6 +27,8 @@ LEAST = 0.02
 """Smallest likeness of two cells, so that its logarithm is finite."""
 SURE = 3.0
 """Logit of the cells under a click and inside a box, and negative of parts that were not clicked."""
+SMALL = 16
+"""A box with a shorter side, in pixels, gets a region of the label maps as it is: the mask grid is too coarse for it."""
 WINDOW = 320
 """Side of the square in which a mask is corrected, in cells of the mask grid, or for a large mask in larger cells."""
 MARGIN = 1.25
@@ -116,6 +118,11 @@ class ClassMaps:
         logits[under] = logits[under].clamp(min=SURE)
         return self.clicked_parts(logits, clicks, box)
 
+    def small_region(self, box: Sequence[float], logits: Tensor) -> np.ndarray | None:
+        """The region (H,W) of a box for which the mask grid is too coarse; None for other boxes."""
+        small = min(box[2] - box[0], box[3] - box[1]) < SMALL or not (logits > 0).any()
+        return self.box_regions.mask(box) if small else None
+
     def clicked_parts(self, logits: Tensor, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> Tensor:
         """Mask logits (h,w) in which parts without a foreground click are no longer in the mask.
 
@@ -137,10 +144,8 @@ class ClassMaps:
         after = before.clone()
         change = F.interpolate((found - coarse)[None], size=inside.shape[2:], mode="bilinear", align_corners=False)
         after[window] += change[0, 0]
-        for x, y, label in clicks:
-            under = self._under(x, y, before)
-            after[under] = after[under].clamp(min=SURE) if label else after[under].clamp(max=-SURE)
-        if box and not clicks:
+        self._follow(after, clicks[-REMEMBERED:])
+        if box and not any(label and not (box[0] <= x < box[2] and box[1] <= y < box[3]) for x, y, label in clicks):
             self._clear_outside(after, box)
         return self.clicked_parts(after, clicks, box)
 
@@ -199,10 +204,25 @@ class ClassMaps:
             corners = torch.tensor([cells], device=corners.device)
         return found[None, :, :2], found[None, :, 2], corners
 
+    def _follow(self, logits: Tensor, clicks: Sequence) -> None:
+        """Make the cells under the clicks follow them; a cell between clicks of both kinds follows the nearest one."""
+        (height, width), (rows, columns) = self.padded, logits.shape
+        for x, y, label in clicks:
+            under = self._under(x, y, logits)
+            mine = torch.ones_like(logits[under], dtype=torch.bool)
+            starts = ((part.start, count) for part, count in zip(under, mine.shape))
+            down, across = (torch.arange(start, start + count, device=logits.device) + 0.5 for start, count in starts)
+            down, across = down[:, None] * (height / rows), across * (width / columns)
+            for other_x, other_y, other in clicks:
+                if other != label:
+                    mine &= torch.hypot(across - x, down - y) <= torch.hypot(across - other_x, down - other_y)
+            sure = logits[under].clamp(min=SURE) if label else logits[under].clamp(max=-SURE)
+            logits[under] = torch.where(mine, sure, logits[under])
+
     def _clear_outside(self, logits: Tensor, box: Sequence[float]) -> None:
         """Cells outside of the box are not in the mask of the box."""
         top, left = self._cell(*box[:2], logits.shape)
-        bottom, right = self._cell(box[2] - 1, box[3] - 1, logits.shape)
+        bottom, right = self._cell(max(box[0], box[2] - 1), max(box[1], box[3] - 1), logits.shape)
         outside = torch.ones_like(logits, dtype=torch.bool)
         outside[top : bottom + 1, left : right + 1] = False
         logits[outside] = logits[outside].clamp(max=-SURE)

@@ -80,7 +80,7 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     head.PRESENCE = True  # predict whether a phrase is in the image; trained by MODEL.LOSS.PRESENCE
     head.SAM_WEIGHTS = ""  # start SAMMaskHead from the decoder of a Segment Anything checkpoint, such as sam_vit_b.pth
     head.PROMPTS = False  # accept clicks and boxes; trained by MODEL.LOSS.PROMPT
-    head.CLASS_MAPS = False  # clicks and boxes also use the probabilities of classes, see inference/class_maps.py
+    head.CLASS_MAPS = False  # clicks and boxes also use the probabilities of classes, see class_maps.py
     head.PHRASE_CHUNK = 256  # phrases decoded at a time; affects memory, not results
 
     # CostAggregationHead: sizes of the published weights.

@@ -101,9 +101,8 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float | None]:
         """Predict the mask of one object from points, a box or both.
 
-        Only connected parts with a foreground point are returned: a click means one object. With
-        MODEL.SEM_SEG_HEAD.CLASS_MAPS the model also uses what it knows of classes, see `ClassMaps`: a box selects a
-        region of its label maps, and a network corrects this region, and the mask after each click.
+        Only connected parts with a foreground point are returned: a click means one object. For
+        MODEL.SEM_SEG_HEAD.CLASS_MAPS, see `ClassMaps`.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -111,8 +110,7 @@ class PromptedImage:
             box: half-open XYXY, in pixels of the image.
 
         Returns:
-            Mask bool (H,W), and the IoU that the decoder predicts for it, 0..1; None with CLASS_MAPS, because then the
-            mask is not the decoder's.
+            Mask bool (H,W), and the IoU that the decoder predicts for it, 0..1; None with CLASS_MAPS.
 
         Raises:
             ValueError: the weights were trained without prompts; there are neither points nor a box; the numbers of
@@ -126,6 +124,8 @@ class PromptedImage:
             with self.precision():
                 logits, iou_pred = self.class_maps.logits(clicks, box, lambda *p: self._decode(*p)[0], correct), None
             whole = bool(box)  # a box may mean several parts
+            if box and not clicks and (region := self.class_maps.small_region(box, logits)) is not None:
+                return region, None
         else:
             (logits, iou_pred), whole = self._decode(clicks, box), False
         mask = (self.to_image(logits[None])[0] > 0).cpu().numpy()

@@ -68,7 +68,9 @@ def check_config(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     if head.NAME == "SAMMaskHead" and head.PRESENCE and words and not loss.PRESENCE and not eval_only:
         raise ValueError("MODEL.LOSS.PRESENCE 0 leaves the presence head untrained: set SEM_SEG_HEAD.PRESENCE False")
     if head.PROMPTS and not ((loss.PROMPT or loss.CORRECTION) and cfg.INPUT.PROMPTS) and not eval_only:
-        raise ValueError("SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT and INPUT.PROMPTS: set both above 0")
+        raise ValueError(
+            "SEM_SEG_HEAD.PROMPTS is trained by MODEL.LOSS.PROMPT or CORRECTION, and INPUT.PROMPTS: set both above 0"
+        )
     if loss.CORRECTION and not (head.NAME == "SAMMaskHead" and head.PROMPTS and head.CLASS_MAPS):
         raise ValueError("MODEL.LOSS.CORRECTION needs SAMMaskHead with SEM_SEG_HEAD.PROMPTS and CLASS_MAPS True")
     if loss.PROMPT and not (head.NAME == "SAMMaskHead" and head.PROMPTS):

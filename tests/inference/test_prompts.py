@@ -335,6 +335,30 @@ def test_a_box_selects_a_region_of_the_label_maps_if_the_config_says_so():
     assert (again != mask).any()
 
 
+@pytest.mark.parametrize("side", [1, 4, 8, 12, 20])
+def test_a_small_box_has_a_mask(mini, side):
+    image = mini.set_image("demo/yellowstone_0.15m.jpg")
+    for x, y in ((200, 120), (403, 311), (0, 0)):
+        box = (x, y, x + side, y + side)
+        mask, _ = image.prompt(box=box)
+        assert mask.any()
+        assert not (mask & ~image.box_mask((max(0, x - 4), max(0, y - 4), x + side + 4, y + side + 4))).any()
+
+
+def test_a_click_inside_a_box_does_not_leave_it(mini):
+    image = mini.set_image("demo/yellowstone_0.15m.jpg")
+    mask, _ = image.prompt([(320, 330)], [1], (300, 300, 345, 358))
+    assert mask[330, 320]
+    assert not (mask & ~image.box_mask((296, 296, 349, 362))).any(), "but for the border of the mask grid"
+
+
+@pytest.mark.parametrize("apart", [1, 3, 4, 6])
+def test_a_background_click_near_a_foreground_click_does_not_remove_the_mask(mini, apart):
+    image = mini.set_image("demo/yellowstone_0.15m.jpg")
+    mask, _ = image.prompt([(300, 200), (300 + apart, 200)], [1, 0])
+    assert mask.any()
+
+
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
