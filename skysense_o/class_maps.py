@@ -28,7 +28,7 @@ LEAST = 0.02
 SURE = 3.0
 """Logit of the cells under a click and inside a box, and negative of parts that were not clicked."""
 SMALL = 16
-"""A box with a shorter side, in pixels, gets a region of the label maps as it is: the mask grid is too coarse for it."""
+"""A box with a shorter side, in pixels, gets a region of the label maps: the mask grid is too coarse for it."""
 WINDOW = 320
 """Side of the square in which a mask is corrected, in cells of the mask grid, or for a large mask in larger cells."""
 MARGIN = 1.25
