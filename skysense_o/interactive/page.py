@@ -204,7 +204,8 @@ class Page:
     def like(self, image: OpenImage, words: str, background: str, threshold: float) -> None:
         """Make the region a class and segment again."""
         image.session.add_example()
-        image.session.region, image.region_names = None, []
+        image.session.deselect()
+        image.region_names = []
         self.segment(image, words, background, threshold)
 
     def everything(self, image: OpenImage) -> None:
@@ -212,7 +213,8 @@ class Page:
         found = image.session.find_all_regions(image.session.naming(self.naming_vocabulary))
         if not found:
             raise ValueError(NOTHING_FOUND)
-        image.session.region, image.region_names = None, []
+        image.session.deselect()
+        image.region_names = []
         image.summary = Counter(p.classes[0][0] if p.classes else "no name" for p in found).most_common()
 
     def clear(self, image: OpenImage) -> None:

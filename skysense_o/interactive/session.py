@@ -204,7 +204,12 @@ class Session(Closable):
 
     def clear(self) -> None:
         """Forget the region, the examples and the proposals; the segmentation stays."""
-        self.region, self._before, self.examples, self.proposal_labels = None, [], {}, None
+        self.deselect()
+        self.examples, self.proposal_labels = {}, None
+
+    def deselect(self) -> None:
+        """Forget the region, with its clicks and boxes, so that none can be undone."""
+        self.region, self._before = None, []
 
     def naming(self, vocabulary: Vocabulary) -> Vocabulary | None:
         """The classes to name regions with: the given vocabulary.

@@ -313,6 +313,7 @@ def test_clicks_and_boxes_select_regions_and_are_undone(visit, town):
     assert pixels_of_region(page) > 0
     changed(page, page.get_by_role("button", name="Find everything like it").click)
     assert "like region 1" in page.locator("#chips").inner_text()
+    assert page.get_by_role("button", name="Undo").is_disabled(), "the region is a class now, so Undo would do nothing"
     assert not page.get_by_role("button", name="Copy command").is_visible(), (
         "an example region has no word, so there is no command to copy"
     )
