@@ -1,8 +1,8 @@
 """Clicks and boxes that also use what the model's words say about the image.
 
 The prompt decoder knows where a click is and what the pixels around it look like. The masks of words know what is
-there: road, water, building. A first click means the region that looks like the clicked place to both, and a box means
-a region of the label maps. From there on, a small network corrects the mask after each click (`MaskCorrector`).
+there: road, water, building. A first click means the region that looks like the clicked place to both. A box means a
+region of the label maps. A small network corrects the mask after each click, the first one included (`MaskCorrector`).
 
 Shape letters: N clicks, C classes, H W pixels, h w grid of the masks.
 """
@@ -27,8 +27,6 @@ LEAST = 0.02
 """Smallest likeness of two cells, so that its logarithm is finite."""
 SURE = 3.0
 """Logit of the cells under a click and inside a box, and negative of parts that were not clicked."""
-SMALL = 16
-"""A box with a shorter side, in pixels, gets a region of the label maps: the mask grid is too coarse for it."""
 WINDOW = 320
 """Side of the square in which a mask is corrected, in cells of the mask grid, or for a large mask in larger cells."""
 MARGIN = 1.25
@@ -55,12 +53,12 @@ class ClassMaps:
             class_probabilities: vocabulary -> (C,h,w) over the padded image.
             transform: of the image.
         """
-        self.size, self.padded = transform.size, transform.padded
+        self.transform, self.padded = transform, transform.padded
         maps = [class_probabilities(Vocabulary.of(classes)) for classes in CLASSES]
-        scale = min(1.0, LONGEST / max(self.size))
-        size = tuple(max(1, round(side * scale)) for side in self.size)
+        scale = min(1.0, LONGEST / max(transform.size))
+        size = tuple(max(1, round(side * scale)) for side in transform.size)
         labels = [transform.restore_probabilities(found, size)["labels"].cpu().numpy() for found in maps]
-        self.box_regions, self.grid = BoxRegions(labels, self.size), tuple(maps[0].shape[1:])
+        self.box_regions, self.grid = BoxRegions(labels, transform.size), tuple(maps[0].shape[1:])
         self.maps = [_shares(found) for found in maps]
         self._recent: dict[Prompt, Tensor] = {}
 
@@ -72,7 +70,8 @@ class ClassMaps:
     def logits(
         self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode, correct: Correct
     ) -> Tensor:
-        """The mask logits of a prompt. Each click is a correction, except for those of recent prompts.
+        """The mask logits of a prompt. Each click is a correction, except for those of recent prompts. A box without
+        clicks is not corrected: that did not make its mask better (docs/experiments.md, 2026-12-01).
 
         Args:
             clicks: x, y in pixels of the image, and 1 for foreground or 0 for background. If there is no box, at least
@@ -88,12 +87,11 @@ class ClassMaps:
         if not box:  # a mask starts with a foreground click
             first = next(i for i, (*_, label) in enumerate(clicks) if label)
             clicks = (clicks[first], *clicks[:first], *clicks[first + 1 :])
-        start = 0 if box else 1
-        known = next((n for n in range(len(clicks), start - 1, -1) if (box, clicks[:n]) in self._recent), None)
-        found = self.first(clicks[:start], box, decode) if known is None else self._recent.pop((box, clicks[:known]))
-        if known is not None:
+        known = next((n for n in range(len(clicks), 0, -1) if (box, clicks[:n]) in self._recent), 0)
+        found = self._recent.pop((box, clicks[:known])) if known else self.first(clicks[:1], box, decode)
+        if known:
             self._keep(box, clicks[:known], found)
-        for n in range(start if known is None else known + 1, len(clicks) + 1):
+        for n in range(known + 1, len(clicks) + 1):
             found = self._corrected(found, clicks[:n], box, correct)
             self._keep(box, clicks[:n], found)
         return found
@@ -104,24 +102,18 @@ class ClassMaps:
             del self._recent[next(iter(self._recent))]
 
     def first(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode) -> Tensor:
-        """The mask logits (h,w) of a box, or of one foreground click, before any correction."""
-        region = self.box_regions.mask(box) if box else None
-        if region is not None:
-            below, right = (p - n for p, n in zip(self.padded, self.size))
-            mask = F.pad(torch.from_numpy(region).float(), (0, right, 0, below))
-            return (F.adaptive_avg_pool2d(mask[None], self.grid)[0].to(self.maps[0].device) * 2 - 1) * SURE
-        logits = decode(clicks, box)
+        """The mask logits (h,w) of a box, or without a box of one foreground click, before any correction."""
         if box:
-            return logits
+            region = self.box_regions.mask(box)
+            if region is None:
+                return decode((), box)
+            shares = self.transform.cell_shares(torch.from_numpy(region), self.grid)
+            return (shares.to(self.maps[0].device) * 2 - 1) * SURE
+        logits = decode(clicks, ())
         logits = logits + self._evidence(clicks[0], logits.shape)
         under = self._under(*clicks[0][:2], logits)
         logits[under] = logits[under].clamp(min=SURE)
         return self.clicked_parts(logits, clicks, box)
-
-    def small_region(self, box: Sequence[float], logits: Tensor) -> np.ndarray | None:
-        """The region (H,W) of a box for which the mask grid is too coarse; None for other boxes."""
-        small = min(box[2] - box[0], box[3] - box[1]) < SMALL or not (logits > 0).any()
-        return self.box_regions.mask(box) if small else None
 
     def clicked_parts(self, logits: Tensor, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> Tensor:
         """Mask logits (h,w) in which parts without a foreground click are no longer in the mask.
@@ -135,36 +127,45 @@ class ClassMaps:
         return torch.where(torch.from_numpy(mask & ~parts_at(mask, inside)).to(logits.device), -SURE, logits)
 
     def _corrected(self, before: Tensor, clicks: Sequence, box: Sequence[float], correct: Correct) -> Tensor:
-        """Correct a mask in a window around it, its box and the last click; a large window has larger cells."""
-        window, size = self._window(before, clicks, box)
+        """Correct a mask in a window around it, its box and the last click; a large window has larger cells.
+
+        A foreground click only adds to the mask and a background click only removes from it, except for the first click
+        without a box. A foreground click outside of the box tells that more is meant, so the box counts no more.
+        """
+        within = [box[0] <= x < box[2] and box[1] <= y < box[3] for x, y, label in clicks if label] if box else []
+        closed = box if all(within) else ()
+        window, size = self._window(before, clicks, closed)
         inside = before[window][None, None]
         coarse = F.interpolate(inside, size=size, mode="area")[0]
         shares = self.in_window(window, before.shape, size)
-        found = correct(window, shares, coarse, *self.in_cells(clicks, box, window, before.shape, size))
+        found = correct(window, shares, coarse, *self.in_cells(clicks, closed, window, before.shape, size))
         after = before.clone()
         change = F.interpolate((found - coarse)[None], size=inside.shape[2:], mode="bilinear", align_corners=False)
         after[window] += change[0, 0]
+        if box or len(clicks) > 1:
+            after = torch.maximum(after, before) if clicks[-1][2] else torch.minimum(after, before)
         self._follow(after, clicks[-REMEMBERED:])
-        if box and not any(label and not (box[0] <= x < box[2] and box[1] <= y < box[3]) for x, y, label in clicks):
-            self._clear_outside(after, box)
+        if closed:
+            self._clear_outside(after, closed)
         return self.clicked_parts(after, clicks, box)
 
     def _window(
         self, mask: Tensor, clicks: Sequence, box: Sequence[float]
     ) -> tuple[tuple[slice, slice], tuple[int, int]]:
         """The rows and columns of the window in which a mask is corrected, and the size to which they are reduced."""
-        ends = [self._cell(x, y, mask.shape) for x, y in ([box[:2], (box[2] - 1, box[3] - 1)] if box else [])]
-        ends += [self._cell(*click[:2], mask.shape) for click in clicks[-1:]]
+        ends = [self._cell(*click[:2], mask.shape) for click in clicks[-1:]]
+        if box:
+            ends += self._cells_of(box, mask.shape)
         found = (mask > 0).nonzero()
         if len(found):
             ends += [tuple(found.amin(0).tolist()), tuple(found.amax(0).tolist())]
-        sides = [round(MARGIN * (max(cells) - min(cells) + 1)) for cells in zip(*ends)]
-        step = max(-(-min(needed, side) // WINDOW) for needed, side in zip(sides, mask.shape))
-        parts = []
+        needed = [MARGIN * (max(cells) - min(cells) + 1) for cells in zip(*ends)]
+        scale = max(1.0, *(min(cells, side) / WINDOW for cells, side in zip(needed, mask.shape)))
+        whole, parts = round(scale * WINDOW), []
         for cells, side in zip(zip(*ends), mask.shape):
-            start = max(0, min((min(cells) + max(cells) - step * WINDOW) // 2, side - step * WINDOW))
-            parts.append(slice(start, min(side, start + step * WINDOW)))
-        return tuple(parts), tuple(-(-(part.stop - part.start) // step) for part in parts)
+            start = max(0, min((min(cells) + max(cells) - whole) // 2, side - whole))
+            parts.append(slice(start, min(side, start + whole)))
+        return tuple(parts), tuple(max(1, round((part.stop - part.start) / scale)) for part in parts)
 
     def in_window(self, window: tuple[slice, slice], grid: Sequence[int], size: Sequence[int]) -> list[Tensor]:
         """The class maps in a window of the mask grid, reduced to `size`: (1,C,h,w) for each list of classes."""
@@ -221,8 +222,7 @@ class ClassMaps:
 
     def _clear_outside(self, logits: Tensor, box: Sequence[float]) -> None:
         """Cells outside of the box are not in the mask of the box."""
-        top, left = self._cell(*box[:2], logits.shape)
-        bottom, right = self._cell(max(box[0], box[2] - 1), max(box[1], box[3] - 1), logits.shape)
+        (top, left), (bottom, right) = self._cells_of(box, logits.shape)
         outside = torch.ones_like(logits, dtype=torch.bool)
         outside[top : bottom + 1, left : right + 1] = False
         logits[outside] = logits[outside].clamp(max=-SURE)
@@ -244,6 +244,11 @@ class ClassMaps:
         """The cell of a pixel and its neighbours, so that bilinear interpolation at the pixel uses these cells only."""
         row, column = self._cell(x, y, grid.shape)
         return slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
+
+    def _cells_of(self, box: Sequence[float], grid: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The first and the last cell of a box, each as row and column."""
+        last = (max(start, end - 1) for start, end in zip(box[:2], box[2:]))
+        return self._cell(*box[:2], grid), self._cell(*last, grid)
 
     def _cell(self, x: float, y: float, grid: Sequence[int]) -> tuple[int, int]:
         (height, width), (rows, columns) = self.padded, grid

@@ -32,7 +32,10 @@ DROPPED = 0.15
 
 
 class CorrectionObjective:
-    """Dice and BCE of corrected masks. After each round every mask gets one more click, in its largest error."""
+    """Dice and BCE of corrected masks. Before each further round every mask gets one more click, in its largest error.
+
+    Cells under clicks and outside of boxes are not set as in `ClassMaps`, so the network itself learns to follow them.
+    """
 
     def __init__(self, weight: float, rounds: int) -> None:
         """
@@ -87,16 +90,22 @@ class CorrectionObjective:
         grid = masks.shape[-2:]
         if max(grid) > WINDOW:
             raise ValueError(
-                f"a mask grid of {tuple(grid)} cells is too large for MODEL.LOSS.CORRECTION: at most {WINDOW} a side"
+                f"a mask grid of {tuple(grid)} cells is too large for MODEL.LOSS.CORRECTION: at most {WINDOW} a side;"
+                " make INPUT.CROP_SIZE smaller"
             )
         clicks = [_clicks(p, k) for p in prompts for k in range(len(p["labels"]))]
         boxes = [() if box.isnan().any() else tuple(box.tolist()) for p in prompts for box in p["boxes"]]
         trained, terms = set(torch.randperm(self.rounds)[:TRAINED].tolist()), []
         whole = (slice(0, grid[0]), slice(0, grid[1]))
+        errors = [m.cpu().numpy() for m in (target, known)]
         for turn in range(self.rounds):
+            now = (_resized(masks, size) > 0).cpu().numpy()
+            for row, (mask, truth, sure) in enumerate(zip(now, *errors)):
+                if truth.any() and (turn or not clicks[row]):
+                    clicks[row] = [*clicks[row], corrective(truth, mask, sure)]
             cells = [one.in_cells(c, box, whole, grid, grid) for one, c, box in zip(maps, clicks, boxes)]
             points, labels, corners = _stacked(cells)
-            with torch.set_grad_enabled(turn in trained):
+            with torch.set_grad_enabled(turn in trained and torch.is_grad_enabled()):
                 found = model.sem_seg_head.correct(image_embedding, whole, shares, masks, points, labels, corners)
             prompted = zip(maps, found.detach(), clicks, boxes)
             masks = torch.stack([one.clicked_parts(mask, c, box) for one, mask, c, box in prompted])
@@ -105,10 +114,6 @@ class CorrectionObjective:
                 removed = (found > 0) & (masks <= 0)  # whatever these parts are, they are not in the mask
                 near, removed = _resized(nearness(masks, last, label >= 0), size), _resized(removed.float(), size) > 0.5
                 terms.append(correction_loss(_resized(found, size), target, known & ~removed, 1 + FOCUS * near))
-            now = (_resized(masks, size) > 0).cpu().numpy()
-            for row, (mask, truth, sure) in enumerate(zip(now, target.cpu().numpy(), known.cpu().numpy())):
-                if truth.any():
-                    clicks[row] = [*clicks[row], corrective(truth, mask, sure)]
         return {"loss_correction": self.weight * torch.stack(terms).mean()}
 
     def _first(
@@ -153,10 +158,7 @@ def correction_loss(logits: Tensor, target: Tensor, known: Tensor, weight: Tenso
     """
     weight = weight * known
     bce = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none") * weight
-    each = (
-        bce.sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-        + mask_dice(logits[:, None], target[:, None], known[:, None])[:, 0]
-    )
+    each = bce.sum((1, 2)) / weight.sum((1, 2)).clamp(min=1) + mask_dice(logits, target, known)
     return mean_of_means(each[None], target.flatten(1).any(-1)[None])
 
 

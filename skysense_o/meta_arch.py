@@ -96,9 +96,7 @@ class SkySenseO(nn.Module):
             "templates": cfg.MODEL.TEMPLATES,
             "objective": objective,
             "prompt_objective": PromptObjective(loss.PROMPT, loss.PROMPT_ROUNDS) if loss.PROMPT else None,
-            "correction_objective": CorrectionObjective(loss.CORRECTION, loss.PROMPT_ROUNDS)
-            if loss.CORRECTION
-            else None,
+            "correction_objective": CorrectionObjective.from_config(cfg),
             "region_projection": RegionProjection(tower.dim, upscale) if upscale and objective.needs_regions else None,
             "text_noise": cfg.MODEL.TEXT_NOISE,
             "phrase_chunk": cfg.MODEL.SEM_SEG_HEAD.PHRASE_CHUNK,

@@ -16,6 +16,7 @@ from PIL import Image
 from skysense_o.checkpoint import SHIPPED
 from skysense_o.config import default_config
 from skysense_o.data.classes import load_classes
+from skysense_o.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(2)
@@ -106,6 +107,17 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
     colors = np.array(load_classes("dubai").colors, np.int16)
     image = colors[np.minimum(labels, 4)] + rng.integers(-12, 13, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8), labels
+
+
+def drawn_samples(count: int) -> list[dict]:
+    """Training samples of drawn scenes, with Dubai's classes."""
+    rng, out = np.random.default_rng(3), []
+    for _ in range(count):
+        pixels, labels = draw_scene(rng, 64, 96)
+        image, truth = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels.astype(np.int64))
+        words = Vocabulary.of(["water", "land", "road", "building", "vegetation"])
+        out.append({"image": image, "sem_seg": truth, "vocabulary": words})
+    return out
 
 
 @pytest.fixture

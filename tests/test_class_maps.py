@@ -28,7 +28,7 @@ class Made(ClassMaps):
         super().__init__(self.probabilities, ImageTransform(*[(side, side)] * 3))
 
     def probabilities(self, vocabulary) -> torch.Tensor:
-        cells = self.size[0] // 4
+        cells = self.padded[0] // 4
         found = torch.full((len(vocabulary), cells, cells), 0.02)
         found[vocabulary.classes.index("water" if "water" in vocabulary.classes else "sea"), :, : cells // 2] = 0.9
         found[vocabulary.classes.index("road"), :, cells // 2 :] = 0.9
@@ -36,7 +36,7 @@ class Made(ClassMaps):
 
     def answer(self, clicks, box):
         self.asked.append((tuple(clicks), tuple(box)))
-        return torch.zeros(self.size[0] // 4, self.size[0] // 4) + self.drawn
+        return torch.zeros(self.padded[0] // 4, self.padded[0] // 4) + self.drawn
 
     def correct(self, window, class_maps, mask, points, labels, boxes):
         self.corrections.append((window, class_maps, mask, points, labels, boxes))
@@ -67,6 +67,17 @@ def test_the_network_corrects_the_mask_of_the_first_click_and_of_each_further_on
     assert torch.equal(mask(maps, (10, 30, 1), (38, 30, 0)), mask(Made(), (10, 30, 1)))
 
 
+def test_a_foreground_click_only_adds_and_a_background_click_only_removes():
+    maps = Made()
+    before = mask(maps, (10, 30, 1))
+    maps.change = 40.0
+    less = mask(maps, (10, 30, 1), (50, 50, 0))
+    assert not (less & ~before).any()
+    maps.change = -40.0
+    more = mask(maps, (10, 30, 1), (10, 50, 1))
+    assert not (before & ~more).any()
+
+
 def test_what_the_network_is_told_of_a_prompt():
     maps = Made()
     mask(maps, (10, 30, 1), (60, 50, 0), box=(4, 8, 64, 64))
@@ -78,15 +89,23 @@ def test_what_the_network_is_told_of_a_prompt():
     assert boxes.tolist() == [[1, 2, 16, 16]]
     for inside, whole in zip(shares, maps.maps):
         torch.testing.assert_close(inside[0], whole.float(), msg="the grid of the class maps is the grid of the mask")
-    assert labels.tolist() != maps.corrections[0][4].tolist(), "the region of a box is corrected before any click, too"
-    assert maps.corrections[0][4].tolist() == [[-1]]
 
 
-def test_the_mask_of_a_box_lies_inside_the_box():
+def test_with_clicks_inside_it_a_box_bounds_the_mask():
     maps = Made(change=20.0)
-    found = mask(maps, box=(8, 8, 32, 40))
+    found = mask(maps, (20, 20, 1), box=(8, 8, 32, 40))
     assert found[2:10, 2:8].all()
     assert found.sum() == 8 * 6
+    without = mask(maps, (20, 20, 1), (50, 50, 1), box=(8, 8, 32, 40))
+    assert without.all(), "a foreground click outside of the box opens it"
+    assert maps.corrections[-1][5].isnan().all(), "so the network is not told of the box"
+
+
+def test_a_box_without_clicks_is_not_corrected():
+    maps = Made(change=20.0)
+    found = maps.logits((), (8, 8, 32, 40), maps.answer, maps.correct)
+    assert not maps.corrections
+    assert (found > 0).sum() == 8 * 6
 
 
 def test_only_parts_with_a_foreground_click_stay():
@@ -129,6 +148,22 @@ def test_a_large_mask_is_corrected_in_larger_cells():
     assert shares[0][0, 0, :, : WINDOW // 2 - 1].min() > 0.8
     assert found.isfinite().all()
     assert found[10, 200] > 20
+
+
+def test_cells_grow_with_the_mask_without_a_jump():
+    side = 4 * (WINDOW + 2)
+    maps = Made(drawn=20.0, side=side)
+    maps.logits([(30, 30, 1)], (), maps.answer, maps.correct)
+    window, _, reduced, *_ = maps.corrections[0]
+    assert window == (slice(0, side // 4), slice(0, side // 4))
+    assert reduced.shape == (1, WINDOW, WINDOW)
+
+
+def test_clicks_of_both_kinds_side_by_side():
+    maps = Made(drawn=20.0)
+    for apart in (1, 3, 5, 8):
+        found = mask(maps, (30, 30, 1), (30 + apart, 30, 0))
+        assert found.float().mean() > 0.9, "the background click must not remove the mask"
 
 
 def test_the_clicked_pixel_always_follows_the_click():

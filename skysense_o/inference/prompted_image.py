@@ -57,7 +57,7 @@ class PromptedImage:
             model: a SkySenseO in eval mode.
             rgb: uint8 (H,W,3).
             precision: a function that returns the context manager to run the model in, such as autocast to bfloat16.
-            valid: bool (H,W), which pixels have data; None for all. The model does not use it.
+            valid: bool (H,W), which pixels have data; None for all. Clicks and boxes select only these.
         """
         self.model, self.size, self.precision, self.valid = model, rgb.shape[:2], precision, valid
         self.class_maps: ClassMaps | None = None  # created for the first prompt that uses them
@@ -101,8 +101,8 @@ class PromptedImage:
     ) -> tuple[np.ndarray, float | None]:
         """Predict the mask of one object from points, a box or both.
 
-        Only connected parts with a foreground point are returned: a click means one object. For
-        MODEL.SEM_SEG_HEAD.CLASS_MAPS, see `ClassMaps`.
+        Without a box, only connected parts with a foreground point are returned: a click means one object. Pixels
+        without data are in no mask. For MODEL.SEM_SEG_HEAD.CLASS_MAPS, see `ClassMaps`.
 
         Args:
             points: N points x,y, in pixels of the image.
@@ -120,17 +120,21 @@ class PromptedImage:
         clicks, box = [(x, y, label) for (x, y), label in zip(points, labels)], () if box is None else tuple(box)
         if self.takes_prompts and self.has_region_vectors and self.model.class_maps and (box or any(labels)):
             self.class_maps = self.class_maps or ClassMaps(self.class_probabilities, self.transform)
+            region = None if clicks else self.class_maps.box_regions.mask(box)
+            if region is not None:
+                return self._with_data(region), None
             correct = partial(self.model.sem_seg_head.correct, self.image_embedding)
             with self.precision():
                 logits, iou_pred = self.class_maps.logits(clicks, box, lambda *p: self._decode(*p)[0], correct), None
-            whole = bool(box)  # a box may mean several parts
-            if box and not clicks and (region := self.class_maps.small_region(box, logits)) is not None:
-                return region, None
         else:
-            (logits, iou_pred), whole = self._decode(clicks, box), False
+            logits, iou_pred = self._decode(clicks, box)
         mask = (self.to_image(logits[None])[0] > 0).cpu().numpy()
-        inside = [(int(x), int(y)) for x, y, label in clicks if label]
-        return mask if whole else parts_at(mask, inside), None if iou_pred is None else float(iou_pred.clamp(0, 1))
+        if not box:  # a box may mean several parts
+            mask = parts_at(mask, [(int(x), int(y)) for x, y, label in clicks if label])
+        return self._with_data(mask), None if iou_pred is None else float(iou_pred.clamp(0, 1))
+
+    def _with_data(self, mask: np.ndarray) -> np.ndarray:
+        return mask if self.valid is None else mask & self.valid
 
     def _decode(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float]) -> tuple[Tensor, Tensor | None]:
         points = torch.tensor([click[:2] for click in clicks], dtype=torch.float32).view(1, -1, 2)
@@ -204,13 +208,8 @@ class PromptedImage:
 
     def _shares(self, masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
         """(K,h,w): the share of each cell over the padded image that a region covers."""
-        below, right = (p - n for p, n in zip(self.transform.padded, self.size))
-        return torch.stack(  # one by one, because a hundred full-size float masks would not fit into memory
-            [
-                F.adaptive_avg_pool2d(F.pad(torch.from_numpy(mask).float(), (0, right, 0, below))[None], grid)[0]
-                for mask in masks
-            ]
-        )
+        # One by one, because a hundred full-size float masks would not fit into memory.
+        return torch.stack([self.transform.cell_shares(torch.from_numpy(mask), grid) for mask in masks])
 
     def cosines(self, regions: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Cosines of regions and classes.

@@ -31,8 +31,8 @@ class Region:
 
     Args:
         mask: bool (H,W).
-        iou_pred: predicted IoU of the mask; None for a region of the label maps (see `PromptedImage.prompt`), and for
-            the box itself (weights without prompts).
+        iou_pred: predicted IoU of the mask; None with class maps (see `PromptedImage.prompt`), and for the box itself
+            (weights without prompts).
         prompt: the clicks and the box from which the region was made.
     """
 

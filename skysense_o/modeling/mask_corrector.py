@@ -91,16 +91,9 @@ class MaskCorrector(nn.Module):
             y = block(finer + _resized(narrow(y), finer))
         return mask + self.last(self.fine(x) + _resized(self.coarse(y), x))[:, 0].float()
 
-    def _maps(
-        self,
-        embedding: Tensor,
-        class_maps: Sequence[Tensor],
-        mask: Tensor,
-        points: Tensor,
-        labels: Tensor,
-        boxes: Tensor,
-    ) -> Tensor:
+    def _maps(self, embedding: Tensor, class_maps: Sequence[Tensor], mask: Tensor, *prompt: Tensor) -> Tensor:
         """The maps (B,12+4M,h,w) of the previous mask, the clicks and the box."""
+        points, labels, boxes = prompt
         _, label = last_clicks(points, labels)
         sign = torch.where(label >= 0, label * 2.0 - 1, 0.0)[..., None]
         unit = embedding * embedding.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt()
@@ -208,9 +201,7 @@ def _contrast(features: Tensor, inside: Tensor, around: Tensor) -> Tensor:
     """
     if not inside.any():
         return inside
-    means = [
-        torch.einsum("bchw,bhw->bc", features, part) / part.sum((1, 2)).clamp(min=1)[:, None]
-        for part in (inside, around)
-    ]
+    parts = (part / part.sum((1, 2), keepdim=True).clamp(min=1) for part in (inside, around))
+    means = [torch.einsum("bchw,bhw->bc", features, part) for part in parts]
     vector = means[0] - means[1]
     return torch.einsum("bchw,bc->bhw", features, vector / vector.norm(dim=1, keepdim=True).clamp(min=0.1))

@@ -168,8 +168,9 @@ class SAMMaskHead(MaskDecoder):
         self, image: ImageEmbedding, window: tuple[slice, slice], class_maps: Sequence[Tensor], mask: Tensor, *prompt
     ) -> Tensor:
         """Correct masks in a window of the mask grid, reduced to the size of `mask`; see `MaskCorrector.forward`."""
-        cells = self.prompt_corrector.embed(image.canvas) if image.cells is None else image.cells
-        image.cells = None if self.training else cells
+        trained = torch.is_grad_enabled()
+        cells = self.prompt_corrector.embed(image.canvas) if trained or image.cells is None else image.cells
+        image.cells = None if trained else cells
         cells = cells[(..., *window)]
         if cells.shape[2:] != mask.shape[1:]:
             cells = F.interpolate(cells, size=mask.shape[1:], mode="area")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import draw_scene, small_config
+from conftest import drawn_samples, small_config
+from PIL import Image
 
 from skysense_o import Predictor
 from skysense_o.box_regions import CLASSES
@@ -260,22 +261,12 @@ def prompt_config():
     return cfg
 
 
-def scenes(count: int) -> list[dict]:
-    rng, out = np.random.default_rng(3), []
-    for _ in range(count):
-        pixels, labels = draw_scene(rng, 64, 96)
-        image, truth = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels.astype(np.int64))
-        words = Vocabulary.of(["water", "land", "road", "building", "vegetation"])
-        out.append({"image": image, "sem_seg": truth, "vocabulary": words})
-    return out
-
-
 @pytest.mark.slow
 def test_training_on_prompts_improves_masks():
     """A few training steps on four drawn scenes improve the masks of clicks and boxes."""
     torch.manual_seed(0)
     np.random.seed(0)
-    model, sampler, samples = SkySenseO(prompt_config()).train(), PromptSampler(4), scenes(4)
+    model, sampler, samples = SkySenseO(prompt_config()).train(), PromptSampler(4), drawn_samples(4)
     optimizer = build_optimizer(model, [[".", 1.0, 0.0]], 3e-3)
     before = evaluate_prompts(model, [lambda s=s: s for s in samples])
     for _ in range(50):
@@ -295,7 +286,7 @@ def test_training_on_prompts_improves_masks():
 
 def test_samples_without_prompts_are_an_error():
     with pytest.raises(ValueError, match="needs samples with prompts: set INPUT.PROMPTS above 0"):
-        SkySenseO(prompt_config()).train()(scenes(1))
+        SkySenseO(prompt_config()).train()(drawn_samples(1))
 
 
 def test_an_image_is_encoded_once_for_several_prompts(monkeypatch):
@@ -350,6 +341,20 @@ def test_a_click_inside_a_box_does_not_leave_it(mini):
     mask, _ = image.prompt([(320, 330)], [1], (300, 300, 345, 358))
     assert mask[330, 320]
     assert not (mask & ~image.box_mask((296, 296, 349, 362))).any(), "but for the border of the mask grid"
+
+
+def test_pixels_without_data_are_in_no_mask(mini):
+    rgb = np.asarray(Image.open("demo/yellowstone_0.4m.jpg").convert("RGB"))
+    valid = np.ones(rgb.shape[:2], bool)
+    valid[:60, :60] = False
+    image = PromptedImage(mini.model, rgb, valid=valid)
+    for prompt in (
+        {"points": [(20, 20)], "labels": [1]},
+        {"points": [(90, 90)], "labels": [1]},
+        {"box": (0, 0, 99, 99)},
+    ):
+        mask, _ = image.prompt(**prompt)
+        assert not (mask & ~valid).any()
 
 
 @pytest.mark.parametrize("apart", [1, 3, 4, 6])

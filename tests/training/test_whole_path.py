@@ -132,6 +132,14 @@ CONFIG = ("--config-file", ROOT / "configs/mini/finetune.yaml")
         ((*CONFIG, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), "CLIP_TYPE 'value': use full_model"),
         ((*CONFIG, "SOLVER.AMP.ENABLED", "True"), "use SOLVER.PRECISION"),
         ((*CONFIG, "MODEL.LOSS.PRESENCE", "0.0"), "leaves the presence head untrained"),
+        (
+            (*CONFIG, "MODEL.LOSS.CORRECTION", "1.0"),
+            "CORRECTION needs SAMMaskHead with SEM_SEG_HEAD.PROMPTS and CLASS_MAPS",
+        ),
+        (
+            (*CONFIG, "MODEL.SEM_SEG_HEAD.PROMPTS", "True"),
+            "is trained by MODEL.LOSS.PROMPT or CORRECTION, and INPUT.PROMPTS",
+        ),
         ((*CONFIG, "MODEL.LOSS.BAGS", "0.5"), "are for INPUT.MAPPER 'mixed', not 'labels'"),
         ((*CONFIG, "DATASETS.WEIGHTS", "(1, 2)"), "give one whole number, 1 or more, for each of the 1 sets"),
     ],
