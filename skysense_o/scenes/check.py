@@ -61,11 +61,10 @@ def log_scale(raster: Raster, trained: Sequence[float], gsd: float | None) -> No
         return
     least, greatest = trained
     if not least / FAR_GSD <= model_gsd <= greatest * FAR_GSD:
-        logger.warning(
-            "the weights were trained at %s m per pixel: expect poor results here, or try --gsd %g",
-            f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}",
-            min(max(model_gsd, least), greatest),
-        )
+        known = f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}"
+        # Resampling cannot add the detail that coarse images lack.
+        advice = f", or try --gsd {least:g}" if model_gsd < least else ""
+        logger.warning("the weights were trained at %s m per pixel: expect poor results here%s", known, advice)
 
 
 def check_free_space(folder: Path, size: tuple[int, int], ids: int) -> None:

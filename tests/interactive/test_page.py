@@ -536,6 +536,17 @@ def test_words_that_the_model_does_not_know_are_marked_while_they_are_typed(visi
     assert not page.locator("#words-marks mark").count()
 
 
+@needs_chromium
+def test_a_class_that_the_model_does_not_know_has_a_mark_in_the_results(visit):
+    page = visit()
+    page.locator("#words").fill("road, solar panel")
+    page.get_by_role("button", name="Segment", exact=True).click()
+    mark = page.locator("#chips .doubt")
+    mark.wait_for()
+    assert "far from every training word" in mark.get_attribute("title")
+    assert page.locator("#chips button", has=page.locator(".doubt")).get_attribute("data-name") == "solar panel"
+
+
 DROP = """async data => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), transfer = new DataTransfer();
   transfer.items.add(new File([bytes], "dropped.png"));

@@ -30,7 +30,7 @@ const viewer = new Viewer($("#map"), {
   moved: () => { if ($("#map").matches(".keys #map:focus-visible")) { placeCross(); tell(...viewer.center()); } },
 }, insets);
 
-const words = new WordsField($("#words"), $("#words-marks"), $("#words-hint"), () => segment());
+const words = new WordsField($("#words"), $("#words-marks"), $("#words-hint"), () => segment(), () => drawChips());
 
 // Requests
 
@@ -120,6 +120,7 @@ async function show(next) {
     if (phone() && Number($("#handle").dataset.step) === 2) setSheet(1);
     viewer.hidden = new Set(JSON.parse(remembered(`hidden ${next.id}`) ?? "[]"));
     viewer.open(next);
+    split = null;
     if ($("#basemap").checked) viewer.basemap(about.basemap);
     fillIn(next);
     placeDivider();
@@ -179,7 +180,7 @@ function drawChips() {
       masksChanged();
     },
     focus: name => { viewer.focus = name && !viewer.hidden.has(name) ? name : null; viewer.paintClasses(); },
-  });
+  }, words.told);
 }
 
 function hide(name, hidden) {
@@ -308,6 +309,7 @@ function setTool(tool) {
     button.tabIndex = chosen ? 0 : -1;
   }
   noGhost();
+  if (tool !== "move" && viewer.map) viewer.clearPart();
   viewer.useTool(tool);
 }
 

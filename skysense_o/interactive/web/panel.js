@@ -23,8 +23,8 @@ export function area(metres) {
 
 export function size(pixels, metres) { return metres == null ? `${number(pixels)} pixels` : `${area(metres)}, ${number(pixels)} pixels`; }
 
-// Legend and visibility in one: a button per class.
-export function drawChips(rows, hidden, on) {
+// Legend and visibility in one: a button per class. told: word -> why its mask may be wrong.
+export function drawChips(rows, hidden, on, told = {}) {
   const list = $("#chips");
   if (!rows) { list.replaceChildren(); return; }
   const chips = rows.map(row => {
@@ -36,7 +36,8 @@ export function drawChips(rows, hidden, on) {
       title: `Show or hide ${row.name}`, onclick: () => on.toggle(row.name),
       onmouseenter: () => on.focus(row.name), onmouseleave: () => on.focus(null),
       onfocus: event => event.target.matches(":focus-visible") && on.focus(row.name), onblur: () => on.focus(null),
-    }, swatch, element("span", { className: "name" }, row.name), element("small", {}, details));
+    }, swatch, element("span", { className: "name" }, row.name), element("small", {}, details),
+      told[row.name] ? element("span", { className: "doubt", title: told[row.name], aria: { role: "img", label: told[row.name] } }, "?") : null);
     return element("li", {}, chip);
   });
   const shown = rows.filter(row => !hidden.has(row.name)).length;
