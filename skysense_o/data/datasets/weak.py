@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from skysense_o.data.datasets.spec import DatasetSpec
 
+COVERED = ("ucmerced", "rsicd", "oam", "naip", "neon")
+"""Sources of images whose land cover was also labelled by clusters of colours, see datasets/README.md."""
+
 WEAK: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="czech_landcover",
@@ -146,12 +149,12 @@ WEAK: tuple[DatasetSpec, ...] = (
     ),
     *(
         DatasetSpec(
-            name=f"{source}_land",
+            name=f"{source}_{what}",
             task="shapes",
             format="shapes",
             folder=folder,
             class_file="land_shapes",
-            index=f"{source}_land.jsonl",
+            index=f"{source}_{what}.jsonl",
             scenes_index="captions.jsonl" if source == "rsicd" else "",
             images="train" if source == "resisc" else "images",
             image_suffix=".jpg",
@@ -160,8 +163,9 @@ WEAK: tuple[DatasetSpec, ...] = (
             licence=f"images {terms}; outlines are this project's own",
             citation="",
             gsd=gsd,
-            note=f"outlined land cover in images of {of}'s train split, from datasets/shapes",
+            note=f"{how} in images of {of}'s train split, from datasets/shapes",
         )
+        for what, how in (("land", "outlined land cover"), ("cover", "land cover by clusters of colours"))
         for source, folder, of, gsd, terms, homepage in (
             (
                 "ucmerced",
@@ -210,6 +214,7 @@ WEAK: tuple[DatasetSpec, ...] = (
             # The pixel size is left out: it reaches 30 m in a few images, which the weights must not claim to know.
             ("resisc", "scenes12", "resisc12", "", "for research", "https://gcheng-nwpu.github.io/#Datasets"),
         )
+        if what == "land" or source in COVERED
     ),
     DatasetSpec(
         name="simd_unboxed",
