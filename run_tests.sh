@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Run the tests:   bash run_tests.sh [--all] [options of pytest]
 # --all also runs the slow tests and ruff, but does not measure coverage, which takes a tenth of the time. The first run installs the requirements.
 set -eu
@@ -14,10 +14,12 @@ python=$(sh tools/setup.sh)
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 marks="not slow"
 coverage="--cov --cov-append --cov-report="
+lanes=1
 if [ "${1:-}" = --all ]; then
     shift
     marks=""
     coverage=""
+    lanes=2 # processes that run tests at the same time; coverage data cannot be written by two
     "$python" -m ruff check .
     "$python" -m ruff format --check .
 fi
@@ -27,16 +29,32 @@ fi
 # Each folder of tests runs in its own process. When one process ran all tests, it ended with a SIGSEGV after 2,000 tests, while it waited
 # for a child process (gdb shows wait4 and no invalid memory access). Probably the signal handler of one library used a signal stack that
 # another library had removed.
-status=0
+run_part() { # a folder or a list of files; the output is printed as a whole when its tests have ended
+    local code=0 log
+    log=$(mktemp)
+    echo "== ${1%% *}" >&2
+    # shellcheck disable=SC2086  (the last part is a list of files; $coverage is a list of options)
+    "$python" -m pytest -m "$marks" $coverage $1 >"$log" 2>&1 || code=$?
+    flock "$here/run_tests.sh" cat "$log"
+    rm "$log"
+    [ $code = 5 ] || return $code # pytest ends with 5 if a folder has no tests
+}
+status=0 running=0
 rm -f .coverage
+set -m # each process may be interrupted by Ctrl+C, as tests of the command line need
+trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
 for part in tests/*/ "$(echo tests/test_*.py)"; do
     case $part in *__pycache__*) continue ;; esac
-    echo "== ${part%% *}" >&2
-    # shellcheck disable=SC2086  (the last value of $part is a list of files; $coverage is a list of options)
-    "$python" -m pytest -m "$marks" $coverage $part || {
-        code=$?
-        [ $code = 5 ] || status=$code # pytest ends with 5 if a folder has no tests
-    }
+    if [ $running = $lanes ]; then
+        wait -n || status=$?
+        running=$((running - 1))
+    fi
+    run_part "$part" &
+    running=$((running + 1))
+done
+while [ $running -gt 0 ]; do
+    wait -n || status=$?
+    running=$((running - 1))
 done
 [ -z "$coverage" ] || "$python" -m coverage report --skip-covered
 exit $status
