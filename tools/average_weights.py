@@ -6,9 +6,8 @@
 
 The result is share x the first file + (1 - share) x the second file (Wortsman et al., Robust fine-tuning of zero-shot
 models, CVPR 2022). Averaging only makes sense if one of the models was trained from the other. The config, and tensors
-that only the first file has, are taken from the first file. But layers that were added as zeros and so changed nothing
-at first, such as those of MODEL.TOWER.CONTEXT, count as zeros in the second file if --added names them. The calibration
-of presence is dropped, because it was measured with other weights: run tools/calibrate_presence.py afterwards.
+that only the first file has, are taken from the first file. The calibration of presence is dropped, because it was
+measured with other weights: run tools/calibrate_presence.py afterwards.
 """
 
 import argparse
@@ -23,7 +22,6 @@ from skysense_o.memory_limit import check_memory_limit
 set_thread_environment()  # before torch is imported
 check_memory_limit()  # before torch is imported, because under too low a limit that import fails with a traceback
 
-import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -38,9 +36,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("second", help="weights before the fine-tuning: a file, or the name of shipped weights")
     p.add_argument("target", type=Path, help="the .safetensors file to write")
     p.add_argument("--share", type=float, default=0.5, metavar="S", help="share of the first file, 0..1 (default: 0.5)")
-    p.add_argument(
-        "--added", metavar="PREFIX", help="the start of the names of tensors that count as zeros in the second file"
-    )
     return p
 
 
@@ -52,12 +47,6 @@ def run() -> None:
         raise ValueError(f"{args.target} ends in {args.target.suffix!r}: write .safetensors")
     first, second = find_weights(args.first), find_weights(args.second)
     ours, theirs, config = read_weights(first), read_weights(second), read_config(first)
-    added = [name for name in ours if args.added and name.startswith(args.added) and name not in theirs]
-    if args.added and not added:
-        raise ValueError(
-            f"--added {args.added!r}: {first} has no such tensor that {second} lacks: correct it, or leave it out"
-        )
-    theirs |= {name: torch.zeros_like(ours[name]) for name in added}
     other = [name for name, tensor in ours.items() if name in theirs and tensor.shape != theirs[name].shape]
     shared = [name for name in ours if name in theirs and ours[name].is_floating_point()]
     if other or not shared:

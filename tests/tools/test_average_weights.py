@@ -33,17 +33,6 @@ def test_the_share_of_the_first_file_counts(files, call, tmp_path):
     assert "first" in read_config(tmp_path / "mean.safetensors")
 
 
-def test_layers_that_were_added_as_zeros_count_as_zeros_in_the_second_file(files, call, tmp_path):
-    code, said, err = call(TOOL, *files, tmp_path / "mean.safetensors", "--share", "0.75", "--added", "ne")
-    assert code == 0, err
-    assert "2 of 3 tensors averaged" in said
-    assert read_weights(tmp_path / "mean.safetensors")["new"].tolist() == [0.75] * 3
-    code, _, err = call(TOOL, *files, tmp_path / "mean.safetensors", "--added", "a")
-    assert code == 2
-    assert "--added 'a': " in err
-    assert "first.safetensors has no such tensor that" in err
-
-
 def test_the_calibration_of_presence_is_not_that_of_the_average(files, call, tmp_path):
     config = "MODEL:\n  GSD: 0.5\n  KNOWN:\n    CLASSES: [road]\n    PRESENCE: [0.5, -1.0]\n"
     state = {"a": torch.full((2, 2), 4.0).half()}
