@@ -35,7 +35,6 @@ def add_skysense_o_config(cfg: CfgNode) -> None:
     cfg.MODEL.TOWER.PRETRAINED = True  # start the image encoder from ImageNet weights; False if a checkpoint is loaded
     # Side of the square to which images are resized for classification, as in pretraining; 0: INPUT.CROP_SIZE.
     cfg.MODEL.TOWER.SCENE_SIDE = 0
-    cfg.MODEL.TOWER.CONTEXT = False  # MiniTower also reads the image at half its size: large objects, surroundings
     cfg.MODEL.TOWER.WIDTH = 96  # channels of the pyramid; with 96 a 512 x 512 image takes 0.14 s on 2 cores
 
     # Recompute the tower's activations in the backward pass: less memory, 1/3 more time.

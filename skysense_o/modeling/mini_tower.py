@@ -23,26 +23,21 @@ class MiniTower(Tower):
     """EfficientNet-Lite0 and a feature pyramid, projected into the embedding space of all-MiniLM-L6-v2.
 
     MiniLM stays frozen. Words with similar meanings have similar embeddings in its space, so the word "street" finds
-    regions that were trained as "road". With `context` the image encoder also reads the image at half its size, in
-    which large objects and their surroundings are easier to see. Sources: Tan & Le 2019 (EfficientNet, timm's version),
-    Lin et al. 2017 (FPN), Hoyer et al. 2022 (HRDA, images at two sizes), Reimers & Gurevych 2019.
+    regions that were trained as "road". Sources: Tan & Le 2019 (EfficientNet, timm's version), Lin et al. 2017 (FPN),
+    Reimers & Gurevych 2019.
     """
 
     stride, divisor = 16, 32
     installed = ("text.",)
 
     @configurable
-    def __init__(
-        self, *, image: nn.Module, text: BertModel, tokenizer: Tokenizer, width: int, context: bool = False
-    ) -> None:
+    def __init__(self, *, image: nn.Module, text: BertModel, tokenizer: Tokenizer, width: int) -> None:
         """
         Args:
             image: a timm feature extractor whose last four maps have strides 4, 8, 16 and 32.
             text: MiniLM, or any BertModel; it is frozen.
             tokenizer: the tokenizer of `text`.
             width: number of channels of the pyramid, a multiple of 8.
-            context: also read the image at half its size. At first this changes nothing, so it can be added to trained
-                weights.
         """
         super().__init__(pixel_mean=(127.5, 127.5, 127.5), pixel_std=(127.5, 127.5, 127.5))
         self.image, self.text, self.tokenizer = image, text.eval().requires_grad_(False), tokenizer
@@ -52,12 +47,6 @@ class MiniTower(Tower):
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in reversed(channels))
         self.smooth = nn.ModuleList(_conv_norm(width) for _ in range(3))
         self.project = nn.Conv2d(width, self.dim, 1)
-        self.context = nn.ModuleList()
-        if context:
-            self.divisor = 2 * self.divisor
-            self.context.extend(nn.Conv2d(c, width, 1, bias=False) for c in reversed(channels[1:]))
-            for conv in self.context:
-                nn.init.zeros_(conv.weight)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -72,30 +61,18 @@ class MiniTower(Tower):
             "text": text,
             "tokenizer": tokenizer,
             "width": cfg.MODEL.TOWER.WIDTH,
-            "context": cfg.MODEL.TOWER.CONTEXT,
         }
 
     def encode_image(self, x: Tensor) -> Features:
-        """x (B,3,h0,w0), sides multiples of `divisor` -> dense map at stride 16, pyramid at strides 8 and 4."""
+        """x (B,3,h0,w0), sides multiples of 32 -> dense map at stride 16, pyramid at strides 8 and 4."""
         stages = self.image(x)
         maps = stages[::-1]
-        top, outputs, context = self.lateral[0](maps[0]), [], self._context(x)
-        if context:
-            top = top + _doubled(context[0]) + context[1]
-        for n, (fine, lateral, smooth) in enumerate(zip(maps[1:], self.lateral[1:], self.smooth)):
-            top = lateral(fine) + _doubled(top)
-            if context and n == 0:
-                top = top + context[2]
+        top, outputs = self.lateral[0](maps[0]), []
+        for fine, lateral, smooth in zip(maps[1:], self.lateral[1:], self.smooth):
+            top = lateral(fine) + F.interpolate(top, scale_factor=2.0, mode="nearest")
             outputs.append(smooth(top))
         dense = self.project(outputs[0])
         return Features(dense, tuple(outputs[1:]), dense.mean(dim=(2, 3)), tuple(stages))
-
-    def _context(self, x: Tensor) -> list[Tensor]:
-        """What the image at half its size adds to the pyramid, at strides 64, 32 and 16; [] without `context`."""
-        if not self.context:
-            return []
-        stages = self.image(F.avg_pool2d(x, 2))[::-1]
-        return [conv(stage) for conv, stage in zip(self.context, stages)]
 
     def encode_text(self, strings: Sequence[str]) -> Tensor:
         """Encode strings with MiniLM; see `encode_sentences`."""
@@ -149,10 +126,6 @@ def _fold(module: nn.Module) -> None:
             before = ""
         else:
             _fold(child)
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def _conv_norm(width: int) -> nn.Sequential:
