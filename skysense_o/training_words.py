@@ -168,13 +168,13 @@ def describe_unfamiliar(words: dict[str, tuple[str, float | None]]) -> list[str]
     >>> words = {"forst": ("forest", None), "solar panel": ("rooftop", 0.37), "freighter": ("ships", 0.8)}
     >>> print(*describe_unfamiliar(words), sep="\\n")
     "forst" is not a word of the training: did you mean "forest"?
-    "solar panel" is far from every training word: its mask may mean nothing
+    "solar panel" is far from every English word of the training: its mask may mean nothing
     "freighter" is not a word of the training; the model takes it for something like "ships" (0.80)
     """
     return [
         f'"{name}" is not a word of the training: did you mean "{nearest}"?'
         if cosine is None
-        else f'"{name}" is far from every training word: its mask may mean nothing'
+        else f'"{name}" is far from every English word of the training: its mask may mean nothing'
         if cosine < FAR
         else f'"{name}" is not a word of the training; the model takes it for something like "{nearest}" ({cosine:.2f})'
         for name, (nearest, cosine) in words.items()

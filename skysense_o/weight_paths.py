@@ -85,12 +85,15 @@ def _is_ours(config: Path) -> bool:
 
 def _from_hub(address: str, download: dict[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.utils import logging as hub_logging
 
     match = HUB.fullmatch(address)
     if match is None:
         raise WeightsError(
             f"{address!r} is not the address of a file: write hf://org/repo/file, as in hf://a/b/model.pth"
         )
+    logger, level = hub_logging.get_logger("huggingface_hub"), hub_logging.get_verbosity()
+    logger.setLevel(hub_logging.ERROR)  # each of five retries would be told twice; the error below says what counts
     try:
         if match["file"] is None:
             return Path(snapshot_download(match["repo"], allow_patterns=FOLDER_FILES, **download))
@@ -101,6 +104,8 @@ def _from_hub(address: str, download: dict[str, Any]) -> Path:
             f"{address} is not in the local cache and could not be downloaded ({why}): check HF_HUB_OFFLINE, HF_TOKEN"
             " (some repositories ask you to accept their licence first) and the network, or give a local file or folder"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def weights_hash(path: Path) -> str:

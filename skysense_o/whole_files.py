@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,8 +60,12 @@ def check_writable(folder: Path) -> None:
         PermissionError: the folder, or the nearest folder above it that exists, cannot be written.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"the folder {str(folder)!r} cannot be written: give another --output")
+    try:
+        tempfile.TemporaryFile(
+            dir=there
+        ).close()  # os.access permits everything to root, even where nothing can be written
+    except OSError as error:
+        raise PermissionError(f"the folder {str(folder)!r} cannot be written: give another --output") from error
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def test_a_new_word_gets_its_nearest_training_word(tower):
     near, far = describe_unfamiliar(found)
     assert '"creek" is not a word of the training; the model takes it for something like "stream"' in near
     assert found["teapot"][1] < FAR
-    assert far == '"teapot" is far from every training word: its mask may mean nothing'
+    assert far == '"teapot" is far from every English word of the training: its mask may mean nothing'
 
 
 def test_a_slip_gets_the_word_that_was_meant_and_not_the_nearest_meaning(tower):

@@ -28,13 +28,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from safetensors.torch import save_file
 
 from skysense_o import meta_arch  # noqa: F401  (fills the registry)
-from skysense_o.checkpoint import find_weights, read_weights, sort_metadata
-from skysense_o.config import default_config, merge_file, model_config
+from skysense_o.checkpoint import find_weights, read_config, read_weights, sort_metadata
+from skysense_o.config import default_config, merge_file, merge_text, model_config
 from skysense_o.errors import exit_code
 from skysense_o.published import CLIP_PREFIX, NOT_NEEDED, from_sam, to_ours, to_published
 from skysense_o.whole_files import whole
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/skysense_o/skysense_o.yaml"
+PUBLISHED_TOWER = "SkySenseCLIP"
 DTYPES = {"as is": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = {
     "whole": ("",),
@@ -53,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
         " names, under the key 'model'",
     )
     p.add_argument(
-        "--config-file", default=str(CONFIG), metavar="FILE", help="config of the model (default: published SkySense-O)"
+        "--config-file",
+        metavar="FILE",
+        help="config of the model (default: the one in the source, or else that of the published SkySense-O)",
     )
     p.add_argument("--part", choices=PARTS, default="whole", help="part of the model to write (default: whole)")
     p.add_argument(
@@ -74,9 +77,16 @@ def run() -> None:
     target = Path(args.target)
     if target.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{target} ends in {target.suffix!r}: write .safetensors or .pth")
+    source = find_weights(args.source)
     cfg = default_config()
-    merge_file(cfg, args.config_file)
-    state = read_weights(find_weights(args.source), args.trust_checkpoint)
+    stored = None if args.config_file else read_config(source)
+    if stored is None:
+        merge_file(cfg, args.config_file or CONFIG)
+    else:
+        merge_text(cfg, stored, f"in {source}")
+    if target.suffix == ".pth" and cfg.MODEL.TOWER.NAME != PUBLISHED_TOWER:
+        raise ValueError(f"{source} is not the published model, whose parameter names a .pth has: write .safetensors")
+    state = read_weights(source, args.trust_checkpoint)
     if any(name.startswith(CLIP_PREFIX) for name in state):
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)

@@ -71,6 +71,8 @@ def run() -> int:
         list(zip(paths, stems_of(paths))), vocabulary, outputs, SceneOptions(memory=parse_bytes(args.memory)),
         cluster, weights=args.weights, device=args.device,
     )  # fmt: skip
+    for warning in dict.fromkeys(warning for row in rows for warning in row["warnings"]):
+        print(f"WARNING: {warning}", file=sys.stderr)
     for row in rows:
         print("\n".join(row["written"]) if not row["error"] else f"error: {row['error']}", flush=True)
     return 1 if any(row["error"] for row in rows) else 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from skysense_o.errors import install_extra
 from skysense_o.vocabulary import Vocabulary
-from skysense_o.whole_files import whole
+from skysense_o.whole_files import check_writable, whole
 
 SHAPES = ((1, 2, 3, 1), (2, 5, 4, 7), (1, 1, 7, 200))  # B, H and W (as multiples of the divisor), T
 
@@ -32,6 +32,7 @@ def run_export(args: Namespace) -> int:
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: {install_extra('onnx')}") from error
     vocabulary = Vocabulary.parse(args.words) if args.words else None
+    check_writable(path.parent)
 
     from skysense_o.inference.onnx import TOLERANCE, difference, embed_words, export_onnx
     from skysense_o.inference.predictor import Predictor

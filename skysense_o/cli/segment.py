@@ -180,7 +180,9 @@ def _whole_images(request: Request) -> int:
         check_words(args.question)
         model = load_vqa_model(args.weights, args.device, args.config_file, args.trust_checkpoint)
     else:
-        model = _load_predictor(args).model
+        predictor = _load_predictor(args)
+        predictor.warn_unfamiliar(request.vocabulary)
+        model = predictor.model
 
     def one(path: Path, stem: str) -> None:
         image, name = read_plain(path, args).filled(), printable(path.name)

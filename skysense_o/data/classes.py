@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,8 +54,10 @@ def load_classes(name: str) -> ClassTable:
     if (Path(name) / OWN).is_file():
         path = Path(name) / OWN
     elif not path.is_file():
-        tables = ", ".join(sorted(p.stem for p in CLASSES_FOLDER.glob("*.json"))) or "none"
-        raise FileNotFoundError(f"no class table {name!r} in datasets/classes; there are: {tables}")
+        tables = sorted(p.stem for p in CLASSES_FOLDER.glob("*.json"))
+        near = get_close_matches(name, tables, 1)
+        there = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(tables) or 'none'}"
+        raise FileNotFoundError(f"no class table {name!r} in datasets/classes; {there}")
     body = read_yaml(path) if path.name == OWN else read_json_file(path)
     if not isinstance(body, dict) or "classes" not in body:
         raise ValueError(f"{path} has no 'classes': list the classes in the order of their ids")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skysense_o.evaluation.figures import write_confusion
 from skysense_o.evaluation.metrics import wilson
-from skysense_o.inference.classify import BATCH, class_scores, image_vectors, text_vectors
+from skysense_o.inference.classify import BATCH, class_scores, image_vectors, phrase_vectors, text_vectors
 from skysense_o.text_files import read_lines
 from skysense_o.vocabulary import Vocabulary
 from skysense_o.workers import Each, here
@@ -71,7 +71,8 @@ def evaluate_pairs(
     numbers: dict = {}
     if "label" in records[0]:
         truth = torch.tensor([r["label"] for r in records], device=images.device)
-        numbers, matrix = _accuracy(class_scores(model.tower, images, vocabulary, templates), truth, vocabulary.classes)
+        scores = class_scores(images, phrase_vectors(model.tower, vocabulary, templates), vocabulary)
+        numbers, matrix = _accuracy(scores, truth, vocabulary.classes)
         if figure and comm.is_main_process():
             write_confusion(figure, matrix, vocabulary.classes)
     captions = list(dict.fromkeys(c for r in records for c in r.get("captions", ())))

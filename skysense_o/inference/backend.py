@@ -121,8 +121,8 @@ def use_backend(predictor: Predictor, backend: str) -> str:
     """Let a predictor's image half run in a backend.
 
     Args:
-        backend: one of BACKENDS. auto is ONNX Runtime where it is installed and can run the predictor (which
-            excludes bf16), else torch; RESULTS.md has the measurements behind this choice.
+        backend: one of BACKENDS. auto is OpenVINO for bf16 on processors with AMX and ONNX Runtime for fp32, if they
+            are installed and can run the predictor, else torch; RESULTS.md has the measurements behind this choice.
 
     Returns:
         The backend that is used from now on.
@@ -134,10 +134,12 @@ def use_backend(predictor: Predictor, backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: {', '.join(BACKENDS)}")
     if backend == "auto":
+        fastest = "openvino" if predictor.precision == "bf16" and torch.cpu._is_amx_tile_supported() else "onnx"
         try:
-            return use_backend(predictor, "torch" if _missing("onnx") or _why_not(predictor, "onnx") else "onnx")
+            return use_backend(predictor, "torch" if _missing(fastest) or _why_not(predictor, fastest) else fastest)
         except (OSError, RuntimeError) as error:  # no disk space for the export, or an unsuitable package version
-            logger.warning("using the backend torch instead of onnx: %s", next(iter(str(error).splitlines()), error))
+            why = next(iter(str(error).splitlines()), error)
+            logger.warning("using the backend torch instead of %s: %s", fastest, why)
             backend = "torch"
     if backend == "torch":
         predictor.model.exported = None

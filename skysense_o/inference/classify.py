@@ -47,13 +47,14 @@ def phrase_vectors(tower: nn.Module, vocabulary: Vocabulary, templates: Sequence
     return class_vectors(tower, list(chain.from_iterable(vocabulary.phrases)), templates)
 
 
-def class_scores(tower: nn.Module, images: Tensor, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
+def class_scores(images: Tensor, phrases: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Cosines of images and classes, (B,C). The best phrase of a class counts.
 
     Args:
         images: (B,D) unit vectors, see `image_vectors`.
+        phrases: (T,D) unit vectors of the vocabulary, see `phrase_vectors`.
     """
-    cosines = images @ phrase_vectors(tower, vocabulary, templates).T
+    cosines = images @ phrases.T
     classes = torch.tensor(vocabulary.phrase_to_class, device=cosines.device).expand_as(cosines)
     empty = cosines.new_full((len(images), len(vocabulary.classes)), -torch.inf)
     return empty.scatter_reduce(1, classes, cosines, "amax")
@@ -79,7 +80,7 @@ def classify(model: nn.Module, image: np.ndarray, vocabulary: Vocabulary) -> lis
     """Rank classes by their similarity with a whole image; the best phrase of a class counts.
 
     Args:
-        model: a SkySenseO.
+        model: has a tower, a text bank and templates, as a SkySenseO.
         image: uint8 (H,W,3), RGB.
 
     Returns:
@@ -88,7 +89,9 @@ def classify(model: nn.Module, image: np.ndarray, vocabulary: Vocabulary) -> lis
     step = max(1, -(-max(image.shape[:2]) // LARGEST_SIDE))
     size = [model.tower.scene_side or max(1, side // step) for side in image.shape[:2]]
     vector = image_vectors(model.tower, [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)])
-    scores = class_scores(model.tower, vector, vocabulary, model.templates)[0].tolist()
+    text, _ = model.text_bank(model.tower, [vocabulary], model.templates)  # encodes each word only once
+    phrases = F.normalize(text[0].float().mean(1), dim=-1)
+    scores = class_scores(vector, phrases, vocabulary)[0].tolist()
     return sorted(zip(vocabulary.classes, scores), key=lambda row: -row[1])
 
 

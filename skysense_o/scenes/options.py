@@ -82,10 +82,10 @@ class SceneOutputs:
 
 
 def parse_bytes(text: str) -> int:
-    """Parse a size such as "2GiB", "800MB" or "1000000" into bytes.
+    """Parse a size such as "2GiB", "800MB" or "2000000000" into bytes.
 
     Raises:
-        ValueError: the text is not a size, or the size is not above 0.
+        ValueError: the text is not a size, or the size is below 1 MiB.
 
     >>> parse_bytes("2GiB"), parse_bytes("800MB")
     (2147483648, 800000000)
@@ -96,6 +96,6 @@ def parse_bytes(text: str) -> int:
         size = int(float(number) * units[text.strip().lower()[len(number) :].strip()])
     except (ValueError, KeyError, OverflowError):
         size = 0
-    if size <= 0:
-        raise ValueError(f"memory {text!r} is not a size: write it as 2GiB or 800MB")
+    if size < 2**20:  # a number without a unit usually means GiB
+        raise ValueError(f"memory {text!r} is not a size of 1 MiB or more: write it as 2GiB or 800MB")
     return size

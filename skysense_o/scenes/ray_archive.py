@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,7 @@ def segment_archive(
         weights, device: see `Predictor.from_pretrained`.
 
     Returns:
-        One row per scene: path, stem, written (paths), error (a message or "").
+        One row per scene: path, stem, written (paths), error (a message or ""), warnings (messages).
 
     Raises:
         ModuleNotFoundError, OSError, ValueError: see `Cluster.each`.
@@ -51,15 +53,30 @@ def segment_archive(
 def segment_one(
     vocabulary: Vocabulary, outputs: SceneOutputs, options: SceneOptions, predictor: Predictor, row: dict
 ) -> dict:
-    """Segment one scene: add "written" and "error" to a row with "path" and "stem", see `segment_archive`."""
+    """Segment one scene: complete a row with "path" and "stem", see `segment_archive`."""
     path, written, error = Path(row["path"]), [], ""
+    with _warnings() as warnings:  # what a worker logs is not seen where the archive was started
+        try:
+            own = replace(outputs, stem=row["stem"])
+            written, _ = run_scene(predictor, path, vocabulary, own, options, progress=False)
+        except Exception as problem:  # one bad scene does not end the archive
+            error = file_error(problem, printable(path.name))
+    return {**row, "written": [str(p) for p in written], "error": error, "warnings": warnings}
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect the warnings that are logged in this context."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())
+    logger = logging.getLogger("skysense_o")
+    logger.addHandler(handler)
     try:
-        own = replace(outputs, stem=row["stem"])
-        written, _ = run_scene(predictor, path, vocabulary, own, options, progress=False)
-    except Exception as problem:  # one bad scene does not end the archive
-        error = file_error(problem, printable(path.name))
-    return {**row, "written": [str(p) for p in written], "error": error}
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def _lost(row: dict, reason: str) -> dict:
-    return {**row, "written": [], "error": f"{printable(Path(row['path']).name)}: {reason}"}
+    return {**row, "written": [], "error": f"{printable(Path(row['path']).name)}: {reason}", "warnings": []}

@@ -88,8 +88,9 @@ def label_scene(
         predictor.model, raster.model_size, len(vocabulary), window, overlap, memory, target=raster.size
     )
     classes = classes_by_id(vocabulary, threshold)
-    predictor.warn_unfamiliar(vocabulary)
-    log_scale(raster, predictor.known_gsd, options.gsd)
+    if process == 0:
+        predictor.warn_unfamiliar(vocabulary)
+        log_scale(raster, predictor.known_gsd, options.gsd)
     settings = _settings(predictor, raster, vocabulary, options, plan, threshold, processes)
     batch = options.batch or batch_size(predictor.model.device)
     pool = thread_count(predictor.model, batch, plan, options.memory)

@@ -26,6 +26,8 @@ MEDIA_TYPES = {
     ".csv": "text/csv",
     ".png": "image/png",
 }
+CLASSES = "skysense_o:classes"
+"""The property of an item in which a result lists its classes."""
 EDGE_POINTS = 16
 """Points per edge of the footprint: a straight edge of a projected raster is curved in longitudes and latitudes."""
 TIFF_TIME = "%Y:%m:%d %H:%M:%S"
@@ -39,8 +41,8 @@ def item_image(path: Path, key: str | None = None) -> Path:
         key: key of the asset; None for the only asset that is an image and not a thumbnail or overview.
 
     Raises:
-        ValueError: the file is not a STAC item; the item has no such asset, or several images; or the asset is not a
-            local file.
+        ValueError: the file is not a STAC item; the item has the results of a scene; it has no such asset, or several
+            images; or the asset is not a local file.
         FileNotFoundError: the file does not exist.
     """
     if not path.is_file():
@@ -48,6 +50,10 @@ def item_image(path: Path, key: str | None = None) -> Path:
     item = read_json_file(path)
     if not isinstance(item, dict) or item.get("type") != "Feature" or "stac_version" not in item:
         raise ValueError(f"{path} is not a STAC item: give images, or a Feature with stac_version and assets")
+    if not key and CLASSES in (item.get("properties") or {}):
+        links = {link.get("rel"): link.get("href") for link in item.get("links") or () if isinstance(link, dict)}
+        source = links.get("derived_from") or links.get("via")
+        raise ValueError(f"{path} has the results of a scene, not its image: give {source or 'the image'} instead")
     assets = {name: asset for name, asset in (item.get("assets") or {}).items() if isinstance(asset, dict)}
     images = [name for name, asset in assets.items() if _is_image(asset)]
     data = [name for name in images if "data" in (assets[name].get("roles") or ())]
@@ -114,7 +120,7 @@ def write_item(
 
     geometry, bbox = _footprint(raster)
     time, origin = _time(raster, source_item)
-    properties = {"gsd": raster.areas.gsd, "skysense_o:classes": list(classes), "skysense_o:datetime_from": origin}
+    properties = {"gsd": raster.areas.gsd, CLASSES: list(classes), "skysense_o:datetime_from": origin}
     item = pystac.Item(path.stem, geometry, bbox, time, properties)
     for key, file in files.items():
         media = MEDIA_TYPES.get(file.suffix)

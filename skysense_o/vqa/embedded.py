@@ -5,6 +5,7 @@ Shape letters: B images, A answers, D embedding, N grid cells of the image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -25,6 +26,7 @@ from skysense_o.vqa.vqa_model import choice_loss, normalise, squared
 
 KEPT_BYTES = 4 * 2**30
 """Limit, in bytes, of the cached tower features of training images. An image takes 1 MiB with a counter, else 55 KB."""
+HOW_MANY = re.compile(r"\s*(how many|what is the number of)\b", re.IGNORECASE)
 
 
 @META_ARCH_REGISTRY.register()
@@ -142,12 +144,17 @@ class EmbeddedVQA(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """Answer one question per image; see `VQAModel.answer`."""
+        """Answer one question per image; see `VQAModel.answer`. "How many ...?" is answered by a number."""
         different = {id(image): image for image in images}  # an image with several questions is encoded once
         row = {key: i for i, key in enumerate(different)}
         cells = self.grid_features(self.encode_images(list(different.values())))
         text = self._encode(questions)
-        best = self.scores(cells[[row[id(image)] for image in images]], text).argmax(1).tolist()
+        scores = self.scores(cells[[row[id(image)] for image in images]], text)
+        numbers = torch.tensor([answer.isdecimal() for answer in self.answers], device=scores.device)
+        how_many = torch.tensor([bool(HOW_MANY.match(question)) for question in questions], device=scores.device)
+        if numbers.any():
+            scores = scores.masked_fill(how_many[:, None] & ~numbers, -torch.inf)
+        best = scores.argmax(1).tolist()
         answers = [self.answers[i] for i in best]
         counted = [i for i, answer in enumerate(answers) if answer.isdecimal()] if self.counter is not None else []
         if counted:

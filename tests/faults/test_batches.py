@@ -158,7 +158,7 @@ def test_a_ray_worker_gives_each_scene_its_own_error(tmp_path, monkeypatch):
         one(rows[1])
     monkeypatch.delenv("SKYSENSE_O_TRACEBACK")
     done = [one(row) for row in rows]
-    assert done[0] == {**rows[0], "written": [str(tmp_path / "a_labels.tif")], "error": ""}
+    assert done[0] == {**rows[0], "written": [str(tmp_path / "a_labels.tif")], "error": "", "warnings": []}
     assert [row["written"] for row in done[1:]] == [[], [], []]
     assert done[1]["error"].startswith("b.tif: unexpected ZeroDivisionError: of a library")
     assert done[2]["error"] == f"{tmp_path}/c.tif is not a raster"

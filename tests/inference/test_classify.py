@@ -11,8 +11,9 @@ def test_the_best_phrase_of_a_class_counts(small_model):
     vocabulary = Vocabulary.parse("river|stream,sea|lake|open water")
     with torch.no_grad():
         images = class_vectors(tower, ["stream", "open water", "river"], templates)
-        scores = class_scores(tower, images, vocabulary, templates)
-        cosines = images @ phrase_vectors(tower, vocabulary, templates).T
+        phrases = phrase_vectors(tower, vocabulary, templates)
+        scores = class_scores(images, phrases, vocabulary)
+        cosines = images @ phrases.T
     assert scores.shape == (3, 2)
     assert torch.equal(scores, torch.stack([cosines[:, :2].amax(1), cosines[:, 2:].amax(1)], 1))
     torch.testing.assert_close(scores.amax(1), torch.ones(3))

@@ -129,7 +129,12 @@ def test_wrong_arguments_get_one_line_code_2_and_no_output(call, image, tmp_path
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(call, image, tmp_path, monkeypatch):
     monkeypatch.setattr("skysense_o.cli.segment._load_predictor", lambda args: pytest.fail("too late"))
-    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # as root, every folder can be written
+
+    def refuse(dir):
+        assert dir == tmp_path, "the nearest folder that exists is tried"
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # as root, every folder of a usual disk can be written
     code, _, err = call(DEMO, "--input", image, "--classes", "road", "--output", tmp_path / "new/out")
     assert code == 2
     assert "new/out' cannot be written: give another --output" in err
@@ -167,6 +172,9 @@ def test_an_unknown_data_set_is_an_error(call, image, tmp_path):
     assert code == 2
     assert "no class table 'mars' in datasets/classes; there are: " in err
     assert ", dubai, " in err
+    code, _, err = call(DEMO, "--input", image, "--dataset", "lovda", "--output", tmp_path / "out")
+    assert code == 2
+    assert "no class table 'lovda' in datasets/classes; did you mean 'loveda'?" in err
 
 
 def test_an_output_that_is_a_file_is_an_error(call, image, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -79,6 +80,19 @@ def test_without_a_network_one_line_says_so(cache):
     with pytest.raises(FileNotFoundError, match="org/other is not in the local cache and could not be downloaded") as e:
         Predictor.from_pretrained("org/other", cache_dir=cache, local_files_only=True)
     assert "\n" not in str(e.value)
+
+
+def test_retries_of_a_download_are_not_told(cache, monkeypatch, capfd, caplog):
+    def download(*args, **options):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1 s")
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    level = logging.getLogger("huggingface_hub").level
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(no network\)"):
+        Predictor.from_pretrained("hf://org/other/a.safetensors")
+    assert "Retrying" not in "".join((*capfd.readouterr(), caplog.text))
+    assert logging.getLogger("huggingface_hub").level == level
 
 
 def test_a_folder_without_weights(predictor, tmp_path):

@@ -529,7 +529,7 @@ def test_a_mistake_is_a_message_only_and_everything_stays(visit, town, tmp_path)
 def test_words_that_the_model_does_not_know_are_marked_while_they_are_typed(visit):
     page = visit()
     page.locator("#words").fill("road, solar panel")
-    page.get_by_text('"solar panel" is far from every training word').wait_for()
+    page.get_by_text('"solar panel" is far from every English word of the training').wait_for()
     assert page.locator("#words-marks mark").all_inner_texts() == ["solar panel"]
     page.locator("#words").fill("road, tree")
     page.get_by_text("Commas between classes").wait_for()
@@ -543,7 +543,7 @@ def test_a_class_that_the_model_does_not_know_has_a_mark_in_the_results(visit):
     page.get_by_role("button", name="Segment", exact=True).click()
     mark = page.locator("#chips .doubt")
     mark.wait_for()
-    assert "far from every training word" in mark.get_attribute("title")
+    assert "far from every English word" in mark.get_attribute("title")
     assert page.locator("#chips button", has=page.locator(".doubt")).get_attribute("data-name") == "solar panel"
 
 

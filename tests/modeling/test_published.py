@@ -16,7 +16,8 @@ from open_clip.transformer import TextTransformer
 from PIL import Image
 from safetensors.torch import load_file
 
-from skysense_o.checkpoint import WeightsError, load_state, load_weights
+from skysense_o import Predictor
+from skysense_o.checkpoint import WeightsError, config_of, find_weights, load_state, load_weights
 from skysense_o.config import default_config
 from skysense_o.meta_arch import SkySenseO
 from skysense_o.modeling import Features, Queries
@@ -433,6 +434,17 @@ def test_one_part_for_inference_in_half_precision(call, published_file, part):
     prefix = {"image": "tower.vi", "text": ("tower.text.", "tower.logit_scale"), "decoder": "sem_seg_head."}[part]
     assert state
     assert all(name.startswith(prefix) and t.dtype == torch.bfloat16 for name, t in state.items())
+
+
+def test_the_config_in_the_source_is_kept(call, tmp_path):
+    """Regression: weights of `mini` were given the config of the published model, which they do not fit."""
+    words = (find_weights("mini"), tmp_path / "half.safetensors", "--dtype", "bf16")
+    assert call(CONVERT, *words)[0] == 0
+    assert config_of(tmp_path / "half.safetensors") == config_of(find_weights("mini"))
+    assert Predictor.from_pretrained(tmp_path / "half.safetensors", "cpu").known_gsd == (0.1, 1.0)
+    code, _, err = call(CONVERT, find_weights("mini"), tmp_path / "mini.pth")
+    assert code == 2
+    assert "is not the published model, whose parameter names a .pth has: write .safetensors" in err
 
 
 def test_an_unknown_target_is_refused(call, published_file):

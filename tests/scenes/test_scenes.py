@@ -468,7 +468,7 @@ def test_the_demo_runs_a_scene_with_all_options(call, tmp_path):
     [
         ({"--bands": "5,1,2"}, "it has bands 1 to 3"),
         ({"--bands": "red"}, "--bands 'red' are not numbers"),
-        ({"--memory": "much"}, "memory 'much' is not a size: write it as 2GiB"),
+        ({"--memory": "much"}, "memory 'much' is not a size of 1 MiB or more: write it as 2GiB"),
         ({"--gsd": "-1"}, "--gsd -1.0 is out of range"),
         ({"--aoi": "nowhere.geojson"}, "no area of interest at 'nowhere.geojson'"),
         ({"--window": "100"}, "a window of 100 pixels does not fit the model"),
@@ -501,14 +501,16 @@ def test_two_ray_workers_segment_an_archive(call, tmp_path):
     for name in ("a", "b", "c"):
         write_scene(tmp_path / f"{name}.tif", fields(60, 80))
     (tmp_path / "d.tif").write_text("no raster")
-    words = ("--classes", "water,land", "--output", tmp_path / "out", "--workers", "2", "--cpus", "0.5")
-    code, text, _ = call("tools/segment_archive.py", "--input", tmp_path / "*.tif", *words)
+    classes = "water,land,Kiesgrube"
+    words = ("--classes", classes, "--output", tmp_path / "out", "--workers", "2", "--cpus", "0.5")
+    code, text, err = call("tools/segment_archive.py", "--input", tmp_path / "*.tif", *words)
     assert code == 1
+    assert err.count('WARNING: "Kiesgrube" is far from every English word of the training') == 1
     assert "error: " in text
     assert "d.tif is not a raster that can be read" in text
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written == {f"{name}{end}" for name in "abc" for end in ("_labels.tif", "_areas.csv")}
-    assert call("demo/demo.py", "--input", tmp_path / "a.tif", "--classes", "water,land", "--output", tmp_path / "one",
+    assert call("demo/demo.py", "--input", tmp_path / "a.tif", "--classes", classes, "--output", tmp_path / "one",
                 "--save", "geotiff")[0] == 0  # fmt: skip
     assert (tmp_path / "one/a_labels.tif").read_bytes() == (tmp_path / "out/a_labels.tif").read_bytes()
 

@@ -104,6 +104,9 @@ def test_the_results_are_an_item(item, tmp_path, monkeypatch):
     )
     assert 0 < east - west < 0.01
     assert 0 < north - south < 0.01
+    with pytest.raises(ValueError, match=r"s_item.json has the results of a scene, not its image: give \.\./.*instead"):
+        item_image(written[-1])
+    assert item_image(written[-1], "labels").name == "s_labels.tif", "a named asset is taken as it is"
 
 
 def test_a_scene_at_the_antimeridian(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,6 +45,16 @@ def test_models_of_others_with_random_weights(call, tmp_path, monkeypatch, confi
     assert rows[0]["image"]["gflop"] == rows[1]["image"]["gflop"] > 0
     assert rows[0]["text"]["gflop"] > 0
     assert rows[1]["decoder"]["gflop"] > 2 * rows[0]["decoder"]["gflop"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("model", "--names", "1", "--size", "64", "--repeats", "1"), ("load",)])
+def test_benchmarks_of_models_run_in_a_process_of_their_own(tmp_path, words):
+    """Other tests import all models, which a benchmark must do itself."""
+    (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
+    command = [sys.executable, "tools/benchmark.py", *words, "--config-file", tmp_path / "small.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_loading_a_random_checkpoint(call, tmp_path):

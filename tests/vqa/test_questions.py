@@ -98,6 +98,8 @@ def test_it_learns_to_use_the_image(questions, tmp_path):
     large = torch.tensor((40, 60, 200), dtype=torch.uint8).view(3, 1, 1).expand(3, 200, 300)
     asked = [large, large], ["How many boats in the image?", "Does this image contain trees?"]
     assert again.answer(*asked) == model.answer(*asked) == ["2", "no"]
+    strange = ["How many ...?", "how many trees does this image contain"]
+    assert all(answer.isdecimal() for answer in again.answer([large, large], strange))
 
 
 def test_in_training_a_question_is_encoded_by_itself(questions):

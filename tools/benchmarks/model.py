@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from skysense_o import geometry
+from skysense_o import geometry, meta_arch  # noqa: F401  (fills the registry)
 from skysense_o.checkpoint import LARGE, build_with_weights, config_of, find_weights, load_state
 from skysense_o.device import choose_device, has_bf16
 from skysense_o.modeling import Queries
