@@ -66,6 +66,8 @@ def find_weights(name: str | Path, **download: Any) -> Path:
         )
     if path.suffix not in (*SUFFIXES, ".pkl") and not is_model_folder:
         raise WeightsError(f"{path} ends in {path.suffix!r}: weights are read from {', '.join(SUFFIXES)}")
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise WeightsError(f"{name}: a SHA-256 has 64 hexadecimal digits, and {sha256!r} is none")
     if sha256 and weights_hash(path) != sha256.lower():
         raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {sha256}: download the right file")
     return path

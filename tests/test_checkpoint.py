@@ -113,8 +113,11 @@ def test_weights_from_the_hubs_cache(hub):
 
 
 def test_another_hash_is_refused(hub):
-    with pytest.raises(WeightsError, match=r"has sha256 \w{64}, not 00ff: download the right file"):
-        find_weights("hf://someone/weights/sub/w.safetensors#sha256=00ff")
+    address = "hf://someone/weights/sub/w.safetensors"
+    with pytest.raises(WeightsError, match=r"has sha256 \w{64}, not 0{64}: download the right file"):
+        find_weights(f"{address}#sha256={'0' * 64}")
+    with pytest.raises(WeightsError, match="a SHA-256 has 64 hexadecimal digits, and 'HASH' is none"):
+        find_weights(f"{address}#sha256=HASH")
 
 
 def test_a_file_that_is_not_on_the_hub_gives_a_hint(hub):

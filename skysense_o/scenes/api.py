@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,10 @@ def _result(
     **outputs: float,
 ) -> Iterator[tuple[Path, list[dict]]]:
     """Segment a scene; returns the path of the single file that is written, and one row per class."""
+    known = [field.name for field in fields(SceneOptions)]
+    wrong = [name for name in options if name not in known]
+    if wrong:
+        raise TypeError(f"unknown option {wrong[0]!r}: choose among {', '.join(known)}")
     run_scene = scene_tools().run_scene
     from skysense_o.inference.predictor import Predictor
     from skysense_o.vocabulary import as_vocabulary

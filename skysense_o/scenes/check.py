@@ -30,7 +30,7 @@ def check_formats(formats: Sequence[str], raster: Raster) -> None:
     for name, title in (("geojson", "GeoJSON"), ("stac", "STAC")):
         if name in formats and not raster.areas.known:
             raise ValueError(
-                f"{raster.name}: {GROUND_UNKNOWN}, and {title} needs longitudes: save gpkg or coco instead"
+                f"{raster.name}: {GROUND_UNKNOWN}, and {title} needs longitudes: leave it out, or save gpkg or coco"
             )
     if "stac" in formats:
         check_stac()

@@ -11,7 +11,9 @@ DISTORTION = 0.01
 """Areas are measured in the plane of a projection if they differ from those on the ellipsoid by at most this share."""
 LATTICE = 33
 """The area is computed at LATTICE x LATTICE points of a scene, and interpolated between them."""
-GROUND_UNKNOWN = "its location on the ground is unknown (this needs a geographic or projected CRS, and a transform)"
+GROUND_UNKNOWN = (
+    "its location on the ground is unknown (this needs a CRS and a transform: gdal_translate -a_srs -a_ullr)"
+)
 
 
 def ground_known(crs, transform: Affine, size: tuple[int, int]) -> bool:

@@ -43,5 +43,5 @@ def test_a_scene_as_a_label_map(tmp_path):
 def test_wrong_calls(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.tif"):
         skysense_o.segment_scene("nowhere.tif", "water", weights=colour_predictor())
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match="unknown option .colour.: choose among bands, gsd"):
         skysense_o.segment_scene("nowhere.tif", "water", weights=colour_predictor(), colour="red")
