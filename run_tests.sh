@@ -29,14 +29,13 @@ fi
 # Each folder of tests runs in its own process. When one process ran all tests, it ended with a SIGSEGV after 2,000 tests, while it waited
 # for a child process (gdb shows wait4 and no invalid memory access). Probably the signal handler of one library used a signal stack that
 # another library had removed.
-run_part() { # a folder or a list of files; the output is printed as a whole when its tests have ended
-    local code=0 log
-    log=$(mktemp)
+run_part() { # a folder or a list of files; where others run beside it, its output is printed as a whole at the end
+    local code=0 log=/dev/stdout
+    [ $lanes = 1 ] || log=$(mktemp)
     echo "== ${1%% *}" >&2
     # shellcheck disable=SC2086  (the last part is a list of files; $coverage is a list of options)
     "$python" -m pytest -m "$marks" $coverage $1 >"$log" 2>&1 || code=$?
-    flock "$here/run_tests.sh" cat "$log"
-    rm "$log"
+    [ $lanes = 1 ] || { cat "$log" && rm "$log"; }
     [ $code = 5 ] || return $code # pytest ends with 5 if a folder has no tests
 }
 status=0 running=0
