@@ -114,7 +114,7 @@ def _check_values(args: Namespace) -> list[str]:
     if min(args.min_area, args.simplify) < 0:
         raise ValueError("--min-area and --simplify are out of range: 0 or more")
     if args.task == "ask" and not all(question.strip() for question in args.question or [""]):
-        raise ValueError('--task ask needs --question "..."')
+        raise ValueError('no question: give --question "..."')
     scene_options(args)
     return formats
 

@@ -98,6 +98,8 @@ def _each(request: Request, work: Callable[[Path, str], None]) -> int:
                     break
     if failed:
         print("\n".join(failed), file=sys.stderr)
+        if len(jobs) > 1:
+            print(f"{len(failed)} of {len(jobs)} images failed", file=sys.stderr)
     return code if failed else 0
 
 

@@ -205,7 +205,7 @@ def find_images(patterns: list[str]) -> list[Path]:
         else:
             paths.append(path)
     if not paths:
-        raise FileNotFoundError(f"--input {' '.join(patterns)!r} matches no image ({', '.join(SUFFIXES)})")
+        raise FileNotFoundError(f"{' '.join(patterns)!r} matches no image ({', '.join(SUFFIXES)})")
     return list(dict.fromkeys(paths))
 
 

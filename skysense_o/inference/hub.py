@@ -67,7 +67,7 @@ class HubModel(ModelHubMixin, library_name=HUB_LIBRARY, pipeline_tag="image-segm
         """The model card beside the weights file, else a card made from the config."""
         own = self.path.with_suffix(".md") if self.path is not None else None
         if own is not None and own.is_file():
-            text = re.sub(r"^# .*\n+", "", own.read_text(encoding="utf-8"))
+            text = re.sub(r"^# .*\n+", "", own.read_text(encoding="utf-8")).replace(self.path.name, HUB_WEIGHTS)
             body = re.sub(r"\[([^\]]+)\]\((?!http)[^)]*\)", r"\1", text)  # links into the repository lead nowhere here
         else:
             body = _facts(yaml.safe_load(self.config)["MODEL"])

@@ -51,7 +51,7 @@ def test_ask_answers_each_question(call, questions, tmp_path):
     assert json.loads((tmp_path / "out/test0_ask.json").read_text())["weights"] == "mini_vqa"
     code, _, err = call(DEMO, *words)
     assert code == 2
-    assert '--task ask needs --question "..."' in err
+    assert 'no question: give --question "..."' in err
 
 
 def test_no_classes_are_an_error(call, dubai, tmp_path):
@@ -66,6 +66,7 @@ def test_one_bad_image_does_not_end_a_task(call, dubai, tmp_path):
     code, _, err = call(DEMO, *images, "--task", "classify", "--classes", "river,road", "--output", tmp_path / "out")
     assert code == 1
     assert "bad.png" in err
+    assert err.endswith("1 of 2 images failed\n")
     assert (tmp_path / "out/tile5_001_classify.json").is_file()
 
 

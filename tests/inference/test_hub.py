@@ -68,6 +68,7 @@ def test_shipped_weights_keep_their_card_and_their_size(mini, tmp_path):
     card = (tmp_path / "mini/README.md").read_text()
     assert "Trained on" in card
     assert "](../" not in card
+    assert "mini.safetensors" not in card, "the file has another name here"
 
 
 def test_a_repository_in_the_cache(predictor, cache):
