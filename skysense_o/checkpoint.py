@@ -60,7 +60,7 @@ class Report:
         for title in ("missing", "unexpected", "misshaped", "new", "passed_over"):
             names = getattr(self, title)
             if names:
-                shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
+                shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                 lines.append(f"{len(names)} {title.replace('_', ' ')}: {shown}")
         return "; ".join(lines)
 
