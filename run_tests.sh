@@ -19,7 +19,12 @@ if [ "${1:-}" = --all ]; then
     shift
     marks=""
     coverage=""
-    lanes=2 # processes that run tests at the same time; coverage data cannot be written by two
+    # Processes that run tests at the same time. Two cannot write coverage data, and `wait -n` needs bash 4.3.
+    if [ "${BASH_VERSINFO[0]}" -ge 5 ]; then
+        lanes=2
+        set -m # each process has a group of its own, and may be interrupted by Ctrl+C, as tests of the command line need
+        trap 'for job in $(jobs -p); do kill -- -"$job" 2>/dev/null || true; done; exit 130' INT TERM
+    fi
     "$python" -m ruff check .
     "$python" -m ruff format --check .
 fi
@@ -29,26 +34,35 @@ fi
 # Each folder of tests runs in its own process. When one process ran all tests, it ended with a SIGSEGV after 2,000 tests, while it waited
 # for a child process (gdb shows wait4 and no invalid memory access). Probably the signal handler of one library used a signal stack that
 # another library had removed.
-run_part() { # a folder or a list of files; where others run beside it, its output is printed as a whole at the end
-    local code=0 log=/dev/stdout
-    [ $lanes = 1 ] || log=$(mktemp)
+run_part() { # a folder or a list of files
+    local code=0
     echo "== ${1%% *}" >&2
     # shellcheck disable=SC2086  (the last part is a list of files; $coverage is a list of options)
-    "$python" -m pytest -m "$marks" $coverage $1 >"$log" 2>&1 || code=$?
-    [ $lanes = 1 ] || { cat "$log" && rm "$log"; }
+    "$python" -m pytest -m "$marks" $coverage $1 || code=$?
     [ $code = 5 ] || return $code # pytest ends with 5 if a folder has no tests
+}
+run_beside() { # as run_part; the output is printed as a whole when the tests have ended
+    local code=0 log
+    log=$(mktemp)
+    run_part "$1" >"$log" || code=$?
+    cat "$log"
+    rm "$log"
+    return $code
 }
 status=0 running=0
 rm -f .coverage
-set -m # each process may be interrupted by Ctrl+C, as tests of the command line need
-trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
-for part in tests/*/ "$(echo tests/test_*.py)"; do
-    case $part in *__pycache__*) continue ;; esac
+# The tests of training take longest, so they come first.
+for part in tests/training/ tests/*/ "$(echo tests/test_*.py)"; do
+    case $part in *__pycache__*) continue ;; tests/training/) [ -n "${trained:-}" ] && continue || trained=1 ;; esac
+    if [ $lanes = 1 ]; then
+        run_part "$part" || status=$?
+        continue
+    fi
     if [ $running = $lanes ]; then
         wait -n || status=$?
         running=$((running - 1))
     fi
-    run_part "$part" &
+    run_beside "$part" &
     running=$((running + 1))
 done
 while [ $running -gt 0 ]; do

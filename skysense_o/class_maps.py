@@ -71,7 +71,7 @@ class ClassMaps:
         self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode, correct: Correct
     ) -> Tensor:
         """The mask logits of a prompt. Each click is a correction, except for those of recent prompts. A box without
-        clicks is not corrected: that did not make its mask better (docs/experiments.md, 2026-12-01).
+        clicks is not corrected: that made its mask better by less than 0.01 (docs/experiments.md, 2026-12-01).
 
         Args:
             clicks: x, y in pixels of the image, and 1 for foreground or 0 for background. If there is no box, at least

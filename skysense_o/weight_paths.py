@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -49,6 +50,8 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     'mini.safetensors'
     """
     name, _, sha256 = str(name).partition("#sha256=")
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise WeightsError(f"{name}: #sha256={sha256} does not have 64 hexadecimal digits: give the whole SHA-256")
     path = _from_hub(name, download) if name.startswith("hf://") else Path(os.path.expanduser(name))
     if HUB_NAME.fullmatch(name) and not path.exists() and path.suffix not in SUFFIXES:
         path = _from_hub(f"hf://{name}", download)
@@ -66,8 +69,6 @@ def find_weights(name: str | Path, **download: Any) -> Path:
         )
     if path.suffix not in (*SUFFIXES, ".pkl") and not is_model_folder:
         raise WeightsError(f"{path} ends in {path.suffix!r}: weights are read from {', '.join(SUFFIXES)}")
-    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise WeightsError(f"{name}: a SHA-256 has 64 hexadecimal digits, and {sha256!r} is none")
     if sha256 and weights_hash(path) != sha256.lower():
         raise WeightsError(f"{path} has sha256 {weights_hash(path)}, not {sha256}: download the right file")
     return path
@@ -87,15 +88,15 @@ def _is_ours(config: Path) -> bool:
 
 def _from_hub(address: str, download: dict[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.utils import logging as hub_logging
 
     match = HUB.fullmatch(address)
     if match is None:
         raise WeightsError(
             f"{address!r} is not the address of a file: write hf://org/repo/file, as in hf://a/b/model.pth"
         )
-    logger, level = hub_logging.get_logger("huggingface_hub"), hub_logging.get_verbosity()
-    logger.setLevel(hub_logging.ERROR)  # each of five retries would be told twice; the error below says what counts
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    quiet = lambda record: record.levelno > logging.WARNING  # noqa: E731
+    logger.addFilter(quiet)  # each of five retries would be reported twice; the error below says what counts
     try:
         if match["file"] is None:
             return Path(snapshot_download(match["repo"], allow_patterns=FOLDER_FILES, **download))
@@ -107,7 +108,7 @@ def _from_hub(address: str, download: dict[str, Any]) -> Path:
             " (some repositories ask you to accept their licence first) and the network, or give a local file or folder"
         ) from error
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(quiet)
 
 
 def weights_hash(path: Path) -> str:

@@ -174,7 +174,7 @@ def one_thread():
 
 
 @pytest.mark.slow
-def test_scenes_on_a_cluster_equal_those_of_one_process(cluster, killer, call, tmp_path):
+def test_scenes_on_a_cluster_equal_those_of_one_process(cluster, killer, call, tmp_path, one_thread):
     for number in range(5):
         write_scene(tmp_path / f"{number}.tif", fields(200, 260, number))
     words = ("--input", tmp_path / "*.tif", "--classes", "water,land", "--save", "geotiff,areas")

@@ -95,6 +95,8 @@ def run() -> None:
     if args.inference:
         state = {name: tensor for name, tensor in state.items() if not NOT_NEEDED.search(name)}
     state = {name: tensor for name, tensor in state.items() if name.startswith(PARTS[args.part])}
+    if not state:
+        raise ValueError(f"{source} has no part {args.part!r} of the published model: choose another part, or whole")
     dtype = DTYPES[args.dtype]
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}

@@ -119,7 +119,7 @@ def _model(p: ArgumentParser, weights: str) -> None:
 
 def add_backend(p: ArgumentParser) -> None:
     """Add the option --backend, which selects the runtime of the image encoder of `mini`."""
-    text = "runtime for the image encoder of mini on a CPU; auto: the fastest that is installed (default: torch)"
+    text = "runtime for the image encoder of mini on a CPU; auto: onnx, or openvino for bf16 with AMX (default: torch)"
     p.add_argument("--backend", default="torch", choices=("torch", "onnx", "openvino", "auto"), help=text)
 
 

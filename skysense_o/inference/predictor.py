@@ -153,14 +153,15 @@ class Predictor(HubModel):
         return threshold
 
     @torch.inference_mode()
-    def unfamiliar(self, vocabulary: Vocabulary) -> list[str]:
-        """Sentences about requested classes that the weights were not trained on; see `TrainingWords.unfamiliar`."""
+    def unfamiliar(self, vocabulary: Vocabulary) -> dict[str, str]:
+        """Requested class -> a sentence, if the weights were not trained on it; see `TrainingWords.unfamiliar`."""
         words: TrainingWords | None = getattr(self.model, "training_words", None)  # SAM 3 has none
-        return describe_unfamiliar(words.unfamiliar(vocabulary)) if words else []
+        found = words.unfamiliar(vocabulary) if words else {}
+        return dict(zip(found, describe_unfamiliar(found)))
 
     def warn_unfamiliar(self, vocabulary: Vocabulary) -> None:
         """Log the sentences of `unfamiliar`, each once."""
-        for sentence in self.unfamiliar(vocabulary):
+        for sentence in self.unfamiliar(vocabulary).values():
             if sentence not in self._warned:
                 self._warned.add(sentence)
                 logger.warning("%s", sentence)

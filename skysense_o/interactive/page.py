@@ -113,7 +113,7 @@ class Page:
         """Word -> a warning, for each word that the model was not trained on."""
         told = {}
         for word in dict.fromkeys(words):
-            for sentence in self.predictor.unfamiliar(Vocabulary.of([word])):
+            for sentence in self.predictor.unfamiliar(Vocabulary.of([word])).values():
                 told[word] = sentence
         return told
 

@@ -44,9 +44,15 @@ def words_and_colors(text: str | None) -> tuple[list[str], dict[str, Color]]:
 
 
 def class_rows(session: Session) -> list[dict]:
-    """One row per class as JSON: id, name, color as #rrggbb, share, pixels, area_m2 or None."""
+    """One row per class as JSON: id, name, color as #rrggbb, share, pixels, area_m2 or None.
+
+    A class outside of the training also has "doubt", a sentence.
+    """
     rows = [dict(row) for row in session.rows()]
+    doubts = session.predictor.unfamiliar(session.found.vocabulary)
     for row in rows:
+        if row["name"] in doubts:
+            row["doubt"] = doubts[row["name"]]
         none = session.found.has_none and not row["id"]
         color = NONE_COLOR if none or row["color"] is None else row["color"]
         row["color"] = "#{:02x}{:02x}{:02x}".format(*color)

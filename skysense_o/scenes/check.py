@@ -30,7 +30,7 @@ def check_formats(formats: Sequence[str], raster: Raster) -> None:
     for name, title in (("geojson", "GeoJSON"), ("stac", "STAC")):
         if name in formats and not raster.areas.known:
             raise ValueError(
-                f"{raster.name}: {GROUND_UNKNOWN}, and {title} needs longitudes: leave it out, or save gpkg or coco"
+                f"{raster.name}: {GROUND_UNKNOWN}, and {title} needs longitudes: leave {name} out, or save gpkg or coco"
             )
     if "stac" in formats:
         check_stac()
@@ -64,7 +64,9 @@ def log_scale(raster: Raster, trained: Sequence[float], gsd: float | None) -> No
         known = f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}"
         # Resampling cannot add the detail that coarse images lack.
         advice = f", or try --gsd {least:g}" if model_gsd < least else ""
-        logger.warning("the weights were trained at %s m per pixel: expect poor results here%s", known, advice)
+        logger.warning(
+            "%s: the weights were trained at %s m per pixel: expect poor results%s", raster.path.name, known, advice
+        )
 
 
 def check_free_space(folder: Path, size: tuple[int, int], ids: int) -> None:

@@ -53,6 +53,8 @@ def item_image(path: Path, key: str | None = None) -> Path:
     if not key and CLASSES in (item.get("properties") or {}):
         links = {link.get("rel"): link.get("href") for link in item.get("links") or () if isinstance(link, dict)}
         source = links.get("derived_from") or links.get("via")
+        if source and not urlparse(source).scheme:
+            source = os.path.normpath(path.parent / source)
         raise ValueError(f"{path} has the results of a scene, not its image: give {source or 'the image'} instead")
     assets = {name: asset for name, asset in (item.get("assets") or {}).items() if isinstance(asset, dict)}
     images = [name for name, asset in assets.items() if _is_image(asset)]

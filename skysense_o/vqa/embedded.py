@@ -144,13 +144,13 @@ class EmbeddedVQA(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """Answer one question per image; see `VQAModel.answer`. "How many ...?" is answered by a number."""
+        """Answer one question per image; see `VQAModel.answer`. "How many ...?" gets an answer with a number."""
         different = {id(image): image for image in images}  # an image with several questions is encoded once
         row = {key: i for i, key in enumerate(different)}
         cells = self.grid_features(self.encode_images(list(different.values())))
         text = self._encode(questions)
         scores = self.scores(cells[[row[id(image)] for image in images]], text)
-        numbers = torch.tensor([answer.isdecimal() for answer in self.answers], device=scores.device)
+        numbers = torch.tensor([bool(re.search(r"\d", answer)) for answer in self.answers], device=scores.device)
         how_many = torch.tensor([bool(HOW_MANY.match(question)) for question in questions], device=scores.device)
         if numbers.any():
             scores = scores.masked_fill(how_many[:, None] & ~numbers, -torch.inf)

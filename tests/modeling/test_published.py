@@ -445,6 +445,9 @@ def test_the_config_in_the_source_is_kept(call, tmp_path):
     code, _, err = call(CONVERT, find_weights("mini"), tmp_path / "mini.pth")
     assert code == 2
     assert "is not the published model, whose parameter names a .pth has: write .safetensors" in err
+    code, _, err = call(CONVERT, find_weights("mini"), tmp_path / "image.safetensors", "--part", "image")
+    assert code == 2
+    assert "mini.safetensors has no part 'image' of the published model: choose another part, or whole" in err
 
 
 def test_an_unknown_target_is_refused(call, published_file):

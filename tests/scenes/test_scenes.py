@@ -195,10 +195,10 @@ def test_the_scale_is_logged_with_a_warning_if_it_is_far_from_training(tmp_path,
         assert "trained at" not in caplog.text, "there must be no warning if the weights do not state their scale"
         predictor.known_gsd = (0.5, 0.5)
         make(path, tmp_path / "out", predictor=predictor)
-        assert "the weights were trained at 0.5 m per pixel: expect poor results here\n" in caplog.text
+        assert "s.tif: the weights were trained at 0.5 m per pixel: expect poor results\n" in caplog.text
         predictor.known_gsd = (20, 30)
         make(path, tmp_path / "out", predictor=predictor)
-        assert "20 to 30 m per pixel: expect poor results here, or try --gsd 20" in caplog.text
+        assert "20 to 30 m per pixel: expect poor results, or try --gsd 20" in caplog.text
         predictor.known_gsd = (0.5, 0.5)
         caplog.clear()
         make(path, tmp_path / "out", predictor=predictor, gsd=0.6)

@@ -30,7 +30,7 @@ const viewer = new Viewer($("#map"), {
   moved: () => { if ($("#map").matches(".keys #map:focus-visible")) { placeCross(); tell(...viewer.center()); } },
 }, insets);
 
-const words = new WordsField($("#words"), $("#words-marks"), $("#words-hint"), () => segment(), () => drawChips());
+const words = new WordsField($("#words"), $("#words-marks"), $("#words-hint"), () => segment());
 
 // Requests
 
@@ -180,7 +180,7 @@ function drawChips() {
       masksChanged();
     },
     focus: name => { viewer.focus = name && !viewer.hidden.has(name) ? name : null; viewer.paintClasses(); },
-  }, words.told);
+  });
 }
 
 function hide(name, hidden) {

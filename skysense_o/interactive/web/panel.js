@@ -23,8 +23,8 @@ export function area(metres) {
 
 export function size(pixels, metres) { return metres == null ? `${number(pixels)} pixels` : `${area(metres)}, ${number(pixels)} pixels`; }
 
-// Legend and visibility in one: a button per class. told: word -> why its mask may be wrong.
-export function drawChips(rows, hidden, on, told = {}) {
+// Legend and visibility in one: a button per class. A class outside of the training has a mark with the reason.
+export function drawChips(rows, hidden, on) {
   const list = $("#chips");
   if (!rows) { list.replaceChildren(); return; }
   const chips = rows.map(row => {
@@ -37,7 +37,7 @@ export function drawChips(rows, hidden, on, told = {}) {
       onmouseenter: () => on.focus(row.name), onmouseleave: () => on.focus(null),
       onfocus: event => event.target.matches(":focus-visible") && on.focus(row.name), onblur: () => on.focus(null),
     }, swatch, element("span", { className: "name" }, row.name), element("small", {}, details),
-      told[row.name] ? element("span", { className: "doubt", title: told[row.name], aria: { role: "img", label: told[row.name] } }, "?") : null);
+      row.doubt ? element("span", { className: "doubt", title: row.doubt, aria: { role: "img", label: row.doubt } }, "?") : null);
     return element("li", {}, chip);
   });
   const shown = rows.filter(row => !hidden.has(row.name)).length;

@@ -4,9 +4,8 @@ import { post } from "./api.js";
 const PAUSE = 350;
 
 export class WordsField {
-  // learned() is called when the server has said which words of the field are not from the training.
-  constructor(field, marks, hint, submit, learned) {
-    Object.assign(this, { field, marks, hint, learned, told: {}, timer: 0, advice: [] });
+  constructor(field, marks, hint, submit) {
+    Object.assign(this, { field, marks, hint, told: {}, timer: 0, advice: [] });
     field.addEventListener("input", () => this.changed());
     field.addEventListener("keydown", event => {
       if (event.key === "Enter") { event.preventDefault(); submit(); }
@@ -42,7 +41,6 @@ export class WordsField {
       if (text !== this.value) return;
       this.told = told;
       this.draw();
-      this.learned();
     } catch { /* a hint is not worth a message */ }
   }
 
