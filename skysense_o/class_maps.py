@@ -130,7 +130,8 @@ class ClassMaps:
         """Correct a mask in a window around it, its box and the last click; a large window has larger cells.
 
         A foreground click only adds to the mask and a background click only removes from it, except for the first click
-        without a box. A foreground click outside of the box tells that more is meant, so the box counts no more.
+        without a box. A foreground click outside of the box tells that more is meant, so the box counts no more. All of
+        this holds to the cell: the mask of a box without clicks has the edges of pixels, and is now rounded to cells.
         """
         within = [box[0] <= x < box[2] and box[1] <= y < box[3] for x, y, label in clicks if label] if box else []
         closed = box if all(within) else ()

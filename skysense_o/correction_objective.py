@@ -34,7 +34,8 @@ DROPPED = 0.15
 class CorrectionObjective:
     """Dice and BCE of corrected masks. Before each further round every mask gets one more click, in its largest error.
 
-    Cells under clicks and outside of boxes are not set as in `ClassMaps`, so the network itself learns to follow them.
+    Unlike in `ClassMaps`, cells under clicks and outside of boxes are not set, a click may add and remove, and a box
+    counts although a click lies outside of it. So the network itself learns to follow clicks and boxes.
     """
 
     def __init__(self, weight: float, rounds: int) -> None:

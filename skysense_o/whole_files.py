@@ -60,11 +60,11 @@ def check_writable(folder: Path) -> None:
         PermissionError: the folder, or the nearest folder above it that exists, cannot be written.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    try:
-        tempfile.TemporaryFile(
-            dir=there
-        ).close()  # os.access permits everything to root, even where nothing can be written
+    try:  # os.access permits everything to root, even where nothing can be written
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EMFILE):
+            raise
         raise PermissionError(f"the folder {str(folder)!r} cannot be written: give another --output") from error
 
 

@@ -119,7 +119,7 @@ def _result(
     **outputs: float,
 ) -> Iterator[tuple[Path, list[dict]]]:
     """Segment a scene; returns the path of the single file that is written, and one row per class."""
-    known = [field.name for field in fields(SceneOptions)]
+    known = [*(field.name for field in fields(SceneOptions)), *outputs]
     wrong = [name for name in options if name not in known]
     if wrong:
         raise TypeError(f"unknown option {wrong[0]!r}: choose among {', '.join(known)}")

@@ -355,6 +355,7 @@ def test_pixels_without_data_are_in_no_mask(mini):
     ):
         mask, _ = image.prompt(**prompt)
         assert not (mask & ~valid).any()
+        assert mask.any(), "other pixels are"
 
 
 @pytest.mark.parametrize("apart", [1, 3, 4, 6])
