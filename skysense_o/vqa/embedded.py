@@ -144,16 +144,16 @@ class EmbeddedVQA(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """Answer one question per image; see `VQAModel.answer`. "How many ...?" gets an answer with a number."""
+        """Answer one question per image; see `VQAModel.answer`. "How many ...?" is not answered by yes or no."""
         different = {id(image): image for image in images}  # an image with several questions is encoded once
         row = {key: i for i, key in enumerate(different)}
         cells = self.grid_features(self.encode_images(list(different.values())))
         text = self._encode(questions)
         scores = self.scores(cells[[row[id(image)] for image in images]], text)
-        numbers = torch.tensor([bool(re.search(r"\d", answer)) for answer in self.answers], device=scores.device)
+        yes_no = torch.tensor([answer in ("yes", "no") for answer in self.answers], device=scores.device)
         how_many = torch.tensor([bool(HOW_MANY.match(question)) for question in questions], device=scores.device)
-        if numbers.any():
-            scores = scores.masked_fill(how_many[:, None] & ~numbers, -torch.inf)
+        if not yes_no.all():
+            scores = scores.masked_fill(how_many[:, None] & yes_no, -torch.inf)
         best = scores.argmax(1).tolist()
         answers = [self.answers[i] for i in best]
         counted = [i for i, answer in enumerate(answers) if answer.isdecimal()] if self.counter is not None else []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -101,7 +99,7 @@ def test_it_learns_to_use_the_image(questions, tmp_path):
     asked = [large, large], ["How many boats in the image?", "Does this image contain trees?"]
     assert again.answer(*asked) == model.answer(*asked) == ["2", "no"]
     strange = ["How many ...?", "how many trees does this image contain"]
-    assert all(re.search(r"\d", answer) for answer in again.answer([large, large], strange))
+    assert not {"yes", "no"} & set(again.answer([large, large], strange))
 
 
 def test_in_training_a_question_is_encoded_by_itself(questions):
