@@ -19,7 +19,7 @@ if [ "${1:-}" = --all ]; then
     shift
     marks=""
     coverage=""
-    # Processes that run tests at the same time. Two cannot write coverage data, and `wait -n` needs bash 4.3.
+    # Processes that run tests at the same time. Two cannot write coverage data, and old versions of bash lack `wait -n`.
     if [ "${BASH_VERSINFO[0]}" -ge 5 ]; then
         lanes=2
         set -m # each process has a group of its own, and may be interrupted by Ctrl+C, as tests of the command line need
@@ -51,9 +51,8 @@ run_beside() { # as run_part; the output is printed as a whole when the tests ha
 }
 status=0 running=0
 rm -f .coverage
-# The tests of training take longest, so they come first.
-for part in tests/training/ tests/*/ "$(echo tests/test_*.py)"; do
-    case $part in *__pycache__*) continue ;; tests/training/) [ -n "${trained:-}" ] && continue || trained=1 ;; esac
+# shellcheck disable=SC2046  (names of folders have no spaces)
+for part in tests/training/ $(ls -d tests/*/ | grep -v "training\|__pycache__") "$(echo tests/test_*.py)"; do # the longest first
     if [ $lanes = 1 ]; then
         run_part "$part" || status=$?
         continue

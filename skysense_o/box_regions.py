@@ -49,7 +49,7 @@ class BoxRegions:
         """All arrays of this object, to measure the memory that they take."""
         return [array for arrays in self.maps for array in arrays]
 
-    def mask(self, box: Sequence[float]) -> np.ndarray | None:
+    def mask(self, box: Sequence[float]) -> np.ndarray:
         """The region that a box is drawn around.
 
         A candidate is the area that a class covers inside the box, or the largest connected part of this area. Its
@@ -60,18 +60,18 @@ class BoxRegions:
             box: (x0, y0, x1, y1) inside the image, not empty.
 
         Returns:
-            bool (H,W), inside the box (up to a pixel of the map); None if no class covers `SMALLEST` of the box.
+            bool (H,W), inside the box (up to a pixel of the map).
         """
         scales = [map_side / side for map_side, side in zip(self.maps[0][0].shape[::-1], self.size[::-1])] * 2
         corners = [side * scale for side, scale in zip(box, scales)]
         (x0, y0), (x1, y1) = map(int, corners[:2]), (int(np.ceil(v - 1e-6)) for v in corners[2:])
+        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)  # the box may be thinner than rounding errors
         best, chosen = -np.inf, None
         for labels, ids, areas in self.maps:
             crop, parts = labels[y0:y1, x0:x1], ids[y0:y1, x0:x1]
-            for value in np.unique(crop):
+            values, counts = np.unique(crop, return_counts=True)
+            for value in values[counts >= min(SMALLEST * crop.size, counts.max())]:
                 whole = crop == value
-                if whole.sum() < SMALLEST * whole.size:
-                    continue
                 for candidate in (whole, _largest_part(whole)):
                     own = np.unique(parts[candidate])
                     outside = 1 - np.isin(parts, own).sum() / areas[own].sum()
@@ -80,8 +80,6 @@ class BoxRegions:
                     score = (reach + AREA * candidate.sum()) / whole.size - OUTSIDE * outside
                     if score > best:
                         best, chosen = score, candidate
-        if chosen is None:
-            return None
         mask = np.zeros(self.maps[0][0].shape, np.uint8)
         mask[y0:y1, x0:x1] = chosen
         return cv2.resize(mask, self.size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)

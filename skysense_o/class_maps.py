@@ -53,7 +53,7 @@ class ClassMaps:
             class_probabilities: vocabulary -> (C,h,w) over the padded image.
             transform: of the image.
         """
-        self.transform, self.padded = transform, transform.padded
+        self.transform = transform
         maps = [class_probabilities(Vocabulary.of(classes)) for classes in CLASSES]
         scale = min(1.0, LONGEST / max(transform.size))
         size = tuple(max(1, round(side * scale)) for side in transform.size)
@@ -70,8 +70,10 @@ class ClassMaps:
     def logits(
         self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode, correct: Correct
     ) -> Tensor:
-        """The mask logits of a prompt. Each click is a correction, except for those of recent prompts. A box without
-        clicks is not corrected: that made its mask better by less than 0.01 (docs/experiments.md, 2026-12-01).
+        """The mask logits of a prompt with clicks. Each click is a correction, except for those of recent prompts.
+
+        The mask of a box without clicks is `box_regions.mask`. To correct it, too, made it better by less than 0.01
+        (docs/experiments.md, 2026-12-01).
 
         Args:
             clicks: x, y in pixels of the image, and 1 for foreground or 0 for background. If there is no box, at least
@@ -104,10 +106,7 @@ class ClassMaps:
     def first(self, clicks: Sequence[tuple[float, float, int]], box: Sequence[float], decode: Decode) -> Tensor:
         """The mask logits (h,w) of a box, or without a box of one foreground click, before any correction."""
         if box:
-            region = self.box_regions.mask(box)
-            if region is None:
-                return decode((), box)
-            shares = self.transform.cell_shares(torch.from_numpy(region), self.grid)
+            shares = self.transform.cell_shares(torch.from_numpy(self.box_regions.mask(box)), self.grid)
             return (shares.to(self.maps[0].device) * 2 - 1) * SURE
         logits = decode(clicks, ())
         logits = logits + self._evidence(clicks[0], logits.shape)
@@ -200,7 +199,7 @@ class ClassMaps:
         found = torch.tensor(found or [(0, 0, -1)], device=self.maps[0].device)
         corners = torch.full((1, 4), torch.nan, device=self.maps[0].device)
         if box:
-            scales = [cells / side for cells, side in zip(grid[::-1], self.padded[::-1])] * 2
+            scales = [cells / side for cells, side in zip(grid[::-1], self.transform.padded[::-1])] * 2
             ends = zip(box, scales, (columns.start, rows.start) * 2, (across, down) * 2)
             cells = [(value * scale - start) / step for value, scale, start, step in ends]
             corners = torch.tensor([cells], device=corners.device)
@@ -208,7 +207,7 @@ class ClassMaps:
 
     def _follow(self, logits: Tensor, clicks: Sequence) -> None:
         """Make the cells under the clicks follow them; a cell between clicks of both kinds follows the nearest one."""
-        (height, width), (rows, columns) = self.padded, logits.shape
+        (height, width), (rows, columns) = self.transform.padded, logits.shape
         for x, y, label in clicks:
             under = self._under(x, y, logits)
             mine = torch.ones_like(logits[under], dtype=torch.bool)
@@ -252,7 +251,7 @@ class ClassMaps:
         return self._cell(*box[:2], grid), self._cell(*last, grid)
 
     def _cell(self, x: float, y: float, grid: Sequence[int]) -> tuple[int, int]:
-        (height, width), (rows, columns) = self.padded, grid
+        (height, width), (rows, columns) = self.transform.padded, grid
         return min(rows - 1, int(y * rows / height)), min(columns - 1, int(x * columns / width))
 
 

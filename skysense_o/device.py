@@ -28,6 +28,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def has_amx() -> bool:
+    """Whether the CPU has AMX, which multiplies tiles of bfloat16."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 natively; a CPU that emulates it takes up to a hundred times as long."""
     if device.type == "cuda":

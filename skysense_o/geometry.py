@@ -69,11 +69,6 @@ class ImageTransform:
         scale = [p / q for p, q in zip(self.prepared[::-1], self.padded[::-1])]
         return (xy + 0.5) * xy.new_tensor(scale) - 0.5
 
-    def cell_shares(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(h,w): the share of each cell of a grid over the padded image that a mask, bool (H,W), covers."""
-        below, right = (p - n for p, n in zip(self.padded, self.size))
-        return F.adaptive_avg_pool2d(F.pad(mask.float(), (0, right, 0, below))[None], grid)[0]
-
     def boxes(self, xyxy: Tensor) -> Tensor:
         """Map boxes from pixels of the image to pixels of the prepared image.
 
@@ -88,6 +83,11 @@ class ImageTransform:
         """
         step = xyxy.new_tensor([0, 0, 1, 1])  # difference between the last pixel inside and the half-open end
         return self.points((xyxy - step).unflatten(-1, (2, 2))).flatten(-2) + step
+
+    def cell_shares(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(h,w): the share of each cell of a grid over the padded image that a mask, bool (H,W), covers."""
+        below, right = (p - n for p, n in zip(self.padded, self.size))
+        return F.adaptive_avg_pool2d(F.pad(mask.float(), (0, right, 0, below))[None], grid)[0]
 
     def restore(
         self,

@@ -95,7 +95,10 @@ def _from_hub(address: str, download: dict[str, Any]) -> Path:
             f"{address!r} is not the address of a file: write hf://org/repo/file, as in hf://a/b/model.pth"
         )
     logger = logging.getLogger("huggingface_hub.utils._http")
-    quiet = lambda record: record.levelno > logging.WARNING  # noqa: E731
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
     logger.addFilter(quiet)  # each of five retries would be reported twice; the error below says what counts
     try:
         if match["file"] is None:

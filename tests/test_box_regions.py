@@ -53,5 +53,13 @@ def test_maps_may_be_smaller_than_the_image(labels):
 
 
 def test_regions_far_smaller_than_the_box_are_no_candidates():
-    labels = np.arange(64 * 64).reshape(64, 64) % 100
-    assert BoxRegions([labels.astype(np.uint8)]).mask((0, 0, 64, 64)) is None
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:, :32] = 1
+    labels[0, 0] = labels[63, 63] = 2  # fills the whole box, but with two pixels
+    assert BoxRegions([labels]).mask((0, 0, 64, 64)).sum() > 2000
+
+
+def test_every_box_has_a_region():
+    labels = (np.arange(64 * 64).reshape(64, 64) % 100).astype(np.uint8)
+    assert BoxRegions([labels]).mask((0, 0, 64, 64)).sum() == 41, "of many small classes one of the largest is taken"
+    assert BoxRegions([labels]).mask((5, 5, 5 + 1e-9, 9)).sum() == 1

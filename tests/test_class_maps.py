@@ -28,7 +28,7 @@ class Made(ClassMaps):
         super().__init__(self.probabilities, ImageTransform(*[(side, side)] * 3))
 
     def probabilities(self, vocabulary) -> torch.Tensor:
-        cells = self.padded[0] // 4
+        cells = self.transform.padded[0] // 4
         found = torch.full((len(vocabulary), cells, cells), 0.02)
         found[vocabulary.classes.index("water" if "water" in vocabulary.classes else "sea"), :, : cells // 2] = 0.9
         found[vocabulary.classes.index("road"), :, cells // 2 :] = 0.9
@@ -36,7 +36,7 @@ class Made(ClassMaps):
 
     def answer(self, clicks, box):
         self.asked.append((tuple(clicks), tuple(box)))
-        return torch.zeros(self.padded[0] // 4, self.padded[0] // 4) + self.drawn
+        return torch.zeros(self.transform.padded[0] // 4, self.transform.padded[0] // 4) + self.drawn
 
     def correct(self, window, class_maps, mask, points, labels, boxes):
         self.corrections.append((window, class_maps, mask, points, labels, boxes))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from skysense_o.cpu_threads import available_cores
+from skysense_o.device import has_amx
 from skysense_o.errors import install_extra
 from skysense_o.modeling.sam_head import ImageEmbedding
 from skysense_o.weight_paths import weights_hash
@@ -134,7 +135,7 @@ def use_backend(predictor: Predictor, backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: {', '.join(BACKENDS)}")
     if backend == "auto":
-        fastest = "openvino" if predictor.precision == "bf16" and torch.cpu._is_amx_tile_supported() else "onnx"
+        fastest = "openvino" if predictor.precision == "bf16" and has_amx() else "onnx"
         try:
             return use_backend(predictor, "torch" if _missing(fastest) or _why_not(predictor, fastest) else fastest)
         except (OSError, RuntimeError) as error:  # no disk space for the export, or an unsuitable package version

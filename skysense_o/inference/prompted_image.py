@@ -120,9 +120,8 @@ class PromptedImage:
         clicks, box = [(x, y, label) for (x, y), label in zip(points, labels)], () if box is None else tuple(box)
         if self.takes_prompts and self.has_region_vectors and self.model.class_maps and (box or any(labels)):
             self.class_maps = self.class_maps or ClassMaps(self.class_probabilities, self.transform)
-            region = None if clicks else self.class_maps.box_regions.mask(box)
-            if region is not None:
-                return self._with_data(region), None
+            if not clicks:
+                return self._with_data(self.class_maps.box_regions.mask(box)), None
             correct = partial(self.model.sem_seg_head.correct, self.image_embedding)
             with self.precision():
                 logits, iou_pred = self.class_maps.logits(clicks, box, lambda *p: self._decode(*p)[0], correct), None

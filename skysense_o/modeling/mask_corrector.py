@@ -91,9 +91,16 @@ class MaskCorrector(nn.Module):
             y = block(finer + _resized(narrow(y), finer))
         return mask + self.last(self.fine(x) + _resized(self.coarse(y), x))[:, 0].float()
 
-    def _maps(self, embedding: Tensor, class_maps: Sequence[Tensor], mask: Tensor, *prompt: Tensor) -> Tensor:
+    def _maps(
+        self,
+        embedding: Tensor,
+        class_maps: Sequence[Tensor],
+        mask: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+    ) -> Tensor:
         """The maps (B,12+4M,h,w) of the previous mask, the clicks and the box."""
-        points, labels, boxes = prompt
         _, label = last_clicks(points, labels)
         sign = torch.where(label >= 0, label * 2.0 - 1, 0.0)[..., None]
         unit = embedding * embedding.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt()

@@ -113,9 +113,9 @@ def test_what_a_backend_cannot_run_is_an_error_and_auto_takes_another(weights, m
     with pytest.raises(ValueError, match=r"backend onnx needs weights from a file.*: use Predictor.from_pretrained"):
         backend.use_backend(Predictor(SkySenseO(small_config())), "onnx")
     assert Predictor.from_pretrained(weights, "cpu", backend="auto").backend == "onnx"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(backend, "has_amx", lambda: False)
     assert Predictor.from_pretrained(weights, "cpu", precision="bf16", backend="auto").backend == "torch"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(backend, "has_amx", lambda: True)
     assert Predictor.from_pretrained(weights, "cpu", precision="bf16", backend="auto").backend == "openvino"
     assert backend.use_backend(Predictor(build()), "auto") == "torch"
 
