@@ -54,10 +54,7 @@ def class_scores(images: Tensor, phrases: Tensor, vocabulary: Vocabulary) -> Ten
         images: (B,D) unit vectors, see `image_vectors`.
         phrases: (T,D) unit vectors of the vocabulary, see `phrase_vectors`.
     """
-    cosines = images @ phrases.T
-    classes = torch.tensor(vocabulary.phrase_to_class, device=cosines.device).expand_as(cosines)
-    empty = cosines.new_full((len(images), len(vocabulary.classes)), -torch.inf)
-    return empty.scatter_reduce(1, classes, cosines, "amax")
+    return geometry.best_of_phrases(phrases @ images.T, vocabulary.phrase_to_class, len(vocabulary)).T
 
 
 def text_vectors(tower: nn.Module, strings: Sequence[str]) -> Tensor:
